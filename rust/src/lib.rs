@@ -1,0 +1,18 @@
+//! Cross-tokenizer distillation at the level of bytes: what tokens contribute to the text
+//! ([`Vocab`]), how two tokenizations of one text correspond, and which tokens of one vocabulary
+//! stand for which of another. X-Token (Sreenivas et al., 2026, arXiv 2605.21699) is the method;
+//! Python reaches this crate through the `python` feature, everything else needs no Python.
+
+mod error;
+pub mod rank_files;
+pub mod surface;
+pub mod tokenizer_json;
+pub mod vocab;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use error::{Error, Result};
+pub use surface::Role;
+pub use tokenizer_json::TokenizerJson;
+pub use vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
