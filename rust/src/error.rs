@@ -40,7 +40,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// The offsets of a ragged batch do not describe the flat array.
-    #[error("{what}[{position}] = {value} is not a valid offset (previous {previous}, flat length {length}); indptr must rise from 0 to the flat length")]
+    #[error(
+        "{what}[{position}] = {value} is not a valid offset (previous {previous}, flat length {length}); indptr must rise from 0 to the flat length"
+    )]
     Indptr {
         /// The argument, by its name.
         what: &'static str,

@@ -42,7 +42,11 @@ pub fn from_tiktoken(file: &[u8], specials: &[(String, u32)]) -> Result<Vocab> {
     if tokens.is_empty() {
         return Err(malformed(1, "the file holds no token"));
     }
-    tokens.extend(specials.iter().map(|(text, id)| (*id, Token::Special(text.clone()))));
+    tokens.extend(
+        specials
+            .iter()
+            .map(|(text, id)| (*id, Token::Special(text.clone()))),
+    );
     assemble(tokens, "tiktoken rank file", TIKTOKEN_REMEDY)
 }
 
@@ -74,9 +78,26 @@ struct TekkenSpecial {
 
 /// Special tokens of the files that do not list them (the first tekken release).
 const TEKKEN_SPECIALS: [&str; 20] = [
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]",
-    "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
 ];
 
 /// A `tekken.json`: specials take the first ids, then the ranks that the default size keeps.
@@ -84,7 +105,11 @@ const TEKKEN_SPECIALS: [&str; 20] = [
 /// # Errors
 /// [`Error::Format`] where it is not JSON of that shape.
 pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
-    let format = |reason: String| Error::Format { what: "tekken.json", reason, remedy: TEKKEN_REMEDY };
+    let format = |reason: String| Error::Format {
+        what: "tekken.json",
+        reason,
+        remedy: TEKKEN_REMEDY,
+    };
     let tekken: Tekken = serde_json::from_slice(file).map_err(|error| format(error.to_string()))?;
     let specials = tekken.config.default_num_special_tokens;
     if specials as usize > tekken.config.default_vocab_size || specials > 1 << 20 {
@@ -96,15 +121,19 @@ pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
     let mut names: Vec<String> = (0..specials).map(|id| format!("<SPECIAL_{id}>")).collect();
     let listed = tekken.special_tokens.unwrap_or_else(|| {
         let known = TEKKEN_SPECIALS.iter().zip(0..);
-        known.map(|(&text, rank)| TekkenSpecial { rank, token_str: text.to_owned() }).collect()
+        known
+            .map(|(&text, rank)| TekkenSpecial {
+                rank,
+                token_str: text.to_owned(),
+            })
+            .collect()
     });
     for special in listed {
         if let Some(name) = names.get_mut(special.rank as usize) {
             *name = special.token_str;
         }
     }
-    let mut tokens: Vec<(u32, Token)> =
-        (0..).zip(names.into_iter().map(Token::Special)).collect();
+    let mut tokens: Vec<(u32, Token)> = (0..).zip(names.into_iter().map(Token::Special)).collect();
     let kept = tekken.config.default_vocab_size - specials as usize;
     for token in tekken.vocab {
         if token.rank as usize >= kept {
@@ -112,7 +141,9 @@ pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
         }
         let bytes = BASE64_STANDARD
             .decode(&token.token_bytes)
-            .map_err(|error| format(format!("token of rank {}: bad base64: {error}", token.rank)))?;
+            .map_err(|error| {
+                format(format!("token of rank {}: bad base64: {error}", token.rank))
+            })?;
         tokens.push((specials + token.rank, Token::Text(bytes)));
     }
     assemble(tokens, "tekken.json", TEKKEN_REMEDY)
@@ -123,13 +154,21 @@ enum Token {
     Special(String),
 }
 
-fn assemble(mut tokens: Vec<(u32, Token)>, what: &'static str, remedy: &'static str) -> Result<Vocab> {
+fn assemble(
+    mut tokens: Vec<(u32, Token)>,
+    what: &'static str,
+    remedy: &'static str,
+) -> Result<Vocab> {
     tokens.sort_by_key(|(id, _)| *id);
     let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
     for (id, token) in tokens {
         if (id as usize) < builder.len() || id as usize > builder.len() + (1 << 20) {
             let reason = format!("id {id} follows id {}", builder.len() as i64 - 1);
-            return Err(Error::Format { what, reason, remedy });
+            return Err(Error::Format {
+                what,
+                reason,
+                remedy,
+            });
         }
         while builder.len() < id as usize {
             builder.push_unused()?;

@@ -114,13 +114,17 @@ impl Role {
     #[must_use]
     pub fn guess(text: &str) -> Option<Role> {
         match text {
-            "<s>" | "<bos>" | "<|begin_of_text|>" | "<｜begin▁of▁sentence｜>" | "<|startoftext|>" => {
-                Some(Role::Bos)
-            }
+            "<s>"
+            | "<bos>"
+            | "<|begin_of_text|>"
+            | "<｜begin▁of▁sentence｜>"
+            | "<|startoftext|>" => Some(Role::Bos),
             "</s>" | "<eos>" | "<|end_of_text|>" | "<｜end▁of▁sentence｜>" | "<|endoftext|>" => {
                 Some(Role::Eos)
             }
-            "<pad>" | "[PAD]" | "<｜▁pad▁｜>" | "<|finetune_right_pad_id|>" => Some(Role::Pad),
+            "<pad>" | "[PAD]" | "<｜▁pad▁｜>" | "<|finetune_right_pad_id|>" => {
+                Some(Role::Pad)
+            }
             "<unk>" | "[UNK]" => Some(Role::Unk),
             "<|im_end|>" | "<|eot_id|>" | "<end_of_turn>" | "<|eot|>" | "<|end|>" => {
                 Some(Role::EndOfTurn)

@@ -123,7 +123,10 @@ impl<'a> TokenizerJson<'a> {
         let (section, parts) = match &self.decoder {
             Some(decoder) => ("decoder", flatten(decoder)),
             // Without a decoder the pre-tokenizer still says which alphabet the surfaces use.
-            None => ("pre_tokenizer", self.pre_tokenizer.as_ref().map(flatten).unwrap_or_default()),
+            None => (
+                "pre_tokenizer",
+                self.pre_tokenizer.as_ref().map(flatten).unwrap_or_default(),
+            ),
         };
         let mut spelling = None;
         let mut fallback = false;
@@ -136,15 +139,23 @@ impl<'a> TokenizerJson<'a> {
                     spelling = Some(Spelling::WordPiece { prefix });
                 }
                 "Metaspace" => {
-                    let replacement =
-                        part["replacement"].as_str().and_then(|s| s.chars().next()).unwrap_or(METASPACE);
-                    spelling = Some(Spelling::Metaspace { replacement, byte_fallback: false });
+                    let replacement = part["replacement"]
+                        .as_str()
+                        .and_then(|s| s.chars().next())
+                        .unwrap_or(METASPACE);
+                    spelling = Some(Spelling::Metaspace {
+                        replacement,
+                        byte_fallback: false,
+                    });
                 }
                 "Replace" if section == "decoder" && part["content"] == " " => {
                     let Some(replacement) = single_char(&part["pattern"]["String"]) else {
                         return Err(unsupported(section, part));
                     };
-                    spelling = Some(Spelling::Metaspace { replacement, byte_fallback: false });
+                    spelling = Some(Spelling::Metaspace {
+                        replacement,
+                        byte_fallback: false,
+                    });
                 }
                 "ByteFallback" => fallback = true,
                 "Fuse" => {}
@@ -155,13 +166,17 @@ impl<'a> TokenizerJson<'a> {
             }
         }
         match spelling {
-            Some(Spelling::Metaspace { replacement, .. }) => {
-                Ok(Spelling::Metaspace { replacement, byte_fallback: fallback })
-            }
+            Some(Spelling::Metaspace { replacement, .. }) => Ok(Spelling::Metaspace {
+                replacement,
+                byte_fallback: fallback,
+            }),
             Some(spelling) => Ok(spelling),
             None => Err(Error::Unsupported {
                 section: "decoder",
-                found: self.decoder.as_ref().map_or("null".to_owned(), |d| component(d).to_owned()),
+                found: self
+                    .decoder
+                    .as_ref()
+                    .map_or("null".to_owned(), |d| component(d).to_owned()),
                 supported: SUPPORTED,
             }),
         }
@@ -192,7 +207,13 @@ impl<'a> TokenizerJson<'a> {
     /// The names of the normalizer's components: what may change text before it is tokenized.
     #[must_use]
     pub fn normalizers(&self) -> Vec<&str> {
-        self.normalizer.as_ref().map(flatten).unwrap_or_default().into_iter().map(component).collect()
+        self.normalizer
+            .as_ref()
+            .map(flatten)
+            .unwrap_or_default()
+            .into_iter()
+            .map(component)
+            .collect()
     }
 
     /// The model's surfaces, by id.
@@ -202,13 +223,18 @@ impl<'a> TokenizerJson<'a> {
     pub fn surfaces(&self) -> Result<Vec<(u32, String)>> {
         let text = self.model.vocab.get();
         if text.starts_with('[') {
-            let pairs: Vec<(String, f64)> = parse_section(text, "the vocabulary of tokenizer.json")?;
-            return Ok((0..).zip(pairs.into_iter().map(|(surface, _)| surface)).collect());
+            let pairs: Vec<(String, f64)> =
+                parse_section(text, "the vocabulary of tokenizer.json")?;
+            return Ok((0..)
+                .zip(pairs.into_iter().map(|(surface, _)| surface))
+                .collect());
         }
         let by_surface: FxHashMap<Cow<'_, str>, u32> =
             parse_section(text, "the vocabulary of tokenizer.json")?;
-        let mut surfaces: Vec<(u32, String)> =
-            by_surface.into_iter().map(|(surface, id)| (id, surface.into_owned())).collect();
+        let mut surfaces: Vec<(u32, String)> = by_surface
+            .into_iter()
+            .map(|(surface, id)| (id, surface.into_owned()))
+            .collect();
         surfaces.sort_unstable();
         if let Some(pair) = surfaces.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(Error::Format {
@@ -227,7 +253,12 @@ impl<'a> TokenizerJson<'a> {
     /// damaged one.
     pub fn vocab(&self) -> Result<Vocab> {
         let spelling = self.spelling()?;
-        if let Some(suffix) = self.model.end_of_word_suffix.as_deref().filter(|s| !s.is_empty()) {
+        if let Some(suffix) = self
+            .model
+            .end_of_word_suffix
+            .as_deref()
+            .filter(|s| !s.is_empty())
+        {
             return Err(Error::Unsupported {
                 section: "model",
                 found: format!("end_of_word_suffix {suffix}"),
@@ -243,7 +274,10 @@ impl<'a> TokenizerJson<'a> {
             Spelling::Metaspace { .. } => (Family::Metaspace, self.dummy_prefix()),
             Spelling::WordPiece { .. } => (Family::WordPiece, DummyPrefix::Every),
         };
-        let reader = SurfaceReader { spelling, byte_level: ByteLevel::default() };
+        let reader = SurfaceReader {
+            spelling,
+            byte_level: ByteLevel::default(),
+        };
         let mut builder = VocabBuilder::new(family, dummy_prefix);
         loop {
             let next = match (surfaces.peek(), added.peek()) {
@@ -262,7 +296,9 @@ impl<'a> TokenizerJson<'a> {
             while builder.len() < next as usize {
                 builder.push_unused()?;
             }
-            let surface = surfaces.next_if(|(id, _)| *id == next).map(|(_, surface)| surface);
+            let surface = surfaces
+                .next_if(|(id, _)| *id == next)
+                .map(|(_, surface)| surface);
             let mut token = None;
             while let Some(entry) = added.next_if(|token| token.id == next) {
                 token = Some(entry);
@@ -307,7 +343,10 @@ impl SurfaceReader {
                 }
                 builder.push_text(&bytes)
             }
-            Spelling::Metaspace { byte_fallback: true, .. } if byte_fallback(surface).is_some() => {
+            Spelling::Metaspace {
+                byte_fallback: true,
+                ..
+            } if byte_fallback(surface).is_some() => {
                 builder.push_byte_fallback(byte_fallback(surface).unwrap_or_default())
             }
             Spelling::Metaspace { replacement, .. } => {
@@ -324,7 +363,9 @@ impl SurfaceReader {
     fn added_bytes(&self, content: &str) -> Vec<u8> {
         match &self.spelling {
             // The SentencePiece decoders run over added tokens as well.
-            Spelling::Metaspace { replacement, .. } => content.replace(*replacement, " ").into_bytes(),
+            Spelling::Metaspace { replacement, .. } => {
+                content.replace(*replacement, " ").into_bytes()
+            }
             Spelling::ByteLevel => content.as_bytes().to_vec(),
             Spelling::WordPiece { .. } => format!(" {content}").into_bytes(),
         }
@@ -332,7 +373,10 @@ impl SurfaceReader {
 }
 
 /// Parses one of the sections that were left raw.
-pub(crate) fn parse_section<'a, T: Deserialize<'a>>(text: &'a str, what: &'static str) -> Result<T> {
+pub(crate) fn parse_section<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    what: &'static str,
+) -> Result<T> {
     serde_json::from_str(text).map_err(|error| Error::Format {
         what,
         reason: error.to_string(),
@@ -351,7 +395,11 @@ fn flatten(section: &Value) -> Vec<&Value> {
             return parts.iter().flat_map(flatten).collect();
         }
     }
-    if section.is_null() { Vec::new() } else { vec![section] }
+    if section.is_null() {
+        Vec::new()
+    } else {
+        vec![section]
+    }
 }
 
 fn single_char(value: &Value) -> Option<char> {
@@ -360,7 +408,11 @@ fn single_char(value: &Value) -> Option<char> {
 }
 
 fn unsupported(section: &'static str, part: &Value) -> Error {
-    Error::Unsupported { section, found: part.to_string(), supported: SUPPORTED }
+    Error::Unsupported {
+        section,
+        found: part.to_string(),
+        supported: SUPPORTED,
+    }
 }
 
 #[cfg(test)]
@@ -381,12 +433,28 @@ mod tests {
             r#"[{"id": 3, "content": "<|end|>", "special": true},
                 {"id": 4, "content": "é ", "special": false}]"#,
         );
-        let vocab = TokenizerJson::parse(json.as_bytes()).unwrap().vocab().unwrap();
+        let vocab = TokenizerJson::parse(json.as_bytes())
+            .unwrap()
+            .vocab()
+            .unwrap();
         let tokens: Vec<&[u8]> = (0..6).map(|id| vocab.token_bytes(id)).collect();
-        assert_eq!(tokens, [b" the" as &[u8], b"\n", &[0xE2], b"", "é ".as_bytes(), "a▁b".as_bytes()]);
+        assert_eq!(
+            tokens,
+            [
+                b" the" as &[u8],
+                b"\n",
+                &[0xE2],
+                b"",
+                "é ".as_bytes(),
+                "a▁b".as_bytes()
+            ]
+        );
         assert_eq!(vocab.special_text(3), Some("<|end|>"));
         let json = byte_level(r#"{"a": 0, "b": 3}"#, "[]");
-        let vocab = TokenizerJson::parse(json.as_bytes()).unwrap().vocab().unwrap();
+        let vocab = TokenizerJson::parse(json.as_bytes())
+            .unwrap()
+            .vocab()
+            .unwrap();
         assert_eq!(vocab.kind(1), crate::vocab::TokenKind::Unused);
         assert_eq!(vocab.len(), 4);
     }
@@ -402,7 +470,10 @@ mod tests {
             "added_tokens": [{"id": 3, "content": "▁▁", "special": false}],
             "model": {"type": "BPE", "unk_token": "<unk>", "merges": [],
                       "vocab": {"<unk>": 0, "<0x41>": 1, "▁A": 2, "A": 4}}}"#;
-        let vocab = TokenizerJson::parse(json.as_bytes()).unwrap().vocab().unwrap();
+        let vocab = TokenizerJson::parse(json.as_bytes())
+            .unwrap()
+            .vocab()
+            .unwrap();
         assert_eq!(vocab.token_bytes(1), b"A");
         assert_eq!(vocab.token_bytes(2), b" A");
         assert_eq!(vocab.token_bytes(3), b"  ");
@@ -415,7 +486,10 @@ mod tests {
     fn what_cannot_be_read_exactly_is_refused_by_name() {
         let refused = |json: &str| {
             let parsed = TokenizerJson::parse(json.as_bytes());
-            parsed.and_then(|json| json.vocab()).unwrap_err().to_string()
+            parsed
+                .and_then(|json| json.vocab())
+                .unwrap_err()
+                .to_string()
         };
         let model = r#""model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}"#;
         assert!(refused(&format!(r#"{{"decoder": {{"type": "CTC"}}, {model}}}"#)).contains("CTC"));

@@ -130,7 +130,11 @@ impl VocabBuilder {
 
     /// Appends a token that contributes `bytes`; one without bytes is unused.
     pub fn push_text(&mut self, bytes: &[u8]) -> Result<u32> {
-        let kind = if bytes.is_empty() { TokenKind::Unused } else { TokenKind::Normal };
+        let kind = if bytes.is_empty() {
+            TokenKind::Unused
+        } else {
+            TokenKind::Normal
+        };
         self.push(bytes, kind)
     }
 
@@ -221,7 +225,10 @@ impl TryFrom<Parts> for Vocab {
             && parts.starts.first() == Some(&0)
             && parts.starts.last().map(|&end| end as usize) == Some(parts.bytes.len())
             && parts.starts.is_sorted()
-            && parts.special_texts.iter().all(|&(id, _)| (id as usize) < size)
+            && parts
+                .special_texts
+                .iter()
+                .all(|&(id, _)| (id as usize) < size)
             && parts.special_texts.is_sorted_by(|a, b| a.0 < b.0)
             && parts.roles.iter().flatten().all(|&id| (id as usize) < size);
         if !consistent {
@@ -259,7 +266,11 @@ impl Vocab {
             }
         }
         let fingerprint = parts.digest();
-        Self { parts, index, fingerprint }
+        Self {
+            parts,
+            index,
+            fingerprint,
+        }
     }
 
     /// Number of ids, holes included.
@@ -277,7 +288,11 @@ impl Vocab {
     /// The bytes that `id` contributes; empty for special and unused ids and for ids past the end.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        if (id as usize) < self.len() { self.parts.token_bytes(id) } else { &[] }
+        if (id as usize) < self.len() {
+            self.parts.token_bytes(id)
+        } else {
+            &[]
+        }
     }
 
     /// Offsets into [`Vocab::blob`], `len + 1` of them.
@@ -295,7 +310,11 @@ impl Vocab {
     /// The kind of `id`; ids past the end are unused.
     #[must_use]
     pub fn kind(&self, id: u32) -> TokenKind {
-        self.parts.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused)
+        self.parts
+            .kinds
+            .get(id as usize)
+            .copied()
+            .unwrap_or(TokenKind::Unused)
     }
 
     /// The kinds of all ids.
@@ -308,20 +327,27 @@ impl Vocab {
     /// token before a byte token, then the lowest id.
     #[must_use]
     pub fn id_of(&self, bytes: &[u8]) -> Option<u32> {
-        self.index.find(hash(bytes), |&id| self.parts.token_bytes(id) == bytes).copied()
+        self.index
+            .find(hash(bytes), |&id| self.parts.token_bytes(id) == bytes)
+            .copied()
     }
 
     /// The text of a special id, as its tokenizer names it.
     #[must_use]
     pub fn special_text(&self, id: u32) -> Option<&str> {
         let texts = &self.parts.special_texts;
-        let at = texts.binary_search_by_key(&id, |&(special, _)| special).ok()?;
+        let at = texts
+            .binary_search_by_key(&id, |&(special, _)| special)
+            .ok()?;
         Some(&texts[at].1)
     }
 
     /// All special ids with their texts, in order of ids.
     pub fn specials(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.parts.special_texts.iter().map(|(id, text)| (*id, text.as_str()))
+        self.parts
+            .special_texts
+            .iter()
+            .map(|(id, text)| (*id, text.as_str()))
     }
 
     /// The id that plays `role`, declared or guessed from its text.
@@ -338,7 +364,10 @@ impl Vocab {
         if let Some(id) = id
             && id as usize >= self.len()
         {
-            return Err(Error::NoSuchId { id: i64::from(id), size: self.len() });
+            return Err(Error::NoSuchId {
+                id: i64::from(id),
+                size: self.len(),
+            });
         }
         self.parts.roles[role as usize] = id;
         Ok(())
@@ -360,11 +389,13 @@ impl Vocab {
     /// the roles: bytes, kinds, special texts and the dummy prefix. 64 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        self.fingerprint.iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        self.fingerprint
+            .iter()
+            .fold(String::with_capacity(64), |mut hex, byte| {
+                // Writing to a String cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
     }
 
     /// The bytes of a sequence of ids, one token after the other, with the dummy prefix of its
@@ -379,7 +410,10 @@ impl Vocab {
             let token = u32::try_from(id)
                 .ok()
                 .filter(|&token| (token as usize) < self.len())
-                .ok_or(Error::NoSuchId { id, size: self.len() })?;
+                .ok_or(Error::NoSuchId {
+                    id,
+                    size: self.len(),
+                })?;
             let mut bytes = self.parts.token_bytes(token);
             if self.kind(token) == TokenKind::Special {
                 at_start |= self.parts.dummy_prefix == DummyPrefix::Every;
@@ -422,7 +456,10 @@ mod tests {
         let vocab = small();
         assert_eq!(vocab.decode_bytes(&[0, 3, 3, 0, 3]).unwrap(), b"the thethe");
         assert_eq!(vocab.decode_bytes(&[2, 3]).unwrap(), b"A the");
-        assert!(matches!(vocab.decode_bytes(&[-1]), Err(Error::NoSuchId { id: -1, size: 6 })));
+        assert!(matches!(
+            vocab.decode_bytes(&[-1]),
+            Err(Error::NoSuchId { id: -1, size: 6 })
+        ));
         assert!(vocab.decode_bytes(&[6]).is_err());
     }
 

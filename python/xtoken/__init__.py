@@ -1,0 +1,13 @@
+"""Distil a language model from a teacher whose tokenizer is different.
+
+Importing `xtoken` brings numpy and the Rust core, and neither torch nor transformers.
+"""
+
+from xtoken._core import FormatError as FormatError
+from xtoken._core import OptionError as OptionError
+from xtoken._core import ShapeError as ShapeError
+from xtoken._core import TokenIdError as TokenIdError
+from xtoken._core import UnsupportedTokenizerError as UnsupportedTokenizerError
+from xtoken._core import Vocab as Vocab
+from xtoken._core import XTokenError as XTokenError
+from xtoken._core import __version__ as __version__

@@ -1,0 +1,132 @@
+"""The typed face of the Rust core."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal, final
+
+__version__: str
+
+class XTokenError(ValueError): ...
+class TokenIdError(XTokenError): ...
+class ShapeError(XTokenError): ...
+class FormatError(XTokenError): ...
+class UnsupportedTokenizerError(XTokenError): ...
+class OptionError(XTokenError): ...
+
+@final
+class Vocab:
+    """What each id of a vocabulary contributes to the text, as bytes.
+
+    Immutable, picklable, safe to share between threads. Two vocabularies are equal when their
+    fingerprints and roles are.
+    """
+
+    @staticmethod
+    def from_tokenizer(tokenizer: Any) -> Vocab:
+        """Read a tokenizer.
+
+        Args:
+            tokenizer: a transformers fast tokenizer, a `tokenizers.Tokenizer`, a tiktoken
+                `Encoding`, a path (see `from_path`), or a `Vocab`, which is returned as it is.
+
+        Raises:
+            UnsupportedTokenizerError: its tokens cannot be read exactly as bytes.
+            TypeError: it is none of these.
+        """
+
+    @staticmethod
+    def from_path(path: str | PathLike[str]) -> Vocab:
+        """Read a directory with a `tokenizer.json`, a `tokenizer.json` (`.xz` too), a tekken file
+        or a tiktoken rank file without special tokens (see `from_tiktoken`).
+
+        Raises:
+            FileNotFoundError: no such file, or the directory holds no tokenizer.
+            FormatError: the file is damaged or of another kind.
+            UnsupportedTokenizerError: its tokens cannot be read exactly as bytes.
+        """
+
+    @staticmethod
+    def from_tokenizer_json(json: bytes, *, roles: Mapping[str, int | None] = ...) -> Vocab:
+        """Read the content of a `tokenizer.json`.
+
+        Args:
+            json: UTF-8 text.
+            roles: ids of the roles `bos`, `eos`, `pad`, `unk`, `eot`; those that are left out are
+                guessed from the texts of the special tokens, `None` takes one away.
+        """
+
+    @staticmethod
+    def from_tiktoken(
+        file: bytes, special_tokens: Mapping[str, int], *, roles: Mapping[str, int | None] = ...
+    ) -> Vocab:
+        """Read the content of a tiktoken rank file; `special_tokens` maps texts to ids."""
+
+    @staticmethod
+    def from_tekken(file: bytes, *, roles: Mapping[str, int | None] = ...) -> Vocab:
+        """Read the content of a `tekken.json`."""
+
+    @staticmethod
+    def from_tokens(
+        tokens: Sequence[bytes],
+        special_tokens: Mapping[int, str] = ...,
+        *,
+        roles: Mapping[str, int | None] = ...,
+    ) -> Vocab:
+        """Build from explicit bytes.
+
+        Args:
+            tokens: the bytes of each id; an empty one is unused.
+            special_tokens: ids that contribute nothing, with their texts.
+        """
+
+    def with_roles(self, roles: Mapping[str, int | None]) -> Vocab:
+        """A copy with other ids for some roles; `None` takes a role away.
+
+        Raises:
+            OptionError: a key is no role.
+            TokenIdError: an id is outside the vocabulary.
+        """
+    @classmethod
+    def _from_state(cls, state: bytes) -> Vocab: ...
+    def __len__(self) -> int: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+    @property
+    def fingerprint(self) -> str:
+        """Stable hash of bytes, kinds and special texts: 64 hexadecimal digits."""
+    @property
+    def family(self) -> str:
+        """`bytes`, `byte-level`, `sentencepiece` or `wordpiece (lossy)`."""
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the tokens do not determine the text (WordPiece)."""
+    @property
+    def dummy_prefix(self) -> Literal["never", "first", "every"]:
+        """Where the tokenizer puts a space of its own: `first` at the start of the sequence,
+        `every` after each special token as well."""
+    @property
+    def roles(self) -> dict[str, int]:
+        """The ids that play `bos`, `eos`, `pad`, `unk`, `eot`, where known."""
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """The special ids with their texts."""
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token contributes; empty for special and unused ids.
+
+        Raises:
+            TokenIdError: the id is outside the vocabulary.
+        """
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token, which contributes no text."""
+    def is_unused(self, token_id: int) -> bool:
+        """Whether the id is a hole."""
+    def is_byte_fallback(self, token_id: int) -> bool:
+        """Whether the id is a `<0xNN>` token."""
+    def id_of(self, token: bytes) -> int | None:
+        """The id that spells exactly these bytes; of several, the one that the tokenizer emits."""
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of a sequence, without the dummy prefix.
+
+        Raises:
+            TokenIdError: an id is outside the vocabulary.
+        """

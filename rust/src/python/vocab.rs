@@ -1,0 +1,269 @@
+//! `xtoken.Vocab`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyType};
+
+use super::detached;
+use crate::error::{Error, Result};
+use crate::surface::Role;
+use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
+use crate::{TokenizerJson, rank_files};
+
+/// A vocabulary as bytes; immutable, hashable, safe to share between threads.
+#[pyclass(name = "Vocab", module = "xtoken._core", frozen)]
+pub(super) struct PyVocab {
+    vocab: Arc<Vocab>,
+}
+
+const _: () = {
+    const fn shared_between_threads<T: Send + Sync>() {}
+    shared_between_threads::<PyVocab>();
+};
+
+type Roles = BTreeMap<String, Option<i64>>;
+
+fn declare(mut vocab: Vocab, roles: &Roles) -> Result<Vocab> {
+    for (name, id) in roles {
+        let role = Role::from_name(name).ok_or_else(|| Error::Option {
+            name: "roles",
+            value: format!("{name:?}"),
+            expected: "keys among 'bos', 'eos', 'pad', 'unk', 'eot'",
+        })?;
+        let id = id.map(|id| token_id(&vocab, id)).transpose()?;
+        vocab.set_role(role, id)?;
+    }
+    Ok(vocab)
+}
+
+fn token_id(vocab: &Vocab, id: i64) -> Result<u32> {
+    u32::try_from(id)
+        .ok()
+        .filter(|&id| (id as usize) < vocab.len())
+        .ok_or(Error::NoSuchId {
+            id,
+            size: vocab.len(),
+        })
+}
+
+impl PyVocab {
+    fn wrap(py: Python<'_>, build: impl Send + FnOnce() -> Result<Vocab>) -> PyResult<Self> {
+        Ok(Self {
+            vocab: Arc::new(detached(py, build)?),
+        })
+    }
+
+    fn id(&self, id: i64) -> PyResult<u32> {
+        Ok(token_id(&self.vocab, id)?)
+    }
+
+    fn with(&self, id: i64, of: impl FnOnce(TokenKind) -> bool) -> PyResult<bool> {
+        Ok(of(self.vocab.kind(self.id(id)?)))
+    }
+}
+
+#[pymethods]
+impl PyVocab {
+    #[staticmethod]
+    fn from_tokenizer<'py>(tokenizer: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        // Which Python objects are tokenizers is Python's to know.
+        let readers = tokenizer.py().import("xtoken.vocab")?;
+        readers.call_method1("read_tokenizer", (tokenizer,))
+    }
+
+    #[staticmethod]
+    fn from_path<'py>(path: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        path.py()
+            .import("xtoken.vocab")?
+            .call_method1("read_path", (path,))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (json, *, roles = Roles::new()))]
+    fn from_tokenizer_json(py: Python<'_>, json: &[u8], roles: Roles) -> PyResult<Self> {
+        Self::wrap(py, || declare(TokenizerJson::parse(json)?.vocab()?, &roles))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (file, special_tokens, *, roles = Roles::new()))]
+    fn from_tiktoken(
+        py: Python<'_>,
+        file: &[u8],
+        special_tokens: BTreeMap<String, u32>,
+        roles: Roles,
+    ) -> PyResult<Self> {
+        let specials: Vec<(String, u32)> = special_tokens.into_iter().collect();
+        Self::wrap(py, || {
+            declare(rank_files::from_tiktoken(file, &specials)?, &roles)
+        })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (file, *, roles = Roles::new()))]
+    fn from_tekken(py: Python<'_>, file: &[u8], roles: Roles) -> PyResult<Self> {
+        Self::wrap(py, || declare(rank_files::from_tekken(file)?, &roles))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, roles = Roles::new()))]
+    fn from_tokens(
+        py: Python<'_>,
+        tokens: Vec<Vec<u8>>,
+        special_tokens: BTreeMap<i64, String>,
+        roles: Roles,
+    ) -> PyResult<Self> {
+        Self::wrap(py, || {
+            if let Some((&id, _)) = special_tokens
+                .iter()
+                .find(|(id, _)| !(0..tokens.len() as i64).contains(id))
+            {
+                return Err(Error::NoSuchId {
+                    id,
+                    size: tokens.len(),
+                });
+            }
+            let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+            for (id, bytes) in (0..).zip(&tokens) {
+                match special_tokens.get(&id) {
+                    Some(text) => builder.push_special(text)?,
+                    None => builder.push_text(bytes)?,
+                };
+            }
+            declare(builder.build(), &roles)
+        })
+    }
+
+    fn with_roles(&self, py: Python<'_>, roles: Roles) -> PyResult<Self> {
+        Self::wrap(py, || declare((*self.vocab).clone(), &roles))
+    }
+
+    #[classmethod]
+    fn _from_state(_cls: &Bound<'_, PyType>, py: Python<'_>, state: &[u8]) -> PyResult<Self> {
+        Self::wrap(py, || {
+            postcard::from_bytes(state).map_err(|error| Error::Format {
+                what: "stored vocabulary",
+                reason: error.to_string(),
+                remedy: "build it again from the tokenizer",
+            })
+        })
+    }
+
+    fn __reduce__<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let py = slf.py();
+        let vocab = Arc::clone(&slf.get().vocab);
+        let state = detached(py, || {
+            postcard::to_stdvec(&*vocab).map_err(|error| Error::Format {
+                what: "vocabulary",
+                reason: error.to_string(),
+                remedy: "build it again from the tokenizer",
+            })
+        })?;
+        Ok((
+            slf.get_type().getattr("_from_state")?,
+            (PyBytes::new(py, &state),),
+        ))
+    }
+
+    fn __len__(&self) -> usize {
+        self.vocab.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Vocab({} tokens, {}, {} special, fingerprint {}…)",
+            self.vocab.len(),
+            self.vocab.family().name(),
+            self.vocab.specials().count(),
+            &self.vocab.fingerprint()[..12],
+        )
+    }
+
+    fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+        other.cast::<Self>().is_ok_and(|other| {
+            let other = &other.get().vocab;
+            self.vocab.fingerprint() == other.fingerprint()
+                && Role::ALL
+                    .iter()
+                    .all(|&role| self.vocab.role(role) == other.role(role))
+        })
+    }
+
+    fn __hash__(&self) -> u64 {
+        u64::from_str_radix(&self.vocab.fingerprint()[..16], 16).unwrap_or_default()
+    }
+
+    #[getter]
+    fn fingerprint(&self) -> String {
+        self.vocab.fingerprint()
+    }
+
+    #[getter]
+    fn family(&self) -> &'static str {
+        self.vocab.family().name()
+    }
+
+    #[getter]
+    fn is_lossy(&self) -> bool {
+        self.vocab.family() == Family::WordPiece
+    }
+
+    #[getter]
+    fn dummy_prefix(&self) -> &'static str {
+        match self.vocab.dummy_prefix() {
+            DummyPrefix::Never => "never",
+            DummyPrefix::First => "first",
+            DummyPrefix::Every => "every",
+        }
+    }
+
+    #[getter]
+    fn roles<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let roles = PyDict::new(py);
+        for role in Role::ALL {
+            if let Some(id) = self.vocab.role(role) {
+                roles.set_item(role.name(), id)?;
+            }
+        }
+        Ok(roles)
+    }
+
+    #[getter]
+    fn special_tokens(&self) -> BTreeMap<u32, String> {
+        self.vocab
+            .specials()
+            .map(|(id, text)| (id, text.to_owned()))
+            .collect()
+    }
+
+    fn token_bytes<'py>(&self, py: Python<'py>, token_id: i64) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, self.vocab.token_bytes(self.id(token_id)?)))
+    }
+
+    fn is_special(&self, token_id: i64) -> PyResult<bool> {
+        self.with(token_id, |kind| kind == TokenKind::Special)
+    }
+
+    fn is_unused(&self, token_id: i64) -> PyResult<bool> {
+        self.with(token_id, |kind| kind == TokenKind::Unused)
+    }
+
+    fn is_byte_fallback(&self, token_id: i64) -> PyResult<bool> {
+        self.with(token_id, |kind| kind == TokenKind::ByteFallback)
+    }
+
+    fn id_of(&self, token: &[u8]) -> Option<u32> {
+        self.vocab.id_of(token)
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.vocab.decode_bytes(&ids)?))
+    }
+}
+
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyVocab>()
+}
