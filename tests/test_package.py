@@ -1,0 +1,42 @@
+"""The package as a whole: what importing it costs, and that its version is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import xtoken
+
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "matplotlib")
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import xtoken", "import xtoken.cli"])
+def test_importing_xtoken_brings_nothing_heavy(statement):
+    assert not modules_after(statement) & set(HEAVY)
+
+
+def test_the_check_for_heavy_imports_can_fail():
+    assert "torch" in modules_after("import torch")
+
+
+def test_the_core_and_the_package_have_one_version():
+    assert xtoken.__version__ == version("xtoken")
+
+
+def test_the_command_explains_itself_and_gives_its_version():
+    run = lambda *args: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", "from xtoken.cli import main; main()", *args],
+        capture_output=True,
+        text=True,
+    )
+    assert run("--version").stdout == f"xtoken {xtoken.__version__}\n"
+    assert "tokenizer is different" in run("--help").stdout

