@@ -4,6 +4,17 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, final
 
+__all__ = [
+    "FormatError",
+    "OptionError",
+    "ShapeError",
+    "TokenIdError",
+    "UnsupportedTokenizerError",
+    "Vocab",
+    "XTokenError",
+    "__version__",
+]
+
 __version__: str
 
 class XTokenError(ValueError): ...
@@ -89,7 +100,7 @@ class Vocab:
     @classmethod
     def _from_state(cls, state: bytes) -> Vocab: ...
     def __len__(self) -> int: ...
-    def __eq__(self, other: object) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
     @property
     def fingerprint(self) -> str:
