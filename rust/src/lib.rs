@@ -5,7 +5,9 @@
 
 mod error;
 pub mod rank_files;
+pub mod segment;
 pub mod surface;
+mod tokenizer;
 pub mod tokenizer_json;
 pub mod vocab;
 
@@ -14,5 +16,7 @@ mod python;
 
 pub use error::{Error, Result};
 pub use surface::Role;
+pub use segment::Model;
+pub use tokenizer::{Token, Tokenizer};
 pub use tokenizer_json::TokenizerJson;
 pub use vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};

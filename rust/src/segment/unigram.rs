@@ -1,0 +1,223 @@
+//! Unigram: the segmentation with the highest sum of log-probabilities, by Viterbi over bytes.
+//!
+//! Kudo, 2018, arXiv 1804.10959; scores, the penalty of an unknown character and ties are those of
+//! Hugging Face's `Unigram`, so that the answer is the same.
+
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::NONE;
+use super::bpe::Str;
+use crate::error::{Error, Result};
+use crate::surface::byte_to_char;
+use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
+
+/// What an unknown character costs below the least probable token.
+const UNKNOWN_PENALTY: f64 = 10.0;
+
+/// A unigram model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
+pub struct Unigram {
+    stored: Stored,
+    trie: Trie,
+    unknown_score: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Stored {
+    /// Surface and score of each id.
+    vocab: Vec<(String, f64)>,
+    alphabet: Alphabet,
+    /// Id of each `<0xNN>`, or `NONE`; all `NONE` without byte fallback.
+    byte_fallback: Vec<u32>,
+}
+
+/// How bytes are written in the surfaces.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Alphabet {
+    /// As characters, with a replacement for the space.
+    Metaspace(char),
+    /// In the byte-level alphabet.
+    ByteLevel,
+}
+
+impl Unigram {
+    pub(super) fn from_json(json: &TokenizerJson<'_>, spelling: &Spelling) -> Result<Self> {
+        let vocab: Vec<(Str<'_>, f64)> =
+            parse_section(json.model.vocab.get(), "the vocabulary of tokenizer.json")?;
+        let vocab: Vec<(String, f64)> =
+            vocab.into_iter().map(|(surface, score)| (surface.0.into_owned(), score)).collect();
+        if let Some((surface, score)) = vocab.iter().find(|(_, score)| !score.is_finite()) {
+            return Err(Error::Format {
+                what: "the vocabulary of tokenizer.json",
+                reason: format!("the score of {surface:?} is {score}"),
+                remedy: "scores are finite log-probabilities; pass the file as it was published",
+            });
+        }
+        let alphabet = match spelling {
+            Spelling::Metaspace { replacement, .. } => Alphabet::Metaspace(*replacement),
+            Spelling::ByteLevel => Alphabet::ByteLevel,
+            Spelling::WordPiece { .. } => {
+                return Err(super::unsupported("Unigram with a WordPiece decoder".to_owned()));
+            }
+        };
+        let mut byte_fallback = vec![NONE; 256];
+        if json.model.byte_fallback == Some(true) {
+            // The surface counts, also where the decoder does not read it as a byte.
+            for (id, (surface, _)) in (0..).zip(&vocab) {
+                if let Some(byte) = crate::surface::byte_fallback(surface) {
+                    byte_fallback[usize::from(byte)] = id;
+                }
+            }
+        }
+        Ok(Stored { vocab, alphabet, byte_fallback }.into())
+    }
+
+    /// Appends the pieces; `false` where a character is unknown and has no byte tokens.
+    pub(super) fn segment(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
+        match self.stored.alphabet {
+            Alphabet::ByteLevel => {
+                let text: String = bytes.iter().map(|&byte| byte_to_char(byte)).collect();
+                self.viterbi(&text, out)
+            }
+            // No token holds a part of a character, so invalid bytes cut the text into parts that
+            // are segmented on their own.
+            Alphabet::Metaspace(space) => bytes.utf8_chunks().all(|chunk| {
+                let valid = chunk.valid();
+                let known = if valid.contains(' ') {
+                    self.viterbi(&valid.replace(' ', space.encode_utf8(&mut [0; 4])), out)
+                } else {
+                    self.viterbi(valid, out)
+                };
+                known && self.push_bytes(chunk.invalid(), out)
+            }),
+        }
+    }
+
+    fn push_bytes(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
+        let ids = bytes.iter().map(|&byte| self.stored.byte_fallback[usize::from(byte)]);
+        let start = out.len();
+        out.extend(ids);
+        !out[start..].contains(&NONE)
+    }
+
+    fn viterbi(&self, text: &str, out: &mut Vec<u32>) -> bool {
+        let size = text.len();
+        let mut best = vec![Arrival { score: 0.0, from: usize::MAX, id: NONE }; size + 1];
+        let mut ends = text.char_indices().map(|(at, c)| (at, at + c.len_utf8()));
+        for (start, char_end) in &mut ends {
+            let so_far = best[start].score;
+            let mut single = false;
+            self.trie.prefixes(&text.as_bytes()[start..], |length, id| {
+                let score = so_far + self.stored.vocab[id as usize].1;
+                best[start + length].offer(score, start, id);
+                single |= start + length == char_end;
+            });
+            if !single {
+                best[char_end].offer(so_far + self.unknown_score, start, NONE);
+            }
+        }
+        let first = out.len();
+        let mut end = size;
+        while end > 0 {
+            let Arrival { from, id, .. } = best[end];
+            if id == NONE {
+                let start = out.len();
+                if !self.push_bytes(&text.as_bytes()[from..end], out) {
+                    return false;
+                }
+                out[start..].reverse();
+            } else {
+                out.push(id);
+            }
+            end = from;
+        }
+        out[first..].reverse();
+        true
+    }
+
+    pub(super) fn update_digest(&self, sha: &mut Sha256) {
+        for (surface, score) in &self.stored.vocab {
+            sha.update((surface.len() as u64).to_le_bytes());
+            sha.update(surface);
+            sha.update(score.to_le_bytes());
+        }
+        self.stored.byte_fallback.iter().for_each(|id| sha.update(id.to_le_bytes()));
+    }
+}
+
+/// The best way to reach a byte position.
+#[derive(Clone, Copy)]
+struct Arrival {
+    score: f64,
+    from: usize,
+    id: u32,
+}
+
+impl Arrival {
+    /// Of equal scores the first offer stays: the longest last token.
+    fn offer(&mut self, score: f64, from: usize, id: u32) {
+        if self.from == usize::MAX || score > self.score {
+            *self = Self { score, from, id };
+        }
+    }
+}
+
+impl From<Stored> for Unigram {
+    fn from(stored: Stored) -> Self {
+        let trie = Trie::new(&stored.vocab);
+        let lowest = stored.vocab.iter().map(|&(_, score)| score).fold(f64::INFINITY, f64::min);
+        Self { stored, trie, unknown_score: lowest - UNKNOWN_PENALTY }
+    }
+}
+
+impl From<Unigram> for Stored {
+    fn from(model: Unigram) -> Self {
+        model.stored
+    }
+}
+
+/// All tokens by their bytes; node 0 is the root.
+#[derive(Debug, Clone)]
+struct Trie {
+    /// (node, byte) to the next node.
+    edges: FxHashMap<(u32, u8), u32>,
+    /// The token that ends at each node, or `NONE`.
+    ids: Vec<u32>,
+}
+
+impl Trie {
+    fn new(vocab: &[(String, f64)]) -> Self {
+        let mut trie = Self { edges: FxHashMap::default(), ids: vec![NONE] };
+        for (id, (surface, _)) in (0..).zip(vocab) {
+            let mut node = 0;
+            for byte in surface.bytes() {
+                let fresh = trie.ids.len() as u32;
+                node = *trie.edges.entry((node, byte)).or_insert(fresh);
+                if node == fresh {
+                    trie.ids.push(NONE);
+                }
+            }
+            // Of two equal surfaces the later id counts (as in Hugging Face's map).
+            trie.ids[node as usize] = id;
+        }
+        trie
+    }
+
+    /// Calls `found` with the length and the id of each token that `bytes` starts with.
+    fn prefixes(&self, bytes: &[u8], mut found: impl FnMut(usize, u32)) {
+        let mut node = 0;
+        for (length, &byte) in (1..).zip(bytes) {
+            match self.edges.get(&(node, byte)) {
+                Some(&next) => node = next,
+                None => return,
+            }
+            let id = self.ids[node as usize];
+            if id != NONE {
+                found(length, id);
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A vocabulary together with the model that segments bytes into its tokens.
+
+use std::fmt::Write as _;
+
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::rank_files;
+use crate::segment::Model;
+use crate::tokenizer_json::TokenizerJson;
+use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
+
+/// One token for [`Tokenizer::from_tokens`].
+#[derive(Debug, Clone)]
+pub enum Token {
+    /// Contributes these bytes; without any it is unused.
+    Text(Vec<u8>),
+    /// Contributes one byte, where no text token does.
+    ByteFallback(u8),
+    /// A control token with this text.
+    Special(String),
+    /// A hole.
+    Unused,
+}
+
+/// What the tokens of a tokenizer are, and how it segments bytes into them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tokenizer {
+    /// The bytes and the kind of each id.
+    pub vocab: Vocab,
+    /// How bytes are segmented; none for explicit tokens and for models that are not supported.
+    pub model: Option<Model>,
+    /// Why there is no model, where the tokenizer has one.
+    unsupported_model: Option<String>,
+    /// Ids that [`Vocab::id_of`] finds for bytes for which the tokenizer emits another id.
+    emitted: FxHashMap<u32, u32>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. A model that is not supported leaves `model` empty: the
+    /// vocabulary is still exact.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a damaged file, [`Error::Unsupported`] where the bytes of the tokens
+    /// are not known exactly.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let json = TokenizerJson::parse(json)?;
+        let vocab = json.vocab()?;
+        let mut tokenizer = match Model::from_tokenizer_json(&json, &vocab) {
+            Ok(model) => Self::new(vocab, Some(model)),
+            Err(Error::Unsupported { found, .. }) => {
+                Self { unsupported_model: Some(found), ..Self::new(vocab, None) }
+            }
+            Err(error) => return Err(error),
+        };
+        // Added tokens are matched in the text before the model sees it.
+        for token in json.added_tokens.iter().filter(|token| !token.special) {
+            let found = tokenizer.vocab.id_of(tokenizer.vocab.token_bytes(token.id));
+            if let Some(found) = found.filter(|&found| found != token.id) {
+                tokenizer.emitted.insert(found, token.id);
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads a tiktoken rank file; `specials` are the texts and ids of its control tokens.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a damaged file.
+    pub fn from_tiktoken(file: &[u8], specials: &[(String, u32)]) -> Result<Self> {
+        let vocab = rank_files::from_tiktoken(file, specials)?;
+        let model = Model::from_ranks(&vocab);
+        Ok(Self::new(vocab, Some(model)))
+    }
+
+    /// Reads a `tekken.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a damaged file.
+    pub fn from_tekken(file: &[u8]) -> Result<Self> {
+        let vocab = rank_files::from_tekken(file)?;
+        let model = Model::from_ranks(&vocab);
+        Ok(Self::new(vocab, Some(model)))
+    }
+
+    /// A vocabulary from explicit tokens, ids in order; it has no model.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where the tokens do not fit 32-bit offsets.
+    pub fn from_tokens(tokens: impl IntoIterator<Item = Token>, dummy: DummyPrefix) -> Result<Self> {
+        let mut builder = VocabBuilder::new(Family::Bytes, dummy);
+        for token in tokens {
+            match token {
+                Token::Text(bytes) => builder.push_text(&bytes)?,
+                Token::ByteFallback(byte) => builder.push_byte_fallback(byte)?,
+                Token::Special(text) => builder.push_special(&text)?,
+                Token::Unused => builder.push_unused()?,
+            };
+        }
+        Ok(Self::new(builder.build(), None))
+    }
+
+    /// A vocabulary with the model that was built for it.
+    #[must_use]
+    pub fn new(vocab: Vocab, model: Option<Model>) -> Self {
+        let mut emitted = FxHashMap::default();
+        if let Some(model) = &model {
+            let mut pieces = Vec::new();
+            for id in 0..vocab.len() as u32 {
+                let bytes = vocab.token_bytes(id);
+                let Some(found) = vocab.id_of(bytes).filter(|&found| found != id) else {
+                    continue;
+                };
+                if model.segment(&vocab, bytes, &mut pieces) && pieces.len() == 1 {
+                    emitted.insert(found, pieces[0]);
+                }
+            }
+        }
+        Self { vocab, model, unsupported_model: None, emitted }
+    }
+
+    /// The id of the token with exactly these bytes. Of several, the one that the tokenizer emits.
+    #[must_use]
+    pub fn id_of(&self, bytes: &[u8]) -> Option<u32> {
+        let found = self.vocab.id_of(bytes)?;
+        Some(self.emitted.get(&found).copied().unwrap_or(found))
+    }
+
+    /// The model, or why there is none; `side` goes into the message.
+    ///
+    /// # Errors
+    /// [`Error::NoModel`] or [`Error::Unsupported`].
+    pub fn require_model(&self, side: &'static str) -> Result<&Model> {
+        match (&self.model, &self.unsupported_model) {
+            (Some(model), _) => Ok(model),
+            (None, Some(found)) => Err(Error::Unsupported {
+                section: "model",
+                found: found.clone(),
+                supported: "BPE without affixes, Unigram and WordPiece",
+            }),
+            (None, None) => Err(Error::NoModel { side }),
+        }
+    }
+
+    /// A stable hash of the vocabulary and the model: 64 hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut sha = Sha256::new();
+        sha.update(b"xtoken tokenizer 1\0");
+        sha.update(self.vocab.fingerprint());
+        if let Some(model) = &self.model {
+            sha.update(model.digest());
+        }
+        let mut emitted: Vec<(u32, u32)> = self.emitted.iter().map(|(&a, &b)| (a, b)).collect();
+        emitted.sort_unstable();
+        for (found, emitted) in emitted {
+            sha.update(found.to_le_bytes());
+            sha.update(emitted.to_le_bytes());
+        }
+        sha.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
