@@ -81,6 +81,7 @@ class Vocab:
         tokens: Sequence[bytes],
         special_tokens: Mapping[int, str] = ...,
         *,
+        ranked: bool = False,
         roles: Mapping[str, int | None] = ...,
     ) -> Vocab:
         """Build from explicit bytes.
@@ -88,6 +89,8 @@ class Vocab:
         Args:
             tokens: the bytes of each id; an empty one is unused.
             special_tokens: ids that contribute nothing, with their texts.
+            ranked: ids are the merge ranks of a byte pair encoding, as in a tiktoken file;
+                otherwise the vocabulary cannot segment bytes (see `segment`).
         """
 
     def with_roles(self, roles: Mapping[str, int | None]) -> Vocab:
@@ -135,6 +138,20 @@ class Vocab:
         """Whether the id is a `<0xNN>` token."""
     def id_of(self, token: bytes) -> int | None:
         """The id that spells exactly these bytes; of several, the one that the tokenizer emits."""
+    @property
+    def model(self) -> str | None:
+        """How bytes are segmented: `BPE`, `Unigram`, `WordPiece`, or `None` if not known."""
+    def segment(self, token: bytes) -> list[int] | None:
+        """The pieces that the tokenizer's own model makes of these bytes as one word.
+
+        Neither normalizer, pre-tokenizer nor added tokens take part. The bytes need not be valid
+        UTF-8, and the pieces spell them exactly.
+
+        Returns: token ids; `None` where the vocabulary cannot spell the bytes.
+
+        Raises:
+            UnsupportedTokenizerError: the vocabulary carries no model, or one that is not supported.
+        """
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of a sequence, without the dummy prefix.
 

@@ -107,4 +107,5 @@ def _read_tiktoken_encoding(encoding: Any) -> Vocab:
     tokens = [b""] * size
     for token, rank in ranks.items():
         tokens[rank] = token
-    return Vocab.from_tokens(tokens, {token_id: text for text, token_id in specials.items()})
+    special_tokens = {token_id: text for text, token_id in specials.items()}
+    return Vocab.from_tokens(tokens, special_tokens, ranked=True)

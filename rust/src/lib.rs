@@ -15,8 +15,8 @@ pub mod vocab;
 mod python;
 
 pub use error::{Error, Result};
-pub use surface::Role;
 pub use segment::Model;
+pub use surface::Role;
 pub use tokenizer::{Token, Tokenizer};
 pub use tokenizer_json::TokenizerJson;
 pub use vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};

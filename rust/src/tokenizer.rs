@@ -1,6 +1,7 @@
 //! A vocabulary together with the model that segments bytes into its tokens.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ pub struct Tokenizer {
     /// The bytes and the kind of each id.
     pub vocab: Vocab,
     /// How bytes are segmented; none for explicit tokens and for models that are not supported.
-    pub model: Option<Model>,
+    pub model: Option<Arc<Model>>,
     /// Why there is no model, where the tokenizer has one.
     unsupported_model: Option<String>,
     /// Ids that [`Vocab::id_of`] finds for bytes for which the tokenizer emits another id.
@@ -50,9 +51,10 @@ impl Tokenizer {
         let vocab = json.vocab()?;
         let mut tokenizer = match Model::from_tokenizer_json(&json, &vocab) {
             Ok(model) => Self::new(vocab, Some(model)),
-            Err(Error::Unsupported { found, .. }) => {
-                Self { unsupported_model: Some(found), ..Self::new(vocab, None) }
-            }
+            Err(Error::Unsupported { found, .. }) => Self {
+                unsupported_model: Some(found),
+                ..Self::new(vocab, None)
+            },
             Err(error) => return Err(error),
         };
         // Added tokens are matched in the text before the model sees it.
@@ -85,12 +87,13 @@ impl Tokenizer {
         Ok(Self::new(vocab, Some(model)))
     }
 
-    /// A vocabulary from explicit tokens, ids in order; it has no model.
+    /// A vocabulary from explicit tokens, ids in order. `ranked` says that ids are the ranks of a
+    /// byte pair encoding, as in a tiktoken file; otherwise there is no model.
     ///
     /// # Errors
     /// [`Error::Option`] where the tokens do not fit 32-bit offsets.
-    pub fn from_tokens(tokens: impl IntoIterator<Item = Token>, dummy: DummyPrefix) -> Result<Self> {
-        let mut builder = VocabBuilder::new(Family::Bytes, dummy);
+    pub fn from_tokens(tokens: impl IntoIterator<Item = Token>, ranked: bool) -> Result<Self> {
+        let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
         for token in tokens {
             match token {
                 Token::Text(bytes) => builder.push_text(&bytes)?,
@@ -99,7 +102,9 @@ impl Tokenizer {
                 Token::Unused => builder.push_unused()?,
             };
         }
-        Ok(Self::new(builder.build(), None))
+        let vocab = builder.build();
+        let model = ranked.then(|| Model::from_ranks(&vocab));
+        Ok(Self::new(vocab, model))
     }
 
     /// A vocabulary with the model that was built for it.
@@ -118,7 +123,12 @@ impl Tokenizer {
                 }
             }
         }
-        Self { vocab, model, unsupported_model: None, emitted }
+        Self {
+            vocab,
+            model: model.map(Arc::new),
+            unsupported_model: None,
+            emitted,
+        }
     }
 
     /// The id of the token with exactly these bytes. Of several, the one that the tokenizer emits.
@@ -144,6 +154,18 @@ impl Tokenizer {
         }
     }
 
+    /// The pieces that the model makes of `bytes`; `None` where the vocabulary cannot spell them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::require_model`].
+    pub fn segment(&self, bytes: &[u8]) -> Result<Option<Vec<u32>>> {
+        let mut pieces = Vec::new();
+        let spelled = self
+            .require_model("")?
+            .segment(&self.vocab, bytes, &mut pieces);
+        Ok(spelled.then_some(pieces))
+    }
+
     /// A stable hash of the vocabulary and the model: 64 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
@@ -159,10 +181,12 @@ impl Tokenizer {
             sha.update(found.to_le_bytes());
             sha.update(emitted.to_le_bytes());
         }
-        sha.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        sha.finalize()
+            .iter()
+            .fold(String::with_capacity(64), |mut hex, byte| {
+                // Writing to a String cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
     }
 }

@@ -9,13 +9,13 @@ use pyo3::types::{PyBytes, PyDict, PyType};
 use super::detached;
 use crate::error::{Error, Result};
 use crate::surface::Role;
-use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
-use crate::{TokenizerJson, rank_files};
+use crate::tokenizer::{Token, Tokenizer};
+use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab};
 
 /// A vocabulary as bytes; immutable, hashable, safe to share between threads.
 #[pyclass(name = "Vocab", module = "xtoken._core", frozen)]
 pub(super) struct PyVocab {
-    vocab: Arc<Vocab>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 const _: () = {
@@ -25,17 +25,17 @@ const _: () = {
 
 type Roles = BTreeMap<String, Option<i64>>;
 
-fn declare(mut vocab: Vocab, roles: &Roles) -> Result<Vocab> {
+fn declare(mut tokenizer: Tokenizer, roles: &Roles) -> Result<Tokenizer> {
     for (name, id) in roles {
         let role = Role::from_name(name).ok_or_else(|| Error::Option {
             name: "roles",
             value: format!("{name:?}"),
             expected: "keys among 'bos', 'eos', 'pad', 'unk', 'eot'",
         })?;
-        let id = id.map(|id| token_id(&vocab, id)).transpose()?;
-        vocab.set_role(role, id)?;
+        let id = id.map(|id| token_id(&tokenizer.vocab, id)).transpose()?;
+        tokenizer.vocab.set_role(role, id)?;
     }
-    Ok(vocab)
+    Ok(tokenizer)
 }
 
 fn token_id(vocab: &Vocab, id: i64) -> Result<u32> {
@@ -49,18 +49,27 @@ fn token_id(vocab: &Vocab, id: i64) -> Result<u32> {
 }
 
 impl PyVocab {
-    fn wrap(py: Python<'_>, build: impl Send + FnOnce() -> Result<Vocab>) -> PyResult<Self> {
+    fn wrap(py: Python<'_>, build: impl Send + FnOnce() -> Result<Tokenizer>) -> PyResult<Self> {
         Ok(Self {
-            vocab: Arc::new(detached(py, build)?),
+            tokenizer: Arc::new(detached(py, build)?),
         })
     }
 
+    /// The tokenizer, to be shared with work that runs without the GIL.
+    pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    pub(super) fn vocab(&self) -> &Vocab {
+        &self.tokenizer.vocab
+    }
+
     fn id(&self, id: i64) -> PyResult<u32> {
-        Ok(token_id(&self.vocab, id)?)
+        Ok(token_id(self.vocab(), id)?)
     }
 
     fn with(&self, id: i64, of: impl FnOnce(TokenKind) -> bool) -> PyResult<bool> {
-        Ok(of(self.vocab.kind(self.id(id)?)))
+        Ok(of(self.vocab().kind(self.id(id)?)))
     }
 }
 
@@ -83,7 +92,7 @@ impl PyVocab {
     #[staticmethod]
     #[pyo3(signature = (json, *, roles = Roles::new()))]
     fn from_tokenizer_json(py: Python<'_>, json: &[u8], roles: Roles) -> PyResult<Self> {
-        Self::wrap(py, || declare(TokenizerJson::parse(json)?.vocab()?, &roles))
+        Self::wrap(py, || declare(Tokenizer::from_json(json)?, &roles))
     }
 
     #[staticmethod]
@@ -96,22 +105,23 @@ impl PyVocab {
     ) -> PyResult<Self> {
         let specials: Vec<(String, u32)> = special_tokens.into_iter().collect();
         Self::wrap(py, || {
-            declare(rank_files::from_tiktoken(file, &specials)?, &roles)
+            declare(Tokenizer::from_tiktoken(file, &specials)?, &roles)
         })
     }
 
     #[staticmethod]
     #[pyo3(signature = (file, *, roles = Roles::new()))]
     fn from_tekken(py: Python<'_>, file: &[u8], roles: Roles) -> PyResult<Self> {
-        Self::wrap(py, || declare(rank_files::from_tekken(file)?, &roles))
+        Self::wrap(py, || declare(Tokenizer::from_tekken(file)?, &roles))
     }
 
     #[staticmethod]
-    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, roles = Roles::new()))]
+    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, ranked = false, roles = Roles::new()))]
     fn from_tokens(
         py: Python<'_>,
         tokens: Vec<Vec<u8>>,
         special_tokens: BTreeMap<i64, String>,
+        ranked: bool,
         roles: Roles,
     ) -> PyResult<Self> {
         Self::wrap(py, || {
@@ -124,19 +134,18 @@ impl PyVocab {
                     size: tokens.len(),
                 });
             }
-            let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
-            for (id, bytes) in (0..).zip(&tokens) {
-                match special_tokens.get(&id) {
-                    Some(text) => builder.push_special(text)?,
-                    None => builder.push_text(bytes)?,
-                };
-            }
-            declare(builder.build(), &roles)
+            let tokens = (0..)
+                .zip(tokens)
+                .map(|(id, bytes)| match special_tokens.get(&id) {
+                    Some(text) => Token::Special(text.clone()),
+                    None => Token::Text(bytes),
+                });
+            declare(Tokenizer::from_tokens(tokens, ranked)?, &roles)
         })
     }
 
     fn with_roles(&self, py: Python<'_>, roles: Roles) -> PyResult<Self> {
-        Self::wrap(py, || declare((*self.vocab).clone(), &roles))
+        Self::wrap(py, || declare((*self.tokenizer).clone(), &roles))
     }
 
     #[classmethod]
@@ -154,9 +163,9 @@ impl PyVocab {
         slf: &Bound<'py, Self>,
     ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
         let py = slf.py();
-        let vocab = Arc::clone(&slf.get().vocab);
+        let tokenizer = Arc::clone(&slf.get().tokenizer);
         let state = detached(py, || {
-            postcard::to_stdvec(&*vocab).map_err(|error| Error::Format {
+            postcard::to_stdvec(&*tokenizer).map_err(|error| Error::Format {
                 what: "vocabulary",
                 reason: error.to_string(),
                 remedy: "build it again from the tokenizer",
@@ -169,51 +178,51 @@ impl PyVocab {
     }
 
     fn __len__(&self) -> usize {
-        self.vocab.len()
+        self.vocab().len()
     }
 
     fn __repr__(&self) -> String {
         format!(
             "Vocab({} tokens, {}, {} special, fingerprint {}…)",
-            self.vocab.len(),
-            self.vocab.family().name(),
-            self.vocab.specials().count(),
-            &self.vocab.fingerprint()[..12],
+            self.vocab().len(),
+            self.vocab().family().name(),
+            self.vocab().specials().count(),
+            &self.vocab().fingerprint()[..12],
         )
     }
 
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
         other.cast::<Self>().is_ok_and(|other| {
-            let other = &other.get().vocab;
-            self.vocab.fingerprint() == other.fingerprint()
+            let other = other.get().vocab();
+            self.vocab().fingerprint() == other.fingerprint()
                 && Role::ALL
                     .iter()
-                    .all(|&role| self.vocab.role(role) == other.role(role))
+                    .all(|&role| self.vocab().role(role) == other.role(role))
         })
     }
 
     fn __hash__(&self) -> u64 {
-        u64::from_str_radix(&self.vocab.fingerprint()[..16], 16).unwrap_or_default()
+        u64::from_str_radix(&self.vocab().fingerprint()[..16], 16).unwrap_or_default()
     }
 
     #[getter]
     fn fingerprint(&self) -> String {
-        self.vocab.fingerprint()
+        self.vocab().fingerprint()
     }
 
     #[getter]
     fn family(&self) -> &'static str {
-        self.vocab.family().name()
+        self.vocab().family().name()
     }
 
     #[getter]
     fn is_lossy(&self) -> bool {
-        self.vocab.family() == Family::WordPiece
+        self.vocab().family() == Family::WordPiece
     }
 
     #[getter]
     fn dummy_prefix(&self) -> &'static str {
-        match self.vocab.dummy_prefix() {
+        match self.vocab().dummy_prefix() {
             DummyPrefix::Never => "never",
             DummyPrefix::First => "first",
             DummyPrefix::Every => "every",
@@ -224,7 +233,7 @@ impl PyVocab {
     fn roles<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let roles = PyDict::new(py);
         for role in Role::ALL {
-            if let Some(id) = self.vocab.role(role) {
+            if let Some(id) = self.vocab().role(role) {
                 roles.set_item(role.name(), id)?;
             }
         }
@@ -233,14 +242,17 @@ impl PyVocab {
 
     #[getter]
     fn special_tokens(&self) -> BTreeMap<u32, String> {
-        self.vocab
+        self.vocab()
             .specials()
             .map(|(id, text)| (id, text.to_owned()))
             .collect()
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>, token_id: i64) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, self.vocab.token_bytes(self.id(token_id)?)))
+        Ok(PyBytes::new(
+            py,
+            self.vocab().token_bytes(self.id(token_id)?),
+        ))
     }
 
     fn is_special(&self, token_id: i64) -> PyResult<bool> {
@@ -256,11 +268,20 @@ impl PyVocab {
     }
 
     fn id_of(&self, token: &[u8]) -> Option<u32> {
-        self.vocab.id_of(token)
+        self.tokenizer.id_of(token)
+    }
+
+    fn segment(&self, py: Python<'_>, token: &[u8]) -> PyResult<Option<Vec<u32>>> {
+        detached(py, || self.tokenizer.segment(token))
+    }
+
+    #[getter]
+    fn model(&self) -> Option<&'static str> {
+        self.tokenizer.model.as_ref().map(|model| model.name())
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.vocab.decode_bytes(&ids)?))
+        Ok(PyBytes::new(py, &self.vocab().decode_bytes(&ids)?))
     }
 }
 

@@ -87,8 +87,15 @@ impl Bpe {
         spelling: &Spelling,
         vocab: &Vocab,
     ) -> Result<Self> {
-        let affixes = [&json.model.continuing_subword_prefix, &json.model.end_of_word_suffix];
-        if let Some(affix) = affixes.into_iter().flatten().find(|affix| !affix.is_empty()) {
+        let affixes = [
+            &json.model.continuing_subword_prefix,
+            &json.model.end_of_word_suffix,
+        ];
+        if let Some(affix) = affixes
+            .into_iter()
+            .flatten()
+            .find(|affix| !affix.is_empty())
+        {
             return Err(unsupported(format!("BPE with the affix {affix}")));
         }
         let ids: FxHashMap<Str<'_>, u32> =
@@ -125,11 +132,18 @@ impl Bpe {
             Words::None
         };
         let merges = read_merges(json, &ids)?;
-        Ok(Stored { units, merges, words }.into())
+        Ok(Stored {
+            units,
+            merges,
+            words,
+        }
+        .into())
     }
 
     pub(super) fn from_ranks(vocab: &Vocab) -> Self {
-        let bytes = (0..=u8::MAX).map(|byte| vocab.id_of(&[byte]).unwrap_or(NONE)).collect();
+        let bytes = (0..=u8::MAX)
+            .map(|byte| vocab.id_of(&[byte]).unwrap_or(NONE))
+            .collect();
         let mut merges = Vec::new();
         for merged in 0..vocab.len() as u32 {
             let token = vocab.token_bytes(merged);
@@ -139,12 +153,22 @@ impl Bpe {
             for at in 1..token.len() {
                 let (left, right) = token.split_at(at);
                 if let (Some(left), Some(right)) = (vocab.id_of(left), vocab.id_of(right)) {
-                    merges.push(Merge { left, right, rank: merged, merged });
+                    merges.push(Merge {
+                        left,
+                        right,
+                        rank: merged,
+                        merged,
+                    });
                 }
             }
         }
         let words = Words::tokens(vocab, 0..vocab.len() as u32);
-        Stored { units: Units::Bytes(bytes), merges, words }.into()
+        Stored {
+            units: Units::Bytes(bytes),
+            merges,
+            words,
+        }
+        .into()
     }
 
     /// Appends the pieces; `false` where a byte or a character has no symbol.
@@ -169,7 +193,11 @@ impl Bpe {
     /// Quadratic, without allocation: `ranks[i]` is the merge of symbols `i` and `i + 1`.
     fn merge_short(&self, symbols: &mut Vec<u32>, ranks: &mut Vec<(u32, u32)>) {
         ranks.clear();
-        ranks.extend(symbols.windows(2).map(|pair| self.pairs.get(pair[0], pair[1])));
+        ranks.extend(
+            symbols
+                .windows(2)
+                .map(|pair| self.pairs.get(pair[0], pair[1])),
+        );
         loop {
             let mut best = NONE;
             let mut at = 0;
@@ -195,7 +223,12 @@ impl Bpe {
 
     /// A heap of candidate merges over a linked list: O(n log n) for long words.
     fn merge_long(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        let Scratch { heap, next, previous, .. } = scratch;
+        let Scratch {
+            heap,
+            next,
+            previous,
+            ..
+        } = scratch;
         let length = symbols.len();
         let end = length as u32;
         next.clear();
@@ -252,7 +285,11 @@ impl Bpe {
         };
         match &self.stored.units {
             Units::Bytes(bytes) => ids(sha, bytes),
-            Units::Chars { ids: chars, space, byte_fallback } => {
+            Units::Chars {
+                ids: chars,
+                space,
+                byte_fallback,
+            } => {
                 let mut chars: Vec<(char, u32)> = chars.iter().map(|(&c, &id)| (c, id)).collect();
                 chars.sort_unstable();
                 chars.iter().for_each(|&(c, id)| ids(sha, &[c as u32, id]));
@@ -262,7 +299,9 @@ impl Bpe {
         }
         if let Words::Tokens { in_model, .. } = &self.stored.words {
             sha.update(b"whole words");
-            in_model.iter().for_each(|word| sha.update(word.to_le_bytes()));
+            in_model
+                .iter()
+                .for_each(|word| sha.update(word.to_le_bytes()));
         }
     }
 }
@@ -290,9 +329,15 @@ impl Units {
         };
         match self {
             Units::Bytes(ids) => {
-                bytes.iter().for_each(|&byte| push(ids[usize::from(byte)], out));
+                bytes
+                    .iter()
+                    .for_each(|&byte| push(ids[usize::from(byte)], out));
             }
-            Units::Chars { ids, space, byte_fallback } => {
+            Units::Chars {
+                ids,
+                space,
+                byte_fallback,
+            } => {
                 for chunk in bytes.utf8_chunks() {
                     for c in chunk.valid().chars() {
                         match ids.get(if c == ' ' { space } else { &c }) {
@@ -339,7 +384,10 @@ impl Words {
             return None;
         };
         let id = vocab.id_of(bytes)?;
-        if in_model.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1) {
+        if in_model
+            .get(id as usize / 64)
+            .is_some_and(|word| word >> (id % 64) & 1 == 1)
+        {
             return Some(id);
         }
         shadowed.get(bytes).copied()
@@ -374,17 +422,28 @@ struct Slot {
 }
 
 /// Both halves `NONE`: no merge has it.
-const FREE: Slot = Slot { pair: u64::MAX, rank: NONE, merged: NONE };
+const FREE: Slot = Slot {
+    pair: u64::MAX,
+    rank: NONE,
+    merged: NONE,
+};
 
 impl PairTable {
     fn new(merges: &[Merge]) -> Self {
         let size = (2 * merges.len()).next_power_of_two().max(2);
-        let mut table = Self { slots: vec![FREE; size], shift: 64 - size.trailing_zeros() };
+        let mut table = Self {
+            slots: vec![FREE; size],
+            shift: 64 - size.trailing_zeros(),
+        };
         for merge in merges {
             let pair = pair(merge.left, merge.right);
             let at = table.find(pair);
             // Of a pair that is listed twice, the later rank counts (as in Hugging Face's map).
-            table.slots[at] = Slot { pair, rank: merge.rank, merged: merge.merged };
+            table.slots[at] = Slot {
+                pair,
+                rank: merge.rank,
+                merged: merge.merged,
+            };
         }
         table
     }

@@ -122,7 +122,11 @@ fn spells(vocab: &Vocab, pieces: &[u32], bytes: &[u8]) -> bool {
 }
 
 fn unsupported(found: String) -> Error {
-    Error::Unsupported { section: "model", found, supported: SUPPORTED }
+    Error::Unsupported {
+        section: "model",
+        found,
+        supported: SUPPORTED,
+    }
 }
 
 /// The id of `<0xNN>` for each byte, or [`NONE`].

@@ -47,8 +47,10 @@ impl Unigram {
     pub(super) fn from_json(json: &TokenizerJson<'_>, spelling: &Spelling) -> Result<Self> {
         let vocab: Vec<(Str<'_>, f64)> =
             parse_section(json.model.vocab.get(), "the vocabulary of tokenizer.json")?;
-        let vocab: Vec<(String, f64)> =
-            vocab.into_iter().map(|(surface, score)| (surface.0.into_owned(), score)).collect();
+        let vocab: Vec<(String, f64)> = vocab
+            .into_iter()
+            .map(|(surface, score)| (surface.0.into_owned(), score))
+            .collect();
         if let Some((surface, score)) = vocab.iter().find(|(_, score)| !score.is_finite()) {
             return Err(Error::Format {
                 what: "the vocabulary of tokenizer.json",
@@ -60,7 +62,9 @@ impl Unigram {
             Spelling::Metaspace { replacement, .. } => Alphabet::Metaspace(*replacement),
             Spelling::ByteLevel => Alphabet::ByteLevel,
             Spelling::WordPiece { .. } => {
-                return Err(super::unsupported("Unigram with a WordPiece decoder".to_owned()));
+                return Err(super::unsupported(
+                    "Unigram with a WordPiece decoder".to_owned(),
+                ));
             }
         };
         let mut byte_fallback = vec![NONE; 256];
@@ -72,7 +76,12 @@ impl Unigram {
                 }
             }
         }
-        Ok(Stored { vocab, alphabet, byte_fallback }.into())
+        Ok(Stored {
+            vocab,
+            alphabet,
+            byte_fallback,
+        }
+        .into())
     }
 
     /// Appends the pieces; `false` where a character is unknown and has no byte tokens.
@@ -97,7 +106,9 @@ impl Unigram {
     }
 
     fn push_bytes(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
-        let ids = bytes.iter().map(|&byte| self.stored.byte_fallback[usize::from(byte)]);
+        let ids = bytes
+            .iter()
+            .map(|&byte| self.stored.byte_fallback[usize::from(byte)]);
         let start = out.len();
         out.extend(ids);
         !out[start..].contains(&NONE)
@@ -105,7 +116,14 @@ impl Unigram {
 
     fn viterbi(&self, text: &str, out: &mut Vec<u32>) -> bool {
         let size = text.len();
-        let mut best = vec![Arrival { score: 0.0, from: usize::MAX, id: NONE }; size + 1];
+        let mut best = vec![
+            Arrival {
+                score: 0.0,
+                from: usize::MAX,
+                id: NONE
+            };
+            size + 1
+        ];
         let mut ends = text.char_indices().map(|(at, c)| (at, at + c.len_utf8()));
         for (start, char_end) in &mut ends {
             let so_far = best[start].score;
@@ -144,7 +162,10 @@ impl Unigram {
             sha.update(surface);
             sha.update(score.to_le_bytes());
         }
-        self.stored.byte_fallback.iter().for_each(|id| sha.update(id.to_le_bytes()));
+        self.stored
+            .byte_fallback
+            .iter()
+            .for_each(|id| sha.update(id.to_le_bytes()));
     }
 }
 
@@ -168,8 +189,16 @@ impl Arrival {
 impl From<Stored> for Unigram {
     fn from(stored: Stored) -> Self {
         let trie = Trie::new(&stored.vocab);
-        let lowest = stored.vocab.iter().map(|&(_, score)| score).fold(f64::INFINITY, f64::min);
-        Self { stored, trie, unknown_score: lowest - UNKNOWN_PENALTY }
+        let lowest = stored
+            .vocab
+            .iter()
+            .map(|&(_, score)| score)
+            .fold(f64::INFINITY, f64::min);
+        Self {
+            stored,
+            trie,
+            unknown_score: lowest - UNKNOWN_PENALTY,
+        }
     }
 }
 
@@ -190,7 +219,10 @@ struct Trie {
 
 impl Trie {
     fn new(vocab: &[(String, f64)]) -> Self {
-        let mut trie = Self { edges: FxHashMap::default(), ids: vec![NONE] };
+        let mut trie = Self {
+            edges: FxHashMap::default(),
+            ids: vec![NONE],
+        };
         for (id, (surface, _)) in (0..).zip(vocab) {
             let mut node = 0;
             for byte in surface.bytes() {

@@ -20,12 +20,22 @@ pub struct WordPiece {
 
 impl WordPiece {
     pub(super) fn from_json(json: &TokenizerJson<'_>, spelling: &Spelling) -> Result<Self> {
-        let declared = json.model.continuing_subword_prefix.as_deref().unwrap_or("##");
+        let declared = json
+            .model
+            .continuing_subword_prefix
+            .as_deref()
+            .unwrap_or("##");
         match spelling {
             Spelling::WordPiece { prefix } if prefix == declared => {}
-            other => return Err(unsupported(format!("WordPiece ({declared}) with {other:?}"))),
+            other => {
+                return Err(unsupported(format!(
+                    "WordPiece ({declared}) with {other:?}"
+                )));
+            }
         }
-        Ok(Self { max_chars: json.model.max_input_chars_per_word.unwrap_or(100) })
+        Ok(Self {
+            max_chars: json.model.max_input_chars_per_word.unwrap_or(100),
+        })
     }
 
     pub(super) fn segment(&self, vocab: &Vocab, bytes: &[u8], out: &mut Vec<u32>) -> bool {
@@ -36,7 +46,9 @@ impl WordPiece {
         while !rest.is_empty() {
             // A word is a space, if it starts with one, and all up to the next.
             let word_start = usize::from(rest.starts_with(' '));
-            let end = rest[word_start..].find(' ').map_or(rest.len(), |at| word_start + at);
+            let end = rest[word_start..]
+                .find(' ')
+                .map_or(rest.len(), |at| word_start + at);
             let (word, tail) = rest.split_at(end);
             if word[word_start..].chars().count() > self.max_chars
                 || !longest_first(vocab, word, out)
@@ -57,7 +69,9 @@ fn longest_first(vocab: &Vocab, word: &str, out: &mut Vec<u32>) -> bool {
     let mut rest = word;
     while !rest.is_empty() {
         let ends = rest.char_indices().rev().map(|(at, c)| at + c.len_utf8());
-        let found = ends.filter_map(|end| Some((vocab.id_of(&rest.as_bytes()[..end])?, end))).next();
+        let found = ends
+            .filter_map(|end| Some((vocab.id_of(&rest.as_bytes()[..end])?, end)))
+            .next();
         match found {
             Some((id, end)) if vocab.kind(id) == TokenKind::Normal => {
                 out.push(id);
