@@ -1,0 +1,188 @@
+"""`Vocab.segment`: a tokenizer's own segmentation of bytes, against Hugging Face's models."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import tokenizer_zoo as zoo
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from xtoken import UnsupportedTokenizerError, Vocab
+
+SPELLINGS = {"byte-level", "sentencepiece", "wordpiece (lossy)"}
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in table)
+    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+ALPHABET = byte_alphabet()
+
+
+def reference(tokenizer: Tokenizer, vocab: Vocab, token: bytes) -> list[int] | None:
+    """What Hugging Face's model makes of the bytes; `None` where its pieces do not spell them."""
+    if vocab.family == "byte-level":
+        surface = "".join(ALPHABET[byte] for byte in token)
+    elif vocab.family == "sentencepiece":
+        surface = token.decode().replace(" ", "▁")
+    else:
+        surface = token.decode().removeprefix(" ")
+    pieces = [piece.id for piece in tokenizer.model.tokenize(surface)]
+    spelled = b"".join(vocab.token_bytes(piece) for piece in pieces)
+    return pieces if spelled == token else None
+
+
+TEACHERS = {
+    "byte-level BPE": zoo.byte_level_bpe,
+    "byte-level BPE that ignores merges": lambda: zoo.byte_level_bpe(2000, 1, True),
+    "SentencePiece BPE": zoo.sentencepiece_bpe,
+    "SentencePiece BPE without byte tokens": lambda: zoo.sentencepiece_bpe(3000, False),
+    "Unigram": zoo.unigram,
+    "Unigram without byte tokens": lambda: zoo.unigram(3000, False),
+    "DeepSeek": zoo.deepseek,
+}
+
+
+@pytest.fixture(params=TEACHERS, name="pair")
+def _pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, Vocab]:
+    tokenizer = TEACHERS[request.param]()
+    return tokenizer, Vocab.from_tokenizer(tokenizer)
+
+
+def is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_every_token_of_a_real_vocabulary_is_segmented_as_the_model_does(
+    pair: tuple[Tokenizer, Vocab],
+) -> None:
+    tokenizer, vocab = pair
+    student = Vocab.from_tokenizer(zoo.deepseek())
+    tokens = [student.token_bytes(i) for i in range(len(student))]
+    compared = split = 0
+    for token in filter(None, tokens):
+        if vocab.family == "sentencepiece" and not is_text(token):
+            continue
+        pieces = vocab.segment(token)
+        assert pieces == reference(tokenizer, vocab, token), token
+        compared += 1
+        split += pieces is not None and len(pieces) > 1
+    assert compared > 125_000
+    assert split > 1000 or vocab == student
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_is_segmented_as_the_model_does(text: str) -> None:
+    for make in TEACHERS.values():
+        tokenizer = make()
+        vocab = _cached_vocab(tokenizer)
+        if text:
+            assert vocab.segment(text.encode()) == reference(tokenizer, vocab, text.encode())
+
+
+_VOCABS: dict[int, Vocab] = {}
+
+
+def _cached_vocab(tokenizer: Tokenizer) -> Vocab:
+    return _VOCABS.setdefault(id(tokenizer), Vocab.from_tokenizer(tokenizer))
+
+
+def test_long_words_take_the_heap_and_give_the_same_answer(pair: tuple[Tokenizer, Vocab]) -> None:
+    tokenizer, vocab = pair
+    for word in ["the import statement " * 40, "a" * 3000, "é日 " * 500, "0123456789" * 99]:
+        assert vocab.segment(word.encode()) == reference(tokenizer, vocab, word.encode())
+
+
+@given(token=st.binary(min_size=1, max_size=24))
+def test_pieces_of_arbitrary_bytes_spell_them(token: bytes) -> None:
+    for make in TEACHERS.values():
+        vocab = _cached_vocab(make())
+        pieces = vocab.segment(token)
+        if pieces is not None:
+            assert b"".join(vocab.token_bytes(piece) for piece in pieces) == token
+        else:
+            assert vocab.family == "sentencepiece"
+
+
+def test_bytes_that_are_not_utf8_are_spelled_in_byte_tokens() -> None:
+    for make in (zoo.sentencepiece_bpe, zoo.unigram):
+        vocab = Vocab.from_tokenizer(make())
+        pieces = vocab.segment(b" the\xff\xe2\x9f the")
+        assert pieces is not None
+        assert [vocab.token_bytes(piece) for piece in pieces] == [
+            b" the", b"\xff", b"\xe2", b"\x9f", b" the",
+        ]  # fmt: skip
+        assert [vocab.is_byte_fallback(piece) for piece in pieces] == [False, True, True, True, False]
+
+
+def test_what_a_vocabulary_cannot_spell_has_no_pieces() -> None:
+    for make in (lambda: zoo.sentencepiece_bpe(3000, False), lambda: zoo.unigram(3000, False)):
+        vocab = Vocab.from_tokenizer(make())
+        assert vocab.segment("日".encode()) is None
+        assert vocab.segment(b"\xff") is None
+    assert vocab.segment(b"") is None
+    # SentencePiece reads a literal U+2581 as a space: the pieces would spell another text.
+    assert Vocab.from_tokenizer(zoo.sentencepiece_bpe()).segment("▁".encode()) is None
+
+
+def test_wordpiece_starts_words_at_spaces_and_continues_without() -> None:
+    tokenizer = zoo.wordpiece()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    student = Vocab.from_tokenizer(zoo.byte_level_bpe())
+    compared = 0
+    for token in (student.token_bytes(i) for i in range(len(student))):
+        word = token[1:]
+        if token[:1] == b" " and word and b" " not in word and is_text(word):
+            assert vocab.segment(token) == reference(tokenizer, vocab, token), token
+            compared += 1
+    assert compared > 1000
+    continuation = vocab.segment(b"ing")
+    assert continuation is not None
+    assert all(tokenizer.id_to_token(piece).startswith("##") for piece in continuation)
+    both = vocab.segment(b"ing the")
+    assert both == [*continuation, *(vocab.segment(b" the") or [])]
+
+
+def test_a_rank_file_merges_where_the_bytes_are_a_token_lowest_rank_first() -> None:
+    tokens = [bytes([byte]) for byte in range(256)] + [b"ab", b"bc", b"abc", b"cd", b"xyz"]
+    vocab = Vocab.from_tokens(tokens, ranked=True)
+    assert vocab.model == "BPE"
+    assert vocab.segment(b"abcd") == [256, 259]
+    assert vocab.segment(b"bcd") == [257, ord("d")]
+    # A whole token needs no path of merges to it.
+    assert vocab.segment(b"xyz") == [260]
+    assert vocab.segment(b"axyz") == list(b"axyz")
+
+
+def test_a_vocabulary_without_a_model_says_so() -> None:
+    vocab = Vocab.from_tokens([b"a", b"b"])
+    assert vocab.model is None
+    with pytest.raises(UnsupportedTokenizerError, match="built from explicit token bytes"):
+        vocab.segment(b"ab")
+
+
+def test_a_model_that_is_not_supported_is_named() -> None:
+    tokenizer = Tokenizer(BPE({"a": 0, "b##": 1}, [], continuing_subword_prefix="##"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    with pytest.raises(UnsupportedTokenizerError, match="affix ##"):
+        vocab.segment(b"a")
+
+
+def test_a_pickled_vocabulary_segments_as_before(pair: tuple[Tokenizer, Vocab]) -> None:
+    _, vocab = pair
+    copy = pickle.loads(pickle.dumps(vocab))
+    for token in (b" the 2024 import", "Überraschung".encode(), b"\xff\xfe"):
+        assert copy.segment(token) == vocab.segment(token)
+    assert copy.model == vocab.model

