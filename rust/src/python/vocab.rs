@@ -272,7 +272,7 @@ impl PyVocab {
     }
 
     fn segment(&self, py: Python<'_>, token: &[u8]) -> PyResult<Option<Vec<u32>>> {
-        detached(py, || self.tokenizer.segment(token))
+        detached(py, || self.tokenizer().segment(token))
     }
 
     #[getter]
