@@ -1,0 +1,76 @@
+"""Next-token cross-entropy of the student, by row blocks like every other loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import check_token_ids
+from .merge import ChunkRows
+from .output import LossOutput, inverse_normalizer
+from .row_blocks import Block, BlockLoss, block_rows, loss_output, sum_over_chunks
+from .student import Student, student_rows
+
+
+def cross_entropy(
+    student_logits: Student,
+    student_ids: Tensor,
+    mask: Tensor,
+    normalizer: float | Tensor | None = None,
+    *,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+) -> LossOutput:
+    """Mean negative log-likelihood of the tokens in `mask`.
+
+    Args:
+        student_logits: [B, T_s, V_s'] float, raw; or an `LmHead` or `VocabShard`.
+        student_ids: [B, T_s] int64.
+        mask: [B, T_s] bool, the token counts; the first column never does, nothing predicts it.
+        normalizer: what the sum over tokens is divided by, their number where None.
+        vocab_size: V_s, so that a padded lm_head's excess is dropped; None takes all columns.
+
+    Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and
+        `top1_accuracy`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a counted id outside the vocabulary.
+    """
+    source = student_rows(student_logits, vocab_size)
+    for name, value in (("student_ids", student_ids), ("mask", mask)):
+        if tuple(value.shape) != source.positions:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, expected {source.positions} like the "
+                "logits"
+            )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}, expected torch.bool")
+    length = source.positions[1]
+    sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
+    index = sample * length + token
+    targets = student_ids[sample, token + 1]
+    check_token_ids(targets, source.vocab_size, "student")
+    loss = CrossEntropyBlocks(student=ChunkRows(index, None, len(index)), targets=targets)
+    rows = block_size or block_rows(source, source.vocab_size, index.device)
+    total, sums = sum_over_chunks(loss, source, inverse_normalizer(normalizer, len(index)), rows)
+    return loss_output(loss, total, sums, len(index))
+
+
+@dataclass(eq=False, kw_only=True)
+class CrossEntropyBlocks(BlockLoss):
+    """Cross-entropy of a block of rows against `targets` [N] int64."""
+
+    student: ChunkRows
+    targets: Tensor
+    metric_names = ("ce", "top1_accuracy")
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        targets = self.targets[block.start : block.stop]
+        loss = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
+        hit = rows.detach().argmax(-1) == targets
+        return loss, torch.stack([loss.detach().sum(), hit.sum().to(loss.dtype)])

@@ -1,0 +1,198 @@
+"""The row-block engine: every loss is a sum over chunks, made a few chunks at a time.
+
+The gradient of a block is taken as soon as its value is known, so what autograd keeps is one block
+and never the batch: beside the logits, memory holds their gradient and a block. A `BlockLoss` is a
+plain differentiable function of a block of rows; a kernel may replace its `value_and_grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .merge import ChunkRows
+from .output import LossOutput
+from .student import LmHeadRows, StudentRows
+
+# Numbers a block of rows: 8 MB in float32 stays in a CPU's cache; a GPU wants more at once, and so
+# does an lm_head, whose weight is read once a block.
+_BLOCK_NUMBERS = {"cpu": 2**21, "cuda": 2**25}
+_LM_HEAD_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Chunks [start, stop), with each student row's chunk counted from `start` (None: its own)."""
+
+    start: int
+    stop: int
+    segments: Tensor | None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class BlockLoss:
+    """One loss over a block of chunks. Subclasses set the attributes and write `forward`.
+
+    Attributes:
+        student: the rows each chunk reads.
+        columns: [K] int64 student columns read, None for all.
+        params: further differentiable tensors, such as learnable weights of W.
+        metric_names: what the second result of `forward` holds.
+    """
+
+    student: ChunkRows
+    columns: Tensor | None = None
+    params: tuple[Tensor, ...] = ()
+    metric_names: tuple[str, ...] = ()
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """[n, V_s] rows to the loss of each chunk [len(block)] and metric sums [M] (detached)."""
+        raise NotImplementedError
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """Loss sum, metric sums, `scale` times the gradient of `rows` and of each needed param."""
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            leaves = [p.detach().requires_grad_(n) for p, n in zip(params, needed, strict=True)]
+            losses, metrics = self.forward(rows, block, leaves)
+            total = losses.sum()
+            wanted = [rows, *(leaf for leaf in leaves if leaf.requires_grad)]
+            seed = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
+            found = iter(torch.autograd.grad(total, wanted, seed, materialize_grads=True))
+        grad_rows = next(found)
+        grad_params = [next(found) if leaf.requires_grad else None for leaf in leaves]
+        return total.detach(), metrics, grad_rows, grad_params
+
+
+def block_rows(source: StudentRows, width: int, device: torch.device) -> int:
+    """Rows a block, from the widest row that a loss holds."""
+    table = _LM_HEAD_NUMBERS if isinstance(source, LmHeadRows) else _BLOCK_NUMBERS
+    return max(1, table.get(device.type, table["cuda"]) // max(width, 1))
+
+
+def sum_over_chunks(
+    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
+) -> tuple[Tensor, Tensor]:
+    """`scale` times the sum of the loss over all chunks, and the metric sums [M] (detached)."""
+    if torch.compiler.is_compiling():
+        return _traced(loss, source, scale, rows_per_block)
+    # Half precision is raised to float32 by the sources; autocast must not lower it again.
+    with torch.autocast(source.tensors()[0].device.type, enabled=False):
+        total, metrics = _RowBlocks.apply(
+            loss, source, scale, rows_per_block, *source.tensors(), *loss.params
+        )
+    return total, metrics
+
+
+def loss_output(loss: BlockLoss, total: Tensor, sums: Tensor, count: int) -> LossOutput:
+    """The total with the metric sums as means over `count` chunks."""
+    means = (sums / max(count, 1)).unbind()
+    metrics = dict(zip(loss.metric_names, means, strict=True))
+    return LossOutput(total, torch.tensor(count, device=total.device), metrics)
+
+
+def _traced(
+    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
+) -> tuple[Tensor, Tensor]:
+    """The same sum as plain ops, for torch.compile, whose partitioner does the recomputing."""
+    total = source.tensors()[0].new_zeros((), dtype=torch.float32)
+    sums = total.new_zeros(len(loss.metric_names))
+    for start, stop in loss.student.blocks(rows_per_block):
+        index, segments = loss.student.block(start, stop)
+        rows = source.rows(index, loss.columns)
+        losses, metrics = loss.forward(rows, Block(start, stop, segments), loss.params)
+        total = total + losses.sum()
+        sums = sums + metrics
+    if loss.student.count == 0:
+        total = total + source.tensors()[0].flatten()[:0].sum()
+    return total * scale, sums
+
+
+class _RowBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: BlockLoss,
+        source: StudentRows,
+        scale: float | Tensor,
+        rows_per_block: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        needed = tuple(ctx.needs_input_grad[4:])
+        total, metrics, grads = _run(loss, source, scale, rows_per_block, needed)
+        ctx.call = (loss, source, scale, rows_per_block, needed)
+        ctx.grads = grads
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(metrics)
+        return total, metrics
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _metrics: Tensor) -> tuple[Any, ...]:
+        loss, source, scale, rows_per_block, needed = ctx.call
+        tensors = ctx.saved_tensors
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:  # a second backward (retain_graph): the first one gave its buffer away
+            source = source.with_tensors(tensors[: len(source.tensors())])
+            grads = _run(loss, source, scale, rows_per_block, needed)[2]
+        # On the CPU a look at the factor is free and saves a pass over the gradient.
+        if grad_total.device.type != "cpu" or float(grad_total) != 1.0:
+            for grad in grads:
+                if grad is not None:
+                    grad.mul_(grad_total.to(grad.dtype))
+        return (None, None, None, None, *grads)
+
+
+def _run(
+    loss: BlockLoss,
+    source: StudentRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed)."""
+    split = len(source.tensors())
+    grads: list[Tensor | None] = [None] * split
+    if any(needed[:split]):
+        grads = source.new_grads(needed[:split])
+    param_grads = [
+        torch.zeros_like(p) if n else None for p, n in zip(loss.params, needed[split:], strict=True)
+    ]
+    total: Tensor | None = None
+    sums: Tensor | None = None
+    for start, stop in loss.student.blocks(rows_per_block):
+        index, segments = loss.student.block(start, stop)
+        rows = source.rows(index, loss.columns)
+        block = Block(start, stop, segments)
+        if any(needed):
+            value, metrics, grad_rows, more = loss.value_and_grad(
+                rows, block, loss.params, needed[split:], scale
+            )
+            if any(needed[:split]):
+                source.add_grads(grads, index, loss.columns, grad_rows)
+            for mine, found in zip(param_grads, more, strict=True):
+                if mine is not None and found is not None:
+                    mine.add_(found)
+        else:
+            losses, metrics = loss.forward(rows, block, loss.params)
+            value = losses.sum()
+        total = value if total is None else total + value
+        sums = metrics if sums is None else sums + metrics
+    if total is None or sums is None:
+        total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
+        sums = total.new_zeros(len(loss.metric_names))
+    return total * scale, sums, [*grads, *param_grads]

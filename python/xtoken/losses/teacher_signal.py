@@ -1,0 +1,201 @@
+"""What a teacher says: full logits, or a stored top-k; and the rows and columns a loss reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..chunks import ChunkBatch
+from .merge import ChunkRows, Merge, chunk_rows, merge_rows
+from .student import upcast
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherTopK:
+    """The teacher's k best next tokens at each position; the rest of its mass is only a sum.
+
+    Attributes:
+        ids: [B, T_t, k] int64 teacher ids, distinct within a row.
+        log_probs: [B, T_t, k] float, log-probabilities under the full vocabulary; -inf pads a
+            short row. The tail mass is 1 - sum(exp(log_probs)).
+        temperature: > 0, the one the log-probabilities were taken at.
+        token_log_probs: [B, T_t] float or None; at position p the log-probability of token p + 1,
+            which need not be among the k. The losses on chunk likelihoods ask for it.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    temperature: float = 1.0
+    token_log_probs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.dtype != torch.int64 or self.ids.dim() != 3:
+            raise ValueError(
+                f"ids is {self.ids.dtype} {tuple(self.ids.shape)}, expected int64 [B, T_t, k]"
+            )
+        if self.log_probs.shape != self.ids.shape or not self.log_probs.is_floating_point():
+            raise ValueError(
+                f"log_probs is {self.log_probs.dtype} {tuple(self.log_probs.shape)}, "
+                f"expected float {tuple(self.ids.shape)} like ids"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature} must be above 0")
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Tensor,
+        k: int,
+        *,
+        vocab_size: int | None = None,
+        temperature: float = 1.0,
+        ids: Tensor | None = None,
+    ) -> TeacherTopK:
+        """Take the top k of logits [B, T_t, V_t']; with `ids` [B, T_t] also `token_log_probs`."""
+        log_probs = torch.log_softmax(upcast(logits[..., :vocab_size]) / temperature, -1)
+        best = torch.topk(log_probs, min(k, log_probs.shape[-1]), dim=-1)
+        tokens = None
+        if ids is not None:
+            following = ids[:, 1:, None]
+            tokens = log_probs[:, :-1].gather(-1, following).squeeze(-1)
+            tokens = torch.nn.functional.pad(tokens, (0, 1))  # nothing follows the last
+        return cls(best.indices, best.values, temperature, tokens)
+
+    def to(self, device: torch.device | str) -> TeacherTopK:
+        """The same signal on another device."""
+        tokens = self.token_log_probs
+        return TeacherTopK(
+            self.ids.to(device),
+            self.log_probs.to(device),
+            self.temperature,
+            None if tokens is None else tokens.to(device),
+        )
+
+
+Teacher = Tensor | TeacherTopK
+
+
+def teacher_positions(teacher: Teacher) -> tuple[int, int]:
+    """(B, T_t) of a teacher signal."""
+    shape = teacher.ids.shape if isinstance(teacher, TeacherTopK) else teacher.shape
+    if len(shape) != 3:
+        raise ValueError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")
+    return shape[0], shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherRows:
+    """Each chunk's teacher distribution, a block of chunks at a time; without a graph.
+
+    Attributes:
+        signal: as passed by the caller.
+        where: the rows each chunk reads.
+        vocab_size: V_t; what lies beyond it has no mass.
+        temperature: divides the logits.
+    """
+
+    signal: Teacher
+    where: ChunkRows
+    vocab_size: int
+    temperature: float
+
+    @classmethod
+    def of(
+        cls,
+        signal: Teacher,
+        chunks: ChunkBatch,
+        vocab_size: int | None,
+        temperature: float,
+        merge: Merge,
+        *,
+        renormalized: bool = False,
+    ) -> TeacherRows:
+        """
+        Args:
+            renormalized: the loss renormalizes over stored entries, so that a stored top-k may be
+                read at another temperature than it was taken at.
+
+        Raises:
+            ValueError: V_t' < V_t; a top-k at another temperature, or under `mean`.
+        """
+        _, length = teacher_positions(signal)
+        if isinstance(signal, TeacherTopK):
+            if merge == "mean":
+                raise ValueError(
+                    "merge='mean' needs the teacher's full logits: the top-k of the positions "
+                    "differ; use merge='chain' with a stored top-k"
+                )
+            if temperature != signal.temperature and not renormalized:
+                raise ValueError(
+                    f"the stored top-k was taken at temperature {signal.temperature}, the loss "
+                    f"asks for {temperature}; store it at {temperature}, or pass full logits"
+                )
+            if signal.ids.numel() and int(signal.ids.min()) < 0:
+                raise ValueError(
+                    f"ids hold {int(signal.ids.min())}; pad a short row with log_probs = -inf"
+                )
+            if vocab_size is None:
+                raise ValueError("a stored top-k does not tell V_t; pass teacher_vocab_size")
+            size = vocab_size
+        else:
+            if vocab_size is not None and signal.shape[2] < vocab_size:
+                raise ValueError(
+                    f"teacher logits have {signal.shape[2]} columns, fewer than V_t = {vocab_size};"
+                    " pass the teacher this W or common set was built for"
+                )
+            size = signal.shape[2] if vocab_size is None else vocab_size
+        rows = chunk_rows(chunks, "teacher", length, merge)
+        return cls(signal, rows, size, temperature)
+
+    @property
+    def stored_power(self) -> float:
+        """What turns `log_probs` back into those of the full vocabulary's softmax."""
+        if isinstance(self.signal, TeacherTopK):
+            return self.temperature / self.signal.temperature
+        return 1.0
+
+    @torch.no_grad()
+    def log_probs(self, start: int, stop: int) -> Tensor:
+        """[stop - start, V_t] log-probabilities; a stored top-k leaves -inf outside of it."""
+        index, segments = self.where.block(start, stop)
+        if isinstance(self.signal, TeacherTopK):
+            ids, stored = self.top_k(start, stop)
+            dense = stored.new_full((len(ids), self.vocab_size + 1), -torch.inf)
+            return dense.scatter_(1, ids.clamp(max=self.vocab_size), stored)[:, : self.vocab_size]
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        rows = merge_rows(upcast(flat.index_select(0, index)), segments, stop - start)
+        if self.temperature != 1.0:
+            rows = rows / self.temperature
+        return torch.log_softmax(rows, -1)
+
+    @torch.no_grad()
+    def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Stored (ids, log-probs) [R, k] of the chunks, at this temperature up to a factor."""
+        assert isinstance(self.signal, TeacherTopK)
+        index, _ = self.where.block(start, stop)
+        ids = self.signal.ids.flatten(0, 1).index_select(0, index)
+        stored = upcast(self.signal.log_probs.detach().flatten(0, 1).index_select(0, index))
+        if self.signal.temperature != self.temperature:
+            stored = stored * (self.signal.temperature / self.temperature)
+        return ids, stored.masked_fill(ids >= self.vocab_size, -torch.inf)
+
+
+def top_columns(teacher: TeacherRows, supported: Tensor, k: int, rows_per_block: int) -> Tensor:
+    """The k supported columns that hold most of the teacher's mass over all chunks; ascending.
+
+    One set for the whole micro-batch, as in NeMo-RL; by total mass, which keeps the most of it.
+
+    Args:
+        supported: [V_t] bool, the columns to choose from.
+        k: at least 1; more than there are takes all of them.
+    """
+    mass = torch.zeros(teacher.vocab_size, dtype=torch.float32, device=supported.device)
+    for start in range(0, teacher.where.count, rows_per_block):
+        stop = min(start + rows_per_block, teacher.where.count)
+        mass += torch.exp(teacher.log_probs(start, stop)).sum(0)
+    # An unsupported column is below all others, not merely last among the empty ones.
+    mass = mass.masked_fill(~supported, -1.0)
+    best = torch.topk(mass, min(k, int(supported.sum()))).indices
+    return torch.sort(best).values

@@ -1,0 +1,432 @@
+"""The torch side of W: a sparse map from student to teacher vocabulary, applied to rows.
+
+Three things live here: `SparseMap`, a sparse matrix held in both orders and its product with rows;
+`log_project`, the same product of exponentials without underflow; `SparseProjection`, the module
+that holds W, fixed or learnable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def ragged_arange(starts: Tensor, sizes: Tensor) -> Tensor:
+    """Concatenate `range(starts[i], starts[i] + sizes[i])` for all i; int64 in, int64 out."""
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    inner = torch.arange(owner.shape[0], device=sizes.device) - (sizes.cumsum(0) - sizes)[owner]
+    return starts[owner] + inner
+
+
+def _offsets_of(counts: Tensor) -> Tensor:
+    return F.pad(counts.cumsum(0), (1, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMap:
+    """A sparse [n_in, n_out] matrix, its non-zeros sorted by output and by input; values outside.
+
+    Attributes:
+        inputs: [nnz] int64, input of each non-zero, sorted by output.
+        outputs: [nnz] int64, output of each non-zero, in the same order.
+        output_ptr: [n_out + 1] int64, range of each output's non-zeros.
+        transposed: [nnz] int64, the order that sorts the non-zeros by input.
+        input_ptr: [n_in + 1] int64, range of each input's non-zeros in that order.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    output_ptr: Tensor
+    transposed: Tensor
+    input_ptr: Tensor
+
+    @classmethod
+    def build(cls, inputs: Tensor, outputs: Tensor, n_in: int, n_out: int) -> SparseMap:
+        """From non-zeros already sorted by output."""
+        return cls(
+            inputs,
+            outputs,
+            _offsets_of(torch.bincount(outputs, minlength=n_out)),
+            torch.argsort(inputs, stable=True),
+            _offsets_of(torch.bincount(inputs, minlength=n_in)),
+        )
+
+    def matmul(self, rows: Tensor, values: Tensor) -> Tensor:
+        """[R, n_in] times the matrix: [R, n_out]."""
+        return _bag(rows, self.inputs, self.output_ptr, values)
+
+    def matmul_transposed(self, rows: Tensor, values: Tensor) -> Tensor:
+        """[R, n_out] times the transposed matrix: [R, n_in]."""
+        order = self.transposed
+        return _bag(rows, self.outputs[order], self.input_ptr, values[order])
+
+    def value_gradient(self, rows_in: Tensor, rows_out: Tensor) -> Tensor:
+        """[nnz]: sum over rows of `rows_in[:, input] * rows_out[:, output]`."""
+        return (rows_in[:, self.inputs] * rows_out[:, self.outputs]).sum(0)
+
+
+def _bag(rows: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
+    """out[r, i] = sum over j in [ptr[i], ptr[i+1]) of values[j] * rows[r, index[j]]."""
+    if index.shape[0] == 0:
+        return rows.new_zeros(rows.shape[0], ptr.shape[0] - 1)
+    # A bag sums whole rows of its table, so the table is the transposed block: a weighted
+    # gather of R contiguous numbers. Deterministic, and 4 times faster than index_add_.
+    table = rows.t().contiguous()
+    bags = F.embedding_bag(
+        index, table, ptr, mode="sum", per_sample_weights=values.to(rows.dtype),
+        include_last_offset=True,
+    )  # fmt: skip
+    return bags.t().contiguous()
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
+        ctx.save_for_backward(rows, values)
+        ctx.sparse = sparse
+        return sparse.matmul(rows, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, values = ctx.saved_tensors
+        grad_rows = ctx.sparse.matmul_transposed(grad, values) if ctx.needs_input_grad[0] else None
+        grad_values = None
+        if ctx.needs_input_grad[1]:
+            grad_values = ctx.sparse.value_gradient(rows, grad).to(values.dtype)
+        return grad_rows, grad_values, None
+
+
+class _LogProject(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
+        top = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(len(logits), 1)
+        top = top.nan_to_num(neginf=0.0) if bool(torch.isneginf(top).any()) else top
+        exps = torch.exp(logits - top)
+        sums = sparse.matmul(exps, values)
+        # Below this a sum has lost digits, or underflowed to a zero that would read as an
+        # infinite KL although the logits are finite: those columns are redone in log space.
+        faint = (sums < torch.finfo(sums.dtype).tiny * 1e6).any(0).nonzero().flatten()
+        out = torch.log(sums).add_(top)
+        redone = out.new_zeros(0)
+        if faint.numel():
+            out[:, faint] = _log_sums(logits, values, sparse, faint)
+            redone = logits
+        ctx.save_for_backward(exps, sums, values, faint, redone, out if faint.numel() else redone)
+        ctx.sparse = sparse
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        exps, sums, values, faint, logits, out = ctx.saved_tensors
+        sparse: SparseMap = ctx.sparse
+        scaled = grad / sums
+        if faint.numel():
+            scaled[:, faint] = 0.0
+        grad_logits = sparse.matmul_transposed(scaled, values).mul_(exps)
+        grad_values = None
+        if ctx.needs_input_grad[1]:
+            grad_values = sparse.value_gradient(exps, scaled)
+        if faint.numel():
+            entries, column = _entries(sparse, faint)
+            source = sparse.inputs[entries]
+            ratio = torch.exp(logits[:, source] - out[:, faint[column]]).nan_to_num(nan=0.0)
+            ratio = ratio * grad[:, faint[column]]  # [R, E]
+            grad_logits.index_add_(1, source, ratio * values[entries].to(ratio.dtype))
+            if grad_values is not None:
+                grad_values.index_add_(0, entries, ratio.sum(0))
+        if grad_values is not None:
+            grad_values = grad_values.to(values.dtype)
+        return grad_logits, grad_values, None
+
+
+def _entries(sparse: SparseMap, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the non-zeros of `columns`, and for each the index into `columns`."""
+    sizes = sparse.output_ptr[columns + 1] - sparse.output_ptr[columns]
+    owner = torch.repeat_interleave(torch.arange(len(columns), device=columns.device), sizes)
+    return ragged_arange(sparse.output_ptr[columns], sizes), owner
+
+
+def _log_sums(logits: Tensor, values: Tensor, sparse: SparseMap, columns: Tensor) -> Tensor:
+    """log of the sums of `columns`, [R, K], by a segment log-sum-exp; -inf without any mass."""
+    entries, column = _entries(sparse, columns)
+    terms = logits[:, sparse.inputs[entries]] + torch.log(values[entries].to(logits.dtype))
+    return _segment_logsumexp(terms, column, len(columns))
+
+
+def _segment_logsumexp(terms: Tensor, segment: Tensor, count: int) -> Tensor:
+    where = segment.expand_as(terms)
+    top = terms.new_full((terms.shape[0], count), -torch.inf)
+    top = top.scatter_reduce(1, where, terms.detach(), "amax")
+    top = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
+    sums = torch.zeros_like(top).index_add(1, segment, torch.exp(terms - top.gather(1, where)))
+    return torch.log(sums) + top
+
+
+def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
+    """log of `exp(logits) @ matrix`, differentiable in logits and values, without underflow.
+
+    Args:
+        logits: [R, n_in] float, any offset a row; -inf is no mass.
+        values: [nnz] the non-zeros, in the order of `sparse`, >= 0.
+
+    Returns: [R, n_out]; -inf only where a column has no mass at all.
+    """
+    if torch.compiler.is_compiling():  # no branch on data there: all of it in log space
+        terms = logits[:, sparse.inputs] + torch.log(values.to(logits.dtype))
+        return _segment_logsumexp(terms, sparse.outputs, sparse.output_ptr.shape[0] - 1)
+    result: Tensor = _LogProject.apply(logits, values, sparse)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSlice:
+    """W restricted to some teacher columns and to the student rows that reach them.
+
+    Attributes:
+        columns: [K] int64 teacher ids, the map's outputs in order; None means all of them.
+        rows: [n_in] int64 student ids, ascending, its inputs; None means all of them.
+        entries: [nnz] int64, positions of the non-zeros in W's CSR arrays, in the map's order.
+        map: the [n_in, K] sparsity.
+    """
+
+    columns: Tensor | None
+    rows: Tensor | None
+    entries: Tensor
+    map: SparseMap
+
+
+class SparseProjection(nn.Module):
+    """W [V_s, V_t]: row s says which teacher tokens student token s corresponds to.
+
+    Rows sum to 1 or are empty. `learnable=True` makes the weights a row softmax of free
+    parameters over the fixed sparsity, starting at W (X-Token, arXiv 2605.21699, trains them
+    with learning rate 1e-2 under P-KL).
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    weights: Tensor
+    row_of: Tensor
+    by_column: Tensor
+    column_ptr: Tensor
+    supported: Tensor
+    empty_rows: Tensor
+
+    def __init__(
+        self,
+        indptr: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        shape: tuple[int, int],
+        *,
+        learnable: bool = False,
+    ) -> None:
+        """
+        Args:
+            indptr: [V_s + 1] int64, the range of each row.
+            indices: [nnz] int64 teacher ids, in [0, V_t).
+            weights: [nnz] float, > 0.
+            shape: (V_s, V_t).
+
+        Raises:
+            ValueError: the arrays do not fit one another or the shape.
+        """
+        super().__init__()
+        _check_csr(indptr, indices, weights, shape)
+        student_size, teacher_size = shape
+        self.shape = (int(student_size), int(teacher_size))
+        counts = indptr.diff()
+        row_of = torch.repeat_interleave(
+            torch.arange(student_size, device=indptr.device), counts
+        )  # [nnz]
+        by_column = torch.argsort(indices, stable=True)
+        column_counts = torch.bincount(indices, minlength=teacher_size)
+        for name, value in {
+            "indptr": indptr,
+            "indices": indices,
+            "row_of": row_of,
+            "by_column": by_column,
+            "column_ptr": _offsets_of(column_counts),
+            "supported": column_counts > 0,
+            "empty_rows": counts == 0,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+        # W itself is kept in the state, so that a checkpoint holds what the run used.
+        self.register_buffer("weights", weights.detach().clone())
+        self.free: nn.Parameter | None = None
+        if learnable:
+            self.free = nn.Parameter(torch.log(weights.detach()))
+        self._full: ColumnSlice | None = None
+
+    @classmethod
+    def from_csr(
+        cls,
+        indptr: Any,
+        indices: Any,
+        weights: Any,
+        shape: tuple[int, int],
+        *,
+        learnable: bool = False,
+    ) -> SparseProjection:
+        """From numpy arrays or tensors of a CSR matrix, explicit zeros dropped.
+
+        float64 weights stay float64, all others become float32.
+        """
+        values = torch.as_tensor(weights)
+        if values.dtype != torch.float64:
+            values = values.to(torch.float32)
+        ptr, ids = (torch.as_tensor(x).to(torch.int64) for x in (indptr, indices))
+        if values.shape == ids.shape and bool((values == 0).any()):
+            # A column reached by zeros alone would count as supported, at an infinite KL.
+            kept = torch.nn.functional.pad((values != 0).cumsum(0), (1, 0))
+            ids, values, ptr = ids[values != 0], values[values != 0], kept[ptr]
+        return cls(ptr, ids, values, (int(shape[0]), int(shape[1])), learnable=learnable)
+
+    @classmethod
+    def from_projection(cls, projection: Any, *, learnable: bool = False) -> SparseProjection:
+        """From an `xtoken.Projection` (numpy): attributes indptr, indices, weights, shape."""
+        return cls.from_csr(
+            projection.indptr,
+            projection.indices,
+            projection.weights,
+            projection.shape,
+            learnable=learnable,
+        )
+
+    @classmethod
+    def identity(cls, size: int) -> SparseProjection:
+        """Each of `size` tokens on itself: one vocabulary on both sides."""
+        ids = torch.arange(size)
+        return cls(torch.arange(size + 1), ids, torch.ones(size), (size, size))
+
+    def values(self) -> Tensor:
+        """[nnz] the weights in CSR order; carries a gradient where they are learnable."""
+        if self.free is None:
+            return self.weights
+        rows = self.row_of
+        top = self.free.new_full((self.shape[0],), -torch.inf)
+        top = top.scatter_reduce(0, rows, self.free.detach(), "amax")
+        exps = torch.exp(self.free - top[rows])
+        sums = exps.new_zeros(self.shape[0]).index_add(0, rows, exps)
+        return exps / sums[rows]
+
+    def full(self) -> ColumnSlice:
+        """The map over all columns; built on first use, and again after a move to a device."""
+        if self._full is None or self._full.entries.device != self.indptr.device:
+            rows, ids = self.row_of[self.by_column], self.indices[self.by_column]
+            self._full = ColumnSlice(
+                None, None, self.by_column, SparseMap.build(rows, ids, self.shape[0], self.shape[1])
+            )
+        return self._full
+
+    def columns(self, ids: Tensor) -> ColumnSlice:
+        """The map onto teacher columns `ids` [K] int64, and the student rows that reach them."""
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.shape[1]):
+            raise ValueError(
+                f"column ids span [{int(ids.min())}, {int(ids.max())}], expected ids below "
+                f"V_t = {self.shape[1]}; pass the teacher this W was built for"
+            )
+        sizes = self.column_ptr[ids + 1] - self.column_ptr[ids]
+        entries = self.by_column[ragged_arange(self.column_ptr[ids], sizes)]
+        outputs = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), sizes)
+        rows, inputs = torch.unique(self.row_of[entries], return_inverse=True)
+        return ColumnSlice(
+            ids, rows, entries, SparseMap.build(inputs, outputs, len(rows), len(ids))
+        )
+
+    def project(self, probs: Tensor, columns: Tensor | None = None) -> Tensor:
+        """`probs @ W`: the student's distributions in the teacher's vocabulary.
+
+        Args:
+            probs: [R, V_s] float, >= 0.
+            columns: None for all of them, [K] int64 for the same columns in every row, or
+                [R, K] int64 for each row's own.
+
+        Returns: [R, V_t] or [R, K]; differentiable in probs and in learnable weights.
+
+        Raises:
+            ValueError: probs or columns do not fit W's shape.
+        """
+        if probs.dim() != 2 or probs.shape[1] != self.shape[0]:
+            raise ValueError(
+                f"probs has shape {tuple(probs.shape)}, expected [R, {self.shape[0]}]; "
+                "drop the lm_head's padding, or pass the student this W was built for"
+            )
+        if columns is not None and columns.dim() == 1:
+            part = self.columns(columns)
+            assert part.rows is not None
+            return _project(probs[:, part.rows], self.values()[part.entries], part.map)
+        full = self.full()
+        rows = _project(probs, self.values()[full.entries], full.map)
+        if columns is None:
+            return rows
+        if columns.shape[0] != probs.shape[0]:
+            raise ValueError(
+                f"columns has {columns.shape[0]} rows, expected {probs.shape[0]} like probs"
+            )
+        return rows.gather(1, columns)
+
+    def row_slice(self, start: int, stop: int) -> SparseProjection:
+        """W's rows [start, stop): the part of a student vocabulary shard; [stop - start, V_t]."""
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise ValueError(f"rows [{start}, {stop}) are not inside V_s = {self.shape[0]}")
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
+        return SparseProjection(
+            self.indptr[start : stop + 1] - low,
+            self.indices[low:high],
+            self.values().detach()[low:high],
+            (stop - start, self.shape[1]),
+            learnable=self.free is not None,
+        )
+
+    def column_slice(self, start: int, stop: int) -> SparseProjection:
+        """W's columns [start, stop); rows may then sum to less than 1. Not for learnable weights,
+        whose softmax runs over whole rows."""
+        if not 0 <= start <= stop <= self.shape[1]:
+            raise ValueError(f"columns [{start}, {stop}) are not inside V_t = {self.shape[1]}")
+        if self.free is not None:
+            raise ValueError("a learnable W cannot be cut by columns; cut it before training")
+        keep = (self.indices >= start) & (self.indices < stop)
+        counts = torch.bincount(self.row_of[keep], minlength=self.shape[0])
+        return SparseProjection(
+            _offsets_of(counts),
+            self.indices[keep] - start,
+            self.weights[keep],
+            (self.shape[0], stop - start),
+        )
+
+    def extra_repr(self) -> str:
+        kind = ", learnable" if self.free is not None else ""
+        return f"{self.shape[0]} x {self.shape[1]}, nnz={self.indices.shape[0]}{kind}"
+
+
+def _project(rows: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
+    result: Tensor = _Project.apply(rows, values, sparse)
+    return result
+
+
+def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[int, int]) -> None:
+    student_size, teacher_size = shape
+    for name, value in (("indptr", indptr), ("indices", indices)):
+        if value.dtype != torch.int64 or value.dim() != 1:
+            raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, expected int64 [n]")
+    if indptr.shape[0] != student_size + 1:
+        raise ValueError(
+            f"indptr has {indptr.shape[0]} entries, expected V_s + 1 = {student_size + 1}"
+        )
+    nnz = indices.shape[0]
+    if weights.shape != indices.shape:
+        raise ValueError(f"weights has {tuple(weights.shape)} entries, expected {nnz} like indices")
+    if int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"indptr must rise from 0 to nnz = {nnz}; this is no CSR matrix")
+    if nnz and (int(indices.min()) < 0 or int(indices.max()) >= teacher_size):
+        raise ValueError(
+            f"indices span [{int(indices.min())}, {int(indices.max())}], expected ids below "
+            f"V_t = {teacher_size}"
+        )
+    if not bool(torch.isfinite(weights).all()) or bool((weights <= 0).any()):
+        raise ValueError("weights must be finite and above 0; from_csr drops explicit zeros")

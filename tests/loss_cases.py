@@ -1,0 +1,103 @@
+"""Small random batches for the loss tests: chunks of all kinds, padding, padded lm_heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xtoken.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
+from xtoken.sparse import SparseProjection
+
+
+@dataclass
+class Case:
+    student_logits: Tensor
+    teacher_logits: Tensor
+    student_ids: Tensor
+    teacher_ids: Tensor
+    alignments: list
+    chunks: ChunkBatch  # all of them
+    usable: ChunkBatch
+    student_mask: Tensor
+    teacher_mask: Tensor
+    projection: SparseProjection
+    v_s: int
+    v_t: int
+
+
+def random_alignment(rng: np.random.Generator, chunks: int) -> SimpleNamespace:
+    """Bounds and kinds as the aligner gives them: 1:1, n:m, one-sided, mismatched, special."""
+    student, teacher, kinds = [0], [0], []
+    for _ in range(chunks):
+        kind = rng.choice([EXACT, EXACT, EXACT, MISMATCH, STUDENT_ONLY, TEACHER_ONLY, SPECIAL])
+        n = 0 if kind == TEACHER_ONLY else int(rng.integers(1, 4))
+        m = 0 if kind == STUDENT_ONLY else int(rng.integers(1, 4))
+        student.append(student[-1] + n)
+        teacher.append(teacher[-1] + m)
+        kinds.append(kind)
+    return SimpleNamespace(
+        student_bounds=np.array(student), teacher_bounds=np.array(teacher), kind=np.array(kinds)
+    )
+
+
+def random_csr(rng: np.random.Generator, v_s: int, v_t: int, empty: float = 0.15):
+    """CSR with empty rows, one-entry rows and rows of pieces; some columns unreached."""
+    ptr, ids, weights = [0], [], []
+    reachable = rng.permutation(v_t)[: max(2, int(v_t * 0.8))]
+    for token in range(v_s):
+        if rng.random() >= empty and token != v_s // 2:
+            row = rng.permutation(reachable)[: int(rng.integers(1, 4))]
+            share = 0.1 ** np.arange(len(row))
+            ids += row.tolist()
+            weights += (share / share.sum()).tolist()
+        ptr.append(len(ids))
+    return np.array(ptr), np.array(ids, dtype=np.int64), np.array(weights), (v_s, v_t)
+
+
+def make_case(
+    seed: int = 0,
+    *,
+    batch: int = 2,
+    chunks: int = 6,
+    v_s: int = 13,
+    v_t: int = 11,
+    padded: int = 3,
+    dtype: torch.dtype = torch.float64,
+    left: bool = False,
+    scale: float = 2.0,
+) -> Case:
+    """A batch whose lm_heads have `padded` columns beyond the tokenizers."""
+    rng = np.random.default_rng(seed)
+    alignments = [random_alignment(rng, chunks + 2 * b) for b in range(batch)]
+    lengths = [[int(a.student_bounds[-1]), int(a.teacher_bounds[-1])] for a in alignments]
+    t_s, t_t = (max(n[i] for n in lengths) + 2 for i in (0, 1))
+    offsets = [[t_s - a, t_t - b] if left else [0, 0] for a, b in lengths]
+    masks = [torch.zeros(batch, t, dtype=torch.bool) for t in (t_s, t_t)]
+    for row, (size, offset) in enumerate(zip(lengths, offsets, strict=True)):
+        for side in (0, 1):
+            masks[side][row, offset[side] : offset[side] + size[side]] = True
+    chunk_batch = ChunkBatch.from_alignments(
+        alignments, [o[0] for o in offsets], [o[1] for o in offsets]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((batch, t_s, v_s + padded), (batch, t_t, v_t + padded))
+    logits = [
+        scale * torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes
+    ]
+    logits = [rows.to(dtype) for rows in logits]
+    ids = [
+        torch.randint(0, v, (batch, t), generator=generator) for t, v in ((t_s, v_s), (t_t, v_t))
+    ]
+    return Case(
+        logits[0].requires_grad_(), logits[1], ids[0], ids[1], alignments, chunk_batch,
+        chunk_batch.usable(*masks), *masks,
+        SparseProjection.from_csr(*random_csr(rng, v_s, v_t)), v_s, v_t,
+    )  # fmt: skip
+
+
+def gradient(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, tensors, retain_graph=True))

@@ -1,0 +1,162 @@
+"""Slow, obvious twins of the losses: float64, one chunk at a time, straight from the definitions.
+
+They take whole logits and Python loops, share no code with the library, and are differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def chunk_distribution(
+    logits: Tensor, sample: int, start: int, end: int, merge: str, temperature: float, size: int
+) -> Tensor:
+    """[size] the normalized distribution of one side of one chunk."""
+    rows = [
+        torch.softmax(logits[sample, token - 1, :size].double() / temperature, -1)
+        for token in range(start, end)
+    ]
+    if merge == "chain":
+        return rows[0]
+    if merge == "last":
+        return rows[-1]
+    mean = sum(torch.log(row) for row in rows) / len(rows)
+    return torch.exp(mean) / torch.exp(mean).sum()
+
+
+def pairs(student_logits, teacher_logits, chunks, merge, temperature, v_s, v_t):
+    """Each chunk's two distributions."""
+    for c in range(len(chunks)):
+        sample = int(chunks.sample[c])
+        p = chunk_distribution(
+            student_logits, sample, int(chunks.student_start[c]), int(chunks.student_end[c]),
+            merge, temperature, v_s,
+        )  # fmt: skip
+        q = chunk_distribution(
+            teacher_logits.detach(), sample, int(chunks.teacher_start[c]),
+            int(chunks.teacher_end[c]), merge, temperature, v_t,
+        )  # fmt: skip
+        yield p, q
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    total = a.new_zeros(())
+    for x, y in zip(a, b, strict=True):
+        if float(x.detach()) > 0:
+            total = total + x * (torch.log(x) - torch.log(y))
+    return total
+
+
+def divergence(q: Tensor, p: Tensor, direction: str, beta: float) -> Tensor:
+    if direction == "forward":
+        return kl(q, p)
+    if direction == "reverse":
+        return kl(p, q)
+    m = beta * q + (1 - beta) * p
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+def dense(indptr, indices, weights, shape) -> Tensor:
+    w = torch.zeros(*shape, dtype=torch.float64)
+    for row in range(shape[0]):
+        for j in range(int(indptr[row]), int(indptr[row + 1])):
+            w[row, int(indices[j])] += float(weights[j])
+    return w
+
+
+def p_kl(
+    student_logits, teacher_logits, w, chunks, *, top_k=None, top_k_scope="chunk",
+    tail_bucket=False, merge="chain", temperature=1.0, direction="forward", beta=0.5,
+) -> Tensor:  # fmt: skip
+    """Sum over chunks; `w` is a dense [V_s, V_t] float64."""
+    v_s, v_t = w.shape
+    supported = [t for t in range(v_t) if float(w[:, t].detach().sum()) > 0]
+    both = list(pairs(student_logits, teacher_logits, chunks, merge, temperature, v_s, v_t))
+    shared = supported
+    if top_k is not None and top_k_scope == "microbatch":
+        mass = sum(q for _, q in both)
+        shared = sorted(supported, key=lambda t: -float(mass[t]))[:top_k]
+    total = w.new_zeros(())
+    for p, q in both:
+        kept = shared
+        if top_k is not None and top_k_scope == "chunk":
+            kept = sorted(supported, key=lambda t, q=q: -float(q[t]))[:top_k]
+        projected = p @ w
+        a, b = q[kept], projected[kept]
+        if tail_bucket:
+            a = torch.cat([a, (1 - a.sum())[None]])
+            b = torch.cat([b, (p.sum() - b.sum())[None]])
+        total = total + divergence(a / a.sum(), b / b.sum(), direction, beta)
+    return total * temperature**2
+
+
+def sorted_l1(p: Tensor, q: Tensor) -> Tensor:
+    a = torch.sort(p, descending=True).values
+    b = torch.sort(q, descending=True).values
+    size = max(len(a), len(b))
+    a = torch.cat([a, a.new_zeros(size - len(a))])
+    b = torch.cat([b, b.new_zeros(size - len(b))])
+    return (a - b).abs().sum()
+
+
+def hybrid(
+    student_logits, teacher_logits, chunks, common, v_s, v_t, *, common_weight=1.0, uld_weight=1.0,
+    merge="chain", temperature=1.0, direction="forward", beta=0.5,
+) -> Tensor:  # fmt: skip
+    """GOLD and H-KL; `common` is a list of (student id, teacher id). Sum over chunks."""
+    s_ids, t_ids = [s for s, _ in common], [t for _, t in common]
+    s_rest = [s for s in range(v_s) if s not in s_ids]
+    t_rest = [t for t in range(v_t) if t not in t_ids]
+    total = torch.zeros((), dtype=torch.float64)
+    for p, q in pairs(student_logits, teacher_logits, chunks, merge, temperature, v_s, v_t):
+        partial = divergence(q[t_ids], p[s_ids], direction, beta)
+        total = total + common_weight * partial + uld_weight * sorted_l1(p[s_rest], q[t_rest])
+    return total * temperature**2
+
+
+def same_vocab_kl(
+    student_logits, teacher_logits, chunks, size, *, temperature=1.0, direction="forward", beta=0.5
+) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for p, q in pairs(student_logits, teacher_logits, chunks, "chain", temperature, size, size):
+        total = total + divergence(q, p, direction, beta)
+    return total * temperature**2
+
+
+def cross_entropy(student_logits, ids, mask, size) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(ids.shape[0]):
+        for t in range(1, ids.shape[1]):
+            if bool(mask[b, t]):
+                row = student_logits[b, t - 1, :size].double()
+                total = total - torch.log(torch.softmax(row, -1)[int(ids[b, t])])
+    return total
+
+
+def alm(
+    student_logits, teacher_logits, student_ids, teacher_ids, chunks, v_s, v_t, *,
+    temperature=100.0, direction="forward", beta=0.5,
+) -> Tensor:  # fmt: skip
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(len(chunks)):
+        b = int(chunks.sample[c])
+        sides = []
+        for logits, ids, start, end, size in (
+            (student_logits, student_ids, chunks.student_start, chunks.student_end, v_s),
+            (teacher_logits.detach(), teacher_ids, chunks.teacher_start, chunks.teacher_end, v_t),
+        ):
+            prob = torch.ones((), dtype=torch.float64)
+            for t in range(int(start[c]), int(end[c])):
+                row = torch.softmax(logits[b, t - 1, :size].double(), -1)
+                prob = prob * row[int(ids[b, t])]
+            power = prob ** (1.0 / temperature)
+            sides.append(torch.stack([power, 1 - power]))
+        total = total + divergence(sides[1], sides[0], direction, beta)
+    return total
+
+
+def entropy(q: Tensor) -> float:
+    return -sum(float(x) * math.log(float(x)) for x in q if float(x) > 0)
