@@ -21,7 +21,7 @@ from .divergence import Direction, check_direction, divergence
 from .merge import ChunkRows, Merge, chunk_rows, merge_rows
 from .output import LossOutput, inverse_normalizer
 from .row_blocks import Block, BlockLoss, block_rows, loss_output, sum_over_chunks
-from .student import Student, student_rows
+from .student import Student, StudentRows, student_rows
 from .teacher_signal import Teacher, TeacherRows, TeacherTopK, top_columns
 
 Scope = Literal["chunk", "microbatch"]
@@ -78,6 +78,48 @@ def p_kl(
         ValueError: shapes, vocabulary sizes or options that do not fit; NaN or +inf logits; the
             chunks of another batch; a tail bucket that the student cannot put mass in.
     """
+    loss, source, per_block = p_kl_blocks(
+        student_logits,
+        teacher,
+        projection,
+        chunks,
+        student_ids=student_ids,
+        teacher_ids=teacher_ids,
+        top_k=top_k,
+        top_k_scope=top_k_scope,
+        tail_bucket=tail_bucket,
+        merge=merge,
+        temperature=temperature,
+        direction=direction,
+        beta=beta,
+        full_metrics=full_metrics,
+        block_size=block_size,
+    )
+    inverse = inverse_normalizer(normalizer, len(chunks))
+    total, sums = sum_over_chunks(loss, source, inverse, per_block)
+    check_finite(total, source, teacher, chunks, merge)
+    return loss_output(loss, total, sums, len(chunks))
+
+
+def p_kl_blocks(
+    student_logits: Student,
+    teacher: Teacher,
+    projection: SparseProjection,
+    chunks: ChunkBatch,
+    *,
+    student_ids: Tensor | None,
+    teacher_ids: Tensor | None,
+    top_k: int | None,
+    top_k_scope: Scope,
+    tail_bucket: bool,
+    merge: Merge,
+    temperature: float,
+    direction: Direction,
+    beta: float,
+    full_metrics: bool,
+    block_size: int | None,
+) -> tuple[PKLBlocks, StudentRows, int]:
+    """Check the arguments of `p_kl`; return the loss by blocks, its rows and chunks a block."""
     check_temperature(temperature)
     check_direction(direction, beta)
     if top_k_scope not in get_args(Scope):
@@ -117,10 +159,7 @@ def p_kl(
         direction=direction,
         beta=beta,
     )
-    inverse = inverse_normalizer(normalizer, len(chunks))
-    total, sums = sum_over_chunks(loss, source, inverse, per_block)
-    check_finite(total, source, teacher, chunks, merge)
-    return loss_output(loss, total, sums, len(chunks))
+    return loss, source, per_block
 
 
 @dataclass(eq=False, kw_only=True)
