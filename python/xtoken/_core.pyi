@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
 
 __all__ = [
+    "Aligner",
     "FormatError",
     "OptionError",
     "ShapeError",
@@ -158,3 +162,40 @@ class Vocab:
         Raises:
             TokenIdError: an id is outside the vocabulary.
         """
+
+_Arrays: TypeAlias = tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+]
+
+@final
+class Aligner:
+    """The part of `xtoken.Aligner` that runs without Python."""
+
+    def __new__(
+        cls,
+        student: Vocab,
+        teacher: Vocab,
+        role_pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> Aligner: ...
+    @property
+    def role_pairs(self) -> list[tuple[int, int]]: ...
+    def align(
+        self, student_ids: npt.NDArray[np.int64], teacher_ids: npt.NDArray[np.int64]
+    ) -> _Arrays:
+        """The arrays of `align_flat` for one pair of sequences."""
+    def align_flat(
+        self,
+        student_ids: npt.NDArray[np.int64],
+        student_starts: npt.NDArray[np.int64],
+        student_ends: npt.NDArray[np.int64],
+        teacher_ids: npt.NDArray[np.int64],
+        teacher_starts: npt.NDArray[np.int64],
+        teacher_ends: npt.NDArray[np.int64],
+        threads: int,
+    ) -> _Arrays:
+        """Student bounds, teacher bounds, kinds, chunk indptr and byte counts of the sequences
+        `ids[starts[b]:ends[b]]`; `threads` 0 for one a core."""

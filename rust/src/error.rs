@@ -6,10 +6,13 @@
 pub enum Error {
     /// A token id lies outside its vocabulary.
     #[error(
-        "{side}_ids[{position}] = {id} is outside the {side} vocabulary (V = {size}); \
-         pass the tokenizer that made these ids"
+        "{side}_ids[{}{position}] = {id} is outside the {side} vocabulary (V = {size}); \
+         pass the tokenizer that made these ids",
+        sequence.map_or_else(String::new, |sequence| format!("{sequence}, "))
     )]
     IdOutOfRange {
+        /// Index of the sequence in its batch.
+        sequence: Option<usize>,
         /// `student` or `teacher`.
         side: &'static str,
         /// Index of the id in the array that was passed.

@@ -3,8 +3,11 @@
 //! stand for which of another. X-Token (Sreenivas et al., 2026, arXiv 2605.21699) is the method;
 //! Python reaches this crate through the `python` feature, everything else needs no Python.
 
+pub mod align;
+pub mod batch;
 mod error;
 pub mod rank_files;
+mod resync;
 pub mod segment;
 pub mod surface;
 mod tokenizer;
@@ -14,6 +17,7 @@ pub mod vocab;
 #[cfg(feature = "python")]
 mod python;
 
+pub use align::{AlignOptions, Aligner, AlignmentBatch, ChunkKind, Counts};
 pub use error::{Error, Result};
 pub use segment::Model;
 pub use surface::Role;

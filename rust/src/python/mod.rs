@@ -1,5 +1,6 @@
 //! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the answer.
 
+mod align;
 mod vocab;
 
 use pyo3::create_exception;
@@ -78,6 +79,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         py.get_type::<UnsupportedTokenizerError>(),
     )?;
     module.add("OptionError", py.get_type::<OptionError>())?;
+    align::register(module)?;
     vocab::register(module)?;
     Ok(())
 }

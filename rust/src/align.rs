@@ -1,0 +1,337 @@
+//! Span alignment: which tokens of two tokenizations of one text correspond.
+//!
+//! A chunk boundary stands at each byte where a student and a teacher token both end, and nowhere
+//! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
+//! compared, never lengths alone. Where the texts differ, [`crate::resync`] finds the way on.
+
+pub(crate) mod output;
+pub(crate) mod side;
+pub(crate) mod walk;
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
+
+pub use output::{AlignmentBatch, ChunkKind, Counts};
+pub use side::TokenId;
+
+use crate::error::{Error, Result};
+use crate::resync::{self, Outcome};
+use crate::surface::Role;
+use crate::vocab::{DummyPrefix, TokenKind, Vocab};
+use output::{Boundary, Sink, Writer};
+use side::Side;
+use walk::{ID_BITS, ID_MASK, Stop, Walk};
+
+/// Roles whose specials correspond unless the caller says otherwise. An unknown token stands for
+/// some text, so it has no counterpart.
+const PAIRED_ROLES: [Role; 4] = [Role::Bos, Role::Eos, Role::Pad, Role::EndOfTurn];
+
+/// What an [`Aligner`] is asked to do beyond the default.
+#[derive(Debug, Clone, Default)]
+pub struct AlignOptions {
+    /// Pairs of special tokens, (student id, teacher id), that form [`ChunkKind::Special`] chunks;
+    /// `None` pairs those that play the same role (BOS, EOS, padding, end of turn) on both sides.
+    pub role_pairs: Option<Vec<(i64, i64)>>,
+}
+
+/// Aligns token sequences of one student and one teacher vocabulary.
+#[derive(Debug, Clone)]
+pub struct Aligner {
+    student: Arc<Vocab>,
+    teacher: Arc<Vocab>,
+    /// For each student id, the teacher id with the same bytes, and their number above it.
+    same: Vec<u32>,
+    pairs: FxHashSet<u64>,
+}
+
+/// Working memory that sequences aligned one after the other share.
+#[derive(Default)]
+pub struct Scratch(resync::Scratch);
+
+impl Aligner {
+    /// An aligner for two vocabularies.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchId`] for a role pair outside the vocabularies, [`Error::Option`] for one that
+    /// is not special.
+    pub fn new(student: Arc<Vocab>, teacher: Arc<Vocab>, options: AlignOptions) -> Result<Self> {
+        let pairs = match options.role_pairs {
+            None => PAIRED_ROLES
+                .iter()
+                .filter_map(|&role| Some((student.role(role)?, teacher.role(role)?)))
+                .filter(|&(s, t)| is_special(&student, s) && is_special(&teacher, t))
+                .map(pair_key)
+                .collect(),
+            Some(pairs) => {
+                let key = |(student_id, teacher_id)| {
+                    let student_id = special_id(&student, student_id, "student")?;
+                    Ok(pair_key((
+                        student_id,
+                        special_id(&teacher, teacher_id, "teacher")?,
+                    )))
+                };
+                pairs.into_iter().map(key).collect::<Result<_>>()?
+            }
+        };
+        let same = same_bytes(&student, &teacher);
+        Ok(Self {
+            student,
+            teacher,
+            same,
+            pairs,
+        })
+    }
+
+    /// The student's vocabulary.
+    #[must_use]
+    pub fn student(&self) -> &Arc<Vocab> {
+        &self.student
+    }
+
+    /// The teacher's vocabulary.
+    #[must_use]
+    pub fn teacher(&self) -> &Arc<Vocab> {
+        &self.teacher
+    }
+
+    /// The pairs of special ids that correspond, in order.
+    #[must_use]
+    pub fn role_pairs(&self) -> Vec<(u32, u32)> {
+        let mut pairs: Vec<(u32, u32)> = self
+            .pairs
+            .iter()
+            .map(|&key| ((key >> 32) as u32, key as u32))
+            .collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// The alignment of one pair of sequences, as a batch of one.
+    ///
+    /// # Errors
+    /// [`Error::IdOutOfRange`] for an id outside its vocabulary.
+    pub fn align<S: TokenId, T: TokenId>(
+        &self,
+        student: &[S],
+        teacher: &[T],
+    ) -> Result<AlignmentBatch> {
+        let mut batch = AlignmentBatch::default();
+        self.align_into(student, teacher, &mut batch, &mut Scratch::default())?;
+        Ok(batch)
+    }
+
+    /// Appends the alignment of one pair of sequences to `batch`, which an error leaves as it was.
+    ///
+    /// # Errors
+    /// [`Error::IdOutOfRange`] for an id outside its vocabulary.
+    pub fn align_into<S: TokenId, T: TokenId>(
+        &self,
+        student: &[S],
+        teacher: &[T],
+        batch: &mut AlignmentBatch,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let walk = Walk {
+            student: Side::new(&self.student, student),
+            teacher: Side::new(&self.teacher, teacher),
+            same: &self.same,
+            pairs: &self.pairs,
+            has_dummy: self.student.dummy_prefix() != DummyPrefix::Never
+                || self.teacher.dummy_prefix() != DummyPrefix::Never,
+        };
+        let mut writer = Writer::new(batch, student.len() + teacher.len());
+        match run(&walk, &mut writer, &mut scratch.0) {
+            Ok(()) => {
+                writer.finish();
+                Ok(())
+            }
+            Err(BadId) => {
+                writer.undo();
+                Err(self.bad_id(student, teacher))
+            }
+        }
+    }
+
+    /// The first id outside its vocabulary, as an error.
+    #[cold]
+    fn bad_id<S: TokenId, T: TokenId>(&self, student: &[S], teacher: &[T]) -> Error {
+        fn first<I: TokenId>(side: &'static str, ids: &[I], size: usize) -> Option<Error> {
+            let position = ids.iter().position(|id| id.index() >= size)?;
+            Some(Error::IdOutOfRange {
+                sequence: None,
+                side,
+                position,
+                id: ids[position].value(),
+                size,
+            })
+        }
+        first("student", student, self.student.len())
+            .or_else(|| first("teacher", teacher, self.teacher.len()))
+            .unwrap_or(Error::IdOutOfRange {
+                sequence: None,
+                side: "student",
+                position: 0,
+                id: -1,
+                size: 0,
+            })
+    }
+}
+
+struct BadId;
+
+/// Walks both sides to their ends, over each difference.
+fn run<S: TokenId, T: TokenId>(
+    walk: &Walk<'_, S, T>,
+    writer: &mut Writer<'_>,
+    scratch: &mut resync::Scratch,
+) -> std::result::Result<(), BadId> {
+    let ends = (walk.student.ids.len(), walk.teacher.ids.len());
+    let mut from = (0, 0);
+    scratch.plan.clear();
+    loop {
+        match walk.run(from, writer) {
+            Stop::End | Stop::Enough => return Ok(()),
+            Stop::BadId => return Err(BadId),
+            Stop::OneEnds { at, reached } => {
+                block(walk, at, reached, false, writer)?;
+                return block(walk, reached, ends, false, writer);
+            }
+            Stop::Differ {
+                mut at,
+                reached,
+                agreed,
+            } => {
+                // A long chunk that agreed up to here is not taken up again from its start.
+                if agreed >= resync::COMMIT_BYTES && reached.0 > at.0 && reached.1 > at.1 {
+                    block(walk, at, reached, false, writer)?;
+                    at = reached;
+                    scratch.plan.clear();
+                }
+                if scratch.plan.is_empty() {
+                    match resync::search(walk, at, scratch) {
+                        Outcome::Found => {}
+                        Outcome::Nothing => {
+                            from = resync::common_end(walk, at);
+                            if from == at {
+                                from = ends;
+                            }
+                            block(walk, at, from, true, writer)?;
+                            continue;
+                        }
+                        Outcome::BadId => return Err(BadId),
+                    }
+                }
+                let next = scratch.plan.pop().unwrap_or(ends);
+                from = (next.0.max(at.0), next.1.max(at.1));
+                block(walk, at, from, false, writer)?;
+            }
+        }
+    }
+}
+
+/// Writes the tokens between two boundaries as one that differs, or one by one where only one side
+/// has any. Tokens without text at its edges stand alone.
+fn block<S: TokenId, T: TokenId>(
+    walk: &Walk<'_, S, T>,
+    from: Boundary,
+    to: Boundary,
+    coarse: bool,
+    writer: &mut Writer<'_>,
+) -> std::result::Result<(), BadId> {
+    let (student, teacher) = (&walk.student, &walk.teacher);
+    let has_text = |side: Option<(usize, usize)>| side.is_some_and(|(start, end)| start < end);
+    if (from.0..to.0).any(|i| student.span(i).is_none())
+        || (from.1..to.1).any(|j| teacher.span(j).is_none())
+    {
+        return Err(BadId);
+    }
+    let student_text = trim(from.0, to.0, |i| has_text(student.span(i)));
+    let teacher_text = trim(from.1, to.1, |j| has_text(teacher.span(j)));
+    if student_text.0 == student_text.1 || teacher_text.0 == teacher_text.1 {
+        alone(walk, from, to, writer);
+        return Ok(());
+    }
+    alone(walk, from, (student_text.0, teacher_text.0), writer);
+    let end = (student_text.1, teacher_text.1);
+    let student_bytes = student.len_of(student_text.0..end.0);
+    let teacher_bytes = teacher.len_of(teacher_text.0..end.1);
+    writer.mismatch(end, student_bytes, teacher_bytes, coarse);
+    alone(walk, end, to, writer);
+    Ok(())
+}
+
+/// Writes tokens one by one, the student's before the teacher's.
+fn alone<S: TokenId, T: TokenId>(
+    walk: &Walk<'_, S, T>,
+    from: Boundary,
+    to: Boundary,
+    writer: &mut Writer<'_>,
+) {
+    for i in from.0..to.0 {
+        writer.one_sided(
+            (i + 1, from.1),
+            ChunkKind::StudentOnly,
+            walk.student.token_len(i),
+        );
+    }
+    for j in from.1..to.1 {
+        writer.one_sided(
+            (to.0, j + 1),
+            ChunkKind::TeacherOnly,
+            walk.teacher.token_len(j),
+        );
+    }
+}
+
+/// The part of a range from its first to its last element that qualifies; empty at its end if none.
+fn trim(start: usize, end: usize, qualifies: impl Fn(usize) -> bool) -> (usize, usize) {
+    let first = (start..end).find(|&at| qualifies(at)).unwrap_or(end);
+    let last = (first..end)
+        .rfind(|&at| qualifies(at))
+        .map_or(first, |at| at + 1);
+    (first, last)
+}
+
+fn pair_key((student_id, teacher_id): (u32, u32)) -> u64 {
+    u64::from(student_id) << 32 | u64::from(teacher_id)
+}
+
+fn is_special(vocab: &Vocab, id: u32) -> bool {
+    vocab.kind(id) == TokenKind::Special
+}
+
+fn special_id(vocab: &Vocab, id: i64, side: &'static str) -> Result<u32> {
+    let known = u32::try_from(id)
+        .ok()
+        .filter(|&id| (id as usize) < vocab.len());
+    let known = known.ok_or(Error::NoSuchId {
+        id,
+        size: vocab.len(),
+    })?;
+    if !is_special(vocab, known) {
+        return Err(Error::Option {
+            name: "role_pairs",
+            value: format!("{side} id {id}"),
+            expected: "special tokens, which contribute no text",
+        });
+    }
+    Ok(known)
+}
+
+/// The map from student ids to teacher ids with the same bytes, packed with their number; entries
+/// that do not fit or do not exist equal no id.
+fn same_bytes(student: &Vocab, teacher: &Vocab) -> Vec<u32> {
+    let most = (u32::MAX >> ID_BITS) as usize;
+    (0..student.len() as u32)
+        .map(|id| {
+            let bytes = student.token_bytes(id);
+            match teacher.id_of(bytes) {
+                Some(other) if other < ID_MASK && bytes.len() <= most => {
+                    (bytes.len() as u32) << ID_BITS | other
+                }
+                _ => ID_MASK,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,220 @@
+//! What an alignment is: two rising arrays of token bounds and a kind for each chunk between them.
+
+/// How the two sides of a chunk relate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ChunkKind {
+    /// Tokens on both sides that spell the same bytes.
+    Exact = 0,
+    /// Tokens on both sides whose bytes differ.
+    Mismatch = 1,
+    /// One student token that the teacher has nothing for.
+    StudentOnly = 2,
+    /// One teacher token that the student has nothing for.
+    TeacherOnly = 3,
+    /// Two special tokens that the caller declared to correspond.
+    Special = 4,
+}
+
+impl ChunkKind {
+    /// All kinds, by value.
+    pub const ALL: [ChunkKind; 5] = [
+        ChunkKind::Exact,
+        ChunkKind::Mismatch,
+        ChunkKind::StudentOnly,
+        ChunkKind::TeacherOnly,
+        ChunkKind::Special,
+    ];
+}
+
+/// Bytes of text by what became of them. A dummy prefix is not text and counts nowhere, unless it
+/// ended up in a chunk that is not exact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Bytes of the student's text.
+    pub student_bytes: i64,
+    /// Bytes of the teacher's text.
+    pub teacher_bytes: i64,
+    /// Bytes in [`ChunkKind::Exact`] chunks; the same on both sides.
+    pub exact_bytes: i64,
+    /// Mismatch chunks that stand where the search for a finer answer met its limit.
+    pub coarse_chunks: i64,
+}
+
+/// The alignments of a batch, one after the other.
+///
+/// Sequence `b` has the chunks `chunk_indptr[b]..chunk_indptr[b + 1]` of `kinds`; as each sequence
+/// has one bound more than chunks, its bounds are `chunk_indptr[b] + b..=chunk_indptr[b + 1] + b`.
+/// Chunk `c` of a sequence covers its tokens `bounds[c]..bounds[c + 1]` on either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlignmentBatch {
+    /// Token bounds in the student's sequences.
+    pub student_bounds: Vec<i64>,
+    /// Token bounds in the teacher's sequences.
+    pub teacher_bounds: Vec<i64>,
+    /// [`ChunkKind`] of each chunk, as its value.
+    pub kinds: Vec<u8>,
+    /// Where the chunks of each sequence begin, and at last their number.
+    pub chunk_indptr: Vec<i64>,
+    /// One entry a sequence.
+    pub counts: Vec<Counts>,
+}
+
+impl Default for AlignmentBatch {
+    fn default() -> Self {
+        Self {
+            student_bounds: Vec::new(),
+            teacher_bounds: Vec::new(),
+            kinds: Vec::new(),
+            chunk_indptr: vec![0],
+            counts: Vec::new(),
+        }
+    }
+}
+
+impl AlignmentBatch {
+    /// Number of sequences.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Whether there is no sequence.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// Empties the batch but keeps its memory.
+    pub fn clear(&mut self) {
+        self.student_bounds.clear();
+        self.teacher_bounds.clear();
+        self.kinds.clear();
+        self.chunk_indptr.truncate(1);
+        self.counts.clear();
+    }
+
+    /// Appends the sequences of `other`.
+    pub fn append(&mut self, other: &AlignmentBatch) {
+        let base = self.kinds.len() as i64;
+        self.student_bounds.extend_from_slice(&other.student_bounds);
+        self.teacher_bounds.extend_from_slice(&other.teacher_bounds);
+        self.kinds.extend_from_slice(&other.kinds);
+        self.chunk_indptr
+            .extend(other.chunk_indptr.iter().skip(1).map(|end| base + end));
+        self.counts.extend_from_slice(&other.counts);
+    }
+}
+
+/// A place where a student and a teacher token both begin.
+pub(crate) type Boundary = (usize, usize);
+
+/// Receives the chunks of one walk, in order; each call says where the chunk ends.
+pub(crate) trait Sink {
+    /// Whether the walk may stop once `bytes` more have agreed since its start.
+    fn enough(&self, bytes: usize) -> bool;
+    /// `count` chunks of one token on either side, `bytes` together.
+    fn run(&mut self, start: Boundary, count: usize, bytes: usize);
+    /// One exact chunk.
+    fn exact(&mut self, end: Boundary, bytes: usize);
+    /// One pair of special tokens.
+    fn special(&mut self, end: Boundary);
+    /// One token that only one side has, with the text that it contributes.
+    fn one_sided(&mut self, end: Boundary, kind: ChunkKind, bytes: usize);
+}
+
+/// Appends the chunks of one sequence to a batch.
+pub(crate) struct Writer<'a> {
+    batch: &'a mut AlignmentBatch,
+    counts: Counts,
+    /// Lengths of the bounds and of the kinds before this sequence.
+    before: (usize, usize),
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(batch: &'a mut AlignmentBatch, tokens: usize) -> Self {
+        let before = (batch.student_bounds.len(), batch.kinds.len());
+        // Each chunk holds a token or more: no further growth while the sequence is written.
+        batch.student_bounds.reserve(tokens + 1);
+        batch.teacher_bounds.reserve(tokens + 1);
+        batch.kinds.reserve(tokens);
+        batch.student_bounds.push(0);
+        batch.teacher_bounds.push(0);
+        Self {
+            batch,
+            counts: Counts::default(),
+            before,
+        }
+    }
+
+    fn push(&mut self, end: Boundary, kind: ChunkKind) {
+        self.batch.student_bounds.push(end.0 as i64);
+        self.batch.teacher_bounds.push(end.1 as i64);
+        self.batch.kinds.push(kind as u8);
+    }
+
+    pub(crate) fn mismatch(
+        &mut self,
+        end: Boundary,
+        student_bytes: usize,
+        teacher_bytes: usize,
+        coarse: bool,
+    ) {
+        self.counts.student_bytes += student_bytes as i64;
+        self.counts.teacher_bytes += teacher_bytes as i64;
+        self.counts.coarse_chunks += i64::from(coarse);
+        self.push(end, ChunkKind::Mismatch);
+    }
+
+    /// Takes back what was written.
+    pub(crate) fn undo(self) {
+        self.batch.student_bounds.truncate(self.before.0);
+        self.batch.teacher_bounds.truncate(self.before.0);
+        self.batch.kinds.truncate(self.before.1);
+    }
+
+    pub(crate) fn finish(self) {
+        self.batch.chunk_indptr.push(self.batch.kinds.len() as i64);
+        let mut counts = self.counts;
+        counts.student_bytes += counts.exact_bytes;
+        counts.teacher_bytes += counts.exact_bytes;
+        self.batch.counts.push(counts);
+    }
+}
+
+impl Sink for Writer<'_> {
+    #[inline(always)]
+    fn enough(&self, _bytes: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn run(&mut self, start: Boundary, count: usize, bytes: usize) {
+        let (i, j, n) = (start.0 as i64, start.1 as i64, count as i64);
+        self.batch.student_bounds.extend(i + 1..=i + n);
+        self.batch.teacher_bounds.extend(j + 1..=j + n);
+        self.batch
+            .kinds
+            .extend(std::iter::repeat_n(ChunkKind::Exact as u8, count));
+        self.counts.exact_bytes += bytes as i64;
+    }
+
+    #[inline(always)]
+    fn exact(&mut self, end: Boundary, bytes: usize) {
+        self.counts.exact_bytes += bytes as i64;
+        self.push(end, ChunkKind::Exact);
+    }
+
+    fn special(&mut self, end: Boundary) {
+        self.push(end, ChunkKind::Special);
+    }
+
+    fn one_sided(&mut self, end: Boundary, kind: ChunkKind, bytes: usize) {
+        if kind == ChunkKind::StudentOnly {
+            self.counts.student_bytes += bytes as i64;
+        } else {
+            self.counts.teacher_bytes += bytes as i64;
+        }
+        self.push(end, kind);
+    }
+}

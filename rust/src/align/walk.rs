@@ -1,0 +1,257 @@
+//! The equal-byte walk: from one common boundary to the next for as long as the bytes agree.
+
+use super::output::{Boundary, ChunkKind, Sink};
+use super::side::{Side, TokenId, bytes_agree, dummy_prefix};
+
+/// Entries of the direct map hold a teacher id in these bits and the token's length above them.
+pub(crate) const ID_BITS: u32 = 24;
+pub(crate) const ID_MASK: u32 = (1 << ID_BITS) - 1;
+
+/// Special tokens pair up across at most this many tokens without text.
+const PAIR_WINDOW: usize = 16;
+
+/// Why a walk ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Both sides are used up.
+    End,
+    /// The sink had enough.
+    Enough,
+    /// One side is used up. The tokens between the last boundary and `reached` agree with the other
+    /// side as far as they go.
+    OneEnds { at: Boundary, reached: Boundary },
+    /// The bytes after the boundary `at` differ; `agreed` of them do not. `reached` are the tokens
+    /// in which the difference lies.
+    Differ {
+        at: Boundary,
+        reached: Boundary,
+        agreed: usize,
+    },
+    /// An id lies outside its vocabulary.
+    BadId,
+}
+
+/// Both sides and what is known about the pair of vocabularies.
+pub(crate) struct Walk<'a, S, T> {
+    pub(crate) student: Side<'a, S>,
+    pub(crate) teacher: Side<'a, T>,
+    /// For each student id, the teacher id with the same bytes and their number.
+    pub(crate) same: &'a [u32],
+    /// Pairs of special ids that correspond, as `student << 32 | teacher`.
+    pub(crate) pairs: &'a rustc_hash::FxHashSet<u64>,
+    pub(crate) has_dummy: bool,
+}
+
+impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
+    /// Walks from `from` on and tells `sink` each chunk.
+    #[inline(always)]
+    pub(crate) fn run<K: Sink>(&self, from: Boundary, sink: &mut K) -> Stop {
+        let (mut i, mut j) = from;
+        let mut walked = 0;
+        loop {
+            match self.step((i, j), walked, sink) {
+                Ok((end, bytes)) => {
+                    (i, j) = end;
+                    walked += bytes;
+                }
+                Err(stop) => return stop,
+            }
+            if sink.enough(walked) {
+                return Stop::Enough;
+            }
+            // Chunks of one token on either side: the map both finds and verifies them.
+            let (start, mut bytes) = (i, 0);
+            for (student_id, teacher_id) in self.student.ids[i..].iter().zip(&self.teacher.ids[j..])
+            {
+                let Some(&entry) = self.same.get(student_id.index()) else {
+                    break;
+                };
+                let len = (entry >> ID_BITS) as usize;
+                let same = (entry & ID_MASK) as usize == teacher_id.index() && len > 0;
+                if !same || sink.enough(walked + bytes) {
+                    break;
+                }
+                bytes += len;
+                i += 1;
+            }
+            let count = i - start;
+            if count > 0 {
+                sink.run((start, j), count, bytes);
+                j += count;
+                walked += bytes;
+                if sink.enough(walked) {
+                    return Stop::Enough;
+                }
+            }
+        }
+    }
+
+    /// One chunk with text, with the tokens without text before it; gives its end and its bytes.
+    #[inline]
+    fn step<K: Sink>(
+        &self,
+        from: Boundary,
+        walked: usize,
+        sink: &mut K,
+    ) -> Result<(Boundary, usize), Stop> {
+        let (n, m) = (self.student.ids.len(), self.teacher.ids.len());
+        // Tokens without text are told to the sink only with what follows: where the texts differ,
+        // they belong to the difference.
+        let mut at = from;
+        let (mut i, mut j) = from;
+        let (mut left, mut right);
+        loop {
+            if i < n && j < m {
+                left = self.student.span(i).ok_or(Stop::BadId)?;
+                right = self.teacher.span(j).ok_or(Stop::BadId)?;
+                if left.0 < left.1 && right.0 < right.1 {
+                    break;
+                }
+            }
+            let before = (i, j);
+            (at, (i, j)) = self.zero_width(at, before, sink);
+            if i == n && j == m {
+                one_sided(at, (n, m), sink);
+                return Err(Stop::End);
+            }
+            if before == (i, j) {
+                return Err(Stop::OneEnds { at, reached: at });
+            }
+        }
+        if self.has_dummy {
+            let (student_extra, teacher_extra) =
+                dummy_prefix(&self.student, &self.teacher, (i, 0), (j, 0));
+            left.0 += usize::from(student_extra);
+            right.0 += usize::from(teacher_extra);
+            // A token that was nothing but the dummy prefix.
+            if left.0 == left.1 || right.0 == right.1 {
+                let end = (
+                    i + usize::from(left.0 == left.1),
+                    j + usize::from(right.0 == right.1),
+                );
+                one_sided(at, end, sink);
+                return Ok((end, 0));
+            }
+        }
+        let chunk = (i, j);
+        let mut agreed = 0;
+        loop {
+            let len = (left.1 - left.0).min(right.1 - right.0);
+            if !bytes_agree(self.student.blob, left.0, self.teacher.blob, right.0, len) {
+                return Err(Stop::Differ {
+                    at,
+                    reached: (i, j),
+                    agreed,
+                });
+            }
+            agreed += len;
+            left.0 += len;
+            right.0 += len;
+            if left.0 == left.1 && right.0 == right.1 {
+                let end = (i + 1, j + 1);
+                if at != chunk {
+                    one_sided(at, chunk, sink);
+                }
+                sink.exact(end, agreed);
+                return Ok((end, agreed));
+            }
+            if sink.enough(walked + agreed) {
+                return Err(Stop::Enough);
+            }
+            // One side is inside a token; the other goes on, past tokens without text.
+            while left.0 == left.1 {
+                i += 1;
+                if i == n {
+                    return Err(Stop::OneEnds {
+                        at,
+                        reached: (n, j + 1),
+                    });
+                }
+                left = self.student.span(i).ok_or(Stop::BadId)?;
+                if self.has_dummy && left.0 < left.1 && self.student.starts_segment(i) {
+                    let skipped = self.teacher.token_len(j) - (right.1 - right.0);
+                    let extra = dummy_prefix(&self.student, &self.teacher, (i, 0), (j, skipped)).0;
+                    left.0 += usize::from(extra);
+                }
+            }
+            while right.0 == right.1 {
+                j += 1;
+                if j == m {
+                    return Err(Stop::OneEnds {
+                        at,
+                        reached: (i + 1, m),
+                    });
+                }
+                right = self.teacher.span(j).ok_or(Stop::BadId)?;
+                if self.has_dummy && right.0 < right.1 && self.teacher.starts_segment(j) {
+                    let skipped = self.student.token_len(i) - (left.1 - left.0);
+                    let extra = dummy_prefix(&self.student, &self.teacher, (i, skipped), (j, 0)).1;
+                    right.0 += usize::from(extra);
+                }
+            }
+        }
+    }
+
+    /// Passes tokens without text at `before`, those from `at` on not yet told to the sink, up to the
+    /// next pair of specials that correspond or to text on both sides.
+    #[cold]
+    fn zero_width<K: Sink>(
+        &self,
+        at: Boundary,
+        before: Boundary,
+        sink: &mut K,
+    ) -> (Boundary, Boundary) {
+        let (i, j) = before;
+        let student_run = self.student.zero_width_run(i, PAIR_WINDOW);
+        let teacher_run = self.teacher.zero_width_run(j, PAIR_WINDOW);
+        if let Some((x, y)) = self.nearest_pair(i, j, student_run, teacher_run) {
+            one_sided(at, (i + x, j + y), sink);
+            let end = (i + x + 1, j + y + 1);
+            sink.special(end);
+            return (end, end);
+        }
+        // With more than a window of them, the student's go first.
+        (
+            at,
+            if student_run > 0 {
+                (i + student_run, j)
+            } else {
+                (i, j + teacher_run)
+            },
+        )
+    }
+
+    /// The pair of corresponding specials with the fewest tokens before it.
+    fn nearest_pair(
+        &self,
+        i: usize,
+        j: usize,
+        student_run: usize,
+        teacher_run: usize,
+    ) -> Option<Boundary> {
+        let (a, b) = (student_run, teacher_run);
+        if self.pairs.is_empty() || a == 0 || b == 0 {
+            return None;
+        }
+        (0..a + b - 1).find_map(|skipped| {
+            let first = skipped.saturating_sub(b - 1);
+            (first..a.min(skipped + 1))
+                .map(|x| (x, skipped - x))
+                .find(|&(x, y)| {
+                    let student_id = self.student.ids[i + x].index() as u64;
+                    let teacher_id = self.teacher.ids[j + y].index() as u64;
+                    self.pairs.contains(&(student_id << 32 | teacher_id))
+                })
+        })
+    }
+}
+
+/// Tells the sink tokens without text, the student's before the teacher's.
+fn one_sided<K: Sink>(from: Boundary, to: Boundary, sink: &mut K) {
+    for i in from.0..to.0 {
+        sink.one_sided((i + 1, from.1), ChunkKind::StudentOnly, 0);
+    }
+    for j in from.1..to.1 {
+        sink.one_sided((to.0, j + 1), ChunkKind::TeacherOnly, 0);
+    }
+}

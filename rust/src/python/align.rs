@@ -1,0 +1,167 @@
+//! `xtoken._core.Aligner`: flat arrays in, flat arrays out.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use pyo3::prelude::*;
+
+use super::detached;
+use super::vocab::PyVocab;
+use crate::align::{AlignOptions, Aligner, AlignmentBatch};
+use crate::batch::{Ragged, align_batch};
+use crate::error::{Error, Result};
+
+/// The part of an aligner that runs without Python.
+#[pyclass(name = "Aligner", module = "xtoken._core", frozen)]
+pub(super) struct PyAligner {
+    aligner: Aligner,
+}
+
+const _: () = {
+    const fn shared_between_threads<T: Send + Sync>() {}
+    shared_between_threads::<PyAligner>();
+};
+
+type Arrays<'py> = (
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray1<u8>>,
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray2<i64>>,
+);
+
+#[pymethods]
+impl PyAligner {
+    #[new]
+    #[pyo3(signature = (student, teacher, role_pairs = None))]
+    fn new(
+        py: Python<'_>,
+        student: &Bound<'_, PyVocab>,
+        teacher: &Bound<'_, PyVocab>,
+        role_pairs: Option<Vec<(i64, i64)>>,
+    ) -> PyResult<Self> {
+        let (student, teacher) = (student.get().vocab(), teacher.get().vocab());
+        let aligner = detached(py, || {
+            let options = AlignOptions { role_pairs };
+            Aligner::new(
+                Arc::new(student.clone()),
+                Arc::new(teacher.clone()),
+                options,
+            )
+        })?;
+        Ok(Self { aligner })
+    }
+
+    #[getter]
+    fn role_pairs(&self) -> Vec<(u32, u32)> {
+        self.aligner.role_pairs()
+    }
+
+    fn align<'py>(
+        &self,
+        py: Python<'py>,
+        student_ids: PyReadonlyArray1<'py, i64>,
+        teacher_ids: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<Arrays<'py>> {
+        let student_ids = contiguous("student_ids", &student_ids)?;
+        let teacher_ids = contiguous("teacher_ids", &teacher_ids)?;
+        arrays(
+            py,
+            detached(py, || self.aligner.align(student_ids, teacher_ids))?,
+        )
+    }
+
+    /// Sequences `ids[starts[b]..ends[b]]` of both sides; `threads` 0 for one a core.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "flat arrays, called by xtoken.alignment alone"
+    )]
+    fn align_flat<'py>(
+        &self,
+        py: Python<'py>,
+        student_ids: PyReadonlyArray1<'py, i64>,
+        student_starts: PyReadonlyArray1<'py, i64>,
+        student_ends: PyReadonlyArray1<'py, i64>,
+        teacher_ids: PyReadonlyArray1<'py, i64>,
+        teacher_starts: PyReadonlyArray1<'py, i64>,
+        teacher_ends: PyReadonlyArray1<'py, i64>,
+        threads: usize,
+    ) -> PyResult<Arrays<'py>> {
+        let student_ranges = ranges("student", &student_starts, &student_ends)?;
+        let teacher_ranges = ranges("teacher", &teacher_starts, &teacher_ends)?;
+        let student_ids = contiguous("student_ids", &student_ids)?;
+        let teacher_ids = contiguous("teacher_ids", &teacher_ids)?;
+        let batch = detached(py, || {
+            let student = Ragged {
+                ids: student_ids,
+                ranges: &student_ranges,
+            };
+            let teacher = Ragged {
+                ids: teacher_ids,
+                ranges: &teacher_ranges,
+            };
+            align_batch(&self.aligner, student, teacher, threads)
+        })?;
+        arrays(py, batch)
+    }
+}
+
+fn contiguous<'a>(name: &'static str, array: &'a PyReadonlyArray1<'_, i64>) -> Result<&'a [i64]> {
+    array.as_slice().map_err(|_| Error::Option {
+        name,
+        value: "an array with gaps between its elements".to_owned(),
+        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
+    })
+}
+
+fn ranges(
+    side: &'static str,
+    starts: &PyReadonlyArray1<'_, i64>,
+    ends: &PyReadonlyArray1<'_, i64>,
+) -> Result<Vec<Range<usize>>> {
+    let starts = contiguous("starts", starts)?;
+    let ends = contiguous("ends", ends)?;
+    if starts.len() != ends.len() {
+        return Err(Error::Shape {
+            what: format!("{side} ends"),
+            found: ends.len(),
+            expected: starts.len(),
+            remedy: "pass one end a start",
+        });
+    }
+    // A negative offset becomes one that no array reaches, and is refused with the others.
+    let offset = |offset: i64| usize::try_from(offset).unwrap_or(usize::MAX);
+    Ok(starts
+        .iter()
+        .zip(ends)
+        .map(|(&start, &end)| offset(start)..offset(end))
+        .collect())
+}
+
+fn arrays(py: Python<'_>, batch: AlignmentBatch) -> PyResult<Arrays<'_>> {
+    let rows = batch.counts.len();
+    let counts: Vec<i64> = batch
+        .counts
+        .iter()
+        .flat_map(|of| {
+            [
+                of.student_bytes,
+                of.teacher_bytes,
+                of.exact_bytes,
+                of.coarse_chunks,
+            ]
+        })
+        .collect();
+    Ok((
+        PyArray1::from_vec(py, batch.student_bounds),
+        PyArray1::from_vec(py, batch.teacher_bounds),
+        PyArray1::from_vec(py, batch.kinds),
+        PyArray1::from_vec(py, batch.chunk_indptr),
+        PyArray1::from_vec(py, counts).reshape([rows, 4])?,
+    ))
+}
+
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyAligner>()
+}
