@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .checks import check_token_ids
 from .merge import ChunkRows
-from .output import LossOutput, inverse_normalizer
-from .row_blocks import Block, BlockLoss, block_rows, loss_output, sum_over_chunks
+from .output import LossOutput
+from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
 from .student import Student, student_rows
 
 
@@ -54,9 +54,13 @@ def cross_entropy(
     targets = student_ids[sample, token + 1]
     check_token_ids(targets, source.vocab_size, "student")
     loss = CrossEntropyBlocks(student=ChunkRows(index, None, len(index)), targets=targets)
-    rows = block_size or block_rows(source, source.vocab_size, index.device)
-    total, sums = sum_over_chunks(loss, source, inverse_normalizer(normalizer, len(index)), rows)
-    return loss_output(loss, total, sums, len(index))
+    return reduce_chunks(
+        loss,
+        source,
+        rows_per_block=block_size or block_rows(source, source.vocab_size, index.device),
+        normalizer=normalizer,
+        weights=None,
+    )
 
 
 @dataclass(eq=False, kw_only=True)

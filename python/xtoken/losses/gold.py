@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..chunks import ChunkBatch
 from .divergence import Direction
 from .hybrid import hybrid
 from .merge import Merge
+from .module import CommonSetModule
 from .output import LossOutput
 from .student import Student
 from .teacher_signal import Teacher
@@ -33,6 +34,7 @@ def gold(
     direction: Direction = "forward",
     beta: float = 0.5,
     normalizer: float | Tensor | None = None,
+    chunk_weights: Tensor | None = None,
     block_size: int | None = None,
 ) -> LossOutput:
     """Mean over chunks of `common_weight` * partial KL + `uld_weight` * sorted L1.
@@ -46,7 +48,7 @@ def gold(
             GOLD the tokens of equal bytes.
         student_ids, teacher_ids: [B, T_s], [B, T_t] int64; only checked against the batch here.
         student_vocab_size, teacher_vocab_size: V_s and V_t where an lm_head is padded.
-        merge, temperature, direction, beta, normalizer, block_size: as in `p_kl`.
+        merge, temperature, direction, beta, normalizer, chunk_weights, block_size: as in `p_kl`.
 
     Returns: loss in nats per chunk. The KL runs over part of two full softmaxes, so it can be below
         0; it is 0 for a student equal to its teacher. Metrics: `kl`, `uld`, `teacher_mass` and
@@ -75,33 +77,15 @@ def gold(
         direction=direction,
         beta=beta,
         normalizer=normalizer,
+        chunk_weights=chunk_weights,
         block_size=block_size,
     )
 
 
-class Gold(nn.Module):
+class Gold(CommonSetModule):
     """`gold` with its common set and options held."""
-
-    student_ids_common: Tensor
-    teacher_ids_common: Tensor
 
     def __init__(
         self, student_ids_common: Tensor, teacher_ids_common: Tensor, **options: Any
     ) -> None:
-        super().__init__()
-        self.register_buffer("student_ids_common", student_ids_common, persistent=False)
-        self.register_buffer("teacher_ids_common", teacher_ids_common, persistent=False)
-        self.options = options
-
-    def forward(
-        self, student_logits: Student, teacher: Teacher, chunks: ChunkBatch, **call: Any
-    ) -> LossOutput:
-        """As `gold`; `call` holds what changes from batch to batch, such as `normalizer`."""
-        return gold(
-            student_logits,
-            teacher,
-            chunks,
-            student_ids_common=self.student_ids_common,
-            teacher_ids_common=self.teacher_ids_common,
-            **{**self.options, **call},
-        )
+        super().__init__(gold, student_ids_common, teacher_ids_common, options)

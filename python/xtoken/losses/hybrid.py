@@ -12,8 +12,8 @@ from ..chunks import ChunkBatch
 from .checks import check_batch, check_finite, check_temperature
 from .divergence import Direction, check_direction, divergence
 from .merge import ChunkRows, Merge, chunk_rows, merge_rows
-from .output import LossOutput, inverse_normalizer
-from .row_blocks import Block, BlockLoss, block_rows, loss_output, sum_over_chunks
+from .output import LossOutput
+from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
 from .sorted_l1 import sorted_l1
 from .student import Student, student_rows
 from .teacher_signal import Teacher, TeacherRows
@@ -89,6 +89,7 @@ def hybrid(
     direction: Direction,
     beta: float,
     normalizer: float | Tensor | None,
+    chunk_weights: Tensor | None,
     block_size: int | None,
 ) -> LossOutput:
     """The loss behind `gold`, `h_kl` and `uld`; see there."""
@@ -116,11 +117,15 @@ def hybrid(
         direction=direction,
         beta=beta,
     )
-    per_block = block_size or block_rows(source, max(source.vocab_size, rows.vocab_size), device)
-    inverse = inverse_normalizer(normalizer, len(chunks))
-    total, sums = sum_over_chunks(loss, source, inverse, per_block)
-    check_finite(total, source, teacher, chunks, merge)
-    return loss_output(loss, total, sums, len(chunks))
+    result = reduce_chunks(
+        loss,
+        source,
+        rows_per_block=block_size or block_rows(source, max(source.vocab_size, rows.vocab_size), chunks.device),
+        normalizer=normalizer,
+        weights=chunk_weights,
+    )
+    check_finite(result.loss, source, teacher, chunks, merge)
+    return result
 
 
 def _others(ids: Tensor, size: int) -> Tensor:

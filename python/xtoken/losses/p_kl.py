@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..chunks import ChunkBatch
 from ..sparse import ColumnSlice, SparseProjection, log_project
 from .checks import check_batch, check_finite, check_temperature
 from .divergence import Direction, check_direction, divergence
 from .merge import ChunkRows, Merge, chunk_rows, merge_rows
-from .output import LossOutput, inverse_normalizer
-from .row_blocks import Block, BlockLoss, block_rows, loss_output, sum_over_chunks
+from .module import LossModule
+from .output import LossOutput
+from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
 from .student import Student, StudentRows, student_rows
 from .teacher_signal import Teacher, TeacherRows, TeacherTopK, top_columns
 
@@ -43,6 +44,7 @@ def p_kl(
     direction: Direction = "forward",
     beta: float = 0.5,
     normalizer: float | Tensor | None = None,
+    chunk_weights: Tensor | None = None,
     full_metrics: bool = False,
     block_size: int | None = None,
 ) -> LossOutput:
@@ -65,6 +67,7 @@ def p_kl(
         temperature: > 0, divides both sides' logits; the loss is multiplied by its square.
         direction, beta: see `divergence`.
         normalizer: what the sum over chunks is divided by, len(chunks) where None.
+        chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
         full_metrics: read whole student rows where the loss needs only some columns, so that
             `empty_row_mass` is known.
         block_size: chunks worked on at a time; None chooses by cache size.
@@ -95,10 +98,15 @@ def p_kl(
         full_metrics=full_metrics,
         block_size=block_size,
     )
-    inverse = inverse_normalizer(normalizer, len(chunks))
-    total, sums = sum_over_chunks(loss, source, inverse, per_block)
-    check_finite(total, source, teacher, chunks, merge)
-    return loss_output(loss, total, sums, len(chunks))
+    result = reduce_chunks(
+        loss,
+        source,
+        normalizer=normalizer,
+        weights=chunk_weights,
+        rows_per_block=per_block,
+    )
+    check_finite(result.loss, source, teacher, chunks, merge)
+    return result
 
 
 def p_kl_blocks(
@@ -136,7 +144,6 @@ def p_kl_blocks(
     )
     device = source.tensors()[0].device
     per_block = block_size or block_rows(source, max(student_size, teacher_size), device)
-
     per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
     part = projection.full()
     if top_k is not None and not per_chunk and len(chunks):
@@ -273,19 +280,12 @@ def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:
     return outside
 
 
-class PKL(nn.Module):
+class PKL(LossModule):
     """`p_kl` with W and its options held; W's learnable weights are this module's parameters."""
 
     def __init__(self, projection: SparseProjection, **options: Any) -> None:
-        super().__init__()
+        super().__init__(p_kl, options)
         self.projection = projection
-        self.options = options
 
-    def forward(
-        self, student_logits: Student, teacher: Teacher, chunks: ChunkBatch, **call: Any
-    ) -> LossOutput:
-        """As `p_kl`; `call` holds what changes from batch to batch, such as `normalizer`."""
-        return p_kl(student_logits, teacher, self.projection, chunks, **{**self.options, **call})
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+    def held(self) -> dict[str, Any]:
+        return {"projection": self.projection}

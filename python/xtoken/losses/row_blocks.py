@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .merge import ChunkRows
-from .output import LossOutput
+from .output import LossOutput, inverse_normalizer
 from .student import LmHeadRows, StudentRows
 
 # Numbers a block of rows: 8 MB in float32 stays in a CPU's cache; a GPU wants more at once, and so
@@ -43,12 +43,14 @@ class BlockLoss:
         student: the rows each chunk reads.
         columns: [K] int64 student columns read, None for all.
         params: further differentiable tensors, such as learnable weights of W.
+        weights: [C] float, a factor on each chunk's loss (not on metrics), None for 1.
         metric_names: what the second result of `forward` holds.
     """
 
     student: ChunkRows
     columns: Tensor | None = None
     params: tuple[Tensor, ...] = ()
+    weights: Tensor | None = None
     metric_names: tuple[str, ...] = ()
 
     def forward(
@@ -56,6 +58,13 @@ class BlockLoss:
     ) -> tuple[Tensor, Tensor]:
         """[n, V_s] rows to the loss of each chunk [len(block)] and metric sums [M] (detached)."""
         raise NotImplementedError
+
+    def total(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """`forward` with its losses weighted and summed."""
+        losses, metrics = self.forward(rows, block, params)
+        if self.weights is not None:
+            losses = losses * self.weights[block.start : block.stop].to(losses.dtype)
+        return losses.sum(), metrics
 
     def value_and_grad(
         self,
@@ -69,8 +78,7 @@ class BlockLoss:
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
             leaves = [p.detach().requires_grad_(n) for p, n in zip(params, needed, strict=True)]
-            losses, metrics = self.forward(rows, block, leaves)
-            total = losses.sum()
+            total, metrics = self.total(rows, block, leaves)
             wanted = [rows, *(leaf for leaf in leaves if leaf.requires_grad)]
             seed = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
             found = iter(torch.autograd.grad(total, wanted, seed, materialize_grads=True))
@@ -99,6 +107,31 @@ def sum_over_chunks(
     return total, metrics
 
 
+def reduce_chunks(
+    loss: BlockLoss,
+    source: StudentRows,
+    *,
+    rows_per_block: int,
+    normalizer: float | Tensor | None,
+    weights: Tensor | None,
+) -> LossOutput:
+    """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
+
+    Args:
+        weights: [C] a factor on each chunk's loss.
+    """
+    count = loss.student.count
+    if weights is not None:
+        if tuple(weights.shape) != (count,):
+            raise ValueError(
+                f"chunk_weights has shape {tuple(weights.shape)}, expected ({count},): one a chunk"
+            )
+        loss.weights = weights.detach()
+    inverse = inverse_normalizer(normalizer, count)
+    total, sums = sum_over_chunks(loss, source, inverse, rows_per_block)
+    return loss_output(loss, total, sums, count)
+
+
 def loss_output(loss: BlockLoss, total: Tensor, sums: Tensor, count: int) -> LossOutput:
     """The total with the metric sums as means over `count` chunks."""
     means = (sums / max(count, 1)).unbind()
@@ -115,8 +148,8 @@ def _traced(
     for start, stop in loss.student.blocks(rows_per_block):
         index, segments = loss.student.block(start, stop)
         rows = source.rows(index, loss.columns)
-        losses, metrics = loss.forward(rows, Block(start, stop, segments), loss.params)
-        total = total + losses.sum()
+        value, metrics = loss.total(rows, Block(start, stop, segments), loss.params)
+        total = total + value
         sums = sums + metrics
     if loss.student.count == 0:
         total = total + source.tensors()[0].flatten()[:0].sum()
@@ -188,8 +221,7 @@ def _run(
                 if mine is not None and found is not None:
                     mine.add_(found)
         else:
-            losses, metrics = loss.forward(rows, block, loss.params)
-            value = losses.sum()
+            value, metrics = loss.total(rows, block, loss.params)
         total = value if total is None else total + value
         sums = metrics if sums is None else sums + metrics
     if total is None or sums is None:
