@@ -202,7 +202,9 @@ class PKLBlocks(BlockLoss):
         log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
         columns, log_teacher = self._teacher(block)
         if columns is not None:
-            every, log_student = log_student, log_student.gather(1, columns)
+            # One column past the last, for stored ids beyond V_t.
+            every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
+            log_student = every.gather(1, columns)
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
         best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
         if self.tail_bucket:
@@ -227,8 +229,8 @@ class PKLBlocks(BlockLoss):
             return None, log_teacher.masked_fill_(~self.supported, -torch.inf)
         if isinstance(self.teacher.signal, TeacherTopK):
             columns, log_teacher = self.teacher.top_k(block.start, block.stop)
-            columns = columns.clamp(max=len(self.supported) - 1)
-            log_teacher = log_teacher.masked_fill(~self.supported[columns], -torch.inf)
+            supported = torch.nn.functional.pad(self.supported, (0, 1))  # False past the last
+            log_teacher = log_teacher.masked_fill(~supported[columns], -torch.inf)
             if self.chunk_top_k < columns.shape[1]:
                 log_teacher, order = torch.topk(log_teacher, self.chunk_top_k)
                 columns = columns.gather(1, order)
@@ -243,7 +245,7 @@ class PKLBlocks(BlockLoss):
         return torch.logsumexp(logits + torch.log(outside.to(logits.dtype)), -1)
 
     def _rest_of(self, logits: Tensor, every: Tensor, columns: Tensor) -> Tensor:
-        """[R] the same outside each chunk's own columns; `every` [R, V_t] holds all of W's."""
+        """[R] the same outside each chunk's own columns; `every` [R, V_t + 1] holds all of W's."""
         outside = every.scatter(1, columns, -torch.inf)
         empty = logits.index_select(1, self.empty_rows)
         return torch.logsumexp(torch.cat([outside, empty], 1), -1)

@@ -111,9 +111,10 @@ class SameVocabBlocks(BlockLoss):
         log_student = torch.log_softmax(logits, -1)
         if isinstance(self.teacher.signal, TeacherTopK):
             columns, log_teacher = self.teacher.top_k(block.start, block.stop)
-            columns = columns.clamp(max=log_student.shape[1] - 1)
             mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
-            every, log_student = log_student, log_student.gather(1, columns)
+            # One column past the last, for stored ids beyond V.
+            every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
+            log_student = every.gather(1, columns)
             if self.tail_bucket:
                 rest = torch.logsumexp(every.scatter(1, columns, -torch.inf), -1)
                 tail = torch.log1p(-mass.clamp(max=1.0))

@@ -163,7 +163,7 @@ class TeacherRows:
         if isinstance(self.signal, TeacherTopK):
             ids, stored = self.top_k(start, stop)
             dense = stored.new_full((len(ids), self.vocab_size + 1), -torch.inf)
-            return dense.scatter_(1, ids.clamp(max=self.vocab_size), stored)[:, : self.vocab_size]
+            return dense.scatter_(1, ids, stored)[:, : self.vocab_size]
         flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
         rows = merge_rows(upcast(flat.index_select(0, index)), segments, stop - start)
         if self.temperature != 1.0:
@@ -172,14 +172,18 @@ class TeacherRows:
 
     @torch.no_grad()
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Stored (ids, log-probs) [R, k] of the chunks, at this temperature up to a factor."""
+        """Stored (ids, log-probs) [R, k] of the chunks, at this temperature up to a factor.
+
+        Ids beyond the vocabulary come as V_t, with log-prob -inf: one column past the last.
+        """
         assert isinstance(self.signal, TeacherTopK)
         index, _ = self.where.block(start, stop)
         ids = self.signal.ids.flatten(0, 1).index_select(0, index)
         stored = upcast(self.signal.log_probs.detach().flatten(0, 1).index_select(0, index))
         if self.signal.temperature != self.temperature:
             stored = stored * (self.signal.temperature / self.temperature)
-        return ids, stored.masked_fill(ids >= self.vocab_size, -torch.inf)
+        stored = stored.masked_fill(ids >= self.vocab_size, -torch.inf)
+        return ids.clamp(max=self.vocab_size), stored
 
 
 def top_columns(teacher: TeacherRows, supported: Tensor, k: int, rows_per_block: int) -> Tensor:
