@@ -120,7 +120,8 @@ def hybrid(
     result = reduce_chunks(
         loss,
         source,
-        rows_per_block=block_size or block_rows(source, max(source.vocab_size, rows.vocab_size), chunks.device),
+        rows_per_block=block_size
+        or block_rows(source, max(source.vocab_size, rows.vocab_size), chunks.device),
         normalizer=normalizer,
         weights=chunk_weights,
     )
