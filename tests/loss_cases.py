@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from xtoken import losses
 from xtoken.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
+from xtoken.losses import LossOutput
 from xtoken.sparse import SparseProjection
 
 
@@ -101,3 +104,108 @@ def make_case(
 
 def gradient(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, tensors, retain_graph=True))
+
+
+def same_model(seed: int = 3) -> Case:
+    """A student that is its teacher: one vocabulary, one segmentation, chunks of any size."""
+    case = make_case(seed, v_s=12, v_t=12)
+    chunks = case.usable
+    same = ChunkBatch(
+        chunks.sample, chunks.student_start, chunks.student_end, chunks.student_start,
+        chunks.student_end, chunks.kind,
+    )  # fmt: skip
+    return replace(
+        case,
+        teacher_logits=case.student_logits.detach().clone(),
+        teacher_ids=case.student_ids,
+        usable=same,
+        projection=SparseProjection.identity(12),
+    )
+
+
+def relayout(case: Case, order: list[int], *, left: bool = False, extra: int = 0) -> Case:
+    """The samples `order` of a right-padded case as a new batch, padded otherwise.
+
+    What stands in padding is made new, so that nothing may depend on it.
+    """
+    out = {}
+    for side in ("student", "teacher"):
+        mask = getattr(case, f"{side}_mask")
+        lengths = [int(mask[b].sum()) for b in order]
+        size = max(lengths) + extra
+        logits, ids = getattr(case, f"{side}_logits").detach(), getattr(case, f"{side}_ids")
+        new_logits = torch.full((len(order), size, logits.shape[-1]), 17.0, dtype=logits.dtype)
+        new_ids = torch.zeros(len(order), size, dtype=torch.int64)
+        new_mask = torch.zeros(len(order), size, dtype=torch.bool)
+        offsets = [size - n if left else 0 for n in lengths]
+        for row, (b, n, at) in enumerate(zip(order, lengths, offsets, strict=True)):
+            new_logits[row, at : at + n] = logits[b, :n]
+            new_ids[row, at : at + n] = ids[b, :n]
+            new_mask[row, at : at + n] = True
+        out[side] = (new_logits, new_ids, new_mask, offsets)
+    chunks = ChunkBatch.from_alignments(
+        [case.alignments[b] for b in order], out["student"][3], out["teacher"][3]
+    )
+    return replace(
+        case,
+        student_logits=out["student"][0].requires_grad_(),
+        teacher_logits=out["teacher"][0],
+        student_ids=out["student"][1],
+        teacher_ids=out["teacher"][1],
+        alignments=[case.alignments[b] for b in order],
+        chunks=chunks,
+        usable=chunks.usable(out["student"][2], out["teacher"][2]),
+        student_mask=out["student"][2],
+        teacher_mask=out["teacher"][2],
+    )
+
+
+def every_loss() -> dict[str, Callable[..., LossOutput]]:
+    """Each loss as a function of a case and of options common to all."""
+
+    def sizes(case: Case) -> dict[str, int]:
+        return {"student_vocab_size": case.v_s, "teacher_vocab_size": case.v_t}
+
+    def tensors(case: Case) -> tuple[Tensor, Tensor]:
+        return case.student_logits, case.teacher_logits
+
+    def projected(**fixed: object) -> Callable[..., LossOutput]:
+        def loss(case: Case, **options: object) -> LossOutput:
+            return losses.p_kl(*tensors(case), case.projection, case.usable, **fixed, **options)
+
+        return loss
+
+    def common(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+        def loss(case: Case, **options: object) -> LossOutput:
+            pairs = torch.tensor([1, 4, 6, 9])
+            return function(
+                *tensors(case), case.usable, student_ids_common=pairs, teacher_ids_common=pairs,
+                **sizes(case), **options,
+            )  # fmt: skip
+
+        return loss
+
+    def uld(case: Case, **options: object) -> LossOutput:
+        return losses.uld(*tensors(case), case.usable, **sizes(case), **options)
+
+    def same_vocab_kl(case: Case, **options: object) -> LossOutput:
+        return losses.same_vocab_kl(
+            *tensors(case), case.usable, vocab_size=min(case.v_s, case.v_t), **options
+        )
+
+    def alm(case: Case, **options: object) -> LossOutput:
+        return losses.alm(
+            *tensors(case), case.usable, student_ids=case.student_ids,
+            teacher_ids=case.teacher_ids, **sizes(case), **options,
+        )  # fmt: skip
+
+    return {
+        "p_kl": projected(),
+        "p_kl chunk top-k": projected(top_k=3, top_k_scope="chunk"),
+        "p_kl microbatch top-k": projected(top_k=5, top_k_scope="microbatch"),
+        "h_kl": common(losses.h_kl),
+        "gold": common(losses.gold),
+        "uld": uld,
+        "same_vocab_kl": same_vocab_kl,
+        "alm": alm,
+    }

@@ -1,0 +1,99 @@
+"""Two processes: data parallel with uneven chunks, and a vocabulary cut in two."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from loss_cases import every_loss, make_case, relayout
+
+from xtoken.losses import VocabShard, cross_entropy, global_normalizer
+
+WORLD = 2
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def start(rank: int, port: int, work: Callable[[int], None]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        work(rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_processes(work: Callable[[int], None]) -> None:
+    mp.start_processes(start, args=(free_port(), work), nprocs=WORLD, start_method="fork")
+
+
+def data_parallel(rank: int) -> None:
+    """The mean over ranks of each rank's gradient is the gradient of the whole batch."""
+    loss = every_loss()["p_kl"]
+    case = make_case(1, batch=3)
+    shards = [[0], [1, 2]]
+    mine = relayout(case, shards[rank])
+    whole = loss(case)
+    weight = torch.zeros(case.student_logits.shape[-1], dtype=torch.float64, requires_grad=True)
+    # A parameter that all ranks share: a bias on the logits.
+    normalizer = global_normalizer(len(mine.usable))
+    part = loss(replace(mine, student_logits=mine.student_logits + weight), normalizer=normalizer)
+    (grad,) = torch.autograd.grad(part.loss, weight)
+    dist.all_reduce(grad)
+    total = loss(replace(case, student_logits=case.student_logits + weight)).loss
+    (wanted,) = torch.autograd.grad(total, weight)
+    assert torch.allclose(grad / WORLD, wanted, atol=1e-12)
+    value = part.loss.detach().clone()
+    dist.all_reduce(value)
+    assert torch.allclose(value / WORLD, whole.loss)
+    counts = torch.tensor(len(mine.usable))
+    dist.all_reduce(counts)
+    assert int(counts) == len(case.usable) != WORLD * len(mine.usable)
+
+
+def vocabulary_parallel(rank: int) -> None:
+    """Each loss and its gradient, from two uneven shards of the logits and from a DTensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    case = make_case(2)
+    width = case.student_logits.shape[-1]
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for loss in every_loss().values():
+        wanted = loss(case)
+        (grad,) = torch.autograd.grad(wanted.loss, case.student_logits)
+        for cut in (7, width // 2):
+            part = slice(0, cut) if rank == 0 else slice(cut, width)
+            local = case.student_logits.detach()[..., part].clone().requires_grad_()
+            found = loss(replace(case, student_logits=VocabShard(local)))
+            (mine,) = torch.autograd.grad(found.loss, local)
+            assert torch.allclose(found.loss, wanted.loss)
+            assert torch.allclose(mine, grad[..., part], atol=1e-13)
+        local = case.student_logits.detach().chunk(WORLD, -1)[rank].clone().requires_grad_()
+        logits = DTensor.from_local(local, mesh, [Shard(2)])
+        (mine,) = torch.autograd.grad(loss(replace(case, student_logits=logits)).loss, local)
+        assert torch.allclose(mine, grad.chunk(WORLD, -1)[rank], atol=1e-13)
+    ids, mask = case.student_ids, case.student_mask
+    ce = cross_entropy(case.student_logits, ids, mask, vocab_size=case.v_s).loss
+    local = case.student_logits.detach()[..., rank * 8 : rank * 8 + 8]
+    assert torch.allclose(cross_entropy(VocabShard(local), ids, mask, vocab_size=13).loss, ce)
+    with pytest.raises(ValueError, match="the shards together has 6 columns, fewer than"):
+        every_loss()["p_kl"](replace(case, student_logits=VocabShard(local[..., :3])))
+    with pytest.raises(ValueError, match=r"the shard has shape \(3,\)"):
+        every_loss()["p_kl"](replace(case, student_logits=VocabShard(torch.zeros(3))))
+
+
+@pytest.mark.parametrize("work", [data_parallel, vocabulary_parallel])
+def test_two_processes_give_the_gradient_of_one(work: Callable[[int], None]) -> None:
+    on_two_processes(work)

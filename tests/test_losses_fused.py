@@ -1,0 +1,98 @@
+"""The fused losses: from hidden states and an lm_head, the logits never made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from loss_cases import Case, every_loss, make_case
+from torch import Tensor
+
+from xtoken.losses import LmHead, LossOutput, cross_entropy
+
+LOSSES = every_loss()
+all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+HEADS = [(1.0, None, False), (0.25, None, True), (1.0, 3.0, False), (2.0, 5.0, True)]
+
+
+def hidden_case(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Case, list[Tensor]]:
+    """A case whose logits come from hidden states [B, T, 8], a weight and a bias."""
+    case = make_case(seed, dtype=dtype)
+    batch, length, width = case.student_logits.shape
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((batch, length, 8), (width, 8), (width,))
+    ]
+    return case, tensors
+
+
+def logits_of(tensors: list[Tensor], scale: float, softcap: float | None) -> Tensor:
+    raw = scale * torch.nn.functional.linear(*tensors)
+    return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+
+@all_losses
+@pytest.mark.parametrize(("scale", "softcap", "with_bias"), HEADS)
+def test_fused_is_the_loss_of_the_logits_with_the_gradients_of_the_lm_head(
+    loss: Callable[..., LossOutput], scale: float, softcap: float | None, with_bias: bool
+) -> None:
+    case, tensors = hidden_case(1)
+    tensors = tensors if with_bias else tensors[:2]
+    head = LmHead(*tensors, scale=scale, softcap=softcap)
+    fused = loss(replace(case, student_logits=head), block_size=2).loss
+    plain = loss(replace(case, student_logits=logits_of(tensors, scale, softcap))).loss
+    assert torch.allclose(fused, plain)
+    for found, wanted in zip(
+        torch.autograd.grad(fused, tensors), torch.autograd.grad(plain, tensors), strict=True
+    ):
+        assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_fused_cross_entropy_is_that_of_the_logits() -> None:
+    case, tensors = hidden_case(2)
+    args = (case.student_ids, case.student_mask)
+    fused = cross_entropy(LmHead(*tensors), *args, vocab_size=13).loss
+    plain = cross_entropy(logits_of(tensors, 1.0, None), *args, vocab_size=13).loss
+    assert torch.allclose(fused, plain)
+    for found, wanted in zip(
+        torch.autograd.grad(fused, tensors), torch.autograd.grad(plain, tensors), strict=True
+    ):
+        assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_a_frozen_weight_gets_no_gradient_and_hidden_states_keep_theirs() -> None:
+    case, tensors = hidden_case(3)
+    hidden, weight = tensors[0], tensors[1].detach()
+    loss = LOSSES["p_kl"](replace(case, student_logits=LmHead(hidden, weight))).loss
+    plain = LOSSES["p_kl"](replace(case, student_logits=hidden @ weight.T)).loss
+    (found,), (wanted,) = (torch.autograd.grad(x, [hidden]) for x in (loss, plain))
+    assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def test_bfloat16_states_give_gradients_of_their_dtype() -> None:
+    case, tensors = hidden_case(4, torch.bfloat16)
+    loss = LOSSES["p_kl"](replace(case, student_logits=LmHead(*tensors))).loss
+    plain = LOSSES["p_kl"](replace(case, student_logits=logits_of(tensors, 1.0, None))).loss
+    assert torch.allclose(loss, plain)
+    for grad, tensor in zip(torch.autograd.grad(loss, tensors), tensors, strict=True):
+        assert grad.dtype == tensor.dtype
+        assert torch.isfinite(grad).all()
+
+
+def test_states_and_weights_that_do_not_fit_are_refused() -> None:
+    hidden, weight = torch.randn(1, 4, 8), torch.randn(20, 8)
+    with pytest.raises(ValueError, match="expected \\[B, T_s, H\\]"):
+        LmHead(hidden[0], weight)
+    with pytest.raises(ValueError, match="hidden has 7 features, weight 8"):
+        LmHead(hidden[..., :7], weight)
+    with pytest.raises(ValueError, match=r"bias has shape \(19,\), expected \(20,\)"):
+        LmHead(hidden, weight, torch.zeros(19))
+    with pytest.raises(ValueError, match=r"softcap = 0\.0 must be above 0"):
+        LmHead(hidden, weight, softcap=0.0)
+    case = make_case(5)
+    short = LmHead(torch.randn(*case.student_ids.shape, 8), torch.randn(12, 8))
+    with pytest.raises(ValueError, match="the lm_head's weight has 12 columns, fewer than the"):
+        LOSSES["p_kl"](replace(case, student_logits=short))
