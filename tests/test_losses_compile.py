@@ -12,20 +12,22 @@ from loss_cases import every_loss, make_case
 from xtoken.losses import LossOutput
 
 LOSSES = every_loss()
-# Its columns depend on the data: how many non-zeros of W they reach is no static shape.
-STATIC = {name: loss for name, loss in LOSSES.items() if name not in ("p_kl microbatch top-k",)}
+# These first make index lists whose lengths depend on the data (non-zeros of W under the chosen
+# columns, tokens of all chunks), where a graph may break; the tensor part is traced all the same.
+RAGGED = ("p_kl microbatch top-k", "alm")
 
 
-@pytest.mark.parametrize("loss", STATIC.values(), ids=STATIC.keys())
-def test_the_loss_is_one_graph_with_the_same_value_and_gradient(
-    loss: Callable[..., LossOutput],
-) -> None:
+# Dynamo looks at .grad of the tensors it carries over a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_one_graph_with_the_same_value_and_gradient(name: str) -> None:
+    loss: Callable[..., LossOutput] = LOSSES[name]
     case = make_case(1, dtype=torch.float32)
 
     def value(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return loss(replace(case, student_logits=logits, teacher_logits=teacher)).loss
 
-    traced = torch.compile(value, fullgraph=True, backend="aot_eager")
+    traced = torch.compile(value, fullgraph=name not in RAGGED, backend="aot_eager")
     found = traced(case.student_logits, case.teacher_logits)
     wanted = value(case.student_logits, case.teacher_logits)
     assert torch.allclose(found, wanted, rtol=1e-5)

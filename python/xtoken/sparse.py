@@ -215,6 +215,7 @@ class SparseProjection(nn.Module):
     column_ptr: Tensor
     supported: Tensor
     empty_rows: Tensor
+    empty_ids: Tensor
 
     def __init__(
         self,
@@ -253,6 +254,7 @@ class SparseProjection(nn.Module):
             "column_ptr": _offsets_of(column_counts),
             "supported": column_counts > 0,
             "empty_rows": counts == 0,
+            "empty_ids": (counts == 0).nonzero().flatten(),
         }.items():
             self.register_buffer(name, value, persistent=False)
         # W itself is kept in the state, so that a checkpoint holds what the run used.

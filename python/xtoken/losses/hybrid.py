@@ -130,10 +130,10 @@ def hybrid(
 
 
 def _others(ids: Tensor, size: int) -> Tensor:
-    """The ids below `size` that are not in `ids`, ascending."""
-    rest = torch.ones(size, dtype=torch.bool, device=ids.device)
-    rest[ids] = False
-    return rest.nonzero().flatten()
+    """The ids below `size` that are not in `ids`, ascending; their number is known beforehand."""
+    taken = torch.zeros(size, dtype=torch.int8, device=ids.device)
+    taken[ids] = 1
+    return torch.argsort(taken, stable=True)[: size - len(ids)]
 
 
 def check_common(student_ids: Tensor, teacher_ids: Tensor, v_s: int, v_t: int) -> None:

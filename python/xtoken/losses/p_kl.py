@@ -159,7 +159,7 @@ def p_kl_blocks(
         teacher=rows,
         part=part,
         supported=projection.supported,
-        empty_rows=projection.empty_rows.nonzero().flatten(),
+        empty_rows=projection.empty_ids,
         chunk_top_k=(top_k or teacher_size) if per_chunk else None,
         tail_bucket=tail_bucket,
         temperature=temperature,
