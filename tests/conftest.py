@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Tests build what they test, and leave the user's cache alone.
+os.environ["XTOKEN_CACHE"] = "off"
+
 settings.register_profile("fast", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))

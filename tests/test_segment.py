@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -129,6 +130,18 @@ def test_bytes_that_are_not_utf8_are_spelled_in_byte_tokens() -> None:
             True,
             False,
         ]
+
+
+def test_scores_are_read_as_hugging_face_has_them_from_a_file_and_from_memory() -> None:
+    in_memory = zoo.unigram(3000, False)
+    from_file = Tokenizer.from_str(in_memory.to_str())
+    scores = [json.loads(t.to_str())["model"]["vocab"] for t in (in_memory, from_file)]
+    assert scores[0] != scores[1]
+    vocab = Vocab.from_tokenizer_json(in_memory.to_str().encode())
+    assert vocab.model_fingerprint == Vocab.from_tokenizer(from_file).model_fingerprint
+    assert vocab.model_fingerprint != Vocab.from_tokenizer(in_memory).model_fingerprint
+    for word in ("=" * n for n in range(1, 200)):
+        assert vocab.segment(word.encode()) == reference(from_file, vocab, word.encode())
 
 
 def test_what_a_vocabulary_cannot_spell_has_no_pieces() -> None:

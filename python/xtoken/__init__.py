@@ -16,3 +16,8 @@ from xtoken.alignment import Alignment as Alignment
 from xtoken.alignment import AlignmentBatch as AlignmentBatch
 from xtoken.alignment import ChunkKind as ChunkKind
 from xtoken.alignment import Coverage as Coverage
+from xtoken.csr import Csr as Csr
+from xtoken.explanation import Explanation as Explanation
+from xtoken.projection import Projection as Projection
+from xtoken.projection_file import PairError as PairError
+from xtoken.projection_options import ProjectionOptions as ProjectionOptions

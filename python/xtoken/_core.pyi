@@ -1,6 +1,7 @@
 """The typed face of the Rust core."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from os import PathLike
 from typing import Any, Literal, TypeAlias, final
 
@@ -8,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "PROJECTION_RULES",
     "Aligner",
     "FormatError",
     "OptionError",
+    "ProjectionArrays",
     "ShapeError",
     "TokenIdError",
     "UnsupportedTokenizerError",
     "Vocab",
     "XTokenError",
     "__version__",
+    "build_projection",
 ]
 
 __version__: str
@@ -61,11 +65,15 @@ class Vocab:
         """
 
     @staticmethod
-    def from_tokenizer_json(json: bytes, *, roles: Mapping[str, int | None] = ...) -> Vocab:
+    def from_tokenizer_json(
+        json: bytes, *, from_memory: bool = False, roles: Mapping[str, int | None] = ...
+    ) -> Vocab:
         """Read the content of a `tokenizer.json`.
 
         Args:
             json: UTF-8 text.
+            from_memory: a tokenizer in memory printed it, so the scores of a Unigram model are read
+                to the last bit; those of a file are read as Hugging Face reads them.
             roles: ids of the roles `bos`, `eos`, `pad`, `unk`, `eot`; those that are left out are
                 guessed from the texts of the special tokens, `None` takes one away.
         """
@@ -143,6 +151,10 @@ class Vocab:
     def id_of(self, token: bytes) -> int | None:
         """The id that spells exactly these bytes; of several, the one that the tokenizer emits."""
     @property
+    def model_fingerprint(self) -> str:
+        """Stable hash of how bytes become ids, beside `fingerprint`: 64 hexadecimal digits.
+        Vocabularies without a model share one."""
+    @property
     def model(self) -> str | None:
         """How bytes are segmented: `BPE`, `Unigram`, `WordPiece`, or `None` if not known."""
     def segment(self, token: bytes) -> list[int] | None:
@@ -154,7 +166,7 @@ class Vocab:
         Returns: token ids; `None` where the vocabulary cannot spell the bytes.
 
         Raises:
-            UnsupportedTokenizerError: the vocabulary carries no model, or one that is not supported.
+            UnsupportedTokenizerError: the vocabulary carries no supported model.
         """
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of a sequence, without the dummy prefix.
@@ -199,3 +211,41 @@ class Aligner:
     ) -> _Arrays:
         """Student bounds, teacher bounds, kinds, chunk indptr and byte counts of the sequences
         `ids[starts[b]:ends[b]]`; `threads` 0 for one a core."""
+
+PROJECTION_RULES: list[str]
+"""What made a row of W, or why it is empty; a row's rule code is an index into this."""
+
+@final
+class ProjectionArrays:
+    """W in CSR form, as `build_projection` returns it."""
+
+    @property
+    def indptr(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def indices(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def weights(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def rules(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def pieces_indptr(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def pieces(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def reverse_rows(self) -> int: ...
+
+def build_projection(
+    student: Vocab,
+    teacher: Vocab,
+    *,
+    top_k: int,
+    decay: float,
+    max_pieces: int,
+    canonical: AbstractSet[str],
+    reverse: str,
+    special_pairs: Sequence[tuple[int, int]],
+    ignored_roles: Sequence[str],
+    name_similarity: float,
+    threads: int,
+) -> ProjectionArrays:
+    """Build W; see `xtoken.Projection.build`. `threads=0` is one a core."""

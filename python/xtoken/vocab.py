@@ -26,10 +26,10 @@ def read_tokenizer(tokenizer: Any) -> Vocab:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:  # a transformers fast tokenizer
         return Vocab.from_tokenizer_json(
-            backend.to_str().encode(), roles=_declared_roles(tokenizer)
+            backend.to_str().encode(), from_memory=True, roles=_declared_roles(tokenizer)
         )
     if hasattr(tokenizer, "to_str"):  # tokenizers.Tokenizer
-        return Vocab.from_tokenizer_json(tokenizer.to_str().encode())
+        return Vocab.from_tokenizer_json(tokenizer.to_str().encode(), from_memory=True)
     if hasattr(tokenizer, "token_byte_values"):  # tiktoken.Encoding
         return _read_tiktoken_encoding(tokenizer)
     raise TypeError(

@@ -6,6 +6,7 @@
 pub mod align;
 pub mod batch;
 mod error;
+pub mod projection;
 pub mod rank_files;
 mod resync;
 pub mod segment;
@@ -19,6 +20,7 @@ mod python;
 
 pub use align::{AlignOptions, Aligner, AlignmentBatch, ChunkKind, Counts};
 pub use error::{Error, Result};
+pub use projection::Projection;
 pub use segment::Model;
 pub use surface::Role;
 pub use tokenizer::{Token, Tokenizer};

@@ -1,7 +1,7 @@
 //! A vocabulary together with the model that segments bytes into its tokens.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::rank_files;
-use crate::segment::Model;
+use crate::segment::{Model, Scores};
 use crate::tokenizer_json::TokenizerJson;
 use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
 
@@ -37,19 +37,21 @@ pub struct Tokenizer {
     unsupported_model: Option<String>,
     /// Ids that [`Vocab::id_of`] finds for bytes for which the tokenizer emits another id.
     emitted: FxHashMap<u32, u32>,
+    #[serde(skip)]
+    model_fingerprint: OnceLock<String>,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. A model that is not supported leaves `model` empty: the
+    /// Reads a `tokenizer.json`, from a file or as a tokenizer in memory prints it. A model that is not supported leaves `model` empty: the
     /// vocabulary is still exact.
     ///
     /// # Errors
     /// [`Error::Format`] for a damaged file, [`Error::Unsupported`] where the bytes of the tokens
     /// are not known exactly.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
+    pub fn from_json(json: &[u8], scores: Scores) -> Result<Self> {
         let json = TokenizerJson::parse(json)?;
         let vocab = json.vocab()?;
-        let mut tokenizer = match Model::from_tokenizer_json(&json, &vocab) {
+        let mut tokenizer = match Model::from_tokenizer_json(&json, &vocab, scores) {
             Ok(model) => Self::new(vocab, Some(model)),
             Err(Error::Unsupported { found, .. }) => Self {
                 unsupported_model: Some(found),
@@ -128,6 +130,7 @@ impl Tokenizer {
             model: model.map(Arc::new),
             unsupported_model: None,
             emitted,
+            model_fingerprint: OnceLock::new(),
         }
     }
 
@@ -166,27 +169,31 @@ impl Tokenizer {
         Ok(spelled.then_some(pieces))
     }
 
-    /// A stable hash of the vocabulary and the model: 64 hexadecimal digits.
+    /// A stable hash of how bytes become ids, beside the vocabulary's own: 64 hexadecimal digits.
+    /// Tokenizers without a model share one.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
-        let mut sha = Sha256::new();
-        sha.update(b"xtoken tokenizer 1\0");
-        sha.update(self.vocab.fingerprint());
-        if let Some(model) = &self.model {
-            sha.update(model.digest());
-        }
-        let mut emitted: Vec<(u32, u32)> = self.emitted.iter().map(|(&a, &b)| (a, b)).collect();
-        emitted.sort_unstable();
-        for (found, emitted) in emitted {
-            sha.update(found.to_le_bytes());
-            sha.update(emitted.to_le_bytes());
-        }
-        sha.finalize()
-            .iter()
-            .fold(String::with_capacity(64), |mut hex, byte| {
-                // Writing to a String cannot fail.
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            })
+    pub fn model_fingerprint(&self) -> &str {
+        self.model_fingerprint.get_or_init(|| {
+            let mut sha = Sha256::new();
+            sha.update(b"xtoken tokenizer 1\0");
+            if let Some(model) = &self.model {
+                sha.update(model.digest());
+            }
+            let mut emitted: Vec<(u32, u32)> = self.emitted.iter().map(|(&a, &b)| (a, b)).collect();
+            emitted.sort_unstable();
+            for id in emitted
+                .into_iter()
+                .flat_map(|(found, emitted)| [found, emitted])
+            {
+                sha.update(id.to_le_bytes());
+            }
+            sha.finalize()
+                .iter()
+                .fold(String::with_capacity(64), |mut hex, byte| {
+                    // Writing to a String cannot fail.
+                    let _ = write!(hex, "{byte:02x}");
+                    hex
+                })
+        })
     }
 }

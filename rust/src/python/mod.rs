@@ -1,6 +1,7 @@
 //! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the answer.
 
 mod align;
+mod project;
 mod vocab;
 
 use pyo3::create_exception;
@@ -81,5 +82,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("OptionError", py.get_type::<OptionError>())?;
     align::register(module)?;
     vocab::register(module)?;
+    project::register(module)?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use pyo3::types::{PyBytes, PyDict, PyType};
 
 use super::detached;
 use crate::error::{Error, Result};
+use crate::segment::Scores;
 use crate::surface::Role;
 use crate::tokenizer::{Token, Tokenizer};
 use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab};
@@ -90,9 +91,19 @@ impl PyVocab {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (json, *, roles = Roles::new()))]
-    fn from_tokenizer_json(py: Python<'_>, json: &[u8], roles: Roles) -> PyResult<Self> {
-        Self::wrap(py, || declare(Tokenizer::from_json(json)?, &roles))
+    #[pyo3(signature = (json, *, from_memory = false, roles = Roles::new()))]
+    fn from_tokenizer_json(
+        py: Python<'_>,
+        json: &[u8],
+        from_memory: bool,
+        roles: Roles,
+    ) -> PyResult<Self> {
+        let scores = if from_memory {
+            Scores::FromMemory
+        } else {
+            Scores::FromFile
+        };
+        Self::wrap(py, || declare(Tokenizer::from_json(json, scores)?, &roles))
     }
 
     #[staticmethod]
@@ -273,6 +284,11 @@ impl PyVocab {
 
     fn segment(&self, py: Python<'_>, token: &[u8]) -> PyResult<Option<Vec<u32>>> {
         detached(py, || self.tokenizer().segment(token))
+    }
+
+    #[getter]
+    fn model_fingerprint(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || Ok(self.tokenizer.model_fingerprint().to_owned()))
     }
 
     #[getter]

@@ -275,11 +275,14 @@ impl Bpe {
     }
 
     pub(super) fn update_digest(&self, sha: &mut Sha256) {
-        for merge in &self.stored.merges {
-            for field in [merge.left, merge.right, merge.rank, merge.merged] {
-                sha.update(field.to_le_bytes());
-            }
-        }
+        let fields = self
+            .stored
+            .merges
+            .iter()
+            .flat_map(|m| [m.left, m.right, m.rank, m.merged]);
+        let bytes: Vec<u8> = fields.flat_map(u32::to_le_bytes).collect();
+        sha.update((self.stored.merges.len() as u64).to_le_bytes());
+        sha.update(&bytes);
         let ids = |sha: &mut Sha256, ids: &[u32]| {
             ids.iter().for_each(|id| sha.update(id.to_le_bytes()));
         };

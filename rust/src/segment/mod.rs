@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use bpe::Bpe;
-pub use unigram::Unigram;
+pub use unigram::{Scores, Unigram};
 pub use wordpiece::WordPiece;
 
 use crate::error::{Error, Result};
@@ -42,7 +42,11 @@ impl Model {
     /// # Errors
     /// [`Error::Unsupported`] where the model is of another kind, [`Error::Format`] where it is
     /// damaged.
-    pub fn from_tokenizer_json(json: &TokenizerJson<'_>, vocab: &Vocab) -> Result<Self> {
+    pub fn from_tokenizer_json(
+        json: &TokenizerJson<'_>,
+        vocab: &Vocab,
+        scores: Scores,
+    ) -> Result<Self> {
         let spelling = json.spelling()?;
         let kind = json.model.kind.as_deref().unwrap_or(match spelling {
             // Files from before the field existed: the other sections tell.
@@ -52,7 +56,7 @@ impl Model {
         });
         match kind {
             "BPE" => Bpe::from_json(json, &spelling, vocab).map(Model::Bpe),
-            "Unigram" => Unigram::from_json(json, &spelling).map(Model::Unigram),
+            "Unigram" => Unigram::from_json(json, &spelling, scores).map(Model::Unigram),
             "WordPiece" => WordPiece::from_json(json, &spelling).map(Model::WordPiece),
             other => Err(unsupported(other.to_owned())),
         }

@@ -5,6 +5,7 @@
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::NONE;
@@ -15,6 +16,17 @@ use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
 
 /// What an unknown character costs below the least probable token.
 const UNKNOWN_PENALTY: f64 = 10.0;
+
+const REMEDY: &str = "scores are finite log-probabilities; pass the file as it was published";
+
+/// How the decimal scores of a unigram model become numbers; matters where two segmentations tie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scores {
+    /// As Hugging Face reads a file, by serde_json's fast path: off by a last bit at times.
+    FromFile,
+    /// To the last bit: what a tokenizer in memory has printed.
+    FromMemory,
+}
 
 /// A unigram model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,18 +56,17 @@ enum Alphabet {
 }
 
 impl Unigram {
-    pub(super) fn from_json(json: &TokenizerJson<'_>, spelling: &Spelling) -> Result<Self> {
-        let vocab: Vec<(Str<'_>, f64)> =
-            parse_section(json.model.vocab.get(), "the vocabulary of tokenizer.json")?;
-        let vocab: Vec<(String, f64)> = vocab
-            .into_iter()
-            .map(|(surface, score)| (surface.0.into_owned(), score))
-            .collect();
+    pub(super) fn from_json(
+        json: &TokenizerJson<'_>,
+        spelling: &Spelling,
+        scores: Scores,
+    ) -> Result<Self> {
+        let vocab = read_vocab(json.model.vocab.get(), scores)?;
         if let Some((surface, score)) = vocab.iter().find(|(_, score)| !score.is_finite()) {
             return Err(Error::Format {
                 what: "the vocabulary of tokenizer.json",
                 reason: format!("the score of {surface:?} is {score}"),
-                remedy: "scores are finite log-probabilities; pass the file as it was published",
+                remedy: REMEDY,
             });
         }
         let alphabet = match spelling {
@@ -166,6 +177,31 @@ impl Unigram {
             .byte_fallback
             .iter()
             .for_each(|id| sha.update(id.to_le_bytes()));
+    }
+}
+
+fn read_vocab(text: &str, scores: Scores) -> Result<Vec<(String, f64)>> {
+    const WHAT: &str = "the vocabulary of tokenizer.json";
+    match scores {
+        Scores::FromFile => {
+            let vocab: Vec<(Str<'_>, f64)> = parse_section(text, WHAT)?;
+            Ok(vocab
+                .into_iter()
+                .map(|(surface, score)| (surface.0.into_owned(), score))
+                .collect())
+        }
+        Scores::FromMemory => {
+            let vocab: Vec<(Str<'_>, &RawValue)> = parse_section(text, WHAT)?;
+            let exact = |(surface, score): (Str<'_>, &RawValue)| match score.get().parse() {
+                Ok(score) => Ok((surface.0.into_owned(), score)),
+                Err(_) => Err(Error::Format {
+                    what: WHAT,
+                    reason: format!("the score of {:?} is {}", surface.0, score.get()),
+                    remedy: REMEDY,
+                }),
+            };
+            vocab.into_iter().map(exact).collect()
+        }
     }
 }
 

@@ -1,0 +1,261 @@
+"""Projections on disk: one safetensors file with both fingerprints, the options and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from xtoken._core import (
+    PROJECTION_RULES,
+    FormatError,
+    ShapeError,
+    Vocab,
+    XTokenError,
+    __version__,
+)
+from xtoken.csr import Csr
+from xtoken.projection_options import ProjectionOptions
+
+if TYPE_CHECKING:
+    from xtoken.projection import Projection
+
+Arrays = dict[str, NDArray[Any]]
+
+FORMAT = "xtoken-projection"
+# Raised when a tensor changes its meaning; tensors may be added without.
+FORMAT_VERSION = 1
+_DTYPES = {
+    "indptr": np.int64,
+    "indices": np.int64,
+    "weights": np.float32,
+    "rules": np.uint8,
+    "pieces_indptr": np.int64,
+    "pieces": np.int64,
+}
+
+
+class PairError(XTokenError):
+    """A projection was built for another pair of tokenizers."""
+
+
+def save(projection: Projection, path: str | PathLike[str]) -> None:
+    """Write W; a reader never sees half a file.
+
+    Raises:
+        OSError: the directory does not exist or cannot be written.
+    """
+    write_arrays(
+        path,
+        {name: getattr(projection, name) for name in _DTYPES},
+        {
+            "shape": json.dumps(projection.shape),
+            "options": projection.options.to_json(),
+            "student_fingerprint": projection.student_fingerprint,
+            "teacher_fingerprint": projection.teacher_fingerprint,
+            "model_fingerprint": projection.model_fingerprint,
+        },
+    )
+
+
+def load(
+    path: str | PathLike[str], student_tokenizer: Any = None, teacher_tokenizer: Any = None
+) -> Projection:
+    """Read W back and check that it is whole and, given the tokenizers, theirs.
+
+    Raises: as `Projection.load`.
+    """
+    from xtoken.projection import Projection
+
+    arrays, metadata = read_arrays(path)
+    student = None if student_tokenizer is None else Vocab.from_tokenizer(student_tokenizer)
+    teacher = None if teacher_tokenizer is None else Vocab.from_tokenizer(teacher_tokenizer)
+    try:
+        for name, dtype in _DTYPES.items():
+            if arrays[name].dtype != dtype:
+                raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {dtype}")
+        rows, columns = json.loads(metadata["shape"])
+        projection = Projection(
+            indptr=arrays["indptr"],
+            indices=arrays["indices"],
+            weights=arrays["weights"],
+            shape=(rows, columns),
+            rules=arrays["rules"],
+            pieces_indptr=arrays["pieces_indptr"],
+            pieces=arrays["pieces"],
+            options=ProjectionOptions.from_json(metadata["options"]),
+            student_fingerprint=metadata["student_fingerprint"],
+            teacher_fingerprint=metadata["teacher_fingerprint"],
+            model_fingerprint=metadata["model_fingerprint"],
+            student=student,
+            teacher=teacher,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path} lacks a part of a projection: {error}") from error
+    check(projection)
+    check_pair(projection, student, teacher, str(path))
+    return projection
+
+
+def check(projection: Projection) -> None:
+    """Refuse arrays that do not fit one another.
+
+    Raises:
+        ShapeError: names the array.
+    """
+    rows, columns = projection.shape
+    Csr(projection.indptr, projection.indices, projection.weights, projection.shape)
+    rules = len(PROJECTION_RULES)
+    if len(projection.rules) != rows or int(projection.rules.max(initial=0)) >= rules:
+        raise ShapeError(f"rules must hold {rows} codes below {rules}")
+    Csr(
+        projection.pieces_indptr,
+        projection.pieces,
+        np.ones(len(projection.pieces), dtype=np.float32),
+        (rows, columns),
+    )
+
+
+def check_pair(
+    projection: Projection, student: Vocab | None, teacher: Vocab | None, source: str
+) -> None:
+    """Refuse a projection that was built for other vocabularies than these.
+
+    Raises:
+        PairError: names the side that differs, and both sizes and fingerprints.
+    """
+    sides = (
+        ("student", student, projection.student_fingerprint, projection.shape[0]),
+        ("teacher", teacher, projection.teacher_fingerprint, projection.shape[1]),
+    )
+    for side, vocab, fingerprint, size in sides:
+        if vocab is not None and vocab.fingerprint != fingerprint:
+            other = sides[side == "student"]
+            swapped = vocab.fingerprint == other[2]
+            raise PairError(
+                f"{source} was built for another {side}: V = {size}, fingerprint "
+                f"{fingerprint[:12]}…, but the {side} tokenizer has V = {len(vocab)}, fingerprint "
+                f"{vocab.fingerprint[:12]}…; "
+                + ("student and teacher are swapped" if swapped else "build W for this pair")
+            )
+    if teacher is not None and teacher.model_fingerprint != projection.model_fingerprint:
+        raise PairError(
+            f"{source} was built for a teacher with the same tokens that segments text in another "
+            "way; build W for this pair"
+        )
+
+
+def write_arrays(
+    path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays and metadata atomically, with a checksum over both."""
+    path = Path(path)
+    metadata = {
+        **metadata,
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "library_version": __version__,
+    }
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    metadata["sha256"] = _checksum(contiguous, metadata)
+    content = to_safetensors(contiguous, metadata=metadata)
+    # Beside the target, so that the rename stays in one file system.
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a private file; a projection is as readable as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(path: str | PathLike[str]) -> tuple[Arrays, dict[str, str]]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+        FormatError: says whether the file is something else, truncated, of a newer format, or
+            altered.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; write it with Projection.save")
+    _check_length(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise FormatError(
+                    f"{path} is a safetensors file but holds no projection; expected one that "
+                    "Projection.save wrote"
+                )
+            if int(metadata.get("format_version", "0")) > FORMAT_VERSION:
+                raise FormatError(
+                    f"{path} has format {metadata['format_version']}, this version of xtoken "
+                    f"reads up to {FORMAT_VERSION}; update xtoken or build W again"
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path} is not a whole safetensors file: {error}") from error
+    expected = metadata.pop("sha256", "")
+    if _checksum(arrays, metadata) != expected:
+        raise FormatError(f"{path} was altered: its checksum differs; build W again")
+    return arrays, metadata
+
+
+def _check_length(path: Path) -> None:
+    """A clear word on files that are cut off, where safetensors speaks of an invalid header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if prefix[:2] in (b"PK", b"\x80\x02") or (8 + header_size > size and header_size > 1 << 30):
+            raise FormatError(
+                f"{path} is not a safetensors file; expected one that Projection.save wrote (a .pt "
+                "table is read by import_topk_pt)"
+            )
+        if 8 + header_size > size:
+            raise FormatError(
+                f"{path} is truncated: {size} bytes end within its header; copy it again"
+            )
+        try:
+            header = json.loads(file.read(header_size))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{path} is not a safetensors file: {error}") from error
+    expected = 8 + header_size + max(ends, default=0)
+    if size < expected:
+        raise FormatError(
+            f"{path} is truncated: {size} bytes where {expected} were expected; copy it again"
+        )
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

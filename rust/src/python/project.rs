@@ -1,0 +1,136 @@
+//! `xtoken._core.build_projection`: W as numpy arrays.
+
+use std::collections::BTreeSet;
+
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+
+use super::detached;
+use super::vocab::PyVocab;
+use crate::error::{Error, Result};
+use crate::projection::{self, Canonical, Options, Projection, Reverse, Rule};
+use crate::surface::Role;
+
+/// W in CSR form as Python sees it; each array is handed over without a copy.
+#[pyclass(name = "ProjectionArrays", module = "xtoken._core", frozen, get_all)]
+pub(super) struct PyProjectionArrays {
+    indptr: Py<PyArray1<i64>>,
+    indices: Py<PyArray1<i64>>,
+    weights: Py<PyArray1<f32>>,
+    rules: Py<PyArray1<u8>>,
+    pieces_indptr: Py<PyArray1<i64>>,
+    pieces: Py<PyArray1<i64>>,
+    reverse_rows: usize,
+}
+
+impl PyProjectionArrays {
+    fn new(py: Python<'_>, w: Projection) -> Self {
+        let rules: Vec<u8> = w.rules.iter().map(|&rule| rule as u8).collect();
+        let pieces: Vec<i64> = w.pieces.ids.iter().map(|&id| i64::from(id)).collect();
+        Self {
+            indptr: w.indptr.into_pyarray(py).unbind(),
+            indices: w.indices.into_pyarray(py).unbind(),
+            weights: w.weights.into_pyarray(py).unbind(),
+            rules: rules.into_pyarray(py).unbind(),
+            pieces_indptr: w.pieces.indptr.into_pyarray(py).unbind(),
+            pieces: pieces.into_pyarray(py).unbind(),
+            reverse_rows: w.reverse_rows,
+        }
+    }
+}
+
+fn count(name: &'static str, value: i64, least: i64, expected: &'static str) -> Result<usize> {
+    usize::try_from(value)
+        .ok()
+        .filter(|_| value >= least)
+        .ok_or_else(|| Error::Option {
+            name,
+            value: value.to_string(),
+            expected,
+        })
+}
+
+fn canonical(names: &BTreeSet<String>) -> Result<Canonical> {
+    let mut canonical = Canonical::default();
+    for name in names {
+        match name.as_str() {
+            "punctuation_space" => canonical.punctuation_space = true,
+            "case" => canonical.case = true,
+            _ => {
+                return Err(Error::Option {
+                    name: "canonical",
+                    value: format!("{name:?}"),
+                    expected: "names among 'punctuation_space', 'case'",
+                });
+            }
+        }
+    }
+    Ok(canonical)
+}
+
+fn reverse(name: &str) -> Result<Reverse> {
+    match name {
+        "off" => Ok(Reverse::Off),
+        "unmatched" => Ok(Reverse::Unmatched),
+        "all" => Ok(Reverse::All),
+        _ => Err(Error::Option {
+            name: "reverse",
+            value: format!("{name:?}"),
+            expected: "False, True, 'off', 'unmatched' or 'all'",
+        }),
+    }
+}
+
+fn role(name: &String) -> Result<Role> {
+    Role::from_name(name).ok_or_else(|| Error::Option {
+        name: "special_roles",
+        value: format!("{name:?}: None"),
+        expected: "None only for 'bos', 'eos', 'pad', 'unk', 'eot'",
+    })
+}
+
+#[pyfunction]
+#[pyo3(signature = (
+    student, teacher, *, top_k, decay, max_pieces, canonical, reverse, special_pairs, ignored_roles,
+    name_similarity, threads,
+))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "keyword arguments of one Python call"
+)]
+fn build_projection(
+    py: Python<'_>,
+    student: &PyVocab,
+    teacher: &PyVocab,
+    top_k: i64,
+    decay: f64,
+    max_pieces: i64,
+    canonical: BTreeSet<String>,
+    reverse: &str,
+    special_pairs: Vec<(u32, u32)>,
+    ignored_roles: Vec<String>,
+    name_similarity: f64,
+    threads: i64,
+) -> PyResult<PyProjectionArrays> {
+    let options = Options {
+        top_k: count("top_k", top_k, 1, "at least 1")?,
+        decay,
+        max_pieces: count("max_pieces", max_pieces, 1, "at least 1")?,
+        canonical: self::canonical(&canonical)?,
+        reverse: self::reverse(reverse)?,
+        special_pairs,
+        ignored_roles: ignored_roles.iter().map(role).collect::<Result<_>>()?,
+        name_similarity,
+        threads: count("threads", threads, 0, "at least 1, or None for one a core")?,
+    };
+    let (student, teacher) = (student.tokenizer(), teacher.tokenizer());
+    let w = detached(py, || projection::build(student, teacher, &options))?;
+    Ok(PyProjectionArrays::new(py, w))
+}
+
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let names: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+    module.add("PROJECTION_RULES", names)?;
+    module.add_class::<PyProjectionArrays>()?;
+    module.add_function(wrap_pyfunction!(build_projection, module)?)
+}

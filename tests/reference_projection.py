@@ -1,0 +1,142 @@
+"""The rules of the projection W in plain Python: dictionaries, one row at a time, no speed.
+
+Segmentation is Hugging Face's own model, called through `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tokenizers import Tokenizer
+
+from xtoken import Vocab
+
+Row = dict[int, float]
+Segment = Callable[[bytes], list[int] | None]
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+_ALPHABET = byte_alphabet()
+
+
+def hugging_face_segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
+    """What Hugging Face's model makes of bytes; `None` where its pieces do not spell them."""
+
+    def text_pieces(surface: str) -> list[int]:
+        return [piece.id for piece in tokenizer.model.tokenize(surface)]
+
+    def segment(token: bytes) -> list[int] | None:
+        if vocab.family == "byte-level":
+            pieces = text_pieces("".join(_ALPHABET[byte] for byte in token))
+        elif vocab.family == "sentencepiece":
+            pieces = _sentencepiece(token, tokenizer, text_pieces)
+        else:
+            raise ValueError(vocab.family)
+        spelled = b"".join(vocab.token_bytes(piece) for piece in pieces)
+        return pieces if spelled == token else None
+
+    return segment
+
+
+def _sentencepiece(
+    token: bytes, tokenizer: Tokenizer, text_pieces: Callable[[str], list[int]]
+) -> list[int]:
+    """Bytes that are no text have no surface: each stands alone, as its <0xNN>."""
+    pieces: list[int] = []
+    run = ""
+    for char in token.decode("utf-8", "surrogateescape"):
+        if 0xDC80 <= ord(char) <= 0xDCFF:
+            if run:
+                pieces += text_pieces(run.replace(" ", "▁"))
+            run = ""
+            byte = tokenizer.token_to_id(f"<0x{ord(char) - 0xDC00:02X}>")
+            if byte is not None:
+                pieces.append(byte)
+        else:
+            run += char
+    if run:
+        pieces += text_pieces(run.replace(" ", "▁"))
+    return pieces
+
+
+def emitted_ids(vocab: Vocab, segment: Segment) -> dict[bytes, int]:
+    """For each byte string that is a token, the id that the tokenizer emits for it."""
+    ids: dict[bytes, list[int]] = {}
+    for i in range(len(vocab)):
+        if vocab.token_bytes(i):
+            ids.setdefault(vocab.token_bytes(i), []).append(i)
+    emitted = {}
+    for token, candidates in ids.items():
+        pieces = segment(token) if len(candidates) > 1 else None
+        if pieces is not None and len(pieces) == 1:
+            emitted[token] = pieces[0]
+        else:
+            plain = [i for i in candidates if not vocab.is_byte_fallback(i)]
+            emitted[token] = min(plain or candidates)
+    return emitted
+
+
+def weights_of(pieces: list[int], decay: float, max_pieces: int) -> Row:
+    """Weights in proportion to `decay ** i` over the first pieces; equal pieces add up."""
+    kept = pieces[:max_pieces]
+    total = math.fsum(decay**i for i in range(len(kept)))
+    row: Row = {}
+    for i, piece in enumerate(kept):
+        row[piece] = row.get(piece, 0.0) + decay**i / total
+    return row
+
+
+def normalized(row: Row, top_k: int) -> list[tuple[int, float]]:
+    """The heaviest entries, of equals the lowest ids, scaled to sum to 1."""
+    kept = sorted(row.items(), key=lambda entry: (-entry[1], entry[0]))[:top_k]
+    kept = [(t, weight) for t, weight in kept if weight > 0]
+    total = math.fsum(weight for _, weight in kept)
+    return [(t, weight / total) for t, weight in kept]
+
+
+def projection(
+    student: Vocab,
+    teacher: Vocab,
+    student_segment: Segment,
+    teacher_segment: Segment,
+    *,
+    top_k: int = 4,
+    decay: float = 0.1,
+    max_pieces: int = 4,
+    reverse: bool = False,
+) -> list[tuple[str, list[tuple[int, float]]]]:
+    """The rule and the entries of each row with bytes; special rows are `("special", [])`."""
+    exact = emitted_ids(teacher, teacher_segment)
+    own = emitted_ids(student, student_segment)
+    given: dict[int, Row] = {}
+    if reverse:
+        for t in range(len(teacher)):
+            token = teacher.token_bytes(t)
+            if not token or token in own:
+                continue
+            for s, weight in weights_of(student_segment(token) or [], decay, max_pieces).items():
+                given.setdefault(s, {})[t] = weight
+    rows = []
+    for s in range(len(student)):
+        token = student.token_bytes(s)
+        if student.is_special(s):
+            rows.append(("special", []))
+        elif not token:
+            rows.append(("unused", []))
+        elif token in exact:
+            rows.append(("exact" if own[token] == s else "duplicate", [(exact[token], 1.0)]))
+        else:
+            row = weights_of(teacher_segment(token) or [], decay, max_pieces)
+            rule = "forward" if row else "reverse" if s in given else "unspellable"
+            for t, weight in given.get(s, {}).items():
+                row[t] = row.get(t, 0.0) + weight
+            rows.append((rule, normalized(row, top_k)))
+    return rows
