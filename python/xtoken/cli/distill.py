@@ -1,0 +1,109 @@
+"""`xtoken distill`: train a student on text and on a teacher with another tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from xtoken import XTokenError
+
+
+class OptionValueError(XTokenError):
+    """An option of the command has a value that cannot be used; the message says why."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(distill)
+
+
+def distill(
+    student: Annotated[Path, typer.Option(help="Directory of the student, as save_pretrained.")],
+    teacher: Annotated[Path, typer.Option(help="Directory of the teacher, as save_pretrained.")],
+    data: Annotated[Path, typer.Option(help="Training texts: .jsonl or .txt.")],
+    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
+    held_out: Annotated[
+        Optional[Path], typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a .jsonl line with the text.")] = "text",
+    config: Annotated[
+        Optional[Path], typer.Option(help="JSON file of settings; options below override it.")
+    ] = None,
+    loss: Annotated[Optional[str], typer.Option(help="p-kl, gold or ce.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train with ce and gold, from the same start.")
+    ] = False,
+    steps: Annotated[Optional[int], typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Examples a micro-batch.")] = None,
+    accumulation: Annotated[Optional[int], typer.Option(help="Micro-batches a step.")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
+    kd_weight: Annotated[
+        Optional[str], typer.Option(help="A number, or 'balanced' for the paper's CE / KD.")
+    ] = None,
+    top_k: Annotated[Optional[int], typer.Option(help="Teacher columns in the loss.")] = None,
+    max_tokens: Annotated[Optional[int], typer.Option(help="Longest example, either side.")] = None,
+    eval_every: Annotated[Optional[int], typer.Option(help="Steps between evaluations.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the data order.")] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="auto, cpu or cuda: where teacher and student run.")
+    ] = None,
+    teacher_cache: Annotated[
+        Optional[Path],
+        typer.Option(help="Where teacher predictions are kept over runs; default ~/.cache/xtoken."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")
+    ] = False,
+) -> None:
+    """Distil a teacher into a student with another tokenizer; writes model, W, metrics, curves."""
+    # torch and transformers take seconds to import: only once the command is really run.
+    from xtoken.cli.distill_run import Request, run
+
+    _check_output(out, overwrite)
+    settings = {
+        "loss": loss,
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "learning_rate": learning_rate,
+        "kd_weight": _kd_weight(kd_weight),
+        "top_k": top_k,
+        "max_tokens": max_tokens,
+        "eval_every": eval_every,
+        "seed": seed,
+        "device": device,
+    }
+    run(
+        Request(
+            student=student,
+            teacher=teacher,
+            data=data,
+            held_out=held_out,
+            text_field=text_field,
+            config=config,
+            settings={name: value for name, value in settings.items() if value is not None},
+            compare=compare,
+            out=out,
+            teacher_cache=teacher_cache or Path.home() / ".cache" / "xtoken" / "teachers",
+        )
+    )
+
+
+def _kd_weight(text: str | None) -> float | str | None:
+    if text is None or text == "balanced":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionValueError(
+            f"--kd-weight {text}, expected a number or 'balanced'; leave it out for 'balanced'"
+        ) from None
+
+
+def _check_output(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OptionValueError(f"--out {out} is a file, expected a directory; pass another path")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OptionValueError(f"--out {out} is not empty; pass another path, or --overwrite")

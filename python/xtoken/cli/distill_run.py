@@ -1,0 +1,134 @@
+"""What `xtoken distill` does: read, prepare, train, show, write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from xtoken.cli.distill_tables import comparison_markdown, coverage_table, projection_table
+from xtoken.cli.distill_tables import result_table
+from xtoken.data import TextSplit, keep_apart, read_texts, split_held_out
+from xtoken.report.curves import draw_curves
+from xtoken.training.config import DistillConfig
+from xtoken.training.pair import load_pair
+from xtoken.training.prepare import Materials, Update, open_teachers, prepare
+from xtoken.training.run import RunResult, train
+
+HELD_OUT_FRACTION = 0.1
+BASELINES = ("gold", "ce")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command, as given; `settings` override those of the file `config`."""
+
+    student: Path
+    teacher: Path
+    data: Path
+    held_out: Path | None
+    text_field: str
+    config: Path | None
+    settings: dict[str, Any]
+    compare: bool
+    out: Path
+    teacher_cache: Path
+
+
+class Bars:
+    """Shows progress as bars on a console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Update]:
+        """Show a bar while the context is open; nothing where there is nothing to do."""
+        if total == 0:
+            yield lambda done, remark: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[remark]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            task = bars.add_task(title, total=total, remark="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
+
+
+def run(request: Request) -> None:
+    """Run the command.
+
+    Raises: XTokenError or OSError with a message for the user.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    console = Console(highlight=False)
+    bars = Bars(console)
+    config = _config(request)
+    losses = [config.loss]
+    if request.compare:
+        losses += [loss for loss in BASELINES if loss != config.loss]
+    texts = _texts(request)
+    pair = load_pair(request.student, request.teacher)
+    materials = prepare(pair, texts, config, bars)
+    _show_materials(console, materials, texts)
+
+    teachers = open_teachers(materials, config, losses, request.teacher_cache, bars)
+    results = []
+    for loss in losses:
+        folder = request.out if loss == config.loss else request.out / "compare" / loss
+        results.append(
+            train(materials, replace(config, loss=loss), teachers[loss], folder, bars)
+        )
+    console.print(result_table(results))
+    _write_comparison(request.out, results)
+    console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
+
+
+def _config(request: Request) -> DistillConfig:
+    base = DistillConfig() if request.config is None else DistillConfig.load(request.config)
+    return replace(base, **request.settings)
+
+
+def _texts(request: Request) -> TextSplit:
+    texts = read_texts(request.data, text_field=request.text_field)
+    if request.held_out is None:
+        return split_held_out(texts, HELD_OUT_FRACTION)
+    return keep_apart(texts, read_texts(request.held_out, text_field=request.text_field))
+
+
+def _show_materials(console: Console, materials: Materials, texts: TextSplit) -> None:
+    console.print(projection_table(materials.projection))
+    console.print(coverage_table(materials))
+    if texts.dropped:
+        console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
+    for name, part in (("training", materials.train), ("held-out", materials.held_out)):
+        if part.cut or part.empty:
+            console.print(f"{name} texts: {part.cut} cut at max_tokens, {part.empty} too short")
+
+
+def _write_comparison(out: Path, results: list[RunResult]) -> None:
+    summaries = [result.summary() for result in results]
+    (out / "comparison.json").write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    (out / "comparison.md").write_text(comparison_markdown(results), encoding="utf-8")
+    if len(results) > 1:
+        draw_curves({result.loss: result.records for result in results}, out / "comparison.png")

@@ -1,0 +1,142 @@
+"""Texts from files, cut into passages, and split so that the held-out part is never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xtoken.data.errors import DataError
+
+TXT_PASSAGE_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Two disjoint lists of texts and the number of texts that were dropped to keep them disjoint."""
+
+    train: list[str]
+    held_out: list[str]
+    dropped: int
+
+
+def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
+    """Read the texts of a file.
+
+    Args:
+        path: a `.jsonl` file, one object a line with the text in `text_field`; or a `.txt` file,
+            which is cut at blank lines into passages of at most 2,000 characters.
+        text_field: the field of a `.jsonl` object that holds the text.
+    Returns: the texts in file order; empty ones are left out.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if the ending is another, a line is not such an object, or no text is left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data file {path} does not exist; pass a .jsonl or .txt file")
+    if path.suffix == ".txt":
+        texts = cut_passages(_decode(path), TXT_PASSAGE_CHARS)
+    elif path.suffix == ".jsonl":
+        lines = _decode(path).splitlines()
+        texts = [
+            _text_of_line(line, text_field, path, number)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
+    else:
+        raise DataError(
+            f"data file {path} ends in {path.suffix or 'nothing'!r}, expected .jsonl or .txt; "
+            "convert it to one JSON object with a text field a line"
+        )
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"data file {path} holds no text; give at least one document")
+    return texts
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8"
+        ) from error
+
+
+def _text_of_line(line: str, field: str, path: Path, number: int) -> str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number} is not JSON ({error.msg}); write one object a line") from error
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise DataError(
+            f"{path}:{number} has no string in field {field!r}; name the field that holds the text"
+        )
+    return text
+
+
+def cut_passages(text: str, max_chars: int) -> list[str]:
+    """Cut a text at blank lines into passages of at most `max_chars` characters.
+
+    A paragraph longer than `max_chars` is cut at line ends, a longer line stays whole: a passage can
+    exceed `max_chars` only where it is a single line.
+    """
+    if max_chars < 1:
+        raise ValueError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
+    passages: list[str] = []
+    for paragraph in text.split("\n\n"):
+        whole = len(paragraph) <= max_chars
+        for index, piece in enumerate([paragraph] if whole else paragraph.splitlines()):
+            if not piece.strip():
+                continue
+            joint = "\n\n" if index == 0 else "\n"
+            if passages and len(passages[-1]) + len(joint) + len(piece) <= max_chars:
+                passages[-1] += joint + piece
+            else:
+                passages.append(piece)
+    return passages
+
+
+def split_held_out(texts: Sequence[str], fraction: float) -> TextSplit:
+    """Split texts by the hash of each text: the same text is always on the same side.
+
+    Args:
+        texts: the documents; a repeated one counts once.
+        fraction: expected share of held-out documents, between 0 and 1 exclusive.
+    Raises:
+        ValueError: if the fraction is not between 0 and 1.
+        DataError: if a side would be empty.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"held-out fraction = {fraction}, expected between 0 and 1; try 0.1")
+    distinct = list(dict.fromkeys(texts))
+    held = [text for text in distinct if _unit_hash(text) < fraction]
+    train = [text for text in distinct if _unit_hash(text) >= fraction]
+    if not held or not train:
+        raise DataError(
+            f"{len(distinct)} distinct documents give {len(train)} for training and {len(held)} held "
+            f"out at fraction {fraction}; give more documents or another fraction"
+        )
+    return TextSplit(train, held, dropped=len(texts) - len(distinct))
+
+
+def keep_apart(train: Iterable[str], held_out: Iterable[str]) -> TextSplit:
+    """Drop from training every text that is also held out, and repeated texts from both."""
+    train, held_out = list(train), list(held_out)
+    held = dict.fromkeys(held_out)
+    kept = [text for text in dict.fromkeys(train) if text not in held]
+    if not kept or not held:
+        raise DataError(
+            f"{len(kept)} training and {len(held)} held-out documents are left once texts on both "
+            "sides are dropped from training; give different files"
+        )
+    return TextSplit(kept, list(held), dropped=len(train) + len(held_out) - len(kept) - len(held))
+
+
+def _unit_hash(text: str) -> float:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

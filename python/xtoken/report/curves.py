@@ -1,0 +1,63 @@
+"""The curves of one or more runs as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Records = Sequence[Mapping[str, float]]
+
+# Panel: the record's name, the title with its unit, and whether a moving mean is drawn.
+PANELS = (
+    ("ce", "training cross-entropy (nats per token)", True),
+    ("kd", "training distillation loss (nats per chunk)", True),
+    ("eval_bits_per_byte", "held-out bits per byte", False),
+    ("eval_numeral_mass", "held-out mass on 2-3 digit numerals, where one is right", False),
+    ("eval_digit_mass", "held-out mass on single digits, where a numeral is right", False),
+    ("learning_rate", "learning rate", False),
+)
+
+
+def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
+    """Draw the training and held-out curves of runs into one picture, one colour a run.
+
+    Args:
+        runs: records by the name of the run; a record has `step` and any of the panels' names.
+        path: where the PNG is written.
+    Raises: ValueError if there is no run.
+    """
+    if not runs:
+        raise ValueError("0 runs, expected at least 1; there is nothing to draw")
+    # The object interface: no global state, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3).flat
+    for axis, (name, title, smoothed) in zip(axes, PANELS, strict=True):
+        for index, (run, records) in enumerate(runs.items()):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            colour = f"C{index}"
+            if smoothed:
+                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                axis.plot(steps, _moving_mean(values, 15), color=colour, label=run)
+            else:
+                axis.plot(steps, values, color=colour, label=run, marker="o", markersize=3)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _moving_mean(values: Sequence[float], width: int) -> list[float]:
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means

@@ -1,0 +1,8 @@
+"""Where teacher predictions come from: a model that runs, or a store that was filled once."""
+
+from xtoken.teachers.forward import causal_logits as causal_logits
+from xtoken.teachers.live import LiveTeacher as LiveTeacher
+from xtoken.teachers.shard import Predictions as Predictions
+from xtoken.teachers.shard import StoreError as StoreError
+from xtoken.teachers.shard import StoreKey as StoreKey
+from xtoken.teachers.store import TopKStore as TopKStore

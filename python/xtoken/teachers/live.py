@@ -1,0 +1,77 @@
+"""A teacher that runs beside the student: logits on the fly, never a graph."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.teachers.forward import causal_logits
+
+
+class LiveTeacher:
+    """A causal language model in evaluation mode, without gradients.
+
+    Args:
+        model: called as `model(input_ids=..., attention_mask=...)`, returns an object with `logits`
+            `[B, T, V]`; its parameters are frozen here.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokens_computed = 0
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> LiveTeacher:
+        """Load a teacher with `transformers`; `options` go to its `from_pretrained`.
+
+        The default is float32: bfloat16 is emulated, and slower, on most CPUs.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        return cls(model.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all parameters (name, dtype, shape, bytes); computed once, on first use."""
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(digest_size=16)
+            for name, value in sorted(self.model.state_dict().items()):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(memoryview(data.numpy()))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the raw next-token logits of a padded batch.
+
+        Args:
+            ids: [B, T] int64.
+            attention_mask: [B, T], 1 for a token and 0 for padding on either side.
+        Returns: [B, T, V] in the dtype of the model, detached, on the device of the model.
+        """
+        self.tokens_computed += int(attention_mask.sum())
+        return causal_logits(self.model, ids.to(self.device), attention_mask.to(self.device))
+
+    def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the teacher signal of a padded batch: its full logits."""
+        return self.logits(ids, attention_mask)

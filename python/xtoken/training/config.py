@@ -1,0 +1,171 @@
+"""The settings of a distillation run: frozen, checked, and the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from xtoken import XTokenError
+
+LossName = Literal["p-kl", "gold", "ce"]
+LOSSES: tuple[str, ...] = typing.get_args(LossName)
+
+
+class ConfigError(XTokenError):
+    """A setting has a value that cannot work; the message names it, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Settings of one run. Equal settings, data and models give equal results on one machine.
+
+    Args:
+        loss: `p-kl`, `gold`, or `ce` (no teacher at all).
+        kd_weight: weight of the distillation loss beside the cross-entropy; `balanced` is that of
+            the X-Token paper (Eq. 7), `sg(CE / KD) * KD + CE`.
+        ce_weight: weight of the cross-entropy.
+        temperature: divides the logits of both sides; the loss is multiplied by its square.
+        merge: how the predictor rows of a chunk become one distribution: `chain`, `last` or `mean`.
+        top_k: columns of the loss, the teacher's likeliest ones; None for all.
+        top_k_scope: `chunk` or `batch`: whose likeliest ones.
+        teacher_top_k: columns of the teacher that are computed once and stored; None runs the
+            teacher in every step.
+        projection_top_k, projection_decay, projection_max_pieces: how W is built.
+        steps: optimizer steps.
+        batch_size: examples a device and micro-batch.
+        accumulation: micro-batches a step; it changes memory, not the gradient.
+        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine decay
+            to a tenth, clipping by the norm.
+        max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
+        eval_every: steps between evaluations on the held-out part; 0 for only before and after.
+        eval_batch_size: examples a forward pass of the evaluation.
+        seed: of data order and dropout.
+        device: `auto` is a CUDA device where there is one, else the CPU.
+    """
+
+    loss: LossName = "p-kl"
+    kd_weight: float | Literal["balanced"] = "balanced"
+    ce_weight: float = 1.0
+    temperature: float = 1.0
+    merge: Literal["chain", "last", "mean"] = "chain"
+    top_k: int | None = 512
+    top_k_scope: Literal["chunk", "batch"] = "chunk"
+    teacher_top_k: int | None = 512
+    projection_top_k: int = 4
+    projection_decay: float = 0.1
+    projection_max_pieces: int = 4
+    steps: int = 160
+    batch_size: int = 3
+    accumulation: int = 1
+    learning_rate: float = 3e-3
+    warmup_steps: int = 10
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_tokens: int = 512
+    eval_every: int = 0
+    eval_batch_size: int = 16
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _has_type(value, hints[field.name]):
+                raise ConfigError(
+                    f"{field.name} = {value!r}, expected {_describe(hints[field.name])}; "
+                    f"the default is {field.default!r}"
+                )
+        for name in _AT_LEAST_ONE:
+            self._check(name, lambda value: value >= 1, "at least 1")
+        for name in _AT_LEAST_ZERO:
+            self._check(name, lambda value: value >= 0, "at least 0")
+        for name in _POSITIVE:
+            self._check(name, lambda value: value > 0, "more than 0")
+        if self.top_k is not None and self.teacher_top_k is not None:
+            self._check(
+                "top_k",
+                lambda value: value <= self.teacher_top_k,
+                f"at most teacher_top_k = {self.teacher_top_k}, the columns that are stored",
+            )
+        if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
+            raise ConfigError(
+                f"ce_weight = 0 with kd_weight = {self.kd_weight} and loss = {self.loss!r} leaves "
+                "nothing to train on; give one of them a positive weight"
+            )
+
+    def _check(self, name: str, holds: typing.Callable[[typing.Any], bool], expected: str) -> None:
+        value = getattr(self, name)
+        if value is None or isinstance(value, str):
+            return
+        if not math.isfinite(value) or not holds(value):
+            default = type(self).__dataclass_fields__[name].default
+            raise ConfigError(f"{name} = {value}, expected {expected}; the default is {default}")
+
+    def to_json(self) -> str:
+        """Return the settings as a JSON object, one key a setting."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> DistillConfig:
+        """Read settings that `to_json` wrote, or any part of them; the rest have their defaults.
+
+        Raises: ConfigError if the text is no JSON object, a key is unknown, or a value cannot work.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration is a {type(values).__name__}, expected an object")
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def save(self, path: Path | str) -> None:
+        """Write `to_json` to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> DistillConfig:
+        """Read a file that `save` wrote."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+_AT_LEAST_ONE = (
+    *("top_k", "teacher_top_k", "projection_top_k", "projection_max_pieces", "steps"),
+    *("batch_size", "accumulation", "eval_batch_size"),
+)
+_AT_LEAST_ZERO = (
+    *("kd_weight", "ce_weight", "projection_decay", "warmup_steps", "weight_decay", "eval_every"),
+    "seed",
+)
+_POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "max_tokens")
+
+
+def _has_type(value: object, hint: typing.Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_has_type(value, part) for part in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: typing.Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, typing.get_args(hint)))
+    return {float: "a number", int: "a whole number", type(None): "None"}.get(hint, str(hint))

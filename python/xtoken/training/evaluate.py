@@ -1,0 +1,143 @@
+"""What a student is worth on held-out text: bits per byte, and where its mass goes at numerals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xtoken import Vocab
+from xtoken.data.examples import Example
+from xtoken.teachers.forward import causal_logits
+
+# An optional space first: some tokenizers glue it to the digits.
+NUMERAL = re.compile(rb" ?[0-9]{2,3}")
+DIGIT = re.compile(rb" ?[0-9]")
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """Scores over the text tokens of held-out examples; the first token of an example has no score.
+
+    Args:
+        bits_per_byte: total negative log-likelihood in bits over the total bytes of scored tokens.
+        bytes, tokens: how many were scored.
+        numeral_positions: how many scored tokens are two- or three-digit numerals.
+        numeral_mass: mean probability on all two- and three-digit numerals at these positions.
+        digit_mass: mean probability on all single digits at these positions.
+        numeral_nll: mean negative log-likelihood of the right numeral there, in nats.
+    The last three are NaN where there is no such position.
+    """
+
+    bits_per_byte: float
+    bytes: int
+    tokens: int
+    numeral_positions: int
+    numeral_mass: float
+    digit_mass: float
+    numeral_nll: float
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Return the scores by name, each with the prefix."""
+        return {prefix + name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float], prefix: str = "") -> HeldOutScore:
+        """Read what `metrics` returned; other entries are ignored."""
+        return cls(**{field.name: metrics[prefix + field.name] for field in fields(cls)})
+
+
+class HeldOutEvaluator:
+    """Scores a student on fixed examples.
+
+    Args:
+        examples: the held-out examples; only their student side is read.
+        vocab: of the student's tokenizer.
+        batch_size: examples a forward pass; it does not change the scores beyond rounding.
+    """
+
+    def __init__(self, examples: Sequence[Example], vocab: Vocab, *, batch_size: int = 16) -> None:
+        if not examples:
+            raise ValueError("0 held-out examples, expected at least 1; hold some documents out")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}, expected at least 1")
+        # Neighbours of one length share a forward pass without padding.
+        self.examples = sorted(examples, key=lambda example: len(example.student_ids))
+        self.batch_size = batch_size
+        lengths = [0 if vocab.is_special(i) else len(vocab.token_bytes(i)) for i in range(len(vocab))]
+        self.byte_lengths = torch.tensor(lengths, dtype=torch.int64)
+        self.numerals = _ids_of(vocab, NUMERAL)
+        self.digits = _ids_of(vocab, DIGIT)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> HeldOutScore:
+        """Return the scores of a student, in evaluation mode; its mode is restored."""
+        was_training = model.training
+        model.eval()
+        try:
+            totals = sum(
+                (
+                    self._totals(model, self.examples[start : start + self.batch_size])
+                    for start in range(0, len(self.examples), self.batch_size)
+                ),
+                torch.zeros(7, dtype=torch.float64),
+            )
+        finally:
+            model.train(was_training)
+        nats, byte_count, tokens, positions, numeral, digit, numeral_nats = totals.tolist()
+        at_numerals = [
+            value / positions if positions else math.nan for value in (numeral, digit, numeral_nats)
+        ]
+        return HeldOutScore(
+            nats / math.log(2) / byte_count if byte_count else math.nan,
+            int(byte_count),
+            int(tokens),
+            int(positions),
+            *at_numerals,
+        )
+
+    def _totals(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        device = next(model.parameters()).device
+        width = max(len(example.student_ids) for example in examples)
+        ids = torch.zeros(len(examples), width, dtype=torch.int64)
+        mask = torch.zeros(len(examples), width, dtype=torch.int64)
+        wanted = torch.zeros(len(examples), width, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            length = len(example.student_ids)
+            ids[row, :length] = torch.from_numpy(example.student_ids)
+            mask[row, :length] = 1
+            wanted[row, :length] = torch.from_numpy(example.student_loss_mask)
+        # Special tokens stand for no byte: they are not text, and not scored.
+        scored = wanted[:, 1:] & (self.byte_lengths[ids[:, 1:]] > 0)
+        targets = ids[:, 1:][scored]
+        logits = causal_logits(model, ids.to(device), mask.to(device))
+        rows = logits[:, :-1][scored.to(device)].float()[:, : len(self.byte_lengths)]
+        log_probs = rows.log_softmax(-1)  # [N, V_s]
+        nats = -log_probs.gather(1, targets.to(device)[:, None])[:, 0].double().cpu()
+
+        at_numeral = torch.isin(targets, self.numerals)
+        probs = log_probs[at_numeral.to(device)].exp()
+        values = [
+            nats.sum(),
+            self.byte_lengths[targets].sum(),
+            len(targets),
+            at_numeral.sum(),
+            probs[:, self.numerals.to(device)].double().sum(),
+            probs[:, self.digits.to(device)].double().sum(),
+            nats[at_numeral].sum(),
+        ]
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def _ids_of(vocab: Vocab, pattern: re.Pattern[bytes]) -> Tensor:
+    found = [
+        i
+        for i in range(len(vocab))
+        if not vocab.is_special(i) and pattern.fullmatch(vocab.token_bytes(i))
+    ]
+    return torch.from_numpy(np.asarray(found, dtype=np.int64))

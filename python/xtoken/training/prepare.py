@@ -1,0 +1,117 @@
+"""What runs with different losses share: W, the aligned examples, the stored teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from xtoken import Aligner
+from xtoken.data import ExampleSet, TextSplit, make_examples
+from xtoken.projection import Projection
+from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.training.config import DistillConfig
+from xtoken.training.pair import Pair
+
+
+class Reporter(Protocol):
+    """Told what a run is doing."""
+
+    def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Update]:
+        """Open a bar; the context gives a function that takes the amount done and a remark."""
+
+
+Update = Callable[[int, str], None]
+
+
+class Silent:
+    """A reporter that tells nobody."""
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Update]:
+        """Give a function that does nothing."""
+        yield lambda done, remark: None
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What runs with different losses share: the pair, W, and the examples of both parts."""
+
+    pair: Pair
+    projection: Projection
+    train: ExampleSet
+    held_out: ExampleSet
+
+
+def prepare(
+    pair: Pair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
+) -> Materials:
+    """Build W, tokenize and align both parts.
+
+    Raises: DataError if no usable example is left on a side.
+    """
+    reporter = reporter or Silent()
+    projection = Projection.build(
+        pair.student_tokenizer,
+        pair.teacher_tokenizer,
+        top_k=config.projection_top_k,
+        decay=config.projection_decay,
+        max_pieces=config.projection_max_pieces,
+    )
+    aligner = Aligner(pair.student_vocab, pair.teacher_vocab)
+    parts = []
+    for title, part in (("align training texts", texts.train), ("align held-out", texts.held_out)):
+        with reporter.progress(title, len(part)) as update:
+            parts.append(
+                make_examples(
+                    part,
+                    pair.student_tokenizer,
+                    pair.teacher_tokenizer,
+                    max_tokens=config.max_tokens,
+                    aligner=aligner,
+                    progress=lambda done, _, update=update: update(done, ""),
+                )
+            )
+    return Materials(pair, projection, *parts)
+
+
+def open_store(
+    materials: Materials,
+    teacher: LiveTeacher,
+    top_k: int,
+    cache_dir: Path,
+    reporter: Reporter | None = None,
+) -> TopKStore:
+    """Open the store of this teacher below `cache_dir`, and compute what it lacks of the examples."""
+    reporter = reporter or Silent()
+    key = StoreKey(teacher.fingerprint, top_k, "float32")
+    store = TopKStore(cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}", key)
+    sequences = [example.teacher_ids for example in materials.train.examples]
+    missing = sum(len(ids) for ids in sequences if ids not in store)
+    with reporter.progress("teacher predictions, once", missing) as update:
+        store.fill(teacher, sequences, progress=lambda done, _: update(done, "tokens"))
+    return store
+
+
+def open_teachers(
+    materials: Materials,
+    config: DistillConfig,
+    losses: Sequence[str],
+    cache_dir: Path,
+    reporter: Reporter | None = None,
+) -> dict[str, TeacherSource | None]:
+    """Return the teacher that each loss learns from: a store, the live model, or none for `ce`.
+
+    The teacher is loaded only if a loss needs it, and once.
+    """
+    sources: dict[str, TeacherSource | None] = dict.fromkeys(losses)
+    taught = [loss for loss in losses if loss != "ce"]
+    if taught:
+        teacher = materials.pair.load_teacher(run_device(config))
+        source: TeacherSource = teacher
+        if config.teacher_top_k is not None:
+            source = open_store(materials, teacher, config.teacher_top_k, cache_dir, reporter)
+        sources |= dict.fromkeys(taught, source)
+    return sources
