@@ -26,7 +26,7 @@ class Corpus:
 
 
 def build_corpus(*, seed: int, max_chars: int = 900) -> Corpus:
-    """Collect the documents, hold a tenth of each kind out by the hash of the text, cut passages."""
+    """Collect documents, hold a tenth of each kind out by the hash of the text, cut passages."""
     train: list[Document] = []
     held_out: list[Document] = []
     for documents in (prose_documents(), number_documents(seed)):

@@ -1,9 +1,9 @@
 """Text rich in two- and three-digit numerals.
 
-Every sentence is generated here, and every number in it is real: it is looked up in a table of the
-standard library (Unicode, HTTP, HTML, opcodes, code pages) or computed (calendar, arithmetic, units).
-A sentence states one fact, and a fact is stated once in the whole corpus, so that the held-out part
-holds no sentence of the training part.
+Every sentence is generated here, and every number in it is real: looked up in a table of the standard
+library (Unicode, HTTP, HTML, opcodes) or computed (calendar, arithmetic, units). A sentence states
+one fact, and a fact is stated once in the whole corpus: the held-out part holds no sentence of the
+training part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SENTENCES_A_DOCUMENT = 14
 
 
 def number_documents(seed: int) -> list[Document]:
-    """Return documents of number-rich sentences, one kind of fact a document; the same for a seed."""
+    """Return documents of number-rich sentences, one kind of fact each; the same for a seed."""
     rng = random.Random(seed)
     documents = []
     for name, facts in FACTS.items():

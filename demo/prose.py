@@ -1,4 +1,4 @@
-"""English prose that every Python carries: the language reference's topics and library docstrings."""
+"""English prose that every Python carries: topics of the language reference, library docstrings."""
 
 from __future__ import annotations
 

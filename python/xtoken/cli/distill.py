@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,32 +25,32 @@ def distill(
     data: Annotated[Path, typer.Option(help="Training texts: .jsonl or .txt.")],
     out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
     held_out: Annotated[
-        Optional[Path], typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
+        Path | None, typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a .jsonl line with the text.")] = "text",
     config: Annotated[
-        Optional[Path], typer.Option(help="JSON file of settings; options below override it.")
+        Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
-    loss: Annotated[Optional[str], typer.Option(help="p-kl, gold or ce.")] = None,
+    loss: Annotated[str | None, typer.Option(help="p-kl, gold or ce.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train with ce and gold, from the same start.")
     ] = False,
-    steps: Annotated[Optional[int], typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Examples a micro-batch.")] = None,
-    accumulation: Annotated[Optional[int], typer.Option(help="Micro-batches a step.")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a micro-batch.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Micro-batches a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     kd_weight: Annotated[
-        Optional[str], typer.Option(help="A number, or 'balanced' for the paper's CE / KD.")
+        str | None, typer.Option(help="A number, or 'balanced' for the paper's CE / KD.")
     ] = None,
-    top_k: Annotated[Optional[int], typer.Option(help="Teacher columns in the loss.")] = None,
-    max_tokens: Annotated[Optional[int], typer.Option(help="Longest example, either side.")] = None,
-    eval_every: Annotated[Optional[int], typer.Option(help="Steps between evaluations.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of the data order.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Teacher columns in the loss.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest example, either side.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the data order.")] = None,
     device: Annotated[
-        Optional[str], typer.Option(help="auto, cpu or cuda: where teacher and student run.")
+        str | None, typer.Option(help="auto, cpu or cuda: where teacher and student run.")
     ] = None,
     teacher_cache: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Where teacher predictions are kept over runs; default ~/.cache/xtoken."),
     ] = None,
     overwrite: Annotated[

@@ -20,8 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from xtoken.cli.distill_tables import comparison_markdown, coverage_table, projection_table
-from xtoken.cli.distill_tables import result_table
+from xtoken.cli.distill_tables import (
+    comparison_markdown,
+    coverage_table,
+    projection_table,
+    result_table,
+)
 from xtoken.data import TextSplit, keep_apart, read_texts, split_held_out
 from xtoken.report.curves import draw_curves
 from xtoken.training.config import DistillConfig
@@ -96,9 +100,7 @@ def run(request: Request) -> None:
     results = []
     for loss in losses:
         folder = request.out if loss == config.loss else request.out / "compare" / loss
-        results.append(
-            train(materials, replace(config, loss=loss), teachers[loss], folder, bars)
-        )
+        results.append(train(materials, replace(config, loss=loss), teachers[loss], folder, bars))
     console.print(result_table(results))
     _write_comparison(request.out, results)
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")

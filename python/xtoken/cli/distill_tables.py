@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from xtoken.projection import Projection
 from xtoken.training.evaluate import HeldOutScore
+from xtoken.training.prepare import Materials
 from xtoken.training.run import RunResult
 
 COLUMNS = (
@@ -59,3 +61,37 @@ def comparison_markdown(results: Sequence[RunResult]) -> str:
         "three-digit numeral.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def projection_table(projection: Projection) -> Table:
+    """Return the statistics of W."""
+    table = Table(
+        title=f"W: {projection.shape[0]:,} student x {projection.shape[1]:,} teacher tokens"
+    )
+    table.add_column("statistic")
+    table.add_column("value", justify="right")
+    for name, value in projection.stats().items():
+        table.add_row(str(name), str(value))
+    return table
+
+
+def coverage_table(materials: Materials) -> Table:
+    """Return how much of both parts' text lies in chunks that a loss can use."""
+    table = Table(title="alignment")
+    for title in ("part", "documents", "student tokens", "teacher tokens", "chunks", "exact"):
+        table.add_column(title, justify="right")
+    for name, part in (("training", materials.train), ("held-out", materials.held_out)):
+        alignments = [example.alignment for example in part.examples]
+        exact = sum(int((alignment.kind == 0).sum()) for alignment in alignments)
+        chunks = sum(len(alignment.kind) for alignment in alignments)
+        students = sum(len(example.student_ids) for example in part.examples)
+        teachers = sum(len(example.teacher_ids) for example in part.examples)
+        table.add_row(
+            name,
+            f"{len(part):,}",
+            f"{students:,}",
+            f"{teachers:,}",
+            f"{chunks:,}",
+            f"{exact / chunks:.2%}",
+        )
+    return table

@@ -20,8 +20,8 @@ PaddingSide = Literal["right", "left"]
 class DistillBatch(TypedDict):
     """A padded batch; `chunks` counts tokens in padded rows.
 
-    `*_ids` [B, T] int64, `*_attention_mask` [B, T] int64 (1 for a token), `*_loss_mask` [B, T] bool
-    (a token that a loss may predict; never padding), with T_s and T_t of their own.
+    `*_ids` [B, T] int64, `*_attention_mask` [B, T] int64 (1 for a token), `*_loss_mask` [B, T]
+    bool (a token that a loss may predict: never padding nor a first token); T_s and T_t differ.
     """
 
     student_ids: Tensor
@@ -114,6 +114,8 @@ class DistillCollator:
             padded[row, place] = ids[row]
             attention[row, place] = 1
             loss[row, place] = loss_masks[row]
+            # Nothing predicts a first token; after left padding a pad would seem to.
+            loss[row, offset] = False
         return (
             torch.from_numpy(padded),
             torch.from_numpy(attention),

@@ -40,7 +40,8 @@ def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
     if path.suffix == ".txt":
         texts = cut_passages(_decode(path), TXT_PASSAGE_CHARS)
     elif path.suffix == ".jsonl":
-        lines = _decode(path).splitlines()
+        # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
+        lines = _decode(path).split("\n")
         texts = [
             _text_of_line(line, text_field, path, number)
             for number, line in enumerate(lines, 1)
@@ -70,7 +71,9 @@ def _text_of_line(line: str, field: str, path: Path, number: int) -> str:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number} is not JSON ({error.msg}); write one object a line") from error
+        raise DataError(
+            f"{path}:{number} is not JSON ({error.msg}); write one object a line"
+        ) from error
     text = value.get(field) if isinstance(value, dict) else None
     if not isinstance(text, str):
         raise DataError(

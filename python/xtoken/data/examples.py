@@ -79,7 +79,9 @@ def make_examples(
         DataError: if no example is left.
     """
     if max_tokens < 2:
-        raise ValueError(f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss")
+        raise ValueError(
+            f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss"
+        )
     if aligner is None:
         aligner = Aligner(
             Vocab.from_tokenizer(student_tokenizer), Vocab.from_tokenizer(teacher_tokenizer)
@@ -94,7 +96,10 @@ def make_examples(
         for index, alignment in enumerate(alignments):
             ends = _fitting_ends(alignment, max_tokens)
             if ends != (len(student[index]), len(teacher[index])):
-                student[index], teacher[index] = student[index][: ends[0]], teacher[index][: ends[1]]
+                student[index], teacher[index] = (
+                    student[index][: ends[0]],
+                    teacher[index][: ends[1]],
+                )
                 alignments[index] = aligner.align(student[index], teacher[index])
                 cut += 1
         examples += map(_example, student, teacher, alignments)

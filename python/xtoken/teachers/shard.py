@@ -48,10 +48,12 @@ class Predictions:
     Args:
         ids: [T, K] int64, teacher columns, falling log-probability.
         log_probs: [T, K] float32, natural logarithm, of the full softmax.
+        token_log_probs: [T] float32, of the token that follows; 0 at the last, which none follows.
     """
 
     ids: NDArray[np.int64]
     log_probs: NDArray[np.float32]
+    token_log_probs: NDArray[np.float32]
 
 
 class Shard:
@@ -81,9 +83,13 @@ class Shard:
     def read(self, index: int) -> Predictions:
         """Return the predictions of the sequence at `index` of `digests`."""
         start, end = int(self._starts[index]), int(self._starts[index + 1])
-        ids = self._file.get_slice("ids")[start:end]
-        log_probs = self._file.get_slice("log_probs")[start:end]
-        return Predictions(ids.astype(np.int64), log_probs.astype(np.float32))
+        ids, log_probs, tokens = (
+            self._file.get_slice(name)[start:end]
+            for name in ("ids", "log_probs", "token_log_probs")
+        )
+        return Predictions(
+            ids.astype(np.int64), log_probs.astype(np.float32), tokens.astype(np.float32)
+        )
 
 
 def write_shard(
@@ -99,6 +105,7 @@ def write_shard(
         "starts": np.cumsum([0, *lengths], dtype=np.int64),
         "ids": np.concatenate([item.ids for item in predictions]).astype(id_type),
         "log_probs": np.concatenate([item.log_probs for item in predictions]).astype(key.dtype),
+        "token_log_probs": np.concatenate([item.token_log_probs for item in predictions]),
     }
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
     os.close(handle)

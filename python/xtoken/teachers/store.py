@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -126,19 +127,22 @@ class TopKStore:
         Args:
             ids: [B, T] int64.
             attention_mask: [B, T], 1 for a token and 0 for padding on either side.
-        Returns: ids [B, T, K] int64 and log_probs [B, T, K] float32; in padded positions the first K
-            columns at log-probability 0 / K, which no loss reads.
+        Returns: ids and log_probs [B, T, K], token_log_probs [B, T]; padded positions hold the first K
+            columns with equal probability, which no loss reads.
         """
         rows, width = ids.shape
         top_k = self.key.top_k
         columns = torch.arange(top_k).expand(rows, width, top_k).clone()
         log_probs = torch.full((rows, width, top_k), -float(np.log(top_k)))
+        token_log_probs = torch.zeros(rows, width)
         for row in range(rows):
             mask = attention_mask[row].bool().cpu()
             stored = self.get(ids[row].cpu()[mask].numpy())
             columns[row, mask] = torch.from_numpy(stored.ids)
             log_probs[row, mask] = torch.from_numpy(stored.log_probs)
-        return TeacherTopK(columns.to(ids.device), log_probs.to(ids.device))
+            token_log_probs[row, mask] = torch.from_numpy(stored.token_log_probs)
+        signal = TeacherTopK(columns, log_probs, token_log_probs=token_log_probs)
+        return signal.to(ids.device)
 
 
 def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predictions]:
@@ -156,9 +160,12 @@ def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predict
     predictions = []
     for row, sequence in enumerate(batch):
         values = logits[row, : len(sequence)].float()  # [T, V]
+        total = values.logsumexp(-1, keepdim=True)  # [T, 1]
         top = values.topk(top_k, dim=-1)
-        log_probs = top.values - values.logsumexp(-1, keepdim=True)
-        predictions.append(Predictions(top.indices.cpu().numpy(), log_probs.cpu().numpy()))
+        following = ids[row, 1 : len(sequence), None].to(values.device)
+        tokens = F.pad((values[:-1].gather(1, following) - total[:-1])[:, 0], (0, 1))  # [T]
+        stored = (top.indices, top.values - total, tokens)
+        predictions.append(Predictions(*(value.cpu().numpy() for value in stored)))
     return predictions
 
 

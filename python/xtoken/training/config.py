@@ -33,7 +33,8 @@ class DistillConfig:
         temperature: divides the logits of both sides; the loss is multiplied by its square.
         merge: how the predictor rows of a chunk become one distribution: `chain`, `last` or `mean`.
         top_k: columns of the loss, the teacher's likeliest ones; None for all.
-        top_k_scope: `chunk` or `batch`: whose likeliest ones.
+        top_k_scope: whose likeliest ones, each `chunk`'s own or those of the `microbatch`; the
+            latter makes the loss depend on how a step is cut into micro-batches.
         teacher_top_k: columns of the teacher that are computed once and stored; None runs the
             teacher in every step.
         projection_top_k, projection_decay, projection_max_pieces: how W is built.
@@ -55,7 +56,7 @@ class DistillConfig:
     temperature: float = 1.0
     merge: Literal["chain", "last", "mean"] = "chain"
     top_k: int | None = 512
-    top_k_scope: Literal["chunk", "batch"] = "chunk"
+    top_k_scope: Literal["chunk", "microbatch"] = "chunk"
     teacher_top_k: int | None = 512
     projection_top_k: int = 4
     projection_decay: float = 0.1
@@ -94,6 +95,16 @@ class DistillConfig:
                 lambda value: value <= self.teacher_top_k,
                 f"at most teacher_top_k = {self.teacher_top_k}, the columns that are stored",
             )
+        if self.merge == "mean" and self.teacher_top_k is not None:
+            raise ConfigError(
+                f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
+                f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
+            )
+        if self.loss == "gold" and self.temperature != 1 and self.teacher_top_k is not None:
+            raise ConfigError(
+                f"temperature = {self.temperature} under gold needs the teacher's full logits, but "
+                f"teacher_top_k = {self.teacher_top_k} stores the likeliest columns; set it to null"
+            )
         if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
             raise ConfigError(
                 f"ce_weight = 0 with kd_weight = {self.kd_weight} and loss = {self.loss!r} leaves "
@@ -127,7 +138,9 @@ class DistillConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
     def save(self, path: Path | str) -> None:

@@ -69,7 +69,9 @@ class HeldOutEvaluator:
         # Neighbours of one length share a forward pass without padding.
         self.examples = sorted(examples, key=lambda example: len(example.student_ids))
         self.batch_size = batch_size
-        lengths = [0 if vocab.is_special(i) else len(vocab.token_bytes(i)) for i in range(len(vocab))]
+        lengths = [
+            0 if vocab.is_special(i) else len(vocab.token_bytes(i)) for i in range(len(vocab))
+        ]
         self.byte_lengths = torch.tensor(lengths, dtype=torch.int64)
         self.numerals = _ids_of(vocab, NUMERAL)
         self.digits = _ids_of(vocab, DIGIT)

@@ -23,9 +23,7 @@ class History:
     def add(self, record: dict[str, float]) -> None:
         """Append a record; a value that is not finite is written as null, as JSON has no NaN."""
         self.records.append(record)
-        finite = {
-            name: value if math.isfinite(value) else None for name, value in record.items()
-        }
+        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 

@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from xtoken.chunks import ChunkBatch
 from xtoken.data.collate import DistillBatch
-from xtoken.losses import TeacherTopK, cross_entropy, gold, p_kl
+from xtoken.losses import LossOutput, TeacherTopK, combine, cross_entropy, gold, p_kl
 from xtoken.projection import Projection
 from xtoken.sparse import SparseProjection
-from xtoken.training.config import DistillConfig
+from xtoken.training.config import ConfigError, DistillConfig
 
 
 class TeacherSource(Protocol):
@@ -50,22 +51,135 @@ class Objective:
     Args:
         config: which loss, and its options.
         projection: W of the pair; may be None for `ce`.
+        device: where the batches will be.
+    Raises: ConfigError if the loss needs W and there is none.
     """
 
-    def __init__(self, config: DistillConfig, projection: Projection | None) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        projection: Projection | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.config = config
         self.needs_teacher = config.loss != "ce" and config.kd_weight != 0
-        self._sparse: SparseProjection | None = None
-        if self.needs_teacher:
-            if projection is None:
-                raise ValueError(f"loss = {config.loss!r} needs the projection of the pair")
-            self._sparse = SparseProjection.from_projection(projection)
-            self._common = projection.common_set(mode="strict")
+        self._vocab_sizes: tuple[int, int] | None = None
+        if projection is not None:
+            self._vocab_sizes = projection.shape
+        if not self.needs_teacher:
+            return
+        if projection is None:
+            raise ConfigError(
+                f"loss = {config.loss!r} needs the projection of the pair; pass Projection.build(...)"
+            )
+        if config.loss == "gold":
+            student, teacher = common_tensors(projection)
+            self._common = {
+                "student_ids_common": student.to(device),
+                "teacher_ids_common": teacher.to(device),
+            }
+        else:
+            self._sparse = SparseProjection.from_projection(projection).to(device)
 
     def counts(self, batch: DistillBatch) -> tuple[int, int]:
         """Return the numbers of predicted tokens and of usable chunks of a batch."""
-        tokens = int(_targets(batch).sum())
-        if not self.needs_teacher:
-            return tokens, 0
-        usable = batch["chunks"].usable(batch["student_loss_mask"], batch["teacher_loss_mask"])
-        return tokens, len(usable)
+        tokens = int(batch["student_loss_mask"][:, 1:].sum())
+        return tokens, len(_usable(batch)) if self.needs_teacher else 0
+
+    def __call__(
+        self,
+        student_logits: Tensor,
+        signal: Tensor | TeacherTopK | None,
+        batch: DistillBatch,
+        *,
+        token_total: float,
+        chunk_total: float,
+    ) -> Parts:
+        """Return the losses of a micro-batch.
+
+        Args:
+            student_logits: [B, T_s, V_s'] float, raw.
+            signal: teacher logits [B, T_t, V_t'] or a top-k; None where no teacher is needed.
+            batch: what both were made from.
+            token_total, chunk_total: what the step divides by, at least the counts of this batch.
+        """
+        sizes = self._vocab_sizes
+        ce = cross_entropy(
+            student_logits,
+            batch["student_ids"],
+            batch["student_loss_mask"],
+            max(token_total, 1.0),
+            vocab_size=sizes[0] if sizes else None,
+        )
+        if not self.needs_teacher or signal is None:
+            return Parts(ce.loss, None, {})
+        output = self._distill(student_logits, signal, batch, max(chunk_total, 1.0))
+        share = float(output.num_chunks) / max(chunk_total, 1.0)
+        shares = {name: float(value) * share for name, value in output.metrics.items()}
+        return Parts(ce.loss, output.loss, shares | {"chunks": float(output.num_chunks)})
+
+    def _distill(
+        self,
+        student_logits: Tensor,
+        signal: Tensor | TeacherTopK,
+        batch: DistillBatch,
+        normalizer: float,
+    ) -> LossOutput:
+        config = self.config
+        if config.loss == "p-kl":
+            return p_kl(
+                student_logits,
+                signal,
+                self._sparse,
+                _usable(batch),
+                student_ids=batch["student_ids"],
+                teacher_ids=batch["teacher_ids"],
+                top_k=config.top_k,
+                top_k_scope=config.top_k_scope,
+                merge=config.merge,
+                temperature=config.temperature,
+                normalizer=normalizer,
+            )
+        assert self._vocab_sizes is not None
+        return gold(
+            student_logits,
+            signal,
+            _usable(batch),
+            **self._common,
+            student_ids=batch["student_ids"],
+            teacher_ids=batch["teacher_ids"],
+            student_vocab_size=self._vocab_sizes[0],
+            teacher_vocab_size=self._vocab_sizes[1],
+            merge=config.merge,
+            temperature=config.temperature,
+            normalizer=normalizer,
+        )
+
+    def combine(self, parts: Parts, kd_scale: float | None) -> tuple[Tensor, float]:
+        """Return the loss to differentiate and the weight of the distillation loss in it.
+
+        Args:
+            parts: of a micro-batch.
+            kd_scale: that weight; None takes it from these parts, as the paper's balance.
+        """
+        if parts.kd is None:
+            return self.config.ce_weight * parts.ce, 0.0
+        loss, metrics = combine(
+            parts.kd, parts.ce, kd_weight=kd_scale, ce_weight=self.config.ce_weight
+        )
+        return loss, float(metrics["kd_scale"])
+
+    def balance(self, ce: float, kd: float) -> float:
+        """Return the weight of the distillation loss that the paper's balance gives these values."""
+        _, metrics = combine(torch.tensor(kd), torch.tensor(ce))
+        return float(metrics["kd_scale"])
+
+
+def common_tensors(projection: Projection) -> tuple[Tensor, Tensor]:
+    """Return the student and teacher ids [n] int64 of GOLD's common set: equal bytes, one to one."""
+    pairs = projection.common_set(mode="strict")
+    return tuple(torch.as_tensor(ids).to(torch.int64) for ids in pairs.T)
+
+
+def _usable(batch: DistillBatch) -> ChunkBatch:
+    return batch["chunks"].usable(batch["student_loss_mask"], batch["teacher_loss_mask"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,9 @@ from xtoken.data import ExampleSet, TextSplit, make_examples
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training.config import DistillConfig
+from xtoken.training.objective import TeacherSource
 from xtoken.training.pair import Pair
+from xtoken.training.trainer import run_device
 
 
 class Reporter(Protocol):

@@ -15,7 +15,7 @@ from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
 from xtoken.training.history import History
 from xtoken.training.objective import Objective, TeacherSource
 from xtoken.training.prepare import Materials, Reporter, Silent
-from xtoken.training.trainer import DistillTrainer
+from xtoken.training.trainer import DistillTrainer, run_device
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,10 @@ def train(
         trainer = DistillTrainer(
             student,
             config,
-            objective=Objective(config, materials.projection),
+            objective=Objective(config, materials.projection, run_device(config)),
             teacher=teacher,
             train_examples=materials.train,
-            collator=DistillCollator.for_tokenizers(
-                pair.student_tokenizer, pair.teacher_tokenizer
-            ),
+            collator=DistillCollator.for_tokenizers(pair.student_tokenizer, pair.teacher_tokenizer),
             output_dir=out,
             evaluator=evaluator,
             history=history,
