@@ -1,9 +1,9 @@
 """Text rich in two- and three-digit numerals.
 
-Every sentence is generated here, and every number in it is real: looked up in a table of the standard
-library (Unicode, HTTP, HTML, opcodes) or computed (calendar, arithmetic, units). A sentence states
-one fact, and a fact is stated once in the whole corpus: the held-out part holds no sentence of the
-training part.
+Every sentence is generated here, and every number in it is real: looked up in a table of the
+standard library (Unicode, HTTP, HTML, opcodes) or computed (calendar, arithmetic, units). A
+sentence states one fact, and a fact is stated once in the whole corpus: the held-out part holds no
+sentence of the training part.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from transformers.utils import logging as transformers_logging
 
 from xtoken.cli.distill_tables import (
     comparison_markdown,
@@ -28,13 +29,13 @@ from xtoken.cli.distill_tables import (
 )
 from xtoken.data import TextSplit, keep_apart, read_texts, split_held_out
 from xtoken.report.curves import draw_curves
-from xtoken.training.config import DistillConfig
+from xtoken.training.config import DistillConfig, LossName
 from xtoken.training.pair import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.run import RunResult, train
 
 HELD_OUT_FRACTION = 0.1
-BASELINES = ("gold", "ce")
+BASELINES: tuple[LossName, ...] = ("gold", "ce")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def run(request: Request) -> None:
 
     Raises: XTokenError or OSError with a message for the user.
     """
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _quiet_transformers()
     console = Console(highlight=False)
     bars = Bars(console)
     config = _config(request)
-    losses = [config.loss]
+    losses: list[LossName] = [config.loss]
     if request.compare:
         losses += [loss for loss in BASELINES if loss != config.loss]
     texts = _texts(request)
@@ -104,6 +105,13 @@ def run(request: Request) -> None:
     console.print(result_table(results))
     _write_comparison(request.out, results)
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
+
+
+def _quiet_transformers() -> None:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # Through Any: transformers declares the function without types.
+    library: Any = transformers_logging
+    library.disable_progress_bar()
 
 
 def _config(request: Request) -> DistillConfig:

@@ -65,9 +65,7 @@ def comparison_markdown(results: Sequence[RunResult]) -> str:
 
 def projection_table(projection: Projection) -> Table:
     """Return the statistics of W."""
-    table = Table(
-        title=f"W: {projection.shape[0]:,} student x {projection.shape[1]:,} teacher tokens"
-    )
+    table = Table(title="W: {:,} student x {:,} teacher tokens".format(*projection.shape))
     table.add_column("statistic")
     table.add_column("value", justify="right")
     for name, value in projection.stats().items():

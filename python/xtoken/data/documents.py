@@ -15,7 +15,7 @@ TXT_PASSAGE_CHARS = 2000
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Two disjoint lists of texts and the number of texts that were dropped to keep them disjoint."""
+    """Two disjoint lists of texts, and how many texts were dropped to keep them disjoint."""
 
     train: list[str]
     held_out: list[str]
@@ -85,8 +85,8 @@ def _text_of_line(line: str, field: str, path: Path, number: int) -> str:
 def cut_passages(text: str, max_chars: int) -> list[str]:
     """Cut a text at blank lines into passages of at most `max_chars` characters.
 
-    A paragraph longer than `max_chars` is cut at line ends, a longer line stays whole: a passage can
-    exceed `max_chars` only where it is a single line.
+    A paragraph longer than `max_chars` is cut at line ends, a longer line stays whole: a passage
+    can exceed `max_chars` only where it is a single line.
     """
     if max_chars < 1:
         raise ValueError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
@@ -121,8 +121,8 @@ def split_held_out(texts: Sequence[str], fraction: float) -> TextSplit:
     train = [text for text in distinct if _unit_hash(text) >= fraction]
     if not held or not train:
         raise DataError(
-            f"{len(distinct)} distinct documents give {len(train)} for training and {len(held)} held "
-            f"out at fraction {fraction}; give more documents or another fraction"
+            f"{len(distinct)} distinct documents give {len(train)} for training and {len(held)} "
+            f"held out at fraction {fraction}; give more documents or another fraction"
         )
     return TextSplit(train, held, dropped=len(texts) - len(distinct))
 

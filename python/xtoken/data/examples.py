@@ -63,10 +63,10 @@ def make_examples(
     aligner: Aligner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleSet:
-    """Tokenize texts on both sides, each tokenizer with the special tokens that it adds, and align.
+    """Tokenize texts on both sides, with the special tokens that each tokenizer adds, and align.
 
-    A text longer than `max_tokens` on either side is cut at the last chunk boundary where both sides
-    fit, so that both sides still hold the same text.
+    A text longer than `max_tokens` on either side is cut at the last chunk boundary where both
+    sides fit, so that both still hold the same text.
 
     Args:
         texts: the documents.
@@ -75,11 +75,10 @@ def make_examples(
         aligner: of these tokenizers; made here if absent.
         progress: called with (texts done, texts to do).
     Raises:
-        ValueError: if `max_tokens` is below 2.
-        DataError: if no example is left.
+        DataError: if `max_tokens` is below 2, or no example is left.
     """
     if max_tokens < 2:
-        raise ValueError(
+        raise DataError(
             f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss"
         )
     if aligner is None:

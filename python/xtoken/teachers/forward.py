@@ -9,7 +9,7 @@ def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
     """Return next-token logits, the same for a row whatever its padding.
 
     Args:
-        model: called as `model(input_ids=..., attention_mask=...)`, returns an object with `logits`.
+        model: called as `model(input_ids=..., attention_mask=...)`, returns one with `logits`.
         ids: [B, T] int64.
         attention_mask: [B, T], 1 for a token and 0 for padding on either side.
     Returns: [B, T, V] raw logits; those at padded positions have no meaning.

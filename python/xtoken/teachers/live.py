@@ -40,7 +40,7 @@ class LiveTeacher:
         """
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
         return cls(model.to(device))
 
     @property

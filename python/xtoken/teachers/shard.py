@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,12 @@ class Predictions:
     token_log_probs: NDArray[np.float32]
 
 
+def _open_file(path: Path) -> Any:
+    # Through Any: safetensors declares its reader without types.
+    reader: Any = safe_open
+    return reader(path, framework="numpy")
+
+
 class Shard:
     """A read-only, memory-mapped file with the predictions of several sequences."""
 
@@ -66,7 +73,7 @@ class Shard:
         """
         self.path = path
         try:
-            self._file = safe_open(path, framework="numpy")
+            self._file = _open_file(path)
         except (SafetensorError, OSError) as error:
             raise StoreError(f"{path} is truncated or not a safetensors file ({error})") from error
         found = self._file.metadata() or {}
@@ -100,7 +107,7 @@ def write_shard(
     # Two bytes hold every id of most vocabularies of small models; it halves the index half.
     largest = max((int(item.ids.max(initial=0)) for item in predictions), default=0)
     id_type = np.uint16 if largest < 2**16 else np.int32
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1),
         "starts": np.cumsum([0, *lengths], dtype=np.int64),
         "ids": np.concatenate([item.ids for item in predictions]).astype(id_type),

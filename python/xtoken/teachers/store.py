@@ -127,8 +127,8 @@ class TopKStore:
         Args:
             ids: [B, T] int64.
             attention_mask: [B, T], 1 for a token and 0 for padding on either side.
-        Returns: ids and log_probs [B, T, K], token_log_probs [B, T]; padded positions hold the first K
-            columns with equal probability, which no loss reads.
+        Returns: ids and log_probs [B, T, K], token_log_probs [B, T]; padded positions hold the
+            first K columns with equal probability, which no loss reads.
         """
         rows, width = ids.shape
         top_k = self.key.top_k
@@ -171,17 +171,17 @@ def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predict
 
 def _digest(ids: Ids) -> bytes:
     data = np.ascontiguousarray(ids, dtype=np.int64)
-    return hashlib.blake2b(memoryview(data).cast("B"), digest_size=16).digest()
+    return hashlib.blake2b(data.tobytes(), digest_size=16).digest()
 
 
 def _is_readable(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
-        safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy"):
+            return True
     except (SafetensorError, OSError):
         return False
-    return True
 
 
 def _by_tokens(sequences: Sequence[Ids], limit: int) -> Iterator[list[Ids]]:

@@ -41,8 +41,8 @@ class DistillConfig:
         steps: optimizer steps.
         batch_size: examples a device and micro-batch.
         accumulation: micro-batches a step; it changes memory, not the gradient.
-        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine decay
-            to a tenth, clipping by the norm.
+        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine
+            decay to a tenth, clipping by the norm.
         max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
         eval_every: steps between evaluations on the held-out part; 0 for only before and after.
         eval_batch_size: examples a forward pass of the evaluation.

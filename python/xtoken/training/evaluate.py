@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ class HeldOutScore:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float], prefix: str = "") -> HeldOutScore:
         """Read what `metrics` returned; other entries are ignored."""
-        return cls(**{field.name: metrics[prefix + field.name] for field in fields(cls)})
+        values: dict[str, Any] = {field.name: metrics[prefix + field.name] for field in fields(cls)}
+        return cls(**values)
 
 
 class HeldOutEvaluator:
@@ -124,7 +126,7 @@ class HeldOutEvaluator:
 
         at_numeral = torch.isin(targets, self.numerals)
         probs = log_probs[at_numeral.to(device)].exp()
-        values = [
+        values: list[Any] = [
             nats.sum(),
             self.byte_lengths[targets].sum(),
             len(targets),

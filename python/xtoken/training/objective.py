@@ -70,14 +70,11 @@ class Objective:
             return
         if projection is None:
             raise ConfigError(
-                f"loss = {config.loss!r} needs the projection of the pair; pass Projection.build(...)"
+                f"loss = {config.loss!r} needs W of the pair; pass Projection.build(...)"
             )
         if config.loss == "gold":
             student, teacher = common_tensors(projection)
-            self._common = {
-                "student_ids_common": student.to(device),
-                "teacher_ids_common": teacher.to(device),
-            }
+            self._common = (student.to(device), teacher.to(device))
         else:
             self._sparse = SparseProjection.from_projection(projection).to(device)
 
@@ -145,7 +142,8 @@ class Objective:
             student_logits,
             signal,
             _usable(batch),
-            **self._common,
+            student_ids_common=self._common[0],
+            teacher_ids_common=self._common[1],
             student_ids=batch["student_ids"],
             teacher_ids=batch["teacher_ids"],
             student_vocab_size=self._vocab_sizes[0],
@@ -170,15 +168,16 @@ class Objective:
         return loss, float(metrics["kd_scale"])
 
     def balance(self, ce: float, kd: float) -> float:
-        """Return the weight of the distillation loss that the paper's balance gives these values."""
+        """Return the weight of the distillation loss that the paper's balance gives here."""
         _, metrics = combine(torch.tensor(kd), torch.tensor(ce))
         return float(metrics["kd_scale"])
 
 
 def common_tensors(projection: Projection) -> tuple[Tensor, Tensor]:
-    """Return the student and teacher ids [n] int64 of GOLD's common set: equal bytes, one to one."""
+    """Return the student and teacher ids [n] int64 of the strict, one-to-one common set."""
     pairs = projection.common_set(mode="strict")
-    return tuple(torch.as_tensor(ids).to(torch.int64) for ids in pairs.T)
+    student, teacher = (torch.as_tensor(ids).to(torch.int64) for ids in pairs.T)
+    return student, teacher
 
 
 def _usable(batch: DistillBatch) -> ChunkBatch:

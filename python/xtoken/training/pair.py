@@ -99,7 +99,7 @@ def _load_model(side: str, path: Path, vocab: Vocab) -> nn.Module:
             f"{side} directory {path} has no model that transformers can load ({error}); save it "
             "there with model.save_pretrained"
         ) from error
-    columns = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    columns = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     if columns < len(vocab):
         raise PairError(
             f"the {side}'s tokenizer in {path} has {len(vocab)} tokens, its model only {columns} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,14 @@ def prepare(
                     pair.teacher_tokenizer,
                     max_tokens=config.max_tokens,
                     aligner=aligner,
-                    progress=lambda done, _, update=update: update(done, ""),
+                    progress=functools.partial(_advance, update),
                 )
             )
     return Materials(pair, projection, *parts)
+
+
+def _advance(update: Update, done: int, total: int) -> None:
+    update(done, "")
 
 
 def open_store(
@@ -86,7 +91,7 @@ def open_store(
     cache_dir: Path,
     reporter: Reporter | None = None,
 ) -> TopKStore:
-    """Open the store of this teacher below `cache_dir`, and compute what it lacks of the examples."""
+    """Open this teacher's store below `cache_dir`, and compute what it lacks of the examples."""
     reporter = reporter or Silent()
     key = StoreKey(teacher.fingerprint, top_k, "float32")
     store = TopKStore(cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}", key)

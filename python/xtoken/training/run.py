@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from xtoken.data import DistillCollator
 from xtoken.report.curves import draw_curves
@@ -103,7 +103,7 @@ def train(
         seconds=seconds,
         records=history.records,
     )
-    student.save_pretrained(out / "student")
+    cast(Any, student).save_pretrained(out / "student")
     pair.student_tokenizer.save_pretrained(out / "student")
     materials.projection.save(out / "projection.safetensors")
     config.save(out / "config.json")

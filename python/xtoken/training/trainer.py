@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from xtoken.teachers.forward import causal_logits
 from xtoken.training.config import ConfigError, DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator
 from xtoken.training.history import History
-from xtoken.training.objective import Objective, TeacherSource
+from xtoken.training.objective import Objective, Parts, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class DistillTrainer(Trainer):
 
     The loss of a step is a sum over all its tokens and chunks, divided by their number over all
     micro-batches and processes. So `batch_size`, `accumulation` and the number of processes change
-    memory and speed, and the gradient only by rounding. The balance `sg(CE / KD)` is taken over the
-    same whole: where a step has several micro-batches or processes, this costs one more forward pass
-    of student and teacher; a fixed `kd_weight` does not.
+    memory and speed, and the gradient only by rounding. The balance `sg(CE / KD)` is taken over
+    the same whole: where a step has several micro-batches or processes, this costs one more forward
+    pass of student and teacher; a fixed `kd_weight` does not.
 
     Args:
         model: the student, a causal language model.
@@ -82,11 +82,11 @@ class DistillTrainer(Trainer):
         args = args or training_arguments(config, output_dir)
         if args.n_gpu > 1:
             raise ConfigError(
-                f"one process sees {args.n_gpu} GPUs, and torch's DataParallel cannot split a batch "
-                "with chunks; start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
+                f"one process sees {args.n_gpu} GPUs, and DataParallel cannot split chunks; "
+                "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
-        self.distill_config = config
-        self.objective = objective
+        self.distill_config: DistillConfig = config
+        self.objective: Objective = objective
         self.teacher = teacher
         self.evaluator = evaluator
         self.history = history
@@ -97,7 +97,7 @@ class DistillTrainer(Trainer):
             args=args,
             train_dataset=train_examples,
             eval_dataset=evaluator.examples if evaluator is not None else None,
-            data_collator=collator,
+            data_collator=cast(Any, collator),
         )
         # The loss below is already divided by the totals of the step. Older releases ask the first
         # attribute whether to divide by the number of micro-batches again, newer ones the second.
@@ -131,9 +131,10 @@ class DistillTrainer(Trainer):
         values = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in batches:
-                batch = self._prepare_inputs(batch)
-                parts = self._parts(self.model, batch, totals)
-                values += torch.tensor([float(parts.ce), float(parts.kd)], dtype=torch.float64)
+                batch = cast(DistillBatch, self._prepare_inputs(batch))
+                parts = self._parts(cast(nn.Module, self.model), batch, totals)
+                metrics = parts.metrics()
+                values += torch.tensor([metrics["ce"], metrics["kd"]], dtype=torch.float64)
         ce, kd = self._over_processes(values)
         return StepTotals(totals.tokens, totals.chunks, self.objective.balance(ce, kd))
 
@@ -145,7 +146,7 @@ class DistillTrainer(Trainer):
         gathered: Tensor = self.accelerator.gather(local[None])
         return [float(value) for value in gathered.double().sum(0)]
 
-    def _parts(self, model: nn.Module, batch: DistillBatch, totals: StepTotals) -> Any:
+    def _parts(self, model: nn.Module, batch: DistillBatch, totals: StepTotals) -> Parts:
         logits = causal_logits(model, batch["student_ids"], batch["student_attention_mask"])
         signal = None
         if self.teacher is not None and self.objective.needs_teacher:
@@ -165,7 +166,7 @@ class DistillTrainer(Trainer):
 
         Args:
             inputs: a `DistillBatch`.
-            num_items_in_batch: the `StepTotals` of `get_batch_samples`; None counts this batch alone.
+            num_items_in_batch: the `StepTotals` of `get_batch_samples`; None counts this batch.
         """
         totals = num_items_in_batch
         if totals is None:
@@ -178,7 +179,7 @@ class DistillTrainer(Trainer):
         loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _record(self, loss: Tensor, parts: Any, kd_scale: float) -> None:
+    def _record(self, loss: Tensor, parts: Parts, kd_scale: float) -> None:
         metrics = {"total": float(loss.detach()), **parts.metrics()}
         for name, value in metrics.items():
             self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
@@ -210,7 +211,7 @@ class DistillTrainer(Trainer):
         """
         if self.evaluator is None:
             raise ConfigError("no held-out examples to evaluate on; pass evaluator= to the trainer")
-        metrics = self.evaluator.score(self.model).metrics(f"{metric_key_prefix}_")
+        metrics = self.evaluator.score(cast(nn.Module, self.model)).metrics(f"{metric_key_prefix}_")
         if self.history is not None:
             self.history.add({"step": self.state.global_step, **metrics})
         self.log(metrics)
