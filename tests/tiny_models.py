@@ -1,0 +1,84 @@
+"""A student and a teacher small enough for tests: real tokenizers, trained here on real text."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demo.numerals import number_documents
+from demo.student import train_tokenizer
+from xtoken.data import cut_passages
+
+
+def tiny_texts(count: int) -> list[str]:
+    """Short passages: half of the language reference, half rich in numerals."""
+    topics = sorted(set(pydoc_data.topics.topics.values()))
+    prose = [text for topic in topics for text in cut_passages(topic, 300) if len(text) > 100]
+    numbers = [
+        text
+        for document in number_documents(seed=0)
+        for text in cut_passages(document.text, 300)
+        if len(text) > 100
+    ]
+    half = count // 2
+    step = len(numbers) // half
+    return prose[: count - half] + numbers[: half * step : step]
+
+
+def write_pair(directory: Path) -> tuple[Path, Path]:
+    """Write `student` and `teacher` below the directory: numerals packed, and digit by digit."""
+    texts = tiny_texts(400)
+    student = train_tokenizer(texts, vocab_size=1700)
+    _write(directory / "student", student, hidden_size=48, seed=1)
+    _write(directory / "teacher", _digit_tokenizer(texts), hidden_size=32, seed=2)
+    return directory / "student", directory / "teacher"
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    """Write one text a line."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def _digit_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def _write(
+    directory: Path, tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, seed: int
+) -> None:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
