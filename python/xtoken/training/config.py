@@ -149,7 +149,14 @@ class DistillConfig:
 
     @classmethod
     def load(cls, path: Path | str) -> DistillConfig:
-        """Read a file that `save` wrote."""
+        """Read a file that `save` wrote, or that holds a part of the settings.
+
+        Raises: FileNotFoundError if there is no such file; ConfigError as `from_json`.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"configuration file {path} does not exist; pass a JSON file of settings"
+            )
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
 

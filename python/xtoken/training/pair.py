@@ -94,7 +94,8 @@ def _load_model(side: str, path: Path, vocab: Vocab) -> nn.Module:
 
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
+    # As with the tokenizer: from OSError to safetensors' own class.
+    except Exception as error:
         raise PairError(
             f"{side} directory {path} has no model that transformers can load ({error}); save it "
             "there with model.save_pretrained"

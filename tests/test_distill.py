@@ -1,0 +1,171 @@
+"""The command `xtoken distill`, end to end and with bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from xtoken.cli import app, main
+from xtoken.training import DistillConfig
+from xtoken.training.history import read_history
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill")
+    write_pair(folder)
+    write_jsonl(folder / "data.jsonl", tiny_texts(60))
+    settings = DistillConfig(steps=4, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=80)
+    settings.save(folder / "config.json")
+    return folder
+
+
+def arguments(workspace: Path, **changed: object) -> list[str]:
+    options: dict[str, object] = {
+        "student": workspace / "student",
+        "teacher": workspace / "teacher",
+        "data": workspace / "data.jsonl",
+        "config": workspace / "config.json",
+        "teacher-cache": workspace / "cache",
+        "device": "cpu",
+    } | {name.replace("_", "-"): value for name, value in changed.items()}
+    return ["distill", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+
+
+def distill(workspace: Path, *flags: str, **changed: object) -> str:
+    result = CliRunner().invoke(app, [*arguments(workspace, **changed), *flags])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_comparison_trains_all_three_and_writes_everything(workspace: Path) -> None:
+    out = workspace / "compared"
+    output = distill(workspace, "--compare", out=out)
+    assert "W: " in output
+    assert "alignment" in output
+    for loss in ("before", "p-kl", "gold", "ce"):
+        assert loss in output
+    for folder, loss in (
+        (out, "p-kl"),
+        (out / "compare" / "gold", "gold"),
+        (out / "compare" / "ce", "ce"),
+    ):
+        assert DistillConfig.load(folder / "config.json").loss == loss
+        assert (folder / "curves.png").stat().st_size > 1000
+        assert (folder / "projection.safetensors").is_file()
+        assert len([r for r in read_history(folder / "metrics.jsonl") if "ce" in r]) == 4
+        AutoModelForCausalLM.from_pretrained(folder / "student")
+        assert AutoTokenizer.from_pretrained(folder / "student")("201").input_ids[1:]
+    results = json.loads((out / "comparison.json").read_text())
+    assert [result["loss"] for result in results] == ["p-kl", "gold", "ce"]
+    # All three start from the same student and see the same held-out text.
+    assert results[0]["before"] == results[1]["before"] == results[2]["before"]
+    assert len({result["after"]["bits_per_byte"] for result in results}) == 3
+    table = (out / "comparison.md").read_text()
+    assert table.count("\n| ") == 4
+    assert (out / "comparison.png").is_file()
+
+
+def test_a_second_run_reads_the_stored_teacher_and_options_override_the_file(
+    workspace: Path,
+) -> None:
+    cache = workspace / "cache-2"
+    distill(workspace, out=workspace / "first", teacher_cache=cache, steps=1)
+    files = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert files
+    output = distill(
+        workspace, out=workspace / "second", teacher_cache=cache, steps=2, kd_weight=0.5, seed=3
+    )
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == files
+    assert "teacher predictions" not in output
+    config = DistillConfig.load(workspace / "second" / "config.json")
+    assert (config.steps, config.kd_weight, config.seed, config.top_k) == (2, 0.5, 3, 32)
+
+
+def test_ce_needs_no_teacher_model(workspace: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(workspace / "teacher", teacher)
+    (teacher / "model.safetensors").unlink()
+    distill(workspace, out=tmp_path / "run", teacher=teacher, loss="ce", steps=1)
+
+
+def test_held_out_texts_can_be_given_and_are_dropped_from_training(
+    workspace: Path, tmp_path: Path
+) -> None:
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", tiny_texts(60)[:5])
+    output = distill(workspace, out=tmp_path / "run", held_out=held_out, loss="ce", steps=1)
+    assert "5 repeated or held-out texts were dropped" in output
+
+
+def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    distill(workspace, out=out, loss="ce", steps=1)
+    with pytest.raises(Exception, match="is not empty; pass another path, or --overwrite"):
+        distill(workspace, out=out, loss="ce", steps=1)
+    distill(workspace, "--overwrite", out=out, loss="ce", steps=2)
+    assert DistillConfig.load(out / "config.json").steps == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"student": "nowhere"}, "student directory nowhere does not exist"),
+        ({"teacher": "nowhere"}, "teacher directory nowhere does not exist"),
+        ({"data": "nowhere.jsonl"}, "data file nowhere.jsonl does not exist"),
+        ({"config": "nowhere.json"}, "nowhere.json does not exist"),
+        ({"loss": "kl"}, "loss = 'kl', expected one of"),
+        ({"steps": 0}, "steps = 0, expected at least 1"),
+        ({"kd_weight": "much"}, "--kd-weight much, expected a number or 'balanced'"),
+        ({"top_k": 99}, "top_k = 99, expected at most teacher_top_k = 32"),
+        ({"text_field": "body"}, "has no string in field 'body'"),
+    ],
+)
+def test_a_bad_option_is_one_line_on_stderr(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    command = ["xtoken", *arguments(workspace, out=tmp_path / "run", **changed)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert message in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+def test_a_directory_that_is_no_model_is_refused(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"has no config\.json; save the model and its tokenizer"):
+        distill(workspace, out=tmp_path / "run", student=tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(workspace / "student", broken)
+    (broken / "tokenizer.json").write_text("{}")
+    with pytest.raises(Exception, match="has no tokenizer that transformers can read"):
+        distill(workspace, out=tmp_path / "run", student=broken)
+    shutil.copyfile(workspace / "student" / "tokenizer.json", broken / "tokenizer.json")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(Exception, match="has no model that transformers can load"):
+        distill(workspace, out=tmp_path / "run", student=broken)
+
+
+def test_a_tokenizer_of_another_model_is_refused(workspace: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(workspace / "teacher", mixed)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(workspace / "student" / name, mixed / name)
+    with pytest.raises(Exception, match=r"has 1700 tokens, its model only 800 columns"):
+        distill(workspace, out=tmp_path / "run", teacher=mixed)
