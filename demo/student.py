@@ -26,9 +26,7 @@ PATTERN = (
 NUMERAL_REPEATS = 30
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = VOCAB_SIZE
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the texts and on the numerals 0 to 999, 00 to 99 and 000 to 999."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

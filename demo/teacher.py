@@ -45,7 +45,7 @@ def prepare_teacher(directory: Path) -> Path:
     file = gguf_path()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # The file declares `tokenizer.ggml.pre = smollm`, which transformers does not read: it builds
-    # GPT-2's pre-tokenizer, under which a few texts get tokens the model never saw in training.
+    # GPT-2's pre-tokenizer, which cuts the spaces before a digit otherwise than in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -36,7 +36,10 @@ def arguments(workspace: Path, **changed: object) -> list[str]:
         "teacher-cache": workspace / "cache",
         "device": "cpu",
     } | {name.replace("_", "-"): value for name, value in changed.items()}
-    return ["distill", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return [
+        "distill",
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
 
 
 def distill(workspace: Path, *flags: str, **changed: object) -> str:

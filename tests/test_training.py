@@ -32,7 +32,13 @@ from xtoken.training import (
 from xtoken.training.history import read_history
 
 CONFIG = DistillConfig(
-    steps=1, batch_size=6, top_k=64, teacher_top_k=64, max_tokens=96, device="cpu", max_grad_norm=1e9
+    steps=1,
+    batch_size=6,
+    top_k=64,
+    teacher_top_k=64,
+    max_tokens=96,
+    device="cpu",
+    max_grad_norm=1e9,
 )
 
 
@@ -85,8 +91,13 @@ def assert_same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Te
         torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-5 * scale, msg=name)
 
 
-@pytest.mark.parametrize("loss", ["p-kl", "gold", "ce"])
-@pytest.mark.parametrize("kd_weight", ["balanced", 1.0])
+@pytest.mark.parametrize(
+    ("loss", "kd_weight"),
+    [
+        *(("p-kl", weight) for weight in ("balanced", 1.0)),
+        *((loss, "balanced") for loss in ("h-kl", "gold", "uld", "ce")),
+    ],
+)
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
     materials: Materials, tmp_path: Path, loss: str, kd_weight: float | str
 ) -> None:

@@ -39,7 +39,7 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": "kl"}, "loss = 'kl', expected one of 'p-kl', 'gold', 'ce'"),
+        ({"loss": "kl"}, "loss = 'kl', expected one of 'p-kl', 'h-kl', 'gold', 'uld', 'ce'"),
         ({"steps": 0}, "steps = 0, expected at least 1; the default is 160"),
         ({"steps": 2.5}, "steps = 2.5, expected a whole number"),
         ({"steps": True}, "steps = True, expected a whole number"),
@@ -66,7 +66,7 @@ def test_bad_json_is_refused() -> None:
         DistillConfig.from_json("{")
     with pytest.raises(ConfigError, match="is a list, expected an object"):
         DistillConfig.from_json("[]")
-    with pytest.raises(ConfigError, match="unknown setting 'lr'; known are .*learning_rate"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'lr'; known are .*learning_rate"):
         DistillConfig.from_json('{"lr": 1}')
 
 

@@ -31,7 +31,7 @@ def distill(
     config: Annotated[
         Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="p-kl, gold or ce.")] = None,
+    loss: Annotated[str | None, typer.Option(help="p-kl, h-kl, gold, uld or ce.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train with ce and gold, from the same start.")
     ] = False,

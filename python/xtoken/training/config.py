@@ -13,7 +13,7 @@ from typing import Literal
 
 from xtoken import XTokenError
 
-LossName = Literal["p-kl", "gold", "ce"]
+LossName = Literal["p-kl", "h-kl", "gold", "uld", "ce"]
 LOSSES: tuple[str, ...] = typing.get_args(LossName)
 
 
@@ -26,7 +26,7 @@ class DistillConfig:
     """Settings of one run. Equal settings, data and models give equal results on one machine.
 
     Args:
-        loss: `p-kl`, `gold`, or `ce` (no teacher at all).
+        loss: `p-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
         kd_weight: weight of the distillation loss beside the cross-entropy; `balanced` is that of
             the X-Token paper (Eq. 7), `sg(CE / KD) * KD + CE`.
         ce_weight: weight of the cross-entropy.
@@ -100,10 +100,15 @@ class DistillConfig:
                 f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
-        if self.loss == "gold" and self.temperature != 1 and self.teacher_top_k is not None:
+        if (
+            self.loss in ("h-kl", "gold", "uld")
+            and self.temperature != 1
+            and self.teacher_top_k is not None
+        ):
             raise ConfigError(
-                f"temperature = {self.temperature} under gold needs the teacher's full logits, but "
-                f"teacher_top_k = {self.teacher_top_k} stores the likeliest columns; set it to null"
+                f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
+                f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
+                "set it to null"
             )
         if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
             raise ConfigError(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from xtoken.chunks import ChunkBatch
 from xtoken.data.collate import DistillBatch
-from xtoken.losses import LossOutput, TeacherTopK, combine, cross_entropy, gold, p_kl
+from xtoken.losses import TeacherTopK, combine, cross_entropy
 from xtoken.projection import Projection
-from xtoken.sparse import SparseProjection
 from xtoken.training.config import ConfigError, DistillConfig
+from xtoken.training.distill_loss import make_loss
 
 
 class TeacherSource(Protocol):
@@ -72,11 +72,7 @@ class Objective:
             raise ConfigError(
                 f"loss = {config.loss!r} needs W of the pair; pass Projection.build(...)"
             )
-        if config.loss == "gold":
-            student, teacher = common_tensors(projection)
-            self._common = (student.to(device), teacher.to(device))
-        else:
-            self._sparse = SparseProjection.from_projection(projection).to(device)
+        self._loss = make_loss(config, projection, device)
 
     def counts(self, batch: DistillBatch) -> tuple[int, int]:
         """Return the numbers of predicted tokens and of usable chunks of a batch."""
@@ -110,48 +106,17 @@ class Objective:
         )
         if not self.needs_teacher or signal is None:
             return Parts(ce.loss, None, {})
-        output = self._distill(student_logits, signal, batch, max(chunk_total, 1.0))
-        share = float(output.num_chunks) / max(chunk_total, 1.0)
-        shares = {name: float(value) * share for name, value in output.metrics.items()}
-        return Parts(ce.loss, output.loss, shares | {"chunks": float(output.num_chunks)})
-
-    def _distill(
-        self,
-        student_logits: Tensor,
-        signal: Tensor | TeacherTopK,
-        batch: DistillBatch,
-        normalizer: float,
-    ) -> LossOutput:
-        config = self.config
-        if config.loss == "p-kl":
-            return p_kl(
-                student_logits,
-                signal,
-                self._sparse,
-                _usable(batch),
-                student_ids=batch["student_ids"],
-                teacher_ids=batch["teacher_ids"],
-                top_k=config.top_k,
-                top_k_scope=config.top_k_scope,
-                merge=config.merge,
-                temperature=config.temperature,
-                normalizer=normalizer,
-            )
-        assert self._vocab_sizes is not None
-        return gold(
+        output = self._loss(
             student_logits,
             signal,
             _usable(batch),
-            student_ids_common=self._common[0],
-            teacher_ids_common=self._common[1],
             student_ids=batch["student_ids"],
             teacher_ids=batch["teacher_ids"],
-            student_vocab_size=self._vocab_sizes[0],
-            teacher_vocab_size=self._vocab_sizes[1],
-            merge=config.merge,
-            temperature=config.temperature,
-            normalizer=normalizer,
+            normalizer=max(chunk_total, 1.0),
         )
+        share = float(output.num_chunks) / max(chunk_total, 1.0)
+        shares = {name: float(value) * share for name, value in output.metrics.items()}
+        return Parts(ce.loss, output.loss, shares | {"chunks": float(output.num_chunks)})
 
     def combine(self, parts: Parts, kd_scale: float | None) -> tuple[Tensor, float]:
         """Return the loss to differentiate and the weight of the distillation loss in it.
@@ -171,13 +136,6 @@ class Objective:
         """Return the weight of the distillation loss that the paper's balance gives here."""
         _, metrics = combine(torch.tensor(kd), torch.tensor(ce))
         return float(metrics["kd_scale"])
-
-
-def common_tensors(projection: Projection) -> tuple[Tensor, Tensor]:
-    """Return the student and teacher ids [n] int64 of the strict, one-to-one common set."""
-    pairs = projection.common_set(mode="strict")
-    student, teacher = (torch.as_tensor(ids).to(torch.int64) for ids in pairs.T)
-    return student, teacher
 
 
 def _usable(batch: DistillBatch) -> ChunkBatch:
