@@ -221,7 +221,7 @@ def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
     config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
     teacher = open_teachers(materials, config, ["p-kl"], tmp_path / "cache")["p-kl"]
     result = train(materials, config, teacher, tmp_path / "run")
-    assert result.after.bits_per_byte < result.before.bits_per_byte - 0.5
+    assert result.after.bits_per_byte < result.before.bits_per_byte - 0.2
 
     folder = tmp_path / "run" / "student"
     model = AutoModelForCausalLM.from_pretrained(folder)

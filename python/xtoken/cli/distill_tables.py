@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from xtoken.projection import Projection
+from xtoken import AlignmentBatch
+from xtoken.projection import RULE_CODES, Projection
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.prepare import Materials
 from xtoken.training.run import RunResult
@@ -64,32 +65,43 @@ def comparison_markdown(results: Sequence[RunResult]) -> str:
 
 
 def projection_table(projection: Projection) -> Table:
-    """Return the statistics of W."""
-    table = Table(title="W: {:,} student x {:,} teacher tokens".format(*projection.shape))
-    table.add_column("statistic")
-    table.add_column("value", justify="right")
-    for name, value in projection.stats().items():
-        table.add_row(str(name), str(value))
+    """Return how many student tokens each rule of W maps, and how its numerals fare."""
+    stats = projection.stats()
+    rows, columns = projection.shape
+    table = Table(title=f"W: {rows:,} student tokens onto {columns:,} teacher tokens")
+    table.add_column("student tokens")
+    table.add_column("number", justify="right")
+    table.add_column("share", justify="right")
+    shown = [(name, stats[name]) for name in RULE_CODES if stats[name]]
+    for name, count in shown:
+        table.add_row(f"rule {name}", f"{count:,}", f"{count / rows:.2%}")
+    for digits in (1, 2, 3):
+        total = stats.get(f"numerals_{digits}", 0)
+        exact = stats.get(f"numerals_{digits}_exact", 0)
+        if total:
+            table.add_row(
+                f"{digits}-digit numerals with an exact partner",
+                f"{exact:,} of {total:,}",
+                f"{exact / total:.2%}",
+            )
     return table
 
 
 def coverage_table(materials: Materials) -> Table:
-    """Return how much of both parts' text lies in chunks that a loss can use."""
-    table = Table(title="alignment")
-    for title in ("part", "documents", "student tokens", "teacher tokens", "chunks", "exact"):
+    """Return how much of both parts' text lies in chunks that spell the same bytes."""
+    table = Table(title="alignment: what lies in exact chunks")
+    table.add_column("part")
+    for title in ("documents", "chunks", "exact", "student tokens", "teacher tokens", "text bytes"):
         table.add_column(title, justify="right")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
-        alignments = [example.alignment for example in part.examples]
-        exact = sum(int((alignment.kind == 0).sum()) for alignment in alignments)
-        chunks = sum(len(alignment.kind) for alignment in alignments)
-        students = sum(len(example.student_ids) for example in part.examples)
-        teachers = sum(len(example.teacher_ids) for example in part.examples)
+        coverage = AlignmentBatch.stack([item.alignment for item in part.examples]).coverage
         table.add_row(
             name,
             f"{len(part):,}",
-            f"{students:,}",
-            f"{teachers:,}",
-            f"{chunks:,}",
-            f"{exact / chunks:.2%}",
+            f"{coverage.chunks:,}",
+            f"{coverage.exact_chunks / coverage.chunks:.2%}",
+            f"{coverage.student_token_share:.2%} of {coverage.student_tokens:,}",
+            f"{coverage.teacher_token_share:.2%} of {coverage.teacher_tokens:,}",
+            f"{coverage.student_byte_share:.2%} of {coverage.student_bytes:,}",
         )
     return table
