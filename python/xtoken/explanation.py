@@ -21,6 +21,7 @@ REASONS = {
     "role": "special tokens with the same role",
     "name": "special tokens with similar names",
     "duplicate": "a teacher token has the same bytes, but the student emits another id for them",
+    "imported": "read from another program's table",
 }
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtoken._core import PROJECTION_RULES, OptionError, TokenIdError, Vocab, build_projection
-from xtoken.csr import Csr
+from xtoken._core import (
+    PROJECTION_RULES,
+    OptionError,
+    ShapeError,
+    TokenIdError,
+    Vocab,
+    build_projection,
+)
+from xtoken.csr import Csr, offsets
 from xtoken.projection_options import ProjectionOptions, Reverse, SpecialRoles, options_for
 
 if TYPE_CHECKING:
@@ -288,6 +295,57 @@ class Projection:
         from xtoken.explanation import explain
 
         return explain(self, token)
+
+    def with_weights(self, weights: ArrayLike) -> Projection:
+        """W with other weights on the same entries, as a learnable W ends up.
+
+        Args:
+            weights: [nnz] float, finite and >= 0, in the order of `indices`; each row is scaled to
+                sum to 1, and sorted by falling weight.
+
+        Raises:
+            ShapeError: another number of weights, or one that is negative or not finite.
+            OptionError: the weights of a row are all 0.
+        """
+        learned = np.asarray(weights, dtype=np.float64)
+        if learned.shape != self.weights.shape:
+            raise ShapeError(f"weights has shape {learned.shape}; expected {self.weights.shape}")
+        if not bool((np.isfinite(learned) & (learned >= 0)).all()):
+            raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
+        rows = self.csr.row_of()
+        sums = np.bincount(rows, learned, self.shape[0])
+        if bool((sums[rows] == 0).any()):
+            raise OptionError(f"the weights of row {rows[sums[rows] == 0][0]} are all 0")
+        learned = learned / sums[rows]
+        order = np.lexsort((self.indices, -learned, rows))
+        kept = order[learned[order].astype(np.float32) > 0]
+        return replace(
+            self,
+            indptr=offsets(np.bincount(rows[kept], minlength=self.shape[0])),
+            indices=self.indices[kept],
+            weights=learned[kept].astype(np.float32),
+            options=replace(self.options, origin="learned"),
+        )
+
+    def export_topk_pt(self, path: str | PathLike[str]) -> None:
+        """Write the dense table that NeMo-RL and TRL read; see `xtoken.interop`."""
+        from xtoken.interop import export_topk_pt
+
+        export_topk_pt(self, path)
+
+    @classmethod
+    def import_topk_pt(
+        cls,
+        path: str | PathLike[str],
+        student_tokenizer: Any,
+        teacher_tokenizer: Any,
+        *,
+        normalize: bool = False,
+    ) -> Projection:
+        """Read such a table; see `xtoken.interop`."""
+        from xtoken.interop import import_topk_pt
+
+        return import_topk_pt(path, student_tokenizer, teacher_tokenizer, normalize=normalize)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write W to one safetensors file; see `xtoken.projection_file.save`."""

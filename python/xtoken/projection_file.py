@@ -7,10 +7,10 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ Arrays = dict[str, NDArray[Any]]
 FORMAT = "xtoken-projection"
 # Raised when a tensor changes its meaning; tensors may be added without.
 FORMAT_VERSION = 1
+# What safetensors itself takes.
+_MAX_HEADER = 100_000_000
 _DTYPES = {
     "indptr": np.int64,
     "indices": np.int64,
@@ -172,14 +174,19 @@ def write_arrays(
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata["sha256"] = _checksum(contiguous, metadata)
     content = to_safetensors(contiguous, metadata=metadata)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that appears at `path` whole or not at all."""
     # Beside the target, so that the rename stays in one file system.
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes a private file; a projection is as readable as any other file.
+        # mkstemp makes a private file; this one is to be as readable as any other.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
@@ -229,9 +236,9 @@ def _check_length(path: Path) -> None:
     """A clear word on files that are cut off, where safetensors speaks of an invalid header."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if prefix[:2] in (b"PK", b"\x80\x02") or (8 + header_size > size and header_size > 1 << 30):
+        prefix = file.read(9)
+        header_size = struct.unpack("<Q", prefix[:8])[0] if len(prefix) > 8 else size
+        if prefix[8:] not in (b"{", b"") or header_size > _MAX_HEADER:
             raise FormatError(
                 f"{path} is not a safetensors file; expected one that Projection.save wrote (a .pt "
                 "table is read by import_topk_pt)"
@@ -241,7 +248,7 @@ def _check_length(path: Path) -> None:
                 f"{path} is truncated: {size} bytes end within its header; copy it again"
             )
         try:
-            header = json.loads(file.read(header_size))
+            header = json.loads(prefix[8:] + file.read(header_size - 1))
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{path} is not a safetensors file: {error}") from error

@@ -15,7 +15,10 @@ SpecialRoles = Mapping[str, tuple[int | str, int | str] | None]
 
 @dataclass(frozen=True)
 class ProjectionOptions:
-    """The options of `Projection.build`, special tokens resolved to ids."""
+    """The options of `Projection.build`, special tokens resolved to ids.
+
+    `origin` says whether the weights are still those that were built.
+    """
 
     top_k: int = 4
     decay: float = 0.1
@@ -25,6 +28,7 @@ class ProjectionOptions:
     special_pairs: tuple[tuple[int, int], ...] = ()
     ignored_roles: tuple[str, ...] = ()
     name_similarity: float = 0.6
+    origin: Literal["built", "learned", "imported"] = "built"
 
     def to_json(self) -> str:
         """One line; equal options give equal text."""

@@ -43,11 +43,13 @@ pub enum Rule {
     Name = 8,
     /// Equal bytes, but the student's tokenizer emits another id for them (`<0x41>` beside `A`).
     Duplicate = 9,
+    /// Read from another program's table; no row is built so.
+    Imported = 10,
 }
 
 impl Rule {
     /// All rules, in order of their codes.
-    pub const ALL: [Rule; 10] = [
+    pub const ALL: [Rule; 11] = [
         Rule::Unused,
         Rule::Unspellable,
         Rule::Unpaired,
@@ -58,6 +60,7 @@ impl Rule {
         Rule::Role,
         Rule::Name,
         Rule::Duplicate,
+        Rule::Imported,
     ];
 
     /// The name in the Python API and in files.
@@ -74,6 +77,7 @@ impl Rule {
             Rule::Role => "role",
             Rule::Name => "name",
             Rule::Duplicate => "duplicate",
+            Rule::Imported => "imported",
         }
     }
 }
