@@ -89,9 +89,24 @@ def test_a_second_run_reads_the_stored_teacher_and_options_override_the_file(
         workspace, out=workspace / "second", teacher_cache=cache, steps=2, kd_weight=0.5, seed=3
     )
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == files
-    assert "teacher predictions" not in output
+    assert "0 of them computed now" in " ".join(output.split())
     config = DistillConfig.load(workspace / "second" / "config.json")
     assert (config.steps, config.kd_weight, config.seed, config.top_k) == (2, 0.5, 3, 32)
+
+
+def test_predictions_are_kept_in_the_cache_or_else_with_the_run(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, folder in (
+        (str(tmp_path / "cache"), tmp_path / "cache" / "teachers"),
+        ("off", tmp_path / "off" / "teacher-top-k"),
+    ):
+        monkeypatch.setenv("XTOKEN_CACHE", variable)
+        options = arguments(workspace, out=tmp_path / Path(variable).name, steps=1, seed=1)
+        position = options.index("--teacher-cache")
+        del options[position : position + 2]
+        assert CliRunner().invoke(app, [*options, "--overwrite"]).exit_code == 0
+        assert list(folder.rglob("*.safetensors"))
 
 
 def test_ce_needs_no_teacher_model(workspace: Path, tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def distill(
     ] = None,
     teacher_cache: Annotated[
         Path | None,
-        typer.Option(help="Where teacher predictions are kept over runs; default ~/.cache/xtoken."),
+        typer.Option(
+            help="Where teacher predictions are kept over runs; default XTOKEN_CACHE/teachers."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")
@@ -86,9 +88,17 @@ def distill(
             settings={name: value for name, value in settings.items() if value is not None},
             compare=compare,
             out=out,
-            teacher_cache=teacher_cache or Path.home() / ".cache" / "xtoken" / "teachers",
+            teacher_cache=teacher_cache or _default_cache(out),
         )
     )
+
+
+def _default_cache(out: Path) -> Path:
+    from xtoken.projection_cache import cache_directory
+
+    directory = cache_directory()
+    # Caching over runs is off: predictions then live with the run that they are for.
+    return out / "teacher-top-k" if directory is None else directory / "teachers"
 
 
 def _kd_weight(text: str | None) -> float | str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from xtoken.cli.distill_tables import (
 )
 from xtoken.data import TextSplit, keep_apart, read_texts, split_held_out
 from xtoken.report.curves import draw_curves
+from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig, LossName
 from xtoken.training.pair import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
@@ -85,7 +86,7 @@ def run(request: Request) -> None:
 
     Raises: XTokenError or OSError with a message for the user.
     """
-    _quiet_transformers()
+    quiet_transformers()
     console = Console(highlight=False)
     bars = Bars(console)
     config = _config(request)
@@ -98,6 +99,7 @@ def run(request: Request) -> None:
     _show_materials(console, materials, texts)
 
     teachers = open_teachers(materials, config, losses, request.teacher_cache, bars)
+    _show_store(console, teachers)
     results = []
     for loss in losses:
         folder = request.out if loss == config.loss else request.out / "compare" / loss
@@ -107,7 +109,8 @@ def run(request: Request) -> None:
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
+    """Keep the bars and warnings of `transformers` out of ours."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # Through Any: transformers declares the function without types.
     library: Any = transformers_logging
@@ -134,6 +137,16 @@ def _show_materials(console: Console, materials: Materials, texts: TextSplit) ->
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
         if part.cut or part.empty:
             console.print(f"{name} texts: {part.cut} cut at max_tokens, {part.empty} too short")
+
+
+def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
+    stores = [teacher for teacher in teachers.values() if isinstance(teacher, TopKStore)]
+    if stores:
+        store = stores[0]
+        console.print(
+            f"teacher: top {store.key.top_k} of {len(store):,} texts in {store.directory}, "
+            f"{store.sequences_computed:,} of them computed now"
+        )
 
 
 def _write_comparison(out: Path, results: list[RunResult]) -> None:
