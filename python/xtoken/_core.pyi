@@ -13,6 +13,7 @@ __all__ = [
     "Aligner",
     "FormatError",
     "OptionError",
+    "PieceTrie",
     "ProjectionArrays",
     "ShapeError",
     "TokenIdError",
@@ -249,3 +250,44 @@ def build_projection(
     threads: int,
 ) -> ProjectionArrays:
     """Build W; see `xtoken.Projection.build`. `threads=0` is one a core."""
+
+@final
+class PieceTrie:
+    """The tokens of one vocabulary by their pieces of another; used through `xtoken.trie`."""
+
+    @staticmethod
+    def build(
+        tokens: Vocab, pieces: Vocab, side: Literal["student", "teacher"], threads: int
+    ) -> PieceTrie:
+        """Segment each token of `tokens` with the model of `pieces`."""
+    @staticmethod
+    def from_pieces(
+        indptr: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], piece_count: int
+    ) -> PieceTrie:
+        """From the pieces of each token, in CSR form."""
+    @classmethod
+    def _from_state(
+        cls, indptr: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], piece_count: int
+    ) -> PieceTrie: ...
+    def pieces(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The pieces of each token, in CSR form."""
+    def slots(self) -> list[npt.NDArray[np.int64]]:
+        """The five arrays of `xtoken.trie.Slots`."""
+    def lookup(
+        self,
+        ids: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        max_depth: int,
+        side: Literal["student", "teacher"],
+        threads: int,
+    ) -> list[npt.NDArray[np.int64]]:
+        """The three arrays of `xtoken.trie.PrefixNodes`."""
+    def find(self, prefix: Sequence[int]) -> int | None:
+        """The node of a prefix."""
+    @property
+    def piece_count(self) -> int:
+        """Size of the vocabulary that the pieces are from."""
+    def __len__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...

@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from xtoken._core import (
     PROJECTION_RULES,
     OptionError,
+    PieceTrie,
     ShapeError,
     TokenIdError,
+    UnsupportedTokenizerError,
     Vocab,
     build_projection,
 )
@@ -46,6 +48,8 @@ class Projection:
         pieces_indptr: [V_s + 1] int64, offsets into `pieces`.
         pieces: [n] int64, the teacher's own pieces of each student token; none where it has no text
             or the teacher cannot spell it.
+        teacher_pieces_indptr, teacher_pieces: the mirror, [V_t + 1] and [m] int64: the student's
+            own pieces of each teacher token; None where the student has no model that can segment.
         options: what it was built with.
         student_fingerprint, teacher_fingerprint: of the two vocabularies.
         model_fingerprint: of the teacher's segmentation model.
@@ -68,6 +72,8 @@ class Projection:
     model_fingerprint: str
     student: Vocab | None = None
     teacher: Vocab | None = None
+    teacher_pieces_indptr: NDArray[np.int64] | None = None
+    teacher_pieces: NDArray[np.int64] | None = None
 
     @classmethod
     def build(
@@ -180,6 +186,7 @@ class Projection:
             model_fingerprint=teacher.model_fingerprint,
             student=student,
             teacher=teacher,
+            **_teacher_pieces(student, teacher, threads),
         )
 
     @property
@@ -386,3 +393,12 @@ class Projection:
             f"Projection({self.shape[0]} x {self.shape[1]}, {len(self.indices)} entries, "
             f"student {self.student_fingerprint[:12]}…, teacher {self.teacher_fingerprint[:12]}…)"
         )
+
+
+def _teacher_pieces(student: Vocab, teacher: Vocab, threads: int) -> dict[str, NDArray[np.int64]]:
+    try:
+        trie = PieceTrie.build(teacher, student, "student", threads)
+    except UnsupportedTokenizerError:
+        return {}
+    indptr, pieces = trie.pieces()
+    return {"teacher_pieces_indptr": indptr, "teacher_pieces": pieces}

@@ -52,6 +52,7 @@ def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str
     depends_on = [
         [[v.fingerprint, v.model_fingerprint, sorted(v.roles.items())] for v in (student, teacher)],
         options.to_json(),
+        "pieces of both sides",
         FORMAT_VERSION,
         __version__,
     ]

@@ -46,6 +46,8 @@ _DTYPES = {
     "pieces_indptr": np.int64,
     "pieces": np.int64,
 }
+# Present where the student's tokenizer can segment.
+_OPTIONAL = ("teacher_pieces_indptr", "teacher_pieces")
 
 
 class PairError(XTokenError):
@@ -60,7 +62,11 @@ def save(projection: Projection, path: str | PathLike[str]) -> None:
     """
     write_arrays(
         path,
-        {name: getattr(projection, name) for name in _DTYPES},
+        {
+            name: array
+            for name in (*_DTYPES, *_OPTIONAL)
+            if (array := getattr(projection, name)) is not None
+        },
         {
             "shape": json.dumps(projection.shape),
             "options": projection.options.to_json(),
@@ -84,7 +90,8 @@ def load(
     student = None if student_tokenizer is None else Vocab.from_tokenizer(student_tokenizer)
     teacher = None if teacher_tokenizer is None else Vocab.from_tokenizer(teacher_tokenizer)
     try:
-        for name, dtype in _DTYPES.items():
+        optional = {name: np.int64 for name in _OPTIONAL if name in arrays}
+        for name, dtype in (_DTYPES | optional).items():
             if arrays[name].dtype != dtype:
                 raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {dtype}")
         rows, columns = json.loads(metadata["shape"])
@@ -102,6 +109,7 @@ def load(
             model_fingerprint=metadata["model_fingerprint"],
             student=student,
             teacher=teacher,
+            **{name: arrays[name] for name in optional},
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, FormatError):
@@ -129,6 +137,13 @@ def check(projection: Projection) -> None:
         np.ones(len(projection.pieces), dtype=np.float32),
         (rows, columns),
     )
+    if projection.teacher_pieces_indptr is not None and projection.teacher_pieces is not None:
+        Csr(
+            projection.teacher_pieces_indptr,
+            projection.teacher_pieces,
+            np.ones(len(projection.teacher_pieces), dtype=np.float32),
+            (columns, rows),
+        )
 
 
 def check_pair(

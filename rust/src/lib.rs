@@ -13,6 +13,7 @@ pub mod segment;
 pub mod surface;
 mod tokenizer;
 pub mod tokenizer_json;
+pub mod trie;
 pub mod vocab;
 
 #[cfg(feature = "python")]

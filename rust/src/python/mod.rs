@@ -2,6 +2,7 @@
 
 mod align;
 mod project;
+mod trie;
 mod vocab;
 
 use pyo3::create_exception;
@@ -83,5 +84,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     align::register(module)?;
     vocab::register(module)?;
     project::register(module)?;
+    trie::register(module)?;
     Ok(())
 }

@@ -1,0 +1,250 @@
+"""Piece tries: the tokens of one vocabulary by the pieces that another spells them with.
+
+A numeral like `201` of the student is `2`, `0`, `1` to the teacher. The trie of all student tokens
+so spelled says at each prefix which tokens go on how: what prefix KL compares the two models on
+(`xtoken.losses.prefix_kl`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken import _core
+from xtoken._core import OptionError, Vocab
+
+if TYPE_CHECKING:
+    from xtoken.projection import Projection
+
+Ints = NDArray[np.int64]
+Side = Literal["student", "teacher"]
+
+_NO_LIMIT = np.iinfo(np.int32).max
+
+
+class PrefixNodes(NamedTuple):
+    """Where chunks can be compared, [N] int64 each, by chunk and depth.
+
+    Attributes:
+        chunk: index of the chunk.
+        depth: number of pieces in the prefix, from 1.
+        node: the prefix's node, which has at least two slots.
+    """
+
+    chunk: Ints
+    depth: Ints
+    node: Ints
+
+
+class Slots(NamedTuple):
+    """A trie as flat int64 arrays, read-only.
+
+    The tokens below node `u` are `tokens[node_starts[u]:]`, cut one after the other into the slots
+    `slot_ptr[u]:slot_ptr[u + 1]`: first the tokens that end at `u`, if any, then each child's.
+
+    Attributes:
+        tokens: [n] ids of the tokens in the trie, by their sequences of pieces.
+        node_starts: [nodes] index into `tokens`.
+        slot_ptr: [nodes + 1] index into the next two.
+        slot_sizes: [slots] number of tokens.
+        slot_pieces: [slots] the piece that leads there; -1 where the tokens end.
+    """
+
+    tokens: Ints
+    node_starts: Ints
+    slot_ptr: Ints
+    slot_sizes: Ints
+    slot_pieces: Ints
+
+
+class PieceTrie:
+    """The tokens of one vocabulary as sequences of pieces of another; immutable and picklable.
+
+    Special and unused tokens are in no node, nor is a token that the pieces cannot spell.
+    """
+
+    def __init__(self, core: _core.PieceTrie, side: Side) -> None:
+        """Wrap a trie of the core; `side` says whose tokens the pieces are."""
+        self._core = core
+        self.side = side
+
+    @classmethod
+    def build(
+        cls, tokens: Vocab, pieces: Vocab, *, side: Side = "teacher", threads: int = 0
+    ) -> PieceTrie:
+        """Segment every token of one vocabulary with the other's own model.
+
+        Args:
+            tokens: the vocabulary whose tokens are sorted into the trie.
+            pieces: the vocabulary that spells them.
+            side: the name of `pieces` in messages.
+            threads: 0 for one a core, 1 for none beside the caller's.
+
+        Raises:
+            UnsupportedTokenizerError: `pieces` has no model that can segment.
+        """
+        return cls(_core.PieceTrie.build(tokens, pieces, side, _thread_count(threads)), side)
+
+    @classmethod
+    def from_pieces(
+        cls, sequences: Sequence[Sequence[int]], piece_count: int, *, side: Side = "teacher"
+    ) -> PieceTrie:
+        """From each token's pieces, an empty sequence for a token without any.
+
+        Raises:
+            TokenIdError: a piece is not in [0, piece_count).
+        """
+        flat = np.asarray([piece for pieces in sequences for piece in pieces], dtype=np.int64)
+        indptr = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        return cls(_core.PieceTrie.from_pieces(indptr, flat, piece_count), side)
+
+    def __len__(self) -> int:
+        """Number of nodes, the root among them."""
+        return len(self._core)
+
+    def __repr__(self) -> str:
+        return repr(self._core)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PieceTrie):
+            return NotImplemented
+        return self.side == other.side and self._core == other._core
+
+    def __hash__(self) -> int:
+        return hash(self._core)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_core": self._core, "side": self.side}
+
+    @property
+    def piece_count(self) -> int:
+        """Size of the vocabulary that the pieces are from."""
+        return self._core.piece_count
+
+    @property
+    def token_count(self) -> int:
+        """Size of the vocabulary whose tokens are sorted here, those in no node included."""
+        return len(self._core.pieces()[0]) - 1
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The trie as flat arrays."""
+        slots = Slots(*self._core.slots())
+        for array in slots:
+            array.flags.writeable = False
+        return slots
+
+    def pieces(self, token_id: int) -> Ints:
+        """The pieces of a token, [m] int64; empty where it is in no node.
+
+        Raises:
+            TokenIdError: no such token.
+        """
+        indptr, ids = self._core.pieces()
+        if not 0 <= token_id < len(indptr) - 1:
+            raise _core.TokenIdError(
+                f"token id {token_id} is outside the vocabulary (V = {len(indptr) - 1}); "
+                f"valid ids are 0..{len(indptr) - 1}"
+            )
+        return ids[indptr[token_id] : indptr[token_id + 1]]
+
+    def find(self, prefix: Sequence[int]) -> int | None:
+        """The node of a prefix, None where no token starts so. The empty prefix is node 0."""
+        return self._core.find([int(piece) for piece in prefix])
+
+    def below(self, node: int) -> Ints:
+        """The ids of the tokens whose sequence starts with a node's prefix."""
+        slots = self.slots
+        if not 0 <= node < len(slots.node_starts):
+            raise OptionError(f"node = {node} is out of range; expected 0..{len(self)}")
+        size = int(slots.slot_sizes[slots.slot_ptr[node] : slots.slot_ptr[node + 1]].sum())
+        start = int(slots.node_starts[node])
+        return slots.tokens[start : start + size]
+
+    def lookup(
+        self,
+        ids: Ints,
+        starts: Ints,
+        ends: Ints,
+        *,
+        max_depth: int | None = None,
+        threads: int = 0,
+    ) -> PrefixNodes:
+        """The nodes of all prefixes of all chunks at which there is something to decide.
+
+        Args:
+            ids: [n] int64 token ids of the pieces' vocabulary, contiguous; only those inside chunks
+                are read.
+            starts, ends: [C] int64, chunk `c` is `ids[starts[c]:ends[c]]`.
+            max_depth: longest prefix, None for no limit.
+            threads: 0 for one a core, 1 for none beside the caller's. The GIL is released.
+
+        Raises:
+            ShapeError: a chunk is no range of `ids`.
+            TokenIdError: an id inside a chunk is outside the vocabulary.
+        """
+        depth = _NO_LIMIT if max_depth is None else max_depth
+        if depth < 0:
+            raise OptionError(f"max_depth = {depth} is out of range; expected at least 0, or None")
+        threads = _thread_count(threads)
+        return PrefixNodes(*self._core.lookup(ids, starts, ends, depth, self.side, threads))
+
+
+@dataclass(frozen=True)
+class PairTries:
+    """Both tries of a pair.
+
+    Attributes:
+        student: the student's tokens as the teacher's pieces, for chunks of one student token.
+        teacher: the mirror, the teacher's tokens as the student's pieces, for chunks of several
+            student tokens and one of the teacher.
+    """
+
+    student: PieceTrie
+    teacher: PieceTrie
+
+    @classmethod
+    def build(cls, student: Any, teacher: Any, *, threads: int = 0) -> PairTries:
+        """From two tokenizers, paths or vocabularies (see `Vocab.from_tokenizer`).
+
+        Raises:
+            UnsupportedTokenizerError: a tokenizer's bytes or model are not known exactly.
+        """
+        student, teacher = Vocab.from_tokenizer(student), Vocab.from_tokenizer(teacher)
+        return cls(
+            PieceTrie.build(student, teacher, side="teacher", threads=threads),
+            PieceTrie.build(teacher, student, side="student", threads=threads),
+        )
+
+    @classmethod
+    def from_projection(cls, projection: Projection) -> PairTries:
+        """From the pieces that a projection keeps, built or loaded; takes milliseconds.
+
+        Raises:
+            OptionError: the projection has no pieces of the teacher's tokens, as the student's
+                tokenizer has no model that can segment, or the file is of an older version.
+        """
+        student_size, teacher_size = projection.shape
+        if projection.teacher_pieces_indptr is None or projection.teacher_pieces is None:
+            raise OptionError(
+                "the projection has no student pieces of the teacher's tokens; build it from a "
+                "student tokenizer that can segment (a tokenizer.json or a rank file)"
+            )
+        student = _core.PieceTrie.from_pieces(
+            projection.pieces_indptr, projection.pieces, teacher_size
+        )
+        teacher = _core.PieceTrie.from_pieces(
+            projection.teacher_pieces_indptr, projection.teacher_pieces, student_size
+        )
+        return cls(PieceTrie(student, "teacher"), PieceTrie(teacher, "student"))
+
+
+def _thread_count(threads: int) -> int:
+    if threads < 0:
+        raise OptionError(f"threads = {threads} is out of range; expected at least 0")
+    return threads

@@ -1,0 +1,510 @@
+//! The piece trie: the tokens of one vocabulary, each as its sequence of pieces of another.
+//!
+//! A node is a prefix of such sequences. Tokens sorted by their sequences make the tokens below a
+//! node one range of [`PieceTrie::tokens`]: first those that end at the node, then one range for
+//! each child, by rising piece. Nodes are numbered level by level, so that the children of a node
+//! are neighbours too. Nothing else is kept: a node costs five words, a token one.
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::projection::Pieces;
+
+/// "No node" and "no piece": both counts stay below 2^32 - 1.
+const NONE: u32 = u32::MAX;
+/// The node of the empty prefix.
+pub const ROOT: u32 = 0;
+/// Chunks that one thread looks up at a time.
+const CHUNKS_A_TASK: usize = 4096;
+
+/// Tokens as sequences of pieces, by prefix; see the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PieceTrie {
+    pieces: Pieces,
+    tokens: Vec<u32>,
+    nodes: Vec<Node>,
+    /// The root's child for each piece: the one node with too many children to search among.
+    first: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Node {
+    /// The last piece of the prefix.
+    piece: u32,
+    /// Range in `tokens`; the first `ends` of it are the prefix itself.
+    start: u32,
+    end: u32,
+    ends: u32,
+    /// The first child; the last one is before the next node's first.
+    child: u32,
+}
+
+/// One (chunk, depth) at which a loss can compare: the node of the chunk's first `depth` pieces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PrefixNodes {
+    /// Index of the chunk, rising.
+    pub chunk: Vec<i64>,
+    /// Number of pieces in the prefix, from 1, rising within a chunk.
+    pub depth: Vec<i64>,
+    /// The node.
+    pub node: Vec<i64>,
+}
+
+impl PieceTrie {
+    /// Sorts the tokens into a trie. Tokens without pieces are in no node.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchId`] for a piece that is not below `piece_count`, [`Error::Format`] for
+    /// offsets that do not fit.
+    pub fn new(pieces: Pieces, piece_count: usize) -> Result<Self> {
+        check(&pieces, piece_count)?;
+        let tokens = sorted_tokens(&pieces);
+        let mut nodes = vec![Node {
+            piece: NONE,
+            start: 0,
+            end: tokens.len() as u32,
+            ends: 0,
+            child: 1,
+        }];
+        let mut level = 0..1;
+        let mut depth = 0;
+        while !level.is_empty() {
+            for parent in level.clone() {
+                nodes[parent].child = nodes.len() as u32;
+                let Node {
+                    mut start,
+                    end,
+                    ends,
+                    ..
+                } = nodes[parent];
+                start += ends;
+                while start < end {
+                    let piece = pieces.of(tokens[start as usize])[depth];
+                    let rest = &tokens[start as usize..end as usize];
+                    let same = rest.partition_point(|&token| pieces.of(token)[depth] == piece);
+                    let full = |&token: &u32| pieces.of(token).len() == depth + 1;
+                    nodes.push(Node {
+                        piece,
+                        start,
+                        end: start + same as u32,
+                        ends: rest[..same].partition_point(full) as u32,
+                        child: 0,
+                    });
+                    start += same as u32;
+                }
+            }
+            level = level.end..nodes.len();
+            depth += 1;
+        }
+        let mut first = vec![NONE; piece_count];
+        for node in 1..nodes.get(1).map_or(1, |node| node.child) {
+            first[nodes[node as usize].piece as usize] = node;
+        }
+        Ok(Self {
+            pieces,
+            tokens,
+            nodes,
+            first,
+        })
+    }
+
+    /// Number of nodes, the root among them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether no token is in the trie.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Size of the vocabulary that the pieces are from.
+    #[must_use]
+    pub fn piece_count(&self) -> usize {
+        self.first.len()
+    }
+
+    /// What the trie was made of.
+    #[must_use]
+    pub fn token_pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// The tokens in the trie, by their sequences of pieces, equal ones by id.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The tokens whose sequence starts with the prefix of `node`; those equal to it come first.
+    #[must_use]
+    pub fn below(&self, node: u32) -> &[u32] {
+        let node = &self.nodes[node as usize];
+        &self.tokens[node.start as usize..node.end as usize]
+    }
+
+    /// How many tokens are the prefix of `node` itself.
+    #[must_use]
+    pub fn end_count(&self, node: u32) -> usize {
+        self.nodes[node as usize].ends as usize
+    }
+
+    /// The children of a node, with the piece that each adds, by rising piece.
+    pub fn children(&self, node: u32) -> impl ExactSizeIterator<Item = (u32, u32)> {
+        self.child_range(node)
+            .map(|child| (self.nodes[child].piece, child as u32))
+    }
+
+    fn child_range(&self, node: u32) -> std::ops::Range<usize> {
+        let node = node as usize;
+        let end = match self.nodes.get(node + 1) {
+            Some(next) => next.child as usize,
+            None => self.nodes.len(),
+        };
+        self.nodes[node].child as usize..end
+    }
+
+    /// The node reached from `node` by one more piece.
+    #[must_use]
+    pub fn child(&self, node: u32, piece: u32) -> Option<u32> {
+        if node == ROOT {
+            let found = self.first.get(piece as usize).copied();
+            return found.filter(|&child| child != NONE);
+        }
+        let children = self.child_range(node);
+        let offset = self.nodes[children.clone()]
+            .binary_search_by_key(&piece, |child| child.piece)
+            .ok()?;
+        Some((children.start + offset) as u32)
+    }
+
+    /// The node of a prefix.
+    #[must_use]
+    pub fn find(&self, prefix: &[u32]) -> Option<u32> {
+        prefix
+            .iter()
+            .try_fold(ROOT, |node, &piece| self.child(node, piece))
+    }
+
+    /// Ways to go on from a node: its children, and to end there where a token does.
+    #[must_use]
+    pub fn slot_count(&self, node: u32) -> usize {
+        self.child_range(node).len() + usize::from(self.nodes[node as usize].ends > 0)
+    }
+
+    /// The nodes of all prefixes of all chunks, where there is something to decide.
+    ///
+    /// Chunk `c` is `ids[starts[c]..ends[c]]`. Each of its prefixes of 1 to `max_depth` pieces that
+    /// is a node with at least two slots is in the answer, by chunk and depth.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a chunk is no range of `ids`, [`Error::IdOutOfRange`] for an id of a
+    /// chunk outside the pieces' vocabulary; `side` names it. `threads` = 0
+    /// is one a core, 1 stays on this thread.
+    pub fn lookup(
+        &self,
+        ids: &[i64],
+        starts: &[i64],
+        ends: &[i64],
+        max_depth: usize,
+        side: &'static str,
+        threads: usize,
+    ) -> Result<PrefixNodes> {
+        if starts.len() != ends.len() {
+            return Err(Error::Shape {
+                what: "chunk ends".to_owned(),
+                found: ends.len(),
+                expected: starts.len(),
+                remedy: "pass one start and one end a chunk",
+            });
+        }
+        let run = |task: usize| {
+            let chunks = task * CHUNKS_A_TASK..starts.len().min((task + 1) * CHUNKS_A_TASK);
+            self.lookup_range(ids, starts, ends, chunks, max_depth, side)
+        };
+        let tasks = starts.len().div_ceil(CHUNKS_A_TASK);
+        let parts: Vec<PrefixNodes> = if threads == 1 || tasks < 2 {
+            (0..tasks).map(run).collect::<Result<_>>()?
+        } else {
+            in_pool(threads, || {
+                (0..tasks).into_par_iter().map(run).collect::<Result<_>>()
+            })??
+        };
+        Ok(PrefixNodes::concat(parts))
+    }
+
+    fn lookup_range(
+        &self,
+        ids: &[i64],
+        starts: &[i64],
+        ends: &[i64],
+        chunks: std::ops::Range<usize>,
+        max_depth: usize,
+        side: &'static str,
+    ) -> Result<PrefixNodes> {
+        let mut found = PrefixNodes::default();
+        for chunk in chunks {
+            let range = chunk_range(starts[chunk], ends[chunk], chunk, ids.len())?;
+            let mut node = ROOT;
+            for (depth, position) in (1..).zip(range).take(max_depth) {
+                let id = ids[position];
+                let piece = usize::try_from(id)
+                    .ok()
+                    .filter(|&piece| piece < self.first.len())
+                    .ok_or(Error::IdOutOfRange {
+                        sequence: None,
+                        side,
+                        position,
+                        id,
+                        size: self.first.len(),
+                    })?;
+                let Some(next) = self.child(node, piece as u32) else {
+                    break;
+                };
+                node = next;
+                if self.slot_count(node) >= 2 {
+                    found.chunk.push(chunk as i64);
+                    found.depth.push(depth);
+                    found.node.push(i64::from(node));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The trie as arrays in which each node's slots are neighbours.
+    #[must_use]
+    pub fn slots(&self) -> Slots {
+        let mut slots = Slots {
+            ptr: Vec::with_capacity(self.nodes.len() + 1),
+            sizes: Vec::new(),
+            pieces: Vec::new(),
+            starts: self.nodes.iter().map(|n| i64::from(n.start)).collect(),
+        };
+        slots.ptr.push(0);
+        for node in 0..self.nodes.len() as u32 {
+            if self.end_count(node) > 0 {
+                slots.pieces.push(-1);
+                slots.sizes.push(self.end_count(node) as i64);
+            }
+            for (piece, child) in self.children(node) {
+                slots.pieces.push(i64::from(piece));
+                slots.sizes.push(self.below(child).len() as i64);
+            }
+            slots.ptr.push(slots.pieces.len() as i64);
+        }
+        slots
+    }
+}
+
+/// A trie as flat arrays: the tokens below a node are `tokens[starts[node]..]`, cut into its slots
+/// `ptr[node]..ptr[node + 1]` one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots {
+    /// Range of each node's slots, one more than there are nodes.
+    pub ptr: Vec<i64>,
+    /// Number of tokens in each slot.
+    pub sizes: Vec<i64>,
+    /// The piece that leads to each slot; -1 for tokens that end at the node, which come first.
+    pub pieces: Vec<i64>,
+    /// Each node's first token, as an index into [`PieceTrie::tokens`].
+    pub starts: Vec<i64>,
+}
+
+impl PrefixNodes {
+    fn concat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.swap_remove(0);
+        }
+        let column = |of: fn(&Self) -> &Vec<i64>| {
+            parts
+                .iter()
+                .map(of)
+                .map(Vec::as_slice)
+                .collect::<Vec<_>>()
+                .concat()
+        };
+        Self {
+            chunk: column(|part| &part.chunk),
+            depth: column(|part| &part.depth),
+            node: column(|part| &part.node),
+        }
+    }
+}
+
+fn chunk_range(start: i64, end: i64, chunk: usize, len: usize) -> Result<std::ops::Range<usize>> {
+    match (usize::try_from(start), usize::try_from(end)) {
+        (Ok(start), Ok(end)) if start <= end && end <= len => Ok(start..end),
+        _ => Err(Error::Shape {
+            what: format!("chunk {chunk} is tokens [{start}, {end}), which reach"),
+            found: usize::try_from(end.max(start)).unwrap_or(0),
+            expected: len,
+            remedy: "pass the chunks of these ids: 0 <= start <= end <= their number",
+        }),
+    }
+}
+
+fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
+    let ends_right = pieces.indptr.last().copied() == i64::try_from(pieces.ids.len()).ok();
+    if pieces.indptr.first() != Some(&0) || !ends_right || !pieces.indptr.is_sorted() {
+        return Err(Error::Format {
+            what: "token pieces",
+            reason: "their offsets do not rise from 0 to the number of pieces".to_owned(),
+            remedy: "build them again from the two tokenizers",
+        });
+    }
+    // Nodes and tokens are numbered in 32 bits, with room for NONE.
+    if pieces.ids.len() >= NONE as usize || pieces.indptr.len() >= NONE as usize {
+        return Err(Error::Option {
+            name: "tokens",
+            value: format!("{} pieces", pieces.ids.len()),
+            expected: "fewer than 2^32 - 1",
+        });
+    }
+    match pieces.ids.iter().find(|&&id| id as usize >= piece_count) {
+        Some(&id) => Err(Error::NoSuchId {
+            id: i64::from(id),
+            size: piece_count,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Runs `work` on at most `threads` threads, 0 for one a core.
+fn in_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
+    if threads == 0 {
+        return Ok(work());
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| Error::Option {
+        name: "threads",
+        value: format!("{threads} ({error})"),
+        expected: "as many threads as the system allows",
+    })?;
+    Ok(pool.install(work))
+}
+
+/// The tokens with pieces in order of their sequences, then ids.
+fn sorted_tokens(pieces: &Pieces) -> Vec<u32> {
+    // The first two pieces as one number decide almost every comparison.
+    let key = |sequence: &[u32]| {
+        let second = sequence.get(1).map_or(0, |&piece| u64::from(piece) + 1);
+        u64::from(sequence[0]) << 33 | second
+    };
+    let mut keyed: Vec<(u64, u32)> = (0..pieces.indptr.len().saturating_sub(1) as u32)
+        .map(|token| (pieces.of(token), token))
+        .filter(|(sequence, _)| !sequence.is_empty())
+        .map(|(sequence, token)| (key(sequence), token))
+        .collect();
+    keyed.sort_unstable_by(|a, b| {
+        a.0.cmp(&b.0)
+            .then_with(|| pieces.of(a.1).cmp(pieces.of(b.1)))
+            .then(a.1.cmp(&b.1))
+    });
+    keyed.into_iter().map(|(_, token)| token).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(sequences: &[&[u32]]) -> Pieces {
+        let mut all = Pieces {
+            indptr: vec![0],
+            ids: Vec::new(),
+        };
+        for sequence in sequences {
+            all.ids.extend_from_slice(sequence);
+            all.indptr.push(all.ids.len() as i64);
+        }
+        all
+    }
+
+    /// Tokens 0: "2", 1: "20", 2: "201", 3: "27", 4: special, 5: "20" again, 6: "9".
+    fn numerals() -> PieceTrie {
+        let sequences: [&[u32]; 7] = [&[2], &[2, 0], &[2, 0, 1], &[2, 7], &[], &[2, 0], &[9]];
+        PieceTrie::new(pieces(&sequences), 10).unwrap()
+    }
+
+    #[test]
+    fn a_nodes_tokens_are_one_range_and_those_that_end_there_come_first() {
+        let trie = numerals();
+        assert_eq!(trie.tokens(), [0, 1, 5, 2, 3, 6]);
+        let two = trie.find(&[2]).unwrap();
+        assert_eq!(trie.below(two), [0, 1, 5, 2, 3]);
+        assert_eq!(trie.end_count(two), 1);
+        let children: Vec<u32> = trie.children(two).map(|(piece, _)| piece).collect();
+        assert_eq!(children, [0, 7]);
+        let twenty = trie.find(&[2, 0]).unwrap();
+        assert_eq!(trie.below(twenty), [1, 5, 2]);
+        assert_eq!((trie.end_count(twenty), trie.slot_count(twenty)), (2, 2));
+        assert_eq!(trie.find(&[2, 0, 1, 1]), None);
+        assert_eq!(trie.find(&[3]), None);
+        assert_eq!(trie.find(&[10]), None);
+    }
+
+    #[test]
+    fn lookup_gives_the_prefixes_at_which_there_is_a_choice() {
+        let trie = numerals();
+        let ids = [2, 0, 1, 9, 2, 7, 3];
+        let found = trie
+            .lookup(&ids, &[0, 3, 4, 6], &[3, 4, 6, 7], 8, "teacher", 1)
+            .unwrap();
+        // "201" at 2 and 20, where it is not the only one; "9" and "3" nowhere; "27" at 2.
+        assert_eq!(found.chunk, [0, 0, 2]);
+        assert_eq!(found.depth, [1, 2, 1]);
+        let nodes = [trie.find(&[2]), trie.find(&[2, 0]), trie.find(&[2])];
+        assert_eq!(found.node, nodes.map(|node| i64::from(node.unwrap())));
+        let one = trie.lookup(&ids, &[0], &[3], 1, "teacher", 1).unwrap();
+        assert_eq!(one.depth, [1]);
+    }
+
+    #[test]
+    fn slots_lay_end_and_children_side_by_side() {
+        let trie = numerals();
+        let slots = trie.slots();
+        let two = trie.find(&[2]).unwrap() as usize;
+        let range = slots.ptr[two] as usize..slots.ptr[two + 1] as usize;
+        assert_eq!(slots.pieces[range.clone()], [-1, 0, 7]);
+        assert_eq!(slots.sizes[range], [1, 3, 1]);
+        assert_eq!(slots.starts[two], 0);
+        assert_eq!(slots.pieces[..slots.ptr[1] as usize], [2, 9]);
+    }
+
+    #[test]
+    fn bad_ids_ranges_and_offsets_are_refused() {
+        let trie = numerals();
+        let look = |ids: &[i64], start, end| {
+            trie.lookup(ids, &[start], &[end], 8, "teacher", 0)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(look(&[2, 10], 0, 2).contains("teacher_ids[1] = 10"));
+        assert!(look(&[-1], 0, 1).contains("teacher_ids[0] = -1"));
+        assert!(look(&[2], 0, 2).contains("chunk 0 is tokens [0, 2)"));
+        assert!(look(&[2], -1, 1).contains("[-1, 1)"));
+        assert!(trie.lookup(&[2], &[0], &[], 8, "teacher", 0).is_err());
+        assert!(PieceTrie::new(pieces(&[&[10]]), 10).is_err());
+        let broken = Pieces {
+            indptr: vec![0, 2],
+            ids: vec![1],
+        };
+        assert!(PieceTrie::new(broken, 10).is_err());
+    }
+
+    #[test]
+    fn a_trie_without_tokens_is_a_root() {
+        let trie = PieceTrie::new(pieces(&[&[], &[]]), 3).unwrap();
+        assert_eq!((trie.len(), trie.is_empty()), (1, true));
+        assert_eq!(trie.find(&[0]), None);
+        assert_eq!(trie.slots().ptr, [0, 0]);
+        assert!(
+            trie.lookup(&[0], &[0], &[1], 8, "teacher", 0)
+                .unwrap()
+                .node
+                .is_empty()
+        );
+    }
+}
