@@ -15,6 +15,10 @@ from .output import LossOutput as LossOutput
 from .output import global_normalizer as global_normalizer
 from .p_kl import PKL as PKL
 from .p_kl import p_kl as p_kl
+from .prefix_kl import PrefixKL as PrefixKL
+from .prefix_kl import prefix_kl as prefix_kl
+from .prefix_nodes import TrieSlots as TrieSlots
+from .prefix_nodes import first_pieces as first_pieces
 from .same_vocab_kl import SameVocabKL as SameVocabKL
 from .same_vocab_kl import same_vocab_kl as same_vocab_kl
 from .student import LmHead as LmHead

@@ -1,0 +1,421 @@
+"""Prefix KL: which token, not only which first piece.
+
+P-KL compares first pieces: `2`, `20` and `201` share one, so it never says which numeral. The
+teacher says it at its later positions. For a chunk of one student token and teacher pieces
+x_0..x_{n-1}, at each prefix u = x_<d (d = 1..n), the student's distribution p at the chunk's
+predictor implies what comes next below u in the trie of student tokens as teacher pieces: child v
+with the mass of the tokens that start with u, v, or END with that of the tokens equal to u. The
+teacher says the same at its own position d: child v with its probability, END with all the rest.
+The loss is P-KL with decay 0 (the root, d = 0) plus the divergences at all d. The conditionals
+multiply to p(s), so the sum is the chain rule of KL(P_T || p) along the path, with
+P_T(s) = prod_d q_d(x_d) * q_n(END) the teacher's own distribution over student tokens.
+
+Chunks of several student tokens and one of the teacher mirror the construction, with the teacher's
+tokens as student pieces; chunks of several on both sides keep the root. Ours, beyond X-Token
+(arXiv 2605.21699).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chunks import ChunkBatch
+from ..sparse import SparseProjection, ragged_arange
+from .checks import check_finite
+from .divergence import Direction
+from .merge import ChunkRows
+from .module import LossModule
+from .output import LossOutput
+from .p_kl import PKLBlocks, Scope, p_kl_blocks
+from .prefix_nodes import PrefixItems, TrieSlots, first_pieces, prefix_items
+from .prefix_slots import SlotLayout, below_log_mass, next_log_mass, slot_divergence
+from .prefix_teacher import TeacherEntries
+from .row_blocks import Block, BlockLoss, reduce_chunks
+from .student import Student
+from .teacher_signal import Teacher, TeacherTopK, teacher_positions
+
+
+def prefix_kl(
+    student_logits: Student,
+    teacher: Teacher,
+    projection: SparseProjection,
+    student_trie: TrieSlots,
+    chunks: ChunkBatch,
+    *,
+    student_ids: Tensor,
+    teacher_ids: Tensor,
+    teacher_trie: TrieSlots | None = None,
+    max_depth: int | None = None,
+    depth_weights: Sequence[float] = (1.0,),
+    min_mass: float = 1e-3,
+    end: bool = True,
+    top_k: int | None = None,
+    top_k_scope: Scope = "chunk",
+    tail_bucket: bool = False,
+    temperature: float = 1.0,
+    direction: Direction = "forward",
+    beta: float = 0.5,
+    normalizer: float | Tensor | None = None,
+    chunk_weights: Tensor | None = None,
+    block_size: int | None = None,
+) -> LossOutput:
+    """P-KL on first pieces plus the divergences at every further piece; forward KL by default.
+
+    Args:
+        student_logits: [B, T_s, V_s'] float, raw; carries the gradient. Or an `LmHead` (fused) or
+            `VocabShard`. Columns from V_s on are dropped.
+        teacher: [B, T_t, V_t'] float raw logits, detached here; or a `TeacherTopK`, whose unknown
+            mass at a prefix counts in END: a child that is not among the stored ids counts there
+            on both sides, or on neither where no token ends.
+        projection: W [V_s, V_t] with `decay = 0`, one entry a row at most: `first_pieces` makes it
+            of any W. Its root is compared as in `p_kl`.
+        student_trie: the student's tokens as teacher pieces; for chunks of one student token.
+        chunks: the chunks to count, from `ChunkBatch.usable`.
+        student_ids, teacher_ids: [B, T_s], [B, T_t] int64.
+        teacher_trie: the teacher's tokens as student pieces; for chunks of several student tokens
+            and one teacher token. None keeps these at the root.
+        max_depth: longest prefix; None for no limit, 0 for the root alone.
+        depth_weights: weight of depth 0, 1, ...; the last one holds for all deeper ones. The
+            default is the plain sum.
+        min_mass: a prefix at which no token ends is skipped where the teacher has less than this on
+            its children together.
+        end: False leaves out END and the depth at the chunk's own end, for ablations.
+        top_k, top_k_scope, tail_bucket: of the root, as in `p_kl`.
+        temperature: > 0, divides both sides' logits; the loss is multiplied by its square.
+        direction, beta: see `divergence`.
+        normalizer: what the sum over chunks is divided by, len(chunks) where None.
+        chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
+        block_size: chunks worked on at a time; None chooses by cache size.
+
+    Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics of
+        `p_kl` for the root, and: `prefix_kl`, the divergence beyond the root, in nats per chunk;
+        `prefixes`, compared prefixes per chunk; `prefix_teacher_mass`, the teacher's known mass per
+        prefix, 1 for full logits (0 where no prefix was compared).
+
+    Raises:
+        ValueError: as `p_kl`; W with several entries in a row; W or a trie of another pair; ids
+            outside a trie's vocabulary; options outside their range; a stored top-k at another
+            temperature.
+        TokenIdError: a token id inside a chunk is outside its vocabulary.
+    """
+    _check_options(max_depth, depth_weights, min_mass)
+    _check_pair(projection, student_trie, teacher_trie)
+    root, source, per_block = p_kl_blocks(
+        student_logits,
+        teacher,
+        projection,
+        chunks,
+        student_ids=student_ids,
+        teacher_ids=teacher_ids,
+        top_k=top_k,
+        top_k_scope=top_k_scope,
+        tail_bucket=tail_bucket,
+        merge="chain",
+        temperature=temperature,
+        direction=direction,
+        beta=beta,
+        full_metrics=True,
+        block_size=block_size,
+    )
+    if isinstance(teacher, TeacherTopK) and teacher.temperature != temperature:
+        raise ValueError(
+            f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
+            f"{temperature}; store it at {temperature}, or pass full logits"
+        )
+    parts = []
+    for side, trie, ids in (
+        ("teacher", student_trie, teacher_ids),
+        ("student", teacher_trie, student_ids),
+    ):
+        if trie is not None and max_depth != 0:
+            items = prefix_items(trie, chunks, ids, side, max_depth=max_depth, last_depth=end)
+            parts.append(_Part(trie, items, mirrored=side == "student"))
+    loss = PrefixKLBlocks(
+        student=_with_later_rows(root.student, parts),
+        params=root.params,
+        root=root,
+        parts=parts,
+        entries=TeacherEntries(teacher, projection.shape[1], temperature),
+        teacher_first=chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1,
+        depth_weights=tuple(float(weight) for weight in depth_weights),
+        min_mass=min_mass,
+        end=end,
+    )
+    result = reduce_chunks(
+        loss,
+        source,
+        rows_per_block=per_block,
+        normalizer=normalizer,
+        weights=chunk_weights,
+    )
+    check_finite(result.loss, source, teacher, chunks, None)
+    prefixes = result.metrics["prefixes"]
+    # Summed over prefixes, so far divided by chunks.
+    known = result.metrics["prefix_teacher_mass"] / torch.where(prefixes > 0, prefixes, 1.0)
+    return replace(result, metrics={**result.metrics, "prefix_teacher_mass": known})
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One of the two constructions, with its items."""
+
+    trie: TrieSlots
+    items: PrefixItems
+    mirrored: bool
+
+
+@dataclass(eq=False, kw_only=True)
+class PrefixKLBlocks(BlockLoss):
+    """Prefix KL of a block of chunks.
+
+    A chunk's first row is the predictor of its first token. The mirrored construction also reads
+    the rows after it, one a depth.
+    """
+
+    student: ChunkRows
+    params: tuple[Tensor, ...]
+    root: PKLBlocks
+    parts: list[_Part]
+    entries: TeacherEntries
+    teacher_first: Tensor
+    depth_weights: tuple[float, ...]
+    min_mass: float
+    end: bool
+
+    def __post_init__(self) -> None:
+        self.metric_names = (
+            *self.root.metric_names,
+            *("prefix_kl", "prefixes", "prefix_teacher_mass"),
+        )
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        first = self._first_rows(block, rows.device)
+        inner = Block(block.start, block.stop, None)
+        losses, sums = self.root.forward(
+            rows if block.segments is None else rows[first], inner, params
+        )
+        losses = losses * self.depth_weights[0]
+        later = sums.new_zeros(3)
+        for part in self.parts:
+            plan = self._plan(part, block, first)
+            if plan is not None:
+                terms, counted = self._compare(plan, plan.pick(rows))
+                losses = losses.index_add(0, plan.chunk, terms)
+                later = later + counted
+        return losses, torch.cat([sums, later])
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        # The root's gradient is dense in a row, that of the rest is not: autograd would make a
+        # dense one of it too, and add the two.
+        first = self._first_rows(block, rows.device)
+        inner = Block(block.start, block.stop, None)
+        whole = block.segments is None
+        self.root.weights = self.weights
+        total, sums, grad, grad_params = self.root.value_and_grad(
+            rows if whole else rows[first], inner, params, needed, scale * self.depth_weights[0]
+        )
+        total = total * self.depth_weights[0]
+        grad = grad.contiguous() if whole else torch.zeros_like(rows).index_copy_(0, first, grad)
+        later = sums.new_zeros(3)
+        for part in self.parts:
+            plan = self._plan(part, block, first)
+            if plan is None:
+                continue
+            with torch.enable_grad():
+                picked = plan.pick(rows.detach()).requires_grad_()
+                terms, counted = self._compare(plan, picked)
+                if self.weights is not None:
+                    terms = terms * self.weights[plan.global_chunk].to(terms.dtype)
+                value = terms.sum()
+                seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+                (found,) = torch.autograd.grad(value, picked, seed)
+            plan.put_back(grad, found)
+            total = total + value.detach()
+            later = later + counted
+        return total, torch.cat([sums, later]), grad, grad_params
+
+    def _first_rows(self, block: Block, device: torch.device) -> Tensor:
+        """[len(block)] each chunk's first row among those of the block."""
+        if self.student.ptr is None:
+            return torch.arange(len(block), device=device)
+        ptr = self.student.ptr[block.start : block.stop]
+        return ptr - ptr[0] if len(block) else ptr
+
+    def _plan(self, part: _Part, block: Block, first: Tensor) -> _Plan | None:
+        items = part.items
+        low, high = items.ptr[block.start], items.ptr[block.stop]
+        if low == high:
+            return None
+        chunk, depth = items.chunk[low:high], items.depth[low:high]
+        layout = SlotLayout.of(part.trie, items.node[low:high])
+        row = first[chunk - block.start]
+        return _Plan(part.mirrored, layout, chunk - block.start, chunk, depth, row)
+
+    def _compare(self, plan: _Plan, picked: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] weighted divergence of each item; sums of divergence, items and known mass."""
+        layout, tau = plan.layout, self.root.temperature
+        logits = picked if tau == 1.0 else picked / tau
+        counted = torch.ones(len(layout), dtype=torch.bool, device=picked.device)
+        stored = None
+        if plan.mirrored:
+            at = self.teacher_first[plan.global_chunk]
+            entry_row = layout.item[layout.token_slot]
+            entries, _, known = self.entries.read(at, entry_row, layout.tokens)
+            log_teacher = below_log_mass(layout, entries)
+            log_student = _next_of_rows(layout, logits)
+            if self.entries.is_stored:
+                stored = ~torch.isneginf(log_teacher)
+                # What ends here is unknown: END cannot be told from the rest.
+                counted = ~layout.has_end | stored[layout.first]
+        else:
+            at = self.teacher_first[plan.global_chunk] + plan.depth
+            children, rest, known = self.entries.read(at, layout.item, layout.piece)
+            log_teacher = next_log_mass(layout, children, rest)
+            log_student = below_log_mass(layout, logits)
+            if self.entries.is_stored:
+                stored = ~torch.isneginf(children)
+            on_children = torch.zeros_like(rest).index_add(0, layout.item, torch.exp(children))
+            with_end = layout.has_end if self.end else torch.zeros_like(layout.has_end)
+            counted = with_end | (on_children >= self.min_mass)
+        terms = slot_divergence(
+            layout,
+            log_teacher,
+            log_student,
+            stored=stored,
+            end=self.end,
+            direction=self.root.direction,
+            beta=self.root.beta,
+        )
+        terms = torch.where(counted, terms, torch.zeros_like(terms))
+        sums = (terms.detach(), counted.to(terms.dtype), known.to(terms.dtype) * counted)
+        weight = terms.new_tensor(self.depth_weights)[
+            plan.depth.clamp(max=len(self.depth_weights) - 1)
+        ]
+        return terms * weight * tau**2, torch.stack([part.sum() for part in sums])
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """The items of a block: their slots, and the student's numbers that they read.
+
+    Attributes:
+        chunk, global_chunk: [N] int64, counted from the block's start and from the batch's.
+        depth: [N] int64.
+        row: [N] int64, first row of the item's chunk.
+    """
+
+    mirrored: bool
+    layout: SlotLayout
+    chunk: Tensor
+    global_chunk: Tensor
+    depth: Tensor
+    row: Tensor
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """[K] logits of the tokens below, or mirrored [N, V_s] the row of each depth."""
+        if self.mirrored:
+            return rows[self.row + self.depth]
+        return rows.flatten()[self._entries(rows)]
+
+    def put_back(self, grad: Tensor, picked: Tensor) -> None:
+        """Add the gradient of what was picked to that of the rows, which is contiguous."""
+        if self.mirrored:
+            grad.index_add_(0, self.row + self.depth, picked)
+        else:
+            grad.view(-1).index_add_(0, self._entries(grad), picked)
+
+    def _entries(self, rows: Tensor) -> Tensor:
+        owner = self.layout.item[self.layout.token_slot]
+        return self.row[owner] * rows.shape[1] + self.layout.tokens
+
+
+def _next_of_rows(layout: SlotLayout, rows: Tensor) -> Tensor:
+    """[S] log mass of each slot, from whole rows of logits [N, V_s] that predict the next piece."""
+    children = rows[layout.item, layout.piece.clamp(min=0)]
+    inside = layout.child
+    # Summed without the children, never 1 minus their sum: that would lose a small END.
+    others = rows.index_put(
+        (layout.item[inside], layout.piece[inside]), rows.new_tensor(-torch.inf)
+    )
+    return next_log_mass(layout, children, torch.logsumexp(others, 1))
+
+
+def _with_later_rows(first: ChunkRows, parts: Sequence[_Part]) -> ChunkRows:
+    """The predictor of each chunk, and the rows after it that the mirrored construction reads."""
+    mirrored = [part.items for part in parts if part.mirrored and len(part.items)]
+    if not mirrored:
+        return first
+    sizes = mirrored[0].deepest + 1
+    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    return ChunkRows(ragged_arange(first.index, sizes), ptr, first.count)
+
+
+def _check_options(max_depth: int | None, depth_weights: Sequence[float], min_mass: float) -> None:
+    if max_depth is not None and max_depth < 0:
+        raise ValueError(f"max_depth = {max_depth} must be at least 0, or None for no limit")
+    if len(depth_weights) == 0 or not all(0 <= weight < float("inf") for weight in depth_weights):
+        raise ValueError(
+            f"depth_weights = {tuple(depth_weights)}, expected one finite weight of at least 0 for "
+            "depth 0, 1, ...; the last holds for all deeper ones"
+        )
+    if not 0 <= min_mass < 1:
+        raise ValueError(f"min_mass = {min_mass}, expected a probability below 1")
+
+
+def _check_pair(
+    projection: SparseProjection, student_trie: TrieSlots, teacher_trie: TrieSlots | None
+) -> None:
+    sizes = projection.shape
+    tries = [("student", student_trie, sizes), ("teacher", teacher_trie, sizes[::-1])]
+    for name, trie, expected in tries:
+        if trie is not None and (trie.token_count, trie.piece_count) != expected:
+            raise ValueError(
+                f"the {name} trie has {trie.token_count} tokens and {trie.piece_count} pieces, "
+                f"expected {expected[0]} and {expected[1]}; build W and both tries from the same "
+                "two tokenizers"
+            )
+    if bool((projection.indptr.diff() > 1).any()):
+        raise ValueError(
+            "W has several entries in a row, but the root of prefix KL is P-KL with decay = 0; "
+            "pass first_pieces(projection, student_trie)"
+        )
+
+
+class PrefixKL(LossModule):
+    """`prefix_kl` with W, the tries and its options held."""
+
+    def __init__(
+        self, projection: SparseProjection, tries: Any, *, mirror: bool = True, **options: Any
+    ) -> None:
+        """
+        Args:
+            projection: W of the pair, with any decay; its first pieces are used.
+            tries: an `xtoken.trie.PairTries`.
+            mirror: whether chunks of several student tokens and one teacher token are compared
+                beyond the root.
+        """
+        super().__init__(prefix_kl, options)
+        self.student_trie = TrieSlots(tries.student)
+        self.teacher_trie = TrieSlots(tries.teacher) if mirror else None
+        self.projection = first_pieces(projection, self.student_trie)
+
+    def held(self) -> dict[str, Any]:
+        return {
+            "projection": self.projection,
+            "student_trie": self.student_trie,
+            "teacher_trie": self.teacher_trie,
+        }

@@ -1,0 +1,79 @@
+"""Random pairs of vocabularies that spell each other, and batches over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from loss_cases import Case, make_case
+from torch import Tensor
+
+from xtoken.losses import TrieSlots, first_pieces
+from xtoken.sparse import SparseProjection
+from xtoken.trie import PieceTrie
+
+
+@dataclass
+class PrefixCase:
+    batch: Case
+    student_pieces: list[list[int]]
+    teacher_pieces: list[list[int]]
+    projection: SparseProjection
+    student_trie: TrieSlots
+    teacher_trie: TrieSlots
+
+    def options(self) -> dict[str, Tensor | TrieSlots]:
+        """What every call needs beside logits, W and chunks."""
+        return {
+            "student_ids": self.batch.student_ids,
+            "teacher_ids": self.batch.teacher_ids,
+            "teacher_trie": self.teacher_trie,
+        }
+
+
+def random_pieces(rng: np.random.Generator, tokens: int, pieces: int) -> list[list[int]]:
+    """Sequences of 0 to 4 pieces out of few, so that prefixes are shared and repeated."""
+    few = rng.permutation(pieces)[:4]
+    return [
+        [int(rng.choice(few)) for _ in range(int(rng.choice([0, 1, 1, 2, 2, 3, 4])))]
+        for _ in range(tokens)
+    ]
+
+
+def csr_of(pieces: list[list[int]], v_t: int, decay: float) -> SparseProjection:
+    """W [V_s, V_t] as it is built from pieces; repeated pieces are one entry."""
+    ptr, ids, weights = [0], [], []
+    for sequence in pieces:
+        row: dict[int, float] = {}
+        for i, piece in enumerate(sequence):
+            row[piece] = row.get(piece, 0.0) + decay**i
+        ids += row
+        weights += [value / sum(row.values()) for value in row.values()]
+        ptr.append(len(ids))
+    return SparseProjection.from_csr(
+        np.array(ptr), np.array(ids, dtype=np.int64), np.array(weights), (len(pieces), v_t)
+    )
+
+
+def make_prefix_case(seed: int = 0, *, v_s: int = 16, v_t: int = 13, **options) -> PrefixCase:
+    """A batch in which most chunks spell a token of the other side."""
+    rng = np.random.default_rng(seed + 1000)
+    batch = make_case(seed, v_s=v_s, v_t=v_t, **options)
+    student_pieces = random_pieces(rng, v_s, v_t)
+    teacher_pieces = random_pieces(rng, v_t, v_s)
+    for c in range(len(batch.chunks)):
+        b = int(batch.chunks.sample[c])
+        for ids, side, pieces in (
+            (batch.teacher_ids, "teacher", student_pieces),
+            (batch.student_ids, "student", teacher_pieces),
+        ):
+            start = int(getattr(batch.chunks, f"{side}_start")[c])
+            end = int(getattr(batch.chunks, f"{side}_end")[c])
+            fitting = [p[: end - start] for p in pieces if len(p) >= end - start]
+            if end > start and fitting and rng.random() < 0.8:
+                for i, piece in enumerate(fitting[int(rng.integers(len(fitting)))]):
+                    ids[b, start + i] = piece
+    student_trie = TrieSlots(PieceTrie.from_pieces(student_pieces, v_t))
+    teacher_trie = TrieSlots(PieceTrie.from_pieces(teacher_pieces, v_s, side="student"))
+    projection = first_pieces(csr_of(student_pieces, v_t, 0.1), student_trie)
+    return PrefixCase(batch, student_pieces, teacher_pieces, projection, student_trie, teacher_trie)
