@@ -188,7 +188,7 @@ fn run<S: TokenId, T: TokenId>(
 ) -> std::result::Result<(), BadId> {
     let ends = (walk.student.ids.len(), walk.teacher.ids.len());
     let mut from = (0, 0);
-    scratch.plan.clear();
+    scratch.start();
     loop {
         match walk.run(from, writer) {
             Stop::End | Stop::Enough => return Ok(()),
@@ -208,23 +208,17 @@ fn run<S: TokenId, T: TokenId>(
                     at = reached;
                     scratch.plan.clear();
                 }
+                let mut coarse = false;
                 if scratch.plan.is_empty() {
                     match resync::search(walk, at, scratch) {
                         Outcome::Found => {}
-                        Outcome::Nothing => {
-                            from = resync::common_end(walk, at);
-                            if from == at {
-                                from = ends;
-                            }
-                            block(walk, at, from, true, writer)?;
-                            continue;
-                        }
+                        Outcome::Coarse => coarse = true,
                         Outcome::BadId => return Err(BadId),
                     }
                 }
                 let next = scratch.plan.pop().unwrap_or(ends);
                 from = (next.0.max(at.0), next.1.max(at.1));
-                block(walk, at, from, false, writer)?;
+                block(walk, at, from, coarse, writer)?;
             }
         }
     }

@@ -1,8 +1,11 @@
 //! Many sequences at once; the only file that names rayon.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::ThreadPool;
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 
 use crate::align::{Aligner, AlignmentBatch, Scratch, TokenId};
 use crate::error::{Error, Result};
@@ -62,8 +65,7 @@ pub fn align_batch<S: TokenId, T: TokenId>(
             remedy: "pass as many teacher sequences as student sequences",
         });
     }
-    let align_range = |range: Range<usize>| {
-        let mut batch = AlignmentBatch::default();
+    let align_range = |range: Range<usize>, mut batch: AlignmentBatch| {
         let mut scratch = Scratch::default();
         for at in range {
             aligner
@@ -74,23 +76,20 @@ pub fn align_batch<S: TokenId, T: TokenId>(
     };
     let sequences = student.ranges.len();
     if threads == 1 || sequences < 2 {
-        return align_range(0..sequences);
+        return align_range(0..sequences, AlignmentBatch::default());
     }
-    let parts = split(&student, &teacher, workers(threads));
-    let aligned = in_pool(threads, || {
-        parts
+    let pool = pool(threads)?;
+    let parts = split(&student, &teacher, pool.current_num_threads());
+    pool.install(|| {
+        let aligned: Vec<Result<AlignmentBatch>> = parts
             .into_par_iter()
-            .map(align_range)
-            .collect::<Vec<Result<AlignmentBatch>>>()
-    })?;
-    let mut aligned = aligned.into_iter();
-    let mut batch = aligned
-        .next()
-        .unwrap_or_else(|| Ok(AlignmentBatch::default()))?;
-    for part in aligned {
-        batch.append(&part?);
-    }
-    Ok(batch)
+            .map(|range| align_range(range, spare()))
+            .collect();
+        let aligned: Vec<AlignmentBatch> = aligned.into_iter().collect::<Result<_>>()?;
+        let batch = concatenate(&aligned);
+        keep_spare(aligned);
+        Ok(batch)
+    })
 }
 
 fn in_sequence(error: Error, at: usize) -> Error {
@@ -112,26 +111,86 @@ fn in_sequence(error: Error, at: usize) -> Error {
     }
 }
 
-fn workers(threads: usize) -> usize {
-    if threads == 0 {
-        rayon::current_num_threads()
-    } else {
-        threads
-    }
-}
-
-/// Runs `work` on at most `threads` threads.
-fn in_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
-    if threads == 0 {
-        return Ok(work());
+/// The pool with this many threads, 0 for one a core. Pools are kept; a process that was forked
+/// starts its own, as threads do not outlive a fork.
+fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
+    type Pools = FxHashMap<(u32, usize), Arc<ThreadPool>>;
+    static POOLS: Mutex<Option<Pools>> = Mutex::new(None);
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let pools = pools.get_or_insert_default();
+    let key = (std::process::id(), threads);
+    if let Some(pool) = pools.get(&key) {
+        return Ok(Arc::clone(pool));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|error| Error::Option {
+    let pool = Arc::new(pool.map_err(|error| Error::Option {
         name: "threads",
         value: format!("{threads} ({error})"),
         expected: "as many threads as the system allows",
-    })?;
-    Ok(pool.install(work))
+    })?);
+    pools.insert(key, Arc::clone(&pool));
+    Ok(pool)
+}
+
+/// Memory of earlier batches: writing to it again costs no page faults.
+static SPARE: Mutex<Vec<AlignmentBatch>> = Mutex::new(Vec::new());
+
+/// Batches of more chunks than this are not kept.
+const MAX_SPARE_CHUNKS: usize = 1 << 20;
+
+/// No more batches than this are kept.
+const MAX_SPARE: usize = 64;
+
+fn spare() -> AlignmentBatch {
+    SPARE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop()
+        .unwrap_or_default()
+}
+
+fn keep_spare(batches: Vec<AlignmentBatch>) {
+    let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    for mut batch in batches {
+        if spare.len() < MAX_SPARE && batch.kinds.capacity() <= MAX_SPARE_CHUNKS {
+            batch.clear();
+            spare.push(batch);
+        }
+    }
+}
+
+/// All parts in one batch; the large arrays are copied side by side.
+fn concatenate(parts: &[AlignmentBatch]) -> AlignmentBatch {
+    fn gather<T: Copy>(parts: &[AlignmentBatch], of: fn(&AlignmentBatch) -> &[T]) -> Vec<T> {
+        let mut all = Vec::with_capacity(parts.iter().map(|part| of(part).len()).sum());
+        for part in parts {
+            all.extend_from_slice(of(part));
+        }
+        all
+    }
+    let (student_bounds, (teacher_bounds, kinds)) = rayon::join(
+        || gather(parts, |part| &part.student_bounds),
+        || {
+            rayon::join(
+                || gather(parts, |part| &part.teacher_bounds),
+                || gather(parts, |part| &part.kinds),
+            )
+        },
+    );
+    let mut chunk_indptr = vec![0];
+    let mut base = 0;
+    for part in parts {
+        chunk_indptr.extend(part.chunk_indptr[1..].iter().map(|end| base + end));
+        base += part.kinds.len() as i64;
+    }
+    let counts = gather(parts, |part| &part.counts);
+    AlignmentBatch {
+        student_bounds,
+        teacher_bounds,
+        kinds,
+        chunk_indptr,
+        counts,
+    }
 }
 
 /// Cuts the sequences into runs of about the same number of tokens, several a worker.

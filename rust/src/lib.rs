@@ -8,6 +8,7 @@ pub mod batch;
 mod error;
 pub mod projection;
 pub mod rank_files;
+pub mod reference;
 mod resync;
 pub mod segment;
 pub mod surface;

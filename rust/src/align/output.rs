@@ -93,17 +93,6 @@ impl AlignmentBatch {
         self.chunk_indptr.truncate(1);
         self.counts.clear();
     }
-
-    /// Appends the sequences of `other`.
-    pub fn append(&mut self, other: &AlignmentBatch) {
-        let base = self.kinds.len() as i64;
-        self.student_bounds.extend_from_slice(&other.student_bounds);
-        self.teacher_bounds.extend_from_slice(&other.teacher_bounds);
-        self.kinds.extend_from_slice(&other.kinds);
-        self.chunk_indptr
-            .extend(other.chunk_indptr.iter().skip(1).map(|end| base + end));
-        self.counts.extend_from_slice(&other.counts);
-    }
 }
 
 /// A place where a student and a teacher token both begin.

@@ -143,20 +143,21 @@ impl Table {
     }
 }
 
-/// The first pair of boundaries of the common end of both texts, looked for in its last bytes: what
-/// is too short for an anchor. The ends themselves where there is none.
+/// The first pair of boundaries in the common end of both texts, and the bytes after it. It is looked
+/// for in the last bytes only, being too short for an anchor; the ends themselves where there is none.
 pub(crate) fn common_end<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,
-) -> Boundary {
+) -> (Boundary, usize) {
     let (student, teacher) = (&walk.student, &walk.teacher);
     let (mut i, mut j) = (student.ids.len(), teacher.ids.len());
-    let mut found = (i, j);
+    let ends = (i, j);
+    let mut found = (ends, 0);
     let (mut left, mut right): (&[u8], &[u8]) = (&[], &[]);
     let mut agreed = 0;
     while agreed < 2 * ANCHOR_BYTES {
         if left.is_empty() && right.is_empty() {
-            found = (i, j);
+            found = ((i, j), agreed);
         }
         while left.is_empty() && i > from.0 {
             i -= 1;
@@ -179,5 +180,6 @@ pub(crate) fn common_end<S: TokenId, T: TokenId>(
         agreed += len;
         (left, right) = (left_rest, right_rest);
     }
-    found
+    // A jump must lead on, whatever a dummy prefix made of equal bytes.
+    if found.0 == from { (ends, 0) } else { found }
 }

@@ -1,0 +1,209 @@
+//! `xtoken-bench align`.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use serde_json::json;
+use xtoken::align::Scratch;
+use xtoken::batch::{Ragged, align_batch};
+use xtoken::{AlignOptions, Aligner, AlignmentBatch, reference};
+
+use super::input::{self, Result, Side, pieces, read_text};
+use super::timing::{compare, keep};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    input: input::Arguments,
+    /// Threads of the batch that is timed by the clock.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+/// All sequences of one side in one array.
+struct Flat {
+    ids: Vec<i64>,
+    ranges: Vec<Range<usize>>,
+    lens: Vec<u32>,
+}
+
+impl Flat {
+    fn new(side: &Side, texts: &[&str]) -> Result<Self> {
+        let (mut ids, mut ranges) = (Vec::new(), Vec::new());
+        for text in texts {
+            let start = ids.len();
+            ids.extend(side.encode(text)?);
+            ranges.push(start..ids.len());
+        }
+        let lens = side
+            .vocab
+            .starts()
+            .windows(2)
+            .map(|ends| ends[1] - ends[0])
+            .collect();
+        Ok(Self { ids, ranges, lens })
+    }
+
+    fn ragged(&self) -> Ragged<'_, i64> {
+        Ragged {
+            ids: &self.ids,
+            ranges: &self.ranges,
+        }
+    }
+
+    fn sequence(&self, at: usize) -> &[i64] {
+        &self.ids[self.ranges[at].clone()]
+    }
+
+    /// The floor of any alignment: read each id and the length of its token.
+    fn byte_len(&self, at: usize) -> u64 {
+        self.sequence(at)
+            .iter()
+            .map(|&id| u64::from(self.lens[id as usize]))
+            .sum()
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let sides = (
+        Side::read(&arguments.input.student)?,
+        Side::read(&arguments.input.teacher)?,
+    );
+    let text = read_text(&arguments.input.text)?;
+    let texts = pieces(&text, arguments.input.sequence_bytes);
+    let (student, teacher) = (Flat::new(&sides.0, &texts)?, Flat::new(&sides.1, &texts)?);
+    let options = AlignOptions::default();
+    let aligner = Aligner::new(sides.0.vocab.clone(), sides.1.vocab.clone(), options)?;
+    let pair = format!("{}/{}", sides.0.name, sides.1.name);
+    timed(&aligner, &pair, arguments, (&student, &teacher))?;
+    threaded(&aligner, &pair, arguments, (&student, &teacher))?;
+    checked(&aligner, &pair, &sides, (&student, &teacher))
+}
+
+fn timed(
+    aligner: &Aligner,
+    pair: &str,
+    arguments: &Arguments,
+    (student, teacher): (&Flat, &Flat),
+) -> Result<()> {
+    let tokens = student.ids.len() + teacher.ids.len();
+    let rows = 0..student.ranges.len();
+    let (mut reused, mut scratch) = (AlignmentBatch::default(), Scratch::default());
+    let mut align = || {
+        reused.clear();
+        for at in rows.clone() {
+            let sequences = (student.sequence(at), teacher.sequence(at));
+            keep(
+                aligner
+                    .align_into(sequences.0, sequences.1, &mut reused, &mut scratch)
+                    .is_ok(),
+            );
+        }
+    };
+    let mut fresh = || keep(align_batch(aligner, student.ragged(), teacher.ragged(), 1));
+    let mut floor = || {
+        for at in rows.clone() {
+            keep((student.byte_len(at), teacher.byte_len(at)));
+        }
+    };
+    let seconds = compare(
+        arguments.input.rounds,
+        &mut [&mut align, &mut fresh, &mut floor],
+    );
+    let batch = align_batch(aligner, student.ragged(), teacher.ragged(), 1)?;
+    let sum = |of: fn(&xtoken::Counts) -> i64| batch.counts.iter().map(of).sum::<i64>();
+    let nanoseconds = |at: usize| seconds[at].least * 1e9 / tokens as f64;
+    println!(
+        "{}",
+        json!({
+            "bench": "align", "pair": pair, "sequences": rows.end,
+            "student_tokens": student.ids.len(), "teacher_tokens": teacher.ids.len(),
+            "chunks": batch.kinds.len(),
+            "exact_share": sum(|of| of.exact_bytes) as f64 / sum(|of| of.student_bytes).max(1) as f64,
+            "ns_per_token": nanoseconds(0), "ns_per_token_median": seconds[0].median * 1e9 / tokens as f64,
+            "ns_per_token_fresh_memory": nanoseconds(1), "floor_ns_per_token": nanoseconds(2),
+            "times_floor": seconds[0].least / seconds[2].least,
+            "times_floor_fresh_memory": seconds[1].least / seconds[2].least,
+            "tokens_per_second": tokens as f64 / seconds[0].least,
+        })
+    );
+    Ok(())
+}
+
+/// One thread against several, by the clock: CPU time would not see the gain.
+fn threaded(
+    aligner: &Aligner,
+    pair: &str,
+    arguments: &Arguments,
+    (student, teacher): (&Flat, &Flat),
+) -> Result<()> {
+    let clock = |threads: usize| -> Result<f64> {
+        let start = Instant::now();
+        keep(align_batch(
+            aligner,
+            student.ragged(),
+            teacher.ragged(),
+            threads,
+        )?);
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let (mut one, mut many) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..arguments.input.rounds {
+        one = one.min(clock(1)?);
+        many = many.min(clock(arguments.threads)?);
+    }
+    let same = align_batch(aligner, student.ragged(), teacher.ragged(), 1)?
+        == align_batch(
+            aligner,
+            student.ragged(),
+            teacher.ragged(),
+            arguments.threads,
+        )?;
+    println!(
+        "{}",
+        json!({
+            "bench": "threads", "pair": pair, "threads": arguments.threads, "speedup": one / many,
+            "seconds_one": one, "seconds_many": many, "same_answer": same,
+        })
+    );
+    Ok(())
+}
+
+/// A slice against the quadratic reference.
+fn checked(
+    aligner: &Aligner,
+    pair: &str,
+    sides: &(Side, Side),
+    (student, teacher): (&Flat, &Flat),
+) -> Result<()> {
+    let (s, t) = (student.sequence(0), teacher.sequence(0));
+    let (student_tokens, teacher_tokens) = (sides.0.text(s), sides.1.text(t));
+    let mut chunks = Vec::new();
+    let mut slow = || chunks = reference::finest_chunks(&student_tokens, &teacher_tokens);
+    let seconds = compare(1, &mut [&mut slow]);
+    let batch = aligner.align(s, t)?;
+    let bounds = |at: usize| {
+        (
+            batch.student_bounds[at] as usize,
+            batch.teacher_bounds[at] as usize,
+        )
+    };
+    let aligned: Vec<_> = (0..batch.kinds.len())
+        .map(|at| {
+            (
+                bounds(at).0,
+                bounds(at + 1).0,
+                bounds(at).1,
+                bounds(at + 1).1,
+            )
+        })
+        .collect();
+    println!(
+        "{}",
+        json!({
+            "bench": "reference", "pair": pair, "tokens": s.len() + t.len(), "equal": aligned == chunks,
+            "ns_per_token": seconds[0].least * 1e9 / (s.len() + t.len()) as f64,
+        })
+    );
+    Ok(())
+}
