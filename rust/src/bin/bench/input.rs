@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xtoken::segment::Scores;
 use xtoken::{DummyPrefix, Tokenizer, Vocab};
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -38,7 +39,7 @@ pub struct Side {
 impl Side {
     pub fn read(path: &Path) -> Result<Self> {
         let json = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let tokenizer = Tokenizer::from_json(&json)?;
+        let tokenizer = Tokenizer::from_json(&json, Scores::File)?;
         let folder = path.parent().and_then(Path::file_name);
         Ok(Self {
             name: folder
