@@ -39,7 +39,7 @@ pub struct Side {
 impl Side {
     pub fn read(path: &Path) -> Result<Self> {
         let json = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let tokenizer = Tokenizer::from_json(&json, Scores::File)?;
+        let tokenizer = Tokenizer::from_json(&json, Scores::FromFile)?;
         let folder = path.parent().and_then(Path::file_name);
         Ok(Self {
             name: folder
