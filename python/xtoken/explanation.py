@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xtoken._core import PROJECTION_RULES, OptionError, TokenIdError, Vocab
+from xtoken._core import PROJECTION_RULES, TokenIdError, Vocab
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -75,12 +75,7 @@ def printable(vocab: Vocab, token_id: int) -> str:
 
 def explain(projection: Projection, token: int | str | bytes) -> Explanation:
     """See `Projection.explain`."""
-    student, teacher = projection.student, projection.teacher
-    if student is None or teacher is None:
-        raise OptionError(
-            "this projection was loaded without its tokenizers, so tokens have no bytes to show; "
-            "pass both tokenizers to Projection.load"
-        )
+    student, teacher = projection.vocabularies()
     student_id = find_token(student, token)
     rule = PROJECTION_RULES[projection.rules[student_id]]
     indices, weights = projection.csr.row(student_id)

@@ -289,6 +289,19 @@ class Projection:
         winners = np.sort(order[first])
         return np.stack([student_ids[winners], self.indices[heaviest[winners]]], axis=1)
 
+    def vocabularies(self) -> tuple[Vocab, Vocab]:
+        """Student and teacher.
+
+        Raises:
+            OptionError: they are not known; pass the tokenizers to `load`.
+        """
+        if self.student is None or self.teacher is None:
+            raise OptionError(
+                "this projection was loaded without its tokenizers, so tokens have no bytes to "
+                "show; pass both tokenizers to Projection.load"
+            )
+        return self.student, self.teacher
+
     def explain(self, token: int | str | bytes) -> Explanation:
         """One row: the rule that made it, its entries, and the bytes on both sides.
 

@@ -1,0 +1,209 @@
+"""`xtoken project`: build W, look into it, exchange it with other programs, audit a pair."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xtoken import Projection, Vocab
+from xtoken.cli import project_tables as tables
+
+project = typer.Typer(
+    help="The projection W between two vocabularies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_TOKENIZER = "Directory or file of a tokenizer."
+Student = Annotated[Path, typer.Option("--student", help=f"{_TOKENIZER} The student's.")]
+Teacher = Annotated[Path, typer.Option("--teacher", help=f"{_TOKENIZER} The teacher's.")]
+MaybeStudent = Annotated[Path | None, typer.Option("--student", help=f"{_TOKENIZER}")]
+MaybeTeacher = Annotated[Path | None, typer.Option("--teacher", help=f"{_TOKENIZER}")]
+File = Annotated[Path, typer.Argument(help="A file that `xtoken project build` wrote.")]
+TopK = Annotated[int, typer.Option(help="The most entries of a row.")]
+Decay = Annotated[float, typer.Option(help="Weight of a piece over that of the one before.")]
+MaxPieces = Annotated[int, typer.Option(help="Of more pieces the first stay.")]
+Canonical = Annotated[
+    list[str] | None,
+    typer.Option(help="Differences that do not count: punctuation_space, case. May be repeated."),
+]
+ReverseRule = Annotated[
+    str, typer.Option(help="off, unmatched or all: teacher tokens that split give weight back.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands."""
+    app.add_typer(project, name="project")
+
+
+@project.command()
+def build(
+    student: Student,
+    teacher: Teacher,
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    top_k: TopK = 4,
+    decay: Decay = 0.1,
+    max_pieces: MaxPieces = 4,
+    canonical: Canonical = None,
+    reverse: ReverseRule = "off",
+    threads: Annotated[int | None, typer.Option(help="Threads; one a core by default.")] = None,
+) -> None:
+    """Build W for two tokenizers and write it to a file."""
+    vocabs = _read(student, teacher)
+    with _working("building W"):
+        w = Projection.build(
+            *vocabs,
+            top_k=top_k,
+            decay=decay,
+            max_pieces=max_pieces,
+            canonical=canonical or (),
+            reverse=reverse,  # type: ignore[arg-type]  # checked by build, with its own message
+            threads=threads,
+            cache_dir=False,
+        )
+        w.save(out)
+    console = Console()
+    console.print(tables.statistics(w))
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+
+@project.command()
+def show(file: File, student: MaybeStudent = None, teacher: MaybeTeacher = None) -> None:
+    """Print what a file holds; with the tokenizers, check that it is theirs."""
+    Console().print(tables.statistics(_load(file, student, teacher)))
+
+
+@project.command()
+def explain(
+    tokens: Annotated[list[str], typer.Argument(help=r"Tokens; \n, \t and \xNN are escapes.")],
+    student: Student,
+    teacher: Teacher,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="W; built with the defaults if left out.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="TOKENS are student ids.")] = False,
+) -> None:
+    """Print rows of W: the rule that made each, the teacher's pieces and their weights."""
+    if file is None:
+        vocabs = _read(student, teacher)
+        with _working("building W"):
+            w = Projection.build(*vocabs)
+    else:
+        w = _load(file, student, teacher)
+    wanted = [_token(token, ids) for token in tokens]
+    Console().print(tables.explanations([w.explain(token) for token in wanted]))
+
+
+@project.command("export")
+def export_table(
+    file: File, out: Annotated[Path, typer.Option(help="File to write (.pt).")]
+) -> None:
+    """Write W as the dense top-k table that NeMo-RL and TRL read."""
+    with _working("writing the table"):
+        Projection.load(file).export_topk_pt(out)
+    Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+
+@project.command("import")
+def import_table(
+    table: Annotated[Path, typer.Argument(help="A .pt table of NeMo-RL or TRL.")],
+    student: Student,
+    teacher: Teacher,
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale rows to sum to 1.")] = False,
+) -> None:
+    """Read such a table and write it as W for this pair."""
+    vocabs = _read(student, teacher)
+    with _working("reading the table"):
+        w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)
+        w.save(out)
+    Console().print(tables.statistics(w))
+
+
+@project.command()
+def audit(
+    student: Student,
+    teacher: Teacher,
+    threshold: Annotated[
+        float, typer.Option(help="Least weight of a pair in the relaxed common set.")
+    ] = 0.6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
+) -> None:
+    """Say what two vocabularies share, where it matters, and which loss that speaks for."""
+    from xtoken.audit import audit as audit_pair
+
+    vocabs = _read(student, teacher)
+    with _working("auditing the pair"):
+        w = Projection.build(*vocabs)
+        result = audit_pair(w, threshold)
+    if html is not None:
+        from xtoken.report.audit_page import render
+
+        html.write_text(render(result, w, _name(student), _name(teacher)), encoding="utf-8")
+    if as_json:
+        json.dump(result.to_dict(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    console = Console()
+    console.print(tables.overlap(result), tables.coverage(result), sep="\n")
+    console.print(tables.recommendation(result))
+    if html is not None:
+        console.print(f"page: {html}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A spinner on stderr, so that output can be piped."""
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else _nothing():
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _read(student: Path, teacher: Path) -> tuple[Vocab, Vocab]:
+    with _working("reading the tokenizers"):
+        return Vocab.from_path(student), Vocab.from_path(teacher)
+
+
+def _load(file: Path, student: Path | None, teacher: Path | None) -> Projection:
+    with _working("reading W"):
+        return Projection.load(
+            file,
+            None if student is None else Vocab.from_path(student),
+            None if teacher is None else Vocab.from_path(teacher),
+        )
+
+
+def _token(text: str, is_id: bool) -> int | str | bytes:
+    if is_id:
+        if not re.fullmatch(r"\d+", text):
+            raise typer.BadParameter(f"{text!r} is not an id; leave --ids out for tokens")
+        return int(text)
+    if "\\" not in text:
+        return text
+    escapes = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}
+    return re.sub(
+        rb"\\(?:([ntr\\])|x([0-9a-fA-F]{2}))",
+        lambda found: escapes[found[1]] if found[1] else bytes.fromhex(found[2].decode()),
+        text.encode(),
+    )
+
+
+def _name(path: Path) -> str:
+    """What a person calls the tokenizer: the directory's name, also for a file in it."""
+    path = path.resolve()
+    return path.name if path.is_dir() else path.parent.name

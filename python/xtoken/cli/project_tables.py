@@ -1,0 +1,113 @@
+"""The tables that `xtoken project` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from xtoken.audit import Audit
+from xtoken.explanation import REASONS, Explanation
+from xtoken.projection import RULE_CODES, Projection
+
+
+def statistics(w: Projection) -> Group:
+    """Rows by rule, the options, and the numerals where the student is known."""
+    stats = w.stats()
+    rules = Table(
+        title=f"W: {w.shape[0]:,} student x {w.shape[1]:,} teacher tokens, "
+        f"{stats['entries']:,} entries"
+    )
+    rules.add_column("rule")
+    rules.add_column("rows", justify="right")
+    rules.add_column("meaning")
+    for rule in RULE_CODES:
+        if stats[rule]:
+            rules.add_row(rule, f"{stats[rule]:,}", REASONS[rule])
+    rules.add_section()
+    rules.add_row("empty", f"{stats['empty']:,}", "rows without an entry, of those above")
+    for digits in (1, 2, 3):
+        if stats.get(f"numerals_{digits}"):
+            rules.add_row(
+                f"numerals, {digits} digit{'s' * (digits > 1)}",
+                f"{stats[f'numerals_{digits}']:,}",
+                f"of which {stats[f'numerals_{digits}_exact']:,} exact",
+            )
+    options = w.options
+    return Group(
+        rules,
+        Text(
+            f"top_k {options.top_k}, decay {options.decay}, max_pieces {options.max_pieces}, "
+            f"canonical {', '.join(options.canonical) or 'none'}, reverse {options.reverse}, "
+            f"weights {options.origin}\n"
+            f"student {w.student_fingerprint}\nteacher {w.teacher_fingerprint}"
+        ),
+    )
+
+
+def explanations(found: Sequence[Explanation]) -> Table:
+    """One row of W a line."""
+    table = Table()
+    table.add_column("id", justify="right")
+    table.add_column("student token")
+    table.add_column("rule")
+    table.add_column("teacher tokens (weight)")
+    table.add_column("pieces")
+    for item in found:
+        entries = "  ".join(f"{entry.token} ({entry.weight:.4f})" for entry in item.entries)
+        table.add_row(
+            str(item.student_id),
+            escape(item.token),
+            item.rule,
+            escape(entries) or f"[dim]nothing: {item.reason}[/]",
+            escape(" ".join(item.pieces)),
+        )
+    return table
+
+
+def overlap(result: Audit) -> Table:
+    """What the two vocabularies share."""
+    table = Table(title="vocabulary overlap")
+    for title in ("", "student", "teacher", "shared"):
+        table.add_column(title, justify="right" if title else "left")
+    table.add_row("ids", f"{result.student_size:,}", f"{result.teacher_size:,}", "")
+    table.add_row(
+        "tokens by bytes",
+        f"{result.student_tokens:,}",
+        f"{result.teacher_tokens:,}",
+        f"{result.shared_bytes:,}",
+    )
+    table.add_row("tokens by strings", "", "", f"{result.shared_strings:,}")
+    table.add_row("strict common set", "", "", f"{result.common_strict:,}")
+    table.add_row(f"relaxed common set ({result.threshold})", "", "", f"{result.common_relaxed:,}")
+    return table
+
+
+def coverage(result: Audit) -> Table:
+    """The common set by class of student token."""
+    table = Table(title="student tokens by class (bold: decides between the losses)")
+    for title in ("class", "tokens", "strict", "relaxed", "share", "spread", "empty"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    for item in result.classes:
+        if not item.total:
+            continue
+        numbers = (item.total, item.strict, item.relaxed)
+        table.add_row(
+            item.name,
+            *(f"{number:,}" for number in numbers),
+            f"{item.share:.1%}",
+            f"{item.spread:,}",
+            f"{item.empty:,}",
+            style="bold" if item.critical else None,
+        )
+    return table
+
+
+def recommendation(result: Audit) -> Panel:
+    """The loss to use, why, and what to know."""
+    lines = [result.reason, *(f"- {note}" for note in result.notes)]
+    return Panel("\n".join(lines), title=f"recommended: {result.recommendation.upper()}")
