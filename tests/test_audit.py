@@ -128,7 +128,7 @@ def test_a_lossy_vocabulary_is_noted() -> None:
 
 
 def test_the_audit_needs_tokenizers_and_a_threshold_in_range(
-    packed: Audit, tmp_path: object
+    tmp_path: Path,
 ) -> None:
     w = build(zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1))
     with pytest.raises(OptionError, match="threshold = 2"):
