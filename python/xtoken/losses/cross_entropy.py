@@ -57,7 +57,7 @@ def cross_entropy(
     return reduce_chunks(
         loss,
         source,
-        rows_per_block=block_size or block_rows(source, source.vocab_size, index.device),
+        rows_per_block=block_size or block_rows(source.vocab_size, index.device),
         normalizer=normalizer,
         weights=None,
     )

@@ -121,7 +121,7 @@ def hybrid(
         loss,
         source,
         rows_per_block=block_size
-        or block_rows(source, max(source.vocab_size, rows.vocab_size), chunks.device),
+        or block_rows(max(source.vocab_size, rows.vocab_size), chunks.device),
         normalizer=normalizer,
         weights=chunk_weights,
     )

@@ -48,15 +48,18 @@ class ChunkRows:
         local = torch.arange(stop - start, device=ptr.device)
         return self.index[ptr[0] : ptr[-1]], torch.repeat_interleave(local, ptr.diff())
 
-    def blocks(self, rows: int) -> list[tuple[int, int]]:
-        """Cut the chunks into ranges of at most `rows` rows, at least one chunk each."""
+    def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Cut chunks [start, stop) into ranges of at most `rows` rows, at least one chunk each."""
+        stop = self.count if stop is None else stop
         if self.ptr is None:
-            return [(a, min(a + rows, self.count)) for a in range(0, self.count, rows)]
-        ends, cuts = self.ptr.tolist(), [0]
-        for chunk in range(1, self.count):
-            if ends[chunk + 1] - ends[cuts[-1]] > rows:
+            return [(a, min(a + rows, stop)) for a in range(start, stop, rows)]
+        if start == stop:
+            return []
+        ends, cuts = self.ptr[start : stop + 1].tolist(), [start]
+        for chunk in range(start + 1, stop):
+            if ends[chunk + 1 - start] - ends[cuts[-1] - start] > rows:
                 cuts.append(chunk)
-        return list(zip(cuts, [*cuts[1:], self.count], strict=True)) if self.count else []
+        return list(zip(cuts, [*cuts[1:], stop], strict=True))
 
 
 def chunk_rows(chunks: ChunkBatch, side: str, length: int, merge: Merge | None) -> ChunkRows:

@@ -144,7 +144,7 @@ def p_kl_blocks(
         teacher, chunks, teacher_size, temperature, merge, renormalized=not tail_bucket
     )
     device = source.tensors()[0].device
-    per_block = block_size or block_rows(source, max(student_size, teacher_size), device)
+    per_block = block_size or block_rows(max(student_size, teacher_size), device)
     per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
     part = projection.full()
     if top_k is not None and not per_chunk and len(chunks):

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from .merge import ChunkRows
 from .output import LossOutput, inverse_normalizer
-from .student import LmHeadRows, StudentRows
+from .student import StudentRows
 
-# Numbers a block of rows: 8 MB in float32 stays in a CPU's cache; a GPU wants more at once, and so
-# does an lm_head, whose weight is read once a block.
+# Numbers a block of rows: 8 MB in float32 stays in a CPU's cache; a GPU wants more at once.
 _BLOCK_NUMBERS = {"cpu": 2**21, "cuda": 2**25}
-_LM_HEAD_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +85,10 @@ class BlockLoss:
         return total.detach(), metrics, grad_rows, grad_params
 
 
-def block_rows(source: StudentRows, width: int, device: torch.device) -> int:
+def block_rows(width: int, device: torch.device) -> int:
     """Rows a block, from the widest row that a loss holds."""
-    table = _LM_HEAD_NUMBERS if isinstance(source, LmHeadRows) else _BLOCK_NUMBERS
-    return max(1, table.get(device.type, table["cuda"]) // max(width, 1))
+    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
+    return max(1, numbers // max(width, 1))
 
 
 def sum_over_chunks(
@@ -207,23 +205,33 @@ def _run(
     ]
     total: Tensor | None = None
     sums: Tensor | None = None
-    for start, stop in loss.student.blocks(rows_per_block):
-        index, segments = loss.student.block(start, stop)
+    width = source.vocab_size if loss.columns is None else len(loss.columns)
+    for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
+        index, _ = loss.student.block(first, last)
         rows = source.rows(index, loss.columns)
-        block = Block(start, stop, segments)
-        if any(needed):
-            value, metrics, grad_rows, more = loss.value_and_grad(
-                rows, block, loss.params, needed[split:], scale
-            )
-            if any(needed[:split]):
-                source.add_grads(grads, index, loss.columns, grad_rows)
-            for mine, found in zip(param_grads, more, strict=True):
-                if mine is not None and found is not None:
-                    mine.add_(found)
-        else:
-            value, metrics = loss.total(rows, block, loss.params)
-        total = value if total is None else total + value
-        sums = metrics if sums is None else sums + metrics
+        done = 0
+        for start, stop in loss.student.blocks(rows_per_block, first, last):
+            inner, segments = loss.student.block(start, stop)
+            part = rows[done : done + len(inner)]
+            done += len(inner)
+            block = Block(start, stop, segments)
+            if any(needed):
+                value, metrics, grad_rows, more = loss.value_and_grad(
+                    part, block, loss.params, needed[split:], scale
+                )
+                if len(part) == len(rows):
+                    rows = grad_rows
+                else:  # these rows are done with: their gradient takes their place
+                    part.copy_(grad_rows)
+                for mine, found in zip(param_grads, more, strict=True):
+                    if mine is not None and found is not None:
+                        mine.add_(found)
+            else:
+                value, metrics = loss.total(part, block, loss.params)
+            total = value if total is None else total + value
+            sums = metrics if sums is None else sums + metrics
+        if any(needed[:split]):
+            source.add_grads(grads, index, loss.columns, rows)
     if total is None or sums is None:
         total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
         sums = total.new_zeros(len(loss.metric_names))

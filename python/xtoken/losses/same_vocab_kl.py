@@ -82,7 +82,7 @@ def same_vocab_kl(
     result = reduce_chunks(
         loss,
         source,
-        rows_per_block=block_size or block_rows(source, source.vocab_size, chunks.device),
+        rows_per_block=block_size or block_rows(source.vocab_size, chunks.device),
         normalizer=normalizer,
         weights=chunk_weights,
     )

@@ -31,6 +31,9 @@ class StudentRows(Protocol):
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> StudentRows:
         """The same source on other tensors."""
 
+    def rows_at_once(self, width: int) -> int:
+        """How many rows of `width` columns it pays to make together; 1 where it does not."""
+
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         """[n, V_s], or [n, K] at `columns` [K]; float32 or float64, differentiable."""
 
@@ -46,6 +49,10 @@ class StudentRows(Protocol):
 def upcast(rows: Tensor) -> Tensor:
     """float32 for half precision, else unchanged: the maths of a loss never runs in 16 bits."""
     return rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+
+
+# Chosen columns of an lm_head copied at a time: 33 MB of float32 weights at 2,048 features.
+_TILE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +71,9 @@ class LogitRows:
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> LogitRows:
         return replace(self, logits=tensors[0])
+
+    def rows_at_once(self, width: int) -> int:
+        return 1
 
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         flat = self.logits.flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
@@ -144,23 +154,33 @@ class LmHeadRows:
             self, head=replace(self.head, hidden=tensors[0], weight=tensors[1], bias=bias)
         )
 
-    def _parts(self, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        head = self.head
+    def rows_at_once(self, width: int) -> int:
+        # The whole weight, and the gradient it gets, are read once for these rows.
+        numbers = 2**23 if self.head.hidden.device.type == "cpu" else 2**26
+        return max(1, numbers // max(width, 1))
+
+    def _tiles(self, columns: Tensor | None) -> list[Tensor | slice]:
+        """Columns of the lm_head that are worked on together: a chosen column's weights are
+        copied, and the copy is kept small; all of them are used in place."""
         if columns is None:
-            bias = None if head.bias is None else head.bias[: self.vocab_size]
-            return head.weight[: self.vocab_size], bias
-        return head.weight.index_select(0, columns), (
-            None if head.bias is None else head.bias.index_select(0, columns)
-        )
+            return [slice(0, self.vocab_size)]
+        return list(torch.split(columns, _TILE))
 
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
-        weight, bias = self._parts(columns)
-        hidden = self.head.hidden.flatten(0, 1).index_select(0, index)
-        raw = upcast(torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias))
-        if self.head.scale != 1.0:
-            raw = raw * self.head.scale
-        cap = self.head.softcap
-        return raw if cap is None else cap * torch.tanh(raw / cap)
+        head = self.head
+        hidden = head.hidden.flatten(0, 1).index_select(0, index)
+        parts = [
+            torch.nn.functional.linear(
+                hidden,
+                head.weight[tile].to(hidden.dtype),
+                None if head.bias is None else head.bias[tile].to(hidden.dtype),
+            )
+            for tile in self._tiles(columns)
+        ]
+        raw = upcast(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        if head.scale != 1.0:
+            raw = raw * head.scale
+        return raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
         return [
@@ -177,26 +197,30 @@ class LmHeadRows:
             grad = grad * (1.0 - (logits / head.softcap).square())
         if head.scale != 1.0:
             grad = grad * head.scale
-        weight, _ = self._parts(columns)
         hidden = head.hidden.flatten(0, 1).index_select(0, index)
         grad = grad.to(hidden.dtype)
         grad_hidden, grad_weight = grads[0], grads[1]
-        if grad_hidden is not None:
-            flat = grad_hidden.view(-1, grad_hidden.shape[-1])
-            flat.index_add_(0, index, grad @ weight.to(grad.dtype))
-        if grad_weight is not None:
-            if columns is None:
-                grad_weight[: self.vocab_size].addmm_(
-                    grad.t().to(grad_weight.dtype), hidden.to(grad_weight.dtype)
-                )
-            else:
-                grad_weight.index_add_(0, columns, (grad.t() @ hidden).to(grad_weight.dtype))
-        if len(grads) == 3 and grads[2] is not None:
-            added = grad.sum(0).to(grads[2].dtype)
-            if columns is None:
-                grads[2][: self.vocab_size].add_(added)
-            else:
-                grads[2].index_add_(0, columns, added)
+        grad_bias = grads[2] if len(grads) == 3 else None
+        done = 0
+        for tile in self._tiles(columns):
+            weight = head.weight[tile]
+            part = grad[:, done : done + len(weight)]
+            done += len(weight)
+            if grad_hidden is not None:
+                flat = grad_hidden.view(-1, grad_hidden.shape[-1])
+                flat.index_add_(0, index, (part @ weight.to(part.dtype)).to(flat.dtype))
+            if grad_weight is not None:
+                _add_product(grad_weight, tile, part.t(), hidden)
+            if grad_bias is not None:
+                grad_bias[tile] += part.sum(0).to(grad_bias.dtype)
+
+
+def _add_product(target: Tensor, tile: Tensor | slice, left: Tensor, right: Tensor) -> None:
+    """target[tile] += left @ right, in place."""
+    if isinstance(tile, slice):
+        target[tile].addmm_(left.to(target.dtype), right.to(target.dtype))
+    else:
+        target.index_add_(0, tile, (left @ right).to(target.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +270,9 @@ class ShardRows:
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> ShardRows:
         return replace(self, logits=tensors[0])
+
+    def rows_at_once(self, width: int) -> int:
+        return 1
 
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         local = self.logits.detach().flatten(0, 1).index_select(0, index)
