@@ -7,14 +7,14 @@ from pathlib import Path
 
 Records = Sequence[Mapping[str, float]]
 
-# Panel: the record's name, the title with its unit, and whether a moving mean is drawn.
+# Panel: the record's name, the title with its unit, and how it is drawn.
 PANELS = (
-    ("ce", "training cross-entropy (nats per token)", True),
-    ("kd", "training distillation loss (nats per chunk)", True),
-    ("eval_bits_per_byte", "held-out bits per byte", False),
-    ("eval_numeral_mass", "held-out mass on 2-3 digit numerals, where one is right", False),
-    ("eval_digit_mass", "held-out mass on single digits, where a numeral is right", False),
-    ("learning_rate", "learning rate", False),
+    ("ce", "training cross-entropy (nats per token)", "moving mean"),
+    ("kd", "training distillation loss (nats per chunk)", "moving mean"),
+    ("eval_bits_per_byte", "held-out bits per byte", "points"),
+    ("eval_numeral_mass", "held-out mass on 2-3 digit numerals, where one is right", "points"),
+    ("eval_digit_mass", "held-out mass on single digits, where a numeral is right", "points"),
+    ("learning_rate", "learning rate", "line"),
 )
 
 
@@ -35,18 +35,25 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
     figure = Figure(figsize=(13, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).flat
-    for axis, (name, title, smoothed) in zip(axes, PANELS, strict=True):
+    for axis, (name, title, style) in zip(axes, PANELS, strict=True):
         for index, (run, records) in enumerate(runs.items()):
             points = [(record["step"], record[name]) for record in records if name in record]
             if not points:
                 continue
             steps, values = zip(*points, strict=True)
             colour = f"C{index}"
-            if smoothed:
+            if style == "moving mean":
                 axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 axis.plot(steps, _moving_mean(values, 15), color=colour, label=run)
             else:
-                axis.plot(steps, values, color=colour, label=run, marker="o", markersize=3)
+                axis.plot(
+                    steps,
+                    values,
+                    color=colour,
+                    label=run,
+                    marker="o" if style == "points" else "",
+                    markersize=3,
+                )
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
