@@ -1,4 +1,15 @@
-"""Distillation on `transformers.Trainer`: settings, losses of a step, evaluation, a whole run."""
+"""Distillation on `transformers.Trainer`: settings, losses of a step, evaluation, a whole run.
+
+    pair = load_pair("student", "teacher")
+    texts = split_held_out(read_texts("data.jsonl"), 0.1)
+    config = DistillConfig(steps=500)
+    materials = prepare(pair, texts, config)
+    teacher = open_teachers(materials, config, [config.loss], Path("cache"))[config.loss]
+    result = train(materials, config, teacher, Path("out"))
+    print(result.before.bits_per_byte, result.after.bits_per_byte)
+
+`train` makes a `DistillTrainer`; make one yourself to bring your own model, arguments or callbacks.
+"""
 
 from xtoken.training.config import ConfigError as ConfigError
 from xtoken.training.config import DistillConfig as DistillConfig
