@@ -95,7 +95,7 @@ def assert_same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     ("loss", "kd_weight"),
     [
         *(("p-kl", weight) for weight in ("balanced", 1.0)),
-        *((loss, "balanced") for loss in ("h-kl", "gold", "uld", "ce")),
+        *((loss, "balanced") for loss in ("prefix-kl", "h-kl", "gold", "uld", "ce")),
     ],
 )
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(

@@ -39,7 +39,7 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": "kl"}, "loss = 'kl', expected one of 'p-kl', 'h-kl', 'gold', 'uld', 'ce'"),
+        ({"loss": "kl"}, "loss = 'kl', expected one of 'p-kl', 'prefix-kl', 'h-kl', 'gold', 'uld'"),
         ({"steps": 0}, "steps = 0, expected at least 1; the default is 160"),
         ({"steps": 2.5}, "steps = 2.5, expected a whole number"),
         ({"steps": True}, "steps = True, expected a whole number"),
@@ -50,6 +50,8 @@ def test_settings_are_frozen() -> None:
         ({"kd_weight": "equal"}, "kd_weight = 'equal', expected a number or one of 'balanced'"),
         ({"top_k": 600}, "top_k = 600, expected at most teacher_top_k = 512"),
         ({"merge": "mean"}, "merge = 'mean' needs the teacher's full logits"),
+        ({"loss": "prefix-kl", "merge": "last"}, "merge = 'last' under prefix-kl"),
+        ({"prefix_max_depth": -1}, "prefix_max_depth = -1, expected at least 0"),
         ({"loss": "gold", "temperature": 2.0}, "temperature = 2.0 under gold needs the teacher"),
         ({"ce_weight": 0}, "leaves nothing to train on"),
         ({"ce_weight": 0, "loss": "ce", "kd_weight": 1}, "leaves nothing to train on"),

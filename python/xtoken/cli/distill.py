@@ -31,9 +31,11 @@ def distill(
     config: Annotated[
         Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="p-kl, h-kl, gold, uld or ce.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="p-kl, prefix-kl, h-kl, gold, uld or ce.")
+    ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also train with ce and gold, from the same start.")
+        bool, typer.Option("--compare", help="Also train prefix-kl, gold and ce, from one start.")
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a micro-batch.")] = None,

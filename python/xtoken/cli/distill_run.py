@@ -36,7 +36,7 @@ from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.run import RunResult, train
 
 HELD_OUT_FRACTION = 0.1
-BASELINES: tuple[LossName, ...] = ("gold", "ce")
+BASELINES: tuple[LossName, ...] = ("prefix-kl", "gold", "ce")
 
 
 @dataclass(frozen=True)

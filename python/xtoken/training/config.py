@@ -13,7 +13,7 @@ from typing import Literal
 
 from xtoken import XTokenError
 
-LossName = Literal["p-kl", "h-kl", "gold", "uld", "ce"]
+LossName = Literal["p-kl", "prefix-kl", "h-kl", "gold", "uld", "ce"]
 LOSSES: tuple[str, ...] = typing.get_args(LossName)
 
 
@@ -26,7 +26,7 @@ class DistillConfig:
     """Settings of one run. Equal settings, data and models give equal results on one machine.
 
     Args:
-        loss: `p-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
+        loss: `p-kl`, `prefix-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
         kd_weight: weight of the distillation loss beside the cross-entropy; `balanced` is that of
             the X-Token paper (Eq. 7), `sg(CE / KD) * KD + CE`.
         ce_weight: weight of the cross-entropy.
@@ -38,6 +38,8 @@ class DistillConfig:
         teacher_top_k: columns of the teacher that are computed once and stored; None runs the
             teacher in every step.
         projection_top_k, projection_decay, projection_max_pieces: how W is built.
+        prefix_max_depth: longest prefix that `prefix-kl` compares; None for no limit.
+        prefix_end: whether `prefix-kl` compares where tokens end; False is for ablations.
         steps: optimizer steps.
         batch_size: examples a device and micro-batch.
         accumulation: micro-batches a step; it changes memory, not the gradient.
@@ -61,6 +63,8 @@ class DistillConfig:
     projection_top_k: int = 4
     projection_decay: float = 0.1
     projection_max_pieces: int = 4
+    prefix_max_depth: int | None = None
+    prefix_end: bool = True
     steps: int = 160
     batch_size: int = 3
     accumulation: int = 1
@@ -101,7 +105,7 @@ class DistillConfig:
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
         if (
-            self.loss in ("h-kl", "gold", "uld")
+            self.loss in ("prefix-kl", "h-kl", "gold", "uld")
             and self.temperature != 1
             and self.teacher_top_k is not None
         ):
@@ -109,6 +113,11 @@ class DistillConfig:
                 f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
                 f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
                 "set it to null"
+            )
+        if self.merge != "chain" and self.loss == "prefix-kl":
+            raise ConfigError(
+                f"merge = {self.merge!r} under prefix-kl, which starts from the chunk's first "
+                "predictor; set it to 'chain'"
             )
         if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
             raise ConfigError(
@@ -171,7 +180,7 @@ _AT_LEAST_ONE = (
 )
 _AT_LEAST_ZERO = (
     *("kd_weight", "ce_weight", "projection_decay", "warmup_steps", "weight_decay", "eval_every"),
-    "seed",
+    *("seed", "prefix_max_depth"),
 )
 _POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "max_tokens")
 

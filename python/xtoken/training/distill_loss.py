@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xtoken.losses import LossOutput, gold, h_kl, p_kl, uld
+from xtoken.losses import LossOutput, PrefixKL, gold, h_kl, p_kl, uld
 from xtoken.projection import Projection
 from xtoken.sparse import SparseProjection
 from xtoken.training.config import DistillConfig
+from xtoken.trie import PairTries
 
 # Called with student logits, teacher signal, chunks; by name both sides' ids and the normalizer.
 DistillLoss = Callable[..., LossOutput]
@@ -48,6 +49,20 @@ def _p_kl(config: DistillConfig, projection: Projection, device: torch.device | 
         )
 
     return loss
+
+
+def _prefix_kl(
+    config: DistillConfig, projection: Projection, device: torch.device | str
+) -> DistillLoss:
+    return PrefixKL(
+        SparseProjection.from_projection(projection),
+        PairTries.from_projection(projection),
+        max_depth=config.prefix_max_depth,
+        end=config.prefix_end,
+        top_k=config.top_k,
+        top_k_scope=config.top_k_scope,
+        temperature=config.temperature,
+    ).to(device)
 
 
 def _uld(config: DistillConfig, projection: Projection, device: torch.device | str) -> DistillLoss:
@@ -87,6 +102,7 @@ def _common(
 
 _MAKERS: dict[str, Callable[..., DistillLoss]] = {
     "p-kl": _p_kl,
+    "prefix-kl": _prefix_kl,
     "h-kl": _h_kl,
     "gold": _gold,
     "uld": _uld,

@@ -1,0 +1,1 @@
+"""Which loss teaches uncommon tokens: the demo's pair and text under every loss, several seeds."""

@@ -1,0 +1,102 @@
+"""Train and score every arm; go on where an earlier call stopped.
+
+    python -m benches.uncommon_tokens                       # all of it: hours of CPU
+    python -m benches.uncommon_tokens --minutes 30          # so far as half an hour allows
+    python -m benches.uncommon_tokens --only "prefix KL" --seeds 0 --steps 160
+    python -m benches.uncommon_tokens --report              # only the table and the picture
+
+Each (arm, seed, steps) is one line of results.jsonl, written when it is done; what is there is not
+run again. The demo's pair, text and teacher store are used (`make demo` fills them, or this does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    options = _options()
+    # Before torch is imported: the units are small, and CPU time is compared.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results = _read(options.results)
+    if not options.report:
+        _run(options, results)
+    if results:
+        _write_report(options.results, results)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benches.uncommon_tokens")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="of the demo")
+    parser.add_argument("--minutes", type=float, help="start no unit after so many minutes")
+    parser.add_argument("--only", action="append", help="an arm; may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    return parser.parse_args()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from benches.uncommon_tokens.arms import ARMS, plan
+    from benches.uncommon_tokens.unit import Bench
+    from xtoken.cli.distill_run import Bars, quiet_transformers
+
+    unknown = [arm for arm in options.only or () if arm not in ARMS]
+    if unknown:
+        raise SystemExit(f"--only {unknown[0]!r} is no arm; they are {', '.join(ARMS)}")
+    done = {(result["arm"], result["seed"], result["steps"]) for result in results}
+    units = [
+        unit
+        for unit in plan()
+        if unit not in done
+        and (options.only is None or unit[0] in options.only)
+        and (options.seeds is None or unit[1] in options.seeds)
+        and (options.steps is None or unit[2] in options.steps)
+    ]
+    quiet_transformers()
+    console = Console()
+    bars = Bars(console)
+    bench = Bench.prepare(options.folder, bars)
+    start = time.monotonic()
+    for place, unit in enumerate(units):
+        if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
+            console.print(f"{len(units) - place} units are left for another call")
+            break
+        arm, seed, steps = unit
+        console.print(f"unit {place + 1} of {len(units)}: {arm}, seed {seed}, {steps} steps")
+        with bars.progress(arm, steps) as update:
+            result = bench.run(unit, lambda done, update=update: update(done, ""))
+        result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread"
+        with options.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        results.append(result)
+
+
+def _write_report(path: Path, results: list[dict[str, Any]]) -> None:
+    from benches.uncommon_tokens.report import draw, markdown
+
+    table = markdown(results)
+    path.with_suffix(".md").write_text(table, encoding="utf-8")
+    draw(results, path.with_suffix(".png"))
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The arms of the experiment: what each trains on, beside the cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Settings over those of `DistillConfig`; the weight of the teacher's loss is fixed, at 1, as the
+# paper's balance would make losses of different size equal and hide what size alone does.
+FIXED: dict[str, Any] = {"kd_weight": 1.0, "teacher_top_k": 512, "top_k": 512}
+ARMS: dict[str, dict[str, Any]] = {
+    "CE": {"loss": "ce"},
+    "ULD": {"loss": "uld"},
+    "GOLD": {"loss": "gold"},
+    "H-KL": {"loss": "h-kl"},
+    "P-KL decay 0.1": {"loss": "p-kl"},
+    "P-KL decay 0": {"loss": "p-kl", "projection_decay": 0.0},
+    "P-KL decay 0, weight 3": {"loss": "p-kl", "projection_decay": 0.0, "kd_weight": 3.0},
+    "prefix KL": {"loss": "prefix-kl"},
+    "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
+}
+SEEDS = (0, 1, 2)
+
+Unit = tuple[str, int, int]
+
+
+def plan() -> list[Unit]:
+    """All (arm, seed, steps), the most telling ones first."""
+    short = [(arm, seed, 160) for seed in SEEDS for arm in ("prefix KL", "P-KL decay 0")]
+    basis = [(arm, seed, 160) for seed in SEEDS for arm in ("CE", "GOLD")]
+    long = [(arm, seed, 480) for seed in SEEDS for arm in ("prefix KL", "P-KL decay 0")]
+    first = [*short, *basis, *long]
+    controls = ("P-KL decay 0, weight 3", "prefix KL without END", "P-KL decay 0.1")
+    rest = [
+        (arm, seed, steps)
+        for steps in (480, 160)
+        for seed in SEEDS
+        for arm in (*controls, *(arm for arm in ARMS if arm not in controls))
+    ]
+    return [*first, *(unit for unit in rest if unit not in first)]

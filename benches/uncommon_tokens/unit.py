@@ -1,0 +1,105 @@
+"""One unit of the experiment: a student trained by one arm from one seed, and its scores."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benches.uncommon_tokens.arms import ARMS, FIXED, Unit
+from benches.uncommon_tokens.score import score
+from demo.__main__ import HELD_OUT_PASSAGES, NUMBER_SHARE, SEED, TRAIN_PASSAGES
+from demo.corpus import build_corpus, sample
+from demo.student import prepare_student
+from demo.teacher import prepare_teacher
+from xtoken.data import DistillCollator, TextSplit
+from xtoken.training.config import DistillConfig
+from xtoken.training.objective import Objective
+from xtoken.training.pair import load_pair
+from xtoken.training.prepare import Materials, Reporter, open_store, prepare
+from xtoken.training.trainer import DistillTrainer
+
+
+@dataclass
+class Bench:
+    """What the units share: the demo's teacher, text and stored teacher predictions."""
+
+    folder: Path
+    reporter: Reporter
+    texts: TextSplit
+    kinds: list[str]
+    train_texts: list[str]
+
+    @classmethod
+    def prepare(cls, folder: Path, reporter: Reporter) -> Bench:
+        """Draw the demo's text; it is the same for all seeds, the student is not."""
+        corpus = build_corpus(seed=SEED)
+        train = sample(corpus.train, TRAIN_PASSAGES, NUMBER_SHARE, SEED)
+        held_out = sample(corpus.held_out, HELD_OUT_PASSAGES, NUMBER_SHARE, SEED)
+        return cls(
+            folder,
+            reporter,
+            TextSplit([d.text for d in train], [d.text for d in held_out], 0),
+            [d.kind for d in held_out],
+            [d.text for d in corpus.train],
+        )
+
+    def materials(self, config: DistillConfig, seed: int) -> Materials:
+        """The pair with a student of this seed, W, and the examples."""
+        student = self.folder / "uncommon-tokens" / f"student-{seed}"
+        if not (student / "config.json").is_file():
+            prepare_student(student, self.train_texts, seed=seed)
+        pair = load_pair(student, prepare_teacher(self.folder / "teacher"))
+        materials = prepare(pair, self.texts, config, self.reporter)
+        if len(materials.held_out) != len(self.kinds):
+            raise RuntimeError("a held-out passage was left out; the kinds no longer fit")
+        return materials
+
+    def run(self, unit: Unit, on_step: Callable[[int], None]) -> dict[str, Any]:
+        """Train and score; `on_step` is told the steps done."""
+        arm, seed, steps = unit
+        config = DistillConfig(**{**FIXED, "steps": steps, "seed": seed, **ARMS[arm]})
+        materials = self.materials(config, seed)
+        store = None
+        if config.loss != "ce":
+            teacher = materials.pair.load_teacher(_cpu())
+            cache = self.folder / "teacher-top-k"
+            assert config.teacher_top_k is not None
+            store = open_store(materials, teacher, config.teacher_top_k, cache, self.reporter)
+        model = materials.pair.load_student()
+        pair = materials.pair
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = DistillTrainer(
+                model,
+                replace(config, device="cpu"),
+                objective=Objective(config, materials.projection),
+                teacher=store,
+                train_examples=materials.train,
+                collator=DistillCollator.for_tokenizers(
+                    pair.student_tokenizer, pair.teacher_tokenizer
+                ),
+                output_dir=scratch,
+                on_step=on_step,
+            )
+            start = time.process_time()
+            trainer.train()
+            seconds = time.process_time() - start
+        scores = score(model, materials.held_out.examples, self.kinds, pair.student_vocab)
+        return {
+            "arm": arm,
+            "seed": seed,
+            "steps": steps,
+            "cpu_seconds_per_step": round(seconds / steps, 4),
+            "scores": {name: round(value, 5) for name, value in scores.items()},
+            "config": json.loads(config.to_json()),
+        }
+
+
+def _cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
