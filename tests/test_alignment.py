@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -340,3 +341,24 @@ def test_an_aligner_is_picklable_and_keeps_its_options() -> None:
 def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(small())
+
+
+def test_whole_characters_can_be_asked_for(texts: dict[str, str]) -> None:
+    student, teacher = tokenizer_zoo.byte_level_bpe(), tokenizer_zoo.deepseek()
+    fine = aligner_of("byte_level", "deepseek")
+    whole = Aligner(student, teacher, whole_characters=True)
+    assert pickle.loads(pickle.dumps(whole)).whole_characters
+    assert whole.fingerprint != fine.fingerprint
+    joined = 0
+    for text in texts.values():
+        s, t = encode(student, text), encode(teacher, text)
+        alignment = whole.align(s, t)
+        bounds = alignment.student_bounds.tolist()
+        chunks = [
+            side_bytes(whole.student_vocab, s[start:end]) for start, end in pairwise(bounds)
+        ]
+        assert "".join(chunk.decode() for chunk in chunks) == text
+        assert alignment.coverage.exact_bytes == len(text.encode())
+        assert set(bounds) <= set(fine.align(s, t).student_bounds.tolist())
+        joined += len(fine.align(s, t)) - len(alignment)
+    assert joined > 0

@@ -193,6 +193,7 @@ class Aligner:
         student: Vocab,
         teacher: Vocab,
         role_pairs: Sequence[tuple[int, int]] | None = None,
+        whole_characters: bool = False,
     ) -> Aligner: ...
     @property
     def role_pairs(self) -> list[tuple[int, int]]: ...

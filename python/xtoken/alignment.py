@@ -7,6 +7,7 @@ bounds and a kind for each chunk between them.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +23,9 @@ from xtoken._ids import Batch, Ids, as_ids, as_ragged
 
 if TYPE_CHECKING:
     import torch
+
+# Changes whenever the same ids may get another alignment: stored ones are then made anew.
+_ANSWERS = 1
 
 Int64: TypeAlias = npt.NDArray[np.int64]
 Kinds: TypeAlias = npt.NDArray[np.uint8]
@@ -279,6 +283,8 @@ class Aligner:
         role_pairs: pairs (student id, teacher id) of special tokens that become SPECIAL chunks
             where they meet; None pairs those that play the same role (bos, eos, pad, end of turn)
             in both vocabularies, an empty list pairs none.
+        whole_characters: join chunks whose boundary would cut a UTF-8 character, so that each chunk
+            can be shown as text.
         threads: the most threads that `align_batch` uses; None for one a core. One thread starts
             none, so that a forked process (a DataLoader worker) can use it safely.
 
@@ -293,6 +299,7 @@ class Aligner:
         teacher_vocab: Any,
         *,
         role_pairs: Collection[tuple[int, int]] | None = None,
+        whole_characters: bool = False,
         threads: int | None = None,
     ) -> None:
         self.student_vocab = Vocab.from_tokenizer(student_vocab)
@@ -300,18 +307,34 @@ class Aligner:
         self.threads = threads
         self._threads = _thread_count(threads)
         pairs = None if role_pairs is None else [(int(s), int(t)) for s, t in role_pairs]
-        self._core = _core.Aligner(self.student_vocab, self.teacher_vocab, pairs)
+        self.whole_characters = whole_characters
+        self._core = _core.Aligner(
+            self.student_vocab, self.teacher_vocab, pairs, whole_characters
+        )
 
     @property
     def role_pairs(self) -> list[tuple[int, int]]:
         """The pairs of special tokens that correspond."""
         return self._core.role_pairs
 
+    @property
+    def fingerprint(self) -> str:
+        """Stable hash of all that an alignment depends on but for the ids: 32 hexadecimal digits."""
+        depends_on = (
+            _ANSWERS,
+            self.student_vocab.fingerprint,
+            self.teacher_vocab.fingerprint,
+            self.role_pairs,
+            self.whole_characters,
+        )
+        return hashlib.sha256(repr(depends_on).encode()).hexdigest()[:32]
+
     def __repr__(self) -> str:
         return f"Aligner({self.student_vocab!r}, {self.teacher_vocab!r}, threads={self.threads})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.student_vocab, self.teacher_vocab, self.role_pairs, self.threads)
+        options = (self.role_pairs, self.whole_characters, self.threads)
+        return _rebuild, (self.student_vocab, self.teacher_vocab, *options)
 
     def align(self, student_ids: Ids, teacher_ids: Ids) -> Alignment:
         """The alignment of one pair of sequences.
@@ -375,9 +398,19 @@ class Aligner:
 
 
 def _rebuild(
-    student: Vocab, teacher: Vocab, role_pairs: list[tuple[int, int]], threads: int | None
+    student: Vocab,
+    teacher: Vocab,
+    role_pairs: list[tuple[int, int]],
+    whole_characters: bool,
+    threads: int | None,
 ) -> Aligner:
-    return Aligner(student, teacher, role_pairs=role_pairs, threads=threads)
+    return Aligner(
+        student,
+        teacher,
+        role_pairs=role_pairs,
+        whole_characters=whole_characters,
+        threads=threads,
+    )
 
 
 def _thread_count(threads: int | None) -> int:

@@ -4,6 +4,7 @@
 //! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
 //! compared, never lengths alone. Where the texts differ, [`crate::resync`] finds the way on.
 
+mod characters;
 pub(crate) mod output;
 pub(crate) mod side;
 pub(crate) mod walk;
@@ -33,6 +34,8 @@ pub struct AlignOptions {
     /// Pairs of special tokens, (student id, teacher id), that form [`ChunkKind::Special`] chunks;
     /// `None` pairs those that play the same role (BOS, EOS, padding, end of turn) on both sides.
     pub role_pairs: Option<Vec<(i64, i64)>>,
+    /// Joins chunks whose boundary would cut a UTF-8 character.
+    pub whole_characters: bool,
 }
 
 /// Aligns token sequences of one student and one teacher vocabulary.
@@ -43,6 +46,7 @@ pub struct Aligner {
     /// For each student id, the teacher id with the same bytes, and their number above it.
     same: Vec<u32>,
     pairs: FxHashSet<u64>,
+    whole_characters: bool,
 }
 
 /// Working memory that sequences aligned one after the other share.
@@ -80,6 +84,7 @@ impl Aligner {
             teacher,
             same,
             pairs,
+            whole_characters: options.whole_characters,
         })
     }
 
@@ -143,6 +148,9 @@ impl Aligner {
         let mut writer = Writer::new(batch, student.len() + teacher.len());
         match run(&walk, &mut writer, &mut scratch.0) {
             Ok(()) => {
+                if self.whole_characters {
+                    characters::join(&walk, &mut writer);
+                }
                 writer.finish();
                 Ok(())
             }

@@ -155,6 +155,55 @@ impl<'a> Writer<'a> {
         self.push(end, ChunkKind::Mismatch);
     }
 
+    /// Number of chunks of this sequence so far.
+    pub(crate) fn len(&self) -> usize {
+        self.batch.kinds.len() - self.before.1
+    }
+
+    pub(crate) fn kind(&self, chunk: usize) -> u8 {
+        self.batch.kinds[self.before.1 + chunk]
+    }
+
+    pub(crate) fn start(&self, chunk: usize) -> Boundary {
+        let at = self.before.0 + chunk;
+        (
+            self.batch.student_bounds[at] as usize,
+            self.batch.teacher_bounds[at] as usize,
+        )
+    }
+
+    pub(crate) fn end(&self, chunk: usize) -> Boundary {
+        self.start(chunk + 1)
+    }
+
+    /// Moves a chunk forward to the place `to`, where the chunk before it ends.
+    pub(crate) fn keep(&mut self, chunk: usize, to: usize) {
+        let (bounds, kinds) = self.before;
+        self.batch.student_bounds[bounds + to + 1] = self.batch.student_bounds[bounds + chunk + 1];
+        self.batch.teacher_bounds[bounds + to + 1] = self.batch.teacher_bounds[bounds + chunk + 1];
+        self.batch.kinds[kinds + to] = self.batch.kinds[kinds + chunk];
+    }
+
+    /// Puts one chunk that ends with the chunk `last` at the place `to`; `bytes` are no longer exact.
+    pub(crate) fn replace(&mut self, last: usize, to: usize, (kind, bytes): (ChunkKind, usize)) {
+        self.keep(last, to);
+        self.batch.kinds[self.before.1 + to] = kind as u8;
+        self.counts.exact_bytes -= bytes as i64;
+        self.counts.student_bytes += bytes as i64;
+        self.counts.teacher_bytes += bytes as i64;
+    }
+
+    /// Drops all chunks but the first `chunks`.
+    pub(crate) fn truncate(&mut self, chunks: usize) {
+        self.batch
+            .student_bounds
+            .truncate(self.before.0 + chunks + 1);
+        self.batch
+            .teacher_bounds
+            .truncate(self.before.0 + chunks + 1);
+        self.batch.kinds.truncate(self.before.1 + chunks);
+    }
+
     /// Takes back what was written.
     pub(crate) fn undo(self) {
         self.batch.student_bounds.truncate(self.before.0);

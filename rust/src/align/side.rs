@@ -80,6 +80,13 @@ impl<'a, I: TokenId> Side<'a, I> {
         self.span(at).map_or(0, |(start, end)| end - start)
     }
 
+    /// The bytes of the token at `at`; none for an id that the vocabulary lacks.
+    pub(crate) fn bytes(&self, at: usize) -> &'a [u8] {
+        self.span(at)
+            .map_or(&[], |(start, end)| &self.blob[start..end])
+    }
+
+    /// Bytes of several tokens together.
     pub(crate) fn len_of(&self, tokens: std::ops::Range<usize>) -> usize {
         tokens.map(|at| self.token_len(at)).sum()
     }

@@ -34,16 +34,20 @@ type Arrays<'py> = (
 #[pymethods]
 impl PyAligner {
     #[new]
-    #[pyo3(signature = (student, teacher, role_pairs = None))]
+    #[pyo3(signature = (student, teacher, role_pairs = None, whole_characters = false))]
     fn new(
         py: Python<'_>,
         student: &Bound<'_, PyVocab>,
         teacher: &Bound<'_, PyVocab>,
         role_pairs: Option<Vec<(i64, i64)>>,
+        whole_characters: bool,
     ) -> PyResult<Self> {
         let (student, teacher) = (student.get().vocab(), teacher.get().vocab());
         let aligner = detached(py, || {
-            let options = AlignOptions { role_pairs };
+            let options = AlignOptions {
+                role_pairs,
+                whole_characters,
+            };
             Aligner::new(
                 Arc::new(student.clone()),
                 Arc::new(teacher.clone()),
