@@ -354,9 +354,7 @@ def test_whole_characters_can_be_asked_for(texts: dict[str, str]) -> None:
         s, t = encode(student, text), encode(teacher, text)
         alignment = whole.align(s, t)
         bounds = alignment.student_bounds.tolist()
-        chunks = [
-            side_bytes(whole.student_vocab, s[start:end]) for start, end in pairwise(bounds)
-        ]
+        chunks = [side_bytes(whole.student_vocab, s[start:end]) for start, end in pairwise(bounds)]
         assert "".join(chunk.decode() for chunk in chunks) == text
         assert alignment.coverage.exact_bytes == len(text.encode())
         assert set(bounds) <= set(fine.align(s, t).student_bounds.tolist())

@@ -308,9 +308,7 @@ class Aligner:
         self._threads = _thread_count(threads)
         pairs = None if role_pairs is None else [(int(s), int(t)) for s, t in role_pairs]
         self.whole_characters = whole_characters
-        self._core = _core.Aligner(
-            self.student_vocab, self.teacher_vocab, pairs, whole_characters
-        )
+        self._core = _core.Aligner(self.student_vocab, self.teacher_vocab, pairs, whole_characters)
 
     @property
     def role_pairs(self) -> list[tuple[int, int]]:
