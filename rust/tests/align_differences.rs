@@ -1,6 +1,8 @@
 //! Texts that differ: differences stay local, answers are close to the exact optimum, and hostile
 //! input costs time in proportion to its length.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
 use std::sync::Arc;
 use std::time::Instant;
 

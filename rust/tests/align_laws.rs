@@ -1,5 +1,7 @@
 //! Laws of the alignment, on random vocabularies and ids: most of them are of no tokenizer at all.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
 use std::ops::Range;
 use std::sync::Arc;
 
