@@ -317,7 +317,7 @@ class Aligner:
 
     @property
     def fingerprint(self) -> str:
-        """Stable hash of all that an alignment depends on but for the ids: 32 hexadecimal digits."""
+        """Stable hash of all that an answer depends on but the ids: 32 hexadecimal digits."""
         depends_on = (
             _ANSWERS,
             self.student_vocab.fingerprint,

@@ -1,5 +1,7 @@
 """From text files to padded, aligned batches."""
 
+from xtoken.data.cache import AlignmentCache as AlignmentCache
+from xtoken.data.cache import CacheCounts as CacheCounts
 from xtoken.data.collate import DistillBatch as DistillBatch
 from xtoken.data.collate import DistillCollator as DistillCollator
 from xtoken.data.documents import TextSplit as TextSplit
