@@ -13,8 +13,8 @@ from demo.teacher import prepare_teacher
 
 SEED = 0
 FOLDER = Path("runs/demo")
-TRAIN_PASSAGES, HELD_OUT_PASSAGES, NUMBER_SHARE = 210, 60, 0.4
-OPTIONS = ("--steps", "240", "--eval-every", "40", "--seed", str(SEED), "--overwrite")
+TRAIN_PASSAGES, HELD_OUT_PASSAGES, NUMBER_SHARE = 260, 60, 0.4
+OPTIONS = ("--steps", "320", "--eval-every", "40", "--seed", str(SEED), "--overwrite")
 
 
 def main() -> None:

@@ -88,20 +88,25 @@ def projection_table(projection: Projection) -> Table:
 
 
 def coverage_table(materials: Materials) -> Table:
-    """Return how much of both parts' text lies in chunks that spell the same bytes."""
-    table = Table(title="alignment: what lies in exact chunks")
-    table.add_column("part")
-    for title in ("documents", "chunks", "exact", "student tokens", "teacher tokens", "text bytes"):
-        table.add_column(title, justify="right")
+    """Return the sizes of both parts, and how much of them lies in chunks of the same bytes."""
+    table = Table(title="alignment")
+    table.add_column("")
+    columns = []
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
+        table.add_column(name, justify="right")
         coverage = AlignmentBatch.stack([item.alignment for item in part.examples]).coverage
-        table.add_row(
-            name,
-            f"{len(part):,}",
-            f"{coverage.chunks:,}",
-            f"{coverage.exact_chunks / coverage.chunks:.2%}",
-            f"{coverage.student_token_share:.2%} of {coverage.student_tokens:,}",
-            f"{coverage.teacher_token_share:.2%} of {coverage.teacher_tokens:,}",
-            f"{coverage.student_byte_share:.2%} of {coverage.student_bytes:,}",
+        columns.append(
+            {
+                "documents": f"{len(part):,}",
+                "student tokens": f"{coverage.student_tokens:,}",
+                "teacher tokens": f"{coverage.teacher_tokens:,}",
+                "chunks": f"{coverage.chunks:,}",
+                "exact chunks": f"{coverage.exact_chunks / coverage.chunks:.2%}",
+                "student tokens in exact chunks": f"{coverage.student_token_share:.2%}",
+                "teacher tokens in exact chunks": f"{coverage.teacher_token_share:.2%}",
+                "student bytes in exact chunks": f"{coverage.student_byte_share:.2%}",
+            }
         )
+    for title, value in columns[0].items():
+        table.add_row(title, value, columns[1][title])
     return table
