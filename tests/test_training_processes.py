@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_models import tiny_texts, write_jsonl, write_pair
+
+from xtoken.training.history import read_history
 
 SCRIPT = """
 import os
@@ -21,6 +24,7 @@ from transformers import TrainerCallback
 
 from xtoken.data import DistillCollator, read_texts, split_held_out
 from xtoken.training import *
+from xtoken.training.history import History
 
 folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 config = DistillConfig(
@@ -40,7 +44,7 @@ class Keep(TrainerCallback):
 trainer = DistillTrainer(
     pair.load_student(), config, objective=Objective(config, materials.projection),
     teacher=teachers["p-kl"], train_examples=materials.train, collator=DistillCollator(),
-    output_dir=folder,
+    output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
 )
 trainer.add_callback(Keep())
 trainer.train()
@@ -69,6 +73,10 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     for process in [*ranks, start(tmp_path, 4)]:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
+    (expected,) = read_history(tmp_path / "metrics-alone.jsonl")
+    for rank in ("0", "1"):
+        (record,) = read_history(tmp_path / f"metrics-{rank}.jsonl")
+        assert record == pytest.approx(expected, rel=1e-3)
     alone = torch.load(tmp_path / "gradient-alone.pt")
     scale = max(float(value.abs().max()) for value in alone.values())
     for rank in ("0", "1"):

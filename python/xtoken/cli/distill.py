@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -117,5 +118,7 @@ def _kd_weight(text: str | None) -> float | str | None:
 def _check_output(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OptionValueError(f"--out {out} is a file, expected a directory; pass another path")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    # Of the processes that torchrun starts only the first one writes, maybe already.
+    first = os.environ.get("RANK", "0") == "0"
+    if first and out.is_dir() and any(out.iterdir()) and not overwrite:
         raise OptionValueError(f"--out {out} is not empty; pass another path, or --overwrite")

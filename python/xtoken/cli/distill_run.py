@@ -33,7 +33,7 @@ from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig, LossName
 from xtoken.training.pair import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
-from xtoken.training.run import RunResult, train
+from xtoken.training.run import RunResult, is_main_process, train
 
 HELD_OUT_FRACTION = 0.1
 BASELINES: tuple[LossName, ...] = ("prefix-kl", "gold", "ce")
@@ -87,7 +87,7 @@ def run(request: Request) -> None:
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
     config = _config(request)
     losses: list[LossName] = [config.loss]
@@ -105,7 +105,8 @@ def run(request: Request) -> None:
         folder = request.out if loss == config.loss else request.out / "compare" / loss
         results.append(train(materials, replace(config, loss=loss), teachers[loss], folder, bars))
     console.print(result_table(results))
-    _write_comparison(request.out, results)
+    if is_main_process():
+        _write_comparison(request.out, results)
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
 
 

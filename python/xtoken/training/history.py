@@ -12,17 +12,20 @@ class History:
     """Records of a run, kept in memory and appended to a file.
 
     Args:
-        path: emptied here; a line is written and flushed with each record.
+        path: emptied here; a line is written and flushed with each record. None keeps no file.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = None if path is None else Path(path)
         self.records: list[dict[str, float]] = []
-        self.path.write_text("", encoding="utf-8")
+        if self.path is not None:
+            self.path.write_text("", encoding="utf-8")
 
     def add(self, record: dict[str, float]) -> None:
         """Append a record; a value that is not finite is written as null, as JSON has no NaN."""
         self.records.append(record)
+        if self.path is None:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from torch import nn
 
 from xtoken.data import DistillCollator
 from xtoken.report.curves import draw_curves
@@ -66,15 +69,18 @@ def train(
         teacher: a `LiveTeacher` or a filled `TopKStore`; None for `ce`.
         out: directory, made if absent; files of the same names are replaced.
         reporter: sees the steps.
+
+    Under `torchrun` every process calls this; the first one reports and writes.
     """
-    reporter = reporter or Silent()
+    main = is_main_process()
+    reporter = reporter if reporter is not None and main else Silent()
     out.mkdir(parents=True, exist_ok=True)
     pair = materials.pair
     student = pair.load_student()
     evaluator = HeldOutEvaluator(
         materials.held_out.examples, pair.student_vocab, batch_size=config.eval_batch_size
     )
-    history = History(out / "metrics.jsonl")
+    history = History(out / "metrics.jsonl" if main else None)
     with reporter.progress(f"train {config.loss}", config.steps) as update:
         trainer = DistillTrainer(
             student,
@@ -103,13 +109,25 @@ def train(
         seconds=seconds,
         records=history.records,
     )
+    if main:
+        _write(out, result, materials, config, student)
+    return result
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the one that prints and writes, of those torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _write(
+    out: Path, result: RunResult, materials: Materials, config: DistillConfig, student: nn.Module
+) -> None:
     cast(Any, student).save_pretrained(out / "student")
-    pair.student_tokenizer.save_pretrained(out / "student")
+    materials.pair.student_tokenizer.save_pretrained(out / "student")
     materials.projection.save(out / "projection.safetensors")
     config.save(out / "config.json")
-    draw_curves({config.loss: history.records}, out / "curves.png")
+    draw_curves({config.loss: result.records}, out / "curves.png")
     (out / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
-    return result
 
 
 def _remark(record: dict[str, float]) -> str:

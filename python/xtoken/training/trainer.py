@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,12 +186,20 @@ class DistillTrainer(Trainer):
             self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
         self._step_metrics["kd_scale"] = kd_scale
 
+    def _whole_step(self) -> dict[str, float]:
+        """Return the metrics of the step over all processes, whose shares add up."""
+        scale = self._step_metrics.pop("kd_scale")  # the same everywhere
+        names = list(self._step_metrics)
+        values = torch.tensor([self._step_metrics[name] for name in names], dtype=torch.float64)
+        whole = dict(zip(names, self._over_processes(values), strict=True))
+        return whole | {"kd_scale": scale}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand what was logged to the history, with the parts of the loss."""
         super().log(logs, start_time)
         step = self.state.global_step
         if "loss" in logs:
-            record = {"step": step, **self._step_metrics}
+            record = {"step": step, **self._whole_step()}
             record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
             self._step_metrics = {}
             if self.history is not None:
@@ -257,4 +266,7 @@ def run_device(config: DistillConfig) -> torch.device:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise ConfigError("device = 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    if not available or config.device == "cpu":
+        return torch.device("cpu")
+    # torchrun numbers the processes of a machine, each of which has its own device.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
