@@ -28,6 +28,7 @@ pub enum Token {
 
 /// What the tokens of a tokenizer are, and how it segments bytes into them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Stored")]
 pub struct Tokenizer {
     /// The bytes and the kind of each id.
     pub vocab: Vocab,
@@ -39,6 +40,40 @@ pub struct Tokenizer {
     emitted: FxHashMap<u32, u32>,
     #[serde(skip)]
     model_fingerprint: OnceLock<String>,
+}
+
+/// A stored [`Tokenizer`], before it is checked.
+#[derive(Deserialize)]
+struct Stored {
+    vocab: Vocab,
+    model: Option<Arc<Model>>,
+    unsupported_model: Option<String>,
+    emitted: FxHashMap<u32, u32>,
+}
+
+impl TryFrom<Stored> for Tokenizer {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<Self> {
+        let same_bytes = |(&found, &emitted): (&u32, &u32)| {
+            let bytes = stored.vocab.token_bytes(found);
+            !bytes.is_empty() && bytes == stored.vocab.token_bytes(emitted)
+        };
+        if !stored.emitted.iter().all(same_bytes) {
+            return Err(Error::Format {
+                what: "stored tokenizer",
+                reason: "ids that stand for one another differ in their bytes".to_owned(),
+                remedy: "build it again from the tokenizer",
+            });
+        }
+        Ok(Self {
+            vocab: stored.vocab,
+            model: stored.model,
+            unsupported_model: stored.unsupported_model,
+            emitted: stored.emitted,
+            model_fingerprint: OnceLock::new(),
+        })
+    }
 }
 
 impl Tokenizer {

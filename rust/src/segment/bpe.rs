@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{NONE, byte_fallback_ids, unsupported};
+use super::{NONE, byte_fallback_ids, check_byte_table, unsupported};
 use crate::error::{Error, Result};
 use crate::surface::byte_to_char;
 use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
@@ -20,7 +20,7 @@ const SHORT: usize = 48;
 
 /// A BPE model whose symbols are token ids.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(from = "Stored", into = "Stored")]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Bpe {
     stored: Stored,
     pairs: PairTable,
@@ -82,6 +82,11 @@ impl std::borrow::Borrow<str> for Str<'_> {
 }
 
 impl Bpe {
+    fn new(stored: Stored) -> Self {
+        let pairs = PairTable::new(&stored.merges);
+        Self { stored, pairs }
+    }
+
     pub(super) fn from_json(
         json: &TokenizerJson<'_>,
         spelling: &Spelling,
@@ -132,12 +137,11 @@ impl Bpe {
             Words::None
         };
         let merges = read_merges(json, &ids)?;
-        Ok(Stored {
+        Ok(Self::new(Stored {
             units,
             merges,
             words,
-        }
-        .into())
+        }))
     }
 
     pub(super) fn from_ranks(vocab: &Vocab) -> Self {
@@ -163,12 +167,11 @@ impl Bpe {
             }
         }
         let words = Words::tokens(vocab, 0..vocab.len() as u32);
-        Stored {
+        Self::new(Stored {
             units: Units::Bytes(bytes),
             merges,
             words,
-        }
-        .into()
+        })
     }
 
     /// Appends the pieces; `false` where a byte or a character has no symbol.
@@ -397,10 +400,16 @@ impl Words {
     }
 }
 
-impl From<Stored> for Bpe {
-    fn from(stored: Stored) -> Self {
-        let pairs = PairTable::new(&stored.merges);
-        Self { stored, pairs }
+impl TryFrom<Stored> for Bpe {
+    type Error = Error;
+
+    /// Checks what building guarantees, as stored bytes may have been altered.
+    fn try_from(stored: Stored) -> Result<Self> {
+        match &stored.units {
+            Units::Bytes(ids) => check_byte_table(ids)?,
+            Units::Chars { byte_fallback, .. } => check_byte_table(byte_fallback)?,
+        }
+        Ok(Self::new(stored))
     }
 }
 

@@ -133,6 +133,18 @@ fn unsupported(found: String) -> Error {
     }
 }
 
+/// Refuses what a stored model cannot be: its tables must have a slot for each byte.
+fn check_byte_table(table: &[u32]) -> Result<()> {
+    if table.len() == 256 {
+        return Ok(());
+    }
+    Err(Error::Format {
+        what: "stored model",
+        reason: format!("a table of bytes has {} slots", table.len()),
+        remedy: "build it again from the tokenizer",
+    })
+}
+
 /// The id of `<0xNN>` for each byte, or [`NONE`].
 fn byte_fallback_ids(vocab: &Vocab) -> Vec<u32> {
     let mut ids = vec![NONE; 256];

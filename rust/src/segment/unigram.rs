@@ -30,7 +30,7 @@ pub enum Scores {
 
 /// A unigram model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(from = "Stored", into = "Stored")]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Unigram {
     stored: Stored,
     trie: Trie,
@@ -62,13 +62,6 @@ impl Unigram {
         scores: Scores,
     ) -> Result<Self> {
         let vocab = read_vocab(json.model.vocab.get(), scores)?;
-        if let Some((surface, score)) = vocab.iter().find(|(_, score)| !score.is_finite()) {
-            return Err(Error::Format {
-                what: "the vocabulary of tokenizer.json",
-                reason: format!("the score of {surface:?} is {score}"),
-                remedy: REMEDY,
-            });
-        }
         let alphabet = match spelling {
             Spelling::Metaspace { replacement, .. } => Alphabet::Metaspace(*replacement),
             Spelling::ByteLevel => Alphabet::ByteLevel,
@@ -87,12 +80,12 @@ impl Unigram {
                 }
             }
         }
-        Ok(Stored {
+        Stored {
             vocab,
             alphabet,
             byte_fallback,
         }
-        .into())
+        .try_into()
     }
 
     /// Appends the pieces; `false` where a character is unknown and has no byte tokens.
@@ -222,19 +215,27 @@ impl Arrival {
     }
 }
 
-impl From<Stored> for Unigram {
-    fn from(stored: Stored) -> Self {
+impl TryFrom<Stored> for Unigram {
+    type Error = Error;
+
+    /// Checks what building guarantees, as stored bytes may have been altered.
+    fn try_from(stored: Stored) -> Result<Self> {
+        super::check_byte_table(&stored.byte_fallback)?;
+        if let Some((surface, score)) = stored.vocab.iter().find(|(_, score)| !score.is_finite()) {
+            return Err(Error::Format {
+                what: "the vocabulary of tokenizer.json",
+                reason: format!("the score of {surface:?} is {score}"),
+                remedy: REMEDY,
+            });
+        }
         let trie = Trie::new(&stored.vocab);
-        let lowest = stored
-            .vocab
-            .iter()
-            .map(|&(_, score)| score)
-            .fold(f64::INFINITY, f64::min);
-        Self {
+        let scores = stored.vocab.iter().map(|&(_, score)| score);
+        let unknown_score = scores.fold(f64::INFINITY, f64::min) - UNKNOWN_PENALTY;
+        Ok(Self {
             stored,
             trie,
-            unknown_score: lowest - UNKNOWN_PENALTY,
-        }
+            unknown_score,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod align;
 mod input;
+mod project;
 mod resync;
 mod timing;
 
@@ -18,6 +19,8 @@ struct Arguments {
 enum Command {
     /// The walk on equal bytes, beside the floor loop and a quadratic reference.
     Align(align::Arguments),
+    /// W on one thread, its parts beside it.
+    Project(project::Arguments),
     /// Texts that differ: cost over the clean walk, and bytes in exact chunks against the optimum.
     Resync(resync::Arguments),
 }
@@ -25,6 +28,7 @@ enum Command {
 fn main() {
     let result = match Arguments::parse().command {
         Command::Align(arguments) => align::run(&arguments),
+        Command::Project(arguments) => project::run(&arguments),
         Command::Resync(arguments) => resync::run(&arguments),
     };
     if let Err(error) = result {
