@@ -10,6 +10,8 @@ from loss_cases import make_case, same_model
 
 from xtoken.chunks import EXACT, MISMATCH, ChunkBatch
 from xtoken.losses import PKL, TeacherTopK, p_kl
+from xtoken.losses.p_kl import PKLBlocks
+from xtoken.losses.row_blocks import BlockLoss
 from xtoken.sparse import SparseProjection
 
 import reference_losses as reference
@@ -348,3 +350,23 @@ def test_mismatched_chunks_count_where_admitted() -> None:
     assert torch.isfinite(
         p_kl(case.student_logits, case.teacher_logits, case.projection, more).loss
     )
+
+
+@pytest.mark.parametrize(("mode", "merge"), [*product(MODES, MERGES)])
+def test_the_closed_form_is_what_autograd_finds(
+    mode: tuple[int | None, str], merge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(17, dtype=torch.float32, v_s=60, v_t=50, chunks=30)
+    options = {
+        "top_k": mode[0], "top_k_scope": mode[1], "merge": merge, "temperature": 1.3,
+        "chunk_weights": torch.linspace(0.5, 1.5, len(case.usable)), "full_metrics": True,
+    }  # fmt: skip
+    args = (case.student_logits, case.teacher_logits, case.projection, case.usable)
+    found = p_kl(*args, **options)
+    monkeypatch.setattr(PKLBlocks, "value_and_grad", BlockLoss.value_and_grad)
+    wanted = p_kl(*args, **options)
+    assert torch.allclose(found.loss, wanted.loss, rtol=1e-5)
+    gradients = [torch.autograd.grad(x.loss, case.student_logits)[0] for x in (found, wanted)]
+    assert torch.allclose(*gradients, atol=1e-6)
+    for name, value in wanted.metrics.items():
+        assert torch.allclose(found.metrics[name], value, rtol=1e-5), name

@@ -78,16 +78,22 @@ class SparseMap:
 
 def _bag(rows: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
     """out[r, i] = sum over j in [ptr[i], ptr[i+1]) of values[j] * rows[r, index[j]]."""
-    if index.shape[0] == 0:
-        return rows.new_zeros(rows.shape[0], ptr.shape[0] - 1)
     # A bag sums whole rows of its table, so the table is the transposed block: a weighted
     # gather of R contiguous numbers. Deterministic, and 4 times faster than index_add_.
-    table = rows.t().contiguous()
-    bags = F.embedding_bag(
-        index, table, ptr, mode="sum", per_sample_weights=values.to(rows.dtype),
+    return bag_sums(rows.t().contiguous(), index, ptr, values).t().contiguous()
+
+
+def bag_sums(table: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
+    """out[i] = sum over j in [ptr[i], ptr[i+1]) of values[j] * table[index[j]]; [n, R] in, [m, R].
+
+    Where the sums of `_bag` are wanted transposed, and the rows are at hand so.
+    """
+    if index.shape[0] == 0:
+        return table.new_zeros(ptr.shape[0] - 1, table.shape[1])
+    return F.embedding_bag(
+        index, table, ptr, mode="sum", per_sample_weights=values.to(table.dtype),
         include_last_offset=True,
     )  # fmt: skip
-    return bags.t().contiguous()
 
 
 class _Project(torch.autograd.Function):

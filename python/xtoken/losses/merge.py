@@ -93,3 +93,11 @@ def merge_rows(rows: Tensor, segments: Tensor | None, count: int) -> Tensor:
     sizes = torch.bincount(segments, minlength=count).to(rows.dtype)
     sums = rows.new_zeros(count, rows.shape[1]).index_add(0, segments, rows)
     return sums / sizes[:, None]
+
+
+def unmerge_rows(grad: Tensor, segments: Tensor | None) -> Tensor:
+    """The gradient of `merge_rows`: [count, V] of the chunks to [n, V] of their rows."""
+    if segments is None:
+        return grad
+    sizes = torch.bincount(segments, minlength=len(grad)).to(grad.dtype)
+    return (grad / sizes[:, None]).index_select(0, segments)

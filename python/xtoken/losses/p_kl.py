@@ -18,9 +18,10 @@ from ..chunks import ChunkBatch
 from ..sparse import ColumnSlice, SparseProjection, log_project
 from .checks import check_batch, check_finite, check_temperature
 from .divergence import Direction, check_direction, divergence
-from .merge import ChunkRows, Merge, chunk_rows, merge_rows
+from .merge import ChunkRows, Merge, chunk_rows, merge_rows, unmerge_rows
 from .module import LossModule
 from .output import LossOutput
+from .p_kl_forward import forward_kl
 from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
 from .student import Student, StudentRows, student_rows
 from .teacher_signal import Teacher, TeacherRows, TeacherTopK, top_columns
@@ -220,6 +221,66 @@ class PKLBlocks(BlockLoss):
         if self.columns is None:
             sums.append(self._empty_mass(logits.detach()).sum())
         return loss * self.temperature**2, torch.stack(sums)
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `BlockLoss`; the forward KL without a tail bucket in closed form."""
+        plain = self.direction == "forward" and not self.tail_bucket
+        found = self._closed_form(rows, block, params, needed, scale) if plain else None
+        return found or super().value_and_grad(rows, block, params, needed, scale)
+
+    @torch.no_grad()
+    def _closed_form(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]] | None:
+        logits = merge_rows(rows, block.segments, len(block))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        chosen = self.part.rows if self.columns is None else None
+        inputs = logits if chosen is None else logits.index_select(1, chosen)
+        places, log_teacher = self._teacher(block)
+        weights = logits.new_ones(len(block))
+        if self.weights is not None:
+            weights = self.weights[block.start : block.stop].to(logits.dtype)
+        factor = weights * self.temperature**2
+        found = forward_kl(
+            inputs,
+            log_teacher,
+            places,
+            params[0],
+            self.part.map,
+            factor * scale,
+            unread_rows=self.empty_rows if self.part.rows is None else self.empty_rows[:0],
+            want_values=needed[0],
+        )
+        if found is None:
+            return None
+        log_mass = found.log_mass
+        if self.teacher.stored_power != 1.0:
+            log_mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1)
+        best = log_teacher.argmax(-1) == found.best
+        sums = [found.loss.sum(), torch.exp(log_mass).sum(), best.sum().to(log_mass.dtype)]
+        if self.columns is None:
+            whole = self.part.rows is None
+            sums.append((found.unread if whole else self._empty_mass(logits)).sum())
+        grad = found.grad
+        if chosen is not None:
+            grad = torch.zeros_like(logits).index_copy_(1, chosen, grad)
+        if self.temperature != 1.0:
+            grad.div_(self.temperature)
+        grad = unmerge_rows(grad, block.segments)
+        return (found.loss * factor).sum(), torch.stack(sums), grad, [found.grad_values]
 
     def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
         """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
