@@ -22,7 +22,7 @@ app = typer.Typer(
 
 # Each module of this package named here has `register(app)`, which adds its commands; torch stays
 # out of them until a command that needs it runs.
-_GROUPS: tuple[str, ...] = ("project", "distill")
+_GROUPS: tuple[str, ...] = ("vocab", "align", "project", "distill")
 
 
 @app.callback(invoke_without_command=True)

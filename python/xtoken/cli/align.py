@@ -1,0 +1,141 @@
+"""`xtoken align`: what two tokenizers make of one text, for a person, a program or a corpus."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from xtoken import Aligner, Alignment, ChunkKind, Coverage, OptionError
+from xtoken.cli.align_view import alignment_view, visible
+from xtoken.cli.sides import Side, read_side
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(align)
+
+
+def align(
+    student: Annotated[Path, typer.Option(help="tokenizer.json (.xz too) or its directory.")],
+    teacher: Annotated[Path, typer.Option(help="The same for the teacher.")],
+    file: Annotated[
+        Path, typer.Argument(help="UTF-8 text; - for standard input.", allow_dash=True)
+    ] = Path("-"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
+    batch: Annotated[
+        Path | None, typer.Option(help="Align a corpus: a .jsonl or .parquet of texts.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --batch: directory to write, or to go on with.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="With --batch: the column of texts.")] = "text",
+    rows: Annotated[
+        int, typer.Option(help="With --batch: rows in each file that is written.")
+    ] = 10_000,
+    special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--special-tokens/--no-special-tokens",
+            help="Let each tokenizer add its own special tokens.",
+        ),
+    ] = True,
+    whole_characters: Annotated[
+        bool, typer.Option("--whole-characters", help="Never cut a UTF-8 character.")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Chunks that are shown; --json has all.")] = 2000,
+    threads: Annotated[int | None, typer.Option(help="With --batch; default one a core.")] = None,
+) -> None:
+    """Align two tokenizations of one text, or of each text of a corpus."""
+    if (batch is None) != (out is None):
+        raise OptionError("--batch and --out go together; pass both or neither")
+    sides = read_side("student", student), read_side("teacher", teacher)
+    aligner = Aligner(
+        sides[0].vocab, sides[1].vocab, whole_characters=whole_characters, threads=threads
+    )
+    if batch is not None and out is not None:
+        from xtoken.cli.align_corpus import Corpus, align_corpus
+
+        corpus = Corpus(batch, text_field, out, rows, special_tokens)
+        _print_corpus(align_corpus(corpus, aligner, *sides), out, as_json)
+        return
+    text = _read_text(file)
+    student_ids, teacher_ids = (side.encode([text], special_tokens)[0] for side in sides)
+    alignment = aligner.align(student_ids, teacher_ids)
+    if as_json:
+        typer.echo(json.dumps(_as_json(alignment, *sides, student_ids, teacher_ids)))
+    else:
+        view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
+        Console(soft_wrap=False, highlight=False).print(view)
+
+
+def _read_text(file: Path) -> str:
+    content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
+        ) from error
+
+
+def _as_json(
+    alignment: Alignment,
+    student: Side,
+    teacher: Side,
+    student_ids: list[int],
+    teacher_ids: list[int],
+) -> dict[str, Any]:
+    return {
+        "student": _side_json(student, student_ids, alignment.student_bounds.tolist()),
+        "teacher": _side_json(teacher, teacher_ids, alignment.teacher_bounds.tolist()),
+        "kind": [ChunkKind(kind).name for kind in alignment.kind.tolist()],
+        "coverage": coverage_json(alignment.coverage),
+        "shapes": {f"{n}:{m}": count for (n, m), count in alignment.shapes().items()},
+    }
+
+
+def _side_json(side: Side, ids: list[int], bounds: list[int]) -> dict[str, Any]:
+    tokens = [side.vocab.token_bytes(token_id) for token_id in ids]
+    names = [
+        visible(token) if token else side.surface(token_id)
+        for token, token_id in zip(tokens, ids, strict=True)
+    ]
+    return {
+        "vocab": side.vocab.fingerprint,
+        "ids": ids,
+        "bounds": bounds,
+        "tokens": names,
+        "hex": [token.hex() for token in tokens],
+    }
+
+
+def coverage_json(coverage: Coverage) -> dict[str, float]:
+    """The counts of a coverage with its shares."""
+    return asdict(coverage) | {
+        "student_byte_share": coverage.student_byte_share,
+        "teacher_byte_share": coverage.teacher_byte_share,
+        "student_token_share": coverage.student_token_share,
+        "teacher_token_share": coverage.teacher_token_share,
+    }
+
+
+def _print_corpus(result: Any, out: Path, as_json: bool) -> None:
+    if as_json:
+        summary = {"rows": result.rows, "files": result.files, "made_now": result.made_now}
+        typer.echo(json.dumps(summary | {"coverage": coverage_json(result.coverage)}))
+        return
+    from xtoken.cli.align_view import coverage_table
+
+    console = Console(highlight=False)
+    console.print(coverage_table(result.coverage))
+    console.print(
+        f"{result.rows:,} rows in {result.files} files of {out}, {result.made_now} made now; "
+        f"read them with datasets.load_dataset({str(out)!r})",
+        soft_wrap=True,
+    )

@@ -1,0 +1,248 @@
+"""A corpus, aligned file by file: what is whole stays when the command is started again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from xtoken import Aligner, AlignmentBatch, Coverage, FormatError, OptionError
+from xtoken.cli.sides import Side
+
+# Hidden, so that `datasets` reads the parquet files beside it and nothing else.
+_STATE = ".xtoken-align"
+_ENCODED_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is aligned, and where the answer goes.
+
+    Args:
+        source: .jsonl or .parquet.
+        text_field: the column of texts.
+        out: directory of `part-NNNNN.parquet`.
+        rows_a_file: rows in each of them but the last.
+        special_tokens: whether each tokenizer adds its own.
+    """
+
+    source: Path
+    text_field: str
+    out: Path
+    rows_a_file: int
+    special_tokens: bool
+
+
+@dataclass(frozen=True)
+class CorpusResult:
+    """What the directory holds at the end, and how many of its files this run made."""
+
+    rows: int
+    files: int
+    made_now: int
+    coverage: Coverage
+
+
+def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side) -> CorpusResult:
+    """Align each text; files that an earlier run finished are kept.
+
+    Raises:
+        OptionError: the source is of no known kind, or the directory is of another alignment.
+        FormatError: a row holds no text.
+        OSError: a file cannot be read or written.
+    """
+    if corpus.rows_a_file < 1:
+        raise OptionError(f"--rows {corpus.rows_a_file} is out of range; expected 1 or more")
+    total, texts = _read_texts(corpus)
+    state = corpus.out / _STATE
+    _claim(corpus, aligner, state)
+    rows, files, made_now, coverage = 0, 0, 0, None
+    with _progress() as progress:
+        task = progress.add_task("aligning", total=total)
+        while True:
+            part = list(islice(texts, corpus.rows_a_file))
+            if not part:
+                break
+            name = f"part-{files:05d}"
+            done, file = state / f"{name}.json", corpus.out / f"{name}.parquet"
+            if not (done.is_file() and file.is_file()):
+                own = _write_part(file, part, rows, aligner, student, teacher, corpus)
+                _replace(done, json.dumps(asdict(own)).encode())
+                made_now += 1
+            own = Coverage(**json.loads(done.read_text()))
+            coverage = own if coverage is None else coverage + own
+            rows, files = rows + len(part), files + 1
+            progress.update(task, completed=rows)
+    if coverage is None:
+        raise FormatError(f"{corpus.source} holds no row; pass a file with texts")
+    return CorpusResult(rows, files, made_now, coverage)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
+    """Writes down what the directory is of, or checks that it is of the same."""
+    claim = {
+        "aligner": aligner.fingerprint,
+        "source": _digest(corpus.source),
+        "text_field": corpus.text_field,
+        "rows_a_file": corpus.rows_a_file,
+        "special_tokens": corpus.special_tokens,
+    }
+    file = state / "claim.json"
+    if file.is_file():
+        held = json.loads(file.read_text())
+        differing = [name for name, value in claim.items() if held.get(name) != value]
+        if differing:
+            raise OptionError(
+                f"{corpus.out} holds the alignment of another {', '.join(differing)}; "
+                "pass another --out, or the arguments it was begun with"
+            )
+        return
+    if corpus.out.is_dir() and any(corpus.out.iterdir()):
+        raise OptionError(
+            f"{corpus.out} is not empty and no alignment of this command; pass a new --out"
+        )
+    state.mkdir(parents=True)
+    _replace(file, json.dumps(claim).encode())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
+    """The number of rows, and their texts one by one."""
+    if corpus.source.suffix == ".jsonl":
+        with corpus.source.open("rb") as lines:
+            total = sum(1 for line in lines if line.strip())
+        return total, _jsonl_texts(corpus)
+    if corpus.source.suffix == ".parquet":
+        parquet = _pyarrow("pyarrow.parquet")
+        if not corpus.source.is_file():
+            raise FileNotFoundError(f"{corpus.source} does not exist; pass a .jsonl or .parquet")
+        source = parquet.ParquetFile(corpus.source)
+        if corpus.text_field not in source.schema_arrow.names:
+            raise FormatError(
+                f"{corpus.source} has the columns {', '.join(source.schema_arrow.names)} and no "
+                f"{corpus.text_field!r}; pass --text-field"
+            )
+        return source.metadata.num_rows, _parquet_texts(source, corpus)
+    raise OptionError(f"--batch {corpus.source} is neither .jsonl nor .parquet; convert it first")
+
+
+def _jsonl_texts(corpus: Corpus) -> Iterator[str]:
+    with corpus.source.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise FormatError(
+                    f"{corpus.source} line {number} is not JSON: {error}; pass one object a line"
+                ) from error
+            text = row.get(corpus.text_field) if isinstance(row, dict) else None
+            yield _checked(text, corpus, f"line {number}")
+
+
+def _parquet_texts(source: Any, corpus: Corpus) -> Iterator[str]:
+    row = 0
+    for batch in source.iter_batches(batch_size=1024, columns=[corpus.text_field]):
+        for text in batch.column(0).to_pylist():
+            yield _checked(text, corpus, f"row {row}")
+            row += 1
+
+
+def _checked(text: Any, corpus: Corpus, where: str) -> str:
+    if isinstance(text, str):
+        return text
+    raise FormatError(
+        f"{corpus.source} {where} has no text in {corpus.text_field!r}; pass --text-field, or "
+        "leave the row out"
+    )
+
+
+def _write_part(
+    file: Path,
+    texts: list[str],
+    first_row: int,
+    aligner: Aligner,
+    student: Side,
+    teacher: Side,
+    corpus: Corpus,
+) -> Coverage:
+    pa, parquet = _pyarrow(), _pyarrow("pyarrow.parquet")
+    ids = [
+        [
+            row
+            for start in range(0, len(texts), _ENCODED_AT_ONCE)
+            for row in side.encode(texts[start : start + _ENCODED_AT_ONCE], corpus.special_tokens)
+        ]
+        for side in (student, teacher)
+    ]
+    batch = aligner.align_batch(*ids)
+    columns = {
+        "row": pa.array(np.arange(first_row, first_row + len(texts))),
+        "student_ids": pa.array(ids[0], pa.list_(pa.int64())),
+        "teacher_ids": pa.array(ids[1], pa.list_(pa.int64())),
+        **_alignment_columns(batch),
+    }
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    parquet.write_table(pa.table(columns), partial)
+    partial.replace(file)
+    return batch.coverage
+
+
+def _alignment_columns(batch: AlignmentBatch) -> dict[str, Any]:
+    pa = _pyarrow()
+    offsets = batch.chunk_indptr
+    bound_offsets = offsets + np.arange(len(offsets))
+
+    def lists(values: Any, ends: Any) -> Any:
+        return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+
+    return {
+        "student_bounds": lists(batch.student_bounds, bound_offsets),
+        "teacher_bounds": lists(batch.teacher_bounds, bound_offsets),
+        "kind": lists(batch.kind, offsets),
+        "byte_counts": lists(batch.byte_counts.reshape(-1), np.arange(len(offsets)) * 4),
+    }
+
+
+def _pyarrow(module: str = "pyarrow") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise OptionError(
+            "--batch needs pyarrow, which is not installed; pip install pyarrow, or xtoken[train]"
+        ) from error

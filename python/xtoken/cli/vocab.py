@@ -1,0 +1,127 @@
+"""`xtoken vocab`: what a vocabulary is, and the traps that it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from xtoken import Vocab
+from xtoken.cli.align_view import visible
+
+_EXAMPLES = 3
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(vocab)
+
+
+def vocab(
+    path: Annotated[
+        Path, typer.Argument(help="Directory, tokenizer.json (.xz too), tekken or tiktoken file.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
+) -> None:
+    """Show what a vocabulary is: family, size, special tokens by role, traps found."""
+    facts = describe(Vocab.from_path(path))
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        Console(highlight=False).print(_view(path, facts))
+
+
+def describe(vocab: Vocab) -> dict[str, Any]:
+    """The facts of a vocabulary that decide how it can be aligned.
+
+    Returns: `family`, `size`, counts of each kind of id, `dummy_prefix`, `model`, `fingerprint`,
+        `roles` ({role: {id, text}}) and `traps` ({name: {count, examples}}), the traps with at
+        least one case only.
+    """
+    size = len(vocab)
+    tokens = [vocab.token_bytes(token_id) for token_id in range(size)]
+    special = vocab.special_tokens
+    unused = [i for i in range(size) if vocab.is_unused(i)]
+    fallback = [i for i in range(size) if vocab.is_byte_fallback(i)]
+    first: dict[bytes, int] = {}
+    duplicates = []
+    for token_id, token in enumerate(tokens):
+        if token and first.setdefault(token, token_id) != token_id:
+            duplicates.append(token_id)
+    parts = [i for i, token in enumerate(tokens) if token and not _is_utf8(token)]
+    spelled = [text for text in special.values() if text]
+    traps = {
+        "bytes that more than one id spells": [
+            f"{visible(tokens[i])} ({first[tokens[i]]}, {i})" for i in duplicates
+        ],
+        "ids without a token": [str(i) for i in unused],
+        "tokens that are not UTF-8 alone": [f"{visible(tokens[i])} ({i})" for i in parts],
+        "special strings that text may contain": spelled,
+    }
+    return {
+        "family": vocab.family,
+        "lossy": vocab.is_lossy,
+        "size": size,
+        "normal": size - len(special) - len(unused) - len(fallback),
+        "byte_fallback": len(fallback),
+        "special": len(special),
+        "unused": len(unused),
+        "longest_token_bytes": max(map(len, tokens), default=0),
+        "dummy_prefix": vocab.dummy_prefix,
+        "model": vocab.model,
+        "fingerprint": vocab.fingerprint,
+        "roles": {
+            role: {"id": token_id, "text": special.get(token_id, visible(tokens[token_id]))}
+            for role, token_id in vocab.roles.items()
+        },
+        "traps": {
+            name: {"count": len(cases), "examples": cases[:_EXAMPLES]}
+            for name, cases in traps.items()
+            if cases
+        },
+    }
+
+
+def _is_utf8(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _view(path: Path, facts: dict[str, Any]) -> RenderableType:
+    table = Table(title=str(path), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    lossy = "; lossy: the tokens do not determine the text" if facts["lossy"] else ""
+    table.add_row("family", facts["family"] + lossy)
+    table.add_row("ids", f"{facts['size']:,}")
+    for kind in ("normal", "byte_fallback", "special", "unused"):
+        if facts[kind]:
+            table.add_row(f"  {kind.replace('_', ' ')}", f"{facts[kind]:,}")
+    table.add_row("longest token", f"{facts['longest_token_bytes']} bytes")
+    table.add_row("own space before text", facts["dummy_prefix"])
+    table.add_row("segments bytes by", facts["model"] or "nothing that is known")
+    table.add_row("fingerprint", facts["fingerprint"])
+    roles = Table(
+        title="special tokens by role", title_justify="left", show_header=False, min_width=30
+    )
+    for role, token in facts["roles"].items():
+        roles.add_row(role, str(token["id"]), token["text"])
+    traps = Table(title="traps", title_justify="left", show_header=False)
+    traps.add_column()
+    traps.add_column(justify="right")
+    traps.add_column(overflow="fold")
+    for name, cases in facts["traps"].items():
+        more = ", …" if cases["count"] > len(cases["examples"]) else ""
+        # Text, as a token may look like markup.
+        traps.add_row(name, f"{cases['count']:,}", Text(", ".join(cases["examples"]) + more))
+    shown: list[RenderableType] = [table]
+    shown += [part for part in (roles, traps) if part.row_count]
+    return Group(*shown)

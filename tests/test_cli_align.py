@@ -1,0 +1,203 @@
+"""`xtoken align` and `xtoken vocab`: what they show, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizer_zoo as zoo
+from typer.testing import CliRunner
+
+from xtoken import Aligner, ChunkKind, Vocab
+from xtoken.cli import app, main
+from xtoken.cli.align_view import visible
+
+WIDE = {"COLUMNS": "200", "TERM": "dumb"}
+TEXTS = [text[:500] for text in zoo.TEXT[:25]]
+
+
+@pytest.fixture(name="pair", scope="module")
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    zoo.byte_level_bpe().save(str(folder / "student.json"))
+    (folder / "teacher").mkdir()
+    content = zoo.sentencepiece_bpe().to_str().encode()
+    (folder / "teacher" / "tokenizer.json.xz").write_bytes(lzma.compress(content, preset=0))
+    return ["--student", str(folder / "student.json"), "--teacher", str(folder / "teacher")]
+
+
+def run(*arguments: str, text: str | None = None) -> str:
+    result = CliRunner().invoke(app, arguments, input=text, env=WIDE, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of the command as the shell runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["xtoken", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert stopped.value.code == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_person_sees_shapes_kinds_and_bytes(pair: list[str]) -> None:
+    shown = run("align", *pair, "-", text="in 201\n\x07 é<|end_of_text|>?")
+    assert "2│0│1" in shown or "20│1" in shown or "201" in shown
+    assert "\\x07" in shown
+    assert "s+<|end_of_text|>" in shown
+    assert "t+" in shown
+    assert "⏎" in shown
+    assert "student only" in shown
+    assert "coverage" in shown
+    assert "1:1" in shown
+    assert "more chunks" in run("align", *pair, "--limit", "1", text="one two three")
+
+
+def test_white_space_and_lone_bytes_are_made_visible() -> None:
+    assert visible(b"a b\n\t\r") == "a·b⏎⇥␍"
+    assert visible(b"\xe2\x82") == "\\xe2\\x82"
+    assert visible("é\u200d\x00".encode()) == "é\\xe2\\x80\\x8d\\x00"
+
+
+def test_a_program_gets_all_of_it(pair: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("Hundreds of 201 naïve tokens", encoding="utf-8")
+    answer: dict[str, Any] = json.loads(run("align", *pair, "--json", str(file)))
+    student, teacher = answer["student"], answer["teacher"]
+    expected = Aligner(pair[1], pair[3]).align(student["ids"], teacher["ids"])
+    assert student["bounds"] == expected.student_bounds.tolist()
+    assert answer["kind"] == [ChunkKind(kind).name for kind in expected.kind.tolist()]
+    assert bytes.fromhex("".join(student["hex"])).decode() == file.read_text(encoding="utf-8")
+    assert answer["coverage"]["exact_bytes"] == expected.coverage.exact_bytes
+    assert answer["coverage"]["student_byte_share"] == 1.0
+    assert sum(answer["shapes"].values()) == len(expected)
+    whole = json.loads(run("align", *pair, "--json", "--whole-characters", text="naïve 😀"))
+    assert len(whole["kind"]) <= len(whole["student"]["ids"])
+
+
+def test_special_tokens_can_be_left_out(pair: list[str]) -> None:
+    bare = json.loads(run("align", *pair, "--json", "--no-special-tokens", text="a"))
+    assert bare["student"]["tokens"] == ["a"]
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
+
+
+def test_a_corpus_becomes_columns_that_datasets_loads(pair: list[str], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    source = write_jsonl(tmp_path / "texts.jsonl", TEXTS)
+    out = tmp_path / "out"
+    arguments = ["align", *pair, "--batch", str(source), "--out", str(out), "--rows", "10"]
+    said = json.loads(run(*arguments, "--json"))
+    assert (said["rows"], said["files"], said["made_now"]) == (25, 3, 3)
+    table = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(table) == 25
+    aligner = Aligner(pair[1], pair[3])
+    student = zoo.byte_level_bpe()
+    for row, text in zip(table, TEXTS, strict=True):
+        assert row["student_ids"] == student.encode(text).ids
+        expected = aligner.align(row["student_ids"], row["teacher_ids"])
+        for name in ("student_bounds", "teacher_bounds", "kind", "byte_counts"):
+            np.testing.assert_array_equal(row[name], getattr(expected, name))
+    assert table["row"][:] == list(range(25))
+
+
+def test_an_interrupted_corpus_goes_on_where_it_stopped(pair: list[str], tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "texts.jsonl", TEXTS)
+    out = tmp_path / "out"
+    arguments = ["align", *pair, "--batch", str(source), "--out", str(out), "--rows", "10"]
+    first = json.loads(run(*arguments, "--json"))
+    whole = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+    # As if the second part had been cut off before it was whole.
+    (out / "part-00001.parquet").unlink()
+    (out / ".part-00002.parquet.1.partial").write_bytes(b"half")
+    again = json.loads(run(*arguments, "--json"))
+    assert again["made_now"] == 1
+    assert again["coverage"] == first["coverage"]
+    assert {file.name: file.read_bytes() for file in out.glob("part-*")} == whole
+    assert "25 rows in 3 files" in run(*arguments)
+
+
+def test_a_parquet_corpus_is_read_by_its_column(pair: list[str], tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = tmp_path / "texts.parquet"
+    parquet.write_table(pa.table({"body": TEXTS[:3]}), source)
+    out = tmp_path / "out"
+    arguments = ["align", *pair, "--batch", str(source), "--out", str(out)]
+    assert json.loads(run(*arguments, "--text-field", "body", "--json"))["rows"] == 3
+    assert len(parquet.read_table(out / "part-00000.parquet")) == 3
+
+
+def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Path) -> None:
+    shown = run("vocab", pair[3])
+    for part in ("sentencepiece", "every", "byte fallback", "BPE", "<s>", "more than one id"):
+        assert part in shown
+    facts = json.loads(run("vocab", "--json", pair[1]))
+    assert facts["fingerprint"] == Vocab.from_path(pair[1]).fingerprint
+    assert facts["size"] == facts["normal"] + facts["special"]
+    assert facts["roles"]["bos"]["text"] == "<|begin_of_text|>"
+    assert facts["traps"]["tokens that are not UTF-8 alone"]["count"] >= 128
+    ranks = tmp_path / "small.tiktoken"
+    ranks.write_bytes(b"YQ== 0\nYg== 3\n")
+    assert "ids without a token" in run("vocab", str(ranks))
+    words = tmp_path / "words.json"
+    zoo.wordpiece().save(str(words))
+    assert "lossy" in run("vocab", str(words))
+
+
+def test_bad_arguments_are_one_line_that_says_what_to_do(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"fine \xff")
+    assert "not UTF-8 at byte 5" in fails(capsys, "align", *pair, str(text))
+    assert "No such file" in fails(capsys, "align", *pair, str(tmp_path / "none.txt"))
+    missing = ["--student", str(tmp_path / "none"), *pair[2:]]
+    assert "does not exist" in fails(capsys, "align", *missing, str(text))
+    ranks = tmp_path / "small.tiktoken"
+    ranks.write_bytes(b"YQ== 0\n")
+    no_encoder = ["--student", str(ranks), *pair[2:]]
+    assert "no encoder for text" in fails(capsys, "align", *no_encoder, str(text))
+    assert "does not exist" in fails(capsys, "vocab", str(tmp_path / "none"))
+
+
+def test_a_bad_corpus_is_one_line_that_says_what_to_do(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    source = str(write_jsonl(tmp_path / "texts.jsonl", TEXTS[:3]))
+    align = ["align", *pair]
+    assert "go together" in fails(capsys, *align, "--batch", source)
+    batch = [*align, "--out", out, "--batch"]
+    assert "neither .jsonl nor .parquet" in fails(capsys, *batch, "texts.csv")
+    assert "none.jsonl" in fails(capsys, *batch, str(tmp_path / "none.jsonl"))
+    assert "none.parquet" in fails(capsys, *batch, str(tmp_path / "none.parquet"))
+    assert "--rows 0" in fails(capsys, *batch, source, "--rows", "0")
+    assert "line 1 has no text in 'body'" in fails(capsys, *batch, source, "--text-field", "body")
+    (tmp_path / "out" / "note").touch()
+    assert "of another text_field" in fails(capsys, *batch, source)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "note").touch()
+    other = [*align, "--out", str(full), "--batch", source]
+    assert "not empty" in fails(capsys, *other)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "a"}\n{"text"\n')
+    new = [*align, "--out", str(tmp_path / "new"), "--batch"]
+    assert "line 2 is not JSON" in fails(capsys, *new, str(broken))
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    newer = [*align, "--out", str(tmp_path / "newer"), "--batch"]
+    assert "holds no row" in fails(capsys, *newer, str(empty))
