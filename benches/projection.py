@@ -4,8 +4,8 @@
     python benches/projection.py --student DIR --teacher DIR --json projection.json
 
 Time is CPU time of one thread, the least of the repeats; memory is the peak of resident memory
-above what it was with both tokenizers loaded. The 262k SentencePiece teacher is trained once and kept
-(`--no-sentencepiece` leaves it out).
+above what it was with both tokenizers loaded. The 262k SentencePiece teacher is trained once and
+kept (`--no-sentencepiece` leaves it out).
 """
 
 from __future__ import annotations
@@ -174,9 +174,7 @@ def table(rows: list[Row]) -> Table:
             f"{row.seconds_core:.3f}",
             f"{row.seconds_python:.2f}",
             "unknown" if row.peak_megabytes is None else f"{row.peak_megabytes:.0f}",
-            "no tiktoken"
-            if row.equal_rows is None
-            else f"{row.equal_rows:,} of {row.split_rows:,}",
+            "no tiktoken" if row.equal_rows is None else equal,
         )
     return shown
 

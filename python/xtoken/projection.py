@@ -13,10 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from xtoken._core import (
     PROJECTION_RULES,
     OptionError,
-    PieceTrie,
     ShapeError,
     TokenIdError,
-    UnsupportedTokenizerError,
     Vocab,
     build_projection,
 )
@@ -52,7 +50,8 @@ class Projection:
             own pieces of each teacher token; None where the student has no model that can segment.
         options: what it was built with.
         student_fingerprint, teacher_fingerprint: of the two vocabularies.
-        model_fingerprint: of the teacher's segmentation model.
+        model_fingerprint, student_model_fingerprint: of the teacher's and the student's
+            segmentation models; empty where not known.
         student, teacher: the vocabularies, where they are known; `explain` needs them.
 
     Source: X-Token (arXiv 2605.21699). Departures: tokens are compared as bytes and segmented by
@@ -74,6 +73,7 @@ class Projection:
     teacher: Vocab | None = None
     teacher_pieces_indptr: NDArray[np.int64] | None = None
     teacher_pieces: NDArray[np.int64] | None = None
+    student_model_fingerprint: str = ""
 
     @classmethod
     def build(
@@ -186,7 +186,9 @@ class Projection:
             model_fingerprint=teacher.model_fingerprint,
             student=student,
             teacher=teacher,
-            **_teacher_pieces(student, teacher, threads),
+            teacher_pieces_indptr=arrays.teacher_pieces_indptr,
+            teacher_pieces=arrays.teacher_pieces,
+            student_model_fingerprint=student.model_fingerprint,
         )
 
     @property
@@ -406,12 +408,3 @@ class Projection:
             f"Projection({self.shape[0]} x {self.shape[1]}, {len(self.indices)} entries, "
             f"student {self.student_fingerprint[:12]}…, teacher {self.teacher_fingerprint[:12]}…)"
         )
-
-
-def _teacher_pieces(student: Vocab, teacher: Vocab, threads: int) -> dict[str, NDArray[np.int64]]:
-    try:
-        trie = PieceTrie.build(teacher, student, "student", threads)
-    except UnsupportedTokenizerError:
-        return {}
-    indptr, pieces = trie.pieces()
-    return {"teacher_pieces_indptr": indptr, "teacher_pieces": pieces}

@@ -73,6 +73,7 @@ def save(projection: Projection, path: str | PathLike[str]) -> None:
             "student_fingerprint": projection.student_fingerprint,
             "teacher_fingerprint": projection.teacher_fingerprint,
             "model_fingerprint": projection.model_fingerprint,
+            "student_model_fingerprint": projection.student_model_fingerprint,
         },
     )
 
@@ -107,6 +108,7 @@ def load(
             student_fingerprint=metadata["student_fingerprint"],
             teacher_fingerprint=metadata["teacher_fingerprint"],
             model_fingerprint=metadata["model_fingerprint"],
+            student_model_fingerprint=metadata.get("student_model_fingerprint", ""),
             student=student,
             teacher=teacher,
             **{name: arrays[name] for name in optional},
@@ -168,11 +170,16 @@ def check_pair(
                 f"{vocab.fingerprint[:12]}…; "
                 + ("student and teacher are swapped" if swapped else "build W for this pair")
             )
-    if teacher is not None and teacher.model_fingerprint != projection.model_fingerprint:
-        raise PairError(
-            f"{source} was built for a teacher with the same tokens that segments text in another "
-            "way; build W for this pair"
-        )
+    models = (
+        ("student", student, projection.student_model_fingerprint),
+        ("teacher", teacher, projection.model_fingerprint),
+    )
+    for side, vocab, fingerprint in models:
+        if vocab is not None and fingerprint not in ("", vocab.model_fingerprint):
+            raise PairError(
+                f"{source} was built for a {side} with the same tokens that segments text in "
+                "another way; build W for this pair"
+            )
 
 
 def write_arrays(

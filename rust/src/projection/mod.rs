@@ -97,6 +97,8 @@ pub struct Projection {
     pub reverse_rows: usize,
     /// The teacher's pieces of each student token.
     pub pieces: Pieces,
+    /// The mirror: the student's pieces of each teacher token; none where the student cannot segment.
+    pub teacher_pieces: Option<Pieces>,
 }
 
 /// Builds W.
@@ -118,9 +120,19 @@ pub fn build(student: &Tokenizer, teacher: &Tokenizer, options: &Options) -> Res
         }
     }
     let pieces = Pieces::spell(student, teacher, "teacher", options.threads)?;
-    let reverse = match options.reverse {
-        Reverse::Off => Given::default(),
-        _ => Given::back(student, teacher, options)?,
+    let teacher_pieces = match Pieces::spell(teacher, student, "student", options.threads) {
+        Ok(pieces) => Some(pieces),
+        // Only the reverse rule must have them.
+        Err(Error::NoModel { .. } | Error::Unsupported { .. })
+            if options.reverse == Reverse::Off =>
+        {
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let reverse = match &teacher_pieces {
+        Some(pieces) if options.reverse != Reverse::Off => Given::back(pieces, options),
+        _ => Given::default(),
     };
     let canonical = CanonicalIndex::new(teacher, options.canonical);
     let mut special_of = vec![None; student.vocab.len()];
@@ -136,6 +148,7 @@ pub fn build(student: &Tokenizer, teacher: &Tokenizer, options: &Options) -> Res
         rules: Vec::with_capacity(size),
         reverse_rows: 0,
         pieces,
+        teacher_pieces,
     };
     w.indptr.push(0);
     let mut row: Vec<(u32, f64)> = Vec::new();
@@ -226,12 +239,11 @@ struct Given {
 }
 
 impl Given {
-    fn back(student: &Tokenizer, teacher: &Tokenizer, options: &Options) -> Result<Self> {
-        let pieces = Pieces::spell(teacher, student, "student", options.threads)?;
+    fn back(teacher_pieces: &Pieces, options: &Options) -> Self {
         let mut entries = Vec::new();
         let mut row = Vec::new();
-        for t in 0..teacher.vocab.len() as u32 {
-            let split = pieces.of(t);
+        for t in 0..teacher_pieces.indptr.len() as u32 - 1 {
+            let split = teacher_pieces.of(t);
             if split.len() < 2 {
                 continue;
             }
@@ -239,8 +251,8 @@ impl Given {
             spread(split, options, &mut row);
             entries.extend(row.iter().map(|&(s, weight)| (s, t, weight)));
         }
-        entries.sort_by_key(|entry| (entry.0, entry.1));
-        Ok(Self { entries })
+        entries.sort_by_key(|entry: &(u32, u32, f64)| (entry.0, entry.1));
+        Self { entries }
     }
 
     fn to(&self, s: u32) -> &[(u32, u32, f64)] {

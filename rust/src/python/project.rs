@@ -20,20 +20,34 @@ pub(super) struct PyProjectionArrays {
     rules: Py<PyArray1<u8>>,
     pieces_indptr: Py<PyArray1<i64>>,
     pieces: Py<PyArray1<i64>>,
+    teacher_pieces_indptr: Option<Py<PyArray1<i64>>>,
+    teacher_pieces: Option<Py<PyArray1<i64>>>,
     reverse_rows: usize,
 }
 
 impl PyProjectionArrays {
     fn new(py: Python<'_>, w: Projection) -> Self {
         let rules: Vec<u8> = w.rules.iter().map(|&rule| rule as u8).collect();
-        let pieces: Vec<i64> = w.pieces.ids.iter().map(|&id| i64::from(id)).collect();
+        let ids = |ids: &[u32]| -> Py<PyArray1<i64>> {
+            let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            ids.into_pyarray(py).unbind()
+        };
+        let (teacher_pieces_indptr, teacher_pieces) = match w.teacher_pieces {
+            Some(pieces) => (
+                Some(pieces.indptr.into_pyarray(py).unbind()),
+                Some(ids(&pieces.ids)),
+            ),
+            None => (None, None),
+        };
         Self {
             indptr: w.indptr.into_pyarray(py).unbind(),
             indices: w.indices.into_pyarray(py).unbind(),
             weights: w.weights.into_pyarray(py).unbind(),
             rules: rules.into_pyarray(py).unbind(),
             pieces_indptr: w.pieces.indptr.into_pyarray(py).unbind(),
-            pieces: pieces.into_pyarray(py).unbind(),
+            pieces: ids(&w.pieces.ids),
+            teacher_pieces_indptr,
+            teacher_pieces,
             reverse_rows: w.reverse_rows,
         }
     }
