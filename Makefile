@@ -60,7 +60,8 @@ format:  ## Rewrite the sources in the house format
 
 bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	cargo bench --workspace
-	$(BIN)/python -m pytest benches --benchmark-only $(ARGS)
+	$(BIN)/python benches/projection.py
+	$(BIN)/python benches/losses.py
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) target dist runs

@@ -84,15 +84,18 @@ def test_a_projection_of_another_pair_is_refused_by_side(w: Projection, path: Pa
         Projection.load(path, w.teacher, w.student)
 
 
-def test_a_teacher_with_the_same_tokens_but_other_merges_is_another_teacher(
-    w: Projection, path: Path
+def test_a_tokenizer_with_the_same_tokens_but_other_merges_is_another_one(
+    w: Projection, path: Path, tmp_path: Path
 ) -> None:
     state = json.loads(zoo.byte_level_bpe(2000, 1).to_str())
     state["model"]["merges"].reverse()
     teacher = Vocab.from_tokenizer_json(json.dumps(state).encode())
     assert teacher.fingerprint == w.teacher_fingerprint
-    with pytest.raises(PairError, match="segments text in another way"):
+    with pytest.raises(PairError, match="built for a teacher with the same tokens that segments"):
         Projection.load(path, w.student, teacher)
+    Projection.build(w.teacher, w.student, cache_dir=False).save(tmp_path / "mirror")
+    with pytest.raises(PairError, match="built for a student with the same tokens that segments"):
+        Projection.load(tmp_path / "mirror", teacher, w.student)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 20_000, -1])
@@ -169,7 +172,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(
 
 def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
     arguments = [(str(tmp_path / "log"), str(tmp_path / "cache"))] * 8
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
         assert pool.starmap(build_and_count, arguments) == [3] * 8
     assert (tmp_path / "log").read_text() == "built\n"
 
@@ -251,6 +254,29 @@ def test_a_table_has_the_layout_that_nemo_rl_and_trl_read(w: Projection, tmp_pat
     strict = (table["likelihoods"][:, 0] == 1.0) & (table["indices"][:, 1] == -1)
     assert bool(strict[w.student.id_of(b" the")])
     assert not bool(strict[w.student.id_of(b"201")])
+
+
+def test_a_table_holds_the_papers_cases(tmp_path: Path) -> None:
+    ascii_bytes = [bytes([byte]) for byte in range(128)]
+    student = Vocab.from_tokens([*ascii_bytes, b"201", b"Hundreds", b"reds"], ranked=True)
+    pieces = [b"Hu", b"nd", b"Hund", b"re", b"ds", b"reds"]
+    teacher = Vocab.from_tokens([*ascii_bytes, *pieces], ranked=True)
+    Projection.build(student, teacher, cache_dir=False).export_topk_pt(tmp_path / "w.pt")
+    table = torch.load(tmp_path / "w.pt", weights_only=True)
+
+    def row(token: bytes) -> list[tuple[bytes, float]]:
+        indices = table["indices"][student.id_of(token)].tolist()
+        weights = table["likelihoods"][student.id_of(token)].tolist()
+        assert all((t == -1) == (x == 0) for t, x in zip(indices, weights, strict=True))
+        return [
+            (teacher.token_bytes(t), round(x, 4))
+            for t, x in zip(indices, weights, strict=True)
+            if t >= 0
+        ]
+
+    assert row(b"201") == [(b"2", 0.9009), (b"0", 0.0901), (b"1", 0.0090)]
+    assert row(b"Hundreds") == [(b"Hund", 0.9091), (b"reds", 0.0909)]
+    assert row(b"reds") == [(b"reds", 1.0)]
 
 
 def test_a_table_comes_back_as_it_was(w: Projection, tmp_path: Path) -> None:
