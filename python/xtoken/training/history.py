@@ -30,11 +30,6 @@ class History:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 
-    def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Return the steps and the values of the records that have this name."""
-        found = [(record["step"], record[name]) for record in self.records if name in record]
-        return [step for step, _ in found], [value for _, value in found]
-
 
 def read_history(path: Path | str) -> list[dict[str, float]]:
     """Read the records of a file that `History` wrote; null becomes NaN."""
