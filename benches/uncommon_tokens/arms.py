@@ -25,10 +25,13 @@ Unit = tuple[str, int, int]
 
 def plan() -> list[Unit]:
     """All (arm, seed, steps), the most telling ones first."""
-    short = [(arm, seed, 160) for seed in SEEDS for arm in ("prefix KL", "P-KL decay 0")]
-    basis = [(arm, seed, 160) for seed in SEEDS for arm in ("CE", "GOLD")]
-    long = [(arm, seed, 480) for seed in SEEDS for arm in ("prefix KL", "P-KL decay 0")]
-    first = [*short, *basis, *long]
+    pair, basis = ("prefix KL", "P-KL decay 0"), ("CE", "GOLD")
+    first = [
+        (arm, seed, steps)
+        for arms, steps in ((pair, 480), (pair, 160), (basis, 160))
+        for seed in SEEDS
+        for arm in arms
+    ]
     controls = ("P-KL decay 0, weight 3", "prefix KL without END", "P-KL decay 0.1")
     rest = [
         (arm, seed, steps)

@@ -6,9 +6,11 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benches.uncommon_tokens.arms import ARMS, FIXED, Unit
 from benches.uncommon_tokens.score import score
@@ -17,6 +19,7 @@ from demo.corpus import build_corpus, sample
 from demo.student import prepare_student
 from demo.teacher import prepare_teacher
 from xtoken.data import DistillCollator, TextSplit
+from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig
 from xtoken.training.objective import Objective
 from xtoken.training.pair import load_pair
@@ -33,6 +36,7 @@ class Bench:
     texts: TextSplit
     kinds: list[str]
     train_texts: list[str]
+    stores: dict[int, TopKStore] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, folder: Path, reporter: Reporter) -> Bench:
@@ -59,17 +63,22 @@ class Bench:
             raise RuntimeError("a held-out passage was left out; the kinds no longer fit")
         return materials
 
+    def store(self, materials: Materials, config: DistillConfig) -> TopKStore:
+        """The teacher's stored predictions of the text; the teacher is loaded once."""
+        top_k = config.teacher_top_k
+        assert top_k is not None
+        if top_k not in self.stores:
+            teacher = materials.pair.load_teacher(torch.device("cpu"))
+            cache = self.folder / "teacher-top-k"
+            self.stores[top_k] = open_store(materials, teacher, top_k, cache, self.reporter)
+        return self.stores[top_k]
+
     def run(self, unit: Unit, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Train and score; `on_step` is told the steps done."""
         arm, seed, steps = unit
         config = DistillConfig(**{**FIXED, "steps": steps, "seed": seed, **ARMS[arm]})
         materials = self.materials(config, seed)
-        store = None
-        if config.loss != "ce":
-            teacher = materials.pair.load_teacher(_cpu())
-            cache = self.folder / "teacher-top-k"
-            assert config.teacher_top_k is not None
-            store = open_store(materials, teacher, config.teacher_top_k, cache, self.reporter)
+        store = self.store(materials, config) if config.loss != "ce" else None
         model = materials.pair.load_student()
         pair = materials.pair
         with tempfile.TemporaryDirectory() as scratch:
@@ -97,9 +106,3 @@ class Bench:
             "scores": {name: round(value, 5) for name, value in scores.items()},
             "config": json.loads(config.to_json()),
         }
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")

@@ -5,17 +5,22 @@
 //! each child, by rising piece. Nodes are numbered level by level, so that the children of a node
 //! are neighbours too. Nothing else is kept: a node costs five words, a token one.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
 
-/// "No node" and "no piece": both counts stay below 2^32 - 1.
+/// "No piece": there are fewer than 2^32 - 1.
 const NONE: u32 = u32::MAX;
+const MOST_PIECES: usize = 1 << 30;
 /// The node of the empty prefix.
 pub const ROOT: u32 = 0;
 /// Chunks that one thread looks up at a time.
 const CHUNKS_A_TASK: usize = 4096;
+/// Chunks whose answers are held back before they are appended.
+const CHUNKS_A_BLOCK: usize = 256;
 
 /// Tokens as sequences of pieces, by prefix; see the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +29,33 @@ pub struct PieceTrie {
     tokens: Vec<u32>,
     nodes: Vec<Node>,
     /// The root's child for each piece: the one node with too many children to search among.
-    first: Vec<u32>,
+    first: Vec<Entry>,
+}
+
+/// A child of the root with the two facts that most lookups need of it, so that a chunk of one
+/// piece costs one read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry(u32);
+
+impl Entry {
+    const NONE: Self = Self(0);
+
+    fn new(node: u32, has_choice: bool, has_children: bool) -> Self {
+        Self(node << 2 | u32::from(has_choice) << 1 | u32::from(has_children))
+    }
+
+    /// [`ROOT`] where there is no such child.
+    fn node(self) -> u32 {
+        self.0 >> 2
+    }
+
+    fn has_choice(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    fn has_children(self) -> bool {
+        self.0 & 1 != 0
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,16 +127,22 @@ impl PieceTrie {
             level = level.end..nodes.len();
             depth += 1;
         }
-        let mut first = vec![NONE; piece_count];
-        for node in 1..nodes.get(1).map_or(1, |node| node.child) {
-            first[nodes[node as usize].piece as usize] = node;
-        }
-        Ok(Self {
+        let mut trie = Self {
             pieces,
             tokens,
             nodes,
-            first,
-        })
+            first: vec![Entry::NONE; piece_count],
+        };
+        for node in trie.child_range(ROOT) {
+            let entry = Entry::new(
+                node as u32,
+                trie.slot_count(node as u32) >= 2,
+                !trie.child_range(node as u32).is_empty(),
+            );
+            let piece = trie.nodes[node].piece;
+            trie.first[piece as usize] = entry;
+        }
+        Ok(trie)
     }
 
     /// Number of nodes, the root among them.
@@ -157,7 +194,7 @@ impl PieceTrie {
             .map(|child| (self.nodes[child].piece, child as u32))
     }
 
-    fn child_range(&self, node: u32) -> std::ops::Range<usize> {
+    fn child_range(&self, node: u32) -> Range<usize> {
         let node = node as usize;
         let end = match self.nodes.get(node + 1) {
             Some(next) => next.child as usize,
@@ -170,8 +207,8 @@ impl PieceTrie {
     #[must_use]
     pub fn child(&self, node: u32, piece: u32) -> Option<u32> {
         if node == ROOT {
-            let found = self.first.get(piece as usize).copied();
-            return found.filter(|&child| child != NONE);
+            let found = self.first.get(piece as usize).map(|entry| entry.node());
+            return found.filter(|&child| child != ROOT);
         }
         let children = self.child_range(node);
         let offset = self.nodes[children.clone()]
@@ -220,58 +257,25 @@ impl PieceTrie {
                 remedy: "pass one start and one end a chunk",
             });
         }
-        let run = |task: usize| {
-            let chunks = task * CHUNKS_A_TASK..starts.len().min((task + 1) * CHUNKS_A_TASK);
-            self.lookup_range(ids, starts, ends, chunks, max_depth, side)
+        let call = Lookup {
+            trie: self,
+            ids,
+            starts,
+            ends,
+            max_depth,
+            side,
         };
         let tasks = starts.len().div_ceil(CHUNKS_A_TASK);
-        let parts: Vec<PrefixNodes> = if threads == 1 || tasks < 2 {
-            (0..tasks).map(run).collect::<Result<_>>()?
-        } else {
-            in_pool(threads, || {
-                (0..tasks).into_par_iter().map(run).collect::<Result<_>>()
-            })??
-        };
-        Ok(PrefixNodes::concat(parts))
-    }
-
-    fn lookup_range(
-        &self,
-        ids: &[i64],
-        starts: &[i64],
-        ends: &[i64],
-        chunks: std::ops::Range<usize>,
-        max_depth: usize,
-        side: &'static str,
-    ) -> Result<PrefixNodes> {
-        let mut found = PrefixNodes::default();
-        for chunk in chunks {
-            let range = chunk_range(starts[chunk], ends[chunk], chunk, ids.len())?;
-            let mut node = ROOT;
-            for (depth, position) in (1..).zip(range).take(max_depth) {
-                let id = ids[position];
-                let piece = usize::try_from(id)
-                    .ok()
-                    .filter(|&piece| piece < self.first.len())
-                    .ok_or(Error::IdOutOfRange {
-                        sequence: None,
-                        side,
-                        position,
-                        id,
-                        size: self.first.len(),
-                    })?;
-                let Some(next) = self.child(node, piece as u32) else {
-                    break;
-                };
-                node = next;
-                if self.slot_count(node) >= 2 {
-                    found.chunk.push(chunk as i64);
-                    found.depth.push(depth);
-                    found.node.push(i64::from(node));
-                }
-            }
+        if threads == 1 || tasks < 2 {
+            return call.of(0..starts.len());
         }
-        Ok(found)
+        let run = |task: usize| {
+            call.of(task * CHUNKS_A_TASK..starts.len().min((task + 1) * CHUNKS_A_TASK))
+        };
+        let parts: Vec<PrefixNodes> = in_pool(threads, || {
+            (0..tasks).into_par_iter().map(run).collect::<Result<_>>()
+        })??;
+        Ok(PrefixNodes::concat(&parts))
     }
 
     /// The trie as arrays in which each node's slots are neighbours.
@@ -314,17 +318,16 @@ pub struct Slots {
 }
 
 impl PrefixNodes {
-    fn concat(mut parts: Vec<Self>) -> Self {
-        if parts.len() == 1 {
-            return parts.swap_remove(0);
-        }
+    fn push(&mut self, chunk: usize, depth: usize, node: u32) {
+        self.chunk.push(chunk as i64);
+        self.depth.push(depth as i64);
+        self.node.push(i64::from(node));
+    }
+
+    fn concat(parts: &[Self]) -> Self {
         let column = |of: fn(&Self) -> &Vec<i64>| {
-            parts
-                .iter()
-                .map(of)
-                .map(Vec::as_slice)
-                .collect::<Vec<_>>()
-                .concat()
+            let columns: Vec<&[i64]> = parts.iter().map(|part| of(part).as_slice()).collect();
+            columns.concat()
         };
         Self {
             chunk: column(|part| &part.chunk),
@@ -334,7 +337,96 @@ impl PrefixNodes {
     }
 }
 
-fn chunk_range(start: i64, end: i64, chunk: usize, len: usize) -> Result<std::ops::Range<usize>> {
+/// The arguments of [`PieceTrie::lookup`].
+struct Lookup<'a> {
+    trie: &'a PieceTrie,
+    ids: &'a [i64],
+    starts: &'a [i64],
+    ends: &'a [i64],
+    max_depth: usize,
+    side: &'static str,
+}
+
+impl Lookup<'_> {
+    /// The nodes of some chunks.
+    fn of(&self, chunks: Range<usize>) -> Result<PrefixNodes> {
+        let mut found = PrefixNodes::default();
+        if self.max_depth == 0 {
+            return Ok(found);
+        }
+        // Whether a chunk's first piece has a choice cannot be predicted: every chunk is written,
+        // and kept or not by where the next one goes.
+        let mut held = [(0usize, 0u32); CHUNKS_A_BLOCK];
+        for block in chunks.clone().step_by(CHUNKS_A_BLOCK) {
+            let mut count = 0;
+            for chunk in block..chunks.end.min(block + CHUNKS_A_BLOCK) {
+                let range =
+                    chunk_range(self.starts[chunk], self.ends[chunk], chunk, self.ids.len())?;
+                if range.is_empty() {
+                    continue;
+                }
+                let entry = self.trie.first[self.piece(range.start)?];
+                held[count] = (chunk, entry.node());
+                count += usize::from(entry.has_choice());
+                if entry.has_children() && range.len() > 1 {
+                    flush(&held[..count], &mut found);
+                    count = 0;
+                    self.deeper(chunk, entry.node(), range, &mut found)?;
+                }
+            }
+            flush(&held[..count], &mut found);
+        }
+        Ok(found)
+    }
+
+    /// Goes on from the node of the chunk's first piece.
+    fn deeper(
+        &self,
+        chunk: usize,
+        mut node: u32,
+        range: Range<usize>,
+        found: &mut PrefixNodes,
+    ) -> Result<()> {
+        for (depth, position) in (1..=self.max_depth).zip(range).skip(1) {
+            let piece = self.piece(position)?;
+            let Some(next) = self.trie.child(node, piece as u32) else {
+                break;
+            };
+            node = next;
+            if self.trie.slot_count(node) >= 2 {
+                found.push(chunk, depth, node);
+            }
+        }
+        Ok(())
+    }
+
+    fn piece(&self, position: usize) -> Result<usize> {
+        let id = self.ids[position];
+        let size = self.trie.first.len();
+        match usize::try_from(id) {
+            Ok(piece) if piece < size => Ok(piece),
+            _ => Err(Error::IdOutOfRange {
+                sequence: None,
+                side: self.side,
+                position,
+                id,
+                size,
+            }),
+        }
+    }
+}
+
+fn flush(held: &[(usize, u32)], found: &mut PrefixNodes) {
+    found
+        .chunk
+        .extend(held.iter().map(|&(chunk, _)| chunk as i64));
+    found.depth.extend(held.iter().map(|_| 1));
+    found
+        .node
+        .extend(held.iter().map(|&(_, node)| i64::from(node)));
+}
+
+fn chunk_range(start: i64, end: i64, chunk: usize, len: usize) -> Result<Range<usize>> {
     match (usize::try_from(start), usize::try_from(end)) {
         (Ok(start), Ok(end)) if start <= end && end <= len => Ok(start..end),
         _ => Err(Error::Shape {
@@ -355,12 +447,12 @@ fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
             remedy: "build them again from the two tokenizers",
         });
     }
-    // Nodes and tokens are numbered in 32 bits, with room for NONE.
-    if pieces.ids.len() >= NONE as usize || pieces.indptr.len() >= NONE as usize {
+    // Nodes are numbered in 30 bits, and there is at most one a piece.
+    if pieces.ids.len() >= MOST_PIECES || pieces.indptr.len() >= NONE as usize {
         return Err(Error::Option {
             name: "tokens",
             value: format!("{} pieces", pieces.ids.len()),
-            expected: "fewer than 2^32 - 1",
+            expected: "fewer than 2^30",
         });
     }
     match pieces.ids.iter().find(|&&id| id as usize >= piece_count) {

@@ -32,8 +32,8 @@ from .merge import ChunkRows
 from .module import LossModule
 from .output import LossOutput
 from .p_kl import PKLBlocks, Scope, p_kl_blocks
-from .prefix_nodes import PrefixItems, TrieSlots, first_pieces, prefix_items
-from .prefix_slots import SlotLayout, below_log_mass, next_log_mass, slot_divergence
+from .prefix_blocks import PrefixBlock, PrefixPart
+from .prefix_nodes import TrieSlots, first_pieces, prefix_items
 from .prefix_teacher import TeacherEntries
 from .row_blocks import Block, BlockLoss, reduce_chunks
 from .student import Student
@@ -127,24 +127,22 @@ def prefix_kl(
             f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
             f"{temperature}; store it at {temperature}, or pass full logits"
         )
-    parts = []
+    entries = TeacherEntries(teacher, projection.shape[1], temperature)
+    at = chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1
+    parts: list[PrefixPart] = []
     for side, trie, ids in (
         ("teacher", student_trie, teacher_ids),
         ("student", teacher_trie, student_ids),
     ):
         if trie is not None and max_depth != 0:
             items = prefix_items(trie, chunks, ids, side, max_depth=max_depth, last_depth=end)
-            parts.append(_Part(trie, items, mirrored=side == "student"))
+            parts.append(PrefixPart(trie, items, side == "student", entries, at, min_mass, end))
     loss = PrefixKLBlocks(
         student=_with_later_rows(root.student, parts),
         params=root.params,
         root=root,
         parts=parts,
-        entries=TeacherEntries(teacher, projection.shape[1], temperature),
-        teacher_first=chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1,
         depth_weights=tuple(float(weight) for weight in depth_weights),
-        min_mass=min_mass,
-        end=end,
     )
     result = reduce_chunks(
         loss,
@@ -160,15 +158,6 @@ def prefix_kl(
     return replace(result, metrics={**result.metrics, "prefix_teacher_mass": known})
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """One of the two constructions, with its items."""
-
-    trie: TrieSlots
-    items: PrefixItems
-    mirrored: bool
-
-
 @dataclass(eq=False, kw_only=True)
 class PrefixKLBlocks(BlockLoss):
     """Prefix KL of a block of chunks.
@@ -180,12 +169,8 @@ class PrefixKLBlocks(BlockLoss):
     student: ChunkRows
     params: tuple[Tensor, ...]
     root: PKLBlocks
-    parts: list[_Part]
-    entries: TeacherEntries
-    teacher_first: Tensor
+    parts: list[PrefixPart]
     depth_weights: tuple[float, ...]
-    min_mass: float
-    end: bool
 
     def __post_init__(self) -> None:
         self.metric_names = (
@@ -204,10 +189,11 @@ class PrefixKLBlocks(BlockLoss):
         losses = losses * self.depth_weights[0]
         later = sums.new_zeros(3)
         for part in self.parts:
-            plan = self._plan(part, block, first)
-            if plan is not None:
-                terms, counted = self._compare(plan, plan.pick(rows))
-                losses = losses.index_add(0, plan.chunk, terms)
+            found = part.block(block)
+            if found is not None:
+                items, row = found, first[found.chunk - block.start]
+                terms, counted = self._compare(items, items.pick(rows, row))
+                losses = losses.index_add(0, items.chunk - block.start, terms)
                 later = later + counted
         return losses, torch.cat([sums, later])
 
@@ -232,18 +218,19 @@ class PrefixKLBlocks(BlockLoss):
         grad = grad.contiguous() if whole else torch.zeros_like(rows).index_copy_(0, first, grad)
         later = sums.new_zeros(3)
         for part in self.parts:
-            plan = self._plan(part, block, first)
-            if plan is None:
+            items = part.block(block)
+            if items is None:
                 continue
+            row = first[items.chunk - block.start]
             with torch.enable_grad():
-                picked = plan.pick(rows.detach()).requires_grad_()
-                terms, counted = self._compare(plan, picked)
+                picked = items.pick(rows.detach(), row).requires_grad_()
+                terms, counted = self._compare(items, picked)
                 if self.weights is not None:
-                    terms = terms * self.weights[plan.global_chunk].to(terms.dtype)
+                    terms = terms * self.weights[items.chunk].to(terms.dtype)
                 value = terms.sum()
                 seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
                 (found,) = torch.autograd.grad(value, picked, seed)
-            plan.put_back(grad, found)
+            items.put_back(grad, row, found)
             total = total + value.detach()
             later = later + counted
         return total, torch.cat([sums, later]), grad, grad_params
@@ -255,106 +242,21 @@ class PrefixKLBlocks(BlockLoss):
         ptr = self.student.ptr[block.start : block.stop]
         return ptr - ptr[0] if len(block) else ptr
 
-    def _plan(self, part: _Part, block: Block, first: Tensor) -> _Plan | None:
-        items = part.items
-        low, high = items.ptr[block.start], items.ptr[block.stop]
-        if low == high:
-            return None
-        chunk, depth = items.chunk[low:high], items.depth[low:high]
-        layout = SlotLayout.of(part.trie, items.node[low:high])
-        row = first[chunk - block.start]
-        return _Plan(part.mirrored, layout, chunk - block.start, chunk, depth, row)
-
-    def _compare(self, plan: _Plan, picked: Tensor) -> tuple[Tensor, Tensor]:
+    def _compare(self, items: PrefixBlock, picked: Tensor) -> tuple[Tensor, Tensor]:
         """[N] weighted divergence of each item; sums of divergence, items and known mass."""
-        layout, tau = plan.layout, self.root.temperature
-        logits = picked if tau == 1.0 else picked / tau
-        counted = torch.ones(len(layout), dtype=torch.bool, device=picked.device)
-        stored = None
-        if plan.mirrored:
-            at = self.teacher_first[plan.global_chunk]
-            entry_row = layout.item[layout.token_slot]
-            entries, _, known = self.entries.read(at, entry_row, layout.tokens)
-            log_teacher = below_log_mass(layout, entries)
-            log_student = _next_of_rows(layout, logits)
-            if self.entries.is_stored:
-                stored = ~torch.isneginf(log_teacher)
-                # What ends here is unknown: END cannot be told from the rest.
-                counted = ~layout.has_end | stored[layout.first]
-        else:
-            at = self.teacher_first[plan.global_chunk] + plan.depth
-            children, rest, known = self.entries.read(at, layout.item, layout.piece)
-            log_teacher = next_log_mass(layout, children, rest)
-            log_student = below_log_mass(layout, logits)
-            if self.entries.is_stored:
-                stored = ~torch.isneginf(children)
-            on_children = torch.zeros_like(rest).index_add(0, layout.item, torch.exp(children))
-            with_end = layout.has_end if self.end else torch.zeros_like(layout.has_end)
-            counted = with_end | (on_children >= self.min_mass)
-        terms = slot_divergence(
-            layout,
-            log_teacher,
-            log_student,
-            stored=stored,
-            end=self.end,
-            direction=self.root.direction,
-            beta=self.root.beta,
+        tau = self.root.temperature
+        log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
+        terms = items.targets.divergence(
+            items.layout, log_mass, self.root.direction, self.root.beta
         )
-        terms = torch.where(counted, terms, torch.zeros_like(terms))
-        sums = (terms.detach(), counted.to(terms.dtype), known.to(terms.dtype) * counted)
-        weight = terms.new_tensor(self.depth_weights)[
-            plan.depth.clamp(max=len(self.depth_weights) - 1)
-        ]
-        return terms * weight * tau**2, torch.stack([part.sum() for part in sums])
+        counted = items.targets.counted.to(terms.dtype)
+        sums = (terms.detach(), counted, items.known.to(terms.dtype) * counted)
+        depth = items.depth.clamp(max=len(self.depth_weights) - 1)
+        weight = terms.new_tensor(self.depth_weights)[depth] * tau**2
+        return terms * weight, torch.stack([part.sum() for part in sums])
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """The items of a block: their slots, and the student's numbers that they read.
-
-    Attributes:
-        chunk, global_chunk: [N] int64, counted from the block's start and from the batch's.
-        depth: [N] int64.
-        row: [N] int64, first row of the item's chunk.
-    """
-
-    mirrored: bool
-    layout: SlotLayout
-    chunk: Tensor
-    global_chunk: Tensor
-    depth: Tensor
-    row: Tensor
-
-    def pick(self, rows: Tensor) -> Tensor:
-        """[K] logits of the tokens below, or mirrored [N, V_s] the row of each depth."""
-        if self.mirrored:
-            return rows[self.row + self.depth]
-        return rows.flatten()[self._entries(rows)]
-
-    def put_back(self, grad: Tensor, picked: Tensor) -> None:
-        """Add the gradient of what was picked to that of the rows, which is contiguous."""
-        if self.mirrored:
-            grad.index_add_(0, self.row + self.depth, picked)
-        else:
-            grad.view(-1).index_add_(0, self._entries(grad), picked)
-
-    def _entries(self, rows: Tensor) -> Tensor:
-        owner = self.layout.item[self.layout.token_slot]
-        return self.row[owner] * rows.shape[1] + self.layout.tokens
-
-
-def _next_of_rows(layout: SlotLayout, rows: Tensor) -> Tensor:
-    """[S] log mass of each slot, from whole rows of logits [N, V_s] that predict the next piece."""
-    children = rows[layout.item, layout.piece.clamp(min=0)]
-    inside = layout.child
-    # Summed without the children, never 1 minus their sum: that would lose a small END.
-    others = rows.index_put(
-        (layout.item[inside], layout.piece[inside]), rows.new_tensor(-torch.inf)
-    )
-    return next_log_mass(layout, children, torch.logsumexp(others, 1))
-
-
-def _with_later_rows(first: ChunkRows, parts: Sequence[_Part]) -> ChunkRows:
+def _with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
     """The predictor of each chunk, and the rows after it that the mirrored construction reads."""
     mirrored = [part.items for part in parts if part.mirrored and len(part.items)]
     if not mirrored:

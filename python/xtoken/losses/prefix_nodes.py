@@ -15,7 +15,7 @@ from ..sparse import SparseProjection
 class TrieSlots(nn.Module):
     """A trie (`xtoken.trie.PieceTrie`) with its arrays as buffers, so that it moves with a model.
 
-    The tokens below node `u` are `tokens[node_starts[u]:]`, cut into the slots
+    The `node_sizes[u]` tokens below node `u` are `tokens[node_starts[u]:]`, cut into the slots
     `slot_ptr[u]:slot_ptr[u + 1]`; piece -1 marks the tokens that end at `u`.
     """
 
@@ -24,6 +24,7 @@ class TrieSlots(nn.Module):
     slot_ptr: Tensor
     slot_sizes: Tensor
     slot_pieces: Tensor
+    node_sizes: Tensor
 
     def __init__(self, trie: Any) -> None:
         """
@@ -35,6 +36,8 @@ class TrieSlots(nn.Module):
         for name, array in trie.slots._asdict().items():
             # A copy: torch cannot hold a read-only array.
             self.register_buffer(name, torch.tensor(array), persistent=False)
+        below = torch.nn.functional.pad(self.slot_sizes.cumsum(0), (1, 0))[self.slot_ptr]
+        self.register_buffer("node_sizes", below.diff(), persistent=False)
 
     @property
     def token_count(self) -> int:

@@ -7,7 +7,7 @@ all that is no child in END. Everything is in log space, flat, and a segment ope
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,18 +17,23 @@ from ..sparse import ragged_arange
 from .divergence import Direction, divergence
 from .prefix_nodes import TrieSlots
 
+# What a slot has in place of a piece.
+END, NOWHERE = -1, -2
+
 
 @dataclass(frozen=True, eq=False)
 class SlotLayout:
-    """The slots of a block of items, N items with S slots and K tokens below them.
+    """The slots of N items: S slots, K tokens below them.
 
     Attributes:
         item: [S] int64, rising, the item of each slot.
         first: [N] int64, each item's first slot, which is END where `has_end`.
-        piece: [S] int64, the piece that leads to the slot; -1 for END.
+        piece: [S] int64, the piece that leads to the slot; END, or NOWHERE for no slot at all.
         tokens: [K] int64, ids below the items' nodes, by slot.
-        token_slot: [K] int64, rising, the slot of each token.
+        token_slot: [K] int64, the slot that each token counts in.
+        token_item: [K] int64, rising, its item.
         has_end: [N] bool, some token ends at the node.
+        slot_ends, token_ends: N + 1 ints, the range of each item's slots and tokens.
     """
 
     item: Tensor
@@ -36,7 +41,10 @@ class SlotLayout:
     piece: Tensor
     tokens: Tensor
     token_slot: Tensor
+    token_item: Tensor
     has_end: Tensor
+    slot_ends: list[int]
+    token_ends: list[int]
 
     @classmethod
     def of(cls, trie: TrieSlots, node: Tensor) -> SlotLayout:
@@ -46,16 +54,19 @@ class SlotLayout:
         slot = ragged_arange(start, counts)  # [S]
         item = torch.repeat_interleave(torch.arange(len(node), device=node.device), counts)
         sizes = trie.slot_sizes[slot]
-        below = sizes.new_zeros(len(node)).index_add(0, item, sizes)
+        below = trie.node_sizes[node]
         piece = trie.slot_pieces[slot]
-        first = counts.cumsum(0) - counts
+        ends = counts.cumsum(0)
         return cls(
             item,
-            first,
+            ends - counts,
             piece,
             trie.tokens[ragged_arange(trie.node_starts[node], below)],
             torch.repeat_interleave(torch.arange(len(slot), device=node.device), sizes),
-            piece[first] < 0,
+            torch.repeat_interleave(torch.arange(len(node), device=node.device), below),
+            piece[ends - counts] < 0,
+            [0, *ends.tolist()],
+            [0, *below.cumsum(0).tolist()],
         )
 
     def __len__(self) -> int:
@@ -63,8 +74,34 @@ class SlotLayout:
 
     @property
     def child(self) -> Tensor:
-        """[S] bool, the slots that are no END."""
+        """[S] bool, the slots of next pieces."""
         return self.piece >= 0
+
+    def without(self, unknown: Tensor, end: bool) -> SlotLayout:
+        """The same with no slot for the children of `unknown` [S] bool, which a stored top-k does
+        not hold: they count in END, or nowhere where there is none."""
+        unknown = unknown & self.child
+        to_end = unknown & (self.has_end[self.item] & end)
+        own = torch.arange(len(self.item), device=self.item.device)
+        slot = torch.where(to_end, self.first[self.item], own)
+        piece = self.piece.masked_fill(unknown, NOWHERE)
+        return replace(self, piece=piece, token_slot=slot[self.token_slot])
+
+    def part(self, start: int, stop: int) -> SlotLayout:
+        """Items [start, stop), counted from 0."""
+        slots = slice(self.slot_ends[start], self.slot_ends[stop])
+        tokens = slice(self.token_ends[start], self.token_ends[stop])
+        return SlotLayout(
+            self.item[slots] - start,
+            self.first[start:stop] - slots.start,
+            self.piece[slots],
+            self.tokens[tokens],
+            self.token_slot[tokens] - slots.start,
+            self.token_item[tokens] - start,
+            self.has_end[start:stop],
+            [end - slots.start for end in self.slot_ends[start : stop + 1]],
+            [end - tokens.start for end in self.token_ends[start : stop + 1]],
+        )
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -106,39 +143,51 @@ def next_log_mass(layout: SlotLayout, children: Tensor, rest: Tensor) -> Tensor:
     return torch.where(layout.child, children, rest[layout.item])
 
 
-def slot_divergence(
-    layout: SlotLayout,
-    log_teacher: Tensor,
-    log_student: Tensor,
-    *,
-    stored: Tensor | None,
-    end: bool,
-    direction: Direction,
-    beta: float,
-) -> Tensor:
-    """[N] divergence of the two models over each item's slots, both normalized there.
+@dataclass(frozen=True, eq=False)
+class SlotTargets:
+    """What the teacher says over the slots of N items, ready to be compared.
 
-    Args:
-        log_teacher, log_student: [S] log masses, up to a factor an item.
-        stored: [S] bool or None; slots of which the teacher's stored top-k says nothing count in
-            END on both sides, or for neither where there is no END.
-        end: whether END is a slot.
+    Attributes:
+        log_probs: [S], over each item's valid slots; 0 on the others.
+        valid: [S] bool, the slots that are compared.
+        counted: [N] bool, the items that are compared.
     """
-    count = len(layout)
-    valid = layout.child | end
-    if stored is not None:
-        has_end = layout.has_end[layout.item] & end
-        outside = layout.child & ~stored
-        own = torch.arange(len(layout.item), device=layout.item.device)
-        target = torch.where(outside & has_end, layout.first[layout.item], own)
-        # The teacher's share is in its END already, by the meaning of `rest`.
-        log_student = segment_logsumexp(log_student, target, len(own))
-        valid = valid & ~outside
-    log_teacher, told = _normalized(layout, log_teacher, valid)
-    log_student, known = _normalized(layout, log_student, valid)
-    terms = divergence(log_teacher[:, None], log_student[:, None], direction, beta)  # [S]
-    terms = torch.where(valid & (told & known)[layout.item], terms, torch.zeros_like(terms))
-    return terms.new_zeros(count).index_add(0, layout.item, terms)
+
+    log_probs: Tensor
+    valid: Tensor
+    counted: Tensor
+
+    @classmethod
+    def of(cls, layout: SlotLayout, log_mass: Tensor, counted: Tensor, end: bool) -> SlotTargets:
+        """
+        Args:
+            log_mass: [S] the teacher's, up to a factor an item.
+            counted: [N] bool.
+            end: whether END is a slot.
+        """
+        valid = layout.child | (end & (layout.piece == END))
+        log_probs, some = _normalized(layout, log_mass, valid)
+        counted = counted & some
+        return cls(log_probs, valid & counted[layout.item], counted)
+
+    def part(self, layout: SlotLayout, start: int, stop: int) -> SlotTargets:
+        """Those of items [start, stop) of `layout`."""
+        slots = slice(layout.slot_ends[start], layout.slot_ends[stop])
+        return SlotTargets(self.log_probs[slots], self.valid[slots], self.counted[start:stop])
+
+    def divergence(
+        self, layout: SlotLayout, log_mass: Tensor, direction: Direction, beta: float
+    ) -> Tensor:
+        """[N] divergence of the two models over each item's valid slots.
+
+        Args:
+            log_mass: [S] the student's, up to a factor an item.
+        """
+        log_student, some = _normalized(layout, log_mass, self.valid)
+        terms = divergence(self.log_probs[:, None], log_student[:, None], direction, beta)  # [S]
+        kept = self.valid & some[layout.item]
+        terms = torch.where(kept, terms, torch.zeros_like(terms))
+        return terms.new_zeros(len(layout)).index_add(0, layout.item, terms)
 
 
 def _normalized(layout: SlotLayout, log_mass: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,8 +196,6 @@ def _normalized(layout: SlotLayout, log_mass: Tensor, valid: Tensor) -> tuple[Te
     total = segment_logsumexp(log_mass, layout.item, len(layout))
     some = ~torch.isneginf(total)
     keep = valid & some[layout.item]
-    # Both branches finite, so that no NaN reaches the gradient of what is left out.
-    total = torch.where(some, total, torch.zeros_like(total))
-    return torch.where(keep, log_mass, torch.zeros_like(log_mass)) - torch.where(
-        keep, total[layout.item], torch.zeros_like(log_mass)
-    ), some
+    # Masked before the difference, so that no NaN reaches the gradient of what is left out.
+    total = total.masked_fill(~some, 0.0)[layout.item]
+    return torch.where(keep, log_mass, total) - total, some

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from .teacher_signal import Teacher, TeacherTopK
 
 # Where less than this is left, 1 - sum has lost its digits in float32.
 _FAINT = 1e-3
+# Numbers read at a time, as in row_blocks.py.
+_BLOCK_NUMBERS = {"cpu": 2**21, "cuda": 2**25}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class TeacherEntries:
     """Log-probabilities at (row, column) pairs; without a graph.
 
@@ -27,7 +30,6 @@ class TeacherEntries:
     signal: Teacher
     vocab_size: int
     temperature: float
-    _table: Tensor | None = field(default=None, repr=False)
 
     @property
     def is_stored(self) -> bool:
@@ -36,21 +38,38 @@ class TeacherEntries:
 
     @torch.no_grad()
     def read(
-        self, rows: Tensor, entry_row: Tensor, columns: Tensor
+        self, rows: Tensor, entry_ends: list[int], entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of entries, of all else in each row, and each row's known mass.
 
         Args:
             rows: [N] int64 into the flattened positions.
-            entry_row: [S] int64 into `rows`.
+            entry_ends: N + 1 ints, the range of each row's entries.
+            entry_row: [S] int64, rising, into `rows`.
             columns: [S] int64 below V_t, distinct within a row; negative ones are no entry.
 
         Returns:
             [S], -inf where unknown or no entry; [N] log of the mass on other columns, unknown ones
             included; [N] mass that is known, 1 for full logits.
         """
+        read, width = self._read_logits, self.vocab_size
         if isinstance(self.signal, TeacherTopK):
-            return self._read_stored(self.signal, rows, entry_row, columns)
+            # Only columns that somebody asks for have a place in the block.
+            asked = torch.unique(columns.clamp(min=0))
+            place = torch.full((self.vocab_size + 1,), len(asked), device=columns.device)
+            place[asked] = torch.arange(len(asked), device=columns.device)
+            columns = torch.where(columns < 0, len(asked), place[columns.clamp(min=0)])
+            read, width = _StoredReader(self.signal, place, len(asked)), len(asked)
+        parts = []
+        for start, stop in _blocks(len(rows), width, rows.device):
+            entries = slice(entry_ends[start], entry_ends[stop])
+            parts.append(read(rows[start:stop], entry_row[entries] - start, columns[entries]))
+        found, rest, known = zip(*parts, strict=True)
+        return torch.cat(found), torch.cat(rest), torch.cat(known)
+
+    def _read_logits(
+        self, rows: Tensor, entry_row: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.signal, Tensor)
         logits = upcast(self.signal.detach().flatten(0, 1)[:, : self.vocab_size][rows])
         if self.temperature != 1.0:
@@ -72,30 +91,40 @@ class TeacherEntries:
             rest[faint] = torch.logsumexp(others, 1) - total[faint]
         return entries, rest, torch.ones_like(total)
 
-    def _read_stored(
-        self, signal: TeacherTopK, rows: Tensor, entry_row: Tensor, columns: Tensor
+
+@dataclass(frozen=True, eq=False)
+class _StoredReader:
+    """A stored top-k as a dense block of the `width` columns that are asked for, and one more.
+
+    Attributes:
+        place: [V_t + 1] int64, each teacher id's column, `width` where nobody asks for it.
+    """
+
+    signal: TeacherTopK
+    place: Tensor
+    width: int
+
+    def __call__(
+        self, rows: Tensor, entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ids = signal.ids.flatten(0, 1)[rows]  # [N, k]
-        stored = upcast(signal.log_probs.detach().flatten(0, 1)[rows])
-        # A pad of a short row may repeat a stored id: it goes to the column that nobody reads.
-        nowhere = torch.isneginf(stored) | (ids >= self.vocab_size)
-        ids = ids.masked_fill(nowhere, self.vocab_size)
-        stored = stored.masked_fill(nowhere, -torch.inf)
-        table = self._empty_table(len(rows), stored)
-        table.scatter_(1, ids, stored)
-        columns = columns.masked_fill(columns < 0, self.vocab_size)
+        ids = self.signal.ids.flatten(0, 1)[rows]  # [N, k]
+        stored = upcast(self.signal.log_probs.detach().flatten(0, 1)[rows])
+        size = len(self.place) - 1
+        stored = stored.masked_fill(ids >= size, -torch.inf)
+        # A pad of a short row may repeat a stored id: it goes where nobody reads.
+        ids = self.place[ids.clamp(max=size)].masked_fill(torch.isneginf(stored), self.width)
+        table = stored.new_full((len(rows), self.width + 1), -torch.inf).scatter_(1, ids, stored)
+        table[:, self.width] = -torch.inf
         entries = table[entry_row, columns]
         table[entry_row, columns] = -torch.inf
-        others = torch.logsumexp(table.gather(1, ids), 1)
-        table.scatter_(1, ids, -torch.inf)
+        others = torch.where(ids == self.width, stored, table.gather(1, ids))
         known = torch.exp(stored).sum(1)
         unknown = torch.log((1.0 - known).clamp(min=0.0))
-        return entries, torch.logaddexp(others, unknown), known
+        return entries, torch.logaddexp(torch.logsumexp(others, 1), unknown), known
 
-    def _empty_table(self, count: int, like: Tensor) -> Tensor:
-        """[count, V_t + 1] of -inf; kept from block to block, as every reader cleans up."""
-        table = self._table
-        if table is None or len(table) < count or table.dtype != like.dtype:
-            table = like.new_full((count, self.vocab_size + 1), -torch.inf)
-            self._table = table
-        return table[:count]
+
+def _blocks(count: int, width: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
+    step = max(1, numbers // max(width, 1))
+    for start in range(0, count, step):
+        yield start, min(start + step, count)
