@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pydoc_data import topics
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from tokenizer_zoo import byte_level_bpe
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from xtoken import losses
+from xtoken import Aligner, Projection, losses
 from xtoken.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
 from xtoken.losses import LossOutput
 from xtoken.sparse import SparseProjection
@@ -106,9 +110,57 @@ def gradient(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, tensors, retain_graph=True))
 
 
-def same_model(seed: int = 3) -> Case:
+@functools.cache
+def real_pair() -> tuple[Tokenizer, Tokenizer, SparseProjection]:
+    """Tokenizers of three digits and of one digit a token, trained on real text, and their W."""
+    student, teacher = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
+    matrix = Projection.build(student, teacher, cache_dir=False)
+    return student, teacher, SparseProjection.from_projection(matrix)
+
+
+def real_case(
+    seed: int = 0,
+    *,
+    batch: int = 2,
+    chunks: int = 6,
+    padded: int = 3,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 2.0,
+) -> Case:
+    """`make_case` on real text: the alignments of two tokenizers, a BOS on the student's side."""
+    student, teacher, projection = real_pair()
+    aligner = Aligner(student, teacher, threads=1)
+    text = topics.topics["integers"] + " In 1991, 20,126 of 3,401 " + topics.topics["numbers"]
+    ids: list[list[list[int]]] = [[], []]
+    for b in range(batch):
+        start = (seed * 37 + b * 113) % 500
+        part = text[start : start + 4 * chunks + 9 * b] + " in 1991: 201 of 3401."
+        bos = student.token_to_id("<|begin_of_text|>")
+        ids[0].append([bos, *student.encode(part, add_special_tokens=False).ids])
+        ids[1].append(teacher.encode(part, add_special_tokens=False).ids)
+    alignments = [aligner.align(s, t) for s, t in zip(*ids, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for rows, size in zip(ids, projection.shape, strict=True):
+        length = max(len(row) for row in rows) + 2
+        padded_ids, mask = torch.zeros(batch, length, dtype=torch.int64), []
+        for b, row in enumerate(rows):
+            padded_ids[b, : len(row)] = torch.tensor(row)
+            mask.append(torch.arange(length) < len(row))
+        shape = (batch, length, size + padded)
+        logits = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        sides.append((logits.to(dtype), padded_ids, torch.stack(mask)))
+    all_chunks = ChunkBatch.from_alignments(alignments)
+    return Case(
+        sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments,
+        all_chunks, all_chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2],
+        projection, *projection.shape,
+    )  # fmt: skip
+
+
+def same_model(seed: int = 3, case: Case | None = None) -> Case:
     """A student that is its teacher: one vocabulary, one segmentation, chunks of any size."""
-    case = make_case(seed, v_s=12, v_t=12)
+    case = make_case(seed, v_s=12, v_t=12) if case is None else case
     chunks = case.usable
     same = ChunkBatch(
         chunks.sample, chunks.student_start, chunks.student_end, chunks.student_start,
@@ -119,7 +171,9 @@ def same_model(seed: int = 3) -> Case:
         teacher_logits=case.student_logits.detach().clone(),
         teacher_ids=case.student_ids,
         usable=same,
-        projection=SparseProjection.identity(12),
+        teacher_mask=case.student_mask,
+        projection=SparseProjection.identity(case.v_s),
+        v_t=case.v_s,
     )
 
 

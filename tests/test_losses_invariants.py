@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_cases import Case, every_loss, make_case, relayout, same_model
+from loss_cases import Case, every_loss, make_case, real_case, relayout, same_model
 from torch import Tensor
 
 from xtoken.chunks import ChunkBatch
@@ -21,7 +21,11 @@ all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 cuttable_losses = pytest.mark.parametrize("loss", CUTTABLE.values(), ids=CUTTABLE.keys())
 
+# Every law on random chunks of all kinds, and on the alignments and the W of real tokenizers.
+real_and_random = pytest.mark.parametrize("make", [make_case, real_case], ids=["random", "real"])
+
 Loss = Callable[..., LossOutput]
+Make = Callable[..., Case]
 
 
 def grad_of(loss: Loss, case: Case, **options: object) -> tuple[Tensor, Tensor]:
@@ -44,9 +48,10 @@ def test_a_student_equal_to_its_teacher_has_no_loss_under_alm() -> None:
     assert abs(LOSSES["alm"](same_model()).loss.item()) < 1e-12
 
 
+@real_and_random
 @cuttable_losses
-def test_cutting_the_batch_changes_neither_loss_nor_gradient(loss: Loss) -> None:
-    case = make_case(1, batch=3)
+def test_cutting_the_batch_changes_neither_loss_nor_gradient(make: Make, loss: Loss) -> None:
+    case = make(1, batch=3)
     whole, grad = grad_of(loss, case, normalizer=7.0)
     total = torch.zeros_like(whole)
     for row in range(3):
@@ -56,19 +61,21 @@ def test_cutting_the_batch_changes_neither_loss_nor_gradient(loss: Loss) -> None
     assert torch.allclose(total, whole)
 
 
+@real_and_random
 @all_losses
 @pytest.mark.parametrize("block_size", [1, 2, 1000])
-def test_block_size_changes_nothing(loss: Loss, block_size: int) -> None:
-    case = make_case(2)
+def test_block_size_changes_nothing(make: Make, loss: Loss, block_size: int) -> None:
+    case = make(2)
     whole, grad = grad_of(loss, case)
     value, other = grad_of(loss, case, block_size=block_size)
     assert torch.allclose(value, whole)
     assert torch.allclose(other, grad, atol=1e-12)
 
 
+@real_and_random
 @all_losses
-def test_padding_side_padding_length_and_order_change_nothing(loss: Loss) -> None:
-    case = make_case(3, batch=3)
+def test_padding_side_padding_length_and_order_change_nothing(make: Make, loss: Loss) -> None:
+    case = make(3, batch=3)
     whole, grad = grad_of(loss, case)
     order = [2, 0, 1]
     for left in (False, True):
@@ -81,9 +88,10 @@ def test_padding_side_padding_length_and_order_change_nothing(loss: Loss) -> Non
             assert not moved[row][~here].any()
 
 
+@real_and_random
 @all_losses
-def test_only_predictors_of_usable_chunks_get_a_gradient(loss: Loss) -> None:
-    case = make_case(4, chunks=20)
+def test_only_predictors_of_usable_chunks_get_a_gradient(make: Make, loss: Loss) -> None:
+    case = make(4, chunks=20)
     prompt = case.student_mask.clone()
     prompt[:, :12] = False
     chunks = case.chunks.usable(prompt, case.teacher_mask)
@@ -98,9 +106,10 @@ def test_only_predictors_of_usable_chunks_get_a_gradient(loss: Loss) -> None:
     assert grad[allowed].any()
 
 
+@real_and_random
 @all_losses
-def test_columns_beyond_the_tokenizers_have_no_mass_and_no_gradient(loss: Loss) -> None:
-    case = make_case(5, padded=0)
+def test_columns_beyond_the_tokenizers_have_no_mass_and_no_gradient(make: Make, loss: Loss) -> None:
+    case = make(5, padded=0)
     whole, grad = grad_of(loss, case)
     wide = [
         torch.cat([x.detach(), torch.full((*x.shape[:2], 5), fill)], -1)
@@ -113,9 +122,10 @@ def test_columns_beyond_the_tokenizers_have_no_mass_and_no_gradient(loss: Loss) 
     assert not padded[..., case.v_s :].any()
 
 
+@real_and_random
 @all_losses
-def test_no_usable_chunk_gives_zero_with_a_graph(loss: Loss) -> None:
-    case = replace(make_case(6), usable=ChunkBatch.empty())
+def test_no_usable_chunk_gives_zero_with_a_graph(make: Make, loss: Loss) -> None:
+    case = replace(make(6), usable=ChunkBatch.empty())
     result = loss(case)
     (grad,) = torch.autograd.grad(result.loss, case.student_logits)
     assert result.loss.item() == 0.0
@@ -123,17 +133,21 @@ def test_no_usable_chunk_gives_zero_with_a_graph(loss: Loss) -> None:
     assert not grad.any()
 
 
+@real_and_random
 @all_losses
-def test_the_teacher_never_holds_a_graph(loss: Loss) -> None:
-    case = make_case(7)
+def test_the_teacher_never_holds_a_graph(make: Make, loss: Loss) -> None:
+    case = make(7)
     case.teacher_logits.requires_grad_()
     loss(case).loss.backward()
     assert case.teacher_logits.grad is None
 
 
+@real_and_random
 @all_losses
-def test_an_upstream_factor_scales_the_gradient_and_backward_can_be_repeated(loss: Loss) -> None:
-    case = make_case(8)
+def test_an_upstream_factor_scales_the_gradient_and_backward_can_be_repeated(
+    make: Make, loss: Loss
+) -> None:
+    case = make(8)
     value = loss(case).loss
     first, second = (
         torch.autograd.grad(value * factor, case.student_logits, retain_graph=True)[0]
@@ -142,9 +156,10 @@ def test_an_upstream_factor_scales_the_gradient_and_backward_can_be_repeated(los
     assert torch.allclose(first * -2.5, second, atol=1e-13)
 
 
+@real_and_random
 @cuttable_losses
-def test_chunk_weights_weigh_chunks_and_nothing_else(loss: Loss) -> None:
-    case = make_case(9)
+def test_chunk_weights_weigh_chunks_and_nothing_else(make: Make, loss: Loss) -> None:
+    case = make(9)
     count = len(case.usable)
     alone = [
         loss(replace(case, usable=case.usable.select(torch.tensor([c]))), normalizer=1.0).loss
@@ -158,19 +173,21 @@ def test_chunk_weights_weigh_chunks_and_nothing_else(loss: Loss) -> None:
         loss(case, chunk_weights=weights[1:])
 
 
+@real_and_random
 @all_losses
-def test_without_a_gradient_the_value_is_the_same(loss: Loss) -> None:
-    case = make_case(10)
+def test_without_a_gradient_the_value_is_the_same(make: Make, loss: Loss) -> None:
+    case = make(10)
     with torch.no_grad():
         bare = loss(case).loss
     assert not bare.requires_grad
     assert torch.equal(bare, loss(case).loss.detach())
 
 
+@real_and_random
 @all_losses
-def test_nan_and_infinite_logits_are_refused_by_place(loss: Loss) -> None:
+def test_nan_and_infinite_logits_are_refused_by_place(make: Make, loss: Loss) -> None:
     for side, bad in (("student", float("nan")), ("student", torch.inf), ("teacher", torch.nan)):
-        case = make_case(11)
+        case = make(11)
         row = int(getattr(case.usable, f"{side}_start")[0]) - 1
         sample = int(case.usable.sample[0])
         getattr(case, f"{side}_logits").data[sample, row, : case.v_t] = bad
@@ -222,9 +239,10 @@ def test_bfloat16_stays_within_twice_the_error_of_plain_torch(seed: int) -> None
     assert ours.dtype == torch.bfloat16
 
 
+@real_and_random
 @all_losses
-def test_bfloat16_logits_give_the_float32_loss_of_the_same_numbers(loss: Loss) -> None:
-    case = make_case(14, dtype=torch.bfloat16)
+def test_bfloat16_logits_give_the_float32_loss_of_the_same_numbers(make: Make, loss: Loss) -> None:
+    case = make(14, dtype=torch.bfloat16)
     same = replace(
         case,
         student_logits=case.student_logits.detach().float().requires_grad_(),
@@ -237,9 +255,10 @@ def test_bfloat16_logits_give_the_float32_loss_of_the_same_numbers(loss: Loss) -
     assert torch.equal(grad, exact.bfloat16())
 
 
+@real_and_random
 @all_losses
-def test_autocast_does_not_lower_the_maths(loss: Loss) -> None:
-    case = make_case(15, dtype=torch.float32)
+def test_autocast_does_not_lower_the_maths(make: Make, loss: Loss) -> None:
+    case = make(15, dtype=torch.float32)
     wanted, exact = grad_of(loss, case)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value, grad = grad_of(loss, case)

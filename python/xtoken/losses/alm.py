@@ -115,7 +115,7 @@ def teacher_token_log_probs(
     flat = teacher.detach().flatten(0, 1)[:, :vocab_size]
     targets = teacher_ids.flatten()[index + 1]
     check_token_ids(targets, flat.shape[1], "teacher")
-    step = max(1, 2**21 // flat.shape[1])
+    step = block_rows(flat.shape[1], flat.device)
     parts = [torch.zeros(0, dtype=upcast(flat[:0]).dtype, device=flat.device)]
     for start in range(0, len(index), step):
         rows = upcast(flat.index_select(0, index[start : start + step]))

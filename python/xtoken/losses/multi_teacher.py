@@ -13,6 +13,7 @@ from ..chunks import ChunkBatch
 from .alm import teacher_token_log_probs
 from .merge import chunk_rows
 from .output import LossOutput
+from .row_blocks import block_rows
 from .student import Student, upcast
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
@@ -128,7 +129,7 @@ def _row_statistic(
     counts as one entry, which bounds the entropy from below."""
     stored = isinstance(teacher, TeacherTopK)
     flat = (teacher.log_probs if isinstance(teacher, TeacherTopK) else teacher).flatten(0, 1)
-    step = max(1, 2**21 // flat.shape[1])
+    step = block_rows(flat.shape[1], flat.device)
     parts = [torch.zeros(0, dtype=upcast(flat[:0]).dtype, device=flat.device)]
     for start in range(0, len(index), step):
         rows = upcast(flat.index_select(0, index[start : start + step]))
