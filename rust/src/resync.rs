@@ -2,27 +2,30 @@
 //!
 //! The states are pairs of token boundaries. Skipping a token costs its bytes, following bytes that
 //! agree costs nothing, so the cheapest path loses the fewest bytes to chunks that are not exact:
-//! the same goal as the exact dynamic program over all pairs of boundaries. States are taken up in
-//! order of cost, and the first one from which [`COMMIT_BYTES`] agree is taken for the answer. Work
-//! is bounded: past [`MAX_WORK`] the search falls back to [`anchor`].
+//! the same goal as the exact dynamic program over all pairs of boundaries. The first state in order
+//! of cost from which enough agrees is taken for the answer; how much is enough grows with what was
+//! skipped. Three stages, each for what the one before cannot settle, and each of bounded work:
+//! [`glance`] at the next few tokens, [`near`] among the next 64, [`anchor`] for longer differences.
 
 mod anchor;
+mod glance;
+mod near;
 mod window;
 
 use crate::align::output::{Boundary, ChunkKind, Sink};
 use crate::align::side::TokenId;
-use crate::align::walk::{Stop, Walk};
-use window::{Heads, MAX_COST, NONE, Queue, Seen};
+use crate::align::walk::Walk;
+use near::Tried;
+use window::Window;
 
-/// Agreement of this many bytes ends a search.
+/// Agreement of this many bytes always ends a search.
 pub(crate) const COMMIT_BYTES: usize = 64;
 
-/// Agreement that convinces where nothing was skipped yet, and how much more each four skipped bytes ask for.
-const COMMIT_BASE: usize = 12;
-const COMMIT_SLOPE: usize = 2;
-
-/// States kept before a search gives up.
-const MAX_STATES: usize = 512;
+/// Bytes of agreement that convince after skipping `cost` bytes. With less, one difference in a
+/// hundred words is passed wrongly; with more, the next difference comes before the search may end.
+fn enough(cost: usize) -> usize {
+    (12 + cost / 2).min(COMMIT_BYTES)
+}
 
 /// What a search came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,59 +38,11 @@ pub(crate) enum Outcome {
     BadId,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct State {
-    /// Where skipping led, in tokens from the difference on.
-    at: (u16, u16),
-    /// Where the agreement from there ended; `at` where there was none.
-    end: (u16, u16),
-    /// Bytes that agreed on the way.
-    agreed: u16,
-    cost: u16,
-    parent: u16,
-    /// The next state of the same cost in the queue.
-    next: u16,
-    /// Whether the last step skipped a teacher token; skipping then stays on that side, so that each
-    /// place is reached in one order only.
-    teacher_skipped: bool,
-}
-
-/// The best states of a search that found no convincing one.
-#[derive(Default, Clone, Copy)]
-struct Tried {
-    /// From which text agreed.
-    agreed: Best,
-    /// From which text agreed up to the end of one side.
-    ended: Best,
-}
-
-/// The state that keeps the most bytes for those that it loses; state 0 for none.
-#[derive(Default, Clone, Copy)]
-struct Best {
-    state: u16,
-    score: i32,
-}
-
-impl Best {
-    fn offer(&mut self, state: &State, agreed: usize, index: u16) {
-        let score = 2 * (i32::from(state.agreed) + agreed as i32) - i32::from(state.cost);
-        if self.state == 0 || score > self.score {
-            *self = Self {
-                state: index,
-                score,
-            };
-        }
-    }
-}
-
 /// Memory of a search, kept from one to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    states: Vec<State>,
-    queue: Queue,
-    seen: Seen,
-    student: Heads,
-    teacher: Heads,
+    window: Window,
+    near: near::States,
     anchors: anchor::Table,
     /// No anchor follows in what is left of the sequence.
     no_anchor: bool,
@@ -141,147 +96,15 @@ pub(crate) fn search<S: TokenId, T: TokenId>(
     from: Boundary,
     scratch: &mut Scratch,
 ) -> Outcome {
-    match search_near(walk, from, scratch) {
+    scratch.plan.clear();
+    scratch.window.clear();
+    if let Some(jump) = glance::search(walk, from, &mut scratch.window) {
+        scratch.plan.push(jump);
+        return Outcome::Found;
+    }
+    match near::search(walk, from, scratch) {
         Ok(outcome) => outcome,
         Err(tried) => search_far(walk, from, scratch, tried),
-    }
-}
-
-/// The cheapest path among the next tokens; where none is convincing, the best that there was.
-fn search_near<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
-    scratch: &mut Scratch,
-) -> Result<Outcome, Tried> {
-    let Scratch {
-        states,
-        queue,
-        seen,
-        student,
-        teacher,
-        plan,
-        ..
-    } = scratch;
-    states.clear();
-    queue.clear();
-    seen.clear();
-    student.clear();
-    teacher.clear();
-    plan.clear();
-    let root = State {
-        at: (0, 0),
-        end: (0, 0),
-        agreed: 0,
-        cost: 0,
-        parent: 0,
-        next: NONE,
-        teacher_skipped: false,
-    };
-    states.push(root);
-    queue.push(0, 0);
-    let mut tried = Tried::default();
-    while let Some((cost, index)) = queue.pop(|state| states[state as usize].next) {
-        let mut state = states[index as usize];
-        if index > 0 {
-            let (i, j) = (usize::from(state.at.0), usize::from(state.at.1));
-            if !seen.insert(i, j) {
-                continue;
-            }
-            let ruled_out = !walk.has_dummy
-                && window::differ(
-                    (student, (&walk.student, from.0), i),
-                    (teacher, (&walk.teacher, from.1), j),
-                );
-            if !ruled_out {
-                let at = (from.0 + i, from.1 + j);
-                let enough = (COMMIT_BASE + cost * COMMIT_SLOPE / 4).min(COMMIT_BYTES);
-                let mut probe = Probe {
-                    end: at,
-                    agreed: 0,
-                    enough,
-                };
-                match walk.run(at, &mut probe) {
-                    Stop::BadId => return Ok(Outcome::BadId),
-                    Stop::End | Stop::Enough => {
-                        make_plan(states, index, from, plan);
-                        return Ok(Outcome::Found);
-                    }
-                    Stop::OneEnds { .. } => tried.ended.offer(&state, probe.agreed, index),
-                    Stop::Differ { .. } => {}
-                }
-                if probe.end != at {
-                    tried.agreed.offer(&state, probe.agreed, index);
-                    let end = (probe.end.0 - from.0, probe.end.1 - from.1);
-                    if !seen.insert(end.0, end.1) {
-                        continue;
-                    }
-                    state.end = (end.0 as u16, end.1 as u16);
-                    state.agreed += probe.agreed as u16;
-                    state.teacher_skipped = false;
-                    states[index as usize] = state;
-                }
-            }
-        }
-        if states.len() > MAX_STATES {
-            break;
-        }
-        let (i, j) = state.end;
-        let child = State {
-            parent: index,
-            ..state
-        };
-        if !state.teacher_skipped
-            && let Some(more) = student.cost(&walk.student, from.0, usize::from(i))
-        {
-            push(
-                states,
-                queue,
-                cost + more,
-                State {
-                    at: (i + 1, j),
-                    ..child
-                },
-            );
-        }
-        if let Some(more) = teacher.cost(&walk.teacher, from.1, usize::from(j)) {
-            push(
-                states,
-                queue,
-                cost + more,
-                State {
-                    at: (i, j + 1),
-                    teacher_skipped: true,
-                    ..child
-                },
-            );
-        }
-    }
-    Err(tried)
-}
-
-fn push(states: &mut Vec<State>, queue: &mut Queue, cost: usize, state: State) {
-    if cost < MAX_COST {
-        let next = queue.push(cost, states.len() as u16);
-        states.push(State {
-            end: state.at,
-            cost: cost as u16,
-            next,
-            ..state
-        });
-    }
-}
-
-/// The places to which the path to `index` jumps, the last one first.
-fn make_plan(states: &[State], index: u16, from: Boundary, plan: &mut Vec<Boundary>) {
-    let place = |(i, j): (u16, u16)| (from.0 + usize::from(i), from.1 + usize::from(j));
-    let mut state = states[usize::from(index)];
-    plan.push(place(state.at));
-    while state.parent > 0 {
-        state = states[usize::from(state.parent)];
-        // States without agreement are steps within one difference.
-        if state.end != state.at {
-            plan.push(place(state.at));
-        }
     }
 }
 
@@ -293,30 +116,32 @@ fn search_far<S: TokenId, T: TokenId>(
     scratch: &mut Scratch,
     tried: Tried,
 ) -> Outcome {
-    let path = |state: u16| scratch.states[usize::from(state)];
-    let (agreed, ended) = (path(tried.agreed.state), path(tried.ended.state));
-    if tried.agreed.score <= 0 {
-        if !scratch.no_anchor && anchor::find(walk, from, scratch) {
+    let Tried { agreed, ended } = tried;
+    if agreed.score() <= 0 {
+        if !scratch.no_anchor
+            && let Some(jump) = anchor::find(walk, from, &mut scratch.anchors)
+        {
+            scratch.plan.push(jump);
             return Outcome::Found;
         }
         // What is left later is part of what is left now: looking once is enough.
         scratch.no_anchor = true;
     }
     let (end, end_bytes) = anchor::common_end(walk, from);
-    let keeps_some = 8 * u32::from(agreed.agreed) > u32::from(agreed.cost);
-    let state =
-        if tried.ended.state > 0 && usize::from(ended.agreed.max(agreed.agreed)) >= end_bytes {
-            if ended.agreed >= agreed.agreed {
-                tried.ended.state
-            } else {
-                tried.agreed.state
-            }
-        } else if keeps_some {
-            tried.agreed.state
-        } else {
-            scratch.plan.push(end);
-            return Outcome::Coarse;
-        };
-    make_plan(&scratch.states, state, from, &mut scratch.plan);
-    Outcome::Found
+    let best = if ended.is_state() && ended.agreed >= agreed.agreed {
+        ended
+    } else {
+        agreed
+    };
+    let reaches_an_end = ended.is_state() && usize::from(best.agreed) >= end_bytes;
+    if reaches_an_end || 8 * u32::from(agreed.agreed) > u32::from(agreed.cost) {
+        scratch.near.plan(
+            if reaches_an_end { best } else { agreed },
+            from,
+            &mut scratch.plan,
+        );
+        return Outcome::Found;
+    }
+    scratch.plan.push(end);
+    Outcome::Coarse
 }

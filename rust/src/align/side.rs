@@ -44,7 +44,7 @@ pub(crate) struct Side<'a, I> {
     kinds: &'a [TokenKind],
     dummy: DummyPrefix,
     /// Index of the first token with text, where this side can have a dummy prefix.
-    first_text: usize,
+    pub(crate) first_text: usize,
 }
 
 impl<'a, I: TokenId> Side<'a, I> {

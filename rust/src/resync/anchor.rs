@@ -4,7 +4,6 @@
 
 use hashbrown::HashTable;
 
-use super::Scratch;
 use crate::align::output::Boundary;
 use crate::align::side::{Side, TokenId};
 use crate::align::walk::Walk;
@@ -17,7 +16,7 @@ const FIRST_WINDOW: usize = 2048;
 
 /// Boundaries of the teacher's window by the bytes that follow, with the windows themselves.
 #[derive(Default)]
-pub(crate) struct Table {
+pub(super) struct Table {
     by_hash: HashTable<Entry>,
     student: Window,
     teacher: Window,
@@ -73,24 +72,19 @@ fn hash(bytes: &[u8; ANCHOR_BYTES]) -> u64 {
     })
 }
 
-/// Plans one jump to the nearest pair of boundaries with the same text after them.
-pub(crate) fn find<S: TokenId, T: TokenId>(
+/// The nearest pair of boundaries with the same text after them.
+pub(super) fn find<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,
-    scratch: &mut Scratch,
-) -> bool {
-    let table = &mut scratch.anchors;
+    table: &mut Table,
+) -> Option<Boundary> {
     let mut bytes = FIRST_WINDOW;
     loop {
         let more_student = table.student.fill(&walk.student, from.0, bytes);
         let more_teacher = table.teacher.fill(&walk.teacher, from.1, bytes);
-        if let Some(found) = table.nearest(from) {
-            scratch.plan.clear();
-            scratch.plan.push(found);
-            return true;
-        }
-        if !more_student && !more_teacher {
-            return false;
+        let found = table.nearest(from);
+        if found.is_some() || !more_student && !more_teacher {
+            return found;
         }
         bytes *= 2;
     }
@@ -145,7 +139,7 @@ impl Table {
 
 /// The first pair of boundaries in the common end of both texts, and the bytes after it. It is looked
 /// for in the last bytes only, being too short for an anchor; the ends themselves where there is none.
-pub(crate) fn common_end<S: TokenId, T: TokenId>(
+pub(super) fn common_end<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,
 ) -> (Boundary, usize) {

@@ -1,6 +1,8 @@
 //! The tokens just after a difference, and the states of a search among them, in fixed memory.
 
+use crate::align::output::Boundary;
 use crate::align::side::{Side, TokenId};
+use crate::align::walk::Walk;
 
 /// Tokens of either side that a search may skip.
 pub(super) const WIDTH: usize = 64;
@@ -10,9 +12,39 @@ pub(super) const MAX_COST: usize = 256;
 
 /// The first bytes and the length of one token.
 #[derive(Clone, Copy, Default)]
-struct Head {
+pub(super) struct Head {
     bytes: u64,
-    len: u32,
+    /// Ones on the bytes that belong to the token.
+    mask: u64,
+    pub(super) len: u32,
+}
+
+impl Head {
+    fn new(rest: &[u8], len: usize) -> Self {
+        let bytes = match rest.first_chunk::<8>() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => rest
+                .iter()
+                .rev()
+                .fold(0, |bytes, &byte| bytes << 8 | u64::from(byte)),
+        };
+        let mask = if len >= 8 {
+            u64::MAX
+        } else {
+            (1 << (8 * len)) - 1
+        };
+        Self {
+            bytes,
+            mask,
+            len: len as u32,
+        }
+    }
+
+    /// Whether the first bytes rule out that two texts that begin with these tokens agree.
+    #[inline(always)]
+    pub(super) fn differs(&self, other: &Head) -> bool {
+        (self.bytes ^ other.bytes) & self.mask & other.mask != 0
+    }
 }
 
 /// The tokens of one side from the difference on, read as far as they were asked for.
@@ -31,10 +63,6 @@ impl Default for Heads {
 }
 
 impl Heads {
-    pub(super) fn clear(&mut self) {
-        self.read = 0;
-    }
-
     /// Reads on to the token `offset` after `from`; `None` at the end of the side and of the window
     /// and for an id outside the vocabulary.
     #[inline]
@@ -46,13 +74,22 @@ impl Heads {
                 return None;
             }
             let (start, end) = side.span(at)?;
-            *slot = Head {
-                bytes: first_bytes(&side.blob[start..], end - start),
-                len: (end - start) as u32,
-            };
+            *slot = Head::new(&side.blob[start..], end - start);
             self.read += 1;
         }
         self.heads.get(offset).copied()
+    }
+
+    /// The first tokens; `None` where one has no text or is not there.
+    #[inline]
+    pub(super) fn first<I: TokenId, const N: usize>(
+        &mut self,
+        side: &Side<'_, I>,
+        from: usize,
+    ) -> Option<[Head; N]> {
+        self.get(side, from, N - 1)?;
+        let first = *self.heads.first_chunk::<N>()?;
+        first.iter().all(|head| head.len > 0).then_some(first)
     }
 
     /// What skipping the token `offset` after `from` costs: its bytes, and something in any case.
@@ -68,31 +105,36 @@ impl Heads {
     }
 }
 
-/// Whether the first bytes of two tokens rule out that text agrees from there on.
-#[inline]
-pub(super) fn differ<S: TokenId, T: TokenId>(
-    (student, student_from, i): (&mut Heads, (&Side<'_, S>, usize), usize),
-    (teacher, teacher_from, j): (&mut Heads, (&Side<'_, T>, usize), usize),
-) -> bool {
-    let (Some(left), Some(right)) = (
-        student.get(student_from.0, student_from.1, i),
-        teacher.get(teacher_from.0, teacher_from.1, j),
-    ) else {
-        return false;
-    };
-    let len = left.len.min(right.len).min(8);
-    len > 0 && (left.bytes ^ right.bytes) << (64 - 8 * len) != 0
+/// The tokens of both sides.
+#[derive(Default)]
+pub(super) struct Window {
+    pub(super) student: Heads,
+    pub(super) teacher: Heads,
 }
 
-#[inline]
-fn first_bytes(rest: &[u8], len: usize) -> u64 {
-    match rest.first_chunk::<8>() {
-        Some(bytes) => u64::from_le_bytes(*bytes),
-        None => rest
-            .iter()
-            .take(len)
-            .rev()
-            .fold(0, |bytes, &byte| bytes << 8 | u64::from(byte)),
+impl Window {
+    pub(super) fn clear(&mut self) {
+        self.student.read = 0;
+        self.teacher.read = 0;
+    }
+
+    /// Whether no text can agree from the place `(i, j)` after the difference on.
+    #[inline]
+    pub(super) fn rules_out<S: TokenId, T: TokenId>(
+        &mut self,
+        walk: &Walk<'_, S, T>,
+        from: Boundary,
+        (i, j): (usize, usize),
+    ) -> bool {
+        let (Some(left), Some(right)) = (
+            self.student.get(&walk.student, from.0, i),
+            self.teacher.get(&walk.teacher, from.1, j),
+        ) else {
+            return false;
+        };
+        let may_have_dummy = walk.has_dummy
+            && (walk.student.starts_segment(from.0 + i) || walk.teacher.starts_segment(from.1 + j));
+        left.differs(&right) && !may_have_dummy
     }
 }
 
@@ -133,9 +175,9 @@ impl Queue {
         next
     }
 
-    /// The cheapest state and its cost; `next_of` knows what [`Queue::push`] gave for each.
+    /// The cheapest state; `next_of` knows what [`Queue::push`] gave for each.
     #[inline]
-    pub(super) fn pop(&mut self, next_of: impl Fn(u16) -> u16) -> Option<(usize, u16)> {
+    pub(super) fn pop(&mut self, next_of: impl Fn(u16) -> u16) -> Option<u16> {
         let word = self.occupied.iter().position(|&word| word != 0)?;
         let bit = self.occupied[word].trailing_zeros() as usize;
         let cost = word * 64 + bit;
@@ -146,7 +188,7 @@ impl Queue {
         } else {
             self.first[cost] = next;
         }
-        Some((cost, state))
+        Some(state)
     }
 }
 
