@@ -7,7 +7,7 @@ use crate::align::side::TokenId;
 use crate::align::walk::{Stop, Walk};
 
 /// States kept before a search gives up.
-const MAX_STATES: usize = 512;
+const MAX_STATES: usize = 1024;
 
 /// Agreement over this many tokens, most of them without text, ends a search as well.
 const MAX_TOKENS: usize = 4096;
