@@ -9,6 +9,7 @@ use xtoken::batch::{Ragged, align_batch};
 use xtoken::{AlignOptions, Aligner, AlignmentBatch, reference};
 
 use super::input::{self, Result, Side, pieces, read_text};
+use super::output::emit;
 use super::timing::{compare, keep};
 
 #[derive(clap::Args)]
@@ -113,20 +114,17 @@ fn timed(
     let batch = align_batch(aligner, student.ragged(), teacher.ragged(), 1)?;
     let sum = |of: fn(&xtoken::Counts) -> i64| batch.counts.iter().map(of).sum::<i64>();
     let nanoseconds = |at: usize| seconds[at].least * 1e9 / tokens as f64;
-    println!(
-        "{}",
-        json!({
-            "bench": "align", "pair": pair, "sequences": rows.end,
-            "student_tokens": student.ids.len(), "teacher_tokens": teacher.ids.len(),
-            "chunks": batch.kinds.len(),
-            "exact_share": sum(|of| of.exact_bytes) as f64 / sum(|of| of.student_bytes).max(1) as f64,
-            "ns_per_token": nanoseconds(0), "ns_per_token_median": seconds[0].median * 1e9 / tokens as f64,
-            "ns_per_token_fresh_memory": nanoseconds(1), "floor_ns_per_token": nanoseconds(2),
-            "times_floor": seconds[0].least / seconds[2].least,
-            "times_floor_fresh_memory": seconds[1].least / seconds[2].least,
-            "tokens_per_second": tokens as f64 / seconds[0].least,
-        })
-    );
+    emit(&json!({
+        "bench": "align", "pair": pair, "sequences": rows.end,
+        "student_tokens": student.ids.len(), "teacher_tokens": teacher.ids.len(),
+        "chunks": batch.kinds.len(),
+        "exact_share": sum(|of| of.exact_bytes) as f64 / sum(|of| of.student_bytes).max(1) as f64,
+        "ns_per_token": nanoseconds(0), "ns_per_token_median": seconds[0].median * 1e9 / tokens as f64,
+        "ns_per_token_fresh_memory": nanoseconds(1), "floor_ns_per_token": nanoseconds(2),
+        "times_floor": seconds[0].least / seconds[2].least,
+        "times_floor_fresh_memory": seconds[1].least / seconds[2].least,
+        "tokens_per_second": tokens as f64 / seconds[0].least,
+    }))?;
     Ok(())
 }
 
@@ -159,13 +157,10 @@ fn threaded(
             teacher.ragged(),
             arguments.threads,
         )?;
-    println!(
-        "{}",
-        json!({
-            "bench": "threads", "pair": pair, "threads": arguments.threads, "speedup": one / many,
-            "seconds_one": one, "seconds_many": many, "same_answer": same,
-        })
-    );
+    emit(&json!({
+        "bench": "threads", "pair": pair, "threads": arguments.threads, "speedup": one / many,
+        "seconds_one": one, "seconds_many": many, "same_answer": same,
+    }))?;
     Ok(())
 }
 
@@ -198,12 +193,9 @@ fn checked(
             )
         })
         .collect();
-    println!(
-        "{}",
-        json!({
-            "bench": "reference", "pair": pair, "tokens": s.len() + t.len(), "equal": aligned == chunks,
-            "ns_per_token": seconds[0].least * 1e9 / (s.len() + t.len()) as f64,
-        })
-    );
+    emit(&json!({
+        "bench": "reference", "pair": pair, "tokens": s.len() + t.len(), "equal": aligned == chunks,
+        "ns_per_token": seconds[0].least * 1e9 / (s.len() + t.len()) as f64,
+    }))?;
     Ok(())
 }

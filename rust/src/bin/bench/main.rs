@@ -2,6 +2,7 @@
 
 mod align;
 mod input;
+mod output;
 mod project;
 mod resync;
 mod timing;

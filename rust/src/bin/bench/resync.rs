@@ -7,6 +7,7 @@ use xtoken::align::Scratch;
 use xtoken::{AlignOptions, Aligner, AlignmentBatch, Counts, reference};
 
 use super::input::{self, Result, Side, pieces, read_text};
+use super::output::emit;
 use super::timing::{compare, keep};
 
 #[derive(clap::Args)]
@@ -63,19 +64,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             optimum += reference::most_exact_bytes(&tokens.0, &tokens.1) as i64;
             bytes += batches[1].counts[at].student_bytes;
         }
-        println!(
-            "{}",
-            json!({
-                "bench": "resync", "pair": pair, "rate": rate,
-                "times_clean": seconds[1].least / seconds[0].least,
-                "ns_per_token": seconds[1].least * 1e9 / tokens as f64,
-                "exact_share": sum(|of| of.exact_bytes) as f64 / sum(|of| of.student_bytes) as f64,
-                "coarse_chunks": sum(|of| of.coarse_chunks),
-                "checked_exact_share": exact as f64 / bytes as f64,
-                "checked_optimum_share": optimum as f64 / bytes as f64,
-                "points_below_optimum": 100.0 * (optimum - exact) as f64 / bytes as f64,
-            })
-        );
+        emit(&json!({
+            "bench": "resync", "pair": pair, "rate": rate,
+            "times_clean": seconds[1].least / seconds[0].least,
+            "ns_per_token": seconds[1].least * 1e9 / tokens as f64,
+            "exact_share": sum(|of| of.exact_bytes) as f64 / sum(|of| of.student_bytes) as f64,
+            "coarse_chunks": sum(|of| of.coarse_chunks),
+            "checked_exact_share": exact as f64 / bytes as f64,
+            "checked_optimum_share": optimum as f64 / bytes as f64,
+            "points_below_optimum": 100.0 * (optimum - exact) as f64 / bytes as f64,
+        }))?;
     }
     hostile(&aligner, &pair, &student, &teacher, &text)
 }
@@ -105,16 +103,13 @@ fn hostile(
         let (s, t) = (student.encode(&left)?, teacher.encode(&right)?);
         let start = Instant::now();
         let batch = aligner.align(&s, &t)?;
-        println!(
-            "{}",
-            json!({
-                "bench": "hostile", "pair": pair, "case": name,
-                "student_bytes": left.len(), "teacher_bytes": right.len(),
-                "seconds": start.elapsed().as_secs_f64(),
-                "exact_bytes": batch.counts[0].exact_bytes, "chunks": batch.kinds.len(),
-                "coarse_chunks": batch.counts[0].coarse_chunks,
-            })
-        );
+        emit(&json!({
+            "bench": "hostile", "pair": pair, "case": name,
+            "student_bytes": left.len(), "teacher_bytes": right.len(),
+            "seconds": start.elapsed().as_secs_f64(),
+            "exact_bytes": batch.counts[0].exact_bytes, "chunks": batch.kinds.len(),
+            "coarse_chunks": batch.counts[0].coarse_chunks,
+        }))?;
     }
     Ok(())
 }
