@@ -1,9 +1,4 @@
-"""The torch side of W: a sparse map from student to teacher vocabulary, applied to rows.
-
-Three things live here: `SparseMap`, a sparse matrix held in both orders and its product with rows;
-`log_project`, the same product of exponentials without underflow; `SparseProjection`, the module
-that holds W, fixed or learnable.
-"""
+"""The torch side of W: a sparse map from student to teacher vocabulary, fixed or learnable."""
 
 from __future__ import annotations
 
@@ -11,15 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def ragged_arange(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Concatenate `range(starts[i], starts[i] + sizes[i])` for all i; int64 in, int64 out."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    inner = torch.arange(owner.shape[0], device=sizes.device) - (sizes.cumsum(0) - sizes)[owner]
-    return starts[owner] + inner
+from .sparse_map import SparseMap, offsets_of, project_rows
+from .sparse_map import log_project as log_project
+from .sparse_map import ragged_arange as ragged_arange
 
 
 def _place_of(mask: Tensor) -> Tensor:
@@ -27,172 +18,6 @@ def _place_of(mask: Tensor) -> Tensor:
     number."""
     places = torch.where(mask, mask.cumsum(0) - 1, mask.sum())
     return torch.cat([places, mask.sum()[None]])
-
-
-def _offsets_of(counts: Tensor) -> Tensor:
-    return F.pad(counts.cumsum(0), (1, 0))
-
-
-@dataclass(frozen=True, eq=False)
-class SparseMap:
-    """A sparse [n_in, n_out] matrix, its non-zeros sorted by output and by input; values outside.
-
-    Attributes:
-        inputs: [nnz] int64, input of each non-zero, sorted by output.
-        outputs: [nnz] int64, output of each non-zero, in the same order.
-        output_ptr: [n_out + 1] int64, range of each output's non-zeros.
-        transposed: [nnz] int64, the order that sorts the non-zeros by input.
-        input_ptr: [n_in + 1] int64, range of each input's non-zeros in that order.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    output_ptr: Tensor
-    transposed: Tensor
-    input_ptr: Tensor
-
-    @classmethod
-    def build(cls, inputs: Tensor, outputs: Tensor, n_in: int, n_out: int) -> SparseMap:
-        """From non-zeros already sorted by output."""
-        return cls(
-            inputs,
-            outputs,
-            _offsets_of(torch.bincount(outputs, minlength=n_out)),
-            torch.argsort(inputs, stable=True),
-            _offsets_of(torch.bincount(inputs, minlength=n_in)),
-        )
-
-    def matmul(self, rows: Tensor, values: Tensor) -> Tensor:
-        """[R, n_in] times the matrix: [R, n_out]."""
-        return _bag(rows, self.inputs, self.output_ptr, values)
-
-    def matmul_transposed(self, rows: Tensor, values: Tensor) -> Tensor:
-        """[R, n_out] times the transposed matrix: [R, n_in]."""
-        order = self.transposed
-        return _bag(rows, self.outputs[order], self.input_ptr, values[order])
-
-    def value_gradient(self, rows_in: Tensor, rows_out: Tensor) -> Tensor:
-        """[nnz]: sum over rows of `rows_in[:, input] * rows_out[:, output]`."""
-        return (rows_in[:, self.inputs] * rows_out[:, self.outputs]).sum(0)
-
-
-def _bag(rows: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
-    """out[r, i] = sum over j in [ptr[i], ptr[i+1]) of values[j] * rows[r, index[j]]."""
-    # A bag sums whole rows of its table, so the table is the transposed block: a weighted
-    # gather of R contiguous numbers. Deterministic, and 4 times faster than index_add_.
-    return bag_sums(rows.t().contiguous(), index, ptr, values).t().contiguous()
-
-
-def bag_sums(table: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
-    """out[i] = sum over j in [ptr[i], ptr[i+1]) of values[j] * table[index[j]]; [n, R] in, [m, R].
-
-    Where the sums of `_bag` are wanted transposed, and the rows are at hand so.
-    """
-    if index.shape[0] == 0:
-        return table.new_zeros(ptr.shape[0] - 1, table.shape[1])
-    return F.embedding_bag(
-        index, table, ptr, mode="sum", per_sample_weights=values.to(table.dtype),
-        include_last_offset=True,
-    )  # fmt: skip
-
-
-class _Project(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
-        ctx.save_for_backward(rows, values)
-        ctx.sparse = sparse
-        return sparse.matmul(rows, values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        rows, values = ctx.saved_tensors
-        grad_rows = ctx.sparse.matmul_transposed(grad, values) if ctx.needs_input_grad[0] else None
-        grad_values = None
-        if ctx.needs_input_grad[1]:
-            grad_values = ctx.sparse.value_gradient(rows, grad).to(values.dtype)
-        return grad_rows, grad_values, None
-
-
-class _LogProject(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
-        top = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(len(logits), 1)
-        top = top.nan_to_num(neginf=0.0) if bool(torch.isneginf(top).any()) else top
-        exps = torch.exp(logits - top)
-        sums = sparse.matmul(exps, values)
-        # Below this a sum has lost digits, or underflowed to a zero that would read as an
-        # infinite KL although the logits are finite: those columns are redone in log space.
-        faint = (sums < torch.finfo(sums.dtype).tiny * 1e6).any(0).nonzero().flatten()
-        out = torch.log(sums).add_(top)
-        redone = out.new_zeros(0)
-        if faint.numel():
-            out[:, faint] = _log_sums(logits, values, sparse, faint)
-            redone = logits
-        ctx.save_for_backward(exps, sums, values, faint, redone, out if faint.numel() else redone)
-        ctx.sparse = sparse
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        exps, sums, values, faint, logits, out = ctx.saved_tensors
-        sparse: SparseMap = ctx.sparse
-        scaled = grad / sums
-        if faint.numel():
-            scaled[:, faint] = 0.0
-        grad_logits = sparse.matmul_transposed(scaled, values).mul_(exps)
-        grad_values = None
-        if ctx.needs_input_grad[1]:
-            grad_values = sparse.value_gradient(exps, scaled)
-        if faint.numel():
-            entries, column = _entries(sparse, faint)
-            source = sparse.inputs[entries]
-            ratio = torch.exp(logits[:, source] - out[:, faint[column]]).nan_to_num(nan=0.0)
-            ratio = ratio * grad[:, faint[column]]  # [R, E]
-            grad_logits.index_add_(1, source, ratio * values[entries].to(ratio.dtype))
-            if grad_values is not None:
-                grad_values.index_add_(0, entries, ratio.sum(0))
-        if grad_values is not None:
-            grad_values = grad_values.to(values.dtype)
-        return grad_logits, grad_values, None
-
-
-def _entries(sparse: SparseMap, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the non-zeros of `columns`, and for each the index into `columns`."""
-    sizes = sparse.output_ptr[columns + 1] - sparse.output_ptr[columns]
-    owner = torch.repeat_interleave(torch.arange(len(columns), device=columns.device), sizes)
-    return ragged_arange(sparse.output_ptr[columns], sizes), owner
-
-
-def _log_sums(logits: Tensor, values: Tensor, sparse: SparseMap, columns: Tensor) -> Tensor:
-    """log of the sums of `columns`, [R, K], by a segment log-sum-exp; -inf without any mass."""
-    entries, column = _entries(sparse, columns)
-    terms = logits[:, sparse.inputs[entries]] + torch.log(values[entries].to(logits.dtype))
-    return _segment_logsumexp(terms, column, len(columns))
-
-
-def _segment_logsumexp(terms: Tensor, segment: Tensor, count: int) -> Tensor:
-    where = segment.expand_as(terms)
-    top = terms.new_full((terms.shape[0], count), -torch.inf)
-    top = top.scatter_reduce(1, where, terms.detach(), "amax")
-    top = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
-    sums = torch.zeros_like(top).index_add(1, segment, torch.exp(terms - top.gather(1, where)))
-    return torch.log(sums) + top
-
-
-def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
-    """log of `exp(logits) @ matrix`, differentiable in logits and values, without underflow.
-
-    Args:
-        logits: [R, n_in] float, any offset a row; -inf is no mass.
-        values: [nnz] the non-zeros, in the order of `sparse`, >= 0.
-
-    Returns: [R, n_out]; -inf only where a column has no mass at all.
-    """
-    if torch.compiler.is_compiling():  # no branch on data there: all of it in log space
-        terms = logits[:, sparse.inputs] + torch.log(values.to(logits.dtype))
-        return _segment_logsumexp(terms, sparse.outputs, sparse.output_ptr.shape[0] - 1)
-    result: Tensor = _LogProject.apply(logits, values, sparse)
-    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +96,7 @@ class SparseProjection(nn.Module):
             "indices": indices,
             "row_of": row_of,
             "by_column": by_column,
-            "column_ptr": _offsets_of(column_counts),
+            "column_ptr": offsets_of(column_counts),
             "supported": column_counts > 0,
             "supported_ids": (column_counts > 0).nonzero().flatten(),
             "column_of": _place_of(column_counts > 0),
@@ -385,9 +210,9 @@ class SparseProjection(nn.Module):
         if columns is not None and columns.dim() == 1:
             part = self.columns(columns)
             assert part.rows is not None
-            return _project(probs[:, part.rows], self.values()[part.entries], part.map)
+            return project_rows(probs[:, part.rows], self.values()[part.entries], part.map)
         full = self.full()
-        rows = _project(probs, self.values()[full.entries], full.map)
+        rows = project_rows(probs, self.values()[full.entries], full.map)
         if full.columns is not None:
             rows = rows.new_zeros(len(rows), self.shape[1]).index_copy(1, full.columns, rows)
         if columns is None:
@@ -421,7 +246,7 @@ class SparseProjection(nn.Module):
         keep = (self.indices >= start) & (self.indices < stop)
         counts = torch.bincount(self.row_of[keep], minlength=self.shape[0])
         return SparseProjection(
-            _offsets_of(counts),
+            offsets_of(counts),
             self.indices[keep] - start,
             self.weights[keep],
             (self.shape[0], stop - start),
@@ -430,11 +255,6 @@ class SparseProjection(nn.Module):
     def extra_repr(self) -> str:
         kind = ", learnable" if self.free is not None else ""
         return f"{self.shape[0]} x {self.shape[1]}, nnz={self.indices.shape[0]}{kind}"
-
-
-def _project(rows: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
-    result: Tensor = _Project.apply(rows, values, sparse)
-    return result
 
 
 def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from .gold import Gold as Gold
 from .gold import gold as gold
 from .h_kl import HKL as HKL
 from .h_kl import h_kl as h_kl
+from .lm_head import LmHead as LmHead
 from .multi_teacher import TeacherTerm as TeacherTerm
 from .multi_teacher import multi_teacher as multi_teacher
 from .output import LossOutput as LossOutput
@@ -21,8 +22,7 @@ from .prefix_nodes import TrieSlots as TrieSlots
 from .prefix_nodes import first_pieces as first_pieces
 from .same_vocab_kl import SameVocabKL as SameVocabKL
 from .same_vocab_kl import same_vocab_kl as same_vocab_kl
-from .student import LmHead as LmHead
-from .student import VocabShard as VocabShard
 from .teacher_signal import TeacherTopK as TeacherTopK
 from .uld import ULD as ULD
 from .uld import uld as uld
+from .vocab_shard import VocabShard as VocabShard

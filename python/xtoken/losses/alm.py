@@ -20,7 +20,8 @@ from .merge import ChunkRows, chunk_rows
 from .module import LossModule
 from .output import LossOutput
 from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
-from .student import Student, student_rows, upcast
+from .student import Student, student_rows
+from .student_rows import upcast
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 

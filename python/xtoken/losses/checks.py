@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..chunks import ChunkBatch
 from .merge import Merge, chunk_rows
-from .student import StudentRows
+from .student_rows import StudentRows
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 

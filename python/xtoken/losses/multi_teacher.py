@@ -14,7 +14,8 @@ from .alm import teacher_token_log_probs
 from .merge import chunk_rows
 from .output import LossOutput
 from .row_blocks import block_rows
-from .student import Student, upcast
+from .student import Student
+from .student_rows import upcast
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 Confidence = Literal["ce", "entropy", "max_prob"]

@@ -7,25 +7,23 @@ columns p~ is 0 and the KL infinite, which an epsilon would only hide. (X-Token,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..chunks import ChunkBatch
-from ..sparse import ColumnSlice, SparseProjection, log_project
+from ..sparse import ColumnSlice, SparseProjection
 from .checks import check_batch, check_finite, check_temperature
-from .divergence import Direction, check_direction, divergence
-from .merge import ChunkRows, Merge, chunk_rows, merge_rows, unmerge_rows
+from .divergence import Direction, check_direction
+from .merge import Merge, chunk_rows
 from .module import LossModule
 from .output import LossOutput
-from .p_kl_forward import forward_kl
-from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
-from .student import Student, StudentRows, student_rows
+from .p_kl_blocks import PKLBlocks as PKLBlocks
+from .row_blocks import block_rows, reduce_chunks
+from .student import Student, student_rows
+from .student_rows import StudentRows
 from .teacher_signal import Teacher, TeacherRows, TeacherTopK, top_columns
-from .top_k import top_k as best_of
 
 Scope = Literal["chunk", "microbatch"]
 
@@ -169,163 +167,6 @@ def p_kl_blocks(
         beta=beta,
     )
     return loss, source, per_block
-
-
-@dataclass(eq=False, kw_only=True)
-class PKLBlocks(BlockLoss):
-    """P-KL of a block of chunks; the function a kernel would replace."""
-
-    student: ChunkRows
-    columns: Tensor | None
-    params: tuple[Tensor, ...]
-    teacher: TeacherRows
-    part: ColumnSlice
-    column_of: Tensor
-    empty_rows: Tensor
-    chunk_top_k: int | None
-    tail_bucket: bool
-    temperature: float
-    direction: Direction
-    beta: float
-
-    def __post_init__(self) -> None:
-        whole = ("empty_row_mass",) if self.columns is None else ()
-        self.metric_names = ("kl", "teacher_mass", "top1_agreement", *whole)
-
-    def forward(
-        self, rows: Tensor, block: Block, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        logits = merge_rows(rows, block.segments, len(block))
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        inputs = logits
-        if self.part.rows is not None and self.columns is None:
-            inputs = logits.index_select(1, self.part.rows)
-        log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
-        columns, log_teacher = self._teacher(block)
-        if columns is not None:
-            # One column past the last, for stored ids that W does not reach.
-            every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
-            log_student = every.gather(1, columns)
-        mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
-        best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
-        if self.tail_bucket:
-            if columns is None:
-                rest = self._rest(logits, params[1])
-            else:
-                rest = self._rest_of(logits, every, columns)
-            log_teacher = torch.cat([log_teacher, torch.log1p(-mass.clamp(max=1.0))[:, None]], 1)
-            log_student = torch.cat([log_student, rest[:, None]], 1)
-        loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
-        sums = [loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)]
-        if self.columns is None:
-            sums.append(self._empty_mass(logits.detach()).sum())
-        return loss * self.temperature**2, torch.stack(sums)
-
-    def value_and_grad(
-        self,
-        rows: Tensor,
-        block: Block,
-        params: Sequence[Tensor],
-        needed: Sequence[bool],
-        scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
-        """As `BlockLoss`; the forward KL without a tail bucket in closed form."""
-        plain = self.direction == "forward" and not self.tail_bucket
-        found = self._closed_form(rows, block, params, needed, scale) if plain else None
-        return found or super().value_and_grad(rows, block, params, needed, scale)
-
-    @torch.no_grad()
-    def _closed_form(
-        self,
-        rows: Tensor,
-        block: Block,
-        params: Sequence[Tensor],
-        needed: Sequence[bool],
-        scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]] | None:
-        logits = merge_rows(rows, block.segments, len(block))
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        chosen = self.part.rows if self.columns is None else None
-        inputs = logits if chosen is None else logits.index_select(1, chosen)
-        places, log_teacher = self._teacher(block)
-        weights = logits.new_ones(len(block))
-        if self.weights is not None:
-            weights = self.weights[block.start : block.stop].to(logits.dtype)
-        factor = weights * self.temperature**2
-        found = forward_kl(
-            inputs,
-            log_teacher,
-            places,
-            params[0],
-            self.part.map,
-            factor * scale,
-            unread_rows=self.empty_rows if self.part.rows is None else self.empty_rows[:0],
-            want_values=needed[0],
-        )
-        if found is None:
-            return None
-        log_mass = found.log_mass
-        if self.teacher.stored_power != 1.0:
-            log_mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1)
-        best = log_teacher.argmax(-1) == found.best
-        sums = [found.loss.sum(), torch.exp(log_mass).sum(), best.sum().to(log_mass.dtype)]
-        if self.columns is None:
-            whole = self.part.rows is None
-            sums.append((found.unread if whole else self._empty_mass(logits)).sum())
-        grad = found.grad
-        if chosen is not None:
-            grad = torch.zeros_like(logits).index_copy_(1, chosen, grad)
-        if self.temperature != 1.0:
-            grad.div_(self.temperature)
-        grad = unmerge_rows(grad, block.segments)
-        return (found.loss * factor).sum(), torch.stack(sums), grad, [found.grad_values]
-
-    def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
-        """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
-
-        [R, k] each; a stored entry that W does not reach has the place past the last, and -inf.
-        """
-        if self.chunk_top_k is not None and isinstance(self.teacher.signal, TeacherTopK):
-            ids, log_teacher = self.teacher.top_k(block.start, block.stop)
-            columns = self.column_of[ids]
-            reached = columns < self.part.map.output_ptr.shape[0] - 1
-            log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
-            log_teacher, order = best_of(log_teacher, self.chunk_top_k)
-            return columns.gather(1, order), log_teacher
-        log_teacher = self.teacher.log_probs(block.start, block.stop)
-        if self.part.columns is not None:
-            log_teacher = log_teacher.index_select(1, self.part.columns)
-        if self.chunk_top_k is None:
-            return None, log_teacher
-        log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
-        return columns, log_teacher
-
-    def _rest(self, logits: Tensor, outside: Tensor) -> Tensor:
-        """[R] log of the student's mass outside the shared columns, in the scale of `logits`."""
-        return torch.logsumexp(logits + torch.log(outside.to(logits.dtype)), -1)
-
-    def _rest_of(self, logits: Tensor, every: Tensor, columns: Tensor) -> Tensor:
-        """[R] the same outside each chunk's own columns; `every` [R, K + 1] holds all of W's."""
-        outside = every.scatter(1, columns, -torch.inf)
-        empty = logits.index_select(1, self.empty_rows)
-        return torch.logsumexp(torch.cat([outside, empty], 1), -1)
-
-    def _empty_mass(self, logits: Tensor) -> Tensor:
-        empty = torch.logsumexp(logits.index_select(1, self.empty_rows), -1)
-        return torch.exp(empty - torch.logsumexp(logits, -1))
-
-
-def _renormalized(log_teacher: Tensor, log_student: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides summing to 1 over the kept columns, those without teacher mass anywhere off.
-
-    A chunk none of whose stored columns W reaches says nothing: both sides are made equal.
-    """
-    silent = torch.isneginf(log_teacher).all(-1, keepdim=True)
-    log_student = log_student.masked_fill(silent, 0.0)
-    log_teacher = log_teacher.masked_fill(silent, 0.0)
-    return torch.log_softmax(log_teacher, -1), torch.log_softmax(log_student, -1)
 
 
 def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sparse import SparseMap, bag_sums
+from ..sparse_map import SparseMap, bag_sums
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .merge import ChunkRows
 from .output import LossOutput, inverse_normalizer
-from .student import StudentRows
+from .student_rows import StudentRows
 
 # Numbers a block of rows: 4 MB in float32 stays in a CPU's cache; a GPU wants more at once.
 _BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chunks import ChunkBatch
 from .merge import ChunkRows, Merge, chunk_rows, merge_rows
-from .student import upcast
+from .student_rows import upcast
 
 
 @dataclass(frozen=True, eq=False)

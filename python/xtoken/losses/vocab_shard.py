@@ -1,0 +1,88 @@
+"""Logits whose vocabulary is cut over ranks (tensor parallel)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .student_rows import upcast
+
+
+@dataclass(frozen=True, eq=False)
+class VocabShard:
+    """Logits of which this rank holds some columns (tensor parallel over the vocabulary).
+
+    Attributes:
+        logits: [B, T_s, V_r] float, this rank's columns; ranks hold consecutive ranges in order.
+        group: the process group over which the vocabulary is cut.
+    """
+
+    logits: Tensor
+    group: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """Rows gathered from all ranks a block at a time; each rank keeps its columns' gradient.
+
+    Each rank computes the whole loss, so its value is the same everywhere; what is saved is memory.
+    """
+
+    logits: Tensor
+    group: dist.ProcessGroup | None
+    sizes: tuple[int, ...]
+    vocab_size: int
+
+    @classmethod
+    def of(cls, shard: VocabShard, vocab_size: int | None) -> ShardRows:
+        world, local = dist.get_world_size(shard.group), shard.logits.shape[-1]
+        sizes: list[int] = [0] * world
+        held = [torch.zeros(1, dtype=torch.int64, device=shard.logits.device) for _ in sizes]
+        dist.all_gather(held, torch.full_like(held[0], local), group=shard.group)
+        sizes = [int(size) for size in held]
+        return cls(shard.logits, shard.group, tuple(sizes), vocab_size or sum(sizes))
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        return self.logits.shape[0], self.logits.shape[1]
+
+    @property
+    def _start(self) -> int:
+        return sum(self.sizes[: dist.get_rank(self.group)])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.logits,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> ShardRows:
+        return replace(self, logits=tensors[0])
+
+    def rows_at_once(self, width: int) -> int:
+        return 1
+
+    def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
+        local = self.logits.detach().flatten(0, 1).index_select(0, index)
+        width = max(self.sizes)
+        local = torch.nn.functional.pad(local, (0, width - local.shape[1])).contiguous()
+        parts = [torch.empty_like(local) for _ in self.sizes]
+        dist.all_gather(parts, local, group=self.group)
+        whole = torch.cat([part[:, :n] for part, n in zip(parts, self.sizes, strict=True)], 1)
+        whole = whole[:, : self.vocab_size]
+        return upcast(whole if columns is None else whole.index_select(1, columns))
+
+    def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
+        return [torch.zeros_like(self.logits, memory_format=torch.contiguous_format)]
+
+    def add_grads(
+        self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor
+    ) -> None:
+        assert grads[0] is not None
+        flat = grads[0].view(-1, grads[0].shape[-1])
+        if columns is not None:
+            whole = grad.new_zeros(grad.shape[0], self.vocab_size)
+            whole[:, columns] = grad
+            grad = whole
+        mine = grad[:, self._start : self._start + flat.shape[1]]  # [n, V_r], less a padded tail
+        flat[:, : mine.shape[1]].index_add_(0, index, mine.to(flat.dtype))
