@@ -113,6 +113,17 @@ def test_the_counts_add_up(packed: Audit) -> None:
     for item in packed.classes:
         assert item.strict <= item.relaxed <= item.total
         assert item.spread + item.empty <= item.total
+        assert item.prefixed <= item.total
+        assert item.prefixes >= item.prefixed
+
+
+def test_what_prefix_kl_adds_is_counted_by_class(packed: Audit) -> None:
+    classes = {item.name: item for item in packed.classes}
+    # 2, 20 and 201 to a teacher of single digits: END or a digit after each but the last.
+    assert classes["one-digit numerals"].prefixed == 10
+    assert classes["two-digit numerals"].prefixes == 2 * classes["two-digit numerals"].total
+    assert classes["three-digit numerals"].prefixes == 2 * classes["three-digit numerals"].total
+    assert classes["special tokens"].prefixed == 0
 
 
 def test_sentencepiece_and_byte_level_share_bytes_but_not_strings() -> None:

@@ -277,6 +277,11 @@ def test_bad_input_is_refused_with_the_place() -> None:
         trie.below(9)
 
 
+def test_prefix_counts_are_the_choices_in_each_tokens_own_spelling() -> None:
+    trie = PieceTrie.from_pieces([[2], [2, 0], [2, 0, 1], [], [9], [2, 0]], 10)
+    assert trie.prefix_counts().tolist() == [1, 2, 2, 0, 0, 2]
+
+
 def test_an_empty_trie_finds_nothing() -> None:
     trie = PieceTrie.from_pieces([[], []], 3)
     assert (len(trie), trie.find([]), trie.find([0])) == (1, 0, None)

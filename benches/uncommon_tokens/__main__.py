@@ -6,7 +6,8 @@
     python -m benches.uncommon_tokens --report              # only the table and the picture
 
 Each (arm, seed, steps) is one line of results.jsonl, written when it is done; what is there is not
-run again. The demo's pair, text and teacher store are used (`make demo` fills them, or this does).
+run again, so that several calls may work side by side with --seeds or --steps. The demo's pair,
+text and teacher store are used (`make demo` fills them, or this does).
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def _done(results: list[dict[str, Any]]) -> set[tuple[str, int, int]]:
+    return {(result["arm"], result["seed"], result["steps"]) for result in results}
+
+
 def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
@@ -61,7 +66,7 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     unknown = [arm for arm in options.only or () if arm not in ARMS]
     if unknown:
         raise SystemExit(f"--only {unknown[0]!r} is no arm; they are {', '.join(ARMS)}")
-    done = {(result["arm"], result["seed"], result["steps"]) for result in results}
+    done = _done(results)
     units = [
         unit
         for unit in plan()
@@ -79,6 +84,9 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
             console.print(f"{len(units) - place} units are left for another call")
             break
+        results[:] = _read(options.results)
+        if unit in _done(results):  # by another process, beside this one
+            continue
         arm, seed, steps = unit
         console.print(f"unit {place + 1} of {len(units)}: {arm}, seed {seed}, {steps} steps")
         with bars.progress(arm, steps) as update:

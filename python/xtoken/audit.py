@@ -11,6 +11,7 @@ import numpy as np
 from xtoken._core import Vocab
 from xtoken.projection import EMPTY_RULES, RULE_CODES, Projection
 from xtoken.token_classes import NUMERALS, PUNCTUATION, classes, order
+from xtoken.trie import PieceTrie
 
 # Tokens whose loss the paper's Table of failures is about: where they fall out of the common set,
 # H-KL and GOLD match them by rank to unrelated tokens and push them down through the softmax.
@@ -30,6 +31,9 @@ class ClassCoverage:
         strict, relaxed: those in the common set, by equal bytes and by W at `threshold`.
         spread: those that W spreads over several teacher tokens or gives to an unequal one.
         empty: those without any correspondence.
+        prefixed: those that prefix KL compares beyond their first piece, spelled as the teacher
+            spells them alone.
+        prefixes: at how many prefixes, all of them together.
         teacher_total, teacher_strict: the teacher's tokens, and those in the strict common set.
     """
 
@@ -40,6 +44,8 @@ class ClassCoverage:
     relaxed: int
     spread: int
     empty: int
+    prefixed: int
+    prefixes: int
     teacher_total: int
     teacher_strict: int
 
@@ -146,6 +152,7 @@ def _coverage(
     teacher_in = np.isin(np.arange(len(teacher)), strict[:, 1])
     empty = np.isin(projection.rules, [RULE_CODES[rule] for rule in EMPTY_RULES])
     same = np.isin(projection.rules, [RULE_CODES[rule] for rule in ("exact", "duplicate", "role")])
+    prefixes = PieceTrie.from_projection(projection).prefix_counts()
     counts: dict[str, Counter[str]] = {}
     for token_id, name in classes(student):
         count = counts.setdefault(name, Counter())
@@ -154,11 +161,16 @@ def _coverage(
         count["relaxed"] += bool(in_relaxed[token_id])
         count["empty"] += bool(empty[token_id])
         count["spread"] += not (empty[token_id] or same[token_id])
+        count["prefixed"] += bool(prefixes[token_id])
+        count["prefixes"] += int(prefixes[token_id])
     for token_id, name in classes(teacher):
         count = counts.setdefault(name, Counter())
         count["teacher_total"] += 1
         count["teacher_strict"] += bool(teacher_in[token_id])
-    fields = ("total", "strict", "relaxed", "spread", "empty", "teacher_total", "teacher_strict")
+    fields = (
+        *("total", "strict", "relaxed", "spread", "empty", "prefixed", "prefixes"),
+        *("teacher_total", "teacher_strict"),
+    )
     return tuple(
         ClassCoverage(name, name in CRITICAL, **{field: counts[name][field] for field in fields})
         for name in order(set(counts))

@@ -103,6 +103,12 @@ class PieceTrie:
         indptr = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
         return cls(_core.PieceTrie.from_pieces(indptr, flat, piece_count), side)
 
+    @classmethod
+    def from_projection(cls, projection: Projection) -> PieceTrie:
+        """The student's tokens as the teacher's pieces, which a projection keeps."""
+        indptr, pieces = projection.pieces_indptr, projection.pieces
+        return cls(_core.PieceTrie.from_pieces(indptr, pieces, projection.shape[1]), "teacher")
+
     def __len__(self) -> int:
         """Number of nodes, the root among them."""
         return len(self._core)
@@ -165,6 +171,15 @@ class PieceTrie:
         size = int(slots.slot_sizes[slots.slot_ptr[node] : slots.slot_ptr[node + 1]].sum())
         start = int(slots.node_starts[node])
         return slots.tokens[start : start + size]
+
+    def prefix_counts(self) -> Ints:
+        """Prefixes with something to decide in each token's own spelling, [tokens] int64.
+
+        They are the depths that prefix KL adds to a chunk of this token so spelled.
+        """
+        indptr, ids = self._core.pieces()
+        chunk = self.lookup(ids, indptr[:-1].copy(), indptr[1:].copy()).chunk
+        return np.bincount(chunk, minlength=len(indptr) - 1)
 
     def lookup(
         self,
@@ -229,19 +244,16 @@ class PairTries:
             OptionError: the projection has no pieces of the teacher's tokens, as the student's
                 tokenizer has no model that can segment, or the file is of an older version.
         """
-        student_size, teacher_size = projection.shape
+        student_size = projection.shape[0]
         if projection.teacher_pieces_indptr is None or projection.teacher_pieces is None:
             raise OptionError(
                 "the projection has no student pieces of the teacher's tokens; build it from a "
                 "student tokenizer that can segment (a tokenizer.json or a rank file)"
             )
-        student = _core.PieceTrie.from_pieces(
-            projection.pieces_indptr, projection.pieces, teacher_size
-        )
         teacher = _core.PieceTrie.from_pieces(
             projection.teacher_pieces_indptr, projection.teacher_pieces, student_size
         )
-        return cls(PieceTrie(student, "teacher"), PieceTrie(teacher, "student"))
+        return cls(PieceTrie.from_projection(projection), PieceTrie(teacher, "student"))
 
 
 def _thread_count(threads: int) -> int:

@@ -90,7 +90,7 @@ def overlap(result: Audit) -> Table:
 def coverage(result: Audit) -> Table:
     """The common set by class of student token."""
     table = Table(title="student tokens by class (bold: decides between the losses)")
-    for title in ("class", "tokens", "strict", "relaxed", "share", "spread", "empty"):
+    for title in ("class", "tokens", "strict", "relaxed", "share", "spread", "empty", "prefixed"):
         table.add_column(title, justify="left" if title == "class" else "right")
     for item in result.classes:
         if not item.total:
@@ -102,6 +102,7 @@ def coverage(result: Audit) -> Table:
             f"{item.share:.1%}",
             f"{item.spread:,}",
             f"{item.empty:,}",
+            f"{item.prefixed:,}",
             style="bold" if item.critical else None,
         )
     return table
