@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtoken._core import ShapeError
+from xtoken._core import OptionError, ShapeError
 
 if TYPE_CHECKING:
     import torch
@@ -142,3 +142,34 @@ class Csr:
 def offsets(counts: ArrayLike) -> NDArray[np.int64]:
     """Running sums of counts with a leading 0: the `indptr` of rows of these lengths."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def reweighted(
+    csr: Csr, weights: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Other weights on the entries of a matrix, rows scaled to sum to 1 and sorted by weight.
+
+    Args:
+        weights: [nnz] float, finite and >= 0, in the order of `csr.indices`.
+
+    Returns: indptr, the kept entries' positions in the old order, and their weights; entries whose
+        weight is 0 are left out.
+
+    Raises:
+        ShapeError: another number of weights, or one that is negative or not finite.
+        OptionError: the weights of a row are all 0.
+    """
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != csr.weights.shape:
+        raise ShapeError(f"weights has shape {given.shape}; expected {csr.weights.shape}")
+    if not bool((np.isfinite(given) & (given >= 0)).all()):
+        raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
+    rows = csr.row_of()
+    sums = np.bincount(rows, given, csr.shape[0])
+    if bool((sums[rows] == 0).any()):
+        raise OptionError(f"the weights of row {rows[sums[rows] == 0][0]} are all 0")
+    given = given / sums[rows]
+    order = np.lexsort((csr.indices, -given, rows))
+    kept = order[given[order].astype(np.float32) > 0]
+    indptr = offsets(np.bincount(rows[kept], minlength=csr.shape[0]))
+    return indptr, kept, given[kept].astype(np.float32)

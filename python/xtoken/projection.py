@@ -13,12 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from xtoken._core import (
     PROJECTION_RULES,
     OptionError,
-    ShapeError,
     TokenIdError,
     Vocab,
     build_projection,
 )
-from xtoken.csr import Csr, offsets
+from xtoken.csr import Csr, reweighted
 from xtoken.projection_options import ProjectionOptions, Reverse, SpecialRoles, options_for
 
 if TYPE_CHECKING:
@@ -272,24 +271,9 @@ class Projection:
         Raises:
             OptionError: an unknown mode, or a threshold outside its range.
         """
-        if mode not in ("strict", "relaxed"):
-            raise OptionError(f"mode = {mode!r} is out of range; expected 'strict' or 'relaxed'")
-        if not 0 < threshold <= 1:
-            raise OptionError(f"threshold = {threshold} is out of range; expected 0 < t <= 1")
-        claims = np.diff(self.indptr) > 0
-        claims &= self.rules != RULE_CODES["duplicate"]
-        if mode == "strict":
-            claims &= np.isin(self.rules, [RULE_CODES["exact"], RULE_CODES["role"]])
-        student_ids = np.flatnonzero(claims)
-        heaviest = self.indptr[student_ids]  # rows are sorted by falling weight
-        if mode == "relaxed":
-            # A weight is stored as float32, so it is compared with the threshold as float32.
-            enough = self.weights[heaviest] >= np.float32(threshold)
-            student_ids, heaviest = student_ids[enough], heaviest[enough]
-        order = np.argsort(-self.weights[heaviest], kind="stable")
-        _, first = np.unique(self.indices[heaviest][order], return_index=True)
-        winners = np.sort(order[first])
-        return np.stack([student_ids[winners], self.indices[heaviest[winners]]], axis=1)
+        from xtoken.common_set import common_set
+
+        return common_set(self, mode, threshold)
 
     def vocabularies(self) -> tuple[Vocab, Vocab]:
         """Student and teacher.
@@ -329,23 +313,12 @@ class Projection:
             ShapeError: another number of weights, or one that is negative or not finite.
             OptionError: the weights of a row are all 0.
         """
-        learned = np.asarray(weights, dtype=np.float64)
-        if learned.shape != self.weights.shape:
-            raise ShapeError(f"weights has shape {learned.shape}; expected {self.weights.shape}")
-        if not bool((np.isfinite(learned) & (learned >= 0)).all()):
-            raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
-        rows = self.csr.row_of()
-        sums = np.bincount(rows, learned, self.shape[0])
-        if bool((sums[rows] == 0).any()):
-            raise OptionError(f"the weights of row {rows[sums[rows] == 0][0]} are all 0")
-        learned = learned / sums[rows]
-        order = np.lexsort((self.indices, -learned, rows))
-        kept = order[learned[order].astype(np.float32) > 0]
+        indptr, order, kept = reweighted(self.csr, weights)
         return replace(
             self,
-            indptr=offsets(np.bincount(rows[kept], minlength=self.shape[0])),
-            indices=self.indices[kept],
-            weights=learned[kept].astype(np.float32),
+            indptr=indptr,
+            indices=self.indices[order],
+            weights=kept,
             options=replace(self.options, origin="learned"),
         )
 

@@ -1,6 +1,5 @@
 //! Byte pair encoding on ids: the lowest rank first, of equal ranks the leftmost.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,11 +8,14 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::bpe_file::{Str, read_merges};
+use super::pairs::{Merge, PairTable};
+use super::units::{Units, Words};
 use super::{NONE, byte_fallback_ids, check_byte_table, unsupported};
 use crate::error::{Error, Result};
 use crate::surface::byte_to_char;
 use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
-use crate::vocab::{TokenKind, Vocab};
+use crate::vocab::Vocab;
 
 /// Below this many symbols a scan for the lowest rank beats a heap.
 const SHORT: usize = 48;
@@ -34,51 +36,9 @@ struct Stored {
     words: Words,
 }
 
-/// One row of the merge list.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Merge {
-    left: u32,
-    right: u32,
-    rank: u32,
-    merged: u32,
-}
-
-/// The symbols that a word starts from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-enum Units {
-    /// The id of each of the 256 bytes, or `NONE`.
-    Bytes(Vec<u32>),
-    /// A character each; one without a token is spelled in byte tokens, as are bytes that are not
-    /// valid UTF-8.
-    Chars {
-        ids: FxHashMap<char, u32>,
-        /// What stands for a space, usually `▁`.
-        space: char,
-        byte_fallback: Vec<u32>,
-    },
-}
-
-/// Which whole words skip the merges.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-enum Words {
-    None,
-    /// Each word that is itself a token of the model (`ignore_merges`, and all rank files).
-    Tokens {
-        /// Whether an id belongs to the model, bit by bit; added tokens do not.
-        in_model: Vec<u64>,
-        /// Model tokens that share their bytes with another id, which [`Vocab::id_of`] prefers.
-        shadowed: FxHashMap<Vec<u8>, u32>,
-    },
-}
-
-/// A string that borrows from the JSON text where it holds no escape.
-#[derive(Deserialize, PartialEq, Eq, Hash)]
-pub(super) struct Str<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
-
-impl std::borrow::Borrow<str> for Str<'_> {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
+fn single_char(surface: &str) -> Option<char> {
+    let mut chars = surface.chars();
+    chars.next().filter(|_| chars.next().is_none())
 }
 
 impl Bpe {
@@ -326,80 +286,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Units {
-    fn push(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
-        let mut known = true;
-        let mut push = |id: u32, out: &mut Vec<u32>| {
-            known &= id != NONE;
-            out.push(id);
-        };
-        match self {
-            Units::Bytes(ids) => {
-                bytes
-                    .iter()
-                    .for_each(|&byte| push(ids[usize::from(byte)], out));
-            }
-            Units::Chars {
-                ids,
-                space,
-                byte_fallback,
-            } => {
-                for chunk in bytes.utf8_chunks() {
-                    for c in chunk.valid().chars() {
-                        match ids.get(if c == ' ' { space } else { &c }) {
-                            Some(&id) => push(id, out),
-                            None => {
-                                let mut buffer = [0; 4];
-                                let surface = if c == ' ' { *space } else { c };
-                                for byte in surface.encode_utf8(&mut buffer).bytes() {
-                                    push(byte_fallback[usize::from(byte)], out);
-                                }
-                            }
-                        }
-                    }
-                    chunk.invalid().iter().for_each(|&byte| {
-                        push(byte_fallback[usize::from(byte)], out);
-                    });
-                }
-            }
-        }
-        known
-    }
-}
-
-impl Words {
-    fn tokens(vocab: &Vocab, model_ids: impl Iterator<Item = u32>) -> Self {
-        let mut in_model = vec![0u64; vocab.len().div_ceil(64)];
-        let mut shadowed = FxHashMap::default();
-        for id in model_ids {
-            if vocab.kind(id) != TokenKind::Normal {
-                continue;
-            }
-            if let Some(word) = in_model.get_mut(id as usize / 64) {
-                *word |= 1 << (id % 64);
-            }
-            if vocab.id_of(vocab.token_bytes(id)) != Some(id) {
-                shadowed.insert(vocab.token_bytes(id).to_vec(), id);
-            }
-        }
-        Words::Tokens { in_model, shadowed }
-    }
-
-    fn get(&self, vocab: &Vocab, bytes: &[u8]) -> Option<u32> {
-        let Words::Tokens { in_model, shadowed } = self else {
-            return None;
-        };
-        let id = vocab.id_of(bytes)?;
-        if in_model
-            .get(id as usize / 64)
-            .is_some_and(|word| word >> (id % 64) & 1 == 1)
-        {
-            return Some(id);
-        }
-        shadowed.get(bytes).copied()
-    }
-}
-
 impl TryFrom<Stored> for Bpe {
     type Error = Error;
 
@@ -417,122 +303,4 @@ impl From<Bpe> for Stored {
     fn from(model: Bpe) -> Self {
         model.stored
     }
-}
-
-/// (left, right) to (rank, merged id): open addressing with linear probing, at most half full.
-#[derive(Debug, Clone)]
-struct PairTable {
-    slots: Vec<Slot>,
-    shift: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    pair: u64,
-    rank: u32,
-    merged: u32,
-}
-
-/// Both halves `NONE`: no merge has it.
-const FREE: Slot = Slot {
-    pair: u64::MAX,
-    rank: NONE,
-    merged: NONE,
-};
-
-impl PairTable {
-    fn new(merges: &[Merge]) -> Self {
-        let size = (2 * merges.len()).next_power_of_two().max(2);
-        let mut table = Self {
-            slots: vec![FREE; size],
-            shift: 64 - size.trailing_zeros(),
-        };
-        for merge in merges {
-            let pair = pair(merge.left, merge.right);
-            let at = table.find(pair);
-            // Of a pair that is listed twice, the later rank counts (as in Hugging Face's map).
-            table.slots[at] = Slot {
-                pair,
-                rank: merge.rank,
-                merged: merge.merged,
-            };
-        }
-        table
-    }
-
-    /// The slot that holds `pair`, or the free one where it would go.
-    fn find(&self, pair: u64) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut at = (pair.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
-        while self.slots[at].pair != pair && self.slots[at].pair != u64::MAX {
-            at = (at + 1) & mask;
-        }
-        at
-    }
-
-    /// The rank and the merged id; `NONE` twice where the two do not merge.
-    fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let slot = self.slots[self.find(pair(left, right))];
-        (slot.rank, slot.merged)
-    }
-}
-
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-fn single_char(surface: &str) -> Option<char> {
-    let mut chars = surface.chars();
-    chars.next().filter(|_| chars.next().is_none())
-}
-
-fn read_merges(json: &TokenizerJson<'_>, ids: &FxHashMap<Str<'_>, u32>) -> Result<Vec<Merge>> {
-    const WHAT: &str = "the merges of tokenizer.json";
-    let malformed = |rank: usize, reason: String| Error::Format {
-        what: WHAT,
-        reason: format!("merge {rank}: {reason}"),
-        remedy: "pass the tokenizer.json of a Hugging Face fast tokenizer",
-    };
-    let text = json.model.merges.map_or("[]", |raw| raw.get());
-    // ["a", "b"] since tokenizers 0.20, "a b" before.
-    let in_pairs = text[1..].trim_start().starts_with('[');
-    let rows: Vec<(Str<'_>, Str<'_>)> = if in_pairs {
-        parse_section(text, WHAT)?
-    } else {
-        let lines: Vec<Str<'_>> = parse_section(text, WHAT)?;
-        let mut rows = Vec::with_capacity(lines.len());
-        for (rank, line) in lines.into_iter().enumerate() {
-            let halves = match line.0 {
-                Cow::Borrowed(line) => line
-                    .split_once(' ')
-                    .map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right))),
-                Cow::Owned(ref line) => line
-                    .split_once(' ')
-                    .map(|(left, right)| (Cow::Owned(left.into()), Cow::Owned(right.into()))),
-            };
-            let (left, right) = halves
-                .filter(|(_, right)| !right.contains(' '))
-                .ok_or_else(|| malformed(rank, format!("{:?} is not two tokens", line.0)))?;
-            rows.push((Str(left), Str(right)));
-        }
-        rows
-    };
-    let mut merged = String::new();
-    let mut merges = Vec::with_capacity(rows.len());
-    for (rank, (left, right)) in rows.iter().enumerate() {
-        merged.clear();
-        merged.push_str(&left.0);
-        merged.push_str(&right.0);
-        let id = |surface: &str| {
-            let missing = || malformed(rank, format!("{surface:?} is not in the vocabulary"));
-            ids.get(surface).copied().ok_or_else(missing)
-        };
-        merges.push(Merge {
-            left: id(&left.0)?,
-            right: id(&right.0)?,
-            rank: rank as u32,
-            merged: id(&merged)?,
-        });
-    }
-    Ok(merges)
 }

@@ -6,7 +6,10 @@
 //! token, a control token, a literal `▁` that SentencePiece takes for a space) are no answer.
 
 mod bpe;
+mod bpe_file;
+mod pairs;
 mod unigram;
+mod units;
 mod wordpiece;
 
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::NONE;
-use super::bpe::Str;
+use super::bpe_file::Str;
 use crate::error::{Error, Result};
 use crate::surface::byte_to_char;
 use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
