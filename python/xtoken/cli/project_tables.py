@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Group
@@ -89,9 +90,15 @@ def overlap(result: Audit) -> Table:
 
 def coverage(result: Audit) -> Table:
     """The common set by class of student token."""
-    table = Table(title="student tokens by class (bold: decides between the losses)")
-    for title in ("class", "tokens", "strict", "relaxed", "share", "spread", "empty", "prefixed"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+    # Without frames, the table fits a terminal of 80 columns.
+    table = Table(
+        title="student tokens by class (bold: decides between the losses)",
+        box=None,
+        padding=(0, 0, 0, 1),
+    )
+    table.add_column("class", no_wrap=True)
+    for title in ("tokens", "strict", "relaxed", "share", "spread", "empty", "prefixed"):
+        table.add_column(title, justify="right")
     for item in result.classes:
         if not item.total:
             continue
@@ -99,7 +106,7 @@ def coverage(result: Audit) -> Table:
         table.add_row(
             item.name,
             *(f"{number:,}" for number in numbers),
-            f"{item.share:.1%}",
+            f"{math.floor(100 * item.share)} %",
             f"{item.spread:,}",
             f"{item.empty:,}",
             f"{item.prefixed:,}",
