@@ -268,16 +268,9 @@ def bench(
         return row
 
     floor = bench_floor(add, inputs, only)
-    chosen = {n: f for n, f in losses(inputs, projection, common).items() if only in n}
-    for name, loss in chosen.items():
-        add(name, lambda loss=loss: loss(inputs.student).loss, [inputs.student], floor)
-    if linear:
-        longer = make_inputs(student, teacher, 2 * tokens)
-        for name, loss in losses(longer, projection, common).items():
-            if name in chosen:
-                run = lambda loss=loss: loss(longer.student).loss  # noqa: E731
-                add(f"{name}, T x 2", run, [longer.student], name)
-        del longer
+    longer = make_inputs(student, teacher, 2 * tokens) if linear else None
+    bench_logits(add, inputs, longer, projection, common, only, floor)
+    longer = None
     if hidden:
         bench_fused(add, inputs, projection, common, hidden, only)
     return rows
@@ -296,6 +289,27 @@ def bench_floor(add: Callable[..., Measurement], inputs: Inputs, only: str) -> s
         ours = lambda: same_vocab_kl(student[None], teacher[None], chunks).loss  # noqa: E731
         add("same_vocab_kl", ours, [student], name)
     return name
+
+
+def bench_logits(
+    add: Callable[..., Measurement],
+    inputs: Inputs,
+    longer: Inputs | None,
+    projection: SparseProjection,
+    common: dict[str, tuple[Tensor, Tensor]],
+    only: str,
+    floor: str,
+) -> None:
+    """The losses of whole logits, and of twice as many: both lengths of a loss one after the other,
+    so that a busy machine is busy for both."""
+    chosen = losses(inputs, projection, common)
+    twice = losses(longer, projection, common) if longer else {}
+    for name, loss in chosen.items():
+        if only in name:
+            add(name, lambda loss=loss: loss(inputs.student).loss, [inputs.student], floor)
+            if longer:
+                run = lambda loss=twice[name]: loss(longer.student).loss  # noqa: E731
+                add(f"{name}, T x 2", run, [longer.student], name)
 
 
 def bench_fused(
@@ -357,7 +371,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=2048, help="of the fused rows; 0 skips them")
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--linear", action="store_true", help="also measure twice the tokens")
+    parser.add_argument("--no-linear", action="store_true", help="do not measure twice the tokens")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -373,7 +387,7 @@ def main() -> None:
     )
     rows = bench(
         student, teacher, args.tokens, repeats=args.repeats, hidden=args.hidden, only=args.only,
-        linear=args.linear,
+        linear=not args.no_linear,
     )  # fmt: skip
     report(rows, Console(width=130))
     if args.json:

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from loss_cases import make_case
 
 from xtoken.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, ChunkBatch
@@ -119,3 +121,34 @@ def test_wrong_offsets_bounds_masks_and_dtypes_are_refused(two_samples: ChunkBat
         ChunkBatch.from_mask(torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"kind is torch.int32"):
         ChunkBatch(*([torch.zeros(1, dtype=torch.int64)] * 5), torch.zeros(1, dtype=torch.int32))
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.sets(st.integers(0, 4)), st.floats(0.0, 0.3))
+def test_the_usable_chunks_are_those_of_a_loop(
+    seed: int, left: bool, admit: set[int], share: float
+) -> None:
+    case = make_case(seed, left=left)
+    generator = torch.Generator().manual_seed(seed)
+    masks = [
+        m & (torch.rand(m.shape, generator=generator) >= share)
+        for m in (case.student_mask, case.teacher_mask)
+    ]
+    wanted = []
+    for c in range(len(case.chunks)):
+        b = int(case.chunks.sample[c])
+        usable = int(case.chunks.kind[c]) in admit
+        for side, mask, real in zip(
+            ("student", "teacher"), masks, (case.student_mask, case.teacher_mask), strict=True
+        ):
+            tokens = range(
+                int(getattr(case.chunks, f"{side}_start")[c]),
+                int(getattr(case.chunks, f"{side}_end")[c]),
+            )
+            usable &= len(tokens) > 0 and all(bool(mask[b, t]) for t in tokens)
+            # The token before is one of the sample's own.
+            usable &= len(tokens) > 0 and tokens[0] >= 1 and bool(real[b, tokens[0] - 1])
+        if usable:
+            wanted.append(c)
+    found = case.chunks.usable(*masks, admit=sorted(admit))
+    assert torch.equal(found.student_start, case.chunks.student_start[wanted])
+    assert torch.equal(found.sample, case.chunks.sample[wanted])

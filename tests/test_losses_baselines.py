@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -73,10 +74,14 @@ def test_alm_is_the_loop(direction: str, temperature: float) -> None:
 def test_gradcheck_of_each_baseline() -> None:
     case = make_case(4, batch=1, chunks=10)
     ids = {"student_ids": case.student_ids, "teacher_ids": case.teacher_ids}
+    merges, directions = ("chain", "last", "mean"), ("forward", "reverse", "jsd")
     for loss in (
-        partial(uld, **SIZES),
-        partial(same_vocab_kl, vocab_size=11),
-        partial(alm, **SIZES, **ids, temperature=3.0),
+        *(partial(uld, **SIZES, merge=merge) for merge in merges),
+        *(
+            partial(same_vocab_kl, vocab_size=11, merge=merge, direction=direction)
+            for merge, direction in product(merges, directions)
+        ),
+        *(partial(alm, **SIZES, **ids, temperature=3.0, direction=x) for x in directions),
     ):
 
         def value(logits: torch.Tensor, loss: partial = loss) -> torch.Tensor:

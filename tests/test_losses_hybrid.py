@@ -44,7 +44,9 @@ def test_value_and_gradient_are_those_of_the_loop(merge: str, direction: str) ->
     assert torch.allclose(found, wanted, atol=1e-11)
 
 
-@pytest.mark.parametrize(("merge", "direction"), [*product(["chain", "mean"], ["forward", "jsd"])])
+@pytest.mark.parametrize(
+    ("merge", "direction"), [*product(["chain", "last", "mean"], ["forward", "reverse", "jsd"])]
+)
 def test_gradcheck(merge: str, direction: str) -> None:
     case = make_case(2, batch=1, chunks=8)
 

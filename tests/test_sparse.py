@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from loss_cases import random_csr
 
 from xtoken.sparse import SparseProjection, log_project
@@ -161,3 +163,24 @@ def test_wrong_shapes_ids_and_weights_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="cannot be cut by columns"):
         learnable.column_slice(0, 2)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(2, 20))
+def test_projection_log_projection_and_slices_agree_with_the_dense_product(
+    seed: int, v_s: int, v_t: int
+) -> None:
+    projection, w = build(seed, v_s, v_t)
+    p = probs(3, v_s)
+    whole = p @ w
+    assert torch.allclose(projection.project(p), whole)
+    part = projection.full()
+    logs = log_project(torch.log(p), projection.values()[part.entries], part.map)
+    assert torch.allclose(torch.exp(logs), whole[:, projection.supported_ids])
+    columns = torch.arange(v_t).flip(0)[: v_t // 2]
+    assert torch.allclose(projection.project(p, columns), whole[:, columns])
+    cut = v_s // 2
+    assert torch.allclose(
+        projection.row_slice(0, cut).project(p[:, :cut])
+        + projection.row_slice(cut, v_s).project(p[:, cut:]),
+        whole,
+    )
