@@ -134,7 +134,7 @@ def test_sorted_l1_is_that_of_a_plain_sort(dtype: torch.dtype, n: int, m: int) -
     found = sorted_l1(p, q)
     wanted = torch.stack([reference.sorted_l1(a, b) for a, b in zip(p, q, strict=True)])
     assert torch.allclose(found, wanted)
-    factor = torch.rand(6, dtype=dtype)
+    factor = torch.rand(6, generator=generator, dtype=dtype)
     (grad,) = torch.autograd.grad((found * factor).sum(), p, retain_graph=True)
     (slow,) = torch.autograd.grad((wanted * factor).sum(), p)
     ties = torch.zeros_like(p, dtype=torch.bool)

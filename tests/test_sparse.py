@@ -73,7 +73,8 @@ def test_log_projection_is_the_log_of_the_projection_with_its_gradient() -> None
     projection, w = build(3)
     part = projection.full()
     values = projection.values()[part.entries].double().requires_grad_()
-    logits = torch.randn(4, 17, dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 17, generator=generator, dtype=torch.float64, requires_grad=True)
 
     def function(z: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return log_project(z, v, part.map)
@@ -87,7 +88,8 @@ def test_log_projection_does_not_underflow_where_the_logits_are_finite() -> None
     projection, w = build(3)
     part = projection.full()
     values = projection.values()[part.entries]
-    logits = torch.randn(4, 17) * 4
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(4, 17, generator=generator) * 4
     logits[:, ::2] -= 400.0  # exp is 0 in float32, and the answer is not
     w = w[:, projection.supported_ids]
     exact = torch.logsumexp(logits.double()[:, :, None] + torch.log(w), 1)
@@ -95,12 +97,13 @@ def test_log_projection_does_not_underflow_where_the_logits_are_finite() -> None
     found = log_project(z, values, part.map)
     assert torch.isfinite(exact).all()
     assert torch.allclose(found.double(), exact, rtol=1e-5)
-    factor = torch.randn_like(found)
+    factor = torch.randn(found.shape, generator=generator)
     (fast,) = torch.autograd.grad((found * factor).sum(), z)
     log_w = torch.where(w > 0, torch.log(w.clamp(min=1e-300)), -1e9)
     slow = torch.logsumexp(d[:, :, None] + log_w, 1)
     (wanted,) = torch.autograd.grad((slow * factor).sum(), d)
-    assert torch.allclose(fast.double(), wanted, atol=1e-5)
+    # A share is exp of a difference of numbers near 400, known to 400 roundings of float32.
+    assert torch.allclose(fast.double(), wanted, atol=1e-4)
 
 
 def test_learnable_weights_start_at_w_and_stay_row_distributions() -> None:

@@ -34,7 +34,7 @@ class StudentRows(Protocol):
         """How many rows of `width` columns it pays to make together; 1 where it does not."""
 
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
-        """[n, V_s], or [n, K] at `columns` [K]; float32 or float64, differentiable."""
+        """[n, V_s], or [n, K] at `columns` [K], ascending; float32 or float64, differentiable."""
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
         """Zeros for the gradient of each tensor, None where none is needed."""

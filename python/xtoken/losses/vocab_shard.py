@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,9 +50,19 @@ class ShardRows:
     def positions(self) -> tuple[int, int]:
         return self.logits.shape[0], self.logits.shape[1]
 
-    @property
-    def _start(self) -> int:
-        return sum(self.sizes[: dist.get_rank(self.group)])
+    def _mine(self, columns: Tensor | None) -> tuple[Tensor | slice, list[int]]:
+        """This rank's local columns among those asked for, ascending ids (None: all of the
+        vocabulary), and how many of them each rank has."""
+        ends = torch.tensor(self.sizes).cumsum(0).clamp(max=self.vocab_size)
+        if columns is not None:
+            ends = torch.searchsorted(columns, ends.to(columns.device)).cpu()
+        cuts = [0, *ends.tolist()]
+        counts = [stop - start for start, stop in itertools.pairwise(cuts)]
+        rank = dist.get_rank(self.group)
+        if columns is None:
+            return slice(0, counts[rank]), counts
+        first = sum(self.sizes[:rank])
+        return columns[cuts[rank] : cuts[rank + 1]] - first, counts
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.logits,)
@@ -63,14 +74,14 @@ class ShardRows:
         return 1
 
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
-        local = self.logits.detach().flatten(0, 1).index_select(0, index)
-        width = max(self.sizes)
-        local = torch.nn.functional.pad(local, (0, width - local.shape[1])).contiguous()
-        parts = [torch.empty_like(local) for _ in self.sizes]
+        mine, counts = self._mine(columns)
+        local = self.logits.detach().flatten(0, 1).index_select(0, index)[:, mine]
+        # Every rank sends as much as the fullest, which is what all backends can gather.
+        spare = max(counts) - local.shape[1]
+        local = torch.nn.functional.pad(local, (0, spare)).contiguous()
+        parts = [torch.empty_like(local) for _ in counts]
         dist.all_gather(parts, local, group=self.group)
-        whole = torch.cat([part[:, :n] for part, n in zip(parts, self.sizes, strict=True)], 1)
-        whole = whole[:, : self.vocab_size]
-        return upcast(whole if columns is None else whole.index_select(1, columns))
+        return upcast(torch.cat([p[:, :n] for p, n in zip(parts, counts, strict=True)], 1))
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
         return [torch.zeros_like(self.logits, memory_format=torch.contiguous_format)]
@@ -80,9 +91,11 @@ class ShardRows:
     ) -> None:
         assert grads[0] is not None
         flat = grads[0].view(-1, grads[0].shape[-1])
-        if columns is not None:
-            whole = grad.new_zeros(grad.shape[0], self.vocab_size)
-            whole[:, columns] = grad
-            grad = whole
-        mine = grad[:, self._start : self._start + flat.shape[1]]  # [n, V_r], less a padded tail
-        flat[:, : mine.shape[1]].index_add_(0, index, mine.to(flat.dtype))
+        mine, counts = self._mine(columns)
+        rank = dist.get_rank(self.group)
+        first = sum(counts[:rank])
+        part = grad[:, first : first + counts[rank]].to(flat.dtype)
+        if isinstance(mine, slice):
+            flat[:, mine].index_add_(0, index, part)
+        else:  # a loss reads a row in one block only, so a plain write is enough
+            flat[index[:, None], mine] = part
