@@ -62,6 +62,8 @@ bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	cargo bench --workspace
 	$(BIN)/python benches/projection.py
 	$(BIN)/python benches/losses.py
+	$(BIN)/python benches/trie.py
+	$(BIN)/python benches/prefix_kl.py
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) target dist runs

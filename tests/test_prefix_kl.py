@@ -472,6 +472,13 @@ def test_first_pieces_keeps_the_special_pairs_of_w() -> None:
     assert first.weights.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_compiled_step_runs_it_eagerly() -> None:
+    case = make_prefix_case(8, batch=2, chunks=8)
+    logits = case.batch.student_logits.detach()
+    step = torch.compile(lambda logits: loss_of(case, logits=logits).loss + 1, backend="eager")
+    torch.testing.assert_close(step(logits), loss_of(case, logits=logits).loss + 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_costs_only_the_rounding_of_the_logits(dtype) -> None:
     case = make_prefix_case(9, batch=2, chunks=8, dtype=torch.float32)

@@ -40,6 +40,7 @@ from .student import Student
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def prefix_kl(
     student_logits: Student,
     teacher: Teacher,
@@ -65,6 +66,8 @@ def prefix_kl(
     block_size: int | None = None,
 ) -> LossOutput:
     """P-KL on first pieces plus the divergences at every further piece; forward KL by default.
+
+    Runs eagerly inside `torch.compile`: its shapes are those of the text, and it calls the core.
 
     Args:
         student_logits: [B, T_s, V_s'] float, raw; carries the gradient. Or an `LmHead` (fused) or
