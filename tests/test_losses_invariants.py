@@ -297,3 +297,21 @@ def test_autocast_does_not_lower_the_maths(make: Make, loss: Loss) -> None:
         value, grad = grad_of(loss, case)
     assert torch.equal(value, wanted)
     assert torch.equal(grad, exact)
+
+
+@all_losses
+def test_a_float16_gradient_does_not_underflow_before_a_gradient_scaler(loss: Loss) -> None:
+    case = make_case(16, dtype=torch.float16)
+    same = replace(
+        case,
+        student_logits=case.student_logits.detach().float().requires_grad_(),
+        teacher_logits=case.teacher_logits.float(),
+    )
+    # Unscaled, these gradients are below the smallest float16.
+    normalizer, scale = 1e9, 2.0**28
+    found, wanted = (
+        torch.autograd.grad(loss(x, normalizer=normalizer).loss * scale, x.student_logits)[0]
+        for x in (case, same)
+    )
+    assert found.any()
+    assert torch.allclose(found.float(), wanted, rtol=1e-3, atol=1e-6)

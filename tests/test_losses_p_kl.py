@@ -313,6 +313,10 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         p_kl(student[:, :3], teacher, w, chunks)
     with pytest.raises(ValueError, match="the student has 1 samples, the teacher 2"):
         p_kl(student[:1], teacher, w, chunks)
+    with pytest.raises(ValueError, match=r"chunks are on meta, .* pass chunks\.to"):
+        p_kl(student, teacher, w, chunks.to("meta"))
+    with pytest.raises(ValueError, match=r"W is on meta, the student on cpu; pass projection\.to"):
+        p_kl(student, teacher, SparseProjection.identity(13).to("meta"), chunks)
     with pytest.raises(ValueError, match="no predictor"):
         p_kl(student, teacher, w, case.chunks)
     with pytest.raises(TypeError, match="student_logits is ndarray"):

@@ -35,6 +35,12 @@ def check_batch(
                 f"{side}_ids has shape {tuple(ids.shape)}, expected {positions} like the {side} "
                 "logits; pass the ids the model was run on"
             )
+    device = source.tensors()[0].device
+    if chunks.device != device:
+        raise ValueError(
+            f"chunks are on {chunks.device}, the student on {device}; "
+            f"pass chunks.to({str(device)!r})"
+        )
     if sides[0][1][0] != sides[1][1][0]:
         raise ValueError(
             f"the student has {sides[0][1][0]} samples, the teacher {sides[1][1][0]}; "

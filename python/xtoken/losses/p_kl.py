@@ -137,6 +137,11 @@ def p_kl_blocks(
     student_size, teacher_size = projection.shape
     source = student_rows(student_logits, student_size)
     check_batch(source, teacher, chunks, student_ids, teacher_ids)
+    if projection.indptr.device != chunks.device:
+        raise ValueError(
+            f"W is on {projection.indptr.device}, the student on {chunks.device}; "
+            f"pass projection.to({str(chunks.device)!r})"
+        )
     if not torch.compiler.is_compiling() and not bool(projection.supported.any()):
         raise ValueError("W reaches no teacher column: all its rows are empty; rebuild it")
     rows = TeacherRows.of(

@@ -165,9 +165,13 @@ class _RowBlocks(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         needed = tuple(ctx.needs_input_grad[4:])
-        total, metrics, grads = _run(loss, source, scale, rows_per_block, needed)
+        # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
+        # before it, which only backward knows.
+        later = any(tensor.dtype == torch.float16 for tensor in tensors)
+        now = (False,) * len(needed) if later else needed
+        total, metrics, grads = _run(loss, source, scale, rows_per_block, now)
         ctx.call = (loss, source, scale, rows_per_block, needed)
-        ctx.grads = grads
+        ctx.grads = None if later else grads
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(metrics)
         return total, metrics
@@ -177,9 +181,11 @@ class _RowBlocks(torch.autograd.Function):
         loss, source, scale, rows_per_block, needed = ctx.call
         tensors = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
-        if grads is None:  # a second backward (retain_graph): the first one gave its buffer away
+        if grads is None:  # float16, or a second backward: the first gave its buffer away
             source = source.with_tensors(tensors[: len(source.tensors())])
-            grads = _run(loss, source, scale, rows_per_block, needed)[2]
+            with torch.autocast(tensors[0].device.type, enabled=False):
+                grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
+            return (None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
         if grad_total.device.type != "cpu" or float(grad_total) != 1.0:
             for grad in grads:
