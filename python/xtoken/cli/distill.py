@@ -21,8 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def distill(
-    student: Annotated[Path, typer.Option(help="Directory of the student, as save_pretrained.")],
-    teacher: Annotated[Path, typer.Option(help="Directory of the teacher, as save_pretrained.")],
+    student: Annotated[
+        str, typer.Option(help="Student: a directory by save_pretrained, or a hub name.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
+    ],
     data: Annotated[Path, typer.Option(help="Training texts: .jsonl or .txt.")],
     out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
     held_out: Annotated[

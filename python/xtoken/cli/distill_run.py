@@ -43,8 +43,8 @@ BASELINES: tuple[LossName, ...] = ("prefix-kl", "gold", "ce")
 class Request:
     """The options of the command, as given; `settings` override those of the file `config`."""
 
-    student: Path
-    teacher: Path
+    student: str
+    teacher: str
     data: Path
     held_out: Path | None
     text_field: str
