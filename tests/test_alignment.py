@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+import threading
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizer_zoo
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import xtoken
 from xtoken import Aligner, Alignment, ChunkKind, Vocab
 
-from reference_alignment import finest_chunks
+from reference_alignment import finest_chunks, most_exact_bytes
 
 ZOO = {
     "deepseek": tokenizer_zoo.deepseek,
@@ -360,3 +365,129 @@ def test_whole_characters_can_be_asked_for(texts: dict[str, str]) -> None:
         assert set(bounds) <= set(fine.align(s, t).student_bounds.tolist())
         joined += len(fine.align(s, t)) - len(alignment)
     assert joined > 0
+
+
+SMALL_IDS = st.lists(st.integers(0, 7), max_size=12)
+
+
+@given(st.lists(st.tuples(SMALL_IDS, SMALL_IDS), max_size=6), st.booleans())
+def test_padding_and_the_form_of_a_batch_change_nothing(
+    pairs: list[tuple[list[int], list[int]]], left: bool
+) -> None:
+    vocab = Vocab.from_tokens(
+        [b"", b"", b"a", b"b", b"ab", b"ba", b" ", b" a"], {0: "<s>", 1: "<pad>"}
+    )
+    aligner = Aligner(vocab, vocab)
+    sides = [list(side) for side in zip(*pairs, strict=True)] if pairs else [[], []]
+    expected = aligner.align_batch(*sides)
+    forms: dict[str, Any] = {}
+    arrays = []
+    for name, rows in zip(("student", "teacher"), sides, strict=True):
+        width = max(map(len, rows), default=0) + 2
+        ids = np.full((len(rows), width), 10**9)
+        mask = np.zeros((len(rows), width), np.bool_)
+        for row, own in enumerate(rows):
+            where = slice(width - len(own), width) if left else slice(0, len(own))
+            ids[row, where], mask[row, where] = own, True
+        arrays.append(ids)
+        forms[f"{name}_mask"] = mask
+    padded = aligner.align_batch(*arrays, **forms)
+    assert list(padded) == list(expected)
+    chunk_ids = padded.student_chunk_ids(width=arrays[0].shape[1])
+    assert ((chunk_ids >= 0) == forms["student_mask"]).all()
+    for alignment, (student, teacher) in zip(expected, pairs, strict=True):
+        check_laws(alignment, aligner, student, teacher)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_aligned_whole_where_both_tokenizers_keep_its_bytes(text: str) -> None:
+    aligner = aligner_of("byte_level", "deepseek")
+    s, t = encode(tokenizer_zoo.byte_level_bpe(), text), encode(tokenizer_zoo.deepseek(), text)
+    alignment = aligner.align(s, t)
+    check_laws(alignment, aligner, s, t)
+    if aligner.student_vocab.decode_bytes(s) == aligner.teacher_vocab.decode_bytes(t):
+        assert alignment.coverage.student_byte_share == 1.0
+        back = aligner_of("deepseek", "byte_level").align(t, s)
+        np.testing.assert_array_equal(back.student_bounds, alignment.teacher_bounds)
+
+
+@given(st.text(alphabet="ab ▁é\n", max_size=40))
+def test_a_dummy_prefix_is_never_a_difference(text: str) -> None:
+    # A literal ▁ becomes a space on one side only: a difference of one character each.
+    aligner = aligner_of("sentencepiece", "deepseek")
+    s, t = encode(tokenizer_zoo.sentencepiece_bpe(), text), encode(tokenizer_zoo.deepseek(), text)
+    alignment = aligner.align(s, t)
+    check_laws(alignment, aligner, s, t)
+    if "▁" not in text:
+        assert alignment.coverage.exact_bytes == len(text.encode())
+
+
+@given(st.text(alphabet="abc é1", min_size=30, max_size=60), st.data())
+def test_exact_bytes_come_close_to_the_optimum(text: str, data: st.DataObject) -> None:
+    aligner = aligner_of("byte_level", "deepseek")
+    at = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:at] + data.draw(st.text(alphabet="abxyz ", max_size=6)) + text[at + 3 :]
+    s = encode(tokenizer_zoo.byte_level_bpe(), text)
+    t = encode(tokenizer_zoo.deepseek(), changed)
+    most = most_exact_bytes(
+        [aligner.student_vocab.token_bytes(i) for i in s],
+        [aligner.teacher_vocab.token_bytes(i) for i in t],
+    )
+    exact = aligner.align(s, t).coverage.exact_bytes
+    # A side that ends within the difference ends the search: what follows is one-sided.
+    assert most - 16 <= exact <= most
+
+
+def test_a_special_string_in_plain_text_is_a_local_difference(texts: dict[str, str]) -> None:
+    # The student reads the end-of-text marker as a token without text, the teacher spells it.
+    marker = "<|end_of_text|>"
+    text = texts["english"]
+    tokenizer = tokenizer_zoo.byte_level_bpe()
+    aligner = aligner_of("byte_level", "deepseek")
+    s = encode(tokenizer, text[:1000] + marker + text[1000:2000])
+    assert tokenizer.token_to_id(marker) in s
+    t = encode(tokenizer_zoo.deepseek(), text[:1000] + marker + text[1000:2000])
+    coverage = aligner.align(s, t).coverage
+    assert coverage.exact_bytes >= len(text[:2000].encode()) - 24
+    assert coverage.chunks - coverage.exact_chunks <= 16
+
+
+def test_other_threads_run_while_a_batch_is_aligned() -> None:
+    vocab = Vocab.from_tokens([b"a", b"b"])
+    aligner = Aligner(vocab, vocab)
+    ids = np.zeros((1, 3_000_000), np.int64)
+    steps, spans = [0], []
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            steps[0] += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        for _ in range(20):
+            before = steps[0]
+            aligner.align_batch(ids, ids, threads=1)
+            spans.append(steps[0] - before)
+    finally:
+        done.set()
+        counter.join()
+    # With the GIL held, the counter could not move within a call.
+    assert sum(spans) > 20
+
+
+def _in_child(aligner: Aligner, threads: int) -> list[int]:
+    return aligner.align_batch([[0, 1]] * 8, [[0, 1]] * 8, threads=threads).kind.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forking is a thing of Unix")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_worker_goes_on_after_threads_were_used() -> None:
+    vocab = Vocab.from_tokens([b"a", b"b"])
+    aligner = Aligner(vocab, vocab)
+    _in_child(aligner, 2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        for threads in (1, 2):
+            job = pool.apply_async(_in_child, (aligner, threads))
+            assert job.get(timeout=60) == [ChunkKind.EXACT] * 16

@@ -123,6 +123,7 @@ impl Aligner {
     ) -> Result<AlignmentBatch> {
         let mut batch = AlignmentBatch::default();
         self.align_into(student, teacher, &mut batch, &mut Scratch::default())?;
+        batch.shrink();
         Ok(batch)
     }
 

@@ -66,6 +66,9 @@ pub fn align_batch<S: TokenId, T: TokenId>(
         });
     }
     let align_range = |range: Range<usize>, mut batch: AlignmentBatch| {
+        let tokens = |ranges: &[Range<usize>]| ranges.iter().map(Range::len).sum::<usize>();
+        let most = tokens(&student.ranges[range.clone()]) + tokens(&teacher.ranges[range.clone()]);
+        batch.reserve(range.len(), most);
         let mut scratch = Scratch::default();
         for at in range {
             aligner
@@ -76,7 +79,9 @@ pub fn align_batch<S: TokenId, T: TokenId>(
     };
     let sequences = student.ranges.len();
     if threads == 1 || sequences < 2 {
-        return align_range(0..sequences, AlignmentBatch::default());
+        let mut batch = align_range(0..sequences, AlignmentBatch::default())?;
+        batch.shrink();
+        return Ok(batch);
     }
     let pool = pool(threads)?;
     let parts = split(&student, &teacher, pool.current_num_threads());

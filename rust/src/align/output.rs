@@ -85,6 +85,23 @@ impl AlignmentBatch {
         self.counts.is_empty()
     }
 
+    /// Makes room for sequences of so many tokens on both sides together: growing step by step would
+    /// copy what is there. Memory that is never written to is never mapped.
+    pub fn reserve(&mut self, sequences: usize, tokens: usize) {
+        self.student_bounds.reserve(tokens + sequences);
+        self.teacher_bounds.reserve(tokens + sequences);
+        self.kinds.reserve(tokens);
+        self.chunk_indptr.reserve(sequences);
+        self.counts.reserve(sequences);
+    }
+
+    /// Gives back the memory beyond what is in use.
+    pub fn shrink(&mut self) {
+        self.student_bounds.shrink_to_fit();
+        self.teacher_bounds.shrink_to_fit();
+        self.kinds.shrink_to_fit();
+    }
+
     /// Empties the batch but keeps its memory.
     pub fn clear(&mut self) {
         self.student_bounds.clear();
@@ -124,9 +141,7 @@ impl<'a> Writer<'a> {
     pub(crate) fn new(batch: &'a mut AlignmentBatch, tokens: usize) -> Self {
         let before = (batch.student_bounds.len(), batch.kinds.len());
         // Each chunk holds a token or more: no further growth while the sequence is written.
-        batch.student_bounds.reserve(tokens + 1);
-        batch.teacher_bounds.reserve(tokens + 1);
-        batch.kinds.reserve(tokens);
+        batch.reserve(1, tokens);
         batch.student_bounds.push(0);
         batch.teacher_bounds.push(0);
         Self {

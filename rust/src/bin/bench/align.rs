@@ -1,6 +1,7 @@
 //! `xtoken-bench align`.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
@@ -8,7 +9,7 @@ use xtoken::align::Scratch;
 use xtoken::batch::{Ragged, align_batch};
 use xtoken::{AlignOptions, Aligner, AlignmentBatch, reference};
 
-use super::input::{self, Result, Side, pieces, read_text};
+use super::input::{self, Result, Side, pieces, read_ids, read_text};
 use super::output::emit;
 use super::timing::{compare, keep};
 
@@ -16,6 +17,12 @@ use super::timing::{compare, keep};
 pub struct Arguments {
     #[command(flatten)]
     input: input::Arguments,
+    /// The student's ids in place of the text: one sequence a line, ids separated by spaces.
+    #[arg(long, requires = "teacher_ids", conflicts_with = "text")]
+    student_ids: Option<PathBuf>,
+    /// The teacher's ids, as many lines.
+    #[arg(long, requires = "student_ids")]
+    teacher_ids: Option<PathBuf>,
     /// Threads of the batch that is timed by the clock.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -29,12 +36,18 @@ struct Flat {
 }
 
 impl Flat {
-    fn new(side: &Side, texts: &[&str]) -> Result<Self> {
+    fn new(side: &Side, sequences: Vec<Vec<i64>>) -> Result<Self> {
         let (mut ids, mut ranges) = (Vec::new(), Vec::new());
-        for text in texts {
+        for sequence in sequences {
             let start = ids.len();
-            ids.extend(side.encode(text)?);
+            ids.extend(sequence);
             ranges.push(start..ids.len());
+        }
+        if let Some(id) = ids
+            .iter()
+            .find(|&&id| id < 0 || id as usize >= side.vocab.len())
+        {
+            return Err(format!("id {id} is outside the vocabulary of {}", side.name).into());
         }
         let lens = side
             .vocab
@@ -70,9 +83,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Side::read(&arguments.input.student)?,
         Side::read(&arguments.input.teacher)?,
     );
-    let text = read_text(&arguments.input.text)?;
-    let texts = pieces(&text, arguments.input.sequence_bytes);
-    let (student, teacher) = (Flat::new(&sides.0, &texts)?, Flat::new(&sides.1, &texts)?);
+    let (student, teacher) = match (&arguments.student_ids, &arguments.teacher_ids) {
+        (Some(student), Some(teacher)) => (read_ids(student)?, read_ids(teacher)?),
+        _ => {
+            let text = read_text(arguments.input.text()?)?;
+            let texts = pieces(&text, arguments.input.sequence_bytes);
+            let encode = |side: &Side| -> Result<Vec<Vec<i64>>> {
+                texts.iter().map(|text| side.encode(text)).collect()
+            };
+            (encode(&sides.0)?, encode(&sides.1)?)
+        }
+    };
+    if student.len() != teacher.len() {
+        return Err("as many sequences of the teacher as of the student are needed".into());
+    }
+    let (student, teacher) = (Flat::new(&sides.0, student)?, Flat::new(&sides.1, teacher)?);
     let options = AlignOptions::default();
     let aligner = Aligner::new(sides.0.vocab.clone(), sides.1.vocab.clone(), options)?;
     let pair = format!("{}/{}", sides.0.name, sides.1.name);
@@ -171,6 +196,9 @@ fn checked(
     sides: &(Side, Side),
     (student, teacher): (&Flat, &Flat),
 ) -> Result<()> {
+    if student.ranges.is_empty() {
+        return Ok(());
+    }
     let (s, t) = (student.sequence(0), teacher.sequence(0));
     let (student_tokens, teacher_tokens) = (sides.0.text(s), sides.1.text(t));
     let mut chunks = Vec::new();

@@ -20,13 +20,22 @@ pub struct Arguments {
     pub teacher: PathBuf,
     /// A file of text in UTF-8.
     #[arg(long)]
-    pub text: PathBuf,
+    text: Option<PathBuf>,
     /// Bytes of text in each sequence, about.
     #[arg(long, default_value_t = 8192)]
     pub sequence_bytes: usize,
     /// Measurements of each candidate.
     #[arg(long, default_value_t = 15)]
     pub rounds: usize,
+}
+
+impl Arguments {
+    /// The file of text.
+    pub fn text(&self) -> Result<&Path> {
+        self.text
+            .as_deref()
+            .ok_or_else(|| "pass --text, a file in UTF-8".into())
+    }
 }
 
 /// One side, ready to tokenize.
@@ -72,6 +81,19 @@ impl Side {
 
 pub fn read_text(path: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?)
+}
+
+/// Sequences of ids, one a line.
+pub fn read_ids(path: &Path) -> Result<Vec<Vec<i64>>> {
+    let parse = |id: &str| {
+        id.parse()
+            .map_err(|error| format!("{}: {id}: {error}", path.display()))
+    };
+    let line_ids = |line: &str| line.split_whitespace().map(parse).collect();
+    Ok(read_text(path)?
+        .lines()
+        .map(line_ids)
+        .collect::<std::result::Result<_, String>>()?)
 }
 
 /// Cuts a text at line ends into pieces of about `bytes`.

@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Side::read(&arguments.input.student)?,
         Side::read(&arguments.input.teacher)?,
     );
-    let text = read_text(&arguments.input.text)?;
+    let text = read_text(arguments.input.text()?)?;
     let texts = pieces(&text, arguments.input.sequence_bytes);
     let options = AlignOptions::default();
     let aligner = Aligner::new(student.vocab.clone(), teacher.vocab.clone(), options)?;
