@@ -96,7 +96,7 @@ def prefix_kl(
         block_size: chunks worked on at a time; None chooses by cache size.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics of
-        `p_kl` for the root, and: `prefix_kl`, the divergence beyond the root, in nats per chunk;
+        `p_kl` of the root, and: `prefix_kl`, the divergence beyond the root, in nats per chunk;
         `prefixes`, compared prefixes per chunk; `prefix_teacher_mass`, the teacher's known mass per
         prefix, 1 for full logits (0 where no prefix was compared).
 
@@ -122,7 +122,7 @@ def prefix_kl(
         temperature=temperature,
         direction=direction,
         beta=beta,
-        full_metrics=True,
+        full_metrics=False,
         block_size=block_size,
     )
     if isinstance(teacher, TeacherTopK) and teacher.temperature != temperature:
@@ -186,9 +186,7 @@ class PrefixKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         first = self._first_rows(block, rows.device)
         inner = Block(block.start, block.stop, None)
-        losses, sums = self.root.forward(
-            rows if block.segments is None else rows[first], inner, params
-        )
+        losses, sums = self.root.forward(self._root_rows(rows, first), inner, params)
         losses = losses * self.depth_weights[0]
         later = sums.new_zeros(3)
         for part in self.parts:
@@ -212,13 +210,12 @@ class PrefixKLBlocks(BlockLoss):
         # dense one of it too, and add the two.
         first = self._first_rows(block, rows.device)
         inner = Block(block.start, block.stop, None)
-        whole = block.segments is None
         self.root.weights = self.weights
         total, sums, grad, grad_params = self.root.value_and_grad(
-            rows if whole else rows[first], inner, params, needed, scale * self.depth_weights[0]
+            self._root_rows(rows, first), inner, params, needed, scale * self.depth_weights[0]
         )
         total = total * self.depth_weights[0]
-        grad = grad.contiguous() if whole else torch.zeros_like(rows).index_copy_(0, first, grad)
+        grad = self._spread(grad, first, rows)
         later = sums.new_zeros(3)
         for part in self.parts:
             items = part.block(block)
@@ -244,6 +241,25 @@ class PrefixKLBlocks(BlockLoss):
             return torch.arange(len(block), device=device)
         ptr = self.student.ptr[block.start : block.stop]
         return ptr - ptr[0] if len(block) else ptr
+
+    def _root_rows(self, rows: Tensor, first: Tensor) -> Tensor:
+        """What the root reads of the rows: each chunk's first, and its own columns of it."""
+        heads = rows if len(first) == len(rows) else rows[first]
+        return heads if self.root.columns is None else heads.index_select(1, self.root.columns)
+
+    def _spread(self, grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
+        """The gradient of `_root_rows` as one of the rows; contiguous, each number written once
+        where the root reads whole rows."""
+        if self.root.columns is not None:
+            spread = torch.zeros_like(rows, memory_format=torch.contiguous_format)
+            spread[first[:, None], self.root.columns] = grad
+            return spread
+        if len(first) == len(rows):
+            return grad.contiguous()
+        later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        later[first] = False
+        spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
+        return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
 
     def _compare(self, items: PrefixBlock, picked: Tensor) -> tuple[Tensor, Tensor]:
         """[N] weighted divergence of each item; sums of divergence, items and known mass."""
