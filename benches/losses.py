@@ -128,7 +128,11 @@ class Inputs:
 
 def align(student: Side, teacher: Side, tokens: int) -> tuple[list[int], list[int], ChunkBatch]:
     """Real text of about `tokens` student tokens, cut at a chunk that ends in both."""
-    text = "\n".join(topics.topics.values())[: tokens * 16]
+    # English and its numbers in turn: chunks of one token on both sides, and of several.
+    passages = [topics.topics[name] for name in sorted(topics.topics)]
+    numbers = [" ".join(str(n * n) for n in range(k, k + 60)) for k in range(len(passages))]
+    mixed = (text for pair in zip(passages, numbers, strict=True) for text in pair)
+    text = "\n".join(text[:800] for text in mixed)[: tokens * 16]
     student_ids, teacher_ids = student.encode(text), teacher.encode(text)
     alignment = Aligner(student.vocab, teacher.vocab, threads=1).align(student_ids, teacher_ids)
     cut = int(np.searchsorted(alignment.student_bounds, tokens, side="right")) - 1
@@ -250,6 +254,11 @@ def bench(
         pairs = torch.from_numpy(matrix.common_set(mode))
         common[mode] = (pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
     inputs = make_inputs(student, teacher, tokens)
+    print(
+        f"{inputs.student.shape[1]} student and {inputs.teacher.shape[1]} teacher tokens, "
+        f"{len(inputs.chunks)} usable chunks",
+        file=sys.stderr,
+    )
     rows: list[Measurement] = []
 
     def add(
