@@ -19,6 +19,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
 }
 SEEDS = (0, 1, 2)
+# Passages of the demo's corpus; fixed here, for a change of the demo must not split the results.
+TRAIN, HELD_OUT, NUMBER_SHARE = 210, 60, 0.4
 
 Unit = tuple[str, int, int]
 

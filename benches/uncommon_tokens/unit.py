@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from benches.uncommon_tokens.arms import ARMS, FIXED, Unit
+from benches.uncommon_tokens.arms import ARMS, FIXED, HELD_OUT, NUMBER_SHARE, TRAIN, Unit
 from benches.uncommon_tokens.score import score
-from demo.__main__ import HELD_OUT_PASSAGES, NUMBER_SHARE, SEED, TRAIN_PASSAGES
 from demo.corpus import build_corpus, sample
 from demo.student import prepare_student
 from demo.teacher import prepare_teacher
@@ -40,10 +39,10 @@ class Bench:
 
     @classmethod
     def prepare(cls, folder: Path, reporter: Reporter) -> Bench:
-        """Draw the demo's text; it is the same for all seeds, the student is not."""
-        corpus = build_corpus(seed=SEED)
-        train = sample(corpus.train, TRAIN_PASSAGES, NUMBER_SHARE, SEED)
-        held_out = sample(corpus.held_out, HELD_OUT_PASSAGES, NUMBER_SHARE, SEED)
+        """Draw text from the demo's corpus; it is the same for all seeds, the student is not."""
+        corpus = build_corpus(seed=0)
+        train = sample(corpus.train, TRAIN, NUMBER_SHARE, 0)
+        held_out = sample(corpus.held_out, HELD_OUT, NUMBER_SHARE, 0)
         return cls(
             folder,
             reporter,
@@ -102,6 +101,7 @@ class Bench:
             "arm": arm,
             "seed": seed,
             "steps": steps,
+            "passages": len(materials.train),
             "cpu_seconds_per_step": round(seconds / steps, 4),
             "scores": {name: round(value, 5) for name, value in scores.items()},
             "config": json.loads(config.to_json()),
