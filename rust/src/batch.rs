@@ -118,7 +118,7 @@ fn in_sequence(error: Error, at: usize) -> Error {
 
 /// The pool with this many threads, 0 for one a core. Pools are kept; a process that was forked
 /// starts its own, as threads do not outlive a fork.
-fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
+pub(crate) fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     type Pools = FxHashMap<(u32, usize), Arc<ThreadPool>>;
     static POOLS: Mutex<Option<Pools>> = Mutex::new(None);
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);

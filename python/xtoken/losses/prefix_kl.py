@@ -18,24 +18,24 @@ tokens as student pieces; chunks of several on both sides keep the root. Ours, b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..chunks import ChunkBatch
-from ..sparse import SparseProjection, ragged_arange
+from ..sparse import SparseProjection
 from .checks import check_finite
 from .divergence import Direction
-from .merge import ChunkRows
 from .module import LossModule
 from .output import LossOutput
-from .p_kl import PKLBlocks, Scope, p_kl_blocks
-from .prefix_blocks import PrefixBlock, PrefixPart
+from .p_kl import Scope, p_kl_blocks
+from .prefix_blocks import PrefixPart
+from .prefix_kl_blocks import PrefixKLBlocks, with_later_rows
 from .prefix_nodes import TrieSlots, first_pieces, prefix_items
 from .prefix_teacher import TeacherEntries
-from .row_blocks import Block, BlockLoss, reduce_chunks
+from .row_blocks import reduce_chunks
 from .student import Student
 from .teacher_signal import Teacher, TeacherTopK, teacher_positions
 
@@ -141,7 +141,7 @@ def prefix_kl(
             items = prefix_items(trie, chunks, ids, side, max_depth=max_depth, last_depth=end)
             parts.append(PrefixPart(trie, items, side == "student", entries, at, min_mass, end))
     loss = PrefixKLBlocks(
-        student=_with_later_rows(root.student, parts),
+        student=with_later_rows(root.student, parts),
         params=root.params,
         root=root,
         parts=parts,
@@ -159,130 +159,6 @@ def prefix_kl(
     # Summed over prefixes, so far divided by chunks.
     known = result.metrics["prefix_teacher_mass"] / torch.where(prefixes > 0, prefixes, 1.0)
     return replace(result, metrics={**result.metrics, "prefix_teacher_mass": known})
-
-
-@dataclass(eq=False, kw_only=True)
-class PrefixKLBlocks(BlockLoss):
-    """Prefix KL of a block of chunks.
-
-    A chunk's first row is the predictor of its first token. The mirrored construction also reads
-    the rows after it, one a depth.
-    """
-
-    student: ChunkRows
-    params: tuple[Tensor, ...]
-    root: PKLBlocks
-    parts: list[PrefixPart]
-    depth_weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        self.metric_names = (
-            *self.root.metric_names,
-            *("prefix_kl", "prefixes", "prefix_teacher_mass"),
-        )
-
-    def forward(
-        self, rows: Tensor, block: Block, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        first = self._first_rows(block, rows.device)
-        inner = Block(block.start, block.stop, None)
-        losses, sums = self.root.forward(self._root_rows(rows, first), inner, params)
-        losses = losses * self.depth_weights[0]
-        later = sums.new_zeros(3)
-        for part in self.parts:
-            found = part.block(block)
-            if found is not None:
-                items, row = found, first[found.chunk - block.start]
-                terms, counted = self._compare(items, items.pick(rows, row))
-                losses = losses.index_add(0, items.chunk - block.start, terms)
-                later = later + counted
-        return losses, torch.cat([sums, later])
-
-    def value_and_grad(
-        self,
-        rows: Tensor,
-        block: Block,
-        params: Sequence[Tensor],
-        needed: Sequence[bool],
-        scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
-        # The root's gradient is dense in a row, that of the rest is not: autograd would make a
-        # dense one of it too, and add the two.
-        first = self._first_rows(block, rows.device)
-        inner = Block(block.start, block.stop, None)
-        self.root.weights = self.weights
-        total, sums, grad, grad_params = self.root.value_and_grad(
-            self._root_rows(rows, first), inner, params, needed, scale * self.depth_weights[0]
-        )
-        total = total * self.depth_weights[0]
-        grad = self._spread(grad, first, rows)
-        later = sums.new_zeros(3)
-        for part in self.parts:
-            items = part.block(block)
-            if items is None:
-                continue
-            row = first[items.chunk - block.start]
-            with torch.enable_grad():
-                picked = items.pick(rows.detach(), row).requires_grad_()
-                terms, counted = self._compare(items, picked)
-                if self.weights is not None:
-                    terms = terms * self.weights[items.chunk].to(terms.dtype)
-                value = terms.sum()
-                seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
-                (found,) = torch.autograd.grad(value, picked, seed)
-            items.put_back(grad, row, found)
-            total = total + value.detach()
-            later = later + counted
-        return total, torch.cat([sums, later]), grad, grad_params
-
-    def _first_rows(self, block: Block, device: torch.device) -> Tensor:
-        """[len(block)] each chunk's first row among those of the block."""
-        if self.student.ptr is None:
-            return torch.arange(len(block), device=device)
-        ptr = self.student.ptr[block.start : block.stop]
-        return ptr - ptr[0] if len(block) else ptr
-
-    def _root_rows(self, rows: Tensor, first: Tensor) -> Tensor:
-        """What the root reads of the rows: each chunk's first, and its own columns of it."""
-        heads = rows if len(first) == len(rows) else rows[first]
-        return heads if self.root.columns is None else heads.index_select(1, self.root.columns)
-
-    def _spread(self, grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of `_root_rows` as one of the rows; contiguous, each number written once
-        where the root reads whole rows."""
-        if self.root.columns is not None:
-            spread = torch.zeros_like(rows, memory_format=torch.contiguous_format)
-            spread[first[:, None], self.root.columns] = grad
-            return spread
-        if len(first) == len(rows):
-            return grad.contiguous()
-        later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        later[first] = False
-        spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
-        return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
-
-    def _compare(self, items: PrefixBlock, picked: Tensor) -> tuple[Tensor, Tensor]:
-        """[N] weighted divergence of each item; sums of divergence, items and known mass."""
-        tau = self.root.temperature
-        log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
-        terms = items.targets.divergence(
-            items.layout, log_mass, self.root.direction, self.root.beta
-        )
-        counted = items.targets.counted.to(terms.dtype)
-        sums = (terms.detach(), counted, items.known.to(terms.dtype) * counted)
-        depth = items.depth.clamp(max=len(self.depth_weights) - 1)
-        weight = terms.new_tensor(self.depth_weights)[depth] * tau**2
-        return terms * weight, torch.stack([part.sum() for part in sums])
-
-
-def _with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
-    """The predictor of each chunk, and the rows after it that the mirrored construction reads."""
-    mirrored = [part.items for part in parts if part.mirrored and len(part.items)]
-    if not mirrored:
-        return first
-    sizes = mirrored[0].deepest + 1
-    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    return ChunkRows(ragged_arange(first.index, sizes), ptr, first.count)
 
 
 def _check_options(max_depth: int | None, depth_weights: Sequence[float], min_mass: float) -> None:
