@@ -50,7 +50,8 @@ class ChunkKind(IntEnum):
 class Coverage:
     """How much of both sides lies in EXACT chunks.
 
-    A dummy prefix is not text and counts as no byte, unless it lies in a chunk that is not EXACT.
+    A dummy prefix that one side alone has is not text and counts as no byte, unless it lies in a
+    chunk that is not EXACT.
     """
 
     student_bytes: int

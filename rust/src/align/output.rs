@@ -27,8 +27,8 @@ impl ChunkKind {
     ];
 }
 
-/// Bytes of text by what became of them. A dummy prefix is not text and counts nowhere, unless it
-/// ended up in a chunk that is not exact.
+/// Bytes of text by what became of them. A dummy prefix that one side alone has is not text and
+/// counts nowhere, unless it ended up in a chunk that is not exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Bytes of the student's text.

@@ -48,14 +48,16 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
     pub(crate) fn run<K: Sink>(&self, from: Boundary, sink: &mut K) -> Stop {
         let (mut i, mut j) = from;
         let mut walked = 0;
+        let mut first = true;
         loop {
-            match self.step((i, j), walked, sink) {
+            match self.step((i, j), first, walked, sink) {
                 Ok((end, bytes)) => {
                     (i, j) = end;
                     walked += bytes;
                 }
                 Err(stop) => return stop,
             }
+            first = false;
             if sink.enough(walked) {
                 return Stop::Enough;
             }
@@ -87,10 +89,12 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
     }
 
     /// One chunk with text, with the tokens without text before it; gives its end and its bytes.
+    /// `first` says that nothing is known of the tokens before.
     #[inline]
     fn step<K: Sink>(
         &self,
         from: Boundary,
+        first: bool,
         walked: usize,
         sink: &mut K,
     ) -> Result<(Boundary, usize), Stop> {
@@ -118,7 +122,8 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 return Err(Stop::OneEnds { at, reached: at });
             }
         }
-        if self.has_dummy {
+        // A segment starts only after tokens without text, and where the walk does not know.
+        if self.has_dummy && (first || (i, j) != from) {
             let (student_extra, teacher_extra) =
                 dummy_prefix(&self.student, &self.teacher, (i, 0), (j, 0));
             left.0 += usize::from(student_extra);
@@ -159,6 +164,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 return Err(Stop::Enough);
             }
             // One side is inside a token; the other goes on, past tokens without text.
+            let mut after_text = true;
             while left.0 == left.1 {
                 i += 1;
                 if i == n {
@@ -168,12 +174,15 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                     });
                 }
                 left = self.student.span(i).ok_or(Stop::BadId)?;
-                if self.has_dummy && left.0 < left.1 && self.student.starts_segment(i) {
+                let has_text = left.0 < left.1;
+                if self.has_dummy && !after_text && has_text && self.student.starts_segment(i) {
                     let skipped = self.teacher.token_len(j) - (right.1 - right.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, 0), (j, skipped)).0;
                     left.0 += usize::from(extra);
                 }
+                after_text = has_text;
             }
+            let mut after_text = true;
             while right.0 == right.1 {
                 j += 1;
                 if j == m {
@@ -183,11 +192,13 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                     });
                 }
                 right = self.teacher.span(j).ok_or(Stop::BadId)?;
-                if self.has_dummy && right.0 < right.1 && self.teacher.starts_segment(j) {
+                let has_text = right.0 < right.1;
+                if self.has_dummy && !after_text && has_text && self.teacher.starts_segment(j) {
                     let skipped = self.student.token_len(i) - (left.1 - left.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, skipped), (j, 0)).1;
                     right.0 += usize::from(extra);
                 }
+                after_text = has_text;
             }
         }
     }
