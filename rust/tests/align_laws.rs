@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use xtoken::align::Scratch;
 use xtoken::batch::{Ragged, align_batch};
 use xtoken::{
     AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Family, Role, Vocab,
@@ -217,6 +218,22 @@ proptest! {
             .align(&teacher.ids, &student.ids)
             .unwrap();
         prop_assert_eq!(swapped(&back), batch);
+    }
+
+    #[test]
+    fn working_memory_may_be_shared_by_pairs_of_vocabularies(sides in vec((side(), side()), 1..6)) {
+        let (mut batch, mut scratch) = (AlignmentBatch::default(), Scratch::default());
+        let mut alone = Vec::new();
+        for (student, teacher) in sides.iter().chain(&sides) {
+            let aligner = aligner(student, teacher, AlignOptions::default());
+            aligner.align_into(&student.ids, &teacher.ids, &mut batch, &mut scratch).unwrap();
+            aligner.align_into(&student.ids, &teacher.ids, &mut batch, &mut scratch).unwrap();
+            alone.extend(vec![aligner.align(&student.ids, &teacher.ids).unwrap(); 2]);
+        }
+        let kinds: Vec<u8> = alone.iter().flat_map(|one| one.kinds.clone()).collect();
+        let bounds: Vec<i64> = alone.iter().flat_map(|one| one.student_bounds.clone()).collect();
+        let counts: Vec<_> = alone.iter().flat_map(|one| one.counts.clone()).collect();
+        prop_assert_eq!((batch.kinds, batch.student_bounds, batch.counts), (kinds, bounds, counts));
     }
 
     #[test]
