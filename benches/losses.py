@@ -36,6 +36,7 @@ from xtoken.chunks import ChunkBatch
 from xtoken.losses import (
     LmHead,
     LossOutput,
+    TeacherTopK,
     alm,
     cross_entropy,
     gold,
@@ -213,6 +214,7 @@ def losses(
         "student_vocab_size": projection.shape[0],
         "teacher_vocab_size": projection.shape[1],
     }
+    stored = TeacherTopK.from_logits(teacher[:, :, : projection.shape[1]], 64)
     ids = {"student_ids": inputs.student_ids, "teacher_ids": inputs.teacher_ids}
 
     def projected(**options: object) -> Callable[[Tensor | LmHead], LossOutput]:
@@ -228,6 +230,7 @@ def losses(
         "p_kl top-k 8192, microbatch": projected(top_k=8192, top_k_scope="microbatch"),
         "p_kl top-k 8192, chunk": projected(top_k=8192, top_k_scope="chunk"),
         "p_kl full vocabulary": projected(),
+        "p_kl stored top-k 64": lambda student: p_kl(student, stored, projection, chunks),
         "h_kl": paired(h_kl, "relaxed"),
         "gold": paired(gold, "strict"),
         "uld": lambda student: uld(student, teacher, chunks, **sizes),

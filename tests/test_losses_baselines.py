@@ -163,6 +163,14 @@ def test_what_does_not_fit_is_refused() -> None:
         TeacherTopK(torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 2))
     with pytest.raises(ValueError, match=r"temperature = 0\.0"):
         TeacherTopK(torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 3), 0.0)
+    with pytest.raises(ValueError, match="k = 0 must be at least 1"):
+        TeacherTopK.from_logits(case.teacher_logits, 0)
+    with pytest.raises(ValueError, match=r"ids has shape \(1, 1\), expected"):
+        TeacherTopK.from_logits(case.teacher_logits, 2, ids=torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"ids span \[\d+, \d+\], outside the teacher vocabulary"):
+        TeacherTopK.from_logits(case.teacher_logits, 2, vocab_size=11, ids=case.teacher_ids + 11)
+    with pytest.raises(ValueError, match="there is no position"):
+        TeacherTopK.from_logits(case.teacher_logits[:, :0], 2)
     wrong = case.teacher_ids.clone() + 11
     with pytest.raises(ValueError, match=r"teacher_ids holds \d+, outside the teacher vocabulary"):
         alm(*args, student_ids=case.student_ids, teacher_ids=wrong, **SIZES)

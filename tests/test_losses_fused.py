@@ -10,7 +10,7 @@ import torch
 from loss_cases import Case, every_loss, make_case
 from torch import Tensor
 
-from xtoken.losses import LmHead, LossOutput, cross_entropy
+from xtoken.losses import LmHead, LossOutput, TeacherTopK, cross_entropy, p_kl
 
 LOSSES = every_loss()
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -96,3 +96,19 @@ def test_states_and_weights_that_do_not_fit_are_refused() -> None:
     short = LmHead(torch.randn(*case.student_ids.shape, 8), torch.randn(12, 8))
     with pytest.raises(ValueError, match="the lm_head's weight has 12 columns, fewer than the"):
         LOSSES["p_kl"](replace(case, student_logits=short))
+
+
+def test_a_stored_top_k_reads_the_lm_head_at_the_columns_that_it_names() -> None:
+    case, tensors = hidden_case(6)
+    stored = TeacherTopK.from_logits(case.teacher_logits, 2, vocab_size=case.v_t)
+    values = [
+        p_kl(student, stored, case.projection, case.usable, full_metrics=whole)
+        for student in (LmHead(*tensors), logits_of(tensors, 1.0, None))
+        for whole in (False, True)
+    ]
+    assert ["empty_row_mass" in value.metrics for value in values] == [False, True] * 2
+    gradients = [torch.autograd.grad(value.loss, tensors, retain_graph=True) for value in values]
+    for value, grads in zip(values[1:], gradients[1:], strict=True):
+        assert torch.allclose(value.loss, values[0].loss)
+        for found, wanted in zip(grads, gradients[0], strict=True):
+            assert torch.allclose(found, wanted, atol=1e-12)

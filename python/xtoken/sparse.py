@@ -13,7 +13,7 @@ from .sparse_map import log_project as log_project
 from .sparse_map import ragged_arange as ragged_arange
 
 
-def _place_of(mask: Tensor) -> Tensor:
+def places_of(mask: Tensor) -> Tensor:
     """[n + 1] int64: the place of each set entry among the set ones, else (and past the end) their
     number."""
     places = torch.where(mask, mask.cumsum(0) - 1, mask.sum())
@@ -99,7 +99,7 @@ class SparseProjection(nn.Module):
             "column_ptr": offsets_of(column_counts),
             "supported": column_counts > 0,
             "supported_ids": (column_counts > 0).nonzero().flatten(),
-            "column_of": _place_of(column_counts > 0),
+            "column_of": places_of(column_counts > 0),
             "empty_rows": counts == 0,
             "empty_ids": (counts == 0).nonzero().flatten(),
         }.items():

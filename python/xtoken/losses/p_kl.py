@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import ChunkBatch
-from ..sparse import ColumnSlice, SparseProjection
+from ..sparse import ColumnSlice, SparseProjection, places_of
 from .checks import check_batch, check_finite, check_temperature
 from .divergence import Direction, check_direction
 from .merge import Merge, chunk_rows
@@ -150,9 +150,11 @@ def p_kl_blocks(
     device = source.tensors()[0].device
     per_block = block_size or block_rows(max(student_size, teacher_size), device)
     per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
-    part = projection.full()
+    part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(chunks):
         part = projection.columns(top_columns(rows, projection.supported, top_k, per_block))
+    elif per_chunk and isinstance(teacher, TeacherTopK) and not tail_bucket:
+        part, column_of = _stored_columns(projection, rows)
     params = [projection.values()[part.entries]]
     if tail_bucket and not per_chunk:
         params.append(_mass_outside(projection, part))
@@ -163,7 +165,7 @@ def p_kl_blocks(
         params=tuple(params),
         teacher=rows,
         part=part,
-        column_of=projection.column_of,
+        column_of=column_of,
         empty_rows=projection.empty_ids,
         chunk_top_k=(top_k or teacher_size) if per_chunk else None,
         tail_bucket=tail_bucket,
@@ -172,6 +174,17 @@ def p_kl_blocks(
         beta=beta,
     )
     return loss, source, per_block
+
+
+def _stored_columns(projection: SparseProjection, rows: TeacherRows) -> tuple[ColumnSlice, Tensor]:
+    """The supported columns that a stored top-k names anywhere, and the place of each id among
+    them: W is then read for some thousands of columns, and so is an lm_head."""
+    if torch.compiler.is_compiling():  # how many they are depends on the data
+        return projection.full(), projection.column_of
+    named = rows.stored_mask() & projection.supported
+    if not bool(named.any()):
+        return projection.full(), projection.column_of
+    return projection.columns(named.nonzero().flatten()), places_of(named)
 
 
 def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:

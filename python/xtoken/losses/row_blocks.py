@@ -17,9 +17,7 @@ from torch import Tensor
 from .merge import ChunkRows
 from .output import LossOutput, inverse_normalizer
 from .student_rows import StudentRows
-
-# Numbers a block of rows: 4 MB in float32 stays in a CPU's cache; a GPU wants more at once.
-_BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}
+from .student_rows import block_rows as block_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +81,6 @@ class BlockLoss:
         grad_rows = next(found)
         grad_params = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return total.detach(), metrics, grad_rows, grad_params
-
-
-def block_rows(width: int, device: torch.device) -> int:
-    """Rows a block, from the widest row that a loss holds."""
-    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
-    return max(1, numbers // max(width, 1))
 
 
 def sum_over_chunks(

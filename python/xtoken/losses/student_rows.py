@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# Numbers a block of rows: 4 MB in float32 stays in a CPU's cache; a GPU wants more at once.
+_BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}
+
 
 class StudentRows(Protocol):
     """A source of student logits, by row of the flattened [B * T_s] positions."""
@@ -43,6 +46,12 @@ class StudentRows(Protocol):
         self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor
     ) -> None:
         """Add to `grads` what `grad`, the gradient of `rows(index, columns)`, means for them."""
+
+
+def block_rows(width: int, device: torch.device) -> int:
+    """Rows that are worked on together, from the widest row that is held of each."""
+    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
+    return max(1, numbers // max(width, 1))
 
 
 def upcast(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chunks import ChunkBatch
 from .merge import ChunkRows, Merge, chunk_rows, merge_rows
-from .student_rows import upcast
+from .student_rows import block_rows, upcast
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class TeacherTopK:
             raise ValueError(f"temperature = {self.temperature} must be above 0")
 
     @classmethod
+    @torch.no_grad()
     def from_logits(
         cls,
         logits: Tensor,
@@ -53,15 +54,51 @@ class TeacherTopK:
         temperature: float = 1.0,
         ids: Tensor | None = None,
     ) -> TeacherTopK:
-        """Take the top k of logits [B, T_t, V_t']; with `ids` [B, T_t] also `token_log_probs`."""
-        log_probs = torch.log_softmax(upcast(logits[..., :vocab_size]) / temperature, -1)
-        best = torch.topk(log_probs, min(k, log_probs.shape[-1]), dim=-1)
-        tokens = None
+        """Take the top k of full logits, a few rows at a time.
+
+        Args:
+            logits: [B, T_t, V_t'] float.
+            k: entries a position, by falling log-probability; more than there are takes all.
+            vocab_size: V_t where the lm_head is padded.
+            temperature: > 0, divides the logits.
+            ids: [B, T_t] int64 tokens, for `token_log_probs`.
+
+        Raises:
+            ValueError: logits are not [B, T_t, V_t'], k is below 1, or ids do not fit.
+        """
+        positions = teacher_positions(logits)
+        if k < 1:
+            raise ValueError(f"k = {k} must be at least 1")
+        if ids is not None and tuple(ids.shape) != positions:
+            raise ValueError(
+                f"ids has shape {tuple(ids.shape)}, expected {positions} like the logits"
+            )
+        following = None if ids is None else ids.roll(-1, 1).flatten()  # the last is cut off below
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        flat = logits.flatten(0, 1)[:, :vocab_size]
+        size = flat.shape[1]
+        if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise ValueError(
+                f"ids span [{int(ids.min())}, {int(ids.max())}], outside the teacher vocabulary "
+                f"(V_t = {size}); pass the teacher's own ids"
+            )
+        step = block_rows(size, flat.device)
+        for start in range(0, len(flat), step):
+            rows = torch.log_softmax(upcast(flat[start : start + step]) / temperature, -1)
+            best = torch.topk(rows, min(k, size))
+            tokens = rows[:, 0]
+            if following is not None:
+                tokens = rows.gather(1, following[start : start + step, None]).squeeze(1)
+            found.append((best.indices, best.values, tokens.clone()))
+        if not found:
+            raise ValueError(f"logits has shape {tuple(logits.shape)}: there is no position")
+        kept, log_probs, tokens = (torch.cat(part) for part in zip(*found, strict=True))
+        shape = (*positions, min(k, size))
+        token_log_probs = None
         if ids is not None:
-            following = ids[:, 1:, None]
-            tokens = log_probs[:, :-1].gather(-1, following).squeeze(-1)
-            tokens = torch.nn.functional.pad(tokens, (0, 1))  # nothing follows the last
-        return cls(best.indices, best.values, temperature, tokens)
+            token_log_probs = tokens.view(positions)
+            token_log_probs[:, -1] = 0.0  # nothing follows the last
+        return cls(kept.view(shape), log_probs.view(shape), temperature, token_log_probs)
 
     def to(self, device: torch.device | str) -> TeacherTopK:
         """The same signal on another device."""
@@ -184,6 +221,14 @@ class TeacherRows:
             stored = stored * (self.signal.temperature / self.temperature)
         stored = stored.masked_fill(ids >= self.vocab_size, -torch.inf)
         return ids.clamp(max=self.vocab_size), stored
+
+    def stored_mask(self) -> Tensor:
+        """[V_t] bool: the ids that a stored top-k names in any of the chunks."""
+        assert isinstance(self.signal, TeacherTopK)
+        ids = self.signal.ids.flatten(0, 1)[self.where.index].clamp(max=self.vocab_size)
+        mask = torch.zeros(self.vocab_size + 1, dtype=torch.bool, device=ids.device)
+        mask[ids.flatten()] = True
+        return mask[:-1]
 
 
 def top_columns(teacher: TeacherRows, supported: Tensor, k: int, rows_per_block: int) -> Tensor:
