@@ -11,7 +11,7 @@ from xtoken._core import UnsupportedTokenizerError as UnsupportedTokenizerError
 from xtoken._core import Vocab as Vocab
 from xtoken._core import XTokenError as XTokenError
 from xtoken._core import __version__ as __version__
-from xtoken.alignment import Aligner as Aligner
+from xtoken.aligner import Aligner as Aligner
 from xtoken.alignment import Alignment as Alignment
 from xtoken.alignment import AlignmentBatch as AlignmentBatch
 from xtoken.alignment import ChunkKind as ChunkKind

@@ -15,7 +15,8 @@ import numpy as np
 
 from xtoken._core import OptionError, ShapeError, TokenIdError
 from xtoken._ids import Ids, as_ids
-from xtoken.alignment import Aligner, Alignment, AlignmentBatch
+from xtoken.aligner import Aligner
+from xtoken.alignment import Alignment, AlignmentBatch
 from xtoken.data.alignment_store import AlignmentStore
 
 _KEY_BYTES = 16

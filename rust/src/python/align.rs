@@ -79,7 +79,7 @@ impl PyAligner {
     /// Sequences `ids[starts[b]..ends[b]]` of both sides; `threads` 0 for one a core.
     #[expect(
         clippy::too_many_arguments,
-        reason = "flat arrays, called by xtoken.alignment alone"
+        reason = "flat arrays, called by xtoken.aligner alone"
     )]
     fn align_flat<'py>(
         &self,
