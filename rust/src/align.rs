@@ -5,6 +5,7 @@
 //! compared, never lengths alone. Where the texts differ, [`crate::resync`] finds the way on.
 
 mod characters;
+mod drive;
 pub(crate) mod output;
 pub(crate) mod side;
 pub(crate) mod walk;
@@ -17,12 +18,13 @@ pub use output::{AlignmentBatch, ChunkKind, Counts};
 pub use side::TokenId;
 
 use crate::error::{Error, Result};
-use crate::resync::{self, Outcome};
+use crate::resync;
 use crate::surface::Role;
 use crate::vocab::{DummyPrefix, TokenKind, Vocab};
-use output::{Boundary, Sink, Writer};
+use drive::BadId;
+use output::Writer;
 use side::Side;
-use walk::{ID_BITS, ID_MASK, Stop, Walk};
+use walk::{ID_BITS, ID_MASK, Walk};
 
 /// Roles whose specials correspond unless the caller says otherwise. An unknown token stands for
 /// some text, so it has no counterpart.
@@ -147,7 +149,7 @@ impl Aligner {
                 || self.teacher.dummy_prefix() != DummyPrefix::Never,
         };
         let mut writer = Writer::new(batch, student.len() + teacher.len());
-        match run(&walk, &mut writer, &mut scratch.0) {
+        match drive::run(&walk, &mut writer, &mut scratch.0) {
             Ok(()) => {
                 if self.whole_characters {
                     characters::join(&walk, &mut writer);
@@ -185,115 +187,6 @@ impl Aligner {
                 size: 0,
             })
     }
-}
-
-struct BadId;
-
-/// Walks both sides to their ends, over each difference.
-fn run<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    writer: &mut Writer<'_>,
-    scratch: &mut resync::Scratch,
-) -> std::result::Result<(), BadId> {
-    let ends = (walk.student.ids.len(), walk.teacher.ids.len());
-    let mut from = (0, 0);
-    scratch.start();
-    loop {
-        match walk.run(from, writer) {
-            Stop::End | Stop::Enough => return Ok(()),
-            Stop::BadId => return Err(BadId),
-            Stop::OneEnds { at, reached } => {
-                block(walk, at, reached, false, writer)?;
-                return block(walk, reached, ends, false, writer);
-            }
-            Stop::Differ {
-                mut at,
-                reached,
-                agreed,
-            } => {
-                // A long chunk that agreed up to here is not taken up again from its start.
-                if agreed >= resync::COMMIT_BYTES && reached.0 > at.0 && reached.1 > at.1 {
-                    block(walk, at, reached, false, writer)?;
-                    at = reached;
-                    scratch.plan.clear();
-                }
-                let mut coarse = false;
-                if scratch.plan.is_empty() {
-                    match resync::search(walk, at, scratch) {
-                        Outcome::Found => {}
-                        Outcome::Coarse => coarse = true,
-                        Outcome::BadId => return Err(BadId),
-                    }
-                }
-                let next = scratch.plan.pop().unwrap_or(ends);
-                from = (next.0.max(at.0), next.1.max(at.1));
-                block(walk, at, from, coarse, writer)?;
-            }
-        }
-    }
-}
-
-/// Writes the tokens between two boundaries as one that differs, or one by one where only one side
-/// has any. Tokens without text at its edges stand alone.
-fn block<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
-    to: Boundary,
-    coarse: bool,
-    writer: &mut Writer<'_>,
-) -> std::result::Result<(), BadId> {
-    let (student, teacher) = (&walk.student, &walk.teacher);
-    let has_text = |side: Option<(usize, usize)>| side.is_some_and(|(start, end)| start < end);
-    if (from.0..to.0).any(|i| student.span(i).is_none())
-        || (from.1..to.1).any(|j| teacher.span(j).is_none())
-    {
-        return Err(BadId);
-    }
-    let student_text = trim(from.0, to.0, |i| has_text(student.span(i)));
-    let teacher_text = trim(from.1, to.1, |j| has_text(teacher.span(j)));
-    if student_text.0 == student_text.1 || teacher_text.0 == teacher_text.1 {
-        alone(walk, from, to, writer);
-        return Ok(());
-    }
-    alone(walk, from, (student_text.0, teacher_text.0), writer);
-    let end = (student_text.1, teacher_text.1);
-    let student_bytes = student.len_of(student_text.0..end.0);
-    let teacher_bytes = teacher.len_of(teacher_text.0..end.1);
-    writer.mismatch(end, student_bytes, teacher_bytes, coarse);
-    alone(walk, end, to, writer);
-    Ok(())
-}
-
-/// Writes tokens one by one, the student's before the teacher's.
-fn alone<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
-    to: Boundary,
-    writer: &mut Writer<'_>,
-) {
-    for i in from.0..to.0 {
-        writer.one_sided(
-            (i + 1, from.1),
-            ChunkKind::StudentOnly,
-            walk.student.token_len(i),
-        );
-    }
-    for j in from.1..to.1 {
-        writer.one_sided(
-            (to.0, j + 1),
-            ChunkKind::TeacherOnly,
-            walk.teacher.token_len(j),
-        );
-    }
-}
-
-/// The part of a range from its first to its last element that qualifies; empty at its end if none.
-fn trim(start: usize, end: usize, qualifies: impl Fn(usize) -> bool) -> (usize, usize) {
-    let first = (start..end).find(|&at| qualifies(at)).unwrap_or(end);
-    let last = (first..end)
-        .rfind(|&at| qualifies(at))
-        .map_or(first, |at| at + 1);
-    (first, last)
 }
 
 fn pair_key((student_id, teacher_id): (u32, u32)) -> u64 {
