@@ -12,6 +12,7 @@ from ..sparse import ragged_arange
 from .merge import ChunkRows
 from .p_kl import PKLBlocks
 from .prefix_blocks import PrefixBlock, PrefixPart
+from .prefix_forward import forward_kl
 from .row_blocks import Block, BlockLoss
 
 
@@ -47,9 +48,10 @@ class PrefixKLBlocks(BlockLoss):
             found = part.block(block)
             if found is not None:
                 items, row = found, first[found.chunk - block.start]
-                terms, counted = self._compare(items, items.pick(rows, row))
-                losses = losses.index_add(0, items.chunk - block.start, terms)
-                later = later + counted
+                terms = self._compare(items, items.pick(rows, row))
+                weighted = terms * self._weights(items, terms)
+                losses = losses.index_add(0, items.chunk - block.start, weighted)
+                later = later + self._counted(items, terms)
         return losses, torch.cat([sums, later])
 
     def value_and_grad(
@@ -76,16 +78,9 @@ class PrefixKLBlocks(BlockLoss):
             if items is None:
                 continue
             row = first[items.chunk - block.start]
-            with torch.enable_grad():
-                picked = items.pick(rows.detach(), row).requires_grad_()
-                terms, counted = self._compare(items, picked)
-                if self.weights is not None:
-                    terms = terms * self.weights[items.chunk].to(terms.dtype)
-                value = terms.sum()
-                seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
-                (found,) = torch.autograd.grad(value, picked, seed)
+            value, found, counted = self._with_grad(items, items.pick(rows.detach(), row), scale)
             items.put_back(grad, row, found)
-            total = total + value.detach()
+            total = total + value
             later = later + counted
         return total, torch.cat([sums, later]), grad, grad_params
 
@@ -105,9 +100,9 @@ class PrefixKLBlocks(BlockLoss):
         """The gradient of `_root_rows` as one of the rows; contiguous, each number written once
         where the root reads whole rows."""
         if self.root.columns is not None:
-            spread = torch.zeros_like(rows, memory_format=torch.contiguous_format)
-            spread[first[:, None], self.root.columns] = grad
-            return spread
+            # A scatter: five times as fast as index_copy_ along this axis.
+            wide = grad.new_zeros(len(grad), rows.shape[1])
+            grad = wide.scatter_(1, self.root.columns.expand(len(grad), -1), grad)
         if len(first) == len(rows):
             return grad.contiguous()
         later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
@@ -115,18 +110,44 @@ class PrefixKLBlocks(BlockLoss):
         spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
         return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
 
-    def _compare(self, items: PrefixBlock, picked: Tensor) -> tuple[Tensor, Tensor]:
-        """[N] weighted divergence of each item; sums of divergence, items and known mass."""
+    def _with_grad(
+        self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sum of the divergences, `scale` times its gradient, and the sums to count."""
+        weight = self._weights(items, picked)
+        if self.weights is not None:
+            weight = weight * self.weights[items.chunk].to(weight.dtype)
+        tau = self.root.temperature
+        if self.root.direction == "forward" and not items.mirrored:
+            logits = picked if tau == 1.0 else picked / tau
+            made = forward_kl(items.layout, items.targets, logits, weight * (scale / tau))
+            if made is not None:
+                terms, grad = made
+                return (terms * weight).sum(), grad, self._counted(items, terms)
+        with torch.enable_grad():
+            picked = picked.requires_grad_()
+            terms = self._compare(items, picked)
+            value = (terms * weight).sum()
+            seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+            (grad,) = torch.autograd.grad(value, picked, seed)
+        return value.detach(), grad, self._counted(items, terms)
+
+    def _compare(self, items: PrefixBlock, picked: Tensor) -> Tensor:
+        """[N] divergence of each item."""
         tau = self.root.temperature
         log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
-        terms = items.targets.divergence(
-            items.layout, log_mass, self.root.direction, self.root.beta
-        )
-        counted = items.targets.counted.to(terms.dtype)
-        sums = (terms.detach(), counted, items.known.to(terms.dtype) * counted)
+        return items.targets.divergence(items.layout, log_mass, self.root.direction, self.root.beta)
+
+    def _weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
+        """[N] factor of each item's divergence in its chunk's loss."""
         depth = items.depth.clamp(max=len(self.depth_weights) - 1)
-        weight = terms.new_tensor(self.depth_weights)[depth] * tau**2
-        return terms * weight, torch.stack([part.sum() for part in sums])
+        return like.new_tensor(self.depth_weights)[depth] * self.root.temperature**2
+
+    def _counted(self, items: PrefixBlock, terms: Tensor) -> Tensor:
+        """[3] sums of divergence, items and known mass."""
+        counted = items.targets.counted.to(terms.dtype)
+        known = items.known.to(terms.dtype) * counted
+        return torch.stack([terms.detach().sum(), counted.sum(), known.sum()])
 
 
 def with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:

@@ -149,13 +149,17 @@ class SlotTargets:
 
     Attributes:
         log_probs: [S], over each item's valid slots; 0 on the others.
+        probs: [S] their exponentials, 0 on the others.
         valid: [S] bool, the slots that are compared.
         counted: [N] bool, the items that are compared.
+        negentropy: [N] the sum of probs * log_probs.
     """
 
     log_probs: Tensor
+    probs: Tensor
     valid: Tensor
     counted: Tensor
+    negentropy: Tensor
 
     @classmethod
     def of(cls, layout: SlotLayout, log_mass: Tensor, counted: Tensor, end: bool) -> SlotTargets:
@@ -168,12 +172,22 @@ class SlotTargets:
         valid = layout.child | (end & (layout.piece == END))
         log_probs, some = _normalized(layout, log_mass, valid)
         counted = counted & some
-        return cls(log_probs, valid & counted[layout.item], counted)
+        valid = valid & counted[layout.item]
+        probs = torch.where(valid, torch.exp(log_probs), 0.0)
+        terms = torch.where(probs > 0, probs * log_probs, 0.0)
+        negentropy = terms.new_zeros(len(layout)).index_add(0, layout.item, terms)
+        return cls(log_probs, probs, valid, counted, negentropy)
 
     def part(self, layout: SlotLayout, start: int, stop: int) -> SlotTargets:
         """Those of items [start, stop) of `layout`."""
         slots = slice(layout.slot_ends[start], layout.slot_ends[stop])
-        return SlotTargets(self.log_probs[slots], self.valid[slots], self.counted[start:stop])
+        return SlotTargets(
+            self.log_probs[slots],
+            self.probs[slots],
+            self.valid[slots],
+            self.counted[start:stop],
+            self.negentropy[start:stop],
+        )
 
     def divergence(
         self, layout: SlotLayout, log_mass: Tensor, direction: Direction, beta: float
