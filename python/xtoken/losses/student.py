@@ -15,7 +15,8 @@ Student = Tensor | LmHead | VocabShard
 def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
     """The source behind what the caller passed as `student_logits`.
 
-    A DTensor sharded on its last axis counts as a `VocabShard` over that axis's group (torch >= 2.5).
+    A DTensor sharded on its last axis counts as a `VocabShard` over that axis's group; it needs
+    torch 2.5.
 
     Raises:
         ValueError: not [B, T_s, V_s'] or fewer columns than `vocab_size`.
