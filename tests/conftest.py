@@ -13,6 +13,10 @@ from hypothesis import settings
 # Tests build what they test, and leave the user's cache alone.
 os.environ["XTOKEN_CACHE"] = "off"
 
+# The tensors of the tests are small: a second thread only waits, and on a busy machine it waits long.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("fast", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
