@@ -24,7 +24,7 @@ pub(crate) const COMMIT_BYTES: usize = 64;
 /// Bytes of agreement that convince after skipping `cost` bytes. With less, one difference in a
 /// hundred words is passed wrongly; with more, the next difference comes before the search may end.
 fn enough(cost: usize) -> usize {
-    (12 + cost / 2).min(COMMIT_BYTES)
+    (16 + cost / 2).min(COMMIT_BYTES)
 }
 
 /// What a search came to.
