@@ -76,7 +76,7 @@ class LmHeadRows:
 
     def rows_at_once(self, width: int) -> int:
         # The whole weight, and the gradient it gets, are read once for these rows.
-        numbers = 2**23 if self.head.hidden.device.type == "cpu" else 2**26
+        numbers = 3 * 2**22 if self.head.hidden.device.type == "cpu" else 2**26
         return max(1, numbers // max(width, 1))
 
     def _tiles(self, columns: Tensor | None) -> list[Tensor | slice]:
