@@ -13,7 +13,7 @@ from hypothesis import settings
 # Tests build what they test, and leave the user's cache alone.
 os.environ["XTOKEN_CACHE"] = "off"
 
-# The tensors of the tests are small: a second thread only waits, and on a busy machine it waits long.
+# The tensors of the tests are small: a second thread only waits, on a busy machine for long.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
