@@ -15,7 +15,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "P-KL decay 0.1": {"loss": "p-kl"},
     "P-KL decay 0": {"loss": "p-kl", "projection_decay": 0.0},
     "P-KL decay 0, weight 3": {"loss": "p-kl", "projection_decay": 0.0, "kd_weight": 3.0},
+    "P-KL decay 0, weight 0.5": {"loss": "p-kl", "projection_decay": 0.0, "kd_weight": 0.5},
     "prefix KL": {"loss": "prefix-kl"},
+    "prefix KL, weight 0.5": {"loss": "prefix-kl", "kd_weight": 0.5},
+    "prefix KL, weight 3": {"loss": "prefix-kl", "kd_weight": 3.0},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
 }
 SEEDS = (0, 1, 2)
@@ -34,7 +37,11 @@ def plan() -> list[Unit]:
         for seed in SEEDS
         for arm in arms
     ]
-    controls = ("P-KL decay 0, weight 3", "prefix KL without END", "P-KL decay 0.1")
+    controls = (
+        *("P-KL decay 0, weight 0.5", "prefix KL, weight 0.5"),
+        *("P-KL decay 0, weight 3", "prefix KL, weight 3"),
+        *("prefix KL without END", "P-KL decay 0.1"),
+    )
     rest = [
         (arm, seed, steps)
         for steps in (480, 160)
