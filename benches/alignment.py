@@ -161,6 +161,14 @@ def measure(student: Tokenizer, teacher: Tokenizer, repeats: int) -> dict[str, A
     }
 
 
+def tokenizer_file(path: str) -> Path:
+    """The tokenizer.json that a path names, or that lies in the directory that it names."""
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise SystemExit(f"{file} does not exist; pass a tokenizer.json or its directory")
+    return file.resolve()
+
+
 def main() -> None:
     """Measure each pair and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -169,10 +177,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     if arguments.pair:
-        read = [[(Path(path).parent.name, path) for path in pair] for pair in arguments.pair]
+        files = [[tokenizer_file(path) for path in pair] for pair in arguments.pair]
         pairs = {
-            f"{s}/{t}": (Tokenizer.from_file(student), Tokenizer.from_file(teacher))
-            for (s, student), (t, teacher) in read
+            f"{s.parent.name}/{t.parent.name}": (
+                Tokenizer.from_file(str(s)),
+                Tokenizer.from_file(str(t)),
+            )
+            for s, t in files
         }
     else:
         deepseek = tokenizer_zoo.deepseek()
