@@ -55,7 +55,8 @@ def p_kl(
             `VocabShard`. Columns from V_s on are dropped.
         teacher: [B, T_t, V_t'] float raw logits, detached here, columns from V_t on dropped; or a
             `TeacherTopK`.
-        projection: W [V_s, V_t]; learnable weights receive a gradient.
+        projection: W [V_s, V_t]; learnable weights receive a gradient. Its sizes are checked; a W
+            of another pair of the same sizes is told by `Projection.load(path, student, teacher)`.
         chunks: the chunks to count, from `ChunkBatch.usable`.
         student_ids, teacher_ids: [B, T_s], [B, T_t] int64; only checked against the batch here.
         top_k: teacher columns kept among the supported ones; None or more than there are keeps all.
