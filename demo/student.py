@@ -58,22 +58,33 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
 
 def prepare_student(directory: Path, texts: Iterable[str], *, seed: int) -> Path:
     """Write a student with random seeded weights and its tokenizer with `save_pretrained`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = train_tokenizer(texts)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return write_llama(
+        directory,
+        train_tokenizer(texts),
+        seed=seed,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=3,
         num_attention_heads=6,
-        num_key_value_heads=6,
         max_position_embeddings=1024,
+    )
+
+
+def write_llama(
+    directory: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, **sizes: int
+) -> Path:
+    """Write a Llama with random seeded weights for a tokenizer, and the tokenizer beside it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        num_key_value_heads=sizes["num_attention_heads"],
+        **sizes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

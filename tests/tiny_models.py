@@ -6,12 +6,11 @@ import json
 import pydoc_data.topics
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from demo.numerals import number_documents
-from demo.student import train_tokenizer
+from demo.student import train_tokenizer, write_llama
 from xtoken.data import cut_passages
 
 
@@ -64,21 +63,13 @@ def _digit_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def _write(
     directory: Path, tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, seed: int
 ) -> None:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_llama(
+        directory,
+        tokenizer,
+        seed=seed,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
