@@ -1,10 +1,14 @@
 //! Many sequences at once; the only file that names rayon.
 
+mod in_order;
+
+use std::cmp::Reverse;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use in_order::Output;
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use crate::align::{Aligner, AlignmentBatch, Scratch, TokenId};
@@ -41,10 +45,19 @@ impl<'a, I> Ragged<'a, I> {
     }
 }
 
+/// Batches of fewer tokens than this on both sides together stay on the calling thread: waking
+/// another one takes about as long as aligning them.
+pub const MIN_PARALLEL_TOKENS: usize = 1 << 18;
+
+/// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes a chunk)
+/// stays in its own cache until it is copied to its place.
+const BLOCK_TOKENS: usize = 1 << 15;
+
 /// The alignments of all sequences, in order; the same for any number of threads.
 ///
-/// `threads` is the most that work at once, 0 for one a core. One thread never touches rayon, so
-/// that a forked process can go on.
+/// `threads` is the most that work at once, the caller's among them; 0 for one a core. One thread
+/// never touches rayon, so that a forked process can go on, nor does a batch of less than
+/// [`MIN_PARALLEL_TOKENS`].
 ///
 /// # Errors
 /// [`Error::Shape`] where the two sides differ in number or a range lies outside its ids;
@@ -65,36 +78,115 @@ pub fn align_batch<S: TokenId, T: TokenId>(
             remedy: "pass as many teacher sequences as student sequences",
         });
     }
-    let align_range = |range: Range<usize>, mut batch: AlignmentBatch| {
-        let tokens = |ranges: &[Range<usize>]| ranges.iter().map(Range::len).sum::<usize>();
-        let most = tokens(&student.ranges[range.clone()]) + tokens(&teacher.ranges[range.clone()]);
-        batch.reserve(range.len(), most);
-        let mut scratch = Scratch::default();
-        for at in range {
-            aligner
-                .align_into(student.get(at), teacher.get(at), &mut batch, &mut scratch)
-                .map_err(|error| in_sequence(error, at))?;
-        }
-        Ok(batch)
+    let work = Work {
+        aligner,
+        student,
+        teacher,
     };
-    let sequences = student.ranges.len();
-    if threads == 1 || sequences < 2 {
-        let mut batch = align_range(0..sequences, AlignmentBatch::default())?;
+    let all = 0..student.ranges.len();
+    if threads == 1 || all.len() < 2 || work.tokens(&all) < MIN_PARALLEL_TOKENS {
+        let mut batch = AlignmentBatch::default();
+        work.align(all, &mut batch)?;
         batch.shrink();
         return Ok(batch);
     }
-    let pool = pool(threads)?;
-    let parts = split(&student, &teacher, pool.current_num_threads());
-    pool.install(|| {
-        let aligned: Vec<Result<AlignmentBatch>> = parts
-            .into_par_iter()
-            .map(|range| align_range(range, spare()))
-            .collect();
-        let aligned: Vec<AlignmentBatch> = aligned.into_iter().collect::<Result<_>>()?;
-        let batch = concatenate(&aligned);
-        keep_spare(aligned);
-        Ok(batch)
-    })
+    work.align_blocks(threads, BLOCK_TOKENS)
+}
+
+/// A checked call.
+struct Work<'a, S, T> {
+    aligner: &'a Aligner,
+    student: Ragged<'a, S>,
+    teacher: Ragged<'a, T>,
+}
+
+impl<S: TokenId, T: TokenId> Work<'_, S, T> {
+    /// Tokens of some sequences on both sides together: the most chunks that they can have.
+    fn tokens(&self, sequences: &Range<usize>) -> usize {
+        let side = |ranges: &[Range<usize>]| ranges.iter().map(Range::len).sum::<usize>();
+        side(&self.student.ranges[sequences.clone()])
+            + side(&self.teacher.ranges[sequences.clone()])
+    }
+
+    /// Appends the alignments of some sequences to `batch`.
+    fn align(&self, sequences: Range<usize>, batch: &mut AlignmentBatch) -> Result<()> {
+        batch.reserve(sequences.len(), self.tokens(&sequences));
+        let mut scratch = Scratch::default();
+        for at in sequences {
+            self.aligner
+                .align_into(
+                    self.student.get(at),
+                    self.teacher.get(at),
+                    batch,
+                    &mut scratch,
+                )
+                .map_err(|error| in_sequence(error, at))?;
+        }
+        Ok(())
+    }
+
+    /// All sequences on several threads: each takes the next block, and puts what it made of it in
+    /// its place as soon as that is known.
+    fn align_blocks(&self, threads: usize, block_tokens: usize) -> Result<AlignmentBatch> {
+        let pool = pool(threads)?;
+        let blocks = self.cut(block_tokens);
+        // A block of one long sequence is begun early: others fill the time that it takes.
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|&at| Reverse(self.tokens(&blocks[at]) / (2 * block_tokens)));
+        let taken = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        let sequences = self.student.ranges.len();
+        let mut output = Output::new(sequences, self.tokens(&(0..sequences)));
+        let places = output.places(blocks.len());
+        let work = || {
+            while let Some(&at) = order.get(taken.fetch_add(1, Ordering::Relaxed)) {
+                let mut batch = spare();
+                match self.align(blocks[at].clone(), &mut batch) {
+                    Ok(()) => places.put(at, batch, keep_spare),
+                    Err(error) => keep_first(&failed, at, error),
+                }
+            }
+        };
+        pool.in_place_scope(|scope| {
+            for _ in 1..pool.current_num_threads().min(blocks.len()) {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+        let placed = places.finish();
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(output.into_batch(placed)),
+        }
+    }
+
+    /// Cuts the sequences into runs of about so many tokens; a longer sequence stands alone.
+    fn cut(&self, block_tokens: usize) -> Vec<Range<usize>> {
+        let mut blocks = Vec::new();
+        let (mut start, mut held) = (0, 0);
+        let sequences = self.student.ranges.len();
+        for at in 0..sequences {
+            // The one stands for what a sequence costs however short it is.
+            let tokens = self.tokens(&(at..at + 1)) + 1;
+            if held > 0 && held + tokens > block_tokens {
+                blocks.push(start..at);
+                (start, held) = (at, 0);
+            }
+            held += tokens;
+        }
+        if start < sequences {
+            blocks.push(start..sequences);
+        }
+        blocks
+    }
+}
+
+/// Keeps the error of the earliest block.
+fn keep_first(failed: &Mutex<Option<(usize, Error)>>, at: usize, error: Error) {
+    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+    if failed.as_ref().is_none_or(|(earliest, _)| at < *earliest) {
+        *failed = Some((at, error));
+    }
 }
 
 fn in_sequence(error: Error, at: usize) -> Error {
@@ -137,11 +229,11 @@ pub(crate) fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     Ok(pool)
 }
 
-/// Memory of earlier batches: writing to it again costs no page faults.
+/// Memory of earlier blocks: writing to it again costs no page faults.
 static SPARE: Mutex<Vec<AlignmentBatch>> = Mutex::new(Vec::new());
 
-/// Batches of more chunks than this are not kept.
-const MAX_SPARE_CHUNKS: usize = 1 << 20;
+/// Batches with room for more chunks than this are not kept.
+const MAX_SPARE_CHUNKS: usize = 2 * BLOCK_TOKENS;
 
 /// No more batches than this are kept.
 const MAX_SPARE: usize = 64;
@@ -154,71 +246,13 @@ fn spare() -> AlignmentBatch {
         .unwrap_or_default()
 }
 
-fn keep_spare(batches: Vec<AlignmentBatch>) {
+fn keep_spare(mut batch: AlignmentBatch) {
     let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-    for mut batch in batches {
-        if spare.len() < MAX_SPARE && batch.kinds.capacity() <= MAX_SPARE_CHUNKS {
-            batch.clear();
-            spare.push(batch);
-        }
+    if spare.len() < MAX_SPARE && batch.kinds.capacity() <= MAX_SPARE_CHUNKS {
+        batch.clear();
+        spare.push(batch);
     }
 }
 
-/// All parts in one batch; the large arrays are copied side by side.
-fn concatenate(parts: &[AlignmentBatch]) -> AlignmentBatch {
-    fn gather<T: Copy>(parts: &[AlignmentBatch], of: fn(&AlignmentBatch) -> &[T]) -> Vec<T> {
-        let mut all = Vec::with_capacity(parts.iter().map(|part| of(part).len()).sum());
-        for part in parts {
-            all.extend_from_slice(of(part));
-        }
-        all
-    }
-    let (student_bounds, (teacher_bounds, kinds)) = rayon::join(
-        || gather(parts, |part| &part.student_bounds),
-        || {
-            rayon::join(
-                || gather(parts, |part| &part.teacher_bounds),
-                || gather(parts, |part| &part.kinds),
-            )
-        },
-    );
-    let mut chunk_indptr = vec![0];
-    let mut base = 0;
-    for part in parts {
-        chunk_indptr.extend(part.chunk_indptr[1..].iter().map(|end| base + end));
-        base += part.kinds.len() as i64;
-    }
-    let counts = gather(parts, |part| &part.counts);
-    AlignmentBatch {
-        student_bounds,
-        teacher_bounds,
-        kinds,
-        chunk_indptr,
-        counts,
-    }
-}
-
-/// Cuts the sequences into runs of about the same number of tokens, several a worker.
-fn split<S, T>(
-    student: &Ragged<'_, S>,
-    teacher: &Ragged<'_, T>,
-    workers: usize,
-) -> Vec<Range<usize>> {
-    let tokens: Vec<usize> = student
-        .ranges
-        .iter()
-        .zip(teacher.ranges)
-        .map(|(s, t)| s.len() + t.len() + 1)
-        .collect();
-    let share = tokens.iter().sum::<usize>().div_ceil(workers * 4);
-    let mut parts = Vec::new();
-    let (mut start, mut held) = (0, 0);
-    for (at, count) in tokens.iter().enumerate() {
-        held += count;
-        if held >= share || at + 1 == tokens.len() {
-            parts.push(start..at + 1);
-            (start, held) = (at + 1, 0);
-        }
-    }
-    parts
-}
+#[cfg(test)]
+mod tests;
