@@ -1,6 +1,6 @@
 """The alignment against its floor, from Rust and from Python, and as a share of tokenizing.
 
-    python benches/alignment.py                          # SmolLM2, DeepSeek, a SentencePiece BPE
+    python benches/alignment.py        # SmolLM2, Mistral's SentencePiece model, DeepSeek
     python benches/alignment.py --pair STUDENT TEACHER [--pair ...] [--json out.json]
 
 Both sides see the same ids: those that Hugging Face makes of 64 pieces of real text. The Rust
@@ -189,7 +189,7 @@ def main() -> None:
         deepseek = tokenizer_zoo.deepseek()
         pairs = {
             "SmolLM2/DeepSeek": (smollm2(), deepseek),
-            "SentencePiece 8k/DeepSeek": (tokenizer_zoo.sentencepiece_bpe(8000), deepseek),
+            "Mistral (SentencePiece)/DeepSeek": (tokenizer_zoo.mistral(), deepseek),
         }
     console = Console()
     results = {}

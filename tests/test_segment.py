@@ -44,7 +44,7 @@ def reference(tokenizer: Tokenizer, vocab: Vocab, token: bytes) -> list[int] | N
 TEACHERS = {
     "byte-level BPE": zoo.byte_level_bpe,
     "byte-level BPE that ignores merges": lambda: zoo.byte_level_bpe(2000, 1, True),
-    "SentencePiece BPE": zoo.sentencepiece_bpe,
+    "Mistral's SentencePiece BPE": zoo.mistral,
     "SentencePiece BPE without byte tokens": lambda: zoo.sentencepiece_bpe(3000, False),
     "Unigram": zoo.unigram,
     "Unigram without byte tokens": lambda: zoo.unigram(3000, False),

@@ -8,8 +8,8 @@ import shutil
 import threading
 
 import pytest
+import tokenizer_zoo as zoo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers import normalizers as norms
 
 import xtoken
 from xtoken import Vocab
@@ -33,35 +33,6 @@ def byte_bpe(**tokens):
     return tokenizer
 
 
-def llama2_like(text: str, size: int = 600) -> Tokenizer:
-    """A SentencePiece-style BPE with byte fallback and a dummy prefix, trained on `text`."""
-    from tokenizers.trainers import BpeTrainer
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = norms.Sequence([norms.Prepend("▁"), norms.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = BpeTrainer(
-        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
-    )
-    # The model sees whole sequences; words bound its training.
-    words = ["▁" + word for word in text.split()]
-    tokenizer.train_from_iterator(words, trainer)
-    # The trainer marks byte tokens as special; in SentencePiece files they are plain entries.
-    import json
-
-    state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = state["added_tokens"][:3]
-    return Tokenizer.from_str(json.dumps(state))
-
-
 @pytest.mark.parametrize(
     "kind",
     "english code maths chinese arabic hindi korean emoji whitespace random".split(),
@@ -72,24 +43,59 @@ def test_the_bytes_of_encoded_text_are_the_text(deepseek, deepseek_tokenizer, te
 
 
 def test_sentencepiece_bytes_are_the_decoded_text_without_the_dummy_prefix(texts):
-    tokenizer = llama2_like(texts["english"])
+    tokenizer = zoo.mistral()
     vocab = Vocab.from_tokenizer(tokenizer)
     assert vocab.family == "sentencepiece"
     assert vocab.dummy_prefix == "every"
     for text in texts.values():
         ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == zoo.engine().encode(text)
         assert vocab.decode_bytes(ids) == tokenizer.decode(ids).encode()
         assert vocab.decode_bytes(ids) == text.replace("▁", " ").encode()
 
 
-def test_duplicate_byte_strings_are_found_as_the_token_that_is_emitted(texts):
-    vocab = Vocab.from_tokenizer(llama2_like(texts["english"]))
-    fallback = next(
-        i for i in range(len(vocab)) if vocab.is_byte_fallback(i) and vocab.token_bytes(i) == b"e"
-    )
+def test_sentencepiece_tokens_are_what_sentencepiece_itself_makes_of_them():
+    vocab, engine = Vocab.from_tokenizer(zoo.mistral()), zoo.engine()
+    assert len(vocab) == engine.get_piece_size() == 32_000
+    for i in range(len(vocab)):
+        if engine.is_byte(i):
+            assert vocab.token_bytes(i) == bytes([i - engine.piece_to_id("<0x00>")])
+            assert vocab.is_byte_fallback(i)
+        elif engine.is_control(i) or engine.is_unknown(i):
+            assert vocab.is_special(i)
+        else:
+            # The engine takes the dummy prefix off the first piece only.
+            first = engine.piece_to_id("a")
+            assert vocab.token_bytes(i) == engine.decode([first, i]).encode()[1:]
+
+
+@pytest.mark.parametrize(("legacy", "dummy_prefix"), [(True, "every"), (False, "first")])
+def test_a_sentencepiece_file_is_read_as_transformers_converts_it(
+    legacy, dummy_prefix, texts, tmp_path
+):
+    from transformers import LlamaTokenizer
+
+    shutil.copy(zoo.sentencepiece_file(), tmp_path / "tokenizer.model")
+    tokenizer = LlamaTokenizer.from_pretrained(tmp_path, legacy=legacy)
+    vocab, plain = Vocab.from_tokenizer(tokenizer), Vocab.from_tokenizer(zoo.mistral())
+    assert [vocab.token_bytes(i) for i in range(len(vocab))] == [
+        plain.token_bytes(i) for i in range(len(plain))
+    ]
+    assert vocab.dummy_prefix == dummy_prefix
+    assert vocab.roles == {"bos": 1, "eos": 2, "unk": 0}
+    for text in [*texts.values(), "one</s>two</s> three"]:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        plain_text = text.replace("▁", " ").replace("</s> ", "</s>" if legacy else "</s> ")
+        assert vocab.decode_bytes(ids) == plain_text.replace("</s>", "").encode()
+
+
+def test_duplicate_byte_strings_are_found_as_the_token_that_is_emitted():
+    vocab = Vocab.from_tokenizer(zoo.mistral())
+    fallback = zoo.engine().piece_to_id("<0x65>")
+    assert vocab.is_byte_fallback(fallback)
+    assert vocab.token_bytes(fallback) == b"e"
     emitted = vocab.id_of(b"e")
-    assert emitted is not None
-    assert emitted != fallback
+    assert emitted == zoo.engine().piece_to_id("e") != fallback
     assert vocab.token_bytes(emitted) == b"e"
 
 
@@ -132,9 +138,9 @@ def test_special_strings_in_plain_text_contribute_nothing(deepseek, deepseek_tok
 
 
 def test_a_literal_metaspace_is_a_space_in_sentencepiece_and_itself_elsewhere(
-    deepseek, deepseek_tokenizer, texts
+    deepseek, deepseek_tokenizer
 ):
-    tokenizer = llama2_like(texts["english"])
+    tokenizer = zoo.mistral()
     ids = tokenizer.encode("a▁b", add_special_tokens=False).ids
     assert Vocab.from_tokenizer(tokenizer).decode_bytes(ids) == b"a b"
     ids = deepseek_tokenizer.encode("a▁b", add_special_tokens=False).ids
@@ -304,8 +310,7 @@ def test_wrong_paths_and_files_say_what_to_do(tmp_path, deepseek_directory):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(xtoken.FormatError, match="is not JSON"):
         Vocab.from_path(tmp_path)
-    spm = package_directory("mistral_common") / "data" / "tokenizer.model.v1"
     with pytest.raises(xtoken.FormatError, match="SentencePiece"):
-        Vocab.from_path(spm)
+        Vocab.from_path(zoo.sentencepiece_file())
     with pytest.raises(TypeError, match="int is not a tokenizer"):
         Vocab.from_tokenizer(3)

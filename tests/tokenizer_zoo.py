@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from pydoc_data import topics
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import (
+    AddedToken,
     Regex,
     Tokenizer,
     decoders,
@@ -75,6 +77,48 @@ def _sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
 
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@functools.cache
+def sentencepiece_file() -> Path:
+    """Mistral's first SentencePiece model: BPE of Llama-2's family, 32,000 pieces."""
+    return package_folder("mistral_common") / "data" / "tokenizer.model.v1"
+
+
+@functools.cache
+def engine() -> SentencePieceProcessor:
+    """SentencePiece itself, with that model."""
+    return SentencePieceProcessor(model_file=str(sentencepiece_file()))
+
+
+@functools.cache
+def mistral() -> Tokenizer:
+    """That model in the form of Llama-2's tokenizer.json: the merges go by score, then by id.
+
+    transformers 5 converts such a file with the merges by id alone, and so joins runs of spaces,
+    which have low ids and the least score, before words.
+    """
+    pieces = engine()
+    surfaces = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())]
+    ids = {surface: i for i, surface in enumerate(surfaces)}
+    merges = []
+    for i, surface in enumerate(surfaces):
+        if pieces.is_control(i) or pieces.is_byte(i) or pieces.is_unknown(i):
+            continue
+        halves = ((surface[:at], surface[at:]) for at in range(1, len(surface)))
+        pairs = [(ids[left], ids[right]) for left, right in halves if {left, right} <= ids.keys()]
+        merges += [(-pieces.get_score(i), i, *pair) for pair in pairs]
+    model = models.BPE(
+        vocab=ids,
+        merges=[(surfaces[left], surfaces[right]) for *_, left, right in sorted(merges)],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = _sentencepiece(Tokenizer(model))
+    specials = [AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
 
 
 @functools.cache
