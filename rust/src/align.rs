@@ -3,6 +3,9 @@
 //! A chunk boundary stands at each byte where a student and a teacher token both end, and nowhere
 //! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
 //! compared, never lengths alone. Where the texts differ, [`crate::resync`] finds the way on.
+//!
+//! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but that
+//! of tokens that stand alone at the same place the student's are always listed first.
 
 mod characters;
 mod drive;
@@ -151,6 +154,7 @@ impl Aligner {
         let mut writer = Writer::new(batch, student.len() + teacher.len());
         match drive::run(&walk, &mut writer, &mut scratch.0) {
             Ok(()) => {
+                writer.sort_one_sided();
                 if self.whole_characters {
                     characters::join(&walk, &mut writer);
                 }

@@ -10,13 +10,14 @@
 mod anchor;
 mod glance;
 mod near;
+mod places;
 mod window;
 
 use crate::align::output::{Boundary, ChunkKind, Sink};
 use crate::align::side::TokenId;
 use crate::align::walk::Walk;
-use near::Tried;
-use window::Window;
+use near::{Best, Candidates};
+use window::{Frame, Window};
 
 /// Agreement of this many bytes always ends a search.
 pub(crate) const COMMIT_BYTES: usize = 64;
@@ -90,36 +91,43 @@ impl Sink for Probe {
     fn one_sided(&mut self, _: Boundary, _: ChunkKind, _: usize) {}
 }
 
-/// Fills the plan with the jumps that lead from the difference at `from` to agreement.
+/// Fills the plan with the jumps that lead from the difference at `from` to agreement. Ties fall the
+/// way of the first side, which is the teacher's if `swapped`.
 pub(crate) fn search<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,
+    swapped: bool,
     scratch: &mut Scratch,
 ) -> Outcome {
+    let frame = Frame {
+        walk,
+        from,
+        swapped,
+    };
     scratch.plan.clear();
+    scratch.near.leave(&scratch.window);
     scratch.window.clear();
-    if let Some(jump) = glance::search(walk, from, &mut scratch.window) {
+    if let Some(jump) = glance::search(&frame, &mut scratch.window) {
         scratch.plan.push(jump);
         return Outcome::Found;
     }
-    match near::search(walk, from, scratch) {
+    match near::search(&frame, scratch) {
         Ok(outcome) => outcome,
-        Err(tried) => search_far(walk, from, scratch, tried),
+        Err(candidates) => search_far(&frame, scratch, candidates),
     }
 }
 
 /// Where no near path is convincing: one that keeps more than it loses, else the nearest anchor,
 /// else one that keeps something or leads to the end of a side.
 fn search_far<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
+    frame: &Frame<'_, '_, S, T>,
     scratch: &mut Scratch,
-    tried: Tried,
+    candidates: Candidates,
 ) -> Outcome {
-    let Tried { agreed, ended } = tried;
-    if agreed.score() <= 0 {
+    let Candidates { agreed, ended } = candidates;
+    if agreed.is_none_or(|agreed| agreed.score() <= 0) {
         if !scratch.no_anchor
-            && let Some(jump) = anchor::find(walk, from, &mut scratch.anchors)
+            && let Some(jump) = anchor::find(frame, &mut scratch.anchors)
         {
             scratch.plan.push(jump);
             return Outcome::Found;
@@ -127,21 +135,26 @@ fn search_far<S: TokenId, T: TokenId>(
         // What is left later is part of what is left now: looking once is enough.
         scratch.no_anchor = true;
     }
-    let (end, end_bytes) = anchor::common_end(walk, from);
-    let best = if ended.is_state() && ended.agreed >= agreed.agreed {
-        ended
+    let (end, end_bytes) = anchor::common_end(frame.walk, frame.from);
+    let kept = |best: Option<Best>| best.map_or(0, |best| best.agreed);
+    let best = if kept(ended) >= kept(agreed) {
+        ended.or(agreed)
     } else {
         agreed
     };
-    let reaches_an_end = ended.is_state() && usize::from(best.agreed) >= end_bytes;
-    if reaches_an_end || 8 * u32::from(agreed.agreed) > u32::from(agreed.cost) {
-        scratch.near.plan(
-            if reaches_an_end { best } else { agreed },
-            from,
-            &mut scratch.plan,
-        );
-        return Outcome::Found;
+    let best = if ended.is_some() && kept(best) >= end_bytes {
+        best
+    } else {
+        agreed.filter(|agreed| 8 * agreed.agreed > agreed.cost)
+    };
+    match best {
+        Some(best) => {
+            scratch.near.plan(best, frame, &mut scratch.plan);
+            Outcome::Found
+        }
+        None => {
+            scratch.plan.push(end);
+            Outcome::Coarse
+        }
     }
-    scratch.plan.push(end);
-    Outcome::Coarse
 }

@@ -4,18 +4,25 @@ use super::output::{Boundary, ChunkKind, Writer};
 use super::side::{Side, TokenId};
 use super::walk::Walk;
 
-/// Tokens without text inside a character are looked past up to this many.
+/// Tokens without text inside a character are looked past up to this many in a row.
 const REACH: usize = 16;
 
 /// Joins the chunks of the sequence at hand wherever a boundary stands inside a character of the
 /// student's or the teacher's text.
 pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut Writer<'_>) {
     let chunks = writer.len();
-    let mut kept = 0;
-    let mut first = 0;
+    let (mut kept, mut first) = (0, 0);
+    let mut run = Run::default();
     while first < chunks {
         let mut last = first;
-        while last + 1 < chunks && cuts(walk, writer.end(last)) {
+        loop {
+            if run.end <= last {
+                run = Run::from(walk, writer, last);
+            }
+            let is_inside = run.is_cut && last + 1 < run.end;
+            if last + 1 == chunks || !is_inside && !cuts(walk, writer.end(last)) {
+                break;
+            }
             last += 1;
         }
         if last == first {
@@ -30,6 +37,37 @@ pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut W
     writer.truncate(kept);
 }
 
+/// Tokens that stand alone at one place, the student's before the teacher's.
+#[derive(Default)]
+struct Run {
+    end: usize,
+    /// A character is cut at the start or the end of a run with tokens of both sides. As their order
+    /// is a matter of convention, all of the run then cuts it.
+    is_cut: bool,
+}
+
+impl Run {
+    /// The run that begins with `chunk`, or that chunk.
+    fn from<S: TokenId, T: TokenId>(
+        walk: &Walk<'_, S, T>,
+        writer: &Writer<'_>,
+        chunk: usize,
+    ) -> Self {
+        let end_of = |kind: ChunkKind, from: usize| {
+            let other = |&at: &usize| writer.kind(at) != kind as u8;
+            (from..writer.len()).find(other).unwrap_or(writer.len())
+        };
+        let students = end_of(ChunkKind::StudentOnly, chunk);
+        let end = end_of(ChunkKind::TeacherOnly, students);
+        let has_both = chunk < students && students < end;
+        Self {
+            end: end.max(chunk + 1),
+            is_cut: has_both
+                && (cuts(walk, writer.start(chunk)) || cuts(walk, writer.end(end - 1))),
+        }
+    }
+}
+
 /// What several chunks are together, with the bytes that are exact no longer.
 fn merge<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
@@ -37,13 +75,11 @@ fn merge<S: TokenId, T: TokenId>(
     first: usize,
     last: usize,
 ) -> (ChunkKind, usize) {
-    let (mut student_text, mut teacher_text, mut all_exact, mut exact_bytes) = (0, 0, true, 0);
+    let (mut all_exact, mut exact_bytes) = (true, 0);
     for chunk in first..=last {
         let (from, to) = (writer.start(chunk), writer.end(chunk));
         let student_bytes = walk.student.len_of(from.0..to.0);
         let teacher_bytes = walk.teacher.len_of(from.1..to.1);
-        student_text += student_bytes;
-        teacher_text += teacher_bytes;
         if writer.kind(chunk) == ChunkKind::Exact as u8 {
             // One of the two may have a dummy prefix, which is not text.
             exact_bytes += student_bytes.min(teacher_bytes);
@@ -51,7 +87,8 @@ fn merge<S: TokenId, T: TokenId>(
             all_exact &= student_bytes == 0 && teacher_bytes == 0;
         }
     }
-    match (student_text > 0, teacher_text > 0) {
+    let (from, to) = (writer.start(first), writer.end(last));
+    match (from.0 < to.0, from.1 < to.1) {
         _ if all_exact && exact_bytes > 0 => (ChunkKind::Exact, 0),
         (true, true) => (ChunkKind::Mismatch, exact_bytes),
         (true, false) => (ChunkKind::StudentOnly, 0),
@@ -63,27 +100,40 @@ fn cuts<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, (i, j): Boundary) -> bool
     inside_character(&walk.student, i) || inside_character(&walk.teacher, j)
 }
 
-/// Whether the token at `at` begins inside a character.
+/// Whether the token at `at` begins inside a character. Tokens without text between two parts of
+/// one are all inside it, or none of them.
 fn inside_character<I: TokenId>(side: &Side<'_, I>, at: usize) -> bool {
     let is_continuation = |byte: u8| byte & 0xC0 == 0x80;
-    let end = side.ids.len().min(at + REACH);
-    let next = (at..end).find_map(|at| side.bytes(at).first());
-    if !next.is_some_and(|&byte| is_continuation(byte)) {
+    let end = side.ids.len().min(at + REACH + 1);
+    let next = (at..end).find(|&at| !side.bytes(at).is_empty());
+    let Some(next) = next.filter(|&next| is_continuation(side.bytes(next)[0])) else {
         return false;
-    }
-    let before = (at.saturating_sub(REACH)..at)
-        .rev()
-        .flat_map(|at| side.bytes(at).iter().rev().copied())
-        .take(3);
-    for (distance, byte) in (1..).zip(before) {
-        if !is_continuation(byte) {
-            let character = match byte {
-                0xC2..=0xDF => 2,
-                0xE0..=0xEF => 3,
-                0xF0..=0xF4 => 4,
-                _ => 0,
-            };
-            return distance < character;
+    };
+    let (mut without_text, mut distance) = (next - at, 0);
+    for at in (0..at).rev() {
+        let bytes = side.bytes(at);
+        if bytes.is_empty() {
+            without_text += 1;
+            if without_text > REACH {
+                return false;
+            }
+            continue;
+        }
+        without_text = 0;
+        for &byte in bytes.iter().rev() {
+            distance += 1;
+            if !is_continuation(byte) {
+                let character = match byte {
+                    0xC2..=0xDF => 2,
+                    0xE0..=0xEF => 3,
+                    0xF0..=0xF4 => 4,
+                    _ => 0,
+                };
+                return distance < character;
+            }
+            if distance == 3 {
+                return false;
+            }
         }
     }
     false

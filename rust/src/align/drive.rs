@@ -29,6 +29,7 @@ pub(super) fn run<S: TokenId, T: TokenId>(
                 mut at,
                 reached,
                 agreed,
+                bytes,
             } => {
                 // A long chunk that agreed up to here is not taken up again from its start.
                 if agreed >= resync::COMMIT_BYTES && reached.0 > at.0 && reached.1 > at.1 {
@@ -38,7 +39,7 @@ pub(super) fn run<S: TokenId, T: TokenId>(
                 }
                 let mut coarse = false;
                 if scratch.plan.is_empty() {
-                    match resync::search(walk, at, scratch) {
+                    match resync::search(walk, at, is_greater(walk, reached, bytes), scratch) {
                         Outcome::Found => {}
                         Outcome::Coarse => coarse = true,
                         Outcome::BadId => return Err(BadId),
@@ -50,6 +51,19 @@ pub(super) fn run<S: TokenId, T: TokenId>(
             }
         }
     }
+}
+
+/// Whether the student's text is the greater where both differ: something that the two sides have in
+/// common whichever of them is called the student.
+fn is_greater<S: TokenId, T: TokenId>(
+    walk: &Walk<'_, S, T>,
+    (i, j): Boundary,
+    (left, right): (usize, usize),
+) -> bool {
+    let rest = |span: Option<(usize, usize)>, from| from..span.map_or(from, |(_, end)| end);
+    let left = &walk.student.blob[rest(walk.student.span(i), left)];
+    let right = &walk.teacher.blob[rest(walk.teacher.span(j), right)];
+    left > right
 }
 
 /// Writes the tokens between two boundaries as one that differs, or one by one where only one side

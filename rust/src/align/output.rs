@@ -135,6 +135,8 @@ pub(crate) struct Writer<'a> {
     counts: Counts,
     /// Lengths of the bounds and of the kinds before this sequence.
     before: (usize, usize),
+    /// A student's token stands after a teacher's, both alone, at the same place.
+    is_unsorted: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -148,6 +150,7 @@ impl<'a> Writer<'a> {
             batch,
             counts: Counts::default(),
             before,
+            is_unsorted: false,
         }
     }
 
@@ -219,6 +222,33 @@ impl<'a> Writer<'a> {
         self.batch.kinds.truncate(self.before.1 + chunks);
     }
 
+    /// Where tokens of both sides stand alone at the same place, puts the student's before the
+    /// teacher's: which of them was found first must not show.
+    pub(crate) fn sort_one_sided(&mut self) {
+        if !self.is_unsorted {
+            return;
+        }
+        self.is_unsorted = false;
+        let (bounds, kinds) = self.before;
+        let is_one_sided =
+            |kind: u8| kind == ChunkKind::StudentOnly as u8 || kind == ChunkKind::TeacherOnly as u8;
+        let mut start = 0;
+        while start < self.len() {
+            let kinds = &mut self.batch.kinds[kinds..];
+            let run = kinds[start..]
+                .iter()
+                .take_while(|&&kind| is_one_sided(kind))
+                .count();
+            kinds[start..start + run].sort_unstable();
+            for (at, &kind) in (bounds + start..).zip(&kinds[start..start + run]) {
+                let is_student = i64::from(kind == ChunkKind::StudentOnly as u8);
+                self.batch.student_bounds[at + 1] = self.batch.student_bounds[at] + is_student;
+                self.batch.teacher_bounds[at + 1] = self.batch.teacher_bounds[at] + 1 - is_student;
+            }
+            start += run.max(1);
+        }
+    }
+
     /// Takes back what was written.
     pub(crate) fn undo(self) {
         self.batch.student_bounds.truncate(self.before.0);
@@ -265,6 +295,8 @@ impl Sink for Writer<'_> {
     fn one_sided(&mut self, end: Boundary, kind: ChunkKind, bytes: usize) {
         if kind == ChunkKind::StudentOnly {
             self.counts.student_bytes += bytes as i64;
+            let before = self.batch.kinds[self.before.1..].last();
+            self.is_unsorted |= before == Some(&(ChunkKind::TeacherOnly as u8));
         } else {
             self.counts.teacher_bytes += bytes as i64;
         }

@@ -32,7 +32,7 @@ impl TokenId for u32 {
     }
 }
 
-/// Spaces are counted this far where a dummy prefix is looked for; longer runs are left alone.
+/// Spaces are counted this far where a dummy prefix is looked for; runs as long are left alone.
 const MAX_SPACES: usize = 1024;
 
 /// The tokens of one side, read through their vocabulary.
@@ -164,6 +164,9 @@ pub(crate) fn dummy_prefix<S: TokenId, T: TokenId>(
             spaces,
         )
     };
+    if student_spaces.max(teacher_spaces) >= MAX_SPACES {
+        return (false, false);
+    }
     (
         student_may && student_spaces == teacher_spaces + 1,
         teacher_may && teacher_spaces == student_spaces + 1,

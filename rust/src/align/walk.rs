@@ -1,5 +1,7 @@
 //! The equal-byte walk: from one common boundary to the next for as long as the bytes agree.
 
+use std::cmp::Ordering;
+
 use super::output::{Boundary, ChunkKind, Sink};
 use super::side::{Side, TokenId, bytes_agree, dummy_prefix};
 
@@ -21,11 +23,12 @@ pub(crate) enum Stop {
     /// side as far as they go.
     OneEnds { at: Boundary, reached: Boundary },
     /// The bytes after the boundary `at` differ; `agreed` of them do not. `reached` are the tokens
-    /// in which the difference lies.
+    /// in which the difference lies, and `bytes` are places in the blobs from which on they differ.
     Differ {
         at: Boundary,
         reached: Boundary,
         agreed: usize,
+        bytes: (usize, usize),
     },
     /// An id lies outside its vocabulary.
     BadId,
@@ -147,6 +150,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                     at,
                     reached: (i, j),
                     agreed,
+                    bytes: (left.0, right.0),
                 });
             }
             agreed += len;
@@ -221,18 +225,18 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
             sink.special(end);
             return (end, end);
         }
-        // With more than a window of them, the student's go first.
-        (
-            at,
-            if student_run > 0 {
-                (i + student_run, j)
-            } else {
-                (i, j + teacher_run)
-            },
-        )
+        // With more than a window of them on a side, that side goes first.
+        let passed = match student_run.cmp(&teacher_run) {
+            Ordering::Less => (i, j + teacher_run),
+            Ordering::Equal => (i + student_run, j + teacher_run),
+            Ordering::Greater => (i + student_run, j),
+        };
+        (at, passed)
     }
 
-    /// The pair of corresponding specials with the fewest tokens before it.
+    /// The pair of corresponding specials with the fewest tokens before it. Of two at the same
+    /// distance, the more even one, then the one of the smaller ids: student and teacher may be
+    /// exchanged. Two that cross and are alike even so pair up with nothing.
     fn nearest_pair(
         &self,
         i: usize,
@@ -244,15 +248,35 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
         if self.pairs.is_empty() || a == 0 || b == 0 {
             return None;
         }
+        let ids = |(x, y): Boundary| {
+            let student_id = self.student.ids[i + x].index() as u64;
+            let teacher_id = self.teacher.ids[j + y].index() as u64;
+            (student_id, teacher_id)
+        };
+        let is_pair = |&place: &Boundary| {
+            place.0 < a && place.1 < b && {
+                let (student_id, teacher_id) = ids(place);
+                self.pairs.contains(&(student_id << 32 | teacher_id))
+            }
+        };
+        let key = |place| {
+            let (student_id, teacher_id) = ids(place);
+            (student_id.min(teacher_id), student_id.max(teacher_id))
+        };
         (0..a + b - 1).find_map(|skipped| {
-            let first = skipped.saturating_sub(b - 1);
-            (first..a.min(skipped + 1))
-                .map(|x| (x, skipped - x))
-                .find(|&(x, y)| {
-                    let student_id = self.student.ids[i + x].index() as u64;
-                    let teacher_id = self.teacher.ids[j + y].index() as u64;
-                    self.pairs.contains(&(student_id << 32 | teacher_id))
-                })
+            (0..=skipped / 2).rev().find_map(|less| {
+                let more = skipped - less;
+                let one = Some((less, more)).filter(is_pair);
+                let other = Some((more, less)).filter(is_pair);
+                match (one, other) {
+                    (Some(one), Some(other)) if less != more => match key(one).cmp(&key(other)) {
+                        Ordering::Less => Some(one),
+                        Ordering::Equal => None,
+                        Ordering::Greater => Some(other),
+                    },
+                    (one, other) => one.or(other),
+                }
+            })
         })
     }
 }

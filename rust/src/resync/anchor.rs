@@ -8,24 +8,26 @@ use crate::align::output::Boundary;
 use crate::align::side::{Side, TokenId};
 use crate::align::walk::Walk;
 
+use super::window::Frame;
+
 /// Bytes that must agree.
 const ANCHOR_BYTES: usize = 32;
 
 /// The first window, in bytes.
 const FIRST_WINDOW: usize = 2048;
 
-/// Boundaries of the teacher's window by the bytes that follow, with the windows themselves.
+/// Boundaries of the second side's window by the bytes that follow, with the windows themselves.
 #[derive(Default)]
 pub(super) struct Table {
     by_hash: HashTable<Entry>,
-    student: Window,
-    teacher: Window,
+    first: Window,
+    second: Window,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u64,
-    /// Index into the teacher window's boundaries.
+    /// Index into the second window's boundaries.
     boundary: u32,
 }
 
@@ -74,15 +76,18 @@ fn hash(bytes: &[u8; ANCHOR_BYTES]) -> u64 {
 
 /// The nearest pair of boundaries with the same text after them.
 pub(super) fn find<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
+    frame: &Frame<'_, '_, S, T>,
     table: &mut Table,
 ) -> Option<Boundary> {
+    let (walk, from) = (frame.walk, frame.from);
     let mut bytes = FIRST_WINDOW;
     loop {
-        let more_student = table.student.fill(&walk.student, from.0, bytes);
-        let more_teacher = table.teacher.fill(&walk.teacher, from.1, bytes);
-        let found = table.nearest(from);
+        let (student, teacher) = frame.oriented((&mut table.first, &mut table.second));
+        let more_student = student.fill(&walk.student, from.0, bytes);
+        let more_teacher = teacher.fill(&walk.teacher, from.1, bytes);
+        let found = table
+            .nearest(frame.oriented(from))
+            .map(|at| frame.oriented(at));
         if found.is_some() || !more_student && !more_teacher {
             return found;
         }
@@ -91,11 +96,12 @@ pub(super) fn find<S: TokenId, T: TokenId>(
 }
 
 impl Table {
-    /// The pair of boundaries with a common anchor and the fewest bytes before it on both sides.
-    fn nearest(&mut self, from: Boundary) -> Option<Boundary> {
+    /// The pair of token indices, the first side's first, with a common anchor and the fewest bytes
+    /// before it on both sides.
+    fn nearest(&mut self, from: (usize, usize)) -> Option<(usize, usize)> {
         self.by_hash.clear();
-        for at in 0..self.teacher.boundaries.len() {
-            let Some(anchor) = self.teacher.anchor(at) else {
+        for at in 0..self.second.boundaries.len() {
+            let Some(anchor) = self.second.anchor(at) else {
                 break;
             };
             let hash = hash(anchor);
@@ -114,22 +120,22 @@ impl Table {
         }
         let mut best = None;
         let mut fewest = usize::MAX;
-        for (at, &(byte, i)) in self.student.boundaries.iter().enumerate() {
+        for (at, &(byte, i)) in self.first.boundaries.iter().enumerate() {
             if byte >= fewest {
                 break;
             }
-            let Some(anchor) = self.student.anchor(at) else {
+            let Some(anchor) = self.first.anchor(at) else {
                 break;
             };
             let hash = hash(anchor);
             let Some(entry) = self.by_hash.find(hash, |entry| entry.hash == hash) else {
                 continue;
             };
-            let (teacher_byte, j) = self.teacher.boundaries[entry.boundary as usize];
-            let same_text = self.teacher.anchor(entry.boundary as usize) == Some(anchor);
+            let (second_byte, j) = self.second.boundaries[entry.boundary as usize];
+            let same_text = self.second.anchor(entry.boundary as usize) == Some(anchor);
             // A jump must lead on, or the search would come back to the same difference.
-            if same_text && (i, j) != from && byte + teacher_byte < fewest {
-                fewest = byte + teacher_byte;
+            if same_text && (i, j) != from && byte + second_byte < fewest {
+                fewest = byte + second_byte;
                 best = Some((i, j));
             }
         }

@@ -1,185 +1,224 @@
 //! The cheapest path over the next tokens, through as many differences as it takes.
+//!
+//! A path leads from the difference, and from each place where text that agreed ends, to places whose
+//! first bytes agree. They are found by bits, a row for each token of the first side, in squares that
+//! double.
 
-use super::window::{MAX_COST, NONE, Queue, Seen, Window};
+use super::places::{Columns, MAX_COST, Queue, Tried, bits_below};
+use super::window::{Frame, Place, Window};
 use super::{Outcome, Probe, Scratch, enough};
 use crate::align::output::Boundary;
 use crate::align::side::TokenId;
-use crate::align::walk::{Stop, Walk};
+use crate::align::walk::Stop;
 
-/// States kept before a search gives up.
-const MAX_STATES: usize = 1024;
+/// Steps after which a search gives up.
+const MAX_STEPS: usize = 1024;
+
+/// Tokens of either side after an origin that are looked at together first.
+const FIRST_SQUARE: usize = 8;
 
 /// Agreement over this many tokens, most of them without text, ends a search as well.
 const MAX_TOKENS: usize = 4096;
 
+/// A place where agreement ends, or the difference itself: paths lead on from here.
 #[derive(Debug, Clone, Copy)]
-struct State {
-    /// Tokens from the difference on.
-    at: (u16, u16),
+struct Origin {
+    at: (u8, u8),
+    /// Where the agreement began, and the origin from which it was reached.
+    jump: (u8, u8),
+    parent: u16,
     /// Bytes that agreed on the way.
     agreed: u16,
     cost: u16,
-    parent: u16,
-    /// The next state of the same cost in the queue.
+}
+
+/// What a search does next.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    origin: u16,
+    target: Target,
+    cost: u16,
+    /// The next step with the same key in the queue.
     next: u16,
-    step: Step,
 }
 
-/// How a state was reached from its parent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// By skipping a student token.
-    Student,
-    /// By skipping a teacher token; only such skips follow, so that each place is reached in one
-    /// order only.
-    Teacher,
-    /// By agreement.
-    Agreement,
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    /// Tries a place.
+    Place(u8, u8),
+    /// Looks for places so many tokens and more after the origin.
+    Beyond(u8),
 }
 
-/// A state that may be the answer where none is convincing.
-#[derive(Default, Clone, Copy)]
+/// A place that may be the answer where none is convincing.
+#[derive(Clone, Copy)]
 pub(super) struct Best {
-    state: u16,
-    pub(super) agreed: u16,
-    pub(super) cost: u16,
+    origin: u16,
+    at: Place,
+    pub(super) agreed: usize,
+    pub(super) cost: usize,
 }
 
 impl Best {
-    pub(super) fn is_state(self) -> bool {
-        self.state > 0
-    }
-
     /// Bytes kept on both sides less those lost.
-    pub(super) fn score(self) -> i32 {
-        2 * i32::from(self.agreed) - i32::from(self.cost)
+    pub(super) fn score(self) -> isize {
+        2 * self.agreed as isize - self.cost as isize
     }
 
-    fn offer(&mut self, state: &State, agreed: usize, index: u16) {
-        let other = Self {
-            state: index,
-            agreed: state.agreed + agreed as u16,
-            cost: state.cost,
-        };
-        if self.state == 0 || other.score() > self.score() {
-            *self = other;
+    fn offer(best: &mut Option<Self>, other: Self) {
+        if best.is_none_or(|best| other.score() > best.score()) {
+            *best = Some(other);
         }
     }
 }
 
-/// The best states of a search that found no convincing one.
+/// The best places of a search that found no convincing one.
 #[derive(Default, Clone, Copy)]
-pub(super) struct Tried {
+pub(super) struct Candidates {
     /// From which text agreed.
-    pub(super) agreed: Best,
+    pub(super) agreed: Option<Best>,
     /// From which text agreed up to the end of one side.
-    pub(super) ended: Best,
+    pub(super) ended: Option<Best>,
 }
 
-/// The states of a search, kept for their memory.
+/// The state of a search, kept for its memory.
 #[derive(Default)]
 pub(super) struct States {
-    states: Vec<State>,
+    origins: Vec<Origin>,
+    steps: Vec<Step>,
     queue: Queue,
-    seen: Seen,
+    tried: Tried,
+    columns: Columns,
 }
 
 impl States {
-    fn start(&mut self) {
-        self.states.clear();
-        self.queue.clear();
-        self.seen.clear();
-        let root = State {
-            at: (0, 0),
-            agreed: 0,
-            cost: 0,
-            parent: 0,
-            next: NONE,
-            step: Step::Agreement,
-        };
-        self.states.push(root);
-    }
-
-    fn skip(&mut self, cost: usize, state: State) {
+    fn push(&mut self, origin: u16, target: Target, cost: usize) {
         if cost < MAX_COST {
-            let next = self.queue.push(cost, self.states.len() as u16);
-            self.states.push(State {
+            let next = self.queue.push(cost, self.steps.len() as u16);
+            self.steps.push(Step {
+                origin,
+                target,
                 cost: cost as u16,
                 next,
-                ..state
             });
         }
     }
 
-    /// Adds the states one skip away from the state `index`.
-    fn expand<S: TokenId, T: TokenId>(
-        &mut self,
-        index: u16,
-        walk: &Walk<'_, S, T>,
-        from: Boundary,
-        window: &mut Window,
-    ) {
-        let state = self.states[usize::from(index)];
-        let (i, j) = state.at;
-        let child = State {
-            parent: index,
-            ..state
-        };
-        if state.step != Step::Teacher
-            && let Some(more) = window.student.cost(&walk.student, from.0, usize::from(i))
-        {
-            let cost = usize::from(state.cost) + more;
-            self.skip(
-                cost,
-                State {
-                    at: (i + 1, j),
-                    step: Step::Student,
-                    ..child
-                },
-            );
-        }
-        if let Some(more) = window.teacher.cost(&walk.teacher, from.1, usize::from(j)) {
-            let cost = usize::from(state.cost) + more;
-            self.skip(
-                cost,
-                State {
-                    at: (i, j + 1),
-                    step: Step::Teacher,
-                    ..child
-                },
-            );
-        }
+    fn start(&mut self) {
+        self.origins.clear();
+        self.steps.clear();
+        self.queue.clear();
+        self.tried.clear();
+        self.tried.insert((0, 0));
+        self.origins.push(Origin {
+            at: (0, 0),
+            jump: (0, 0),
+            parent: 0,
+            agreed: 0,
+            cost: 0,
+        });
     }
 
-    /// The places to which the path to a state jumps, the last one first.
-    pub(super) fn plan(&self, best: Best, from: Boundary, plan: &mut Vec<Boundary>) {
-        let mut state = self.states[usize::from(best.state)];
-        let mut skipped = false;
-        loop {
-            // Skips in a row are one difference; the last of them says where it ends.
-            if state.step == Step::Agreement {
-                skipped = false;
-            } else if !skipped {
-                plan.push((
-                    from.0 + usize::from(state.at.0),
-                    from.1 + usize::from(state.at.1),
-                ));
-                skipped = true;
+    /// Lines up the places that may agree among the next tokens after an origin: those of a square
+    /// that lie outside the square of the first `seen` tokens.
+    #[inline]
+    fn look<S: TokenId, T: TokenId>(
+        &mut self,
+        index: u16,
+        seen: usize,
+        frame: &Frame<'_, '_, S, T>,
+        window: &mut Window,
+    ) {
+        let origin = self.origins[usize::from(index)];
+        let (top, left) = (usize::from(origin.at.0), usize::from(origin.at.1));
+        let size = if seen == 0 { FIRST_SQUARE } else { 2 * seen };
+        let (bottom, right) = (top + size, left + size);
+        window.first.read_to(frame, bottom);
+        self.columns.reach(frame, window, right);
+        let window = &*window;
+        let (first, second) = (&window.first, &window.second);
+        let cost_at = |row: usize, column: usize| {
+            usize::from(origin.cost) + first.cost(row) - first.cost(top) + second.cost(column)
+                - second.cost(left)
+        };
+        let columns = bits_below(right.min(second.read()));
+        for row in top..bottom.min(first.read()) {
+            if cost_at(row, left) >= MAX_COST {
+                break;
             }
-            if state.parent == 0 {
-                return;
+            let from = if row < top + seen { left + seen } else { left };
+            let alike = self.columns.like(frame, row, first.get(row));
+            let mut alike = alike & columns & !bits_below(from) & !self.tried.row(row);
+            while alike != 0 {
+                let column = alike.trailing_zeros() as usize;
+                alike &= alike - 1;
+                if !window.rules_out(frame, (row, column)) {
+                    let target = Target::Place(row as u8, column as u8);
+                    self.push(index, target, cost_at(row, column));
+                }
             }
-            state = self.states[usize::from(state.parent)];
+        }
+        // Where one side ends, one place is as good as another.
+        let row_end = first.end_in(top + seen..bottom);
+        let column_end = second.end_in(left + seen..right);
+        let both_end = row_end
+            .and(second.end_in(left..right))
+            .or(column_end.and(first.end_in(top..bottom)));
+        let ends = [
+            row_end.map(|row| (row, left)),
+            column_end.map(|column| (top, column)),
+            both_end.map(|_| (first.read(), second.read())),
+        ];
+        for (row, column) in ends.into_iter().flatten() {
+            let target = Target::Place(row as u8, column as u8);
+            self.push(index, target, cost_at(row, column));
+        }
+        let rows_left = (first.read() >= bottom).then(|| cost_at(bottom, left));
+        let columns_left = (second.read() >= right).then(|| cost_at(top, right));
+        let cost = match (rows_left, columns_left) {
+            (Some(rows), Some(columns)) => rows.min(columns),
+            (rows, columns) => match rows.or(columns) {
+                Some(cost) => cost,
+                None => return,
+            },
+        };
+        self.push(index, Target::Beyond(size as u8), cost);
+    }
+
+    /// Whether a place is reached as cheaply from another origin.
+    fn is_covered(&self, at: Place, cost: usize, window: &Window) -> bool {
+        self.origins.iter().any(|origin| {
+            let (row, column) = (usize::from(origin.at.0), usize::from(origin.at.1));
+            row <= at.0
+                && column <= at.1
+                && usize::from(origin.cost) + window.first.cost(at.0) + window.second.cost(at.1)
+                    <= cost + window.first.cost(row) + window.second.cost(column)
+        })
+    }
+
+    /// The places to which the path to `best` jumps, the last one first.
+    pub(super) fn plan<S: TokenId, T: TokenId>(
+        &self,
+        best: Best,
+        frame: &Frame<'_, '_, S, T>,
+        plan: &mut Vec<Boundary>,
+    ) {
+        plan.push(frame.boundary(best.at));
+        let mut at = best.origin;
+        while at > 0 {
+            let origin = self.origins[usize::from(at)];
+            let jump = (usize::from(origin.jump.0), usize::from(origin.jump.1));
+            plan.push(frame.boundary(jump));
+            at = origin.parent;
         }
     }
 }
 
 /// The cheapest path that is convincing; where none is, the best that there was.
 pub(super) fn search<S: TokenId, T: TokenId>(
-    walk: &Walk<'_, S, T>,
-    from: Boundary,
+    frame: &Frame<'_, '_, S, T>,
     scratch: &mut Scratch,
-) -> Result<Outcome, Tried> {
+) -> Result<Outcome, Candidates> {
     let Scratch {
         near: states,
         window,
@@ -187,65 +226,75 @@ pub(super) fn search<S: TokenId, T: TokenId>(
         ..
     } = scratch;
     states.start();
-    states.expand(0, walk, from, window);
-    let mut tried = Tried::default();
+    states.look(0, 0, frame, window);
+    let mut candidates = Candidates::default();
     while let Some(index) = states
         .queue
-        .pop(|state| states.states[usize::from(state)].next)
+        .pop(|step| states.steps[usize::from(step)].next)
     {
-        let state = states.states[usize::from(index)];
-        let (i, j) = (usize::from(state.at.0), usize::from(state.at.1));
-        if !states.seen.insert(i, j) {
-            continue;
-        }
-        let at = (from.0 + i, from.1 + j);
-        if !window.rules_out(walk, from, (i, j)) {
-            let cost = usize::from(state.cost);
+        let step = states.steps[usize::from(index)];
+        let at = match step.target {
+            Target::Place(row, column) => (usize::from(row), usize::from(column)),
+            Target::Beyond(seen) => {
+                states.look(step.origin, usize::from(seen), frame, window);
+                continue;
+            }
+        };
+        if states.tried.insert(at) {
+            let cost = usize::from(step.cost);
+            let agreed = usize::from(states.origins[usize::from(step.origin)].agreed);
+            let start = frame.boundary(at);
             let mut probe = Probe {
-                end: at,
+                end: start,
                 agreed: 0,
                 enough: enough(cost),
             };
-            let stop = walk.run(at, &mut probe);
-            let tokens = (probe.end.0 - from.0).max(probe.end.1 - from.1);
+            let stop = frame.walk.run(start, &mut probe);
+            let end = frame.place(probe.end);
+            let is_long = end.0.max(end.1) >= MAX_TOKENS;
+            let best = Best {
+                origin: step.origin,
+                at,
+                agreed: agreed + probe.agreed,
+                cost,
+            };
             match stop {
                 Stop::BadId => return Ok(Outcome::BadId),
-                Stop::OneEnds { .. } => tried.ended.offer(&state, probe.agreed, index),
-                Stop::Differ { .. } if tokens < MAX_TOKENS => {}
+                Stop::OneEnds { .. } => Best::offer(&mut candidates.ended, best),
+                Stop::Differ { .. } if !is_long => {}
                 Stop::End | Stop::Enough | Stop::Differ { .. } => {
-                    let best = Best {
-                        state: index,
-                        agreed: state.agreed,
-                        cost: state.cost,
-                    };
-                    states.plan(best, from, plan);
+                    states.plan(best, frame, plan);
                     return Ok(Outcome::Found);
                 }
             }
-            if probe.end != at && tokens < MAX_TOKENS {
-                tried.agreed.offer(&state, probe.agreed, index);
-                let end = (probe.end.0 - from.0, probe.end.1 - from.1);
-                if states.seen.insert(end.0, end.1) {
-                    let agreed = state.agreed + probe.agreed as u16;
-                    let at = (end.0 as u16, end.1 as u16);
-                    let (parent, step) = (index, Step::Agreement);
-                    let after = State {
-                        at,
-                        agreed,
-                        parent,
-                        step,
-                        ..state
-                    };
-                    states.states.push(after);
-                    states.expand((states.states.len() - 1) as u16, walk, from, window);
+            if end != at && !is_long {
+                Best::offer(&mut candidates.agreed, best);
+                window.first.read_to(frame, end.0);
+                states.columns.reach(frame, window, end.1);
+                let is_near = end.0 <= window.first.read() && end.1 <= window.second.read();
+                if is_near && !states.is_covered(end, cost, window) {
+                    states.tried.insert(end);
+                    states.origins.push(Origin {
+                        at: (end.0 as u8, end.1 as u8),
+                        jump: (at.0 as u8, at.1 as u8),
+                        parent: step.origin,
+                        agreed: best.agreed as u16,
+                        cost: step.cost,
+                    });
+                    states.look((states.origins.len() - 1) as u16, 0, frame, window);
                 }
             }
         }
-        if states.states.len() > MAX_STATES {
+        if states.steps.len() > MAX_STEPS {
             break;
         }
-        // Also without the agreement, which may be worth less than what it stands in the way of.
-        states.expand(index, walk, from, window);
     }
-    Err(tried)
+    Err(candidates)
+}
+
+impl States {
+    /// Forgets the difference before, whose tokens `window` holds.
+    pub(super) fn leave(&mut self, window: &Window) {
+        self.columns.clear(window);
+    }
 }

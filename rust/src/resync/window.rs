@@ -1,14 +1,77 @@
-//! The tokens just after a difference, and the states of a search among them, in fixed memory.
+//! The tokens just after a difference, read as far as a search asks for them.
 
 use crate::align::output::Boundary;
 use crate::align::side::{Side, TokenId};
 use crate::align::walk::Walk;
 
-/// Tokens of either side that a search may skip.
-pub(super) const WIDTH: usize = 64;
+/// Tokens of either side that a search may skip: with the place after the last one, a row of bits.
+pub(super) const WIDTH: usize = 63;
 
-/// Skipped bytes at which a search gives up.
-pub(super) const MAX_COST: usize = 256;
+/// A place after the difference: tokens skipped on the frame's first and on its second side.
+pub(super) type Place = (usize, usize);
+
+/// A difference as a search sees it: ties go one way or the other by which side is the first, so
+/// that is decided by the texts, and exchanging student and teacher changes no answer.
+pub(super) struct Frame<'f, 'a, S, T> {
+    pub(super) walk: &'f Walk<'a, S, T>,
+    pub(super) from: Boundary,
+    /// Whether the teacher is the first side.
+    pub(super) swapped: bool,
+}
+
+/// A side of a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    First,
+    Second,
+}
+
+impl<S: TokenId, T: TokenId> Frame<'_, '_, S, T> {
+    /// The boundary at a place.
+    #[inline(always)]
+    pub(super) fn boundary(&self, (first, second): Place) -> Boundary {
+        let (i, j) = self.oriented((first, second));
+        (self.from.0 + i, self.from.1 + j)
+    }
+
+    /// The place of a boundary that is not before the difference.
+    #[inline(always)]
+    pub(super) fn place(&self, (i, j): Boundary) -> Place {
+        self.oriented((i - self.from.0, j - self.from.1))
+    }
+
+    /// Exchanges a pair where the teacher is the first side.
+    #[inline(always)]
+    pub(super) fn oriented<X>(&self, (one, other): (X, X)) -> (X, X) {
+        if self.swapped {
+            (other, one)
+        } else {
+            (one, other)
+        }
+    }
+
+    /// The token `offset` after the difference on one side.
+    #[inline(always)]
+    fn head(&self, which: Which, offset: usize) -> Option<Head> {
+        if (which == Which::First) != self.swapped {
+            Head::read(&self.walk.student, self.from.0 + offset)
+        } else {
+            Head::read(&self.walk.teacher, self.from.1 + offset)
+        }
+    }
+
+    /// Whether a tokenizer may have put a space of its own at a place, which lets texts agree whose
+    /// bytes do not.
+    #[inline(always)]
+    pub(super) fn may_have_dummy(&self, which: Which, offset: usize) -> bool {
+        self.walk.has_dummy
+            && if (which == Which::First) != self.swapped {
+                self.walk.student.starts_segment(self.from.0 + offset)
+            } else {
+                self.walk.teacher.starts_segment(self.from.1 + offset)
+            }
+    }
+}
 
 /// The first bytes and the length of one token.
 #[derive(Clone, Copy, Default)]
@@ -20,6 +83,16 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// `None` at the end of the side and for an id outside the vocabulary.
+    #[inline]
+    fn read<I: TokenId>(side: &Side<'_, I>, at: usize) -> Option<Self> {
+        if at >= side.ids.len() {
+            return None;
+        }
+        let (start, end) = side.span(at)?;
+        Some(Self::new(&side.blob[start..], end - start))
+    }
+
     fn new(rest: &[u8], len: usize) -> Self {
         let bytes = match rest.first_chunk::<8>() {
             Some(bytes) => u64::from_le_bytes(*bytes),
@@ -45,179 +118,140 @@ impl Head {
     pub(super) fn differs(&self, other: &Head) -> bool {
         (self.bytes ^ other.bytes) & self.mask & other.mask != 0
     }
-}
 
-/// The tokens of one side from the difference on, read as far as they were asked for.
-pub(super) struct Heads {
-    heads: [Head; WIDTH],
-    read: usize,
-}
+    /// The first byte of a token that has one.
+    #[inline(always)]
+    pub(super) fn first_byte(&self) -> Option<u8> {
+        (self.len > 0).then_some(self.bytes as u8)
+    }
 
-impl Default for Heads {
-    fn default() -> Self {
-        Self {
-            heads: [Head::default(); WIDTH],
-            read: 0,
-        }
+    /// The second byte of a token that has one.
+    #[inline(always)]
+    pub(super) fn second_byte(&self) -> Option<u8> {
+        (self.len > 1).then_some((self.bytes >> 8) as u8)
+    }
+
+    /// What skipping the token costs: its bytes, and something in any case.
+    #[inline(always)]
+    fn cost(&self) -> u32 {
+        self.len.max(1)
     }
 }
 
+/// The tokens of one side from the difference on.
+pub(super) struct Heads {
+    which: Which,
+    heads: [Head; WIDTH],
+    /// What skipping the first so many tokens costs.
+    costs: [u32; WIDTH + 1],
+    read: usize,
+    /// No token follows those that were read.
+    ended: bool,
+}
+
 impl Heads {
-    /// Reads on to the token `offset` after `from`; `None` at the end of the side and of the window
-    /// and for an id outside the vocabulary.
+    pub(super) fn new(which: Which) -> Self {
+        Self {
+            which,
+            heads: [Head::default(); WIDTH],
+            costs: [0; WIDTH + 1],
+            read: 0,
+            ended: false,
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.read = 0;
+        self.ended = false;
+    }
+
+    /// Number of tokens read so far.
+    #[inline(always)]
+    pub(super) fn read(&self) -> usize {
+        self.read
+    }
+
+    /// How many tokens there are, if that is known and in a range.
+    #[inline(always)]
+    pub(super) fn end_in(&self, range: std::ops::Range<usize>) -> Option<usize> {
+        (self.ended && range.contains(&self.read)).then_some(self.read)
+    }
+
+    /// Reads on until `count` tokens are known, or all.
     #[inline]
-    fn get<I: TokenId>(&mut self, side: &Side<'_, I>, from: usize, offset: usize) -> Option<Head> {
-        while self.read <= offset {
-            let slot = self.heads.get_mut(self.read)?;
-            let at = from + self.read;
-            if at >= side.ids.len() {
-                return None;
-            }
-            let (start, end) = side.span(at)?;
-            *slot = Head::new(&side.blob[start..], end - start);
+    pub(super) fn read_to<S: TokenId, T: TokenId>(
+        &mut self,
+        frame: &Frame<'_, '_, S, T>,
+        count: usize,
+    ) {
+        while self.read < count.min(WIDTH) && !self.ended {
+            let Some(head) = frame.head(self.which, self.read) else {
+                self.ended = true;
+                return;
+            };
+            self.heads[self.read] = head;
+            self.costs[self.read + 1] = self.costs[self.read].saturating_add(head.cost());
             self.read += 1;
         }
-        self.heads.get(offset).copied()
+    }
+
+    /// The token at `offset`, where it was read.
+    #[inline(always)]
+    pub(super) fn get(&self, offset: usize) -> Option<&Head> {
+        self.heads[..self.read].get(offset)
+    }
+
+    /// What skipping the first `count` tokens costs; they have to be read.
+    #[inline(always)]
+    pub(super) fn cost(&self, count: usize) -> usize {
+        self.costs[count] as usize
     }
 
     /// The first tokens; `None` where one has no text or is not there.
     #[inline]
-    pub(super) fn first<I: TokenId, const N: usize>(
+    pub(super) fn first<S: TokenId, T: TokenId, const N: usize>(
         &mut self,
-        side: &Side<'_, I>,
-        from: usize,
-    ) -> Option<[Head; N]> {
-        self.get(side, from, N - 1)?;
-        let first = *self.heads.first_chunk::<N>()?;
+        frame: &Frame<'_, '_, S, T>,
+    ) -> Option<&[Head; N]> {
+        self.read_to(frame, N);
+        let first = self.heads[..self.read].first_chunk::<N>()?;
         first.iter().all(|head| head.len > 0).then_some(first)
-    }
-
-    /// What skipping the token `offset` after `from` costs: its bytes, and something in any case.
-    #[inline]
-    pub(super) fn cost<I: TokenId>(
-        &mut self,
-        side: &Side<'_, I>,
-        from: usize,
-        offset: usize,
-    ) -> Option<usize> {
-        self.get(side, from, offset)
-            .map(|head| (head.len as usize).max(1))
     }
 }
 
 /// The tokens of both sides.
-#[derive(Default)]
 pub(super) struct Window {
-    pub(super) student: Heads,
-    pub(super) teacher: Heads,
+    pub(super) first: Heads,
+    pub(super) second: Heads,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            first: Heads::new(Which::First),
+            second: Heads::new(Which::Second),
+        }
+    }
 }
 
 impl Window {
     pub(super) fn clear(&mut self) {
-        self.student.read = 0;
-        self.teacher.read = 0;
+        self.first.clear();
+        self.second.clear();
     }
 
-    /// Whether no text can agree from the place `(i, j)` after the difference on.
+    /// Whether no text can agree from a place on.
     #[inline]
     pub(super) fn rules_out<S: TokenId, T: TokenId>(
-        &mut self,
-        walk: &Walk<'_, S, T>,
-        from: Boundary,
-        (i, j): (usize, usize),
+        &self,
+        frame: &Frame<'_, '_, S, T>,
+        (row, column): Place,
     ) -> bool {
-        let (Some(left), Some(right)) = (
-            self.student.get(&walk.student, from.0, i),
-            self.teacher.get(&walk.teacher, from.1, j),
-        ) else {
+        let (Some(left), Some(right)) = (self.first.get(row), self.second.get(column)) else {
             return false;
         };
-        let may_have_dummy = walk.has_dummy
-            && (walk.student.starts_segment(from.0 + i) || walk.teacher.starts_segment(from.1 + j));
-        left.differs(&right) && !may_have_dummy
+        left.differs(right)
+            && !frame.may_have_dummy(Which::First, row)
+            && !frame.may_have_dummy(Which::Second, column)
     }
 }
-
-/// States by cost: pops the cheapest, of equals the latest.
-pub(super) struct Queue {
-    first: [u16; MAX_COST],
-    occupied: [u64; MAX_COST / 64],
-}
-
-/// No state.
-pub(super) const NONE: u16 = u16::MAX;
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            first: [NONE; MAX_COST],
-            occupied: [0; MAX_COST / 64],
-        }
-    }
-}
-
-impl Queue {
-    pub(super) fn clear(&mut self) {
-        self.occupied = [0; MAX_COST / 64];
-    }
-
-    /// Adds a state and gives the one that follows it among those of the same cost.
-    #[inline]
-    pub(super) fn push(&mut self, cost: usize, state: u16) -> u16 {
-        let (word, bit) = (cost / 64, 1 << (cost % 64));
-        let next = if self.occupied[word] & bit == 0 {
-            NONE
-        } else {
-            self.first[cost]
-        };
-        self.occupied[word] |= bit;
-        self.first[cost] = state;
-        next
-    }
-
-    /// The cheapest state; `next_of` knows what [`Queue::push`] gave for each.
-    #[inline]
-    pub(super) fn pop(&mut self, next_of: impl Fn(u16) -> u16) -> Option<u16> {
-        let word = self.occupied.iter().position(|&word| word != 0)?;
-        let bit = self.occupied[word].trailing_zeros() as usize;
-        let cost = word * 64 + bit;
-        let state = self.first[cost];
-        let next = next_of(state);
-        if next == NONE {
-            self.occupied[word] &= !(1 << bit);
-        } else {
-            self.first[cost] = next;
-        }
-        Some(state)
-    }
-}
-
-/// Places that were taken up.
-pub(super) struct Seen {
-    rows: [u64; WIDTH],
-}
-
-impl Default for Seen {
-    fn default() -> Self {
-        Self { rows: [0; WIDTH] }
-    }
-}
-
-impl Seen {
-    pub(super) fn clear(&mut self) {
-        self.rows = [0; WIDTH];
-    }
-
-    /// Marks a place; `false` where it was marked before. Places outside the window are never marked.
-    #[inline]
-    pub(super) fn insert(&mut self, i: usize, j: usize) -> bool {
-        let Some(row) = self.rows.get_mut(i).filter(|_| j < WIDTH) else {
-            return true;
-        };
-        let before = *row;
-        *row |= 1 << j;
-        *row != before
-    }
-}
-
-const _: () = assert!(WIDTH == u64::BITS as usize && MAX_COST.is_multiple_of(64));

@@ -139,25 +139,44 @@ impl Random {
     }
 }
 
-/// Replaces, drops, doubles, capitalizes or joins a share of the words.
+/// Replaces, drops, doubles, capitalizes or joins a share of the words: runs without white space,
+/// each with the white space after it.
 fn change_words(text: &str, rate: f64, random: &mut Random) -> String {
-    let words: Vec<&str> = text.split_inclusive(' ').collect();
+    let words = words(text);
     let mut changed = String::with_capacity(text.len());
     for &word in &words {
         if !random.chance(rate) {
             changed.push_str(word);
             continue;
         }
+        let bare = word.trim_end();
+        let space = &word[bare.len()..];
         match random.next() % 5 {
-            0 => changed.push_str(words[random.next() as usize % words.len()]),
+            0 => {
+                changed.push_str(words[random.next() as usize % words.len()].trim_end());
+                changed.push_str(space);
+            }
             1 => {}
             2 => {
                 changed.push_str(word);
                 changed.push_str(word);
             }
             3 => changed.push_str(&word.to_uppercase()),
-            _ => changed.push_str(word.trim_end()),
+            _ => changed.push_str(bare),
         }
     }
     changed
+}
+
+fn words(text: &str) -> Vec<&str> {
+    let mut cuts = vec![0];
+    let mut before_is_space = false;
+    for (at, c) in text.char_indices() {
+        if before_is_space && !c.is_whitespace() {
+            cuts.push(at);
+        }
+        before_is_space = c.is_whitespace();
+    }
+    cuts.push(text.len());
+    cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]).collect()
 }
