@@ -12,10 +12,10 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// A pair of tokenizers and the text that both spell.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The student's tokenizer.json.
+    /// The student's tokenizer.json, or its directory.
     #[arg(long)]
     pub student: PathBuf,
-    /// The teacher's tokenizer.json.
+    /// The teacher's tokenizer.json, or its directory.
     #[arg(long)]
     pub teacher: PathBuf,
     /// A file of text in UTF-8.
@@ -47,6 +47,8 @@ pub struct Side {
 
 impl Side {
     pub fn read(path: &Path) -> Result<Self> {
+        let file = path.join("tokenizer.json");
+        let path = if path.is_dir() { &file } else { path };
         let json = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let tokenizer = Tokenizer::from_json(&json, Scores::FromFile)?;
         let folder = path.parent().and_then(Path::file_name);
