@@ -147,6 +147,19 @@ def test_the_dummy_prefix_after_a_special_token_makes_no_mismatch() -> None:
     assert alignment.coverage.exact_bytes == len("".join(parts))
 
 
+def test_a_space_after_an_unknown_token_is_text() -> None:
+    student, teacher = tokenizer_zoo.sentencepiece_bpe(3000, False), tokenizer_zoo.deepseek()
+    text = "the import 語 statement 語語 of 語"
+    s, t = encode(student, text), encode(teacher, text)
+    assert student.token_to_id("<unk>") in s
+    aligner = Aligner(student, teacher)
+    alignment = aligner.align(s, t)
+    check_laws(alignment, aligner, s, t)
+    assert aligner.student_vocab.decode_bytes(s).decode() == text.replace("語", "")
+    assert alignment.coverage.exact_bytes == len(text.replace("語", ""))
+    assert alignment.coverage.student_byte_share == 1.0
+
+
 def test_a_bos_on_one_side_changes_nothing_else(texts: dict[str, str]) -> None:
     tokenizer = tokenizer_zoo.byte_level_bpe()
     aligner = aligner_of("byte_level", "deepseek")

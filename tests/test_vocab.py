@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import pickle
 import shutil
@@ -97,6 +98,79 @@ def test_duplicate_byte_strings_are_found_as_the_token_that_is_emitted():
     emitted = vocab.id_of(b"e")
     assert emitted == zoo.engine().piece_to_id("e") != fallback
     assert vocab.token_bytes(emitted) == b"e"
+
+
+def gemma_form() -> Tokenizer:
+    """Mistral's pieces as Gemma's files have theirs: no dummy prefix, many plain added tokens."""
+    state = json.loads(zoo.mistral().to_str())
+    space, mark = {"String": " "}, {"String": "▁"}
+    state["normalizer"] = {"type": "Replace", "pattern": space, "content": "▁"}
+    state["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": space,
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    state["decoder"]["decoders"] = [
+        {"type": "Replace", "pattern": mark, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_tokens(["\n\n", "\t\t", "<unused0>", "</table>"])
+    tokenizer.add_special_tokens(["<start_of_turn>", "<end_of_turn>"])
+    return tokenizer
+
+
+def t5_form() -> Tokenizer:
+    """Unigram on words, as T5 and XLM-R have it."""
+    state = json.loads(zoo.unigram(byte_fallback=False).to_str())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+    state["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace | {"split": True}],
+    }
+    state["decoder"] = metaspace | {"split": True}
+    return Tokenizer.from_str(json.dumps(state))
+
+
+FORMS = {
+    "byte-level": zoo.byte_level_bpe,
+    "Llama-2": zoo.mistral,
+    "SentencePiece without byte tokens": lambda: zoo.sentencepiece_bpe(3000, False),
+    "Gemma": gemma_form,
+    "T5": t5_form,
+    "Unigram with byte tokens": zoo.unigram,
+    "Unigram": lambda: zoo.unigram(3000, False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bytes_of_any_family_are_what_its_own_decoder_makes_of_the_ids(form, texts):
+    tokenizer = FORMS[form]()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    for kind, text in texts.items():
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocab.decode_bytes(ids) == tokenizer.decode(ids).encode(), kind
+
+
+def test_gemma_spells_white_space_in_added_tokens_and_has_no_dummy_prefix():
+    tokenizer = gemma_form()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.dummy_prefix == "never"
+    text = "one\n\n\ttwo\t\t<unused0> three</table>"
+    encoding = tokenizer.encode(f"<start_of_turn>{text}<end_of_turn>")
+    assert {"\n\n", "\t\t", "<unused0>", "</table>"} <= set(encoding.tokens)
+    assert vocab.decode_bytes(encoding.ids) == text.encode()
+    assert vocab.roles["eot"] == tokenizer.token_to_id("<end_of_turn>")
+
+
+def test_t5_keeps_words_and_not_the_white_space_between_them():
+    tokenizer = t5_form()
+    vocab = Vocab.from_tokenizer(tokenizer)
+    assert vocab.dummy_prefix == "every"
+    ids = tokenizer.encode(" the   import\nof a module ", add_special_tokens=False).ids
+    assert vocab.decode_bytes(ids) == b"the import of a module"
 
 
 def test_id_holes_are_unused():

@@ -14,7 +14,7 @@ from xtoken._ids import Batch, Ids, as_ids, as_ragged
 from xtoken.alignment import Alignment, AlignmentBatch
 
 # Changes whenever the same ids may get another alignment: stored ones are then made anew.
-_ANSWERS = 1
+_ANSWERS = 2
 
 
 class Aligner:
@@ -67,6 +67,8 @@ class Aligner:
             _ANSWERS,
             self.student_vocab.fingerprint,
             self.teacher_vocab.fingerprint,
+            self.student_vocab.roles.get("unk"),
+            self.teacher_vocab.roles.get("unk"),
             self.role_pairs,
             self.whole_characters,
         )

@@ -8,8 +8,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::surface::{ByteLevel, METASPACE, byte_fallback};
-use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
+use crate::surface::{ByteLevel, METASPACE, Role, byte_fallback};
+use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
 
 /// The parts of a `tokenizer.json` that say what its tokens are and how its model segments.
 #[derive(Debug, Deserialize)]
@@ -279,6 +279,7 @@ impl<'a> TokenizerJson<'a> {
             byte_level: ByteLevel::default(),
         };
         let mut builder = VocabBuilder::new(family, dummy_prefix);
+        let mut unknown = None;
         loop {
             let next = match (surfaces.peek(), added.peek()) {
                 (Some((id, _)), Some(token)) => (*id).min(token.id),
@@ -303,17 +304,25 @@ impl<'a> TokenizerJson<'a> {
             while let Some(entry) = added.next_if(|token| token.id == next) {
                 token = Some(entry);
             }
+            if surface
+                .as_deref()
+                .is_some_and(|surface| self.is_unk(next, surface))
+            {
+                unknown = Some(next);
+            }
             match (token, surface) {
                 (Some(token), _) if token.special => builder.push_special(&token.content)?,
                 (Some(token), _) => builder.push_text(&reader.added_bytes(&token.content))?,
-                (None, Some(surface)) if self.is_unk(next, &surface) => {
-                    builder.push_special(&surface)?
-                }
+                (None, Some(surface)) if unknown == Some(next) => builder.push_special(&surface)?,
                 (None, Some(surface)) => reader.push(&surface, &mut builder)?,
                 (None, None) => builder.push_unused()?,
             };
         }
-        Ok(builder.build())
+        let mut vocab = builder.build();
+        if unknown.is_some_and(|id| vocab.kind(id) == TokenKind::Special) {
+            vocab.set_role(Role::Unk, unknown)?;
+        }
+        Ok(vocab)
     }
 
     fn is_unk(&self, id: u32, surface: &str) -> bool {

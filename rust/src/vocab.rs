@@ -356,6 +356,15 @@ impl Vocab {
         self.parts.roles[role as usize]
     }
 
+    /// The token for text that the vocabulary lacks, unless it marks a sequence's bounds as well. It
+    /// stands within text: what follows it has no dummy prefix.
+    #[must_use]
+    pub fn unknown(&self) -> Option<u32> {
+        let bounds = [Role::Bos, Role::Eos, Role::EndOfTurn].map(|role| self.role(role));
+        self.role(Role::Unk)
+            .filter(|&id| !bounds.contains(&Some(id)))
+    }
+
     /// Declares the id that plays `role`; `None` clears it.
     ///
     /// # Errors
@@ -406,6 +415,7 @@ impl Vocab {
     pub fn decode_bytes(&self, ids: &[i64]) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let mut at_start = self.parts.dummy_prefix != DummyPrefix::Never;
+        let unknown = self.unknown();
         for &id in ids {
             let token = u32::try_from(id)
                 .ok()
@@ -416,7 +426,7 @@ impl Vocab {
                 })?;
             let mut bytes = self.parts.token_bytes(token);
             if self.kind(token) == TokenKind::Special {
-                at_start |= self.parts.dummy_prefix == DummyPrefix::Every;
+                at_start |= self.parts.dummy_prefix == DummyPrefix::Every && Some(token) != unknown;
             } else if at_start && !bytes.is_empty() {
                 bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
                 at_start = false;
@@ -461,6 +471,17 @@ mod tests {
             Err(Error::NoSuchId { id: -1, size: 6 })
         ));
         assert!(vocab.decode_bytes(&[6]).is_err());
+    }
+
+    #[test]
+    fn an_unknown_token_stands_within_text() {
+        let mut vocab = small();
+        vocab.set_role(Role::Unk, Some(0)).unwrap();
+        // A token that begins sequences as well is no text.
+        assert_eq!(vocab.unknown(), None);
+        vocab.set_role(Role::Bos, None).unwrap();
+        assert_eq!(vocab.unknown(), Some(0));
+        assert_eq!(vocab.decode_bytes(&[3, 0, 3]).unwrap(), b"the the");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Side<'a, I> {
     starts: &'a [u32],
     kinds: &'a [TokenKind],
     dummy: DummyPrefix,
+    /// The id that stands for text which the vocabulary lacks; `usize::MAX` for none.
+    unknown: usize,
     /// Index of the first token with text, where this side can have a dummy prefix.
     pub(crate) first_text: usize,
 }
@@ -55,6 +57,7 @@ impl<'a, I: TokenId> Side<'a, I> {
             starts: vocab.starts(),
             kinds: vocab.kinds(),
             dummy: vocab.dummy_prefix(),
+            unknown: vocab.unknown().map_or(usize::MAX, |id| id as usize),
             first_text: 0,
         };
         if side.dummy != DummyPrefix::Never {
@@ -100,7 +103,10 @@ impl<'a, I: TokenId> Side<'a, I> {
     pub(crate) fn starts_segment(&self, at: usize) -> bool {
         self.dummy != DummyPrefix::Never
             && (at == self.first_text
-                || self.dummy == DummyPrefix::Every && at > 0 && self.is_special(at - 1))
+                || self.dummy == DummyPrefix::Every
+                    && at > 0
+                    && self.is_special(at - 1)
+                    && self.ids[at - 1].index() != self.unknown)
     }
 
     /// Number of tokens without text from `at` on, counted up to `limit`.
