@@ -20,9 +20,9 @@ class PrefixCase:
     teacher_pieces: list[list[int]]
     projection: SparseProjection
     student_trie: TrieSlots
-    teacher_trie: TrieSlots
+    teacher_trie: TrieSlots | None
 
-    def options(self) -> dict[str, Tensor | TrieSlots]:
+    def options(self) -> dict[str, Tensor | TrieSlots | None]:
         """What every call needs beside logits, W and chunks."""
         return {
             "student_ids": self.batch.student_ids,

@@ -324,6 +324,28 @@ def test_the_root_options_are_those_of_p_kl() -> None:
         )
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_what_lies_beyond_the_root_does_not_depend_on_the_columns_of_the_root(
+    direction, mirror
+) -> None:
+    # Without the mirrored construction only some columns of the student are read.
+    few = {"top_k": 3, "top_k_scope": "microbatch"}
+    for seed in range(3):
+        case = make_prefix_case(seed, batch=2, chunks=8, v_s=40, dtype=torch.float64)
+        logits = case.batch.student_logits
+        if not mirror:
+            case.teacher_trie = None
+
+        def beyond(case=case, logits=logits, **options) -> tuple[Tensor, Tensor]:
+            whole = loss_of(case, direction=direction, block_size=3, **options)
+            root = loss_of(case, max_depth=0, direction=direction, **options)
+            value = whole.loss - root.loss
+            return value, torch.autograd.grad(value, logits)[0]
+
+        torch.testing.assert_close(beyond(**few), beyond())
+
+
 def test_it_tells_one_numeral_from_another_where_p_kl_cannot() -> None:
     # Student: 2, 20, 201, 27, 9; teacher: digits, and "." as 10.
     pieces = [[2], [2, 0], [2, 0, 1], [2, 7], [9]]

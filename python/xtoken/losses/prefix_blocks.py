@@ -7,7 +7,7 @@ with each block of rows.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -56,7 +56,8 @@ class PrefixBlock:
         """What the items read of the student.
 
         Args:
-            rows: [n, V_s] logits; the first row of an item's chunk is at `row` [N].
+            rows: [n, V_s] logits, or of the columns that `PrefixPart.places` has; the first row of
+                an item's chunk is at `row` [N].
 
         Returns: [K] logits of the tokens below, or mirrored [N, V_s] the row of each depth.
         """
@@ -98,6 +99,7 @@ class PrefixPart:
         entries: what the teacher says.
         teacher_first: [C] int64, the flat position that predicts each chunk's first teacher token.
         min_mass, end: as in `prefix_kl`.
+        places: [V_s + 1] int64, each token's column in the rows; None where it is its id.
     """
 
     trie: TrieSlots
@@ -107,6 +109,7 @@ class PrefixPart:
     teacher_first: Tensor
     min_mass: float
     end: bool
+    places: Tensor | None = None
     _ready: tuple[int, PrefixBlock] | None = field(default=None, repr=False)
     _token_ends: list[int] = field(init=False, repr=False)
 
@@ -132,6 +135,8 @@ class PrefixPart:
         layout = SlotLayout.of(self.trie, self.items.node[low:high])
         make = self._below if self.mirrored else self._next
         layout, targets, known = make(layout, self.teacher_first[chunk], depth)
+        if self.places is not None:
+            layout = replace(layout, tokens=self.places[layout.tokens])
         return PrefixBlock(self.mirrored, layout, targets, chunk, depth, known)
 
     def _next(self, layout: SlotLayout, at: Tensor, depth: Tensor) -> _Made:

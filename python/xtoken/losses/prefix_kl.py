@@ -32,7 +32,7 @@ from .module import LossModule
 from .output import LossOutput
 from .p_kl import Scope, p_kl_blocks
 from .prefix_blocks import PrefixPart
-from .prefix_kl_blocks import PrefixKLBlocks, with_later_rows
+from .prefix_kl_blocks import PrefixKLBlocks, columns_of_all, with_later_rows
 from .prefix_nodes import TrieSlots, first_pieces, prefix_items
 from .prefix_teacher import TeacherEntries
 from .row_blocks import reduce_chunks
@@ -142,6 +142,7 @@ def prefix_kl(
             parts.append(PrefixPart(trie, items, side == "student", entries, at, min_mass, end))
     loss = PrefixKLBlocks(
         student=with_later_rows(root.student, parts),
+        columns=columns_of_all(root.columns, parts),
         params=root.params,
         root=root,
         parts=parts,

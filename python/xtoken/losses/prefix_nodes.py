@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chunks import ChunkBatch
-from ..sparse import SparseProjection
+from ..sparse import SparseProjection, ragged_arange
 
 
 class TrieSlots(nn.Module):
@@ -48,6 +48,10 @@ class TrieSlots(nn.Module):
     def piece_count(self) -> int:
         """Size of the vocabulary that spells them."""
         return int(self.trie.piece_count)
+
+    def below(self, node: Tensor) -> Tensor:
+        """The tokens below each of `node` [N] int64, one after the other."""
+        return self.tokens[ragged_arange(self.node_starts[node], self.node_sizes[node])]
 
     def extra_repr(self) -> str:
         return repr(self.trie)

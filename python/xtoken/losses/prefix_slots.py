@@ -61,7 +61,7 @@ class SlotLayout:
             item,
             ends - counts,
             piece,
-            trie.tokens[ragged_arange(trie.node_starts[node], below)],
+            trie.below(node),
             torch.repeat_interleave(torch.arange(len(slot), device=node.device), sizes),
             torch.repeat_interleave(torch.arange(len(node), device=node.device), below),
             piece[ends - counts] < 0,
