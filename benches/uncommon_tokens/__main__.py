@@ -5,9 +5,9 @@
     python -m benches.uncommon_tokens --only "prefix KL" --seeds 0 --steps 160
     python -m benches.uncommon_tokens --report              # only the table and the picture
 
-Each (arm, seed, steps) is one line of results.jsonl, written when it is done; what is there is not
-run again, so that several calls may work side by side with --seeds or --steps. The demo's pair,
-text and teacher store are used (`make demo` fills them, or this does).
+Each (arm, seed, steps, passages) is one line of results.jsonl, written when it is done; what is
+there is not run again, so that several calls may work side by side with --seeds or --steps. The
+demo's pair, text and teacher are used; the teacher's predictions are stored at the first call.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import platform
 import time
 from pathlib import Path
 from typing import Any
+
+from benches.uncommon_tokens.arms import ARMS, Unit, plan
 
 HERE = Path(__file__).parent
 
@@ -42,6 +44,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="an arm; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--passages", type=int, nargs="+", help="to train on")
     parser.add_argument("--report", action="store_true", help="train nothing")
     return parser.parse_args()
 
@@ -52,14 +55,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _done(results: list[dict[str, Any]]) -> set[tuple[str, int, int]]:
-    return {(result["arm"], result["seed"], result["steps"]) for result in results}
+def _done(results: list[dict[str, Any]]) -> set[Unit]:
+    return {Unit(*(result[name] for name in Unit._fields)) for result in results}
 
 
 def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
-    from benches.uncommon_tokens.arms import ARMS, plan
     from benches.uncommon_tokens.unit import Bench
     from xtoken.cli.distill_run import Bars, quiet_transformers
 
@@ -71,9 +73,10 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         unit
         for unit in plan()
         if unit not in done
-        and (options.only is None or unit[0] in options.only)
-        and (options.seeds is None or unit[1] in options.seeds)
-        and (options.steps is None or unit[2] in options.steps)
+        and (options.only is None or unit.arm in options.only)
+        and (options.seeds is None or unit.seed in options.seeds)
+        and (options.steps is None or unit.steps in options.steps)
+        and (options.passages is None or unit.passages in options.passages)
     ]
     quiet_transformers()
     console = Console()
@@ -87,9 +90,8 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         results[:] = _read(options.results)
         if unit in _done(results):  # by another process, beside this one
             continue
-        arm, seed, steps = unit
-        console.print(f"unit {place + 1} of {len(units)}: {arm}, seed {seed}, {steps} steps")
-        with bars.progress(arm, steps) as update:
+        console.print(f"unit {place + 1} of {len(units)}: {unit}")
+        with bars.progress(unit.arm, unit.steps) as update:
             result = bench.run(unit, lambda done, update=update: update(done, ""))
         result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread"
         with options.results.open("a", encoding="utf-8") as file:

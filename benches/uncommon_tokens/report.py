@@ -25,18 +25,29 @@ COLUMNS = (
     ("digit_mass", "mass digits", 2),
 )
 
+# Scores that are also told seed by seed, less those of this arm: the arms share what a seed draws.
+BASELINE = "P-KL decay 0"
+PAIRED = (COLUMNS[0], COLUMNS[4])
+
 Result = dict[str, Any]
+# How much text, how many steps.
+Setting = tuple[int, int]
 
 
-def groups(results: Sequence[Result]) -> dict[tuple[int, str], list[Result]]:
-    """Results by steps and arm, in the order of the arms, each by seed."""
+def groups(results: Sequence[Result]) -> dict[Setting, dict[str, dict[int, Result]]]:
+    """Results by setting, arm (in the order of the arms) and seed."""
     order = {arm: place for place, arm in enumerate(ARMS)}
     known = [result for result in results if result["arm"] in order]
-    known.sort(key=lambda result: (result["steps"], order[result["arm"]], result["seed"]))
-    found: dict[tuple[int, str], list[Result]] = {}
-    for result in known:
-        found.setdefault((result["steps"], result["arm"]), []).append(result)
+    known.sort(key=lambda result: (order[result["arm"]], result["seed"]))
+    found: dict[Setting, dict[str, dict[int, Result]]] = {}
+    for result in sorted(known, key=lambda result: (-result["passages"], -result["steps"])):
+        setting = found.setdefault((result["passages"], result["steps"]), {})
+        setting.setdefault(result["arm"], {})[result["seed"]] = result
     return found
+
+
+def _title(setting: Setting) -> str:
+    return f"{setting[1]} steps, {setting[0]} passages"
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -44,22 +55,38 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def _scores(runs: dict[int, Result], name: str) -> dict[int, float]:
+    return {seed: float(run["scores"][name]) for seed, run in runs.items()}
+
+
+def _against(runs: dict[int, Result], baseline: dict[int, Result], name: str, digits: int) -> str:
+    theirs = _scores(baseline, name)
+    return ", ".join(
+        f"{value - theirs[seed]:+.{digits}f}"
+        for seed, value in _scores(runs, name).items()
+        if seed in theirs
+    )
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """One table for each number of steps: mean ± standard deviation over seeds."""
+    """One table a setting: mean ± standard deviation over seeds, and differences seed by seed."""
+    heads = ["arm", "seeds", *(head for _, head, _ in COLUMNS)]
+    heads += [*(f"{head} less {BASELINE}, by seed" for _, head, _ in PAIRED), "CPU s/step"]
     lines: list[str] = []
-    steps_before = None
-    for (steps, arm), runs in groups(results).items():
-        if steps != steps_before:
-            heads = ["arm", "seeds", *(head for _, head, _ in COLUMNS), "CPU s/step"]
-            lines += [f"\n{steps} steps\n", "| " + " | ".join(heads) + " |"]
-            lines.append("|" + " --- |" * len(heads))
-            steps_before = steps
-        cells = [arm, ", ".join(str(run["seed"]) for run in runs)]
-        cells += [
-            _cell([run["scores"][name] for run in runs], digits) for name, _, digits in COLUMNS
-        ]
-        cells.append(_cell([run["cpu_seconds_per_step"] for run in runs], 2))
-        lines.append("| " + " | ".join(cells) + " |")
+    for setting, arms in groups(results).items():
+        lines += [f"\n{_title(setting)}\n", "| " + " | ".join(heads) + " |"]
+        lines.append("|" + " --- |" * len(heads))
+        for arm, runs in arms.items():
+            cells = [arm, ", ".join(map(str, runs))]
+            cells += [
+                _cell(list(_scores(runs, name).values()), digits) for name, _, digits in COLUMNS
+            ]
+            cells += [
+                "" if arm == BASELINE else _against(runs, arms.get(BASELINE, {}), name, digits)
+                for name, _, digits in PAIRED
+            ]
+            cells.append(_cell([run["cpu_seconds_per_step"] for run in runs.values()], 2))
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).strip() + "\n"
 
 
@@ -68,21 +95,22 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    by_group = groups(results)
-    all_steps = sorted({steps for steps, _ in by_group})
-    figure = Figure(figsize=(12, 2.2 + 2.2 * len(all_steps)), layout="constrained")
-    FigureCanvasAgg(figure)
+    settings = groups(results)
     panels = (COLUMNS[0], COLUMNS[4], COLUMNS[10])
-    axes = figure.subplots(len(all_steps), len(panels), squeeze=False, sharey="row")
-    for row, steps in zip(axes, all_steps, strict=True):
-        arms = [arm for group_steps, arm in by_group if group_steps == steps]
+    heights = [1 + len(arms) for arms in settings.values()]
+    figure = Figure(figsize=(12, 0.6 + 0.3 * sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        len(settings), len(panels), squeeze=False, sharey="row", height_ratios=heights
+    )
+    for row, (setting, arms) in zip(axes, settings.items(), strict=True):
         for axis, (name, title, _) in zip(row, panels, strict=True):
-            for place, arm in enumerate(arms):
-                values = [run["scores"][name] for run in by_group[steps, arm]]
+            for place, runs in enumerate(arms.values()):
+                values = list(_scores(runs, name).values())
                 axis.plot(values, [place] * len(values), "o", color=f"C{place}", alpha=0.6)
                 axis.plot(statistics.fmean(values), place, "|", color=f"C{place}", markersize=18)
-            axis.set_yticks(range(len(arms)), arms)
-            axis.set_title(f"{title}, {steps} steps", fontsize=9)
+            axis.set_yticks(range(len(arms)), list(arms))
+            axis.set_title(f"{title}, {_title(setting)}", fontsize=9)
             axis.grid(alpha=0.3)
         row[0].invert_yaxis()
     figure.savefig(path, dpi=110)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from benches.uncommon_tokens.arms import ARMS, FIXED, HELD_OUT, NUMBER_SHARE, TRAIN, Unit
+from benches.uncommon_tokens.arms import ARMS, FIXED, HELD_OUT, NUMBER_SHARE, Unit
 from benches.uncommon_tokens.score import score
-from demo.corpus import build_corpus, sample
+from demo.corpus import Corpus, build_corpus, sample
+from demo.document import Document
 from demo.student import prepare_student
 from demo.teacher import prepare_teacher
 from xtoken.data import DistillCollator, TextSplit
@@ -32,32 +33,31 @@ class Bench:
 
     folder: Path
     reporter: Reporter
-    texts: TextSplit
-    kinds: list[str]
-    train_texts: list[str]
-    stores: dict[int, TopKStore] = field(default_factory=dict)
+    corpus: Corpus
+    held_out: list[Document]
+    stores: dict[tuple[int, int], TopKStore] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, folder: Path, reporter: Reporter) -> Bench:
         """Draw text from the demo's corpus; it is the same for all seeds, the student is not."""
         corpus = build_corpus(seed=0)
-        train = sample(corpus.train, TRAIN, NUMBER_SHARE, 0)
         held_out = sample(corpus.held_out, HELD_OUT, NUMBER_SHARE, 0)
-        return cls(
-            folder,
-            reporter,
-            TextSplit([d.text for d in train], [d.text for d in held_out], 0),
-            [d.kind for d in held_out],
-            [d.text for d in corpus.train],
-        )
+        return cls(folder, reporter, corpus, held_out)
 
-    def materials(self, config: DistillConfig, seed: int) -> Materials:
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each held-out passage."""
+        return [document.kind for document in self.held_out]
+
+    def materials(self, config: DistillConfig, seed: int, passages: int) -> Materials:
         """The pair with a student of this seed, W, and the examples."""
         student = self.folder / "uncommon-tokens" / f"student-{seed}"
         if not (student / "config.json").is_file():
-            prepare_student(student, self.train_texts, seed=seed)
+            prepare_student(student, [d.text for d in self.corpus.train], seed=seed)
+        train = sample(self.corpus.train, passages, NUMBER_SHARE, 0)
+        texts = TextSplit([d.text for d in train], [d.text for d in self.held_out], 0)
         pair = load_pair(student, prepare_teacher(self.folder / "teacher"))
-        materials = prepare(pair, self.texts, config, self.reporter)
+        materials = prepare(pair, texts, config, self.reporter)
         if len(materials.held_out) != len(self.kinds):
             raise RuntimeError("a held-out passage was left out; the kinds no longer fit")
         return materials
@@ -66,17 +66,18 @@ class Bench:
         """The teacher's stored predictions of the text; the teacher is loaded once."""
         top_k = config.teacher_top_k
         assert top_k is not None
-        if top_k not in self.stores:
+        key = (top_k, len(materials.train))
+        if key not in self.stores:
             teacher = materials.pair.load_teacher(torch.device("cpu"))
             cache = self.folder / "teacher-top-k"
-            self.stores[top_k] = open_store(materials, teacher, top_k, cache, self.reporter)
-        return self.stores[top_k]
+            self.stores[key] = open_store(materials, teacher, top_k, cache, self.reporter)
+        return self.stores[key]
 
     def run(self, unit: Unit, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Train and score; `on_step` is told the steps done."""
-        arm, seed, steps = unit
+        arm, seed, steps, passages = unit
         config = DistillConfig(**{**FIXED, "steps": steps, "seed": seed, **ARMS[arm]})
-        materials = self.materials(config, seed)
+        materials = self.materials(config, seed, passages)
         store = self.store(materials, config) if config.loss != "ce" else None
         model = materials.pair.load_student()
         pair = materials.pair
@@ -101,7 +102,7 @@ class Bench:
             "arm": arm,
             "seed": seed,
             "steps": steps,
-            "passages": len(materials.train),
+            "passages": passages,
             "cpu_seconds_per_step": round(seconds / steps, 4),
             "scores": {name: round(value, 5) for name, value in scores.items()},
             "config": json.loads(config.to_json()),

@@ -153,7 +153,8 @@ def p_kl_blocks(
     per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
     part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(chunks):
-        part = projection.columns(top_columns(rows, projection.supported, top_k, per_block))
+        columns, rows = top_columns(rows, projection.supported, top_k, per_block)
+        part = projection.columns(columns)
     elif per_chunk and isinstance(teacher, TeacherTopK) and not tail_bucket:
         part, column_of = _stored_columns(projection, rows)
     params = [projection.values()[part.entries]]

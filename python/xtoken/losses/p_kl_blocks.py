@@ -140,9 +140,7 @@ class PKLBlocks(BlockLoss):
             log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
             log_teacher, order = best_of(log_teacher, self.chunk_top_k)
             return columns.gather(1, order), log_teacher
-        log_teacher = self.teacher.log_probs(block.start, block.stop)
-        if self.part.columns is not None:
-            log_teacher = log_teacher.index_select(1, self.part.columns)
+        log_teacher = self.teacher.log_probs(block.start, block.stop, self.part.columns)
         if self.chunk_top_k is None:
             return None, log_teacher
         log_teacher, columns = best_of(log_teacher, self.chunk_top_k)

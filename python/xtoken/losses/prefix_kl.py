@@ -130,7 +130,7 @@ def prefix_kl(
             f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
             f"{temperature}; store it at {temperature}, or pass full logits"
         )
-    entries = TeacherEntries(teacher, projection.shape[1], temperature)
+    entries = TeacherEntries.beside(root.teacher)
     at = chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1
     parts: list[PrefixPart] = []
     for side, trie, ids in (

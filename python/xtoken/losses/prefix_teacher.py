@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .student import upcast
-from .teacher_signal import Teacher, TeacherTopK
+from .teacher_signal import Teacher, TeacherRows, TeacherTopK, teacher_positions
 
 # Where less than this is left, 1 - sum has lost its digits in float32.
 _FAINT = 1e-3
@@ -25,11 +25,28 @@ class TeacherEntries:
         signal: as passed by the caller.
         vocab_size: V_t; what lies beyond it has no mass.
         temperature: divides the logits; a stored top-k was taken at it.
+        log_totals: [B * T_t] the log of each position's softmax denominator, NaN where unknown.
     """
 
     signal: Teacher
     vocab_size: int
     temperature: float
+    log_totals: Tensor
+
+    @classmethod
+    def beside(cls, rows: TeacherRows) -> TeacherEntries:
+        """Entries of the signal whose rows a loss reads, with the denominators it knows.
+
+        Args:
+            rows: one row a chunk.
+        """
+        positions = teacher_positions(rows.signal)
+        device = rows.where.index.device
+        totals = torch.full((positions[0] * positions[1],), torch.nan, device=device)
+        if rows.log_totals is not None:
+            totals = totals.to(rows.log_totals.dtype)
+            totals[rows.where.index] = rows.log_totals
+        return cls(rows.signal, rows.vocab_size, rows.temperature, totals)
 
     @property
     def is_stored(self) -> bool:
@@ -52,16 +69,16 @@ class TeacherEntries:
             [S], -inf where unknown or no entry; [N] log of the mass on other columns, unknown ones
             included; [N] mass that is known, 1 for full logits.
         """
-        read, width = self._read_logits, self.vocab_size
-        if isinstance(self.signal, TeacherTopK):
-            # Only columns that somebody asks for have a place in the block.
-            asked = torch.unique(columns.clamp(min=0))
-            place = torch.full((self.vocab_size + 1,), len(asked), device=columns.device)
-            place[asked] = torch.arange(len(asked), device=columns.device)
-            columns = torch.where(columns < 0, len(asked), place[columns.clamp(min=0)])
-            read, width = _StoredReader(self.signal, place, len(asked)), len(asked)
+        if not isinstance(self.signal, TeacherTopK):
+            return self._read_logits(rows, entry_row, columns)
+        # Only columns that somebody asks for have a place in the block.
+        asked = torch.unique(columns.clamp(min=0))
+        place = torch.full((self.vocab_size + 1,), len(asked), device=columns.device)
+        place[asked] = torch.arange(len(asked), device=columns.device)
+        columns = torch.where(columns < 0, len(asked), place[columns.clamp(min=0)])
+        read = _StoredReader(self.signal, place, len(asked))
         parts = []
-        for start, stop in _blocks(len(rows), width, rows.device):
+        for start, stop in _blocks(len(rows), len(asked), rows.device):
             entries = slice(entry_ends[start], entry_ends[stop])
             parts.append(read(rows[start:stop], entry_row[entries] - start, columns[entries]))
         found, rest, known = zip(*parts, strict=True)
@@ -71,25 +88,42 @@ class TeacherEntries:
         self, rows: Tensor, entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.signal, Tensor)
-        logits = upcast(self.signal.detach().flatten(0, 1)[:, : self.vocab_size][rows])
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        total = torch.logsumexp(logits, 1)  # [N]
-        entries = logits[entry_row, columns.clamp(min=0)] - total[entry_row]
+        total = self._totals(rows)  # [N]
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
         entries = entries.masked_fill(columns < 0, -torch.inf)
         mass = torch.zeros_like(total).index_add(0, entry_row, torch.exp(entries))
         rest = torch.log1p(-mass.clamp(max=1.0))
         faint = (1.0 - mass < _FAINT).nonzero().flatten()
-        if faint.numel():  # summed up column by column
-            is_faint = torch.zeros_like(mass, dtype=torch.bool)
-            is_faint[faint] = True
-            place = is_faint.cumsum(0) - 1
-            inside = is_faint[entry_row] & (columns >= 0)
-            others = logits[faint].index_put(
-                (place[entry_row[inside]], columns[inside]), logits.new_tensor(-torch.inf)
-            )
-            rest[faint] = torch.logsumexp(others, 1) - total[faint]
+        for start, stop in _blocks(len(faint), self.vocab_size, rows.device):
+            some = faint[start:stop]  # summed up column by column
+            place = torch.full_like(rows, -1).index_copy(
+                0, some, torch.arange(len(some), device=rows.device)
+            )[entry_row]
+            inside = (place >= 0) & (columns >= 0)
+            others = self._scaled(flat[rows[some]])
+            others[place[inside], columns[inside]] = -torch.inf
+            rest[some] = torch.logsumexp(others, 1) - total[some]
         return entries, rest, torch.ones_like(total)
+
+    def _totals(self, rows: Tensor) -> Tensor:
+        """[N] log of the softmax denominators of positions."""
+        assert isinstance(self.signal, Tensor)
+        total = self.log_totals[rows]
+        unknown = torch.isnan(total).nonzero().flatten()
+        if unknown.numel() == 0:
+            return total
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        parts = [
+            torch.logsumexp(self._scaled(flat[rows[unknown[start:stop]]]), 1)
+            for start, stop in _blocks(len(unknown), self.vocab_size, rows.device)
+        ]
+        found = torch.cat(parts)
+        return total.to(found.dtype).index_copy(0, unknown, found)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        logits = upcast(logits)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 @dataclass(frozen=True, eq=False)

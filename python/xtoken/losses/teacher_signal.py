@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -131,12 +131,14 @@ class TeacherRows:
         where: the rows each chunk reads.
         vocab_size: V_t; what lies beyond it has no mass.
         temperature: divides the logits.
+        log_totals: [C] the log of each chunk's softmax denominator, where it is known already.
     """
 
     signal: Teacher
     where: ChunkRows
     vocab_size: int
     temperature: float
+    log_totals: Tensor | None = None
 
     @classmethod
     def of(
@@ -194,18 +196,28 @@ class TeacherRows:
         return 1.0
 
     @torch.no_grad()
-    def log_probs(self, start: int, stop: int) -> Tensor:
-        """[stop - start, V_t] log-probabilities; a stored top-k leaves -inf outside of it."""
-        index, segments = self.where.block(start, stop)
+    def log_probs(self, start: int, stop: int, columns: Tensor | None = None) -> Tensor:
+        """[stop - start, V_t] log-probabilities, or those at `columns` [K] int64; a stored top-k
+        leaves -inf outside of it."""
         if isinstance(self.signal, TeacherTopK):
             ids, stored = self.top_k(start, stop)
             dense = stored.new_full((len(ids), self.vocab_size + 1), -torch.inf)
-            return dense.scatter_(1, ids, stored)[:, : self.vocab_size]
-        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
-        rows = merge_rows(upcast(flat.index_select(0, index)), segments, stop - start)
-        if self.temperature != 1.0:
-            rows = rows / self.temperature
-        return torch.log_softmax(rows, -1)
+            found = dense.scatter_(1, ids, stored)[:, : self.vocab_size]
+        elif self.log_totals is not None:
+            return self._logits(start, stop, columns) - self.log_totals[start:stop, None]
+        else:
+            found = torch.log_softmax(self._logits(start, stop), -1)
+        return found if columns is None else found.index_select(1, columns)
+
+    def _logits(self, start: int, stop: int, columns: Tensor | None = None) -> Tensor:
+        """[stop - start, V_t] merged logits by temperature, or those at `columns`."""
+        assert isinstance(self.signal, Tensor)
+        index, segments = self.where.block(start, stop)
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
+        if columns is not None:
+            flat = flat.index_select(1, columns)
+        rows = merge_rows(upcast(flat), segments, stop - start)
+        return rows if self.temperature == 1.0 else rows / self.temperature
 
     @torch.no_grad()
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -231,7 +243,10 @@ class TeacherRows:
         return mask[:-1]
 
 
-def top_columns(teacher: TeacherRows, supported: Tensor, k: int, rows_per_block: int) -> Tensor:
+@torch.no_grad()
+def top_columns(
+    teacher: TeacherRows, supported: Tensor, k: int, rows_per_block: int
+) -> tuple[Tensor, TeacherRows]:
     """The k supported columns that hold most of the teacher's mass over all chunks; ascending.
 
     One set for the whole micro-batch, as in NeMo-RL; by total mass, which keeps the most of it.
@@ -239,12 +254,24 @@ def top_columns(teacher: TeacherRows, supported: Tensor, k: int, rows_per_block:
     Args:
         supported: [V_t] bool, the columns to choose from.
         k: at least 1; more than there are takes all of them.
+
+    Returns: the columns; and the same rows, with the softmax denominators that were found.
     """
     mass = torch.zeros(teacher.vocab_size, dtype=torch.float32, device=supported.device)
+    totals = []
     for start in range(0, teacher.where.count, rows_per_block):
         stop = min(start + rows_per_block, teacher.where.count)
-        mass += torch.exp(teacher.log_probs(start, stop)).sum(0)
+        if isinstance(teacher.signal, TeacherTopK):
+            log_probs = teacher.log_probs(start, stop)
+        else:
+            logits = teacher._logits(start, stop)
+            log_probs = torch.log_softmax(logits, -1)
+            # Their difference is the denominator in any column, best told where it is largest.
+            best = log_probs.argmax(-1, keepdim=True)
+            totals.append((logits.gather(1, best) - log_probs.gather(1, best))[:, 0])
+        mass += torch.exp(log_probs).sum(0)
     # An unsupported column is below all others, not merely last among the empty ones.
     mass = mass.masked_fill(~supported, -1.0)
     best = torch.topk(mass, min(k, int(supported.sum()))).indices
-    return torch.sort(best).values
+    rows = replace(teacher, log_totals=torch.cat(totals)) if totals else teacher
+    return torch.sort(best).values, rows
