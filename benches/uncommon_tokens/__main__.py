@@ -5,9 +5,9 @@
     python -m benches.uncommon_tokens --only "prefix KL" --seeds 0 --steps 160
     python -m benches.uncommon_tokens --report              # only the table and the picture
 
-Each (arm, seed, steps, passages) is one line of results.jsonl, written when it is done; what is
-there is not run again, so that several calls may work side by side with --seeds or --steps. The
-demo's pair, text and teacher are used; the teacher's predictions are stored at the first call.
+Each unit (an arm, a seed, steps, a setting) is one line of results.jsonl, written when it is done;
+what is there is not run again, so that several calls may work side by side with --seeds or --steps.
+The demo's pair, text and teacher are used; what the teacher says is stored at the first call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benches.uncommon_tokens.arms import ARMS, Unit, plan
+from benches.uncommon_tokens.arms import ARMS, Setting, Unit, plan
 
 HERE = Path(__file__).parent
 
@@ -56,7 +56,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _done(results: list[dict[str, Any]]) -> set[Unit]:
-    return {Unit(*(result[name] for name in Unit._fields)) for result in results}
+    return {
+        Unit(r["arm"], r["seed"], r["steps"], Setting(r["passages"], r["batch_size"]))
+        for r in results
+    }
 
 
 def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
@@ -76,7 +79,7 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         and (options.only is None or unit.arm in options.only)
         and (options.seeds is None or unit.seed in options.seeds)
         and (options.steps is None or unit.steps in options.steps)
-        and (options.passages is None or unit.passages in options.passages)
+        and (options.passages is None or unit.setting.passages in options.passages)
     ]
     quiet_transformers()
     console = Console()

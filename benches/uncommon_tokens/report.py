@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benches.uncommon_tokens.arms import ARMS
+from benches.uncommon_tokens.arms import ARMS, OTHER_SETTINGS, Setting
 
 # Name in `scores`, heading, digits.
 COLUMNS = (
@@ -30,24 +31,22 @@ BASELINE = "P-KL decay 0"
 PAIRED = (COLUMNS[0], COLUMNS[4])
 
 Result = dict[str, Any]
-# How much text, how many steps.
-Setting = tuple[int, int]
 
 
-def groups(results: Sequence[Result]) -> dict[Setting, dict[str, dict[int, Result]]]:
-    """Results by setting, arm (in the order of the arms) and seed."""
+def groups(results: Sequence[Result]) -> dict[str, dict[str, dict[int, Result]]]:
+    """Results by setting (named), arm (in the order of the arms) and seed."""
     order = {arm: place for place, arm in enumerate(ARMS)}
     known = [result for result in results if result["arm"] in order]
     known.sort(key=lambda result: (order[result["arm"]], result["seed"]))
-    found: dict[Setting, dict[str, dict[int, Result]]] = {}
-    for result in sorted(known, key=lambda result: (-result["passages"], -result["steps"])):
-        setting = found.setdefault((result["passages"], result["steps"]), {})
-        setting.setdefault(result["arm"], {})[result["seed"]] = result
+    found: dict[str, dict[str, dict[int, Result]]] = {}
+    for (passages, batch_size), steps in product((Setting(), *OTHER_SETTINGS), (480, 160)):
+        arms: dict[str, dict[int, Result]] = {}
+        for run in known:
+            if (run["passages"], run["batch_size"], run["steps"]) == (passages, batch_size, steps):
+                arms.setdefault(run["arm"], {})[run["seed"]] = run
+        if arms:
+            found[f"{steps} steps of {batch_size}, {passages} passages"] = arms
     return found
-
-
-def _title(setting: Setting) -> str:
-    return f"{setting[1]} steps, {setting[0]} passages"
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -73,8 +72,8 @@ def markdown(results: Sequence[Result]) -> str:
     heads = ["arm", "seeds", *(head for _, head, _ in COLUMNS)]
     heads += [*(f"{head} less {BASELINE}, by seed" for _, head, _ in PAIRED), "CPU s/step"]
     lines: list[str] = []
-    for setting, arms in groups(results).items():
-        lines += [f"\n{_title(setting)}\n", "| " + " | ".join(heads) + " |"]
+    for title, arms in groups(results).items():
+        lines += [f"\n{title}\n", "| " + " | ".join(heads) + " |"]
         lines.append("|" + " --- |" * len(heads))
         for arm, runs in arms.items():
             cells = [arm, ", ".join(map(str, runs))]
@@ -103,14 +102,14 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes = figure.subplots(
         len(settings), len(panels), squeeze=False, sharey="row", height_ratios=heights
     )
-    for row, (setting, arms) in zip(axes, settings.items(), strict=True):
+    for row, (of, arms) in zip(axes, settings.items(), strict=True):
         for axis, (name, title, _) in zip(row, panels, strict=True):
             for place, runs in enumerate(arms.values()):
                 values = list(_scores(runs, name).values())
                 axis.plot(values, [place] * len(values), "o", color=f"C{place}", alpha=0.6)
                 axis.plot(statistics.fmean(values), place, "|", color=f"C{place}", markersize=18)
             axis.set_yticks(range(len(arms)), list(arms))
-            axis.set_title(f"{title}, {_title(setting)}", fontsize=9)
+            axis.set_title(f"{title}, {of}", fontsize=8)
             axis.grid(alpha=0.3)
         row[0].invert_yaxis()
     figure.savefig(path, dpi=110)

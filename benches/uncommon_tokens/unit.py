@@ -75,8 +75,10 @@ class Bench:
 
     def run(self, unit: Unit, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Train and score; `on_step` is told the steps done."""
-        arm, seed, steps, passages = unit
-        config = DistillConfig(**{**FIXED, "steps": steps, "seed": seed, **ARMS[arm]})
+        arm, seed, steps, (passages, batch_size) = unit
+        config = DistillConfig(
+            **{**FIXED, "batch_size": batch_size, "steps": steps, "seed": seed, **ARMS[arm]}
+        )
         materials = self.materials(config, seed, passages)
         store = self.store(materials, config) if config.loss != "ce" else None
         model = materials.pair.load_student()
@@ -103,6 +105,7 @@ class Bench:
             "seed": seed,
             "steps": steps,
             "passages": passages,
+            "batch_size": batch_size,
             "cpu_seconds_per_step": round(seconds / steps, 4),
             "scores": {name: round(value, 5) for name, value in scores.items()},
             "config": json.loads(config.to_json()),
