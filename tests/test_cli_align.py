@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizer_zoo as zoo
+from tokenizers import Tokenizer, decoders, models, normalizers
 from typer.testing import CliRunner
 
 from xtoken import Aligner, ChunkKind, Vocab
@@ -149,12 +150,28 @@ def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Pat
     assert facts["size"] == facts["normal"] + facts["special"]
     assert facts["roles"]["bos"]["text"] == "<|begin_of_text|>"
     assert facts["traps"]["tokens that are not UTF-8 alone"]["count"] >= 128
+    assert json.loads(run("vocab", "--json", pair[3]))["traps"]["characters that become a space"]
     ranks = tmp_path / "small.tiktoken"
     ranks.write_bytes(b"YQ== 0\nYg== 3\n")
     assert "ids without a token" in run("vocab", str(ranks))
     words = tmp_path / "words.json"
     zoo.wordpiece().save(str(words))
     assert "lossy" in run("vocab", str(words))
+
+
+def test_a_vocabulary_shows_what_only_its_file_says(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "Ġb": 1, "a▁b": 2}, merges=[]))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁")])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(["<think>", " x"])
+    tokenizer.add_special_tokens(["<|end|>"])
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    traps = json.loads(run("vocab", "--json", str(tmp_path)))["traps"]
+    assert traps["added tokens that are plain text"]["examples"] == ["<think> (3)", "·x (4)"]
+    assert traps["keys outside the byte alphabet"]["examples"] == ["a▁b (2)"]
+    assert traps["changes of text before it is tokenized"]["examples"] == ["NFC"]
+    assert "<think>" in run("vocab", str(file))
 
 
 def test_bad_arguments_are_one_line_that_says_what_to_do(

@@ -40,6 +40,17 @@ def read_tokenizer(tokenizer: Any) -> Vocab:
 
 def read_path(path: str | PathLike[str]) -> Vocab:
     """The vocabulary in a directory or file; see `Vocab.from_path`."""
+    file, content = read_content(path)
+    return _read_file(file, content, _read_config(file.parent) if Path(path).is_dir() else {})
+
+
+def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
+    """A tokenizer's file, that of a directory if it is one, and what it holds, unpacked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: a packed file is not whole.
+    """
     path = Path(path)
     if path.is_dir():
         file = next((path / name for name in _DIRECTORY_FILES if (path / name).is_file()), None)
@@ -48,21 +59,21 @@ def read_path(path: str | PathLike[str]) -> Vocab:
                 f"{path} holds none of {', '.join(_DIRECTORY_FILES)}; save the tokenizer there "
                 "with save_pretrained, or pass the file"
             )
-        return _read_file(file, _read_config(path))
+        path = file
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a directory or file of a tokenizer"
         )
-    return _read_file(path, {})
-
-
-def _read_file(path: Path, config: Mapping[str, Any]) -> Vocab:
     content = path.read_bytes()
     if path.suffix == ".xz":
         try:
             content = lzma.decompress(content)
         except lzma.LZMAError as error:
             raise FormatError(f"{path} is not a whole xz file: {error}; copy it again") from error
+    return path, content
+
+
+def _read_file(path: Path, content: bytes, config: Mapping[str, Any]) -> Vocab:
     if content.lstrip()[:1] == b"{":
         # Only tekken names the size that it is cut to.
         read = (

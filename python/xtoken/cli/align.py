@@ -51,7 +51,11 @@ def align(
     limit: Annotated[int, typer.Option(help="Chunks that are shown; --json has all.")] = 2000,
     threads: Annotated[int | None, typer.Option(help="With --batch; default one a core.")] = None,
 ) -> None:
-    """Align two tokenizations of one text, or of each text of a corpus."""
+    """Align two tokenizations of one text, or of each text of a corpus.
+
+    With --batch, files that an earlier run made whole are kept: the rows are read again, and only
+    those without a file are tokenized and aligned.
+    """
     if (batch is None) != (out is None):
         raise OptionError("--batch and --out go together; pass both or neither")
     sides = read_side("student", student), read_side("teacher", teacher)

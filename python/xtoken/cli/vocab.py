@@ -13,6 +13,7 @@ from rich.text import Text
 
 from xtoken import Vocab
 from xtoken.cli.align_view import visible
+from xtoken.vocab import read_content
 
 _EXAMPLES = 3
 
@@ -29,15 +30,19 @@ def vocab(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
 ) -> None:
     """Show what a vocabulary is: family, size, special tokens by role, traps found."""
-    facts = describe(Vocab.from_path(path))
+    facts = describe(Vocab.from_path(path), read_content(path)[1])
     if as_json:
         typer.echo(json.dumps(facts))
     else:
         Console(highlight=False).print(_view(path, facts))
 
 
-def describe(vocab: Vocab) -> dict[str, Any]:
+def describe(vocab: Vocab, content: bytes = b"") -> dict[str, Any]:
     """The facts of a vocabulary that decide how it can be aligned.
+
+    Args:
+        vocab: what is described.
+        content: the tokenizer.json that it was read from, which names further traps.
 
     Returns: `family`, `size`, counts of each kind of id, `dummy_prefix`, `model`, `fingerprint`,
         `roles` ({role: {id, text}}) and `traps` ({name: {count, examples}}), the traps with at
@@ -62,6 +67,8 @@ def describe(vocab: Vocab) -> dict[str, Any]:
         "ids without a token": [str(i) for i in unused],
         "tokens that are not UTF-8 alone": [f"{visible(tokens[i])} ({i})" for i in parts],
         "special strings that text may contain": spelled,
+        "characters that become a space": ["▁"] if vocab.family == "sentencepiece" else [],
+        **_file_traps(vocab, content),
     }
     return {
         "family": vocab.family,
@@ -85,6 +92,45 @@ def describe(vocab: Vocab) -> dict[str, Any]:
             if cases
         },
     }
+
+
+def _file_traps(vocab: Vocab, content: bytes) -> dict[str, list[str]]:
+    """What only a tokenizer.json says; nothing for files of other kinds."""
+    file = json.loads(content) if content.lstrip()[:1] == b"{" else {}
+    if "model" not in file:
+        return {}
+    added = file.get("added_tokens") or []
+    names = {token["content"] for token in added}
+    surfaces = file["model"].get("vocab", {}) if vocab.family == "byte-level" else {}
+    return {
+        "added tokens that are plain text": [
+            f"{visible(token['content'].encode())} ({token['id']})"
+            for token in added
+            if not token.get("special")
+        ],
+        "keys outside the byte alphabet": [
+            f"{surface} ({token_id})"
+            for surface, token_id in surfaces.items()
+            if surface not in names and not _BYTE_ALPHABET.issuperset(surface)
+        ],
+        "changes of text before it is tokenized": _normalizers(file.get("normalizer")),
+    }
+
+
+# Printable Latin-1 stands for itself, the other 68 bytes for what follows Latin-1.
+_BYTE_ALPHABET = frozenset(
+    chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))
+)
+
+
+def _normalizers(section: dict[str, Any] | None) -> list[str]:
+    """The names of a normalizer's parts, but for those that only spell spaces."""
+    if section is None:
+        return []
+    if "normalizers" in section:
+        return [name for part in section["normalizers"] for name in _normalizers(part)]
+    spells_spaces = section["type"] == "Prepend" or section.get("content") == "▁"
+    return [] if spells_spaces else [section["type"]]
 
 
 def _is_utf8(token: bytes) -> bool:
