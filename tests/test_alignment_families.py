@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from collections.abc import Callable
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,10 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 }
 
 
+# Those that spell any bytes.
+OF_BYTES = ("llama3", "qwen", "tekken", "deepseek", "sentencepiece")
+
+
 @cache
 def aligner_of(student: str, teacher: str) -> Aligner:
     return Aligner(FAMILIES[student]().vocab, FAMILIES[teacher]().vocab, threads=1)
@@ -92,6 +97,24 @@ def test_every_pair_of_families_aligns_every_kind_of_text(
         again = aligner_of(teacher, student).align(t, s)
         if left == right:
             assert again.coverage.exact_bytes == alignment.coverage.exact_bytes, name
+
+
+@pytest.mark.parametrize(("student", "teacher"), list(combinations(OF_BYTES, 2)))
+def test_random_bytes_are_aligned_whole_whatever_characters_they_break(
+    student: str, teacher: str
+) -> None:
+    rng = random.Random(0)
+    aligner = aligner_of(student, teacher)
+    for size in (1, 2, 50, 2000):
+        # Letters between the bytes, and bytes from which characters can form.
+        data = bytes(rng.choice((rng.randrange(256), 0x65, 0xE2, 0x80)) for _ in range(size))
+        s, t = aligner.student_vocab.segment(data), aligner.teacher_vocab.segment(data)
+        assert s is not None
+        assert t is not None
+        alignment = aligner.align(s, t)
+        check_laws(alignment, aligner, s, t)
+        assert (alignment.kind == ChunkKind.EXACT).all()
+        assert alignment.coverage.exact_bytes == size
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("qwen", "llama3"), ("wordpiece", "deepseek")])
