@@ -61,6 +61,7 @@ format:  ## Rewrite the sources in the house format
 bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	cargo bench --workspace
 	$(BIN)/python benches/alignment.py
+	$(BIN)/python benches/resync.py
 	$(BIN)/python benches/projection.py
 	$(BIN)/python benches/losses.py
 	$(BIN)/python benches/trie.py

@@ -1,5 +1,7 @@
 //! Slow, obvious twins of the fast paths, for the tests and the bench binary.
 
+use crate::vocab::{DummyPrefix, Vocab};
+
 /// The finest common segmentation `(s0, s1, t0, t1)` of two spellings of the same bytes by tokens
 /// that all have bytes: a cut wherever a token ends on both sides. Quadratic.
 #[must_use]
@@ -19,6 +21,37 @@ pub fn finest_chunks(student: &[&[u8]], teacher: &[&[u8]]) -> Vec<(usize, usize,
         }
     }
     chunks
+}
+
+/// The most bytes that exact chunks of two sequences can hold, a dummy prefix at the start of one of
+/// them not counted where the other lacks it. Those after special tokens are taken for text.
+#[must_use]
+pub fn most_exact_bytes_of_ids(
+    (student, student_ids): (&Vocab, &[i64]),
+    (teacher, teacher_ids): (&Vocab, &[i64]),
+) -> usize {
+    let (left, right) = (tokens(student, student_ids), tokens(teacher, teacher_ids));
+    let mut most = most_exact_bytes(&left, &right);
+    if let Some(left) = without_dummy_prefix(student, &left) {
+        most = most.max(most_exact_bytes(&left, &right));
+    }
+    if let Some(right) = without_dummy_prefix(teacher, &right) {
+        most = most.max(most_exact_bytes(&left, &right));
+    }
+    most
+}
+
+fn tokens<'v>(vocab: &'v Vocab, ids: &[i64]) -> Vec<&'v [u8]> {
+    ids.iter().map(|&id| vocab.token_bytes(id as u32)).collect()
+}
+
+fn without_dummy_prefix<'v>(vocab: &Vocab, tokens: &[&'v [u8]]) -> Option<Vec<&'v [u8]>> {
+    let first = tokens.iter().position(|token| !token.is_empty())?;
+    let may_have_one = vocab.dummy_prefix() != DummyPrefix::Never;
+    let rest = tokens[first].strip_prefix(b" ").filter(|_| may_have_one)?;
+    let mut tokens = tokens.to_vec();
+    tokens[first] = rest;
+    Some(tokens)
 }
 
 /// The most bytes that exact chunks can hold, whatever the two texts: dynamic programming over all

@@ -52,12 +52,13 @@ impl Side {
         let json = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let tokenizer = Tokenizer::from_json(&json, Scores::FromFile)?;
         let folder = path.parent().and_then(Path::file_name);
+        let vocab = Arc::new(tokenizer.vocab.clone());
         Ok(Self {
             name: folder
                 .unwrap_or(path.as_os_str())
                 .to_string_lossy()
                 .into_owned(),
-            vocab: Arc::new(tokenizer.vocab.clone()),
+            vocab,
             encoder: Encoder::new(tokenizer, &json)?,
         })
     }
@@ -136,7 +137,7 @@ impl Encoder {
 
 /// Without the `tokenizers` feature: the tokenizer's own model on words that are cut before a space
 /// that no space precedes, after each digit's run and at line ends. Close to what it would make of
-/// the text, and the same bytes.
+/// the text, and the same bytes, a dummy prefix among them.
 #[cfg(not(feature = "tokenizers"))]
 struct Encoder(Tokenizer);
 
@@ -148,6 +149,14 @@ impl Encoder {
 
     fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = Vec::new();
+        let prefixed;
+        let text = match self.0.vocab.dummy_prefix() {
+            DummyPrefix::Never => text,
+            DummyPrefix::First | DummyPrefix::Every => {
+                prefixed = format!(" {text}");
+                &prefixed
+            }
+        };
         for word in words(text) {
             let pieces = self.0.segment(word.as_bytes())?;
             let pieces = pieces.ok_or_else(|| format!("the vocabulary cannot spell {word:?}"))?;

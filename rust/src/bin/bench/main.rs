@@ -1,6 +1,7 @@
 //! Timings as JSON lines, without Python. All times are CPU time of the thread.
 
 mod align;
+mod hostile;
 mod input;
 mod output;
 mod project;

@@ -1,11 +1,10 @@
 //! `xtoken-bench resync`.
 
-use std::time::Instant;
-
 use serde_json::json;
 use xtoken::align::Scratch;
 use xtoken::{AlignOptions, Aligner, AlignmentBatch, Counts, reference};
 
+use super::hostile;
 use super::input::{self, Result, Side, pieces, read_text};
 use super::output::emit;
 use super::timing::{compare, keep};
@@ -56,12 +55,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let sum = |of: fn(&Counts) -> i64| batches[1].counts.iter().map(of).sum::<i64>();
         let (mut exact, mut optimum, mut bytes) = (0, 0, 0);
         for at in 0..arguments.checked.min(texts.len()) {
-            let tokens = (
-                student.text(&student_ids[at]),
-                teacher.text(&changed_ids[at]),
-            );
             exact += batches[1].counts[at].exact_bytes;
-            optimum += reference::most_exact_bytes(&tokens.0, &tokens.1) as i64;
+            let most = reference::most_exact_bytes_of_ids(
+                (&student.vocab, &student_ids[at]),
+                (&teacher.vocab, &changed_ids[at]),
+            );
+            optimum += most as i64;
             bytes += batches[1].counts[at].student_bytes;
         }
         emit(&json!({
@@ -75,43 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "points_below_optimum": 100.0 * (optimum - exact) as f64 / bytes as f64,
         }))?;
     }
-    hostile(&aligner, &pair, &student, &teacher, &text)
-}
-
-/// Differences that are not a word here and there.
-fn hostile(
-    aligner: &Aligner,
-    pair: &str,
-    student: &Side,
-    teacher: &Side,
-    text: &str,
-) -> Result<()> {
-    let half = text.floor_char_boundary(text.len() / 2);
-    let reversed: String = text.chars().rev().collect();
-    let header: String = "<|system|> Knowledge cutoff 2023, today 26 July; be brief. ".repeat(20);
-    let cases = [
-        ("cut tail", text.to_owned(), text[..half].to_owned()),
-        ("header", text.to_owned(), header + text),
-        ("unrelated", text.to_owned(), reversed),
-        (
-            "one character",
-            "a".repeat(text.len()),
-            "b".repeat(text.len()),
-        ),
-    ];
-    for (name, left, right) in cases {
-        let (s, t) = (student.encode(&left)?, teacher.encode(&right)?);
-        let start = Instant::now();
-        let batch = aligner.align(&s, &t)?;
-        emit(&json!({
-            "bench": "hostile", "pair": pair, "case": name,
-            "student_bytes": left.len(), "teacher_bytes": right.len(),
-            "seconds": start.elapsed().as_secs_f64(),
-            "exact_bytes": batch.counts[0].exact_bytes, "chunks": batch.kinds.len(),
-            "coarse_chunks": batch.counts[0].coarse_chunks,
-        }))?;
-    }
-    Ok(())
+    hostile::run(&aligner, &pair, (&student, &teacher), &text)
 }
 
 fn align_all(aligner: &Aligner, student: &Ids, teacher: &Ids, batch: &mut AlignmentBatch) {
