@@ -88,9 +88,9 @@ impl AlignmentBatch {
     /// Makes room for sequences of so many tokens on both sides together: growing step by step would
     /// copy what is there. Memory that is never written to is never mapped.
     pub fn reserve(&mut self, sequences: usize, tokens: usize) {
-        self.student_bounds.reserve(tokens + sequences);
-        self.teacher_bounds.reserve(tokens + sequences);
-        self.kinds.reserve(tokens);
+        self.student_bounds.reserve(tokens + sequences + SHORT_RUN);
+        self.teacher_bounds.reserve(tokens + sequences + SHORT_RUN);
+        self.kinds.reserve(tokens + SHORT_RUN);
         self.chunk_indptr.reserve(sequences);
         self.counts.reserve(sequences);
     }
@@ -111,6 +111,9 @@ impl AlignmentBatch {
         self.counts.clear();
     }
 }
+
+/// Runs of so many chunks at most are written in one piece.
+const SHORT_RUN: usize = 8;
 
 /// A place where a student and a teacher token both begin.
 pub(crate) type Boundary = (usize, usize);
@@ -265,6 +268,15 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Appends the first `count` of [`SHORT_RUN`] values. All of them are written, whatever the count: a
+/// loop would end where nobody can foresee it.
+#[inline(always)]
+fn extend_short<T: Copy>(values: &mut Vec<T>, count: usize, of: impl Fn(i64) -> T) {
+    let len = values.len();
+    values.extend_from_slice(&std::array::from_fn::<T, SHORT_RUN, _>(|at| of(at as i64)));
+    values.truncate(len + count);
+}
+
 impl Sink for Writer<'_> {
     #[inline(always)]
     fn enough(&self, _bytes: usize) -> bool {
@@ -274,12 +286,18 @@ impl Sink for Writer<'_> {
     #[inline(always)]
     fn run(&mut self, start: Boundary, count: usize, bytes: usize) {
         let (i, j, n) = (start.0 as i64, start.1 as i64, count as i64);
+        self.counts.exact_bytes += bytes as i64;
+        if count <= SHORT_RUN {
+            extend_short(&mut self.batch.student_bounds, count, |at| i + 1 + at);
+            extend_short(&mut self.batch.teacher_bounds, count, |at| j + 1 + at);
+            extend_short(&mut self.batch.kinds, count, |_| ChunkKind::Exact as u8);
+            return;
+        }
         self.batch.student_bounds.extend(i + 1..=i + n);
         self.batch.teacher_bounds.extend(j + 1..=j + n);
         self.batch
             .kinds
             .extend(std::iter::repeat_n(ChunkKind::Exact as u8, count));
-        self.counts.exact_bytes += bytes as i64;
     }
 
     #[inline(always)]
