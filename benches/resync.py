@@ -2,6 +2,7 @@
 
     python benches/resync.py        # SmolLM2, Mistral's SentencePiece model, DeepSeek
     python benches/resync.py --pair STUDENT TEACHER [--pair ...] [--json out.json]
+    python benches/resync.py --all DIR        # all pairs of the tokenizers in a directory
 
 The figures are those of `xtoken-bench resync` (built here by cargo) on 1 MB of real English and
 code: CPU time of one thread, the least of the rounds, clean and changed texts in turn. Words are
@@ -19,10 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import alignment  # which finds the modules of the tests
-import tokenizer_zoo
+import alignment
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 
 MEGABYTE = 1_000_000
 # Share of the words: cost over the clean walk that must and should be reached, and points.
@@ -33,20 +34,22 @@ TARGETS = {
 }
 
 
-def measure(student: Path, teacher: Path, rounds: int, checked: int) -> list[dict[str, Any]]:
+def measure(
+    student: Tokenizer, teacher: Tokenizer, rounds: int, checked: int
+) -> list[dict[str, Any]]:
     """The lines of `xtoken-bench resync` on a megabyte of text."""
-    with tempfile.NamedTemporaryFile("wb", suffix=".txt") as file:
-        text = alignment.text_of(MEGABYTE).encode()[:MEGABYTE]
-        file.write(text.decode("utf8", "ignore").encode())
-        file.flush()
+    text = alignment.text_of(MEGABYTE).encode()[:MEGABYTE]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "text"
+        file.write_bytes(text.decode("utf8", "ignore").encode())
+        options = ["--text", str(file), "--rounds", str(rounds), "--checked", str(checked)]
+        for name, side in (("student", student), ("teacher", teacher)):
+            (Path(folder) / name).mkdir()
+            side.save(str(Path(folder) / name / "tokenizer.json"))
+            options += [f"--{name}", str(Path(folder) / name / "tokenizer.json")]
         command = ["cargo", "run", "--quiet", "--release", "--bin", "xtoken-bench", "--", "resync"]
-        options = ["--text", file.name, "--rounds", str(rounds), "--checked", str(checked)]
         done = subprocess.run(
-            [*command, "--student", str(student), "--teacher", str(teacher), *options],
-            cwd=alignment.ROOT,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*command, *options], cwd=alignment.ROOT, check=True, stdout=subprocess.PIPE, text=True
         )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -92,44 +95,22 @@ def hostile(name: str, lines: list[dict[str, Any]]) -> Table:
     return table
 
 
-def packaged(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Pairs of tokenizers that come with packages, written as files."""
-    sides = {
-        "SmolLM2": alignment.smollm2(),
-        "Mistral": tokenizer_zoo.mistral(),
-        "DeepSeek": tokenizer_zoo.deepseek(),
-    }
-    files = {name: folder / name / "tokenizer.json" for name in sides}
-    for name, tokenizer in sides.items():
-        files[name].parent.mkdir()
-        tokenizer.save(str(files[name]))
-    return {
-        "SmolLM2/DeepSeek": (files["SmolLM2"], files["DeepSeek"]),
-        "Mistral (SentencePiece)/DeepSeek": (files["Mistral"], files["DeepSeek"]),
-    }
-
-
 def main() -> None:
     """Measure each pair and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", nargs=2, action="append", metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--all", type=Path, metavar="DIR", help="all pairs of its tokenizers")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--checked", type=int, default=120, help="sequences given to the optimum")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     console = Console()
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.pair:
-            files = [[alignment.tokenizer_file(path) for path in pair] for pair in arguments.pair]
-            pairs = {f"{s.parent.name}/{t.parent.name}": (s, t) for s, t in files}
-        else:
-            pairs = packaged(Path(folder))
-        for name, (student, teacher) in pairs.items():
-            lines = measure(student, teacher, arguments.rounds, arguments.checked)
-            results[name] = lines
-            console.print(differences(name, [line for line in lines if line["bench"] == "resync"]))
-            console.print(hostile(name, [line for line in lines if line["bench"] == "hostile"]))
+    for name, (student, teacher) in alignment.chosen(arguments).items():
+        lines = measure(student, teacher, arguments.rounds, arguments.checked)
+        results[name] = lines
+        console.print(differences(name, [line for line in lines if line["bench"] == "resync"]))
+        console.print(hostile(name, [line for line in lines if line["bench"] == "hostile"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
