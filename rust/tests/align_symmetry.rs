@@ -60,7 +60,7 @@ fn vocab() -> impl Strategy<Value = Arc<Vocab>> {
         }
         let mut vocab = builder.build();
         let specials: Vec<u32> = vocab.specials().map(|(id, _)| id).collect();
-        for (&id, role) in specials.iter().zip([Role::Bos, Role::Eos, Role::Pad]) {
+        for (&id, role) in specials.iter().zip([Role::Bos, Role::Eos, Role::Unk]) {
             vocab.set_role(role, Some(id)).unwrap();
         }
         Arc::new(vocab)
