@@ -1,0 +1,107 @@
+//! Hostile ids: no panic, no hang, whatever stands where text is expected.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use xtoken::{AlignOptions, Aligner, DummyPrefix, Family, Role, Vocab, VocabBuilder};
+
+const BOS: u32 = 256;
+const EOS: u32 = 257;
+const UNUSED: u32 = 258;
+const LONG: u32 = 259;
+const SPACE: u32 = b' ' as u32;
+
+/// All bytes, two specials, a hole, and a token of 300 bytes.
+fn vocab(dummy_prefix: DummyPrefix) -> Arc<Vocab> {
+    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    for byte in 0..=u8::MAX {
+        builder.push_text(&[byte]).unwrap();
+    }
+    builder.push_special("<s>").unwrap();
+    builder.push_special("</s>").unwrap();
+    builder.push_unused().unwrap();
+    builder.push_text(&[b'a'; 300]).unwrap();
+    let mut vocab = builder.build();
+    vocab.set_role(Role::Bos, Some(BOS)).unwrap();
+    vocab.set_role(Role::Eos, Some(EOS)).unwrap();
+    Arc::new(vocab)
+}
+
+/// Each side repeats one of these to the full length.
+fn cases() -> Vec<(Vec<u32>, Vec<u32>)> {
+    let spaces = |count: usize, end: u8| [vec![BOS], vec![SPACE; count], vec![end.into()]].concat();
+    let after = |id: u32, count: usize, end: u8| [vec![id; count], vec![end.into()]].concat();
+    let periodic = |end: u8| -> Vec<u32> {
+        (0..40)
+            .map(|at| 97 + at * 7 % 13)
+            .chain([end.into()])
+            .collect()
+    };
+    vec![
+        (vec![BOS], vec![EOS]),
+        (vec![BOS, EOS], vec![EOS, UNUSED]),
+        (vec![BOS, EOS], vec![EOS, BOS]),
+        (vec![BOS], vec![97]),
+        (vec![UNUSED], vec![UNUSED]),
+        (spaces(1000, b'x'), spaces(1002, b'y')),
+        (spaces(60, b'x'), spaces(62, b'y')),
+        (spaces(3, b'x'), spaces(5, b'y')),
+        (spaces(1000, b'x'), vec![97]),
+        (vec![SPACE], vec![97]),
+        (vec![BOS, 97], vec![97, 98]),
+        (vec![BOS, SPACE], vec![SPACE, 98]),
+        (after(BOS, 15, b'a'), after(UNUSED, 15, b'b')),
+        (after(BOS, 63, b'a'), after(UNUSED, 63, b'b')),
+        (vec![0xA9], vec![0xAA]),
+        (vec![0xC3, BOS, 0xA9], vec![0xC3, UNUSED, 0xAA]),
+        (vec![0xC3, 0xA9], vec![0xA9, 0xC3]),
+        (periodic(b'x'), periodic(b'y')),
+        (vec![LONG, 98], vec![97]),
+        (vec![LONG], vec![97, 97, 98]),
+    ]
+}
+
+#[test]
+fn hostile_ids_cost_time_in_proportion_to_their_number() {
+    let tokens = 20_000;
+    let repeat = |unit: &[u32]| -> Vec<u32> { unit.iter().copied().cycle().take(tokens).collect() };
+    for (student, teacher) in [
+        (DummyPrefix::Never, DummyPrefix::Never),
+        (DummyPrefix::Every, DummyPrefix::Never),
+        (DummyPrefix::Every, DummyPrefix::First),
+    ] {
+        let (student, teacher) = (vocab(student), vocab(teacher));
+        for whole_characters in [false, true] {
+            let options = AlignOptions {
+                role_pairs: None,
+                whole_characters,
+            };
+            let aligner = Aligner::new(student.clone(), teacher.clone(), options).unwrap();
+            for (case, (left, right)) in cases().iter().enumerate() {
+                let (left, right) = (repeat(left), repeat(right));
+                let start = Instant::now();
+                let batch = aligner.align(&left, &right).unwrap();
+                // Without optimization and on a busy machine: milliseconds where it is built for use.
+                assert!(start.elapsed().as_secs() < 20, "case {case}");
+                assert_eq!(
+                    batch.student_bounds.last(),
+                    Some(&(tokens as i64)),
+                    "case {case}"
+                );
+                assert_eq!(
+                    batch.teacher_bounds.last(),
+                    Some(&(tokens as i64)),
+                    "case {case}"
+                );
+                let alone = aligner.align(&left, &[0u32; 0]).unwrap();
+                assert_eq!(
+                    alone.student_bounds.last(),
+                    Some(&(tokens as i64)),
+                    "case {case}"
+                );
+            }
+        }
+    }
+}
