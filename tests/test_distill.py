@@ -55,10 +55,11 @@ def test_a_comparison_trains_all_losses_and_writes_everything(workspace: Path) -
     output = distill(workspace, "--compare", out=out)
     assert "W: " in output
     assert "alignment" in output
-    for loss in ("before", "p-kl", "prefix-kl", "gold", "ce"):
+    for loss in ("before", "prefix-kl", "p-kl", "gold", "ce"):
         assert loss in output
     for folder, loss in (
-        (out, "p-kl"),
+        (out, "prefix-kl"),
+        (out / "compare" / "p-kl", "p-kl"),
         (out / "compare" / "gold", "gold"),
         (out / "compare" / "ce", "ce"),
     ):
@@ -69,7 +70,7 @@ def test_a_comparison_trains_all_losses_and_writes_everything(workspace: Path) -
         AutoModelForCausalLM.from_pretrained(folder / "student")
         assert AutoTokenizer.from_pretrained(folder / "student")("201").input_ids[1:]
     results = json.loads((out / "comparison.json").read_text())
-    assert [result["loss"] for result in results] == ["p-kl", "prefix-kl", "gold", "ce"]
+    assert [result["loss"] for result in results] == ["prefix-kl", "p-kl", "gold", "ce"]
     # All start from the same student and see the same held-out text.
     assert all(result["before"] == results[0]["before"] for result in results)
     assert len({result["after"]["bits_per_byte"] for result in results}) == 4

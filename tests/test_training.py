@@ -219,7 +219,7 @@ def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
     materials: Materials, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
-    teacher = open_teachers(materials, config, ["p-kl"], tmp_path / "cache")["p-kl"]
+    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
     result = train(materials, config, teacher, tmp_path / "run")
     assert result.after.bits_per_byte < result.before.bits_per_byte - 0.2
 
@@ -252,7 +252,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(
 
 
 def test_a_loss_with_a_teacher_needs_one(materials: Materials, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="loss = 'p-kl' needs a teacher"):
+    with pytest.raises(ConfigError, match="loss = 'prefix-kl' needs a teacher"):
         train(materials, CONFIG, None, tmp_path)
     with pytest.raises(ConfigError, match="needs W of the pair"):
         Objective(CONFIG, None)

@@ -34,7 +34,7 @@ config = DistillConfig(
 pair = load_pair(folder / "student", folder / "teacher")
 materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
 rank = os.environ.get("RANK", "alone")
-teachers = open_teachers(materials, config, ["p-kl"], folder / f"cache-{rank}")
+teachers = open_teachers(materials, config, [config.loss], folder / f"cache-{rank}")
 
 class Keep(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model, **_):
@@ -43,7 +43,7 @@ class Keep(TrainerCallback):
 
 trainer = DistillTrainer(
     pair.load_student(), config, objective=Objective(config, materials.projection),
-    teacher=teachers["p-kl"], train_examples=materials.train, collator=DistillCollator(),
+    teacher=teachers[config.loss], train_examples=materials.train, collator=DistillCollator(),
     output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
 )
 trainer.add_callback(Keep())

@@ -37,10 +37,11 @@ def distill(
         Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="p-kl, prefix-kl, h-kl, gold, uld or ce.")
+        str | None, typer.Option(help="prefix-kl, p-kl, h-kl, gold, uld or ce.")
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also train prefix-kl, gold and ce, from one start.")
+        bool,
+        typer.Option("--compare", help="Also train prefix-kl, p-kl, gold and ce, from one start."),
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a micro-batch.")] = None,

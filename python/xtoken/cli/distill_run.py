@@ -36,7 +36,7 @@ from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.run import RunResult, is_main_process, train
 
 HELD_OUT_FRACTION = 0.1
-BASELINES: tuple[LossName, ...] = ("prefix-kl", "gold", "ce")
+COMPARED: tuple[LossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(request: Request) -> None:
     config = _config(request)
     losses: list[LossName] = [config.loss]
     if request.compare:
-        losses += [loss for loss in BASELINES if loss != config.loss]
+        losses += [loss for loss in COMPARED if loss != config.loss]
     texts = _texts(request)
     pair = load_pair(request.student, request.teacher)
     materials = prepare(pair, texts, config, bars)

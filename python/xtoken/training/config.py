@@ -13,7 +13,7 @@ from typing import Literal
 
 from xtoken import XTokenError
 
-LossName = Literal["p-kl", "prefix-kl", "h-kl", "gold", "uld", "ce"]
+LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"]
 LOSSES: tuple[str, ...] = typing.get_args(LossName)
 
 
@@ -26,7 +26,7 @@ class DistillConfig:
     """Settings of one run. Equal settings, data and models give equal results on one machine.
 
     Args:
-        loss: `p-kl`, `prefix-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
+        loss: `prefix-kl`, `p-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
         kd_weight: weight of the distillation loss beside the cross-entropy; `balanced` is that of
             the X-Token paper (Eq. 7), `sg(CE / KD) * KD + CE`.
         ce_weight: weight of the cross-entropy.
@@ -52,7 +52,7 @@ class DistillConfig:
         device: `auto` is a CUDA device where there is one, else the CPU.
     """
 
-    loss: LossName = "p-kl"
+    loss: LossName = "prefix-kl"
     kd_weight: float | Literal["balanced"] = "balanced"
     ce_weight: float = 1.0
     temperature: float = 1.0
@@ -112,12 +112,12 @@ class DistillConfig:
             raise ConfigError(
                 f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
                 f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
-                "set it to null"
+                "set it to null, or use p-kl, which renormalizes them"
             )
         if self.merge != "chain" and self.loss == "prefix-kl":
             raise ConfigError(
                 f"merge = {self.merge!r} under prefix-kl, which starts from the chunk's first "
-                "predictor; set it to 'chain'"
+                "predictor; set it to 'chain', or use p-kl"
             )
         if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
             raise ConfigError(
