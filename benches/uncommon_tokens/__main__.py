@@ -4,6 +4,7 @@
     python -m benches.uncommon_tokens --minutes 30          # so far as half an hour allows
     python -m benches.uncommon_tokens --only "prefix KL" --seeds 0 --steps 160
     python -m benches.uncommon_tokens --report              # only the table and the picture
+    python -m benches.uncommon_tokens --teacher             # only the teacher's own scores
 
 Each unit (an arm, a seed, steps, a setting) is one line of results.jsonl, written when it is done;
 what is there is not run again, so that several calls may work side by side with --seeds or --steps.
@@ -29,6 +30,9 @@ def main() -> None:
     options = _options()
     # Before torch is imported: the units are small, and CPU time is compared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if options.teacher:
+        _print_teacher(options)
+        return
     results = _read(options.results)
     if not options.report:
         _run(options, results)
@@ -46,6 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--passages", type=int, nargs="+", help="to train on")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--teacher", action="store_true", help="score the teacher")
     return parser.parse_args()
 
 
@@ -100,6 +105,29 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         results.append(result)
+
+
+def _print_teacher(options: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from benches.uncommon_tokens.teacher_score import score_teacher
+    from benches.uncommon_tokens.unit import Bench
+    from xtoken.cli.distill_run import Bars, quiet_transformers
+    from xtoken.training.config import DistillConfig
+
+    quiet_transformers()
+    console = Console()
+    bench = Bench.prepare(options.folder, Bars(console))
+    materials = bench.materials(DistillConfig(), 0, Setting().passages)
+    pair = materials.pair
+    scores = score_teacher(
+        pair.load_teacher(torch.device("cpu")),
+        materials.held_out.examples,
+        pair.student_vocab,
+        pair.teacher_vocab,
+    )
+    console.print(scores)
 
 
 def _write_report(path: Path, results: list[dict[str, Any]]) -> None:
