@@ -85,6 +85,8 @@ def test_other_ids_options_and_vocabularies_are_other_entries(aligner: Aligner) 
         (Aligner(s, t, role_pairs=[]), [5, 6], [7]),
         (Aligner(s, t, whole_characters=True), [5, 6], [7]),
         (Aligner(s, Vocab.from_tokens([b"a"] * 8)), [5, 6], [7]),
+        # The unknown token stands within text, other specials between texts.
+        (Aligner(s, t.with_roles({"unk": None})), [5, 6], [7]),
     ]
     for made, student, teacher in others:
         cache.align(made, student, teacher)

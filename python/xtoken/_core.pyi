@@ -130,7 +130,7 @@ class Vocab:
     @property
     def dummy_prefix(self) -> Literal["never", "first", "every"]:
         """Where the tokenizer puts a space of its own: `first` at the start of the sequence,
-        `every` after each special token as well."""
+        `every` after each special token as well but the unknown one, which stands within text."""
     @property
     def roles(self) -> dict[str, int]:
         """The ids that play `bos`, `eos`, `pad`, `unk`, `eot`, where known."""
