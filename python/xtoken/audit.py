@@ -10,6 +10,7 @@ import numpy as np
 
 from xtoken._core import Vocab
 from xtoken.projection import EMPTY_RULES, RULE_CODES, Projection
+from xtoken.supervision import ClassSupervision
 from xtoken.token_classes import NUMERALS, PUNCTUATION, classes, order
 from xtoken.trie import PieceTrie
 
@@ -72,6 +73,7 @@ class Audit:
         recommendation: the loss that the coverage speaks for.
         reason: why, in a sentence or two with the numbers.
         notes: what else a user should know before training.
+        supervision: where prefix KL compares in a sample of text; empty where none was given.
     """
 
     student_size: int
@@ -92,6 +94,7 @@ class Audit:
     recommendation: Literal["p-kl", "h-kl"]
     reason: str
     notes: tuple[str, ...]
+    supervision: tuple[ClassSupervision, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the command prints them with `--json`."""
@@ -184,7 +187,8 @@ def _recommend(coverage: tuple[ClassCoverage, ...]) -> tuple[Literal["p-kl", "h-
         return "p-kl", (
             f"{_list(outside)} of the student are in the common set. H-KL and GOLD would match the "
             "others by rank to unrelated tokens and push them down through the softmax; P-KL "
-            "projects them on the teacher's tokens for the same text."
+            "projects them on the teacher's tokens for the same text, and prefix KL, which starts "
+            "from P-KL, also tells apart those that share a first piece."
         )
     return "h-kl", (
         f"{_list(critical)} of the student are in the common set, so a KL on matched tokens "

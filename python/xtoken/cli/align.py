@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from xtoken import Aligner, Alignment, ChunkKind, Coverage, OptionError
 from xtoken.cli.align_view import alignment_view, visible
-from xtoken.cli.sides import Side, read_side
+from xtoken.cli.sides import Side, read_side, read_text
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +67,7 @@ def align(
         corpus = Corpus(batch, text_field, out, rows, special_tokens)
         _print_corpus(align_corpus(corpus, aligner, *sides), out, as_json)
         return
-    text = _read_text(file)
+    text = read_text(file)
     student_ids, teacher_ids = (side.encode([text], special_tokens)[0] for side in sides)
     alignment = aligner.align(student_ids, teacher_ids)
     if as_json:
@@ -76,16 +75,6 @@ def align(
     else:
         view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
         Console(soft_wrap=False, highlight=False).print(view)
-
-
-def _read_text(file: Path) -> str:
-    content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise OptionError(
-            f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
-        ) from error
 
 
 def _as_json(

@@ -7,14 +7,17 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from xtoken import Projection, Vocab
+from xtoken import Aligner, Projection, Vocab
 from xtoken.cli import project_tables as tables
+from xtoken.cli.sides import read_side, read_text
+from xtoken.supervision import ClassSupervision
 
 project = typer.Typer(
     help="The projection W between two vocabularies.",
@@ -147,6 +150,9 @@ def audit(
     ] = 0.6,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Also count what prefix KL compares in this text file.")
+    ] = None,
 ) -> None:
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
     from xtoken.audit import audit as audit_pair
@@ -155,6 +161,8 @@ def audit(
     with _working("auditing the pair"):
         w = Projection.build(*vocabs)
         result = audit_pair(w, threshold)
+        if text is not None:
+            result = replace(result, supervision=_supervision(w, student, teacher, text))
     if html is not None:
         from xtoken.report.audit_page import render
 
@@ -165,9 +173,22 @@ def audit(
         return
     console = Console()
     console.print(tables.overlap(result), tables.coverage(result), sep="\n")
+    if result.supervision:
+        console.print(tables.supervision(result))
     console.print(tables.recommendation(result))
     if html is not None:
         console.print(f"page: {html}", highlight=False, soft_wrap=True)
+
+
+def _supervision(
+    w: Projection, student: Path, teacher: Path, text: Path
+) -> tuple[ClassSupervision, ...]:
+    from xtoken.supervision import supervision
+
+    sides = read_side("student", student), read_side("teacher", teacher)
+    ids = [side.encode([read_text(text)], True)[0] for side in sides]
+    alignment = Aligner(sides[0].vocab, sides[1].vocab).align(*ids)
+    return supervision(w, alignment, *ids)
 
 
 @contextmanager

@@ -115,6 +115,24 @@ def coverage(result: Audit) -> Table:
     return table
 
 
+def supervision(result: Audit) -> Table:
+    """Where prefix KL compares in the sample of text, by class."""
+    table = Table(title="what prefix KL compares in the text", box=None, padding=(0, 0, 0, 1))
+    table.add_column("class", no_wrap=True)
+    for title in ("chunks", "compared", "share", "of them m:1", "prefixes"):
+        table.add_column(title, justify="right")
+    for item in result.supervision:
+        table.add_row(
+            item.name,
+            f"{item.chunks:,}",
+            f"{item.compared:,}",
+            f"{math.floor(100 * item.compared / item.chunks)} %",
+            f"{item.mirrored:,}",
+            f"{item.prefixes:,}",
+        )
+    return table
+
+
 def recommendation(result: Audit) -> Panel:
     """The loss to use, why, and what to know."""
     lines = [result.reason, *(f"- {note}" for note in result.notes)]

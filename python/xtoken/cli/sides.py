@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from xtoken import FormatError, Vocab, XTokenError
+from xtoken import FormatError, OptionError, Vocab, XTokenError
 
 
 class SideError(XTokenError):
@@ -70,6 +71,22 @@ def read_side(name: str, path: Path) -> Side:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return Side(name, path, vocab, tokenizer)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, `-` for standard input.
+
+    Raises:
+        OSError: it cannot be read.
+        OptionError: it is not UTF-8.
+    """
+    content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
+        ) from error
 
 
 def _no_encoder(name: str, path: Path) -> SideError:
