@@ -74,7 +74,7 @@ def differences(name: str, lines: list[dict[str, Any]]) -> Table:
 
 
 def hostile(name: str, lines: list[dict[str, Any]]) -> Table:
-    """Time by length: a case on half of the text, then on all of it. Coarse: chunks at a limit."""
+    """Time by length: a case on half of the text, then on twice that. Coarse: chunks at a limit."""
     table = Table(title=f"{name}, other differences")
     table.add_column("case", no_wrap=True)
     for title in ("MB, both", "ms", "ns a byte", "x half of it", "coarse"):

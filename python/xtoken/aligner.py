@@ -20,7 +20,9 @@ _ANSWERS = 2
 class Aligner:
     """Aligns token sequences of a student and a teacher.
 
-    Picklable, immutable, safe to share between threads.
+    Picklable, immutable, safe to share between threads. Exchanging student and teacher exchanges
+    the sides of each answer and nothing else; of tokens that stand alone at the same place, the
+    student's are always listed first.
 
     Args:
         student_vocab: a `Vocab`, or anything that `Vocab.from_tokenizer` reads.
