@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top-k 8192 of each chunk": {"top_k": 8192},
     "top-k 8192 of the microbatch": {"top_k": 8192, "top_k_scope": "microbatch"},
     "stored top-k 512": {"top_k": 512},
+    "stored top-k 512, tail bucket": {"top_k": 512, "tail_bucket": True},
 }
 
 

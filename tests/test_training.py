@@ -251,6 +251,28 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(
     assert runs[0] != runs[2]
 
 
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
+def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
+    materials: Materials, loss: str
+) -> None:
+    batch = DistillCollator()(materials.train.examples[:2])
+    generator = torch.Generator().manual_seed(0)
+    student_size, teacher_size = materials.projection.shape
+    student = torch.randn(*batch["student_ids"].shape, student_size, generator=generator)
+    teacher = torch.randn(*batch["teacher_ids"].shape, teacher_size, generator=generator)
+
+    def kd(**changed: object) -> float:
+        config = replace(CONFIG, loss=loss, teacher_top_k=None, **changed)
+        parts = Objective(config, materials.projection)(
+            student, teacher, batch, token_total=1.0, chunk_total=1.0
+        )
+        return float(parts.kd)
+
+    assert kd(top_k=8) != pytest.approx(kd(top_k=8, tail_bucket=False), rel=0.1)
+    for top_k in (None, teacher_size):
+        assert kd(top_k=top_k) == kd(top_k=top_k, tail_bucket=False)
+
+
 def test_a_loss_with_a_teacher_needs_one(materials: Materials, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="loss = 'prefix-kl' needs a teacher"):
         train(materials, CONFIG, None, tmp_path)

@@ -53,6 +53,7 @@ def test_settings_are_frozen() -> None:
         ({"loss": "prefix-kl", "merge": "last"}, "merge = 'last' under prefix-kl"),
         ({"prefix_max_depth": -1}, "prefix_max_depth = -1, expected at least 0"),
         ({"loss": "gold", "temperature": 2.0}, "temperature = 2.0 under gold needs the teacher"),
+        ({"loss": "p-kl", "temperature": 2.0}, "or use p-kl without tail_bucket"),
         ({"ce_weight": 0}, "leaves nothing to train on"),
         ({"ce_weight": 0, "loss": "ce", "kd_weight": 1}, "leaves nothing to train on"),
     ],

@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 
 # Settings over those of `DistillConfig`; the weight of the teacher's loss is fixed, at 1, as the
 # paper's balance would make losses of different size equal and hide what size alone does.
-FIXED: dict[str, Any] = {"kd_weight": 1.0, "teacher_top_k": 512, "top_k": 512}
+FIXED: dict[str, Any] = {
+    "kd_weight": 1.0,
+    "teacher_top_k": 512,
+    "top_k": 512,
+    "tail_bucket": False,
+}
 ARMS: dict[str, dict[str, Any]] = {
     "CE": {"loss": "ce"},
     "ULD": {"loss": "uld"},
@@ -15,7 +20,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "P-KL decay 0.1": {"loss": "p-kl"},
     "P-KL decay 0": {"loss": "p-kl", "projection_decay": 0.0},
     "P-KL decay 0, weight 3": {"loss": "p-kl", "projection_decay": 0.0, "kd_weight": 3.0},
+    "P-KL decay 0, tail": {"loss": "p-kl", "projection_decay": 0.0, "tail_bucket": True},
     "prefix KL": {"loss": "prefix-kl"},
+    "prefix KL, tail": {"loss": "prefix-kl", "tail_bucket": True},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
 }
 SEEDS = (0, 1, 2)

@@ -51,6 +51,10 @@ def distill(
         str | None, typer.Option(help="A number, or 'balanced' for the paper's CE / KD.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Teacher columns in the loss.")] = None,
+    tail_bucket: Annotated[
+        bool | None,
+        typer.Option(help="Compare all other teacher columns too, together as one more."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest example, either side.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the data order.")] = None,
@@ -80,6 +84,7 @@ def distill(
         "learning_rate": learning_rate,
         "kd_weight": _kd_weight(kd_weight),
         "top_k": top_k,
+        "tail_bucket": tail_bucket,
         "max_tokens": max_tokens,
         "eval_every": eval_every,
         "seed": seed,

@@ -35,6 +35,8 @@ class DistillConfig:
         top_k: columns of the loss, the teacher's likeliest ones; None for all.
         top_k_scope: whose likeliest ones, each `chunk`'s own or those of the `microbatch`; the
             latter makes the loss depend on how a step is cut into micro-batches.
+        tail_bucket: whether `prefix-kl` and `p-kl` compare all columns outside `top_k` too,
+            together as one more, so that no mass hides there; without `top_k` there are none.
         teacher_top_k: columns of the teacher that are computed once and stored; None runs the
             teacher in every step.
         projection_top_k, projection_decay, projection_max_pieces: how W is built.
@@ -59,6 +61,7 @@ class DistillConfig:
     merge: Literal["chain", "last", "mean"] = "chain"
     top_k: int | None = 512
     top_k_scope: Literal["chunk", "microbatch"] = "chunk"
+    tail_bucket: bool = True
     teacher_top_k: int | None = 512
     projection_top_k: int = 4
     projection_decay: float = 0.1
@@ -104,15 +107,16 @@ class DistillConfig:
                 f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
+        renormalized = self.loss == "p-kl" and not self.tail_bucket
         if (
-            self.loss in ("prefix-kl", "h-kl", "gold", "uld")
+            not (self.loss == "ce" or renormalized)
             and self.temperature != 1
             and self.teacher_top_k is not None
         ):
             raise ConfigError(
                 f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
                 f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
-                "set it to null, or use p-kl, which renormalizes them"
+                "set it to null, or use p-kl without tail_bucket, which renormalizes them"
             )
         if self.merge != "chain" and self.loss == "prefix-kl":
             raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,7 @@ def _p_kl(config: DistillConfig, projection: Projection, device: torch.device | 
             chunks,
             top_k=config.top_k,
             top_k_scope=config.top_k_scope,
+            tail_bucket=_tail_bucket(config, projection),
             merge=config.merge,
             temperature=config.temperature,
             **call,
@@ -61,8 +63,16 @@ def _prefix_kl(
         end=config.prefix_end,
         top_k=config.top_k,
         top_k_scope=config.top_k_scope,
+        tail_bucket=_tail_bucket(config, projection),
         temperature=config.temperature,
     ).to(device)
+
+
+def _tail_bucket(config: DistillConfig, projection: Projection) -> bool:
+    """Whether there is a tail: where all columns that W reaches are compared, there is none."""
+    if not config.tail_bucket or config.top_k is None:
+        return False
+    return config.top_k < len(np.unique(projection.indices))
 
 
 def _uld(config: DistillConfig, projection: Projection, device: torch.device | str) -> DistillLoss:
