@@ -111,5 +111,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
             axis.set_yticks(range(len(arms)), list(arms))
             axis.set_title(f"{title}, {of}", fontsize=8)
             axis.grid(alpha=0.3)
-        row[0].invert_yaxis()
+        row[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.savefig(path, dpi=110)
