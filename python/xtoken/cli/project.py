@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -157,12 +157,14 @@ def audit(
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
     from xtoken.audit import audit as audit_pair
 
-    vocabs = _read(student, teacher)
+    # Encoders are read only where there is text for them: not every file of a vocabulary has one.
+    sample = None if text is None else _read_sample(student, teacher, text)
+    vocabs = _read(student, teacher) if sample is None else sample.vocabs
     with _working("auditing the pair"):
         w = Projection.build(*vocabs)
         result = audit_pair(w, threshold)
-        if text is not None:
-            result = replace(result, supervision=_supervision(w, student, teacher, text))
+        if sample is not None:
+            result = replace(result, supervision=_supervision(w, sample))
     if html is not None:
         from xtoken.report.audit_page import render
 
@@ -180,15 +182,23 @@ def audit(
         console.print(f"page: {html}", highlight=False, soft_wrap=True)
 
 
-def _supervision(
-    w: Projection, student: Path, teacher: Path, text: Path
-) -> tuple[ClassSupervision, ...]:
+class _Sample(NamedTuple):
+    vocabs: tuple[Vocab, Vocab]
+    ids: tuple[list[int], list[int]]
+
+
+def _read_sample(student: Path, teacher: Path, text: Path) -> _Sample:
+    with _working("reading the tokenizers and the text"):
+        content = read_text(text)
+        sides = read_side("student", student), read_side("teacher", teacher)
+        one, other = (side.encode([content], True)[0] for side in sides)
+    return _Sample((sides[0].vocab, sides[1].vocab), (one, other))
+
+
+def _supervision(w: Projection, sample: _Sample) -> tuple[ClassSupervision, ...]:
     from xtoken.supervision import supervision
 
-    sides = read_side("student", student), read_side("teacher", teacher)
-    ids = [side.encode([read_text(text)], True)[0] for side in sides]
-    alignment = Aligner(sides[0].vocab, sides[1].vocab).align(*ids)
-    return supervision(w, alignment, *ids)
+    return supervision(w, Aligner(*sample.vocabs).align(*sample.ids), *sample.ids)
 
 
 @contextmanager

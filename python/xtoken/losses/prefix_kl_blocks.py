@@ -170,8 +170,9 @@ def columns_of_all(of_root: Tensor | None, parts: Sequence[PrefixPart]) -> Tenso
     read[of_root] = True
     for part in compared:
         read[part.trie.below(torch.unique(part.items.node))] = True
+    places = places_of(read)
     for part in compared:
-        part.places = places_of(read)
+        part.places = places
     return read.nonzero().flatten()
 
 
