@@ -356,21 +356,90 @@ def test_mismatched_chunks_count_where_admitted() -> None:
     )
 
 
-@pytest.mark.parametrize(("mode", "merge"), [*product(MODES, MERGES)])
+@pytest.mark.parametrize(("mode", "merge", "tail"), [*product(MODES, MERGES, [False, True])])
 def test_the_closed_form_is_what_autograd_finds(
-    mode: tuple[int | None, str], merge: str, monkeypatch: pytest.MonkeyPatch
+    mode: tuple[int | None, str], merge: str, tail: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(17, dtype=torch.float32, v_s=60, v_t=50, chunks=30)
     options = {
-        "top_k": mode[0], "top_k_scope": mode[1], "merge": merge, "temperature": 1.3,
-        "chunk_weights": torch.linspace(0.5, 1.5, len(case.usable)), "full_metrics": True,
+        "top_k": mode[0], "top_k_scope": mode[1], "merge": merge, "tail_bucket": tail,
+        "temperature": 1.3, "full_metrics": True,
+        "chunk_weights": torch.linspace(0.5, 1.5, len(case.usable)),
     }  # fmt: skip
     args = (case.student_logits, case.teacher_logits, case.projection, case.usable)
+    _compare_closed_form(args, options, [case.student_logits], monkeypatch)
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_closed_form_of_a_stored_top_k_is_what_autograd_finds(
+    mode: tuple[int | None, str], tail: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(18, dtype=torch.float32, v_s=60, v_t=50, chunks=30)
+    stored = TeacherTopK.from_logits(case.teacher_logits, 45, vocab_size=50)
+    learnable = SparseProjection.from_csr(
+        case.projection.indptr, case.projection.indices, case.projection.weights,
+        case.projection.shape, learnable=True,
+    )  # fmt: skip
+    args = (case.student_logits, stored, learnable, case.usable)
+    options = {"top_k": mode[0], "top_k_scope": mode[1], "tail_bucket": tail}
+    _compare_closed_form(args, options, [case.student_logits, learnable.free], monkeypatch)
+
+
+def _compare_closed_form(args, options, leaves, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    closed = PKLBlocks._closed_form
+    monkeypatch.setattr(
+        PKLBlocks, "_closed_form", lambda *given: taken.append(closed(*given)) or taken[-1]
+    )
     found = p_kl(*args, **options)
+    assert taken
+    assert None not in taken
     monkeypatch.setattr(PKLBlocks, "value_and_grad", BlockLoss.value_and_grad)
     wanted = p_kl(*args, **options)
     assert torch.allclose(found.loss, wanted.loss, rtol=1e-5)
-    gradients = [torch.autograd.grad(x.loss, case.student_logits)[0] for x in (found, wanted)]
-    assert torch.allclose(*gradients, atol=1e-6)
+    for one, other in zip(
+        torch.autograd.grad(found.loss, leaves), torch.autograd.grad(wanted.loss, leaves),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.allclose(one, other, atol=1e-6)
     for name, value in wanted.metrics.items():
         assert torch.allclose(found.metrics[name], value, rtol=1e-5), name
+
+
+@pytest.mark.parametrize(("scope", "tail"), [*product(["chunk", "microbatch"], [False, True])])
+def test_the_pads_of_a_short_stored_row_change_nothing(scope: str, tail: bool) -> None:
+    case = make_case(19)
+    stored = TeacherTopK.from_logits(case.teacher_logits, 4, vocab_size=case.v_t)
+    pads = (*stored.ids.shape[:2], 3)
+    padded = TeacherTopK(
+        torch.cat([stored.ids, stored.ids[..., :1].expand(pads)], -1),
+        torch.cat([stored.log_probs, torch.full(pads, -torch.inf)], -1),
+    )
+    found, wanted = (
+        p_kl(
+            case.student_logits, teacher, case.projection, case.usable, top_k=4,
+            top_k_scope=scope, tail_bucket=tail,
+        )
+        for teacher in (padded, stored)
+    )  # fmt: skip
+    gradients = [torch.autograd.grad(x.loss, case.student_logits)[0] for x in (found, wanted)]
+    torch.testing.assert_close(found.loss, wanted.loss)
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(found.metrics, wanted.metrics)
+
+
+def test_a_tail_of_little_mass_keeps_its_digits_in_float32() -> None:
+    """1 minus the kept mass would be 0 here."""
+    projection = SparseProjection.from_csr(torch.arange(5), torch.arange(4), torch.ones(4), (4, 4))
+    one = torch.tensor([1])
+    chunks = ChunkBatch(torch.tensor([0]), one, one + 1, one, one + 1, torch.tensor([0]))
+    student = torch.tensor([[[20.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], requires_grad=True)
+    teacher = torch.tensor([[[3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
+    found, wanted = (
+        p_kl(student.to(dtype), teacher.to(dtype), projection, chunks, top_k=2, tail_bucket=True)
+        for dtype in (torch.float32, torch.float64)
+    )
+    gradients = [torch.autograd.grad(x.loss, student)[0] for x in (found, wanted)]
+    torch.testing.assert_close(found.loss, wanted.loss, check_dtype=False)
+    torch.testing.assert_close(*gradients)

@@ -155,11 +155,17 @@ def p_kl_blocks(
     if top_k is not None and not per_chunk and len(chunks):
         columns, rows = top_columns(rows, projection.supported, top_k, per_block)
         part = projection.columns(columns)
-    elif per_chunk and isinstance(teacher, TeacherTopK) and not tail_bucket:
+    elif per_chunk and isinstance(teacher, TeacherTopK):
         part, column_of = _stored_columns(projection, rows)
     params = [projection.values()[part.entries]]
-    if tail_bucket and not per_chunk:
-        params.append(_mass_outside(projection, part))
+    if tail_bucket:
+        outside = _mass_outside(projection, part)
+        if not per_chunk and not bool((outside > 0).any()):
+            raise ValueError(
+                "tail_bucket=True, but W sends no student token outside the kept columns: the KL "
+                "of a teacher with any mass there is infinite; pass top_k, or tail_bucket=False"
+            )
+        params.append(outside)
     loss = PKLBlocks(
         student=chunk_rows(chunks, "student", source.positions[1], merge),
         # Only what the kept columns can come from is read, where nothing asks for whole rows.
@@ -196,13 +202,7 @@ def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:
     inside = inside.index_add(0, projection.row_of[part.entries], values[part.entries])
     outside = 1.0 - inside
     # A row wholly inside sums to 1 up to rounding; what is left there is no mass.
-    outside = torch.where(outside > 1e-5, outside, torch.zeros_like(outside))
-    if not bool((outside > 0).any()):
-        raise ValueError(
-            "tail_bucket=True, but W sends no student token outside the kept columns: the KL of a "
-            "teacher with any mass there is infinite; pass top_k, or tail_bucket=False"
-        )
-    return outside
+    return torch.where(outside > 1e-5, outside, torch.zeros_like(outside))
 
 
 class PKL(LossModule):

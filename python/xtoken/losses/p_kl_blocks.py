@@ -11,7 +11,7 @@ from torch import Tensor
 from ..sparse import ColumnSlice, log_project
 from .divergence import Direction, divergence
 from .merge import ChunkRows, merge_rows, unmerge_rows
-from .p_kl_forward import forward_kl
+from .p_kl_forward import Tail, forward_kl
 from .row_blocks import Block, BlockLoss
 from .teacher_signal import TeacherRows, TeacherTopK
 from .top_k import top_k as best_of
@@ -56,11 +56,11 @@ class PKLBlocks(BlockLoss):
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
         best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
         if self.tail_bucket:
-            if columns is None:
-                rest = self._rest(logits, params[1])
-            else:
-                rest = self._rest_of(logits, every, columns)
-            log_teacher = torch.cat([log_teacher, torch.log1p(-mass.clamp(max=1.0))[:, None]], 1)
+            others = logits + torch.log(params[1].to(logits.dtype))
+            if columns is not None:
+                others = torch.cat([others, every.scatter(1, columns, -torch.inf)], 1)
+            rest = torch.logsumexp(others, -1)
+            log_teacher = torch.cat([log_teacher, _log_tail(mass)[:, None]], 1)
             log_student = torch.cat([log_student, rest[:, None]], 1)
         loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
         sums = [loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)]
@@ -76,9 +76,9 @@ class PKLBlocks(BlockLoss):
         needed: Sequence[bool],
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
-        """As `BlockLoss`; the forward KL without a tail bucket in closed form."""
-        plain = self.direction == "forward" and not self.tail_bucket
-        found = self._closed_form(rows, block, params, needed, scale) if plain else None
+        """As `BlockLoss`; the forward KL in closed form."""
+        forward = self.direction == "forward"
+        found = self._closed_form(rows, block, params, needed, scale) if forward else None
         return found or super().value_and_grad(rows, block, params, needed, scale)
 
     @torch.no_grad()
@@ -93,40 +93,53 @@ class PKLBlocks(BlockLoss):
         logits = merge_rows(rows, block.segments, len(block))
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        probs = torch.softmax(logits, 1)
         chosen = self.part.rows if self.columns is None else None
-        inputs = logits if chosen is None else logits.index_select(1, chosen)
+        table = (probs if chosen is None else probs.index_select(1, chosen)).t().contiguous()
         places, log_teacher = self._teacher(block)
+        mass = log_teacher.new_zeros(0)
+        if self.tail_bucket or self.teacher.stored_power != 1.0:
+            mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
+        tail = None
+        if self.tail_bucket:
+            outside = params[1].to(probs.dtype)
+            inside = outside if chosen is None else outside[chosen]
+            tail = Tail(_log_tail(mass), probs @ outside, inside)
         weights = logits.new_ones(len(block))
         if self.weights is not None:
             weights = self.weights[block.start : block.stop].to(logits.dtype)
         factor = weights * self.temperature**2
         found = forward_kl(
-            inputs,
+            table,
             log_teacher,
             places,
             params[0],
             self.part.map,
             factor * scale,
-            unread_rows=self.empty_rows if self.part.rows is None else self.empty_rows[:0],
+            tail=tail,
             want_values=needed[0],
         )
         if found is None:
             return None
-        log_mass = found.log_mass
-        if self.teacher.stored_power != 1.0:
-            log_mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1)
+        mass = mass if len(mass) else torch.exp(found.log_mass)
         best = log_teacher.argmax(-1) == found.best
-        sums = [found.loss.sum(), torch.exp(log_mass).sum(), best.sum().to(log_mass.dtype)]
+        sums = [found.loss.sum(), mass.sum(), best.sum().to(mass.dtype)]
         if self.columns is None:
-            whole = self.part.rows is None
-            sums.append((found.unread if whole else self._empty_mass(logits)).sum())
-        grad = found.grad
+            sums.append(probs.index_select(1, self.empty_rows).sum())
+        slope = found.tail_slope
+        grad_params = [found.grad_values]
+        if slope is not None:
+            grad_params.append(slope @ probs if needed[1] else None)
+        grad = found.grad.t()
         if chosen is not None:
-            grad = torch.zeros_like(logits).index_copy_(1, chosen, grad)
+            # W's part holds nothing of the other tokens: they are wholly in the tail, or nowhere.
+            others = probs.zero_() if slope is None else probs.mul_(slope[:, None])
+            grad = others.scatter_(1, chosen.expand(len(others), -1), grad)
+        grad = grad.contiguous()
         if self.temperature != 1.0:
             grad.div_(self.temperature)
         grad = unmerge_rows(grad, block.segments)
-        return (found.loss * factor).sum(), torch.stack(sums), grad, [found.grad_values]
+        return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
 
     def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
         """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
@@ -146,19 +159,14 @@ class PKLBlocks(BlockLoss):
         log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
         return columns, log_teacher
 
-    def _rest(self, logits: Tensor, outside: Tensor) -> Tensor:
-        """[R] log of the student's mass outside the shared columns, in the scale of `logits`."""
-        return torch.logsumexp(logits + torch.log(outside.to(logits.dtype)), -1)
-
-    def _rest_of(self, logits: Tensor, every: Tensor, columns: Tensor) -> Tensor:
-        """[R] the same outside each chunk's own columns; `every` [R, K + 1] holds all of W's."""
-        outside = every.scatter(1, columns, -torch.inf)
-        empty = logits.index_select(1, self.empty_rows)
-        return torch.logsumexp(torch.cat([outside, empty], 1), -1)
-
     def _empty_mass(self, logits: Tensor) -> Tensor:
         empty = torch.logsumexp(logits.index_select(1, self.empty_rows), -1)
         return torch.exp(empty - torch.logsumexp(logits, -1))
+
+
+def _log_tail(mass: Tensor) -> Tensor:
+    """[R] log of what the kept columns leave of the teacher's mass."""
+    return torch.log1p(-mass.clamp(max=1.0))
 
 
 def _renormalized(log_teacher: Tensor, log_student: Tensor) -> tuple[Tensor, Tensor]:

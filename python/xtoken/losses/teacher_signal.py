@@ -17,9 +17,9 @@ class TeacherTopK:
     """The teacher's k best next tokens at each position; the rest of its mass is only a sum.
 
     Attributes:
-        ids: [B, T_t, k] int64 teacher ids, distinct within a row.
+        ids: [B, T_t, k] int64 teacher ids, distinct within a row but for pads.
         log_probs: [B, T_t, k] float, log-probabilities under the full vocabulary; -inf pads a
-            short row. The tail mass is 1 - sum(exp(log_probs)).
+            short row, whatever its id. The tail mass is 1 - sum(exp(log_probs)).
         temperature: > 0, the one the log-probabilities were taken at.
         token_log_probs: [B, T_t] float or None; at position p the log-probability of token p + 1,
             which need not be among the k. The losses on chunk likelihoods ask for it.
@@ -223,7 +223,8 @@ class TeacherRows:
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Stored (ids, log-probs) [R, k] of the chunks, at this temperature up to a factor.
 
-        Ids beyond the vocabulary come as V_t, with log-prob -inf: one column past the last.
+        Ids beyond the vocabulary and the pads of a short row, which may repeat a stored id, come as
+        V_t, with log-prob -inf: one column past the last.
         """
         assert isinstance(self.signal, TeacherTopK)
         index, _ = self.where.block(start, stop)
@@ -232,7 +233,8 @@ class TeacherRows:
         if self.signal.temperature != self.temperature:
             stored = stored * (self.signal.temperature / self.temperature)
         stored = stored.masked_fill(ids >= self.vocab_size, -torch.inf)
-        return ids.clamp(max=self.vocab_size), stored
+        ids = ids.masked_fill(torch.isneginf(stored), self.vocab_size)
+        return ids, stored
 
     def stored_mask(self) -> Tensor:
         """[V_t] bool: the ids that a stored top-k names in any of the chunks."""
