@@ -31,6 +31,7 @@ class SparseMap:
         outputs: [nnz] int64, output of each non-zero, in the same order.
         output_ptr: [n_out + 1] int64, range of each output's non-zeros.
         transposed: [nnz] int64, the order that sorts the non-zeros by input.
+        outputs_by_input: [nnz] int64, output of each non-zero in that order.
         input_ptr: [n_in + 1] int64, range of each input's non-zeros in that order.
     """
 
@@ -38,16 +39,19 @@ class SparseMap:
     outputs: Tensor
     output_ptr: Tensor
     transposed: Tensor
+    outputs_by_input: Tensor
     input_ptr: Tensor
 
     @classmethod
     def build(cls, inputs: Tensor, outputs: Tensor, n_in: int, n_out: int) -> SparseMap:
         """From non-zeros already sorted by output."""
+        transposed = torch.argsort(inputs, stable=True)
         return cls(
             inputs,
             outputs,
             offsets_of(torch.bincount(outputs, minlength=n_out)),
-            torch.argsort(inputs, stable=True),
+            transposed,
+            outputs[transposed],
             offsets_of(torch.bincount(inputs, minlength=n_in)),
         )
 
@@ -57,8 +61,7 @@ class SparseMap:
 
     def matmul_transposed(self, rows: Tensor, values: Tensor) -> Tensor:
         """[R, n_out] times the transposed matrix: [R, n_in]."""
-        order = self.transposed
-        return _bag(rows, self.outputs[order], self.input_ptr, values[order])
+        return _bag(rows, self.outputs_by_input, self.input_ptr, values[self.transposed])
 
     def value_gradient(self, rows_in: Tensor, rows_out: Tensor) -> Tensor:
         """[nnz]: sum over rows of `rows_in[:, input] * rows_out[:, output]`."""

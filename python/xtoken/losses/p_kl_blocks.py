@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class PKLBlocks(BlockLoss):
     temperature: float
     direction: Direction
     beta: float
+    # W's non-zeros by input, which every block asks for.
+    _values_by_input: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         whole = ("empty_row_mass",) if self.columns is None else ()
@@ -109,11 +111,14 @@ class PKLBlocks(BlockLoss):
         if self.weights is not None:
             weights = self.weights[block.start : block.stop].to(logits.dtype)
         factor = weights * self.temperature**2
+        if self._values_by_input is None:
+            self._values_by_input = params[0][self.part.map.transposed]
         found = forward_kl(
             table,
             log_teacher,
             places,
             params[0],
+            self._values_by_input,
             self.part.map,
             factor * scale,
             tail=tail,

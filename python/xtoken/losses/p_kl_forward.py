@@ -63,6 +63,7 @@ def forward_kl(
     log_teacher: Tensor,
     places: Tensor | None,
     values: Tensor,
+    values_by_input: Tensor,
     sparse: SparseMap,
     seed: Tensor,
     *,
@@ -77,7 +78,7 @@ def forward_kl(
             no mass.
         places: [R, K] int64, the outputs of `sparse` that are kept, n_out where there is none;
             None keeps all, in order.
-        values: [nnz] non-zeros of W in the order of `sparse`.
+        values, values_by_input: [nnz] non-zeros of W in the two orders of `sparse`.
         seed: [R] what the gradient of each row is multiplied with.
         tail: None for no tail.
         want_values: whether to return `grad_values`.
@@ -124,8 +125,7 @@ def forward_kl(
     grad_values = None
     if want_values:
         grad_values = (table[sparse.inputs] * slope[sparse.outputs]).sum(1)
-    order = sparse.transposed
-    grad = bag_sums(slope, sparse.outputs[order], sparse.input_ptr, values[order])
+    grad = bag_sums(slope, sparse.outputs_by_input, sparse.input_ptr, values_by_input)
     if tail is not None and tail_slope is not None:
         grad.addr_(tail.outside, tail_slope)
     return ForwardKL(loss, log_mass, best, grad.mul_(table), grad_values, tail_slope)
