@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ class ColumnSlice:
     rows: Tensor | None
     entries: Tensor
     map: SparseMap
+
+    def among(self, rows: Tensor) -> ColumnSlice:
+        """The same with `rows` [n] int64, ascending, as its inputs; they include its own."""
+        if self.rows is None or len(rows) == len(self.rows):
+            return self
+        sparse = self.map.among(torch.searchsorted(rows, self.rows), len(rows))
+        return replace(self, rows=rows, map=sparse)
 
 
 class SparseProjection(nn.Module):

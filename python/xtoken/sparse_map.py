@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,12 @@ class SparseMap:
             outputs[transposed],
             offsets_of(torch.bincount(inputs, minlength=n_in)),
         )
+
+    def among(self, places: Tensor, n_in: int) -> SparseMap:
+        """The same with its inputs at `places` [old n_in] int64, ascending, among `n_in`."""
+        inputs = places[self.inputs]
+        ptr = offsets_of(torch.bincount(inputs, minlength=n_in))
+        return replace(self, inputs=inputs, input_ptr=ptr)
 
     def matmul(self, rows: Tensor, values: Tensor) -> Tensor:
         """[R, n_in] times the matrix: [R, n_out]."""

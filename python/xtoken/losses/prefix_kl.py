@@ -140,9 +140,13 @@ def prefix_kl(
         if trie is not None and max_depth != 0:
             items = prefix_items(trie, chunks, ids, side, max_depth=max_depth, last_depth=end)
             parts.append(PrefixPart(trie, items, side == "student", entries, at, min_mass, end))
+    columns = columns_of_all(root.columns, parts)
+    if root.columns is not None:  # the root reads the same rows
+        part = root.part if columns is None else root.part.among(columns)
+        root = replace(root, columns=columns, part=part)
     loss = PrefixKLBlocks(
         student=with_later_rows(root.student, parts),
-        columns=columns_of_all(root.columns, parts),
+        columns=columns,
         params=root.params,
         root=root,
         parts=parts,

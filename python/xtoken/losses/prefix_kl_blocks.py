@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,23 +30,17 @@ class PrefixKLBlocks(BlockLoss):
     root: PKLBlocks
     parts: list[PrefixPart]
     depth_weights: tuple[float, ...]
-    _root_places: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._root_places = self.root.columns
-        if self.columns is not None and self.root.columns is not None:
-            self._root_places = torch.searchsorted(self.columns, self.root.columns)
-        self.metric_names = (
-            *self.root.metric_names,
-            *("prefix_kl", "prefixes", "prefix_teacher_mass"),
-        )
+        later = ("prefix_kl", "prefixes", "prefix_teacher_mass")
+        self.metric_names = (*self.root.metric_names, *later)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         first = self._first_rows(block, rows.device)
         inner = Block(block.start, block.stop, None)
-        losses, sums = self.root.forward(self._root_rows(rows, first), inner, params)
+        losses, sums = self.root.forward(_heads(rows, first), inner, params)
         losses = losses * self.depth_weights[0]
         later = sums.new_zeros(3)
         for part in self.parts:
@@ -73,10 +67,10 @@ class PrefixKLBlocks(BlockLoss):
         inner = Block(block.start, block.stop, None)
         self.root.weights = self.weights
         total, sums, grad, grad_params = self.root.value_and_grad(
-            self._root_rows(rows, first), inner, params, needed, scale * self.depth_weights[0]
+            _heads(rows, first), inner, params, needed, scale * self.depth_weights[0]
         )
         total = total * self.depth_weights[0]
-        grad = self._spread(grad, first, rows)
+        grad = _spread(grad, first, rows)
         later = sums.new_zeros(3)
         for part in self.parts:
             items = part.block(block)
@@ -95,25 +89,6 @@ class PrefixKLBlocks(BlockLoss):
             return torch.arange(len(block), device=device)
         ptr = self.student.ptr[block.start : block.stop]
         return ptr - ptr[0] if len(block) else ptr
-
-    def _root_rows(self, rows: Tensor, first: Tensor) -> Tensor:
-        """What the root reads of the rows: each chunk's first, and its own columns of it."""
-        heads = rows if len(first) == len(rows) else rows[first]
-        return heads if self._root_places is None else heads.index_select(1, self._root_places)
-
-    def _spread(self, grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of `_root_rows` as one of the rows; contiguous, each number written once
-        where the root reads all that the rows hold."""
-        if self._root_places is not None:
-            # A scatter: five times as fast as index_copy_ along this axis.
-            wide = grad.new_zeros(len(grad), rows.shape[1])
-            grad = wide.scatter_(1, self._root_places.expand(len(grad), -1), grad)
-        if len(first) == len(rows):
-            return grad.contiguous()
-        later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        later[first] = False
-        spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
-        return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
 
     def _with_grad(
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
@@ -153,6 +128,21 @@ class PrefixKLBlocks(BlockLoss):
         counted = items.targets.counted.to(terms.dtype)
         known = items.known.to(terms.dtype) * counted
         return torch.stack([terms.detach().sum(), counted.sum(), known.sum()])
+
+
+def _heads(rows: Tensor, first: Tensor) -> Tensor:
+    """What the root reads of the rows: each chunk's first."""
+    return rows if len(first) == len(rows) else rows[first]
+
+
+def _spread(grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
+    """The gradient of `_heads` as one of the rows; contiguous."""
+    if len(first) == len(rows):
+        return grad.contiguous()
+    later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    later[first] = False
+    spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
+    return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
 
 
 def columns_of_all(of_root: Tensor | None, parts: Sequence[PrefixPart]) -> Tensor | None:
