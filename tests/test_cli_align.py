@@ -180,9 +180,11 @@ def test_bad_arguments_are_one_line_that_says_what_to_do(
     text = tmp_path / "text.txt"
     text.write_bytes(b"fine \xff")
     assert "not UTF-8 at byte 5" in fails(capsys, "align", *pair, str(text))
-    assert "No such file" in fails(capsys, "align", *pair, str(tmp_path / "none.txt"))
     missing = ["--student", str(tmp_path / "none"), *pair[2:]]
     assert "does not exist" in fails(capsys, "align", *missing, str(text))
+    absent = fails(capsys, "align", *pair, str(tmp_path / "none.txt"))
+    assert "none.txt does not exist; pass a UTF-8 text" in absent
+    assert "is a directory, expected a text file" in fails(capsys, "align", *pair, str(tmp_path))
     ranks = tmp_path / "small.tiktoken"
     ranks.write_bytes(b"YQ== 0\n")
     no_encoder = ["--student", str(ranks), *pair[2:]]

@@ -147,9 +147,13 @@ def test_what_a_vocabulary_cannot_spell_has_no_pieces() -> None:
         vocab = Vocab.from_tokenizer(make())
         assert vocab.segment("日".encode()) is None
         assert vocab.segment(b"\xff") is None
-    assert vocab.segment(b"") is None
     # SentencePiece reads a literal U+2581 as a space: the pieces would spell another text.
     assert Vocab.from_tokenizer(zoo.sentencepiece_bpe()).segment("▁".encode()) is None
+
+
+def test_no_bytes_are_no_pieces_in_every_model() -> None:
+    for make in (zoo.byte_level_bpe, zoo.sentencepiece_bpe, zoo.unigram, zoo.wordpiece):
+        assert Vocab.from_tokenizer(make()).segment(b"") == []
 
 
 def test_wordpiece_starts_words_at_spaces_and_continues_without() -> None:

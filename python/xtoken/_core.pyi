@@ -164,7 +164,7 @@ class Vocab:
         Neither normalizer, pre-tokenizer nor added tokens take part. The bytes need not be valid
         UTF-8, and the pieces spell them exactly.
 
-        Returns: token ids; `None` where the vocabulary cannot spell the bytes.
+        Returns: token ids, none for no bytes; `None` where the vocabulary cannot spell the bytes.
 
         Raises:
             UnsupportedTokenizerError: the vocabulary carries no supported model.

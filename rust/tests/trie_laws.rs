@@ -3,22 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use xtoken::projection::Pieces;
 use xtoken::trie::PieceTrie;
 
 const PIECES: usize = 5;
-
-fn pieces_of(sequences: &[Vec<u32>]) -> Pieces {
-    let mut pieces = Pieces {
-        indptr: vec![0],
-        ids: Vec::new(),
-    };
-    for sequence in sequences {
-        pieces.ids.extend_from_slice(sequence);
-        pieces.indptr.push(pieces.ids.len() as i64);
-    }
-    pieces
-}
 
 fn prefixes(sequences: &[Vec<u32>]) -> BTreeMap<Vec<u32>, BTreeSet<u32>> {
     let mut found: BTreeMap<Vec<u32>, BTreeSet<u32>> = BTreeMap::new();
@@ -38,7 +25,7 @@ fn sequences() -> impl Strategy<Value = Vec<Vec<u32>>> {
 proptest! {
     #[test]
     fn nodes_are_the_prefixes_and_hold_exactly_their_tokens(sequences in sequences()) {
-        let trie = PieceTrie::new(pieces_of(&sequences), PIECES).unwrap();
+        let trie = PieceTrie::new(sequences.iter().collect(), PIECES).unwrap();
         let twin = prefixes(&sequences);
         prop_assert_eq!(trie.len(), twin.len() + 1);
         for (prefix, tokens) in &twin {
@@ -53,7 +40,7 @@ proptest! {
 
     #[test]
     fn slots_partition_the_tokens_below(sequences in sequences()) {
-        let trie = PieceTrie::new(pieces_of(&sequences), PIECES).unwrap();
+        let trie = PieceTrie::new(sequences.iter().collect(), PIECES).unwrap();
         let slots = trie.slots();
         for node in 0..trie.len() {
             let range = slots.ptr[node] as usize..slots.ptr[node + 1] as usize;
@@ -71,7 +58,7 @@ proptest! {
         chunks in prop::collection::vec(prop::collection::vec(0..PIECES as i64, 0..6), 0..30),
         max_depth in 0usize..6,
     ) {
-        let trie = PieceTrie::new(pieces_of(&sequences), PIECES).unwrap();
+        let trie = PieceTrie::new(sequences.iter().collect(), PIECES).unwrap();
         let ids = chunks.concat();
         let ends: Vec<i64> = chunks.iter().scan(0, |end, chunk| {
             *end += chunk.len() as i64;

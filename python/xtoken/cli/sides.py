@@ -77,9 +77,15 @@ def read_text(file: Path) -> str:
     """The text of a file, `-` for standard input.
 
     Raises:
-        OSError: it cannot be read.
-        OptionError: it is not UTF-8.
+        FileNotFoundError: there is no such file.
+        OptionError: it is a directory, or not UTF-8.
     """
+    if str(file) != "-" and not file.exists():
+        raise FileNotFoundError(
+            f"text file {file} does not exist; pass a UTF-8 text, or - for standard input"
+        )
+    if file.is_dir():
+        raise OptionError(f"{file} is a directory, expected a text file; pass one file of it")
     content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
         return content.decode()

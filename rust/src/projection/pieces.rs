@@ -56,6 +56,21 @@ impl Pieces {
     }
 }
 
+impl<S: AsRef<[u32]>> FromIterator<S> for Pieces {
+    /// The pieces of each token, in the order of the tokens.
+    fn from_iter<I: IntoIterator<Item = S>>(sequences: I) -> Self {
+        let mut pieces = Self {
+            indptr: vec![0],
+            ids: Vec::new(),
+        };
+        for sequence in sequences {
+            pieces.ids.extend_from_slice(sequence.as_ref());
+            pieces.indptr.push(pieces.ids.len() as i64);
+        }
+        pieces
+    }
+}
+
 /// One block of [`Pieces::spell`]; its offsets leave the leading 0 out.
 fn spell(
     from: &Tokenizer,

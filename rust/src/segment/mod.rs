@@ -84,10 +84,14 @@ impl Model {
 
     /// Replaces `out` by the pieces of `bytes`.
     ///
-    /// Returns `false`, with `out` empty, where the vocabulary cannot spell them. `vocab` is the
+    /// Returns `false`, with `out` empty, where the vocabulary cannot spell them; no bytes are
+    /// spelled by no pieces. `vocab` is the
     /// vocabulary that the model was built for.
     pub fn segment(&self, vocab: &Vocab, bytes: &[u8], out: &mut Vec<u32>) -> bool {
         out.clear();
+        if bytes.is_empty() {
+            return true;
+        }
         let complete = match self {
             Model::Bpe(model) => model.segment(vocab, bytes, out),
             Model::Unigram(model) => model.segment(bytes, out),

@@ -271,22 +271,10 @@ fn sorted_tokens(pieces: &Pieces) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn pieces(sequences: &[&[u32]]) -> Pieces {
-        let mut all = Pieces {
-            indptr: vec![0],
-            ids: Vec::new(),
-        };
-        for sequence in sequences {
-            all.ids.extend_from_slice(sequence);
-            all.indptr.push(all.ids.len() as i64);
-        }
-        all
-    }
-
     /// Tokens 0: "2", 1: "20", 2: "201", 3: "27", 4: special, 5: "20" again, 6: "9".
     fn numerals() -> PieceTrie {
         let sequences: [&[u32]; 7] = [&[2], &[2, 0], &[2, 0, 1], &[2, 7], &[], &[2, 0], &[9]];
-        PieceTrie::new(pieces(&sequences), 10).unwrap()
+        PieceTrie::new(sequences.iter().collect(), 10).unwrap()
     }
 
     #[test]
@@ -347,7 +335,7 @@ mod tests {
         assert!(look(&[2], 0, 2).contains("chunk 0 is tokens [0, 2)"));
         assert!(look(&[2], -1, 1).contains("[-1, 1)"));
         assert!(trie.lookup(&[2], &[0], &[], 8, "teacher", 0).is_err());
-        assert!(PieceTrie::new(pieces(&[&[10]]), 10).is_err());
+        assert!(PieceTrie::new([[10]].iter().collect(), 10).is_err());
         let broken = Pieces {
             indptr: vec![0, 2],
             ids: vec![1],
@@ -357,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_trie_without_tokens_is_a_root() {
-        let trie = PieceTrie::new(pieces(&[&[], &[]]), 3).unwrap();
+        let trie = PieceTrie::new([[], []].iter().collect(), 3).unwrap();
         assert_eq!((trie.len(), trie.is_empty()), (1, true));
         assert_eq!(trie.find(&[0]), None);
         assert_eq!(trie.slots().ptr, [0, 0]);
