@@ -54,6 +54,8 @@ def test_settings_are_frozen() -> None:
         ({"prefix_max_depth": -1}, "prefix_max_depth = -1, expected at least 0"),
         ({"loss": "gold", "temperature": 2.0}, "temperature = 2.0 under gold needs the teacher"),
         ({"loss": "p-kl", "temperature": 2.0}, "or use p-kl without tail_bucket"),
+        ({"mixed_precision": "fp16"}, "mixed_precision = 'fp16', expected one of 'no', 'bf16'"),
+        ({"teacher_dtype": "half"}, "teacher_dtype = 'half', expected one of 'float32', 'bfloat"),
         ({"ce_weight": 0}, "leaves nothing to train on"),
         ({"ce_weight": 0, "loss": "ce", "kd_weight": 1}, "leaves nothing to train on"),
     ],

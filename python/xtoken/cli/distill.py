@@ -61,6 +61,13 @@ def distill(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda: where teacher and student run.")
     ] = None,
+    mixed_precision: Annotated[
+        str | None,
+        typer.Option(help="no, or bf16: the student's forward pass in bfloat16."),
+    ] = None,
+    teacher_dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, or auto: that of the teacher's files.")
+    ] = None,
     teacher_cache: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +96,8 @@ def distill(
         "eval_every": eval_every,
         "seed": seed,
         "device": device,
+        "mixed_precision": mixed_precision,
+        "teacher_dtype": teacher_dtype,
     }
     run(
         Request(

@@ -13,6 +13,7 @@ from typing import Literal
 
 from xtoken import XTokenError
 
+TeacherDtype = Literal["float32", "bfloat16", "auto"]
 LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"]
 LOSSES: tuple[str, ...] = typing.get_args(LossName)
 
@@ -52,6 +53,10 @@ class DistillConfig:
         eval_batch_size: examples a forward pass of the evaluation.
         seed: of data order and dropout.
         device: `auto` is a CUDA device where there is one, else the CPU.
+        mixed_precision: `bf16` runs the student's forward pass under bfloat16 autocast. Weights,
+            gradients, the losses' sums and the evaluation stay float32.
+        teacher_dtype: of the teacher's weights: `float32`, `bfloat16`, or `auto` for that of its
+            files. Stored predictions of one dtype do not stand in for those of another.
     """
 
     loss: LossName = "prefix-kl"
@@ -80,6 +85,8 @@ class DistillConfig:
     eval_batch_size: int = 16
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    teacher_dtype: TeacherDtype = "float32"
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

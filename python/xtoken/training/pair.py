@@ -12,6 +12,7 @@ from torch import nn
 
 from xtoken import Vocab, XTokenError
 from xtoken.teachers.live import LiveTeacher
+from xtoken.training.config import TeacherDtype
 
 
 class ModelSourceError(XTokenError):
@@ -43,9 +44,10 @@ class Pair:
         """Load the student in float32, fresh from its source."""
         return _load_model("student", self.student_source, self.student_vocab)
 
-    def load_teacher(self, device: torch.device) -> LiveTeacher:
-        """Load the teacher in float32 onto a device."""
-        model = _load_model("teacher", self.teacher_source, self.teacher_vocab)
+    def load_teacher(self, device: torch.device, dtype: TeacherDtype = "float32") -> LiveTeacher:
+        """Load the teacher onto a device; `auto` keeps the dtype of its files."""
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = _load_model("teacher", self.teacher_source, self.teacher_vocab, wanted)
         return LiveTeacher(model.to(device))
 
 
@@ -113,11 +115,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _load_model(side: str, source: str, vocab: Vocab) -> nn.Module:
+def _load_model(
+    side: str, source: str, vocab: Vocab, dtype: torch.dtype | str = torch.float32
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     # As with the tokenizer: from OSError to safetensors' own class.
     except Exception as error:
         raise ModelSourceError(

@@ -116,7 +116,7 @@ def open_teachers(
     sources: dict[str, TeacherSource | None] = dict.fromkeys(losses)
     taught = [loss for loss in losses if loss != "ce"]
     if taught:
-        teacher = materials.pair.load_teacher(run_device(config))
+        teacher = materials.pair.load_teacher(run_device(config), config.teacher_dtype)
         source: TeacherSource = teacher
         if config.teacher_top_k is not None:
             source = open_store(materials, teacher, config.teacher_top_k, cache_dir, reporter)

@@ -86,6 +86,9 @@ class DistillTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        # Not through `args.bf16`: accelerate then copies the logits [B, T, V] to float32, which the
+        # losses do by row blocks, and evaluates in bfloat16 once training has begun.
+        self._autocast = config.mixed_precision == "bf16"
         self.distill_config: DistillConfig = config
         self.objective: Objective = objective
         self.teacher = teacher
@@ -148,7 +151,8 @@ class DistillTrainer(Trainer):
         return [float(value) for value in gathered.double().sum(0)]
 
     def _parts(self, model: nn.Module, batch: DistillBatch, totals: StepTotals) -> Parts:
-        logits = causal_logits(model, batch["student_ids"], batch["student_attention_mask"])
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
+            logits = causal_logits(model, batch["student_ids"], batch["student_attention_mask"])
         signal = None
         if self.teacher is not None and self.objective.needs_teacher:
             signal = self.teacher.signal(batch["teacher_ids"], batch["teacher_attention_mask"])
@@ -233,6 +237,14 @@ class DistillTrainer(Trainer):
 def training_arguments(config: DistillConfig, output_dir: Path | str) -> TrainingArguments:
     """Return the Trainer's arguments for the settings: no checkpoints, no bars, one log a step."""
     device = run_device(config)
+    if config.mixed_precision == "bf16" and device.type == "cuda":
+        # Asked of the device, not of torch, which also says yes where it would emulate.
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8 and torch.version.hip is None:
+            raise ConfigError(
+                f"mixed_precision = 'bf16', but this GPU has compute capability {major}.{minor}, "
+                "and bfloat16 needs 8.0; set it to 'no'"
+            )
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=config.steps,
