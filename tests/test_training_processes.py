@@ -1,8 +1,10 @@
-"""Two processes, data parallel over gloo: the gradient is that of one process."""
+"""Two processes over gloo: the gradient is that of one, and the teacher is asked once."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -51,38 +53,117 @@ trainer.train()
 """
 
 
-def start(folder: Path, batch_size: int, **variables: str) -> subprocess.Popen[str]:
+FILL = """
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.training import *
+from xtoken.training.prepare import open_store
+from xtoken.training.trainer import run_device
+
+folder, fate = Path(sys.argv[1]), sys.argv[2]
+config = DistillConfig(top_k=64, teacher_top_k=64, max_tokens=96, device="cpu")
+pair = load_pair(folder / "student", folder / "teacher")
+materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = pair.load_teacher(run_device(config))
+store = open_store(materials, teacher, 64, folder / "shared")
+first = (teacher.tokens_computed, store.sequences_computed)
+if fate == "dies" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+store = open_store(materials, teacher, 64, folder / "shared")
+print(json.dumps({
+    "tokens": first[0],
+    "sequences": first[1],
+    "tokens again": teacher.tokens_computed - first[0],
+    "sequences again": store.sequences_computed,
+    "stored": len(store),
+    "found": all(example.teacher_ids in store for example in materials.train.examples),
+    "wanted": sum(len(example.teacher_ids) for example in materials.train.examples),
+}))
+"""
+
+
+def start(script: str, folder: Path, argument: object, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(batch_size)],
+        [sys.executable, "-c", script, str(folder), str(argument)],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
-    write_pair(tmp_path)
-    write_jsonl(tmp_path / "data.jsonl", tiny_texts(40))
+def start_two(
+    script: str, folder: Path, argument: object, **variables: str
+) -> list[subprocess.Popen[str]]:
+    """Start two processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = [
-        start(tmp_path, 2, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", **address)
+    return [
+        start(
+            script,
+            folder,
+            argument,
+            **(address | variables | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}),
+        )
         for rank in ("0", "1")
     ]
-    for process in [*ranks, start(tmp_path, 4)]:
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    write_pair(tmp_path)
+    write_jsonl(tmp_path / "data.jsonl", tiny_texts(40))
+    return tmp_path
+
+
+def test_two_processes_give_the_gradient_of_one(workspace: Path) -> None:
+    ranks = start_two(SCRIPT, workspace, 2)
+    for process in [*ranks, start(SCRIPT, workspace, 4)]:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-    (expected,) = read_history(tmp_path / "metrics-alone.jsonl")
+    (expected,) = read_history(workspace / "metrics-alone.jsonl")
     for rank in ("0", "1"):
-        (record,) = read_history(tmp_path / f"metrics-{rank}.jsonl")
+        (record,) = read_history(workspace / f"metrics-{rank}.jsonl")
         assert record == pytest.approx(expected, rel=1e-3)
-    alone = torch.load(tmp_path / "gradient-alone.pt")
+    alone = torch.load(workspace / "gradient-alone.pt")
     scale = max(float(value.abs().max()) for value in alone.values())
     for rank in ("0", "1"):
-        gradient = torch.load(tmp_path / f"gradient-{rank}.pt")
+        gradient = torch.load(workspace / f"gradient-{rank}.pt")
         assert gradient.keys() == alone.keys()
         for name, value in alone.items():
             torch.testing.assert_close(
                 gradient[name], value, rtol=1e-3, atol=1e-5 * scale, msg=name
             )
+
+
+def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path) -> None:
+    cache = workspace / "cache"
+    reports = []
+    for process in start_two(FILL, workspace, "lives", XTOKEN_CACHE=str(cache)):
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        reports.append(json.loads(output))
+    wanted = reports[0]["wanted"]
+    assert sum(report["tokens"] for report in reports) == wanted
+    for report in reports:
+        assert 0.4 * wanted < report["tokens"] < 0.6 * wanted
+        assert report["sequences"] == report["stored"]
+        assert report["found"]
+        assert (report["tokens again"], report["sequences again"]) == (0, 0)
+    # W was asked for by both at once.
+    assert len(list(cache.glob("projection-*.safetensors"))) == 1
+
+
+def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> None:
+    waiting, killed = start_two(FILL, workspace, "dies")
+    _, errors = waiting.communicate(timeout=240)
+    killed.communicate(timeout=10)
+    assert killed.returncode == -signal.SIGKILL
+    assert waiting.returncode == 1
+    assert "Connection closed by peer" in errors or "Connection reset by peer" in errors

@@ -33,7 +33,8 @@ from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig, LossName
 from xtoken.training.pair import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
-from xtoken.training.run import RunResult, is_main_process, train
+from xtoken.training.processes import is_main_process
+from xtoken.training.run import RunResult, train
 
 HELD_OUT_FRACTION = 0.1
 COMPARED: tuple[LossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")

@@ -61,7 +61,7 @@ class TopKStore:
         except StoreError:
             if _is_readable(path):
                 raise
-            path.unlink()
+            path.unlink(missing_ok=True)
             self.files_discarded += 1
             return
         self._places |= {digest: (shard, index) for index, digest in enumerate(shard.digests)}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xtoken import Aligner
 from xtoken.data import ExampleSet, TextSplit, make_examples
@@ -16,6 +19,13 @@ from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training.config import DistillConfig
 from xtoken.training.objective import TeacherSource
 from xtoken.training.pair import Pair
+from xtoken.training.processes import (
+    join_processes,
+    on_first_process,
+    process_count,
+    process_index,
+    wait_for_all,
+)
 from xtoken.training.trainer import run_device
 
 
@@ -91,15 +101,37 @@ def open_store(
     cache_dir: Path,
     reporter: Reporter | None = None,
 ) -> TopKStore:
-    """Open this teacher's store below `cache_dir`, and compute what it lacks of the examples."""
+    """Open this teacher's store below `cache_dir`, and compute what it lacks of the examples.
+
+    Under torchrun every process calls this, computes its part, and waits for the others.
+    """
     reporter = reporter or Silent()
+    join_processes(teacher.device)
     key = StoreKey(teacher.fingerprint, top_k, "float32")
-    store = TopKStore(cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}", key)
-    sequences = [example.teacher_ids for example in materials.train.examples]
-    missing = sum(len(ids) for ids in sequences if ids not in store)
+    folder = cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}"
+    # The first process removes damaged files before another looks, and may write them anew.
+    stored = on_first_process(lambda: len(TopKStore(folder, key)))
+    store = TopKStore(folder, key)
+    sequences = _shortest_first(example.teacher_ids for example in materials.train.examples)
+    # Of all, not of the missing: what another process sees as missing depends on when it looks.
+    part = sequences[process_index() :: process_count()]
+    missing = sum(len(ids) for ids in part if ids not in store)
     with reporter.progress("teacher predictions, once", missing) as update:
-        store.fill(teacher, sequences, progress=lambda done, _: update(done, "tokens"))
+        store.fill(teacher, part, progress=lambda done, _: update(done, "tokens"))
+    if process_count() == 1:
+        return store
+    wait_for_all()
+    store = TopKStore(folder, key)
+    computed = len(store) - stored
+    # Nothing, unless the folder is on a disk that another machine does not share.
+    computed += store.fill(teacher, sequences)
+    store.sequences_computed = computed
     return store
+
+
+def _shortest_first(sequences: Iterable[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    distinct = {ids.tobytes(): ids for ids in sequences}
+    return [distinct[content] for content in sorted(distinct, key=lambda it: (len(it), it))]
 
 
 def open_teachers(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
 from xtoken.training.history import History
 from xtoken.training.objective import Objective, TeacherSource
 from xtoken.training.prepare import Materials, Reporter, Silent
+from xtoken.training.processes import is_main_process
 from xtoken.training.trainer import DistillTrainer, run_device
 
 
@@ -112,11 +112,6 @@ def train(
     if main:
         _write(out, result, materials, config, student)
     return result
-
-
-def is_main_process() -> bool:
-    """Return whether this process is the one that prints and writes, of those torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _write(

@@ -1,0 +1,75 @@
+"""The processes that torchrun starts: who writes, and how the others wait for it, for hours."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+# The groups of torch and accelerate give up after 10 (NCCL) or 30 minutes (gloo), and a large
+# teacher predicts for hours. A process that dies ends the wait of the others at once.
+PATIENCE = timedelta(days=7)
+
+T = TypeVar("T")
+
+
+def process_index() -> int:
+    """Return the number of this process among those that torchrun started, 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """Return how many processes torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this process is the one that prints and writes."""
+    return process_index() == 0
+
+
+def join_processes(device: torch.device) -> None:
+    """Meet the other processes, if there are any, as `transformers.Trainer` will on this device."""
+    if process_count() > 1 and not dist.is_initialized():
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+
+
+def wait_for_all() -> None:
+    """Return once every process has called this; needs `join_processes`."""
+    if process_count() > 1:
+        dist.barrier(group=_patient_group(dist.group.WORLD))
+
+
+def on_first_process(work: Callable[[], T]) -> T:
+    """Return in every process what `work` returns in the first one, or raise what it raises there.
+
+    Args:
+        work: called in the first process alone; its result can be pickled.
+    """
+    if process_count() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=_patient_group(dist.group.WORLD))
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+@functools.cache
+def _patient_group(world: Any) -> Any:
+    """Return a group of all processes that waits long; one for each world, as it is made once."""
+    # gloo: it exchanges objects on the CPU, and a GPU that waits in NCCL for hours is kept busy.
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
