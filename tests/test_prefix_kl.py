@@ -21,6 +21,7 @@ from xtoken.losses import (
     first_pieces,
     p_kl,
     prefix_kl,
+    prefix_kl_blocks,
 )
 from xtoken.losses.prefix_slots import segment_logsumexp
 from xtoken.sparse import SparseProjection
@@ -89,6 +90,37 @@ def test_value_and_gradient_are_those_of_the_brute_force_twin(seed, stored_k, di
 def test_every_option_means_what_the_twin_makes_of_it(options) -> None:
     for seed in range(3):
         assert_like_the_twin(make_prefix_case(seed, batch=2, chunks=8), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stored_k": 4, "top_k": 4, "tail_bucket": True}, {"end": False}], ids=str
+)
+def test_the_closed_forms_are_what_autograd_finds(options, monkeypatch) -> None:
+    case = make_prefix_case(9, batch=3, chunks=10)
+    options = {**options, "temperature": 1.3, "depth_weights": (0.5, 2.0)}
+    taken = {"forward_kl_below": 0, "forward_kl_next": 0}
+
+    def counted(name: str):
+        closed = getattr(prefix_kl_blocks, name)
+
+        def count(*args):
+            made = closed(*args)
+            taken[name] += made is not None
+            return made
+
+        return count
+
+    for name in taken:
+        monkeypatch.setattr(prefix_kl_blocks, name, counted(name))
+    found = loss_of(case, **options)
+    assert all(taken.values()), taken
+    for name in taken:
+        monkeypatch.setattr(prefix_kl_blocks, name, lambda *args: None)
+    wanted = loss_of(case, **options)
+    torch.testing.assert_close(found.loss, wanted.loss)
+    torch.testing.assert_close(found.metrics, wanted.metrics)
+    gradients = [torch.autograd.grad(x.loss, case.batch.student_logits)[0] for x in (found, wanted)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -149,14 +149,18 @@ def p_kl_blocks(
         teacher, chunks, teacher_size, temperature, merge, renormalized=not tail_bucket
     )
     device = source.tensors()[0].device
-    per_block = block_size or block_rows(max(student_size, teacher_size), device)
+    widest = max(student_size, teacher_size)
     per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
     part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(chunks):
+        per_block = block_size or block_rows(widest, device)
         columns, rows = top_columns(rows, projection.supported, top_k, per_block)
         part = projection.columns(columns)
     elif per_chunk and isinstance(teacher, TeacherTopK):
         part, column_of = _stored_columns(projection, rows)
+        # No row of the teacher's vocabulary is ever made.
+        widest = max(student_size, part.map.output_ptr.shape[0], teacher.ids.shape[-1])
+    per_block = block_size or block_rows(widest, device)
     params = [projection.values()[part.entries]]
     if tail_bucket:
         outside = _mass_outside(projection, part)

@@ -12,7 +12,7 @@ from ..sparse import places_of, ragged_arange
 from .merge import ChunkRows
 from .p_kl import PKLBlocks
 from .prefix_blocks import PrefixBlock, PrefixPart
-from .prefix_forward import forward_kl
+from .prefix_forward import forward_kl_below, forward_kl_next
 from .row_blocks import Block, BlockLoss
 
 
@@ -98,8 +98,9 @@ class PrefixKLBlocks(BlockLoss):
         if self.weights is not None:
             weight = weight * self.weights[items.chunk].to(weight.dtype)
         tau = self.root.temperature
-        if self.root.direction == "forward" and not items.mirrored:
+        if self.root.direction == "forward":
             logits = picked if tau == 1.0 else picked / tau
+            forward_kl = forward_kl_next if items.mirrored else forward_kl_below
             made = forward_kl(items.layout, items.targets, logits, weight * (scale / tau))
             if made is not None:
                 terms, grad = made
