@@ -79,7 +79,7 @@ def test_progress_is_told_up_to_the_end(tokenizers: tuple) -> None:
 def test_texts_without_two_tokens_are_left_out_and_counted(tokenizers: tuple) -> None:
     made = make_examples(["", TEXTS[0]], *tokenizers, max_tokens=100)
     assert (len(made), made.empty) == (1, 1)
-    with pytest.raises(DataError, match="none of 1 texts has two student tokens"):
+    with pytest.raises(DataError, match="none of 1 examples has a student token in the loss"):
         make_examples([""], *tokenizers, max_tokens=100)
     with pytest.raises(DataError, match="max_tokens = 1, expected at least 2"):
         make_examples(TEXTS, *tokenizers, max_tokens=1)

@@ -1,4 +1,4 @@
-"""`xtoken distill`: train a student on text and on a teacher with another tokenizer."""
+"""`xtoken distill`: train a student on documents and a teacher with another tokenizer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,25 @@ def distill(
     teacher: Annotated[
         str, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
     ],
-    data: Annotated[Path, typer.Option(help="Training texts: .jsonl or .txt.")],
+    data: Annotated[Path, typer.Option(help="Training texts or conversations: .jsonl or .txt.")],
     out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
     held_out: Annotated[
         Path | None, typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field of a .jsonl line with the text.")] = "text",
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of a .jsonl line with the text, or with the messages of a conversation; by "
+            "default 'text', else 'messages'."
+        ),
+    ] = None,
+    student_chat_template: Annotated[
+        Path | None,
+        typer.Option(help="Jinja file to print conversations with, in place of the student's own."),
+    ] = None,
+    teacher_chat_template: Annotated[
+        Path | None, typer.Option(help="The same for the teacher.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
@@ -106,6 +119,7 @@ def distill(
             data=data,
             held_out=held_out,
             text_field=text_field,
+            chat_templates={"student": student_chat_template, "teacher": teacher_chat_template},
             config=config,
             settings={name: value for name, value in settings.items() if value is not None},
             compare=compare,

@@ -27,7 +27,7 @@ from xtoken.cli.distill_tables import (
     projection_table,
     result_table,
 )
-from xtoken.data import TextSplit, keep_apart, read_texts, split_held_out
+from xtoken.data import DataError, TextSplit, keep_apart, read_documents, split_held_out
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig, LossName
@@ -48,7 +48,8 @@ class Request:
     teacher: str
     data: Path
     held_out: Path | None
-    text_field: str
+    text_field: str | None
+    chat_templates: Mapping[str, Path | None]
     config: Path | None
     settings: dict[str, Any]
     compare: bool
@@ -96,6 +97,9 @@ def run(request: Request) -> None:
         losses += [loss for loss in COMPARED if loss != config.loss]
     texts = _texts(request)
     pair = load_pair(request.student, request.teacher)
+    for side, file in request.chat_templates.items():
+        if file is not None:
+            getattr(pair, f"{side}_tokenizer").chat_template = _chat_template(side, file)
     materials = prepare(pair, texts, config, bars)
     _show_materials(console, materials, texts)
 
@@ -125,10 +129,23 @@ def _config(request: Request) -> DistillConfig:
 
 
 def _texts(request: Request) -> TextSplit:
-    texts = read_texts(request.data, text_field=request.text_field)
+    texts = read_documents(request.data, field=request.text_field)
     if request.held_out is None:
         return split_held_out(texts, HELD_OUT_FRACTION)
-    return keep_apart(texts, read_texts(request.held_out, text_field=request.text_field))
+    return keep_apart(texts, read_documents(request.held_out, field=request.text_field))
+
+
+def _chat_template(side: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"--{side}-chat-template {file} does not exist; pass a file with a Jinja template"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--{side}-chat-template {file} is not UTF-8 at byte {error.start}; convert it to UTF-8"
+        ) from error
 
 
 def _show_materials(console: Console, materials: Materials, texts: TextSplit) -> None:
@@ -138,7 +155,10 @@ def _show_materials(console: Console, materials: Materials, texts: TextSplit) ->
         console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
         if part.cut or part.empty:
-            console.print(f"{name} texts: {part.cut} cut at max_tokens, {part.empty} too short")
+            console.print(
+                f"{name} examples: {part.cut} cut at max_tokens, {part.empty} left out with "
+                "nothing in the loss"
+            )
 
 
 def _show_store(console: Console, teachers: Mapping[str, object]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from rich.table import Table
 
 from xtoken import AlignmentBatch
+from xtoken.chunks import ChunkBatch
+from xtoken.data import Example
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.prepare import Materials
@@ -97,7 +100,7 @@ def coverage_table(materials: Materials) -> Table:
         coverage = AlignmentBatch.stack([item.alignment for item in part.examples]).coverage
         columns.append(
             {
-                "documents": f"{len(part):,}",
+                "examples": f"{len(part):,}",
                 "student tokens": f"{coverage.student_tokens:,}",
                 "teacher tokens": f"{coverage.teacher_tokens:,}",
                 "chunks": f"{coverage.chunks:,}",
@@ -105,8 +108,20 @@ def coverage_table(materials: Materials) -> Table:
                 "student tokens in exact chunks": f"{coverage.student_token_share:.2%}",
                 "teacher tokens in exact chunks": f"{coverage.teacher_token_share:.2%}",
                 "student bytes in exact chunks": f"{coverage.student_byte_share:.2%}",
+                "student tokens in the loss": f"{sum(map(_loss_tokens, part.examples)):,}",
+                "chunks in the loss": f"{sum(map(_loss_chunks, part.examples)):,}",
             }
         )
     for title, value in columns[0].items():
         table.add_row(title, value, columns[1][title])
     return table
+
+
+def _loss_tokens(example: Example) -> int:
+    return int(example.student_loss_mask[1:].sum())  # nothing predicts a first token
+
+
+def _loss_chunks(example: Example) -> int:
+    chunks = ChunkBatch.from_alignments([example.alignment])
+    masks = (example.student_loss_mask, example.teacher_loss_mask)
+    return len(chunks.usable(*(torch.from_numpy(mask)[None] for mask in masks)))

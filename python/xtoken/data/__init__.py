@@ -1,15 +1,20 @@
-"""From text files to padded, aligned batches."""
+"""From files of texts and conversations to padded, aligned batches."""
 
 from xtoken.data.cache import AlignmentCache as AlignmentCache
 from xtoken.data.cache import CacheCounts as CacheCounts
 from xtoken.data.collate import DistillBatch as DistillBatch
 from xtoken.data.collate import DistillCollator as DistillCollator
+from xtoken.data.conversations import Conversation as Conversation
+from xtoken.data.documents import Document as Document
 from xtoken.data.documents import TextSplit as TextSplit
 from xtoken.data.documents import cut_passages as cut_passages
 from xtoken.data.documents import keep_apart as keep_apart
+from xtoken.data.documents import read_documents as read_documents
 from xtoken.data.documents import read_texts as read_texts
 from xtoken.data.documents import split_held_out as split_held_out
+from xtoken.data.encode import Encoder as Encoder
 from xtoken.data.errors import DataError as DataError
 from xtoken.data.examples import Example as Example
 from xtoken.data.examples import ExampleSet as ExampleSet
 from xtoken.data.examples import make_examples as make_examples
+from xtoken.data.loss_mask import Encoded as Encoded

@@ -1,4 +1,4 @@
-"""Texts from files, cut into passages, and split so that the held-out part is never trained on."""
+"""Texts and conversations from files, split so that the held-out part is never trained on."""
 
 from __future__ import annotations
 
@@ -7,43 +7,50 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from xtoken.data.conversations import Conversation
 from xtoken.data.errors import DataError
+
+Document: TypeAlias = str | Conversation
 
 TXT_PASSAGE_CHARS = 2000
 
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Two disjoint lists of texts, and how many texts were dropped to keep them disjoint."""
+    """Two disjoint lists of documents, and how many were dropped to keep them disjoint."""
 
-    train: list[str]
-    held_out: list[str]
+    train: Sequence[Document]
+    held_out: Sequence[Document]
     dropped: int
 
 
-def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
-    """Read the texts of a file.
+def read_documents(path: Path | str, *, field: str | None = None) -> list[Document]:
+    """Read the texts and conversations of a file.
 
     Args:
-        path: a `.jsonl` file, one object a line with the text in `text_field`; or a `.txt` file,
-            which is cut at blank lines into passages of at most 2,000 characters.
-        text_field: the field of a `.jsonl` object that holds the text.
-    Returns: the texts in file order; empty ones are left out.
+        path: a `.jsonl` file, one object a line with a text or a list of messages; or a `.txt`
+            file, which is cut at blank lines into passages of at most 2,000 characters.
+        field: the field of a `.jsonl` object that holds either; None reads a string in `text`,
+            and where there is none the list in `messages`.
+    Returns: the documents in file order; empty texts are left out.
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if the ending is another, a line is not such an object, or no text is left.
+        DataError: if the ending is another, a line is not such an object, a conversation cannot be
+            used (see `Conversation.from_messages`), or no document is left.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist; pass a .jsonl or .txt file")
+    documents: list[Document]
     if path.suffix == ".txt":
-        texts = cut_passages(_decode(path), TXT_PASSAGE_CHARS)
+        documents = [*cut_passages(_decode(path), TXT_PASSAGE_CHARS)]
     elif path.suffix == ".jsonl":
         # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
         lines = _decode(path).split("\n")
-        texts = [
-            _text_of_line(line, text_field, path, number)
+        documents = [
+            _document(line, field, f"{path}:{number}")
             for number, line in enumerate(lines, 1)
             if line.strip()
         ]
@@ -52,9 +59,26 @@ def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
             f"data file {path} ends in {path.suffix or 'nothing'!r}, expected .jsonl or .txt; "
             "convert it to one JSON object with a text field a line"
         )
-    texts = [text for text in texts if text.strip()]
-    if not texts:
+    documents = [item for item in documents if not isinstance(item, str) or item.strip()]
+    if not documents:
         raise DataError(f"data file {path} holds no text; give at least one document")
+    return documents
+
+
+def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
+    """Read a file of texts alone, as `read_documents` does.
+
+    Raises:
+        DataError: besides what `read_documents` raises, if a line holds a conversation.
+    """
+    texts = []
+    for document in read_documents(path, field=text_field):
+        if not isinstance(document, str):
+            raise DataError(
+                f"{document.source} has messages in field {text_field!r}, expected a string; "
+                "read the file with read_documents"
+            )
+        texts.append(document)
     return texts
 
 
@@ -67,19 +91,23 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-def _text_of_line(line: str, field: str, path: Path, number: int) -> str:
+def _document(line: str, field: str | None, place: str) -> Document:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{number} is not JSON ({error.msg}); write one object a line"
-        ) from error
-    text = value.get(field) if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise DataError(
-            f"{path}:{number} has no string in field {field!r}; name the field that holds the text"
-        )
-    return text
+        raise DataError(f"{place} is not JSON ({error.msg}); write one object a line") from error
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    if field is None:
+        field = "messages" if fields.get("text") is None and "messages" in fields else "text"
+        remedy = "no messages; name the field that holds the text or the messages"
+    else:
+        remedy = "no list of messages; name the field that holds either"
+    found = fields.get(field)
+    if isinstance(found, str):
+        return found
+    if isinstance(found, list) or (field == "messages" and field in fields):
+        return Conversation.from_messages(found, source=place)
+    raise DataError(f"{place} has no string in field {field!r} and {remedy}")
 
 
 def cut_passages(text: str, max_chars: int) -> list[str]:
@@ -104,8 +132,8 @@ def cut_passages(text: str, max_chars: int) -> list[str]:
     return passages
 
 
-def split_held_out(texts: Sequence[str], fraction: float) -> TextSplit:
-    """Split texts by the hash of each text: the same text is always on the same side.
+def split_held_out(texts: Sequence[Document], fraction: float) -> TextSplit:
+    """Split documents by the hash of each: the same document is always on the same side.
 
     Args:
         texts: the documents; a repeated one counts once.
@@ -127,8 +155,8 @@ def split_held_out(texts: Sequence[str], fraction: float) -> TextSplit:
     return TextSplit(train, held, dropped=len(texts) - len(distinct))
 
 
-def keep_apart(train: Iterable[str], held_out: Iterable[str]) -> TextSplit:
-    """Drop from training every text that is also held out, and repeated texts from both."""
+def keep_apart(train: Iterable[Document], held_out: Iterable[Document]) -> TextSplit:
+    """Drop from training each document that is also held out, and repeated ones from both."""
     train, held_out = list(train), list(held_out)
     held = dict.fromkeys(held_out)
     kept = [text for text in dict.fromkeys(train) if text not in held]
@@ -140,6 +168,7 @@ def keep_apart(train: Iterable[str], held_out: Iterable[str]) -> TextSplit:
     return TextSplit(kept, list(held), dropped=len(train) + len(held_out) - len(kept) - len(held))
 
 
-def _unit_hash(text: str) -> float:
+def _unit_hash(document: Document) -> float:
+    text = document if isinstance(document, str) else document.json
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

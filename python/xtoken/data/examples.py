@@ -1,4 +1,4 @@
-"""A text under both tokenizers, with its alignment: made once, used in every epoch."""
+"""A document under both tokenizers, with its alignment: made once, used in every epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import Aligner, Alignment, Vocab
+from xtoken.data.align_turns import align_by_turns
+from xtoken.data.documents import Document
+from xtoken.data.encode import Encoder, print_document
 from xtoken.data.errors import DataError
+from xtoken.data.loss_mask import Encoded
 
 BATCH = 256
 Ids = NDArray[np.int64]
@@ -18,7 +22,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """One document.
+    """One document, or a conversation up to one of its answers.
 
     Args:
         student_ids, teacher_ids: [T_s] and [T_t] int64, without padding.
@@ -35,12 +39,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Examples and what became of the texts.
+    """Examples and what became of the documents.
 
     Args:
-        examples: those with at least two student tokens, in the order of the texts.
-        cut: number of texts that were longer than `max_tokens` and lost their tail.
-        empty: number of texts left out because fewer than two student tokens remained.
+        examples: those with a student token in the loss, in the order of the documents.
+        cut: number of examples that were longer than `max_tokens` and lost their tail.
+        empty: number of examples left out because no student token in the loss remained.
     """
 
     examples: list[Example]
@@ -55,7 +59,7 @@ class ExampleSet:
 
 
 def make_examples(
-    texts: Sequence[str],
+    documents: Sequence[Document],
     student_tokenizer: Any,
     teacher_tokenizer: Any,
     *,
@@ -63,19 +67,25 @@ def make_examples(
     aligner: Aligner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleSet:
-    """Tokenize texts on both sides, with the special tokens that each tokenizer adds, and align.
+    """Tokenize documents on both sides and align.
 
-    A text longer than `max_tokens` on either side is cut at the last chunk boundary where both
+    A text gets the special tokens that each tokenizer adds, and counts whole. A `Conversation` is
+    printed by each tokenizer's own chat template, aligned turn by turn, and only what the assistant
+    says counts; it becomes one example, or one for each answer where a template prints earlier
+    answers otherwise once more follows, as Qwen3's drops its thoughts.
+
+    An example longer than `max_tokens` on either side is cut at the last chunk boundary where both
     sides fit, so that both still hold the same text.
 
     Args:
-        texts: the documents.
+        documents: texts, conversations, or both.
         student_tokenizer, teacher_tokenizer: `transformers` tokenizers.
         max_tokens: longest example on either side, at least 2.
         aligner: of these tokenizers; made here if absent.
-        progress: called with (texts done, texts to do).
+        progress: called with (documents done, documents to do).
     Raises:
-        DataError: if `max_tokens` is below 2, or no example is left.
+        DataError: if `max_tokens` is below 2, a conversation cannot be printed, or no example is
+            left.
     """
     if max_tokens < 2:
         raise DataError(
@@ -85,38 +95,33 @@ def make_examples(
         aligner = Aligner(
             Vocab.from_tokenizer(student_tokenizer), Vocab.from_tokenizer(teacher_tokenizer)
         )
+    encoders = Encoder(student_tokenizer, "student"), Encoder(teacher_tokenizer, "teacher")
     examples: list[Example] = []
     cut = 0
-    for start in range(0, len(texts), BATCH):
-        batch = list(texts[start : start + BATCH])
-        student = _encode(student_tokenizer, batch)
-        teacher = _encode(teacher_tokenizer, batch)
-        alignments = list(aligner.align_batch(student, teacher))
+    for start in range(0, len(documents), BATCH):
+        batch = documents[start : start + BATCH]
+        rows = [row for document in batch for row in print_document(document, encoders)]
+        student = encoders[0].encode([row[0] for row in rows])
+        teacher = encoders[1].encode([row[1] for row in rows])
+        alignments = align_by_turns(aligner, student, teacher)
         for index, alignment in enumerate(alignments):
             ends = _fitting_ends(alignment, max_tokens)
-            if ends != (len(student[index]), len(teacher[index])):
-                student[index], teacher[index] = (
-                    student[index][: ends[0]],
-                    teacher[index][: ends[1]],
-                )
-                alignments[index] = aligner.align(student[index], teacher[index])
+            if ends != (len(student[index].ids), len(teacher[index].ids)):
+                student[index] = student[index].cut(ends[0])
+                teacher[index] = teacher[index].cut(ends[1])
+                (alignments[index],) = align_by_turns(aligner, [student[index]], [teacher[index]])
                 cut += 1
         examples += map(_example, student, teacher, alignments)
         if progress is not None:
-            progress(min(start + BATCH, len(texts)), len(texts))
-    kept = [example for example in examples if len(example.student_ids) >= 2]
+            progress(min(start + BATCH, len(documents)), len(documents))
+    # Nothing predicts a first token.
+    kept = [example for example in examples if example.student_loss_mask[1:].any()]
     if not kept:
         raise DataError(
-            f"none of {len(texts)} texts has two student tokens within max_tokens = {max_tokens}; "
-            "give longer texts or raise max_tokens"
+            f"none of {len(examples)} examples has a student token in the loss within max_tokens = "
+            f"{max_tokens}; give longer texts or raise max_tokens"
         )
     return ExampleSet(kept, cut=cut, empty=len(examples) - len(kept))
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
-    # verbose=False: a text beyond the model's length is cut here, so no warning is due.
-    encoded = tokenizer(texts, verbose=False)["input_ids"]
-    return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
 
 def _fitting_ends(alignment: Alignment, max_tokens: int) -> tuple[int, int]:
@@ -128,11 +133,11 @@ def _fitting_ends(alignment: Alignment, max_tokens: int) -> tuple[int, int]:
     return int(student_bounds[last]), int(teacher_bounds[last])
 
 
-def _example(student: Ids, teacher: Ids, alignment: Alignment) -> Example:
+def _example(student: Encoded, teacher: Encoded, alignment: Alignment) -> Example:
     return Example(
-        student_ids=student,
-        teacher_ids=teacher,
-        student_loss_mask=np.ones(len(student), dtype=np.bool_),
-        teacher_loss_mask=np.ones(len(teacher), dtype=np.bool_),
+        student_ids=student.ids,
+        teacher_ids=teacher.ids,
+        student_loss_mask=student.loss_mask,
+        teacher_loss_mask=teacher.loss_mask,
         alignment=alignment,
     )

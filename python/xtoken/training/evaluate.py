@@ -23,7 +23,9 @@ DIGIT = re.compile(rb" ?[0-9]")
 
 @dataclass(frozen=True)
 class HeldOutScore:
-    """Scores over the text tokens of held-out examples; the first token of an example has no score.
+    """Scores over the text tokens in the loss masks of held-out examples, first tokens left out.
+
+    Of a conversation that is what the assistant says, without the tokens that end its turns.
 
     Args:
         bits_per_byte: total negative log-likelihood in bits over the total bytes of scored tokens.
