@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,8 +130,19 @@ def test_held_out_texts_can_be_given_and_are_dropped_from_training(
 def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     distill(workspace, out=out, loss="ce", steps=1)
-    with pytest.raises(Exception, match="is not empty; pass another path, or --overwrite"):
+    with pytest.raises(Exception, match="a run; --resume goes on with it; pass another path, or"):
         distill(workspace, out=out, loss="ce", steps=1)
+    with pytest.raises(Exception, match=r"another run: steps = 1 there and 2 here; repeat the com"):
+        distill(workspace, "--resume", out=out, loss="ce", steps=2)
+    with pytest.raises(Exception, match="--overwrite replaces it; pass one of them"):
+        distill(workspace, "--resume", "--overwrite", out=out, loss="ce", steps=1)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("dear reader")
+    with pytest.raises(Exception, match="is not empty; pass another path, or --overwrite"):
+        distill(workspace, out=foreign, loss="ce", steps=1)
+    with pytest.raises(Exception, match="is not empty, and holds no run to resume"):
+        distill(workspace, "--resume", out=foreign, loss="ce", steps=1)
     distill(workspace, "--overwrite", out=out, loss="ce", steps=2)
     assert DistillConfig.load(out / "config.json").steps == 2
 
@@ -144,6 +157,9 @@ def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: 
         ({"loss": "kl"}, "loss = 'kl', expected one of"),
         ({"steps": 0}, "steps = 0, expected at least 1"),
         ({"kd_weight": "much"}, "--kd-weight much, expected a number or 'balanced'"),
+        ({"checkpoint_every": -1}, "checkpoint_every = -1, expected at least 0"),
+        ({"mixed_precision": "fp16"}, "mixed_precision = 'fp16', expected one of 'no', 'bf16'"),
+        ({"teacher_dtype": "int8"}, "teacher_dtype = 'int8', expected one of 'float32', 'bfloat"),
         ({"top_k": 99}, "top_k = 99, expected at most teacher_top_k = 32"),
         ({"text_field": "body"}, "has no string in field 'body'"),
     ],
@@ -188,3 +204,82 @@ def test_a_tokenizer_of_another_model_is_refused(workspace: Path, tmp_path: Path
         shutil.copyfile(workspace / "student" / name, mixed / name)
     with pytest.raises(Exception, match=r"has 1700 tokens, its model only 800 columns"):
         distill(workspace, out=tmp_path / "run", teacher=mixed)
+
+
+DIES = """
+import os
+import signal
+import sys
+
+from transformers import Trainer
+
+from xtoken.cli import main
+
+writes = int(sys.argv.pop(1))
+write_random_state = Trainer._save_rng_state
+
+
+def die_in_the_middle(trainer, folder):
+    global writes
+    writes -= 1
+    if writes == 0:
+        # Weights and optimizer of the checkpoint are written, the rest is not.
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_random_state(trainer, folder)
+
+
+Trainer._save_rng_state = die_in_the_middle
+main()
+"""
+
+
+def test_a_comparison_killed_in_the_middle_of_checkpoints_goes_on_to_the_same_students(
+    workspace: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    distill(workspace, "--compare", out=whole)
+    # Four steps: the first sitting ends in the last checkpoint of the first loss, the second in
+    # the last of the second, once it has written one of the first and one of the second.
+    for writes, broken in ((2, out), (3, out / "compare" / "p-kl")):
+        options = [*arguments(workspace, out=out, checkpoint_every=2), "--compare", "--resume"]
+        killed = subprocess.run(
+            [sys.executable, "-c", DIES, str(writes), *options], capture_output=True, text=True
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert (broken / "checkpoint-4" / "optimizer.pt").is_file()
+        assert not (broken / "checkpoint-4" / "run.json").exists()
+    first_result = (out / "result.json").read_bytes()
+    output = distill(workspace, "--compare", "--resume", out=out, checkpoint_every=2)
+    assert "prefix-kl: all 4 steps were done earlier" in output
+    assert "p-kl: went on from step 2 of 4" in output
+    assert "gold: there was no checkpoint; it ran from the beginning" in output
+    assert (out / "result.json").read_bytes() == first_result
+    for folder in ("", "compare/p-kl", "compare/gold", "compare/ce"):
+        for name in ("student/model.safetensors", "metrics.jsonl"):
+            expected = (whole / folder / name).read_bytes()
+            assert (out / folder / name).read_bytes() == expected, (folder, name)
+    tables = [json.loads((folder / "comparison.json").read_text()) for folder in (whole, out)]
+    for row in (*tables[0], *tables[1]):
+        row["seconds"] = 0
+    assert tables[0] == tables[1]
+
+
+def test_overwrite_forgets_the_runs_of_an_earlier_comparison(
+    workspace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    for loss in ("p-kl", "ce"):
+        (out / "compare" / loss).mkdir(parents=True)
+        (out / "compare" / loss / "result.json").write_text("{}")
+    distill(workspace, "--compare", "--overwrite", out=out, steps=1)
+    output = distill(workspace, "--compare", "--resume", out=out, steps=1)
+    for loss in ("prefix-kl", "p-kl", "gold", "ce"):
+        assert f"{loss}: all 1 steps were done earlier" in output
+
+
+def test_a_run_that_ended_while_its_teacher_predicted_can_be_resumed(
+    workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "teacher-top-k").mkdir(parents=True)
+    output = distill(workspace, "--resume", out=tmp_path / "run", loss="ce", steps=1)
+    assert "ce: there was no checkpoint; it ran from the beginning" in output

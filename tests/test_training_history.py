@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from xtoken.training.history import History, read_history
+from xtoken.training.history import History, read_history, records_until
 
 
 def test_records_are_on_disk_as_soon_as_they_are_added_and_are_read_back(tmp_path: Path) -> None:
@@ -37,3 +37,19 @@ def test_a_history_without_a_file_keeps_its_records(tmp_path: Path) -> None:
     history.add({"step": 1})
     assert history.records == [{"step": 1}]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_goes_on_after_what_is_kept_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    history = History(path)
+    for step in (1, 2, 3):
+        history.add({"step": step, "ce": math.nan})
+    with path.open("a") as file:
+        file.write('{"step": 4, "c')
+    assert [record["step"] for record in read_history(path)] == [1, 2, 3]
+    kept = History(path, records_until(path, 2))
+    kept.add({"step": 3, "ce": 0.5})
+    assert [record["step"] for record in read_history(path)] == [1, 2, 3]
+    assert read_history(path)[2] == {"step": 3, "ce": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
+    assert records_until(tmp_path / "absent", 5) == []

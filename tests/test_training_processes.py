@@ -63,7 +63,7 @@ from pathlib import Path
 from xtoken.data import read_texts, split_held_out
 from xtoken.training import *
 from xtoken.training.prepare import open_store
-from xtoken.training.trainer import run_device
+from xtoken.training.arguments import run_device
 
 folder, fate = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(top_k=64, teacher_top_k=64, max_tokens=96, device="cpu")
@@ -84,6 +84,39 @@ print(json.dumps({
     "found": all(example.teacher_ids in store for example in materials.train.examples),
     "wanted": sum(len(example.teacher_ids) for example in materials.train.examples),
 }))
+"""
+
+RESUME = """
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.training import *
+from xtoken.training.history import History
+
+folder, sitting = Path(sys.argv[1]), sys.argv[2]
+config = DistillConfig(
+    steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
+    checkpoint_every=3,
+)
+pair = load_pair(folder / "student", folder / "teacher")
+materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
+add = History.add
+
+def end_in_step_five(history, record):
+    if record["step"] == 5:
+        os._exit(9)
+    add(history, record)
+
+if sitting == "first":
+    train(materials, replace(config, checkpoint_every=0), teacher, folder / "whole")
+    History.add = end_in_step_five
+result = train(materials, config, teacher, folder / "cut", resume=sitting == "second")
+assert result.steps_before == 3
+assert [record["step"] for record in result.records if "ce" in record] == list(range(1, 9))
 """
 
 
@@ -167,3 +200,18 @@ def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> N
     assert killed.returncode == -signal.SIGKILL
     assert waiting.returncode == 1
     assert "Connection closed by peer" in errors or "Connection reset by peer" in errors
+
+
+def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupted_run(
+    workspace: Path,
+) -> None:
+    path = workspace / "student" / "config.json"
+    # Each process draws its own dropout.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.2}))
+    for sitting, code in (("first", 9), ("second", 0)):
+        for process in start_two(RESUME, workspace, sitting):
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == code, errors
+    for name in ("student/model.safetensors", "metrics.jsonl"):
+        found, expected = ((workspace / run / name).read_bytes() for run in ("cut", "whole"))
+        assert found == expected, name

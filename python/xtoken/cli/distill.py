@@ -28,7 +28,7 @@ def distill(
         str, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
     ],
     data: Annotated[Path, typer.Option(help="Training texts or conversations: .jsonl or .txt.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must be new or empty.")],
+    out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or with --resume.")],
     held_out: Annotated[
         Path | None, typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
     ] = None,
@@ -87,6 +87,18 @@ def distill(
             help="Where teacher predictions are kept over runs; default XTOKEN_CACHE/teachers."
         ),
     ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints; 0, the default, for none."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the same command's run in --out from its newest checkpoint; start "
+            "from the beginning where there is none yet.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")
     ] = False,
@@ -95,7 +107,7 @@ def distill(
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.distill_run import Request, run
 
-    _check_output(out, overwrite)
+    _check_output(out, overwrite, resume)
     settings = {
         "loss": loss,
         "steps": steps,
@@ -111,6 +123,7 @@ def distill(
         "device": device,
         "mixed_precision": mixed_precision,
         "teacher_dtype": teacher_dtype,
+        "checkpoint_every": checkpoint_every,
     }
     run(
         Request(
@@ -124,9 +137,13 @@ def distill(
             settings={name: value for name, value in settings.items() if value is not None},
             compare=compare,
             out=out,
+            resume=resume,
             teacher_cache=teacher_cache or _default_cache(out),
         )
     )
+
+
+_STORE = "teacher-top-k"
 
 
 def _default_cache(out: Path) -> Path:
@@ -134,7 +151,7 @@ def _default_cache(out: Path) -> Path:
 
     directory = cache_directory()
     # Caching over runs is off: predictions then live with the run that they are for.
-    return out / "teacher-top-k" if directory is None else directory / "teachers"
+    return out / _STORE if directory is None else directory / "teachers"
 
 
 def _kd_weight(text: str | None) -> float | str | None:
@@ -148,10 +165,28 @@ def _kd_weight(text: str | None) -> float | str | None:
         ) from None
 
 
-def _check_output(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
+    if overwrite and resume:
+        raise OptionValueError(
+            "--resume goes on with the run in --out, and --overwrite replaces it; pass one of them"
+        )
     if out.exists() and not out.is_dir():
         raise OptionValueError(f"--out {out} is a file, expected a directory; pass another path")
     # Of the processes that torchrun starts only the first one writes, maybe already.
     first = os.environ.get("RANK", "0") == "0"
-    if first and out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OptionValueError(f"--out {out} is not empty; pass another path, or --overwrite")
+    if overwrite or not first or not out.is_dir() or not any(out.iterdir()):
+        return
+    if resume and not _may_resume(out):
+        raise OptionValueError(
+            f"--out {out} is not empty, and holds no run to resume; pass the path of one"
+        )
+    if not resume:
+        found = "holds a run; --resume goes on with it" if _may_resume(out) else "is not empty"
+        raise OptionValueError(f"--out {out} {found}; pass another path, or --overwrite")
+
+
+def _may_resume(out: Path) -> bool:
+    from xtoken.training.checkpoints import has_run
+
+    # A run that ended while its teacher was predicting left nothing else.
+    return has_run(out) or {path.name for path in out.iterdir()} == {_STORE}

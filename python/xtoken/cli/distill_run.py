@@ -30,6 +30,7 @@ from xtoken.cli.distill_tables import (
 from xtoken.data import DataError, TextSplit, keep_apart, read_documents, split_held_out
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
+from xtoken.training.checkpoints import forget
 from xtoken.training.config import DistillConfig, LossName
 from xtoken.training.pair import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
@@ -54,6 +55,7 @@ class Request:
     settings: dict[str, Any]
     compare: bool
     out: Path
+    resume: bool
     teacher_cache: Path
 
 
@@ -105,10 +107,17 @@ def run(request: Request) -> None:
 
     teachers = open_teachers(materials, config, losses, request.teacher_cache, bars)
     _show_store(console, teachers)
+    folders = {loss: request.out / "compare" / loss for loss in losses} | {config.loss: request.out}
+    if not request.resume and is_main_process():
+        # All of them: an interruption of this run must not leave one that an earlier run finished.
+        for folder in folders.values():
+            forget(folder)
     results = []
-    for loss in losses:
-        folder = request.out if loss == config.loss else request.out / "compare" / loss
-        results.append(train(materials, replace(config, loss=loss), teachers[loss], folder, bars))
+    for loss, folder in folders.items():
+        settings = replace(config, loss=loss)
+        result = train(materials, settings, teachers[loss], folder, bars, resume=request.resume)
+        _show_earlier(console, result, request.resume)
+        results.append(result)
     console.print(result_table(results))
     if is_main_process():
         _write_comparison(request.out, results)
@@ -169,6 +178,15 @@ def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
             f"teacher: top {store.key.top_k} of {len(store):,} texts in {store.directory}, "
             f"{store.sequences_computed:,} of them computed now"
         )
+
+
+def _show_earlier(console: Console, result: RunResult, resume: bool) -> None:
+    if result.steps_before == result.steps:
+        console.print(f"{result.loss}: all {result.steps} steps were done earlier")
+    elif result.steps_before:
+        console.print(f"{result.loss}: went on from step {result.steps_before} of {result.steps}")
+    elif resume:
+        console.print(f"{result.loss}: there was no checkpoint; it ran from the beginning")
 
 
 def _write_comparison(out: Path, results: list[RunResult]) -> None:

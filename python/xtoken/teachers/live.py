@@ -52,12 +52,7 @@ class LiveTeacher:
     def fingerprint(self) -> str:
         """Hex digest of all parameters (name, dtype, shape, bytes); computed once, on first use."""
         if self._fingerprint is None:
-            digest = hashlib.blake2b(digest_size=16)
-            for name, value in sorted(self.model.state_dict().items()):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(memoryview(data.numpy()))
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = weights_fingerprint(self.model)
         return self._fingerprint
 
     @torch.no_grad()
@@ -75,3 +70,13 @@ class LiveTeacher:
     def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the teacher signal of a padded batch: its full logits."""
         return self.logits(ids, attention_mask)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a hex digest of all parameters and buffers of a model: name, dtype, shape, bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(data.numpy()))
+    return digest.hexdigest()

@@ -15,6 +15,7 @@ from xtoken.training.config import ConfigError as ConfigError
 from xtoken.training.config import DistillConfig as DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator as HeldOutEvaluator
 from xtoken.training.evaluate import HeldOutScore as HeldOutScore
+from xtoken.training.identity import ResumeError as ResumeError
 from xtoken.training.objective import Objective as Objective
 from xtoken.training.pair import ModelSourceError as ModelSourceError
 from xtoken.training.pair import Pair as Pair

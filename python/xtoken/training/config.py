@@ -51,6 +51,8 @@ class DistillConfig:
         max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
         eval_every: steps between evaluations on the held-out part; 0 for only before and after.
         eval_batch_size: examples a forward pass of the evaluation.
+        checkpoint_every: steps between checkpoints, from which `train(resume=True)` goes on; 0 for
+            none. The newest two are kept, each three times the size of the student in float32.
         seed: of data order and dropout.
         device: `auto` is a CUDA device where there is one, else the CPU.
         mixed_precision: `bf16` runs the student's forward pass under bfloat16 autocast. Weights,
@@ -83,6 +85,7 @@ class DistillConfig:
     max_tokens: int = 512
     eval_every: int = 0
     eval_batch_size: int = 16
+    checkpoint_every: int = 0
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -191,7 +194,7 @@ _AT_LEAST_ONE = (
 )
 _AT_LEAST_ZERO = (
     *("kd_weight", "ce_weight", "projection_decay", "warmup_steps", "weight_decay", "eval_every"),
-    *("seed", "prefix_max_depth"),
+    *("checkpoint_every", "seed", "prefix_max_depth"),
 )
 _POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "max_tokens")
 

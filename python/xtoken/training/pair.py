@@ -40,9 +40,9 @@ class Pair:
     student_vocab: Vocab
     teacher_vocab: Vocab
 
-    def load_student(self) -> nn.Module:
-        """Load the student in float32, fresh from its source."""
-        return _load_model("student", self.student_source, self.student_vocab)
+    def load_student(self, source: Path | str | None = None) -> nn.Module:
+        """Load the student in float32, fresh from its source, or from a checkpoint of it."""
+        return _load_model("student", str(source or self.student_source), self.student_vocab)
 
     def load_teacher(self, device: torch.device, dtype: TeacherDtype = "float32") -> LiveTeacher:
         """Load the teacher onto a device; `auto` keeps the dtype of its files."""

@@ -16,6 +16,7 @@ from xtoken import Aligner
 from xtoken.data import ExampleSet, TextSplit, make_examples
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.training.arguments import run_device
 from xtoken.training.config import DistillConfig
 from xtoken.training.objective import TeacherSource
 from xtoken.training.pair import Pair
@@ -26,7 +27,6 @@ from xtoken.training.processes import (
     process_index,
     wait_for_all,
 )
-from xtoken.training.trainer import run_device
 
 
 class Reporter(Protocol):

@@ -12,13 +12,23 @@ from torch import nn
 
 from xtoken.data import DistillCollator
 from xtoken.report.curves import draw_curves
+from xtoken.training.arguments import run_device, teacher_needed
+from xtoken.training.checkpoints import (
+    METRICS_FILE,
+    RESULT_FILE,
+    Checkpoint,
+    MarkCheckpoints,
+    begin,
+    write_whole,
+)
 from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
-from xtoken.training.history import History
+from xtoken.training.history import History, read_history
+from xtoken.training.identity import RunIdentity
 from xtoken.training.objective import Objective, TeacherSource
 from xtoken.training.prepare import Materials, Reporter, Silent
-from xtoken.training.processes import is_main_process
-from xtoken.training.trainer import DistillTrainer, run_device
+from xtoken.training.processes import is_main_process, join_processes, on_first_process
+from xtoken.training.trainer import DistillTrainer
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,10 @@ class RunResult:
         loss: name of the loss.
         before, after: scores of the student on the held-out part.
         steps: optimizer steps.
-        seconds: wall time of the training, evaluations included, teacher store excluded.
+        seconds: wall time of the training, evaluations included, teacher store excluded; of several
+            sittings, without what was done since the last checkpoint of an interrupted one.
         records: the lines of `metrics.jsonl`.
+        steps_before: steps done in earlier sittings; `steps` where nothing was left to do.
     """
 
     loss: str
@@ -39,6 +51,7 @@ class RunResult:
     steps: int
     seconds: float
     records: list[dict[str, float]]
+    steps_before: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return the result without the records, for a JSON file."""
@@ -57,11 +70,14 @@ def train(
     teacher: TeacherSource | None,
     out: Path,
     reporter: Reporter | None = None,
+    *,
+    resume: bool = False,
 ) -> RunResult:
     """Train the student of the pair, fresh from its directory, and write what came of it.
 
     Written into `out`: `student/` (model and tokenizer, for `from_pretrained`),
-    `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png` and `result.json`.
+    `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png` and `result.json`; with
+    `checkpoint_every`, also the Trainer's `checkpoint-N/` of the newest two.
 
     Args:
         materials: from `prepare`.
@@ -69,37 +85,56 @@ def train(
         teacher: a `LiveTeacher` or a filled `TopKStore`; None for `ce`.
         out: directory, made if absent; files of the same names are replaced.
         reporter: sees the steps.
+        resume: go on from the newest whole checkpoint in `out`, to the student that an
+            uninterrupted run gives, on the CPU bit for bit; from the beginning where there is none;
+            a run that was finished is read, not run again. The settings must be those of the run,
+            but for `device`, `eval_every`, `eval_batch_size` and `checkpoint_every`.
 
-    Under `torchrun` every process calls this; the first one reports and writes.
+    Under `torchrun` every process calls this; the first one reports and writes. All must see the
+    same `out`, as the Trainer reads its checkpoints in each.
+
+    Raises: ResumeError if `out` is of another run; ConfigError as `DistillTrainer`.
     """
     main = is_main_process()
     reporter = reporter if reporter is not None and main else Silent()
     out.mkdir(parents=True, exist_ok=True)
     pair = materials.pair
     student = pair.load_student()
-    evaluator = HeldOutEvaluator(
-        materials.held_out.examples, pair.student_vocab, batch_size=config.eval_batch_size
-    )
-    history = History(out / "metrics.jsonl" if main else None)
-    with reporter.progress(f"train {config.loss}", config.steps) as update:
+    objective = Objective(config, materials.projection, run_device(config))
+    if teacher is None and objective.needs_teacher:
+        raise teacher_needed(config)
+    run = RunIdentity.of(materials, config, student, teacher)
+    join_processes(run_device(config))
+    start = on_first_process(lambda: begin(out, run, resume))
+    if start.finished:
+        return _read_result(out)
+    checkpoint = start.checkpoint
+    done = 0 if checkpoint is None else checkpoint.step
+    if checkpoint is not None and done == config.steps:
+        student = pair.load_student(checkpoint.path)
+    history = History(out / METRICS_FILE if main else None, start.records)
+    clock = time.perf_counter() - (0.0 if checkpoint is None else checkpoint.seconds)
+    title = f"train {config.loss}" + (f", from step {done}" if done else "")
+    with reporter.progress(title, config.steps) as update:
         trainer = DistillTrainer(
             student,
             config,
-            objective=Objective(config, materials.projection, run_device(config)),
+            objective=objective,
             teacher=teacher,
             train_examples=materials.train,
             collator=DistillCollator.for_tokenizers(pair.student_tokenizer, pair.teacher_tokenizer),
             output_dir=out,
-            evaluator=evaluator,
+            evaluator=HeldOutEvaluator(
+                materials.held_out.examples, pair.student_vocab, batch_size=config.eval_batch_size
+            ),
             history=history,
             on_step=lambda step: update(step, _remark(history.records[-1])),
         )
-        start = time.perf_counter()
-        trainer.evaluate()
-        trainer.train()
-        if "eval_bits_per_byte" not in history.records[-1]:
-            trainer.evaluate()
-        seconds = time.perf_counter() - start
+        trainer.add_callback(
+            MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock)
+        )
+        _train_from(trainer, checkpoint)
+        seconds = time.perf_counter() - clock
     evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
     result = RunResult(
         loss=config.loss,
@@ -108,10 +143,26 @@ def train(
         steps=config.steps,
         seconds=seconds,
         records=history.records,
+        steps_before=done,
     )
     if main:
         _write(out, result, materials, config, student)
     return result
+
+
+def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None) -> None:
+    """Train and evaluate whatever is left to do after a checkpoint, or all of it."""
+    if checkpoint is None:
+        trainer.evaluate()
+        trainer.train()
+    elif checkpoint.step < trainer.distill_config.steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint.path))
+    else:
+        # The Trainer would take one step more before it saw that none is left.
+        trainer.state.global_step = checkpoint.step
+    history = trainer.history
+    if history is None or "eval_bits_per_byte" not in history.records[-1]:
+        trainer.evaluate()
 
 
 def _write(
@@ -122,7 +173,21 @@ def _write(
     materials.projection.save(out / "projection.safetensors")
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")
-    (out / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
+    # Last: it says that the run is finished.
+    write_whole(out / RESULT_FILE, json.dumps(result.summary(), indent=2) + "\n")
+
+
+def _read_result(out: Path) -> RunResult:
+    values = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
+    return RunResult(
+        loss=values["loss"],
+        before=HeldOutScore(**values["before"]),
+        after=HeldOutScore(**values["after"]),
+        steps=values["steps"],
+        seconds=values["seconds"],
+        records=read_history(out / METRICS_FILE),
+        steps_before=values["steps"],
+    )
 
 
 def _remark(record: dict[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from xtoken.data.collate import DistillBatch, DistillCollator
 from xtoken.data.examples import ExampleSet
 from xtoken.teachers.forward import causal_logits
+from xtoken.training.arguments import FollowArguments, teacher_needed, training_arguments
 from xtoken.training.config import ConfigError, DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator
 from xtoken.training.history import History
@@ -28,13 +28,10 @@ class StepTotals:
     Args:
         tokens: predicted tokens, the normalizer of the cross-entropy.
         chunks: usable chunks, the normalizer of the distillation loss.
-        kd_scale: weight of the distillation loss; None while one micro-batch is the whole step, and
-            the loss finds it from its own values.
     """
 
     tokens: float
     chunks: float
-    kd_scale: float | None
 
 
 class DistillTrainer(Trainer):
@@ -77,9 +74,7 @@ class DistillTrainer(Trainer):
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         if teacher is None and objective.needs_teacher:
-            raise ConfigError(
-                f"loss = {config.loss!r} needs a teacher, and none was given; pass teacher= or 'ce'"
-            )
+            raise teacher_needed(config)
         args = args or training_arguments(config, output_dir)
         if args.n_gpu > 1:
             raise ConfigError(
@@ -96,6 +91,10 @@ class DistillTrainer(Trainer):
         self.history = history
         self.on_step = on_step
         self._step_metrics: dict[str, float] = {}
+        # Weight of the distillation loss in this step; None while it is still to be found, from
+        # the micro-batches below or, where there are none, from the one that is the whole step.
+        self._kd_scale: float | None = None
+        self._to_balance: list[Any] = []
         super().__init__(
             model=model,
             args=args,
@@ -108,6 +107,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
+        self.add_callback(FollowArguments())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -120,27 +120,31 @@ class DistillTrainer(Trainer):
         for batch in batches:
             counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
         tokens, chunks = self._over_processes(counts)
-        totals = StepTotals(tokens, chunks, self._fixed_scale())
+        self._kd_scale = self._fixed_scale()
         whole = len(batches) == 1 and self.accelerator.num_processes == 1
-        if totals.kd_scale is None and self.objective.needs_teacher and not whole:
-            totals = self._balanced(batches, totals)
-        return batches, totals
+        balanced = self._kd_scale is None and self.objective.needs_teacher
+        # Found in the first micro-batch and not here: a resumed run restores its random numbers,
+        # which dropout draws, only after this.
+        self._to_balance = batches if balanced and not whole else []
+        return batches, StepTotals(tokens, chunks)
 
     def _fixed_scale(self) -> float | None:
         weight = self.distill_config.kd_weight
         return None if weight == "balanced" else float(weight)
 
-    def _balanced(self, batches: list[Any], totals: StepTotals) -> StepTotals:
-        """Find CE / KD over the whole step by a pass without gradients."""
+    def _balance(self, batches: list[Any], totals: StepTotals) -> float:
+        """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
         values = torch.zeros(2, dtype=torch.float64)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        device = self.args.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
             for batch in batches:
                 batch = cast(DistillBatch, self._prepare_inputs(batch))
                 parts = self._parts(cast(nn.Module, self.model), batch, totals)
                 metrics = parts.metrics()
                 values += torch.tensor([metrics["ce"], metrics["kd"]], dtype=torch.float64)
         ce, kd = self._over_processes(values)
-        return StepTotals(totals.tokens, totals.chunks, self.objective.balance(ce, kd))
+        return self.objective.balance(ce, kd)
 
     def _over_processes(self, values: Tensor) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -173,12 +177,14 @@ class DistillTrainer(Trainer):
             inputs: a `DistillBatch`.
             num_items_in_batch: the `StepTotals` of `get_batch_samples`; None counts this batch.
         """
-        totals = num_items_in_batch
+        totals, kd_scale = num_items_in_batch, self._kd_scale
         if totals is None:
-            tokens, chunks = self.objective.counts(inputs)
-            totals = StepTotals(tokens, chunks, self._fixed_scale())
+            totals, kd_scale = StepTotals(*self.objective.counts(inputs)), self._fixed_scale()
+        elif self._to_balance:
+            batches, self._to_balance = self._to_balance, []
+            kd_scale = self._kd_scale = self._balance(batches, totals)
         parts = self._parts(model, inputs, totals)
-        loss, kd_scale = self.objective.combine(parts, totals.kd_scale)
+        loss, kd_scale = self.objective.combine(parts, kd_scale)
         self._record(loss, parts, kd_scale)
         # Data parallel averages gradients over processes; the totals are already those of all.
         loss = loss * self.accelerator.num_processes
@@ -232,53 +238,3 @@ class DistillTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-
-def training_arguments(config: DistillConfig, output_dir: Path | str) -> TrainingArguments:
-    """Return the Trainer's arguments for the settings: no checkpoints, no bars, one log a step."""
-    device = run_device(config)
-    if config.mixed_precision == "bf16" and device.type == "cuda":
-        # Asked of the device, not of torch, which also says yes where it would emulate.
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8 and torch.version.hip is None:
-            raise ConfigError(
-                f"mixed_precision = 'bf16', but this GPU has compute capability {major}.{minor}, "
-                "and bfloat16 needs 8.0; set it to 'no'"
-            )
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if config.eval_every else "no",
-        eval_steps=config.eval_every or None,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
-    )
-
-
-def run_device(config: DistillConfig) -> torch.device:
-    """Return where student and teacher run.
-
-    Raises: ConfigError if CUDA is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ConfigError("device = 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    if not available or config.device == "cpu":
-        return torch.device("cpu")
-    # torchrun numbers the processes of a machine, each of which has its own device.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

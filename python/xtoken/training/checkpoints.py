@@ -1,0 +1,219 @@
+"""The Trainer's own checkpoints in a run's folder: which are whole, and of which run they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from xtoken.training.history import History, records_until
+from xtoken.training.identity import ResumeError, RunIdentity
+from xtoken.training.processes import is_main_process, wait_for_all
+
+# In the folder of a run from its start; in a checkpoint as the last file of it, so that a
+# checkpoint without one was not written to its end.
+RUN_FILE = "run.json"
+RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was written to its end.
+
+    Args:
+        path: its folder, which `Trainer.train(resume_from_checkpoint=...)` and, for the student
+            alone, `from_pretrained` read.
+        step: optimizer steps done.
+        seconds: wall time of the training until then.
+        run: what it is a checkpoint of.
+    """
+
+    path: Path
+    step: int
+    seconds: float
+    run: RunIdentity
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a sitting begins.
+
+    Args:
+        finished: nothing is left to do.
+        checkpoint: to go on from; None for the beginning.
+        records: the lines of `metrics.jsonl` until there.
+    """
+
+    finished: bool
+    checkpoint: Checkpoint | None
+    records: list[dict[str, float]]
+
+
+def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
+    """Decide where a sitting begins, and make the folder ready for it; for one process alone.
+
+    Args:
+        folder: of the run, exists.
+        run: what is to be trained.
+        resume: go on with what is in the folder, if it holds anything of a run; else forget it.
+    Raises: ResumeError if the folder is of another run, or its metrics lack a step.
+    """
+    start = Start(False, None, [])
+    if resume:
+        start = _find_start(folder, run)
+    if not start.finished:
+        keep = start.checkpoint
+        forget(folder, keep=None if keep is None else keep.path)
+        write_whole(folder / RUN_FILE, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+    return start
+
+
+def _find_start(folder: Path, run: RunIdentity) -> Start:
+    found = _read_identity(_read_json(folder / RUN_FILE))
+    if found is not None:
+        found.require(run, folder)
+        if (folder / RESULT_FILE).is_file():
+            return Start(True, None, [])
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        return Start(False, None, [])
+    checkpoint.run.require(run, checkpoint.path)
+    records = records_until(folder / METRICS_FILE, checkpoint.step)
+    known = [int(record["step"]) for record in records if "ce" in record]
+    if known != list(range(1, checkpoint.step + 1)):
+        missing = min(set(range(1, checkpoint.step + 1)) - set(known), default="no step")
+        raise ResumeError(
+            f"{folder / METRICS_FILE} lacks step {missing} of the {checkpoint.step} that "
+            f"{checkpoint.path.name} has behind it; put the file back, or start anew "
+            "(another --out, or --overwrite)"
+        )
+    return Start(False, checkpoint, records)
+
+
+def forget(folder: Path, keep: Path | None = None) -> None:
+    """Remove the checkpoints of a folder and what says that a run was finished there.
+
+    Args:
+        keep: a checkpoint that stays.
+    """
+    for name in (RESULT_FILE, RUN_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for path in _checkpoint_folders(folder).values():
+        if path != keep:
+            shutil.rmtree(path)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint of a folder that is whole, if there is one."""
+    for step, path in sorted(_checkpoint_folders(folder).items(), reverse=True):
+        checkpoint = _read_checkpoint(path, step)
+        if checkpoint is not None:
+            return checkpoint
+    return None
+
+
+def has_run(folder: Path) -> bool:
+    """Return whether a run was begun in a folder."""
+    return (folder / RUN_FILE).is_file() or newest_checkpoint(folder) is not None
+
+
+def _checkpoint_folders(folder: Path) -> dict[int, Path]:
+    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*"))
+    return {int(match[1]): path for match, path in matches if match and path.is_dir()}
+
+
+def _read_checkpoint(path: Path, step: int) -> Checkpoint | None:
+    mark = _read_json(path / RUN_FILE)
+    run = _read_identity(mark.get("run"))
+    if run is None or mark.get("step") != step or mark.get("files") != _sizes(path):
+        return None
+    return Checkpoint(path, step, float(mark["seconds"]), run)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_identity(values: Any) -> RunIdentity | None:
+    names = {field.name for field in dataclasses.fields(RunIdentity)}
+    if not isinstance(values, dict) or set(values) != names:
+        return None
+    return RunIdentity(**values)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in files
+        if path.name != RUN_FILE
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that no reader, also after a crash of the machine, sees a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class MarkCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once all processes have written their part of it.
+
+    Args:
+        folder: of the run.
+        run: what the checkpoints are of.
+        history: its lines are on the disk before the checkpoint counts.
+        seconds: gives the wall time of the training until now.
+    """
+
+    def __init__(
+        self, folder: Path, run: RunIdentity, history: History, seconds: Callable[[], float]
+    ) -> None:
+        self.folder = folder
+        self.run = run
+        self.history = history
+        self.seconds = seconds
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write the mark, after all else is on the disk."""
+        wait_for_all()
+        if not is_main_process():
+            return
+        path = self.folder / f"checkpoint-{state.global_step}"
+        sizes = _sizes(path)
+        for name in sizes:
+            _to_disk(path / name)
+        self.history.to_disk()
+        mark = {
+            "run": dataclasses.asdict(self.run),
+            "step": state.global_step,
+            "seconds": self.seconds(),
+            "files": sizes,
+        }
+        write_whole(path / RUN_FILE, json.dumps(mark, indent=2) + "\n")
