@@ -19,6 +19,7 @@ help:  ## Show this help
 setup: $(VENV)/.installed  ## Make the virtual environment, build the wheel, install everything
 
 $(VENV)/.dependencies: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old; 3.11 or later is needed, e.g. make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# The dependencies of the dev extra, without xtoken itself: it is built below.

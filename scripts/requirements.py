@@ -5,12 +5,8 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    from pip._vendor import tomli as tomllib
 
 
 def requirements(project: dict, extra: str) -> list[str]:
