@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import tokenizer_zoo as zoo
 from chat_families import DUMMY_PREFIX, LLAMA3, QWEN3, Family, family
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from xtoken import Vocab
@@ -44,6 +46,11 @@ def encoder(tokenizer: Any) -> Encoder:
     return Encoder(tokenizer)
 
 
+@functools.cache
+def vocab_of(tokenizer: Any) -> Vocab:
+    return Vocab.from_tokenizer(tokenizer)
+
+
 def encode(talk: Conversation, tokenizer: Any) -> Encoded:
     (encoded,) = encoder(tokenizer).encode_conversation(talk)
     return encoded
@@ -71,7 +78,30 @@ def test_the_mask_is_that_of_walking_the_tokens_byte_by_byte(name: str, case: st
     talk = conversation(CONTENTS[case], system=None if name == "gemma" else "Be brief.")
     encoded = encode(talk, known.tokenizer)
     expected = walked_mask(
-        encoded.ids.tolist(), Vocab.from_tokenizer(known.tokenizer), known.pieces(talk.messages)
+        encoded.ids.tolist(), vocab_of(known.tokenizer), known.pieces(talk.messages)
+    )
+    assert encoded.loss_mask.tolist() == expected
+
+
+PIECES = ["a", " b", "\n", " ", "\t", "2024", "é", "e\u0301", "你好", "👍🏽", "x = [1]", "\u2028"]
+MARKERS = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "user", "assistant"]
+ANYTHING = st.lists(st.sampled_from(PIECES + MARKERS), max_size=8).map("".join)
+
+
+@given(questions=st.lists(ANYTHING, min_size=1, max_size=3), data=st.data())
+@pytest.mark.parametrize("name", ["smollm2", "deepseek", "llama3"])
+def test_any_answer_is_in_the_mask_whole_and_nothing_else_is(
+    name: str, questions: list[str], data: st.DataObject
+) -> None:
+    known = family(name)
+    assert known.pieces is not None
+    contents = []
+    for question in questions:
+        contents += [question, data.draw(ANYTHING.filter(str.strip))]
+    talk = conversation(contents)
+    encoded = encode(talk, known.tokenizer)
+    expected = walked_mask(
+        encoded.ids.tolist(), vocab_of(known.tokenizer), known.pieces(talk.messages)
     )
     assert encoded.loss_mask.tolist() == expected
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xtoken import Vocab
 from xtoken.data.chat_template import ChatTemplate, Rendering
 from xtoken.data.conversations import Conversation
 from xtoken.data.documents import Document
@@ -22,11 +23,13 @@ class Encoder:
     Args:
         tokenizer: a `transformers` tokenizer; a fast one with a chat template for conversations.
         side: "student" or "teacher", for messages.
+        vocab: of the tokenizer; made when needed if absent.
     """
 
-    def __init__(self, tokenizer: Any, side: str = "student") -> None:
+    def __init__(self, tokenizer: Any, side: str = "student", *, vocab: Vocab | None = None):
         self._tokenizer = tokenizer
         self._side = side
+        self._vocab = vocab
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
@@ -35,7 +38,7 @@ class Encoder:
 
     @functools.cached_property
     def _renderings(self) -> RenderingEncoder:
-        return RenderingEncoder(self._tokenizer, side=self._side)
+        return RenderingEncoder(self._tokenizer, side=self._side, vocab=self._vocab)
 
     def encode_conversation(self, conversation: Conversation) -> list[Encoded]:
         """Tokenize a conversation as the chat template prints it: `apply_chat_template`'s ids.

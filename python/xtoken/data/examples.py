@@ -95,7 +95,10 @@ def make_examples(
         aligner = Aligner(
             Vocab.from_tokenizer(student_tokenizer), Vocab.from_tokenizer(teacher_tokenizer)
         )
-    encoders = Encoder(student_tokenizer, "student"), Encoder(teacher_tokenizer, "teacher")
+    encoders = (
+        Encoder(student_tokenizer, "student", vocab=aligner.student_vocab),
+        Encoder(teacher_tokenizer, "teacher", vocab=aligner.teacher_vocab),
+    )
     examples: list[Example] = []
     cut = 0
     for start in range(0, len(documents), BATCH):

@@ -43,11 +43,14 @@ class RenderingEncoder:
     Args:
         tokenizer: a `transformers` fast tokenizer.
         side: "student" or "teacher", for messages.
+        vocab: of the tokenizer; made here if absent.
     Raises:
         DataError: if the tokenizer is not a fast one.
     """
 
-    def __init__(self, tokenizer: Any, *, side: str = "student") -> None:
+    def __init__(
+        self, tokenizer: Any, *, side: str = "student", vocab: Vocab | None = None
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise DataError(
@@ -61,7 +64,7 @@ class RenderingEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = backend.encode_special_tokens
-        vocab = Vocab.from_tokenizer(tokenizer)
+        vocab = vocab or Vocab.from_tokenizer(tokenizer)
         self._control = np.array(sorted(vocab.special_tokens), dtype=np.int64)
         self._ends = {vocab.roles.get("eos"), vocab.roles.get("eot"), tokenizer.eos_token_id}
 
