@@ -1,7 +1,7 @@
 """Distillation on `transformers.Trainer`: settings, losses of a step, evaluation, a whole run.
 
     pair = load_pair("student", "teacher")
-    texts = split_held_out(read_texts("data.jsonl"), 0.1)
+    texts = split_held_out(read_documents("data.jsonl"), 0.1)
     config = DistillConfig(steps=500)
     materials = prepare(pair, texts, config)
     teacher = open_teachers(materials, config, [config.loss], Path("cache"))[config.loss]
