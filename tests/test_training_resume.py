@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from tiny_models import tiny_texts, write_pair
 from transformers import AutoModelForCausalLM
 
@@ -239,10 +241,14 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
         return str(raised.value)
 
     shorter = replace(materials.train, examples=materials.train.examples[:-1])
-    assert ": the training texts differ (" in refused(replace(materials, train=shorter))
-    assert ": the held-out texts differ (" in refused(replace(materials, held_out=shorter))
+    assert ": other training texts, or a date in the chat template (" in refused(
+        replace(materials, train=shorter)
+    )
+    assert ": other held-out texts, or a date in the chat template (" in refused(
+        replace(materials, held_out=shorter)
+    )
     w = replace(materials.projection, weights=materials.projection.weights * 0.5)
-    assert ": the weights of W differ (" in refused(replace(materials, projection=w))
+    assert ": other weights of W (" in refused(replace(materials, projection=w))
     for side in ("student", "teacher"):
         folder = tmp_path / side
         shutil.copytree(getattr(materials.pair, f"{side}_source"), folder)
@@ -251,12 +257,12 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
             next(model.parameters())[0, 0] += 1
         model.save_pretrained(folder)
         pair = replace(materials.pair, **{f"{side}_source": str(folder)})
-        assert f": the {side}'s weights differ (" in refused(replace(materials, pair=pair))
+        assert f": other weights of the {side} (" in refused(replace(materials, pair=pair))
     (interrupted / "run.json").unlink()
     mark = json.loads((interrupted / "checkpoint-6" / "run.json").read_text())
     mark["run"]["processes"] = 2
     (interrupted / "checkpoint-6" / "run.json").write_text(json.dumps(mark))
-    assert "checkpoint-6 is of another run: the numbers of processes differ (2 there, 1" in (
+    assert "checkpoint-6 is of another run: other number of processes (2 there, 1" in (
         refused(materials)
     )
 
@@ -310,9 +316,21 @@ def test_the_time_of_all_sittings_counts(materials: Materials, interrupted: Path
     assert json.loads((interrupted / "result.json").read_text())["seconds"] > 5000
 
 
-def test_an_old_torch_that_could_not_read_checkpoints_does_not_write_any(
-    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("library", "version", "message"),
+    [
+        (torch, "2.5.1+cpu", r"= 3 needs torch 2\.6 or newer .* and this is 2\.5\.1\+cpu; update"),
+        (transformers, "5.2.0", r"= 3 needs transformers 5\.3 or newer .* and this is 5\.2\.0; up"),
+    ],
+)
+def test_a_release_that_could_not_go_on_from_checkpoints_writes_none(
+    materials: Materials,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    library: ModuleType,
+    version: str,
+    message: str,
 ) -> None:
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cpu"))
-    with pytest.raises(ConfigError, match=r"checkpoint_every = 3, .* torch 2\.6 .* is 2\.5\.1"):
+    monkeypatch.setattr(library, "__version__", version)
+    with pytest.raises(ConfigError, match=message):
         train(materials, replace(SAVING, loss="ce"), None, tmp_path)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
+from torch.torch_version import TorchVersion
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken.training.config import ConfigError, DistillConfig
@@ -35,12 +37,8 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Trainin
     Raises: ConfigError if the device, or the release of torch, cannot do what the settings ask for.
     """
     device = run_device(config)
-    if config.checkpoint_every and torch.__version__ < "2.6":
-        raise ConfigError(
-            f"checkpoint_every = {config.checkpoint_every}, but transformers reads checkpoints "
-            f"with torch 2.6 or newer only, and this is {torch.__version__}; update torch, or set "
-            "checkpoint_every to 0"
-        )
+    if config.checkpoint_every:
+        _check_releases(config.checkpoint_every)
     if config.mixed_precision == "bf16" and device.type == "cuda":
         # Asked of the device, not of torch, which also says yes where it would emulate.
         major, minor = torch.cuda.get_device_capability(device)
@@ -74,6 +72,22 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Trainin
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
     )
+
+
+def _check_releases(checkpoint_every: int) -> None:
+    """Refuse checkpoints that could not be gone on from."""
+    for library, oldest, reason in (
+        (torch, "2.6", "transformers reads no checkpoint with an older one"),
+        # 4.56 to 5.2 take the first epoch's order in a later one, and lose a step where the
+        # micro-batches do not fill the last one of an epoch.
+        (transformers, "5.3", "an older one goes on with other batches than it left"),
+    ):
+        if TorchVersion(library.__version__) < oldest:
+            raise ConfigError(
+                f"checkpoint_every = {checkpoint_every} needs {library.__name__} {oldest} or newer "
+                f"({reason}), and this is {library.__version__}; update it, or set "
+                "checkpoint_every to 0"
+            )
 
 
 def teacher_needed(config: DistillConfig) -> ConfigError:

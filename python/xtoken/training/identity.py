@@ -26,14 +26,15 @@ from xtoken.training.processes import process_count
 MAY_CHANGE = ("device", "eval_every", "eval_batch_size", "checkpoint_every")
 
 _WORDS = {
-    "student": "the student's weights",
-    "teacher": "the teacher's weights",
-    "student_tokenizer": "the student's tokens",
-    "teacher_tokenizer": "the teacher's tokens",
-    "projection": "the weights of W",
-    "train": "the training texts",
-    "held_out": "the held-out texts",
-    "processes": "the numbers of processes",
+    "student": "weights of the student",
+    "teacher": "weights of the teacher",
+    "student_tokenizer": "tokens of the student",
+    "teacher_tokenizer": "tokens of the teacher",
+    "projection": "weights of W",
+    # Some chat templates print today's date, and make other texts each day.
+    "train": "training texts, or a date in the chat template",
+    "held_out": "held-out texts, or a date in the chat template",
+    "processes": "number of processes",
 }
 
 
@@ -101,7 +102,7 @@ class RunIdentity:
         # Other settings may make other examples and another W: then they are what to name.
         if not differences:
             differences = [
-                f"{words} differ ({getattr(self, name)} there, {getattr(now, name)} here)"
+                f"other {words} ({getattr(self, name)} there, {getattr(now, name)} here)"
                 for name, words in _WORDS.items()
                 if getattr(self, name) != getattr(now, name)
             ]
