@@ -64,6 +64,7 @@ def said(encoded: Encoded, tokenizer: Any) -> list[str]:
     ]
 
 
+@functools.cache
 def with_template(tokenizer: Any, template: str) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
@@ -311,6 +312,24 @@ def test_a_message_keeps_what_else_it_holds_for_the_template() -> None:
         ]
     )
     assert said(encode(talk, tokenizer), tokenizer) == ["root(2)<|im_end|>", "About 1.4.<|im_end|>"]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_tools_are_printed_and_not_said(marked: bool) -> None:
+    template = (
+        "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}"
+        "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    ) + generation_blocks("message['content'] + '<|im_end|>'", "'\n'")
+    if not marked:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    tools = [{"type": "function", "function": {"name": "root", "parameters": {}}}]
+    messages = conversation(CONTENTS["plain"]).messages
+    encoded = encode(Conversation.from_messages(messages, tools=tools), tokenizer)
+    assert '"name": "root"' in tokenizer.decode(encoded.ids.tolist())
+    assert said(encoded, tokenizer) == ["It is 144.<|im_end|>"]
+    bare = encode(Conversation.from_messages(messages), tokenizer)
+    assert bare.ids.tolist() == encoded.ids.tolist()[-len(bare.ids) :]
 
 
 def test_the_callers_tokenizer_keeps_its_settings() -> None:

@@ -134,8 +134,27 @@ def test_messages_of_another_form_are_refused_with_the_place(messages: Any, mess
 
 
 def test_values_that_json_has_not_are_refused() -> None:
-    with pytest.raises(DataError, match="messages hold what JSON cannot"):
+    with pytest.raises(DataError, match="messages or tools hold what JSON cannot"):
         Conversation.from_messages([USER | {"when": {1, 2}}, ASSISTANT])
+
+
+def test_tools_are_part_of_a_conversation_and_read_beside_it(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    path = write_lines(
+        tmp_path / "data.jsonl",
+        {"messages": [USER, ASSISTANT], "tools": [tool]},
+        {"messages": [USER, ASSISTANT], "tools": None},
+        {"messages": [USER, ASSISTANT], "tools": []},
+    )
+    first, *others = read_documents(path)
+    assert isinstance(first, Conversation)
+    assert first.tools == [tool]
+    assert others == [Conversation.from_messages([USER, ASSISTANT])] * 2
+    assert first not in others
+    with pytest.raises(DataError, match=r":1: tools = 'add', expected a list of objects, the JSON"):
+        read_documents(write_lines(path, {"messages": [USER, ASSISTANT], "tools": "add"}))
+    with pytest.raises(DataError, match=r"tools = \['add'\], expected a list of objects"):
+        Conversation.from_messages([USER, ASSISTANT], tools=["add"])
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:

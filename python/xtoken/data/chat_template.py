@@ -48,7 +48,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._side = side
         try:
-            self.source: str = tokenizer.get_chat_template()
+            tokenizer.get_chat_template()
         # A tokenizer of another library has no such method, one without template raises.
         except (AttributeError, ValueError) as error:
             raise DataError(
@@ -56,7 +56,6 @@ class ChatTemplate:
                 "with; set tokenizer.chat_template, or put a chat_template.jinja beside its "
                 "tokenizer.json"
             ) from error
-        self.marks_generation = bool(_GENERATION.search(self.source))
 
     def whole(self, conversation: Conversation) -> Rendering | None:
         """Return the conversation with the spans of all answers.
@@ -65,7 +64,7 @@ class ChatTemplate:
         its thoughts): the answer as printed is then not what the model said, see `last`.
         """
         messages = conversation.messages
-        if self.marks_generation:
+        if self._marks_generation(conversation):
             return self._marked(messages, conversation)
         text = self._print(messages, conversation)
         spans = []
@@ -83,7 +82,7 @@ class ChatTemplate:
             conversation: the one that they begin.
             messages: from its first to one of the assistant's.
         """
-        if not self.marks_generation:
+        if not self._marks_generation(conversation):
             text, span = self._answer(messages, conversation)
             return Rendering(text, (span,))
         marked = self._marked(messages, conversation)
@@ -114,6 +113,14 @@ class ChatTemplate:
             return text, (len(prompt), len(text))
         return text, (len(header), len(text))
 
+    def _source(self, conversation: Conversation) -> str:
+        """Return the template; a tokenizer may have another one for tools."""
+        source: str = self._tokenizer.get_chat_template(tools=conversation.tools)
+        return source
+
+    def _marks_generation(self, conversation: Conversation) -> bool:
+        return _GENERATION.search(self._source(conversation)) is not None
+
     def _marked(self, messages: list[Message], conversation: Conversation) -> Rendering:
         from transformers.utils import chat_template_utils
 
@@ -122,7 +129,8 @@ class ChatTemplate:
         try:
             (text,), (found,) = library.render_jinja_template(
                 conversations=[messages],
-                chat_template=self.source,
+                tools=conversation.tools,
+                chat_template=self._source(conversation),
                 return_assistant_tokens_mask=True,
                 **self._tokenizer.special_tokens_map,
             )
@@ -141,7 +149,10 @@ class ChatTemplate:
     ) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompted
+                messages,
+                tools=conversation.tools,
+                tokenize=False,
+                add_generation_prompt=prompted,
             )
         # Templates fail in many ways: raise_exception, undefined fields, a TypeError within.
         except Exception as error:

@@ -22,14 +22,18 @@ class Conversation:
 
     Args:
         json: the messages as JSON; see `from_messages`.
+        tools_json: the tools that the assistant may call, as JSON.
         source: where they were read, for messages about them.
     """
 
     json: str
+    tools_json: str = "null"
     source: str = field(default="conversation", compare=False)
 
     @classmethod
-    def from_messages(cls, messages: object, *, source: str = "conversation") -> Conversation:
+    def from_messages(
+        cls, messages: object, *, tools: object = None, source: str = "conversation"
+    ) -> Conversation:
         """Check messages in the form of OpenAI and TRL.
 
         Args:
@@ -37,6 +41,7 @@ class Conversation:
                 developer, user, assistant and tool. What else a message holds (`tool_calls`,
                 `reasoning_content`) is handed to the chat template. An assistant message with
                 `tool_calls` may have no content.
+            tools: a list of JSON schemas of functions, for the chat template; None for no tools.
             source: where they were read.
         Raises:
             DataError: if a message has another form, the assistant speaks first or never, or says
@@ -59,19 +64,31 @@ class Conversation:
                 f"{source}: messages[0] is of role 'assistant', expected 'system' or 'user', as "
                 "nothing prompts it; leave the message out or put a prompt before it"
             )
+        if tools is not None and not (
+            isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
+        ):
+            raise DataError(
+                f"{source}: tools = {_shown(tools)}, expected a list of objects, the JSON schemas "
+                "of functions; write them as OpenAI and TRL do"
+            )
         last = len(roles) - roles[::-1].index("assistant")
         try:
-            return cls(json.dumps(checked[:last]), source)
+            return cls(json.dumps(checked[:last]), json.dumps(tools or None), source)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{source}: messages hold what JSON cannot ({error}); use strings, numbers, lists "
-                "and objects"
+                f"{source}: messages or tools hold what JSON cannot ({error}); use strings, "
+                "numbers, lists and objects"
             ) from error
 
     @property
     def messages(self) -> list[Message]:
         """The messages, a fresh copy each time."""
         return json.loads(self.json)  # type: ignore[no-any-return]
+
+    @property
+    def tools(self) -> list[Message] | None:
+        """The tools, a fresh copy each time; None without any."""
+        return json.loads(self.tools_json)  # type: ignore[no-any-return]
 
     @property
     def answer_ends(self) -> list[int]:

@@ -30,8 +30,9 @@ def read_documents(path: Path | str, *, field: str | None = None) -> list[Docume
     """Read the texts and conversations of a file.
 
     Args:
-        path: a `.jsonl` file, one object a line with a text or a list of messages; or a `.txt`
-            file, which is cut at blank lines into passages of at most 2,000 characters.
+        path: a `.jsonl` file, one object a line with a text or a list of messages, beside which
+            may be `tools`; or a `.txt` file, which is cut at blank lines into passages of at most
+            2,000 characters.
         field: the field of a `.jsonl` object that holds either; None reads a string in `text`,
             and where there is none the list in `messages`.
     Returns: the documents in file order; empty texts are left out.
@@ -106,7 +107,7 @@ def _document(line: str, field: str | None, place: str) -> Document:
     if isinstance(found, str):
         return found
     if isinstance(found, list) or (field == "messages" and field in fields):
-        return Conversation.from_messages(found, source=place)
+        return Conversation.from_messages(found, tools=fields.get("tools"), source=place)
     raise DataError(f"{place} has no string in field {field!r} and {remedy}")
 
 
