@@ -288,7 +288,10 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
         newest = newest.rename(interrupted / "checkpoint-7")
     result = finish(materials, SAVING, interrupted)
     assert result.steps_before == 3
-    assert not (interrupted / "checkpoint-7").exists()
+    assert {path.name for path in interrupted.glob("checkpoint-*")} == {
+        "checkpoint-9",
+        "checkpoint-10",
+    }
     assert_same_run(interrupted, finished)
 
 
@@ -304,6 +307,31 @@ def test_metrics_that_lack_a_step_of_the_checkpoint_are_an_error(
     path.unlink()
     with pytest.raises(ResumeError, match="lacks step 1 of the 6"):
         finish(materials, SAVING, interrupted)
+
+
+def test_a_run_that_cannot_be_read_is_neither_gone_on_with_nor_lost(
+    materials: Materials, interrupted: Path
+) -> None:
+    path = interrupted / "run.json"
+    values = json.loads(path.read_text())
+    for content in ("{", json.dumps(values | {"of_a_later_release": 1})):
+        path.write_text(content)
+        with pytest.raises(ResumeError, match=r"run\.json is damaged, or of another release"):
+            finish(materials, SAVING, interrupted)
+    assert (interrupted / "checkpoint-6").is_dir()
+    # The checkpoint knows what it is of.
+    path.unlink()
+    assert finish(materials, SAVING, interrupted).steps_before == 6
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_checkpoints_of_something_else_are_not_removed(
+    materials: Materials, tmp_path: Path, resume: bool
+) -> None:
+    (tmp_path / "run" / "checkpoint-500").mkdir(parents=True)
+    with pytest.raises(ResumeError, match="checkpoint-500 is no checkpoint of a run of xtoken; pa"):
+        finish(materials, SAVING, tmp_path / "run", resume=resume)
+    assert (tmp_path / "run" / "checkpoint-500").is_dir()
 
 
 def test_the_time_of_all_sittings_counts(materials: Materials, interrupted: Path) -> None:

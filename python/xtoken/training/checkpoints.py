@@ -65,20 +65,28 @@ def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
         folder: of the run, exists.
         run: what is to be trained.
         resume: go on with what is in the folder, if it holds anything of a run; else forget it.
-    Raises: ResumeError if the folder is of another run, or its metrics lack a step.
+    Raises: ResumeError if the folder is of another run, its metrics lack a step, or its checkpoints
+        are not ours to remove.
     """
     start = Start(False, None, [])
     if resume:
         start = _find_start(folder, run)
     if not start.finished:
-        keep = start.checkpoint
-        forget(folder, keep=None if keep is None else keep.path)
+        if start.checkpoint is None:
+            forget(folder)
+        else:
+            _remove_broken(folder)
         write_whole(folder / RUN_FILE, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
     return start
 
 
 def _find_start(folder: Path, run: RunIdentity) -> Start:
     found = _read_identity(_read_json(folder / RUN_FILE))
+    if found is None and (folder / RUN_FILE).is_file():
+        raise ResumeError(
+            f"{folder / RUN_FILE} is damaged, or of another release of xtoken; go on with that "
+            "release, or start anew (another --out, or --overwrite)"
+        )
     if found is not None:
         found.require(run, folder)
         if (folder / RESULT_FILE).is_file():
@@ -99,16 +107,26 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
     return Start(False, checkpoint, records)
 
 
-def forget(folder: Path, keep: Path | None = None) -> None:
+def forget(folder: Path) -> None:
     """Remove the checkpoints of a folder and what says that a run was finished there.
 
-    Args:
-        keep: a checkpoint that stays.
+    Raises: ResumeError if the folder has checkpoints, and no run of ours was begun in it.
     """
+    folders = _checkpoint_folders(folder)
+    if folders and not has_run(folder):
+        raise ResumeError(
+            f"{folders[max(folders)]} is no checkpoint of a run of xtoken; pass another directory, "
+            "or remove it"
+        )
     for name in (RESULT_FILE, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
-    for path in _checkpoint_folders(folder).values():
-        if path != keep:
+    for path in folders.values():
+        shutil.rmtree(path)
+
+
+def _remove_broken(folder: Path) -> None:
+    for step, path in _checkpoint_folders(folder).items():
+        if _read_checkpoint(path, step) is None:
             shutil.rmtree(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,6 @@ class DistillTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
-        # Not through `args.bf16`: accelerate then copies the logits [B, T, V] to float32, which the
-        # losses do by row blocks, and evaluates in bfloat16 once training has begun.
-        self._autocast = config.mixed_precision == "bf16"
         self.distill_config: DistillConfig = config
         self.objective: Objective = objective
         self.teacher = teacher
@@ -154,8 +152,15 @@ class DistillTrainer(Trainer):
         gathered: Tensor = self.accelerator.gather(local[None])
         return [float(value) for value in gathered.double().sum(0)]
 
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        # Not through `args.bf16`: accelerate then copies the logits [B, T, V] to float32, which the
+        # losses do by row blocks, and evaluates in bfloat16 once training has begun.
+        if self.distill_config.mixed_precision == "bf16":
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
     def _parts(self, model: nn.Module, batch: DistillBatch, totals: StepTotals) -> Parts:
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
+        with self._precision():
             logits = causal_logits(model, batch["student_ids"], batch["student_attention_mask"])
         signal = None
         if self.teacher is not None and self.objective.needs_teacher:
