@@ -139,11 +139,19 @@ def finished(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
-def interrupted(materials: Materials, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def interrupted_once(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of `SAVING` that ended in step 8, with checkpoints of 3 and 6."""
-    interrupt(materials, SAVING, tmp_path / "run", 8)
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    interrupt(materials, SAVING, folder, 8)
+    return folder
+
+
+@pytest.fixture
+def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, with the teacher's predictions beside it."""
+    shutil.copytree(interrupted_once.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "run"
 
 
 def test_a_finished_run_is_read_and_not_run_again(
