@@ -17,6 +17,10 @@ LOSSES = every_loss()
 RAGGED = ("p_kl microbatch top-k", "alm")
 
 
+# torch 2.8 was seen to stop at a few of our operations, 2.15 traces all.
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 8), reason="an older torch.compile"
+)
 # Dynamo looks at .grad of the tensors it carries over a break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", LOSSES)

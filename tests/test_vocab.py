@@ -74,19 +74,21 @@ def test_sentencepiece_tokens_are_what_sentencepiece_itself_makes_of_them():
 def test_a_sentencepiece_file_is_read_as_transformers_converts_it(
     legacy, dummy_prefix, texts, tmp_path
 ):
-    from transformers import LlamaTokenizer
+    from transformers import LlamaTokenizerFast
 
     shutil.copy(zoo.sentencepiece_file(), tmp_path / "tokenizer.model")
-    tokenizer = LlamaTokenizer.from_pretrained(tmp_path, legacy=legacy)
+    tokenizer = LlamaTokenizerFast.from_pretrained(tmp_path, legacy=legacy)
     vocab, plain = Vocab.from_tokenizer(tokenizer), Vocab.from_tokenizer(zoo.mistral())
     assert [vocab.token_bytes(i) for i in range(len(vocab))] == [
         plain.token_bytes(i) for i in range(len(plain))
     ]
     assert vocab.dummy_prefix == dummy_prefix
     assert vocab.roles == {"bos": 1, "eos": 2, "unk": 0}
+    # A Metaspace that prepends always takes a space for its own; transformers 4 has a normalizer.
+    swallows = legacy and tokenizer.backend_tokenizer.pre_tokenizer is not None
     for text in [*texts.values(), "one</s>two</s> three"]:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        plain_text = text.replace("▁", " ").replace("</s> ", "</s>" if legacy else "</s> ")
+        plain_text = text.replace("▁", " ").replace("</s> ", "</s>" if swallows else "</s> ")
         assert vocab.decode_bytes(ids) == plain_text.replace("</s>", "").encode()
 
 

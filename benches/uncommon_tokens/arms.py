@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# Settings over those of `DistillConfig`; the weight of the teacher's loss is fixed, at 1, as the
-# paper's balance would make losses of different size equal and hide what size alone does.
+# Settings over those of `DistillConfig`; the weight of the teacher's loss is fixed, at 1, but where
+# an arm says otherwise: the paper's balance would make losses of different size equal, and hide
+# what size alone does.
 FIXED: dict[str, Any] = {
     "kd_weight": 1.0,
     "teacher_top_k": 512,
@@ -25,6 +26,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "prefix KL, tail": {"loss": "prefix-kl", "tail_bucket": True},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
 }
+# The paper's balance, which is the trainer's default, on the two losses that it matters most for.
+BALANCED = {
+    f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"}
+    for arm in ("P-KL decay 0, tail", "prefix KL, tail")
+}
+ARMS |= BALANCED
 SEEDS = (0, 1, 2)
 HELD_OUT, NUMBER_SHARE = 60, 0.4
 
@@ -57,7 +64,8 @@ def plan() -> list[Unit]:
     units = [
         *(Unit(arm, seed, 480) for arms in (PAIR, controls) for seed in SEEDS for arm in arms),
         *(Unit(arm, seed, 480, OTHER_SETTINGS[0]) for seed in SEEDS for arm in PAIR),
-        *(Unit(arm, seed, steps) for steps in (480, 160) for arm in ARMS for seed in SEEDS),
+        *(Unit(arm, seed, 480) for arm in ARMS for seed in SEEDS),
+        *(Unit(arm, seed, 160) for arm in ARMS if arm not in BALANCED for seed in SEEDS),
         *(Unit(a, seed, 480, other) for other in OTHER_SETTINGS for seed in SEEDS for a in PAIR),
     ]
     return list(dict.fromkeys(units))

@@ -89,7 +89,8 @@ def forward_kl(
     sums = bag_sums(table, sparse.inputs, sparse.output_ptr, values)  # [n_out, R]
     kept = sums
     if places is not None:
-        places = places.t()
+        # A copy: some releases of torch gather wrongly by a column that was turned into a row.
+        places = places.t().clone(memory_format=torch.contiguous_format)
         padded = torch.nn.functional.pad(sums, (0, 0, 0, 1))
         kept = padded.gather(0, places)  # [K, R]
     best = kept.argmax(0)
