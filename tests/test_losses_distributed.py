@@ -35,7 +35,7 @@ def start(rank: int, port: int, work: Callable[[int], None]) -> None:
 
 
 def on_two_processes(work: Callable[[int], None]) -> None:
-    mp.start_processes(start, args=(free_port(), work), nprocs=WORLD, start_method="fork")
+    mp.start_processes(start, args=(free_port(), work), nprocs=WORLD, start_method="spawn")
 
 
 def data_parallel(rank: int) -> None:
