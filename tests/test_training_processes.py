@@ -181,7 +181,7 @@ def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path
     for process in start_two(FILL, workspace, "lives", XTOKEN_CACHE=str(cache)):
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-        reports.append(json.loads(output))
+        reports.append(json.loads(output.splitlines()[-1]))  # gloo may say something first
     wanted = reports[0]["wanted"]
     assert sum(report["tokens"] for report in reports) == wanted
     for report in reports:
@@ -202,6 +202,10 @@ def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> N
     assert "Connection closed by peer" in errors or "Connection reset by peer" in errors
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 8),
+    reason="older torch cannot read a checkpoint of several processes back to the CPU",
+)
 def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupted_run(
     workspace: Path,
 ) -> None:

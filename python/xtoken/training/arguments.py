@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from torch.torch_version import TorchVersion
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken.training.config import ConfigError, DistillConfig
@@ -34,11 +32,9 @@ class FollowArguments(TrainerCallback):
 def training_arguments(config: DistillConfig, output_dir: Path | str) -> TrainingArguments:
     """Return the Trainer's arguments for the settings: no bars, one log a step.
 
-    Raises: ConfigError if the device, or the release of torch, cannot do what the settings ask for.
+    Raises: ConfigError if the device cannot do what the settings ask for.
     """
     device = run_device(config)
-    if config.checkpoint_every:
-        _check_releases(config.checkpoint_every)
     if config.mixed_precision == "bf16" and device.type == "cuda":
         # Asked of the device, not of torch, which also says yes where it would emulate.
         major, minor = torch.cuda.get_device_capability(device)
@@ -72,22 +68,6 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Trainin
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
     )
-
-
-def _check_releases(checkpoint_every: int) -> None:
-    """Refuse checkpoints that could not be gone on from."""
-    for library, oldest, reason in (
-        (torch, "2.6", "transformers reads no checkpoint with an older one"),
-        # 4.56 to 5.2 take the first epoch's order in a later one, and lose a step where the
-        # micro-batches do not fill the last one of an epoch.
-        (transformers, "5.3", "an older one goes on with other batches than it left"),
-    ):
-        if TorchVersion(library.__version__) < oldest:
-            raise ConfigError(
-                f"checkpoint_every = {checkpoint_every} needs {library.__name__} {oldest} or newer "
-                f"({reason}), and this is {library.__version__}; update it, or set "
-                "checkpoint_every to 0"
-            )
 
 
 def teacher_needed(config: DistillConfig) -> ConfigError:

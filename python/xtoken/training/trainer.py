@@ -104,6 +104,10 @@ class DistillTrainer(Trainer):
         # attribute whether to divide by the number of micro-batches again, newer ones the second.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        # transformers 5.3 has accelerate divide as well. DeepSpeed's own division is turned off by
+        # the Trainer.
+        if not self.is_deepspeed_enabled:
+            self.accelerator.gradient_accumulation_steps = 1
         self.remove_callback(PrinterCallback)
         self.add_callback(FollowArguments())
 
