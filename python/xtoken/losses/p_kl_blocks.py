@@ -96,6 +96,7 @@ class PKLBlocks(BlockLoss):
         if self.temperature != 1.0:
             logits = logits / self.temperature
         probs = torch.softmax(logits, 1)
+        empty = probs.index_select(1, self.empty_rows).sum() if self.columns is None else None
         chosen = self.part.rows if self.columns is None else None
         table = (probs if chosen is None else probs.index_select(1, chosen)).t().contiguous()
         places, log_teacher = self._teacher(block)
@@ -107,6 +108,8 @@ class PKLBlocks(BlockLoss):
             outside = params[1].to(probs.dtype)
             inside = outside if chosen is None else outside[chosen]
             tail = Tail(_log_tail(mass), probs @ outside, inside)
+        elif chosen is None:
+            del probs  # as large as the table
         weights = logits.new_ones(len(block))
         if self.weights is not None:
             weights = self.weights[block.start : block.stop].to(logits.dtype)
@@ -129,8 +132,8 @@ class PKLBlocks(BlockLoss):
         mass = mass if len(mass) else torch.exp(found.log_mass)
         best = log_teacher.argmax(-1) == found.best
         sums = [found.loss.sum(), mass.sum(), best.sum().to(mass.dtype)]
-        if self.columns is None:
-            sums.append(probs.index_select(1, self.empty_rows).sum())
+        if empty is not None:
+            sums.append(empty)
         slope = found.tail_slope
         grad_params = [found.grad_values]
         if slope is not None:

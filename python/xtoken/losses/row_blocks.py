@@ -205,32 +205,56 @@ def _run(
     sums: Tensor | None = None
     width = source.vocab_size if loss.columns is None else len(loss.columns)
     for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
-        index, _ = loss.student.block(first, last)
-        rows = source.rows(index, loss.columns)
-        done = 0
-        for start, stop in loss.student.blocks(rows_per_block, first, last):
-            inner, segments = loss.student.block(start, stop)
-            part = rows[done : done + len(inner)]
-            done += len(inner)
-            block = Block(start, stop, segments)
-            if any(needed):
-                value, metrics, grad_rows, more = loss.value_and_grad(
-                    part, block, loss.params, needed[split:], scale
-                )
-                if len(part) == len(rows):
-                    rows = grad_rows
-                else:  # these rows are done with: their gradient takes their place
-                    part.copy_(grad_rows)
-                for mine, found in zip(param_grads, more, strict=True):
-                    if mine is not None and found is not None:
-                        mine.add_(found)
-            else:
-                value, metrics = loss.total(part, block, loss.params)
-            total = value if total is None else total + value
-            sums = metrics if sums is None else sums + metrics
-        if any(needed[:split]):
-            source.add_grads(grads, index, loss.columns, rows)
+        value, metrics = _run_rows(
+            loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads
+        )
+        total = value if total is None else total + value
+        sums = metrics if sums is None else sums + metrics
     if total is None or sums is None:
         total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
         sums = total.new_zeros(len(loss.metric_names))
     return total * scale, sums, [*grads, *param_grads]
+
+
+def _run_rows(
+    loss: BlockLoss,
+    source: StudentRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+    chunks: tuple[int, int],
+    grads: list[Tensor | None],
+    param_grads: list[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Loss and metric sums of the chunks whose rows are made together; adds to the gradients.
+
+    A function of its own, so that its rows are gone before the next ones are made.
+    """
+    split = len(source.tensors())
+    index, _ = loss.student.block(*chunks)
+    rows = source.rows(index, loss.columns)
+    done = 0
+    values, sums = [], []
+    for start, stop in loss.student.blocks(rows_per_block, *chunks):
+        inner, segments = loss.student.block(start, stop)
+        part = rows[done : done + len(inner)]
+        done += len(inner)
+        block = Block(start, stop, segments)
+        if any(needed):
+            value, metrics, grad_rows, more = loss.value_and_grad(
+                part, block, loss.params, needed[split:], scale
+            )
+            if len(part) == len(rows):
+                rows = grad_rows
+            else:  # these rows are done with: their gradient takes their place
+                part.copy_(grad_rows)
+            for mine, found in zip(param_grads, more, strict=True):
+                if mine is not None and found is not None:
+                    mine.add_(found)
+        else:
+            value, metrics = loss.total(part, block, loss.params)
+        values.append(value)
+        sums.append(metrics)
+    if any(needed[:split]):
+        source.add_grads(grads, index, loss.columns, rows)
+    return torch.stack(values).sum(), torch.stack(sums).sum(0)
