@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._core import FormatError, ShapeError, Vocab
+from xtoken.atomic_file import write_atomically
 from xtoken.csr import offsets
-from xtoken.projection_file import check, check_pair, write_atomically
+from xtoken.projection_file import check, check_pair
 from xtoken.projection_options import ProjectionOptions
 
 if TYPE_CHECKING:

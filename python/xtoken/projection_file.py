@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +23,7 @@ from xtoken._core import (
     XTokenError,
     __version__,
 )
+from xtoken.atomic_file import write_atomically
 from xtoken.csr import Csr
 from xtoken.projection_options import ProjectionOptions
 
@@ -197,25 +196,6 @@ def write_arrays(
     metadata["sha256"] = _checksum(contiguous, metadata)
     content = to_safetensors(contiguous, metadata=metadata)
     write_atomically(path, lambda file: file.write(content))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears at `path` whole or not at all."""
-    # Beside the target, so that the rename stays in one file system.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a private file; this one is to be as readable as any other.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_arrays(path: str | PathLike[str]) -> tuple[Arrays, dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from xtoken.atomic_file import to_disk, write_atomically
 from xtoken.training.history import History, records_until
 from xtoken.training.identity import ResumeError, RunIdentity
 from xtoken.training.processes import is_main_process, wait_for_all
@@ -76,7 +76,7 @@ def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
             forget(folder)
         else:
             _remove_broken(folder)
-        write_whole(folder / RUN_FILE, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+        write_json(folder / RUN_FILE, dataclasses.asdict(run))
     return start
 
 
@@ -181,21 +181,10 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader, also after a crash of the machine, sees a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as a file that is there whole or not at all."""
+    text = json.dumps(values, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class MarkCheckpoints(TrainerCallback):
@@ -226,7 +215,7 @@ class MarkCheckpoints(TrainerCallback):
         path = self.folder / f"checkpoint-{state.global_step}"
         sizes = _sizes(path)
         for name in sizes:
-            _to_disk(path / name)
+            to_disk(path / name)
         self.history.to_disk()
         mark = {
             "run": dataclasses.asdict(self.run),
@@ -234,4 +223,4 @@ class MarkCheckpoints(TrainerCallback):
             "seconds": self.seconds(),
             "files": sizes,
         }
-        write_whole(path / RUN_FILE, json.dumps(mark, indent=2) + "\n")
+        write_json(path / RUN_FILE, mark)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from xtoken.atomic_file import to_disk, write_atomically
 
 
 class History:
@@ -23,9 +24,8 @@ class History:
         self.path = None if path is None else Path(path)
         self.records: list[dict[str, float]] = list(records)
         if self.path is not None:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
-            os.replace(temporary, self.path)
+            text = "".join(map(_line, self.records))
+            write_atomically(self.path, lambda file: file.write(text.encode()))
 
     def add(self, record: dict[str, float]) -> None:
         """Append a record; a value that is not finite is written as null, as JSON has no NaN."""
@@ -38,8 +38,7 @@ class History:
     def to_disk(self) -> None:
         """Return once the file would survive a crash of the machine."""
         if self.path is not None:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            to_disk(self.path)
 
 
 def _line(record: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from xtoken.training.checkpoints import (
     Checkpoint,
     MarkCheckpoints,
     begin,
-    write_whole,
+    write_json,
 )
 from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
@@ -174,7 +174,7 @@ def _write(
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")
     # Last: it says that the run is finished.
-    write_whole(out / RESULT_FILE, json.dumps(result.summary(), indent=2) + "\n")
+    write_json(out / RESULT_FILE, result.summary())
 
 
 def _read_result(out: Path) -> RunResult:
