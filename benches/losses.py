@@ -32,7 +32,6 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import Tensor
 
 from xtoken import Aligner, Projection, Vocab
-from xtoken.chunks import ChunkBatch
 from xtoken.losses import (
     LmHead,
     LossOutput,
@@ -45,7 +44,8 @@ from xtoken.losses import (
     same_vocab_kl,
     uld,
 )
-from xtoken.sparse import SparseProjection
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.projection import SparseProjection
 
 # The pre-tokenizers of the two rank files, which hold none.
 _WORDS = (

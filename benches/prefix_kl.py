@@ -23,7 +23,7 @@ from torch import Tensor
 
 from xtoken import Projection
 from xtoken.losses import PrefixKL, TeacherTopK, p_kl
-from xtoken.sparse import SparseProjection
+from xtoken.tensors.projection import SparseProjection
 from xtoken.trie import PairTries
 
 OPTIONS: dict[str, dict[str, Any]] = {

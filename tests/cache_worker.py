@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xtoken import Projection, ProjectionOptions, Vocab
-from xtoken.projection_cache import build_cached
+from xtoken.projection.cache import build_cached
 
 
 def build_and_count(log: str, directory: str) -> int:
@@ -17,5 +17,5 @@ def build_and_count(log: str, directory: str) -> int:
             file.write("built\n")
         return Projection.build(student, teacher, cache_dir=False, threads=1)
 
-    w = build_cached(student, teacher, ProjectionOptions(), Path(directory), build)
+    w = build_cached(Projection, student, teacher, ProjectionOptions(), Path(directory), build)
     return len(w.indices)

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from xtoken import Aligner, Projection, losses
-from xtoken.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
 from xtoken.losses import LossOutput
-from xtoken.sparse import SparseProjection
+from xtoken.tensors.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
+from xtoken.tensors.projection import SparseProjection
 
 
 @dataclass

@@ -9,7 +9,7 @@ from loss_cases import Case, make_case
 from torch import Tensor
 
 from xtoken.losses import TrieSlots, first_pieces
-from xtoken.sparse import SparseProjection
+from xtoken.tensors.projection import SparseProjection
 from xtoken.trie import PieceTrie
 
 

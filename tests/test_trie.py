@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizer_zoo import byte_level_bpe, deepseek, sentencepiece_bpe
 
-from xtoken import OptionError, ShapeError, TokenIdError, UnsupportedTokenizerError, Vocab
+from xtoken import Vocab
+from xtoken.errors import OptionError, ShapeError, TokenIdError, UnsupportedTokenizerError
 from xtoken.projection import Projection
 from xtoken.trie import PairTries, PieceTrie
 

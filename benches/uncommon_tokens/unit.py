@@ -21,9 +21,9 @@ from demo.teacher import prepare_teacher
 from xtoken.data import DistillCollator, TextSplit
 from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig
-from xtoken.training.objective import Objective
-from xtoken.training.pair import load_pair
+from xtoken.training.models import load_pair
 from xtoken.training.prepare import Materials, Reporter, open_store, prepare
+from xtoken.training.step_loss import Objective
 from xtoken.training.trainer import DistillTrainer
 
 

@@ -2,7 +2,7 @@
 
 A numeral like `201` of the student is `2`, `0`, `1` to the teacher. The trie of all student tokens
 so spelled says at each prefix which tokens go on how: what prefix KL compares the two models on
-(`xtoken.losses.prefix_kl`).
+(`xtoken.losses.prefix_kl.loss`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import _core
-from xtoken._core import OptionError, Vocab
+from xtoken._core import Vocab
+from xtoken.errors import OptionError
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from xtoken import XTokenError, __version__
+from xtoken import __version__
+from xtoken.errors import XTokenError
 
 app = typer.Typer(
     name="xtoken",

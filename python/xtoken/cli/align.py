@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from xtoken import Aligner, Alignment, ChunkKind, Coverage, OptionError
+from xtoken import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view, visible
 from xtoken.cli.sides import Side, read_side, read_text
+from xtoken.errors import OptionError
 
 
 def register(app: typer.Typer) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xtoken import Aligner, AlignmentBatch, Coverage, FormatError, OptionError
+from xtoken import Aligner, AlignmentBatch, Coverage
 from xtoken.cli.sides import Side
+from xtoken.errors import FormatError, OptionError
 
 # Hidden, so that `datasets` reads the parquet files beside it and nothing else.
 _STATE = ".xtoken-align"

@@ -8,11 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xtoken import XTokenError
-
-
-class OptionValueError(XTokenError):
-    """An option of the command has a value that cannot be used; the message says why."""
+from xtoken.errors import OptionError
 
 
 def register(app: typer.Typer) -> None:
@@ -147,7 +143,7 @@ _STORE = "teacher-top-k"
 
 
 def _default_cache(out: Path) -> Path:
-    from xtoken.projection_cache import cache_directory
+    from xtoken.projection.cache import cache_directory
 
     directory = cache_directory()
     # Caching over runs is off: predictions then live with the run that they are for.
@@ -160,29 +156,29 @@ def _kd_weight(text: str | None) -> float | str | None:
     try:
         return float(text)
     except ValueError:
-        raise OptionValueError(
+        raise OptionError(
             f"--kd-weight {text}, expected a number or 'balanced'; leave it out for 'balanced'"
         ) from None
 
 
 def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
     if overwrite and resume:
-        raise OptionValueError(
+        raise OptionError(
             "--resume goes on with the run in --out, and --overwrite replaces it; pass one of them"
         )
     if out.exists() and not out.is_dir():
-        raise OptionValueError(f"--out {out} is a file, expected a directory; pass another path")
+        raise OptionError(f"--out {out} is a file, expected a directory; pass another path")
     # Of the processes that torchrun starts only the first one writes, maybe already.
     first = os.environ.get("RANK", "0") == "0"
     if overwrite or not first or not out.is_dir() or not any(out.iterdir()):
         return
     if resume and not _may_resume(out):
-        raise OptionValueError(
+        raise OptionError(
             f"--out {out} is not empty, and holds no run to resume; pass the path of one"
         )
     if not resume:
         found = "holds a run; --resume goes on with it" if _may_resume(out) else "is not empty"
-        raise OptionValueError(f"--out {out} {found}; pass another path, or --overwrite")
+        raise OptionError(f"--out {out} {found}; pass another path, or --overwrite")
 
 
 def _may_resume(out: Path) -> bool:

@@ -27,12 +27,13 @@ from xtoken.cli.distill_tables import (
     projection_table,
     result_table,
 )
-from xtoken.data import DataError, TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.errors import DataError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.checkpoints import forget
 from xtoken.training.config import DistillConfig, LossName
-from xtoken.training.pair import load_pair
+from xtoken.training.models import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, train

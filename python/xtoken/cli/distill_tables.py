@@ -9,9 +9,9 @@ import torch
 from rich.table import Table
 
 from xtoken import AlignmentBatch
-from xtoken.chunks import ChunkBatch
 from xtoken.data import Example
 from xtoken.projection import RULE_CODES, Projection
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.prepare import Materials
 from xtoken.training.run import RunResult

@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 
 from xtoken import Aligner, Projection, Vocab
+from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.cli import project_tables as tables
 from xtoken.cli.sides import read_side, read_text
-from xtoken.supervision import ClassSupervision
 
 project = typer.Typer(
     help="The projection W between two vocabularies.",
@@ -155,7 +155,7 @@ def audit(
     ] = None,
 ) -> None:
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
-    from xtoken.audit import audit as audit_pair
+    from xtoken.audit.audit import audit as audit_pair
 
     # Encoders are read only where there is text for them: not every file of a vocabulary has one.
     sample = None if text is None else _read_sample(student, teacher, text)
@@ -166,7 +166,7 @@ def audit(
         if sample is not None:
             result = replace(result, supervision=_supervision(w, sample))
     if html is not None:
-        from xtoken.report.audit_page import render
+        from xtoken.audit.page import render
 
         html.write_text(render(result, w, _name(student), _name(teacher)), encoding="utf-8")
     if as_json:
@@ -196,7 +196,7 @@ def _read_sample(student: Path, teacher: Path, text: Path) -> _Sample:
 
 
 def _supervision(w: Projection, sample: _Sample) -> tuple[ClassSupervision, ...]:
-    from xtoken.supervision import supervision
+    from xtoken.audit.prefix_coverage import supervision
 
     return supervision(w, Aligner(*sample.vocabs).align(*sample.ids), *sample.ids)
 

@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from xtoken.audit import Audit
-from xtoken.explanation import REASONS, Explanation
+from xtoken.audit.audit import Audit
 from xtoken.projection import RULE_CODES, Projection
+from xtoken.projection.explain import REASONS, Explanation
 
 
 def statistics(w: Projection) -> Group:

@@ -10,11 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from xtoken import FormatError, OptionError, Vocab, XTokenError
-
-
-class SideError(XTokenError):
-    """A tokenizer cannot do what the command needs; the message says why."""
+from xtoken import Vocab
+from xtoken.errors import FormatError, OptionError, UnsupportedTokenizerError
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def read_side(name: str, path: Path) -> Side:
     Raises:
         FileNotFoundError: there is none.
         FormatError, UnsupportedTokenizerError: it cannot be read.
-        SideError: the file describes tokens but cannot encode text.
+        UnsupportedTokenizerError: the file describes tokens but cannot encode text.
     """
     vocab = Vocab.from_path(path)
     file = path
@@ -95,8 +92,8 @@ def read_text(file: Path) -> str:
         ) from error
 
 
-def _no_encoder(name: str, path: Path) -> SideError:
-    return SideError(
+def _no_encoder(name: str, path: Path) -> UnsupportedTokenizerError:
+    return UnsupportedTokenizerError(
         f"--{name} {path} lists tokens but holds no encoder for text; pass the tokenizer.json of a "
         "Hugging Face fast tokenizer, or the directory with it"
     )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from xtoken import Vocab
 from xtoken.cli.align_view import visible
-from xtoken.vocab import read_content
+from xtoken.vocab.read import read_content
 
 _EXAMPLES = 3
 

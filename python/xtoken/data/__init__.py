@@ -1,7 +1,5 @@
 """From files of texts and conversations to padded, aligned batches."""
 
-from xtoken.data.cache import AlignmentCache as AlignmentCache
-from xtoken.data.cache import CacheCounts as CacheCounts
 from xtoken.data.collate import DistillBatch as DistillBatch
 from xtoken.data.collate import DistillCollator as DistillCollator
 from xtoken.data.conversations import Conversation as Conversation
@@ -13,7 +11,6 @@ from xtoken.data.documents import read_documents as read_documents
 from xtoken.data.documents import read_texts as read_texts
 from xtoken.data.documents import split_held_out as split_held_out
 from xtoken.data.encode import Encoder as Encoder
-from xtoken.data.errors import DataError as DataError
 from xtoken.data.examples import Example as Example
 from xtoken.data.examples import ExampleSet as ExampleSet
 from xtoken.data.examples import make_examples as make_examples

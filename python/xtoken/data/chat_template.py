@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtoken.data.conversations import Conversation, Message
-from xtoken.data.errors import DataError
+from xtoken.errors import DataError
 
 Span = tuple[int, int]
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.chunks import ChunkBatch
-from xtoken.data.errors import DataError
 from xtoken.data.examples import Example
+from xtoken.errors import DataError
+from xtoken.tensors.chunks import ChunkBatch
 
 PaddingSide = Literal["right", "left"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from xtoken.data.errors import DataError
+from xtoken.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from xtoken.data.conversations import Conversation
-from xtoken.data.errors import DataError
+from xtoken.errors import DataError
 
 Document: TypeAlias = str | Conversation
 

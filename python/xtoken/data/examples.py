@@ -13,8 +13,8 @@ from xtoken import Aligner, Alignment, Vocab
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.documents import Document
 from xtoken.data.encode import Encoder, print_document
-from xtoken.data.errors import DataError
 from xtoken.data.loss_mask import Encoded
+from xtoken.errors import DataError
 
 BATCH = 256
 Ids = NDArray[np.int64]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, processors
 
 from xtoken import Vocab
 from xtoken.data.chat_template import Rendering, Span
-from xtoken.data.errors import DataError
+from xtoken.errors import DataError
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chunks import ChunkBatch
-from .checks import check_batch, check_finite, check_token_ids
-from .divergence import Direction, check_direction, divergence
-from .merge import ChunkRows, chunk_rows
-from .module import LossModule
-from .output import LossOutput
-from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
-from .student import Student, student_rows
-from .student_rows import upcast
-from .teacher_signal import Teacher, TeacherTopK, teacher_positions
+from xtoken.losses.engine.checks import check_batch, check_finite, check_token_ids
+from xtoken.losses.engine.divergence import Direction, check_direction, divergence
+from xtoken.losses.engine.merge import ChunkRows, chunk_rows
+from xtoken.losses.engine.module import LossModule
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
+from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.rows import block_rows, upcast
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 
 def alm(

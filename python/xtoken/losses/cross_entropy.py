@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_token_ids
-from .merge import ChunkRows
-from .output import LossOutput
-from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
-from .student import Student, student_rows
+from xtoken.losses.engine.checks import check_token_ids
+from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
+from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.rows import block_rows
 
 
 def cross_entropy(

@@ -9,14 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..chunks import ChunkBatch
-from .alm import teacher_token_log_probs
-from .merge import chunk_rows
-from .output import LossOutput
-from .row_blocks import block_rows
-from .student import Student
-from .student_rows import upcast
-from .teacher_signal import Teacher, TeacherTopK, teacher_positions
+from xtoken.losses.alm import teacher_token_log_probs
+from xtoken.losses.engine.merge import chunk_rows
+from xtoken.losses.engine.student_input import Student
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.rows import block_rows, upcast
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 Confidence = Literal["ce", "entropy", "max_prob"]
 

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chunks import ChunkBatch
-from .checks import check_batch, check_finite, check_temperature
-from .divergence import Direction, check_direction, divergence
-from .merge import ChunkRows, Merge, chunk_rows, merge_rows
-from .module import LossModule
-from .output import LossOutput
-from .row_blocks import Block, BlockLoss, block_rows, reduce_chunks
-from .student import Student, student_rows
-from .teacher_signal import Teacher, TeacherRows, TeacherTopK
+from xtoken.losses.engine.checks import check_batch, check_finite, check_temperature
+from xtoken.losses.engine.divergence import Direction, check_direction, divergence
+from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
+from xtoken.losses.engine.module import LossModule
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
+from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.rows import block_rows
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 
 
 def same_vocab_kl(

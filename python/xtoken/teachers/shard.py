@@ -14,13 +14,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from xtoken import XTokenError
+from xtoken.errors import StoreError
 
 FORMAT = "xtoken-teacher-top-k-1"
-
-
-class StoreError(XTokenError):
-    """A file of the store is broken or belongs to something else; the message says which."""
 
 
 @dataclass(frozen=True)

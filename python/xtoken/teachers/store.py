@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken.errors import StoreError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.live import LiveTeacher
-from xtoken.teachers.shard import Predictions, Shard, StoreError, StoreKey, write_shard
+from xtoken.teachers.shard import Predictions, Shard, StoreKey, write_shard
 
 TOKENS_A_SHARD = 16_384
 TOKENS_A_FORWARD = 1_024

@@ -11,18 +11,15 @@
 `train` makes a `DistillTrainer`; make one yourself to bring your own model, arguments or callbacks.
 """
 
-from xtoken.training.config import ConfigError as ConfigError
 from xtoken.training.config import DistillConfig as DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator as HeldOutEvaluator
 from xtoken.training.evaluate import HeldOutScore as HeldOutScore
-from xtoken.training.identity import ResumeError as ResumeError
-from xtoken.training.objective import Objective as Objective
-from xtoken.training.pair import ModelSourceError as ModelSourceError
-from xtoken.training.pair import Pair as Pair
-from xtoken.training.pair import load_pair as load_pair
+from xtoken.training.models import ModelPair as ModelPair
+from xtoken.training.models import load_pair as load_pair
 from xtoken.training.prepare import Materials as Materials
 from xtoken.training.prepare import open_teachers as open_teachers
 from xtoken.training.prepare import prepare as prepare
 from xtoken.training.run import RunResult as RunResult
 from xtoken.training.run import train as train
+from xtoken.training.step_loss import Objective as Objective
 from xtoken.training.trainer import DistillTrainer as DistillTrainer

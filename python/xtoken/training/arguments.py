@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken.training.config import ConfigError, DistillConfig
+from xtoken.errors import OptionError
+from xtoken.training.config import DistillConfig
 
 # Checkpoints on the disk: the newest, to go on from, and the one before, until the newest is known
 # to be whole.
@@ -32,14 +33,14 @@ class FollowArguments(TrainerCallback):
 def training_arguments(config: DistillConfig, output_dir: Path | str) -> TrainingArguments:
     """Return the Trainer's arguments for the settings: no bars, one log a step.
 
-    Raises: ConfigError if the device cannot do what the settings ask for.
+    Raises: OptionError if the device cannot do what the settings ask for.
     """
     device = run_device(config)
     if config.mixed_precision == "bf16" and device.type == "cuda":
         # Asked of the device, not of torch, which also says yes where it would emulate.
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8 and torch.version.hip is None:
-            raise ConfigError(
+            raise OptionError(
                 f"mixed_precision = 'bf16', but this GPU has compute capability {major}.{minor}, "
                 "and bfloat16 needs 8.0; set it to 'no'"
             )
@@ -70,9 +71,9 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Trainin
     )
 
 
-def teacher_needed(config: DistillConfig) -> ConfigError:
+def teacher_needed(config: DistillConfig) -> OptionError:
     """Return the error of a run that lacks the teacher that its loss needs."""
-    return ConfigError(
+    return OptionError(
         f"loss = {config.loss!r} needs a teacher, and none was given; pass teacher= or 'ce'"
     )
 
@@ -80,11 +81,11 @@ def teacher_needed(config: DistillConfig) -> ConfigError:
 def run_device(config: DistillConfig) -> torch.device:
     """Return where student and teacher run.
 
-    Raises: ConfigError if CUDA is asked for and there is none.
+    Raises: OptionError if CUDA is asked for and there is none.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise ConfigError("device = 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
+        raise OptionError("device = 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
     if not available or config.device == "cpu":
         return torch.device("cpu")
     # torchrun numbers the processes of a machine, each of which has its own device.

@@ -13,10 +13,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken.atomic_file import to_disk, write_atomically
-from xtoken.training.history import History, records_until
-from xtoken.training.identity import ResumeError, RunIdentity
+from xtoken._files import to_disk, write_atomically
+from xtoken.errors import ResumeError
+from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
+from xtoken.training.run_identity import RunIdentity
 
 # In the folder of a run from its start; in a checkpoint as the last file of it, so that a
 # checkpoint without one was not written to its end.

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from xtoken import XTokenError
+from xtoken.errors import OptionError
 
 TeacherDtype = Literal["float32", "bfloat16", "auto"]
 LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"]
 LOSSES: tuple[str, ...] = typing.get_args(LossName)
-
-
-class ConfigError(XTokenError):
-    """A setting has a value that cannot work; the message names it, its value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class DistillConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _has_type(value, hints[field.name]):
-                raise ConfigError(
+                raise OptionError(
                     f"{field.name} = {value!r}, expected {_describe(hints[field.name])}; "
                     f"the default is {field.default!r}"
                 )
@@ -113,7 +109,7 @@ class DistillConfig:
                 f"at most teacher_top_k = {self.teacher_top_k}, the columns that are stored",
             )
         if self.merge == "mean" and self.teacher_top_k is not None:
-            raise ConfigError(
+            raise OptionError(
                 f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
@@ -123,18 +119,18 @@ class DistillConfig:
             and self.temperature != 1
             and self.teacher_top_k is not None
         ):
-            raise ConfigError(
+            raise OptionError(
                 f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
                 f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
                 "set it to null, or use p-kl without tail_bucket, which renormalizes them"
             )
         if self.merge != "chain" and self.loss == "prefix-kl":
-            raise ConfigError(
+            raise OptionError(
                 f"merge = {self.merge!r} under prefix-kl, which starts from the chunk's first "
                 "predictor; set it to 'chain', or use p-kl"
             )
         if self.ce_weight == 0 and (self.kd_weight in ("balanced", 0) or self.loss == "ce"):
-            raise ConfigError(
+            raise OptionError(
                 f"ce_weight = 0 with kd_weight = {self.kd_weight} and loss = {self.loss!r} leaves "
                 "nothing to train on; give one of them a positive weight"
             )
@@ -145,7 +141,7 @@ class DistillConfig:
             return
         if not math.isfinite(value) or not holds(value):
             default = type(self).__dataclass_fields__[name].default
-            raise ConfigError(f"{name} = {value}, expected {expected}; the default is {default}")
+            raise OptionError(f"{name} = {value}, expected {expected}; the default is {default}")
 
     def to_json(self) -> str:
         """Return the settings as a JSON object, one key a setting."""
@@ -155,18 +151,18 @@ class DistillConfig:
     def from_json(cls, text: str) -> DistillConfig:
         """Read settings that `to_json` wrote, or any part of them; the rest have their defaults.
 
-        Raises: ConfigError if the text is no JSON object, a key is unknown, or a value cannot work.
+        Raises: OptionError if the text is no JSON object, a key is unknown, or a value cannot work.
         """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"the configuration is not JSON: {error}") from error
+            raise OptionError(f"the configuration is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise ConfigError(f"the configuration is a {type(values).__name__}, expected an object")
+            raise OptionError(f"the configuration is a {type(values).__name__}, expected an object")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(
+            raise OptionError(
                 f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
             )
         return cls(**values)
@@ -179,7 +175,7 @@ class DistillConfig:
     def load(cls, path: Path | str) -> DistillConfig:
         """Read a file that `save` wrote, or that holds a part of the settings.
 
-        Raises: FileNotFoundError if there is no such file; ConfigError as `from_json`.
+        Raises: FileNotFoundError if there is no such file; OptionError as `from_json`.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(

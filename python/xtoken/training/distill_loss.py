@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtoken.losses import LossOutput, PrefixKL, gold, h_kl, p_kl, uld
 from xtoken.projection import Projection
-from xtoken.sparse import SparseProjection
+from xtoken.tensors.projection import SparseProjection
 from xtoken.training.config import DistillConfig
 from xtoken.trie import PairTries
 

@@ -18,8 +18,7 @@ from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training.arguments import run_device
 from xtoken.training.config import DistillConfig
-from xtoken.training.objective import TeacherSource
-from xtoken.training.pair import Pair
+from xtoken.training.models import ModelPair
 from xtoken.training.processes import (
     join_processes,
     on_first_process,
@@ -27,6 +26,7 @@ from xtoken.training.processes import (
     process_index,
     wait_for_all,
 )
+from xtoken.training.step_loss import TeacherSource
 
 
 class Reporter(Protocol):
@@ -52,14 +52,14 @@ class Silent:
 class Materials:
     """What runs with different losses share: the pair, W, and the examples of both parts."""
 
-    pair: Pair
+    pair: ModelPair
     projection: Projection
     train: ExampleSet
     held_out: ExampleSet
 
 
 def prepare(
-    pair: Pair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
+    pair: ModelPair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
 ) -> Materials:
     """Build W, tokenize and align both parts.
 

@@ -23,11 +23,11 @@ from xtoken.training.checkpoints import (
 )
 from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
-from xtoken.training.history import History, read_history
-from xtoken.training.identity import RunIdentity
-from xtoken.training.objective import Objective, TeacherSource
+from xtoken.training.metrics_log import History, read_history
 from xtoken.training.prepare import Materials, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
+from xtoken.training.run_identity import RunIdentity
+from xtoken.training.step_loss import Objective, TeacherSource
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -93,7 +93,7 @@ def train(
     Under `torchrun` every process calls this; the first one reports and writes. All must see the
     same `out`, as the Trainer reads its checkpoints in each.
 
-    Raises: ResumeError if `out` is of another run; ConfigError as `DistillTrainer`.
+    Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`.
     """
     main = is_main_process()
     reporter = reporter if reporter is not None and main else Silent()

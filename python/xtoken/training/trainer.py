@@ -14,12 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from xtoken.data.collate import DistillBatch, DistillCollator
 from xtoken.data.examples import ExampleSet
+from xtoken.errors import OptionError
 from xtoken.teachers.forward import causal_logits
 from xtoken.training.arguments import FollowArguments, teacher_needed, training_arguments
-from xtoken.training.config import ConfigError, DistillConfig
+from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator
-from xtoken.training.history import History
-from xtoken.training.objective import Objective, Parts, TeacherSource
+from xtoken.training.metrics_log import History
+from xtoken.training.step_loss import Objective, Parts, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DistillTrainer(Trainer):
         evaluator: scores the held-out part in `evaluate`.
         history: receives one record a step and one an evaluation.
         on_step: called with the number of steps done, after each.
-    Raises: ConfigError if the loss needs a teacher and there is none.
+    Raises: OptionError if the loss needs a teacher and there is none.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class DistillTrainer(Trainer):
             raise teacher_needed(config)
         args = args or training_arguments(config, output_dir)
         if args.n_gpu > 1:
-            raise ConfigError(
+            raise OptionError(
                 f"one process sees {args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
@@ -235,10 +236,10 @@ class DistillTrainer(Trainer):
         """Score the student on the held-out part.
 
         Returns: the scores of `HeldOutScore` by name, each with the prefix.
-        Raises: ConfigError if the trainer has no evaluator.
+        Raises: OptionError if the trainer has no evaluator.
         """
         if self.evaluator is None:
-            raise ConfigError("no held-out examples to evaluate on; pass evaluator= to the trainer")
+            raise OptionError("no held-out examples to evaluate on; pass evaluator= to the trainer")
         metrics = self.evaluator.score(cast(nn.Module, self.model)).metrics(f"{metric_key_prefix}_")
         if self.history is not None:
             self.history.add({"step": self.state.global_step, **metrics})

@@ -1,0 +1,49 @@
+"""Every error of the package: each is an `XTokenError`, and the builtin that users expect.
+
+An error names the value, what was expected and the remedy, in one line.
+"""
+
+from __future__ import annotations
+
+from xtoken._core import FormatError as FormatError
+from xtoken._core import OptionError as OptionError
+from xtoken._core import ShapeError as ShapeError
+from xtoken._core import TokenIdError as TokenIdError
+from xtoken._core import UnsupportedTokenizerError as UnsupportedTokenizerError
+from xtoken._core import XTokenError as XTokenError
+
+
+class ArgumentTypeError(XTokenError, TypeError):
+    """An argument is of another class than the call takes; the message names the one meant."""
+
+
+class PairError(XTokenError):
+    """Something was built for another pair of tokenizers than it is used with."""
+
+
+class NonFiniteError(XTokenError):
+    """A logit or a loss is NaN or infinite: the model diverged or overflowed."""
+
+
+class DataError(XTokenError):
+    """A text, a document file or an example cannot be used; the message says which and why."""
+
+
+class ModelSourceError(XTokenError):
+    """A directory or hub model cannot be the student or teacher; the message says why."""
+
+
+class StoreError(XTokenError):
+    """A file of the teacher's store is damaged or belongs to something else."""
+
+
+class ResumeError(XTokenError):
+    """A run cannot be resumed; the message names the difference or the damage."""
+
+
+class MissingFileError(XTokenError, FileNotFoundError):
+    """There is no such file; the message says what was expected there."""
+
+
+class MissingExtraError(XTokenError, ImportError):
+    """A part of the package needs an extra that is not installed; the message gives the command."""

@@ -1,0 +1,259 @@
+"""The row-block engine: every loss is a sum over chunks, made a few chunks at a time.
+
+The gradient of a block is taken as soon as its value is known, so what autograd keeps is one block
+and never the batch: beside the logits, memory holds their gradient and a block. A `BlockLoss` is a
+plain differentiable function of a block of rows; a kernel may replace its `value_and_grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.output import LossOutput, inverse_normalizer
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Chunks [start, stop), with each student row's chunk counted from `start` (None: its own)."""
+
+    start: int
+    stop: int
+    segments: Tensor | None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class BlockLoss:
+    """One loss over a block of chunks. Subclasses set the attributes and write `forward`.
+
+    Attributes:
+        student: the rows each chunk reads.
+        columns: [K] int64 student columns read, None for all.
+        params: further differentiable tensors, such as learnable weights of W.
+        weights: [C] float, a factor on each chunk's loss (not on metrics), None for 1.
+        metric_names: what the second result of `forward` holds.
+    """
+
+    student: ChunkRows
+    columns: Tensor | None = None
+    params: tuple[Tensor, ...] = ()
+    weights: Tensor | None = None
+    metric_names: tuple[str, ...] = ()
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """[n, V_s] rows to the loss of each chunk [len(block)] and metric sums [M] (detached)."""
+        raise NotImplementedError
+
+    def total(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """`forward` with its losses weighted and summed."""
+        losses, metrics = self.forward(rows, block, params)
+        if self.weights is not None:
+            losses = losses * self.weights[block.start : block.stop].to(losses.dtype)
+        return losses.sum(), metrics
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """Loss sum, metric sums, `scale` times the gradient of `rows` and of each needed param."""
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            leaves = [p.detach().requires_grad_(n) for p, n in zip(params, needed, strict=True)]
+            total, metrics = self.total(rows, block, leaves)
+            wanted = [rows, *(leaf for leaf in leaves if leaf.requires_grad)]
+            seed = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
+            found = iter(torch.autograd.grad(total, wanted, seed, materialize_grads=True))
+        grad_rows = next(found)
+        grad_params = [next(found) if leaf.requires_grad else None for leaf in leaves]
+        return total.detach(), metrics, grad_rows, grad_params
+
+
+def sum_over_chunks(
+    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
+) -> tuple[Tensor, Tensor]:
+    """`scale` times the sum of the loss over all chunks, and the metric sums [M] (detached)."""
+    if torch.compiler.is_compiling():
+        return _traced(loss, source, scale, rows_per_block)
+    # Half precision is raised to float32 by the sources; autocast must not lower it again.
+    with torch.autocast(source.tensors()[0].device.type, enabled=False):
+        total, metrics = _RowBlocks.apply(
+            loss, source, scale, rows_per_block, *source.tensors(), *loss.params
+        )
+    return total, metrics
+
+
+def reduce_chunks(
+    loss: BlockLoss,
+    source: StudentRows,
+    *,
+    rows_per_block: int,
+    normalizer: float | Tensor | None,
+    weights: Tensor | None,
+) -> LossOutput:
+    """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
+
+    Args:
+        weights: [C] a factor on each chunk's loss.
+    """
+    count = loss.student.count
+    if weights is not None:
+        if tuple(weights.shape) != (count,):
+            raise ValueError(
+                f"chunk_weights has shape {tuple(weights.shape)}, expected ({count},): one a chunk"
+            )
+        loss.weights = weights.detach()
+    inverse = inverse_normalizer(normalizer, count)
+    total, sums = sum_over_chunks(loss, source, inverse, rows_per_block)
+    return loss_output(loss, total, sums, count)
+
+
+def loss_output(loss: BlockLoss, total: Tensor, sums: Tensor, count: int) -> LossOutput:
+    """The total with the metric sums as means over `count` chunks."""
+    means = (sums / max(count, 1)).unbind()
+    metrics = dict(zip(loss.metric_names, means, strict=True))
+    return LossOutput(total, torch.tensor(count, device=total.device), metrics)
+
+
+def _traced(
+    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
+) -> tuple[Tensor, Tensor]:
+    """The same sum as plain ops, for torch.compile, whose partitioner does the recomputing."""
+    total = source.tensors()[0].new_zeros((), dtype=torch.float32)
+    sums = total.new_zeros(len(loss.metric_names))
+    for start, stop in loss.student.blocks(rows_per_block):
+        index, segments = loss.student.block(start, stop)
+        rows = source.rows(index, loss.columns)
+        value, metrics = loss.total(rows, Block(start, stop, segments), loss.params)
+        total = total + value
+        sums = sums + metrics
+    if loss.student.count == 0:
+        total = total + source.tensors()[0].flatten()[:0].sum()
+    return total * scale, sums
+
+
+class _RowBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: BlockLoss,
+        source: StudentRows,
+        scale: float | Tensor,
+        rows_per_block: int,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        needed = tuple(ctx.needs_input_grad[4:])
+        # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
+        # before it, which only backward knows.
+        later = any(tensor.dtype == torch.float16 for tensor in tensors)
+        now = (False,) * len(needed) if later else needed
+        total, metrics, grads = _run(loss, source, scale, rows_per_block, now)
+        ctx.call = (loss, source, scale, rows_per_block, needed)
+        ctx.grads = None if later else grads
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(metrics)
+        return total, metrics
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _metrics: Tensor) -> tuple[Any, ...]:
+        loss, source, scale, rows_per_block, needed = ctx.call
+        tensors = ctx.saved_tensors
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:  # float16, or a second backward: the first gave its buffer away
+            source = source.with_tensors(tensors[: len(source.tensors())])
+            with torch.autocast(tensors[0].device.type, enabled=False):
+                grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
+            return (None, None, None, None, *grads)
+        # On the CPU a look at the factor is free and saves a pass over the gradient.
+        if grad_total.device.type != "cpu" or float(grad_total) != 1.0:
+            for grad in grads:
+                if grad is not None:
+                    grad.mul_(grad_total.to(grad.dtype))
+        return (None, None, None, None, *grads)
+
+
+def _run(
+    loss: BlockLoss,
+    source: StudentRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed)."""
+    split = len(source.tensors())
+    grads: list[Tensor | None] = [None] * split
+    if any(needed[:split]):
+        grads = source.new_grads(needed[:split])
+    param_grads = [
+        torch.zeros_like(p) if n else None for p, n in zip(loss.params, needed[split:], strict=True)
+    ]
+    total: Tensor | None = None
+    sums: Tensor | None = None
+    width = source.vocab_size if loss.columns is None else len(loss.columns)
+    for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
+        value, metrics = _run_rows(
+            loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads
+        )
+        total = value if total is None else total + value
+        sums = metrics if sums is None else sums + metrics
+    if total is None or sums is None:
+        total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
+        sums = total.new_zeros(len(loss.metric_names))
+    return total * scale, sums, [*grads, *param_grads]
+
+
+def _run_rows(
+    loss: BlockLoss,
+    source: StudentRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+    chunks: tuple[int, int],
+    grads: list[Tensor | None],
+    param_grads: list[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Loss and metric sums of the chunks whose rows are made together; adds to the gradients.
+
+    A function of its own, so that its rows are gone before the next ones are made.
+    """
+    split = len(source.tensors())
+    index, _ = loss.student.block(*chunks)
+    rows = source.rows(index, loss.columns)
+    done = 0
+    values, sums = [], []
+    for start, stop in loss.student.blocks(rows_per_block, *chunks):
+        inner, segments = loss.student.block(start, stop)
+        part = rows[done : done + len(inner)]
+        done += len(inner)
+        block = Block(start, stop, segments)
+        if any(needed):
+            value, metrics, grad_rows, more = loss.value_and_grad(
+                part, block, loss.params, needed[split:], scale
+            )
+            if len(part) == len(rows):
+                rows = grad_rows
+            else:  # these rows are done with: their gradient takes their place
+                part.copy_(grad_rows)
+            for mine, found in zip(param_grads, more, strict=True):
+                if mine is not None and found is not None:
+                    mine.add_(found)
+        else:
+            value, metrics = loss.total(part, block, loss.params)
+        values.append(value)
+        sums.append(metrics)
+    if any(needed[:split]):
+        source.add_grads(grads, index, loss.columns, rows)
+    return torch.stack(values).sum(), torch.stack(sums).sum(0)

@@ -1,0 +1,77 @@
+"""What a loss takes as its student: logits, an lm_head, or a shard of logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
+from xtoken.losses.engine.student_rows import LogitRows, StudentRows
+from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
+
+Student = Tensor | LmHead | VocabShard
+
+
+def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
+    """The source behind what the caller passed as `student_logits`.
+
+    A DTensor sharded on its last axis counts as a `VocabShard` over that axis's group; it needs
+    torch 2.5.
+
+    Raises:
+        ValueError: not [B, T_s, V_s'] or fewer columns than `vocab_size`.
+        TypeError: neither a tensor nor one of this file's classes.
+    """
+    if isinstance(student, LmHead):
+        size = _checked_size(student.weight.shape[0], vocab_size, "the lm_head's weight")
+        return LmHeadRows(student, size)
+    if isinstance(student, Tensor) and hasattr(student, "device_mesh"):
+        student = _shard_of(student)
+    if isinstance(student, VocabShard):
+        if student.logits.dim() != 3:
+            raise ValueError(
+                f"the shard has shape {tuple(student.logits.shape)}, expected [B, T_s, V_r]"
+            )
+        shard = ShardRows.of(student, vocab_size)
+        _checked_size(sum(shard.sizes), vocab_size, "the shards together")
+        return shard
+    if not isinstance(student, Tensor):
+        raise TypeError(
+            f"student_logits is {type(student).__name__}, expected a tensor, LmHead or VocabShard"
+        )
+    if student.dim() != 3 or not student.is_floating_point():
+        raise ValueError(
+            f"student_logits is {student.dtype} {tuple(student.shape)}, "
+            "expected float [B, T_s, V_s]"
+        )
+    return LogitRows(student, _checked_size(student.shape[2], vocab_size, "student_logits"))
+
+
+def _shard_of(student: Tensor) -> VocabShard | Tensor:
+    from torch.distributed.tensor import DTensor, Shard
+
+    assert isinstance(student, DTensor)
+    last = student.dim() - 1
+    cut = [
+        axis
+        for axis, placement in enumerate(student.placements)
+        if isinstance(placement, Shard) and placement.dim in (last, -1)
+    ]
+    others = [p for i, p in enumerate(student.placements) if i not in cut and not p.is_replicate()]
+    if others or len(cut) > 1:
+        raise ValueError(
+            f"student_logits is placed {student.placements}; expected one Shard({last}) and else "
+            "Replicate(); redistribute it first"
+        )
+    local = student.to_local()
+    if not cut:
+        return local
+    return VocabShard(local, student.device_mesh.get_group(cut[0]))
+
+
+def _checked_size(found: int, vocab_size: int | None, name: str) -> int:
+    if vocab_size is not None and found < vocab_size:
+        raise ValueError(
+            f"{name} has {found} columns, fewer than the student vocabulary of {vocab_size}; "
+            "pass the student whose tokenizer this is"
+        )
+    return found if vocab_size is None else vocab_size

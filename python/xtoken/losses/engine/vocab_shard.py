@@ -1,0 +1,101 @@
+"""Logits whose vocabulary is cut over ranks (tensor parallel)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xtoken.tensors.rows import upcast
+
+
+@dataclass(frozen=True, eq=False)
+class VocabShard:
+    """Logits of which this rank holds some columns (tensor parallel over the vocabulary).
+
+    Attributes:
+        logits: [B, T_s, V_r] float, this rank's columns; ranks hold consecutive ranges in order.
+        group: the process group over which the vocabulary is cut.
+    """
+
+    logits: Tensor
+    group: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """Rows gathered from all ranks a block at a time; each rank keeps its columns' gradient.
+
+    Each rank computes the whole loss, so its value is the same everywhere; what is saved is memory.
+    """
+
+    logits: Tensor
+    group: dist.ProcessGroup | None
+    sizes: tuple[int, ...]
+    vocab_size: int
+
+    @classmethod
+    def of(cls, shard: VocabShard, vocab_size: int | None) -> ShardRows:
+        world, local = dist.get_world_size(shard.group), shard.logits.shape[-1]
+        sizes: list[int] = [0] * world
+        held = [torch.zeros(1, dtype=torch.int64, device=shard.logits.device) for _ in sizes]
+        dist.all_gather(held, torch.full_like(held[0], local), group=shard.group)
+        sizes = [int(size) for size in held]
+        return cls(shard.logits, shard.group, tuple(sizes), vocab_size or sum(sizes))
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        return self.logits.shape[0], self.logits.shape[1]
+
+    def _mine(self, columns: Tensor | None) -> tuple[Tensor | slice, list[int]]:
+        """This rank's local columns among those asked for, ascending ids (None: all of the
+        vocabulary), and how many of them each rank has."""
+        ends = torch.tensor(self.sizes).cumsum(0).clamp(max=self.vocab_size)
+        if columns is not None:
+            ends = torch.searchsorted(columns, ends.to(columns.device)).cpu()
+        cuts = [0, *ends.tolist()]
+        counts = [stop - start for start, stop in itertools.pairwise(cuts)]
+        rank = dist.get_rank(self.group)
+        if columns is None:
+            return slice(0, counts[rank]), counts
+        first = sum(self.sizes[:rank])
+        return columns[cuts[rank] : cuts[rank + 1]] - first, counts
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.logits,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> ShardRows:
+        return replace(self, logits=tensors[0])
+
+    def rows_at_once(self, width: int) -> int:
+        return 1
+
+    def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
+        mine, counts = self._mine(columns)
+        local = self.logits.detach().flatten(0, 1).index_select(0, index)[:, mine]
+        # Every rank sends as much as the fullest, which is what all backends can gather.
+        spare = max(counts) - local.shape[1]
+        local = torch.nn.functional.pad(local, (0, spare)).contiguous()
+        parts = [torch.empty_like(local) for _ in counts]
+        dist.all_gather(parts, local, group=self.group)
+        return upcast(torch.cat([p[:, :n] for p, n in zip(parts, counts, strict=True)], 1))
+
+    def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
+        return [torch.zeros_like(self.logits, memory_format=torch.contiguous_format)]
+
+    def add_grads(
+        self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor
+    ) -> None:
+        assert grads[0] is not None
+        flat = grads[0].view(-1, grads[0].shape[-1])
+        mine, counts = self._mine(columns)
+        rank = dist.get_rank(self.group)
+        first = sum(counts[:rank])
+        part = grad[:, first : first + counts[rank]].to(flat.dtype)
+        if isinstance(mine, slice):
+            flat[:, mine].index_add_(0, index, part)
+        else:  # a loss reads a row in one block only, so a plain write is enough
+            flat[index[:, None], mine] = part

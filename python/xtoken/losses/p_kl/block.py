@@ -1,0 +1,189 @@
+"""P-KL of a block of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.divergence import Direction, divergence
+from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.sorting import top_k as best_of
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.p_kl.closed_form import Tail, forward_kl
+from xtoken.tensors.projection import ColumnSlice, log_project
+from xtoken.tensors.teacher_signal import TeacherTopK
+
+
+@dataclass(eq=False, kw_only=True)
+class PKLBlocks(BlockLoss):
+    """P-KL of a block of chunks; the function a kernel would replace."""
+
+    student: ChunkRows
+    columns: Tensor | None
+    params: tuple[Tensor, ...]
+    teacher: TeacherRows
+    part: ColumnSlice
+    column_of: Tensor
+    empty_rows: Tensor
+    chunk_top_k: int | None
+    tail_bucket: bool
+    temperature: float
+    direction: Direction
+    beta: float
+    # W's non-zeros by input, which every block asks for.
+    _values_by_input: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        whole = ("empty_row_mass",) if self.columns is None else ()
+        self.metric_names = ("kl", "teacher_mass", "top1_agreement", *whole)
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        logits = merge_rows(rows, block.segments, len(block))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        inputs = logits
+        if self.part.rows is not None and self.columns is None:
+            inputs = logits.index_select(1, self.part.rows)
+        log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
+        columns, log_teacher = self._teacher(block)
+        if columns is not None:
+            # One column past the last, for stored ids that W does not reach.
+            every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
+            log_student = every.gather(1, columns)
+        mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
+        best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
+        if self.tail_bucket:
+            others = logits + torch.log(params[1].to(logits.dtype))
+            if columns is not None:
+                others = torch.cat([others, every.scatter(1, columns, -torch.inf)], 1)
+            rest = torch.logsumexp(others, -1)
+            log_teacher = torch.cat([log_teacher, _log_tail(mass)[:, None]], 1)
+            log_student = torch.cat([log_student, rest[:, None]], 1)
+        loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
+        sums = [loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)]
+        if self.columns is None:
+            sums.append(self._empty_mass(logits.detach()).sum())
+        return loss * self.temperature**2, torch.stack(sums)
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `BlockLoss`; the forward KL in closed form."""
+        forward = self.direction == "forward"
+        found = self._closed_form(rows, block, params, needed, scale) if forward else None
+        return found or super().value_and_grad(rows, block, params, needed, scale)
+
+    @torch.no_grad()
+    def _closed_form(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]] | None:
+        logits = merge_rows(rows, block.segments, len(block))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        probs = torch.softmax(logits, 1)
+        empty = probs.index_select(1, self.empty_rows).sum() if self.columns is None else None
+        chosen = self.part.rows if self.columns is None else None
+        table = (probs if chosen is None else probs.index_select(1, chosen)).t().contiguous()
+        places, log_teacher = self._teacher(block)
+        mass = log_teacher.new_zeros(0)
+        if self.tail_bucket or self.teacher.stored_power != 1.0:
+            mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
+        tail = None
+        if self.tail_bucket:
+            outside = params[1].to(probs.dtype)
+            inside = outside if chosen is None else outside[chosen]
+            tail = Tail(_log_tail(mass), probs @ outside, inside)
+        elif chosen is None:
+            del probs  # as large as the table
+        weights = logits.new_ones(len(block))
+        if self.weights is not None:
+            weights = self.weights[block.start : block.stop].to(logits.dtype)
+        factor = weights * self.temperature**2
+        if self._values_by_input is None:
+            self._values_by_input = params[0][self.part.map.transposed]
+        found = forward_kl(
+            table,
+            log_teacher,
+            places,
+            params[0],
+            self._values_by_input,
+            self.part.map,
+            factor * scale,
+            tail=tail,
+            want_values=needed[0],
+        )
+        if found is None:
+            return None
+        mass = mass if len(mass) else torch.exp(found.log_mass)
+        best = log_teacher.argmax(-1) == found.best
+        sums = [found.loss.sum(), mass.sum(), best.sum().to(mass.dtype)]
+        if empty is not None:
+            sums.append(empty)
+        slope = found.tail_slope
+        grad_params = [found.grad_values]
+        if slope is not None:
+            grad_params.append(slope @ probs if needed[1] else None)
+        grad = found.grad.t()
+        if chosen is not None:
+            # W's part holds nothing of the other tokens: they are wholly in the tail, or nowhere.
+            others = probs.zero_() if slope is None else probs.mul_(slope[:, None])
+            grad = others.scatter_(1, chosen.expand(len(others), -1), grad)
+        grad = grad.contiguous()
+        if self.temperature != 1.0:
+            grad.div_(self.temperature)
+        grad = unmerge_rows(grad, block.segments)
+        return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
+
+    def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
+        """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
+
+        [R, k] each; a stored entry that W does not reach has the place past the last, and -inf.
+        """
+        if self.chunk_top_k is not None and isinstance(self.teacher.signal, TeacherTopK):
+            ids, log_teacher = self.teacher.top_k(block.start, block.stop)
+            columns = self.column_of[ids]
+            reached = columns < self.part.map.output_ptr.shape[0] - 1
+            log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
+            log_teacher, order = best_of(log_teacher, self.chunk_top_k)
+            return columns.gather(1, order), log_teacher
+        log_teacher = self.teacher.log_probs(block.start, block.stop, self.part.columns)
+        if self.chunk_top_k is None:
+            return None, log_teacher
+        log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
+        return columns, log_teacher
+
+    def _empty_mass(self, logits: Tensor) -> Tensor:
+        empty = torch.logsumexp(logits.index_select(1, self.empty_rows), -1)
+        return torch.exp(empty - torch.logsumexp(logits, -1))
+
+
+def _log_tail(mass: Tensor) -> Tensor:
+    """[R] log of what the kept columns leave of the teacher's mass."""
+    return torch.log1p(-mass.clamp(max=1.0))
+
+
+def _renormalized(log_teacher: Tensor, log_student: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides summing to 1 over the kept columns, those without teacher mass anywhere off.
+
+    A chunk none of whose stored columns W reaches says nothing: both sides are made equal.
+    """
+    silent = torch.isneginf(log_teacher).all(-1, keepdim=True)
+    log_student = log_student.masked_fill(silent, 0.0)
+    log_teacher = log_teacher.masked_fill(silent, 0.0)
+    return torch.log_softmax(log_teacher, -1), torch.log_softmax(log_student, -1)

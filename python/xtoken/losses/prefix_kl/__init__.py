@@ -1,0 +1,1 @@
+"""Prefix KL: P-KL on first pieces plus the divergences at every further piece."""

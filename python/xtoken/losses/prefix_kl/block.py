@@ -1,0 +1,177 @@
+"""Prefix KL of a block of chunks, as the row-block engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.p_kl.loss import PKLBlocks
+from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
+from xtoken.losses.prefix_kl.targets import PrefixBlock, PrefixPart
+from xtoken.tensors.projection import places_of, ragged_arange
+
+
+@dataclass(eq=False, kw_only=True)
+class PrefixKLBlocks(BlockLoss):
+    """Prefix KL of a block of chunks.
+
+    A chunk's first row is the predictor of its first token. The mirrored construction also reads
+    the rows after it, one a depth.
+    """
+
+    student: ChunkRows
+    columns: Tensor | None
+    params: tuple[Tensor, ...]
+    root: PKLBlocks
+    parts: list[PrefixPart]
+    depth_weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        later = ("prefix_kl", "prefixes", "prefix_teacher_mass")
+        self.metric_names = (*self.root.metric_names, *later)
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        first = self._first_rows(block, rows.device)
+        inner = Block(block.start, block.stop, None)
+        losses, sums = self.root.forward(_heads(rows, first), inner, params)
+        losses = losses * self.depth_weights[0]
+        later = sums.new_zeros(3)
+        for part in self.parts:
+            found = part.block(block)
+            if found is not None:
+                items, row = found, first[found.chunk - block.start]
+                terms = self._compare(items, items.pick(rows, row))
+                weighted = terms * self._weights(items, terms)
+                losses = losses.index_add(0, items.chunk - block.start, weighted)
+                later = later + self._counted(items, terms)
+        return losses, torch.cat([sums, later])
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        # The root's gradient is dense in a row, that of the rest is not: autograd would make a
+        # dense one of it too, and add the two.
+        first = self._first_rows(block, rows.device)
+        inner = Block(block.start, block.stop, None)
+        self.root.weights = self.weights
+        total, sums, grad, grad_params = self.root.value_and_grad(
+            _heads(rows, first), inner, params, needed, scale * self.depth_weights[0]
+        )
+        total = total * self.depth_weights[0]
+        grad = _spread(grad, first, rows)
+        later = sums.new_zeros(3)
+        for part in self.parts:
+            items = part.block(block)
+            if items is None:
+                continue
+            row = first[items.chunk - block.start]
+            value, found, counted = self._with_grad(items, items.pick(rows.detach(), row), scale)
+            items.put_back(grad, row, found)
+            total = total + value
+            later = later + counted
+        return total, torch.cat([sums, later]), grad, grad_params
+
+    def _first_rows(self, block: Block, device: torch.device) -> Tensor:
+        """[len(block)] each chunk's first row among those of the block."""
+        if self.student.ptr is None:
+            return torch.arange(len(block), device=device)
+        ptr = self.student.ptr[block.start : block.stop]
+        return ptr - ptr[0] if len(block) else ptr
+
+    def _with_grad(
+        self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sum of the divergences, `scale` times its gradient, and the sums to count."""
+        weight = self._weights(items, picked)
+        if self.weights is not None:
+            weight = weight * self.weights[items.chunk].to(weight.dtype)
+        tau = self.root.temperature
+        if self.root.direction == "forward":
+            logits = picked if tau == 1.0 else picked / tau
+            forward_kl = forward_kl_next if items.mirrored else forward_kl_below
+            made = forward_kl(items.layout, items.targets, logits, weight * (scale / tau))
+            if made is not None:
+                terms, grad = made
+                return (terms * weight).sum(), grad, self._counted(items, terms)
+        with torch.enable_grad():
+            picked = picked.requires_grad_()
+            terms = self._compare(items, picked)
+            value = (terms * weight).sum()
+            seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+            (grad,) = torch.autograd.grad(value, picked, seed)
+        return value.detach(), grad, self._counted(items, terms)
+
+    def _compare(self, items: PrefixBlock, picked: Tensor) -> Tensor:
+        """[N] divergence of each item."""
+        tau = self.root.temperature
+        log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
+        return items.targets.divergence(items.layout, log_mass, self.root.direction, self.root.beta)
+
+    def _weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
+        """[N] factor of each item's divergence in its chunk's loss."""
+        depth = items.depth.clamp(max=len(self.depth_weights) - 1)
+        return like.new_tensor(self.depth_weights)[depth] * self.root.temperature**2
+
+    def _counted(self, items: PrefixBlock, terms: Tensor) -> Tensor:
+        """[3] sums of divergence, items and known mass."""
+        counted = items.targets.counted.to(terms.dtype)
+        known = items.known.to(terms.dtype) * counted
+        return torch.stack([terms.detach().sum(), counted.sum(), known.sum()])
+
+
+def _heads(rows: Tensor, first: Tensor) -> Tensor:
+    """What the root reads of the rows: each chunk's first."""
+    return rows if len(first) == len(rows) else rows[first]
+
+
+def _spread(grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
+    """The gradient of `_heads` as one of the rows; contiguous."""
+    if len(first) == len(rows):
+        return grad.contiguous()
+    later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    later[first] = False
+    spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
+    return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
+
+
+def columns_of_all(of_root: Tensor | None, parts: Sequence[PrefixPart]) -> Tensor | None:
+    """The student columns that are read: the root's and those of the tokens below the nodes.
+
+    None for whole rows, which the root may need and the mirrored construction always does. Tells
+    the parts where their tokens are among the columns.
+    """
+    compared = [part for part in parts if len(part.items)]
+    if of_root is None or any(part.mirrored for part in compared):
+        return None
+    if not compared:
+        return of_root
+    read = torch.zeros(compared[0].trie.token_count, dtype=torch.bool, device=of_root.device)
+    read[of_root] = True
+    for part in compared:
+        read[part.trie.below(torch.unique(part.items.node))] = True
+    places = places_of(read)
+    for part in compared:
+        part.places = places
+    return read.nonzero().flatten()
+
+
+def with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
+    """The predictor of each chunk, and the rows after it that the mirrored construction reads."""
+    mirrored = [part.items for part in parts if part.mirrored and len(part.items)]
+    if not mirrored:
+        return first
+    sizes = mirrored[0].deepest + 1
+    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    return ChunkRows(ragged_arange(first.index, sizes), ptr, first.count)

@@ -1,0 +1,167 @@
+"""What the teacher says at single entries of single rows: full logits or a stored top-k alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.tensors.rows import upcast
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
+
+# Where less than this is left, 1 - sum has lost its digits in float32.
+_FAINT = 1e-3
+# Numbers read at a time, as in row_blocks.py.
+_BLOCK_NUMBERS = {"cpu": 2**21, "cuda": 2**25}
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherEntries:
+    """Log-probabilities at (row, column) pairs; without a graph.
+
+    Attributes:
+        signal: as passed by the caller.
+        vocab_size: V_t; what lies beyond it has no mass.
+        temperature: divides the logits; a stored top-k was taken at it.
+        log_totals: [B * T_t] the log of each position's softmax denominator, NaN where unknown.
+    """
+
+    signal: Teacher
+    vocab_size: int
+    temperature: float
+    log_totals: Tensor
+
+    @classmethod
+    def beside(cls, rows: TeacherRows) -> TeacherEntries:
+        """Entries of the signal whose rows a loss reads, with the denominators it knows.
+
+        Args:
+            rows: one row a chunk.
+        """
+        positions = teacher_positions(rows.signal)
+        device = rows.where.index.device
+        totals = torch.full((positions[0] * positions[1],), torch.nan, device=device)
+        if rows.log_totals is not None:
+            totals = totals.to(rows.log_totals.dtype)
+            totals[rows.where.index] = rows.log_totals
+        return cls(rows.signal, rows.vocab_size, rows.temperature, totals)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether entries may be unknown."""
+        return isinstance(self.signal, TeacherTopK)
+
+    @torch.no_grad()
+    def read(
+        self, rows: Tensor, entry_ends: list[int], entry_row: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of entries, of all else in each row, and each row's known mass.
+
+        Args:
+            rows: [N] int64 into the flattened positions.
+            entry_ends: N + 1 ints, the range of each row's entries.
+            entry_row: [S] int64, rising, into `rows`.
+            columns: [S] int64 below V_t, distinct within a row; negative ones are no entry.
+
+        Returns:
+            [S], -inf where unknown or no entry; [N] log of the mass on other columns, unknown ones
+            included; [N] mass that is known, 1 for full logits.
+        """
+        if not isinstance(self.signal, TeacherTopK):
+            return self._read_logits(rows, entry_row, columns)
+        # Only columns that somebody asks for have a place in the block.
+        asked = torch.unique(columns.clamp(min=0))
+        place = torch.full((self.vocab_size + 1,), len(asked), device=columns.device)
+        place[asked] = torch.arange(len(asked), device=columns.device)
+        columns = torch.where(columns < 0, len(asked), place[columns.clamp(min=0)])
+        read = _StoredReader(self.signal, place, len(asked))
+        parts = []
+        for start, stop in _blocks(len(rows), len(asked), rows.device):
+            entries = slice(entry_ends[start], entry_ends[stop])
+            parts.append(read(rows[start:stop], entry_row[entries] - start, columns[entries]))
+        found, rest, known = zip(*parts, strict=True)
+        return torch.cat(found), torch.cat(rest), torch.cat(known)
+
+    def _read_logits(
+        self, rows: Tensor, entry_row: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert isinstance(self.signal, Tensor)
+        total = self._totals(rows)  # [N]
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
+        entries = entries.masked_fill(columns < 0, -torch.inf)
+        mass = torch.zeros_like(total).index_add(0, entry_row, torch.exp(entries))
+        rest = torch.log1p(-mass.clamp(max=1.0))
+        faint = (1.0 - mass < _FAINT).nonzero().flatten()
+        for start, stop in _blocks(len(faint), self.vocab_size, rows.device):
+            some = faint[start:stop]  # summed up column by column
+            place = torch.full_like(rows, -1).index_copy(
+                0, some, torch.arange(len(some), device=rows.device)
+            )[entry_row]
+            inside = (place >= 0) & (columns >= 0)
+            others = self._scaled(flat[rows[some]])
+            others[place[inside], columns[inside]] = -torch.inf
+            rest[some] = torch.logsumexp(others, 1) - total[some]
+        return entries, rest, torch.ones_like(total)
+
+    def _totals(self, rows: Tensor) -> Tensor:
+        """[N] log of the softmax denominators of positions."""
+        assert isinstance(self.signal, Tensor)
+        total = self.log_totals[rows]
+        unknown = torch.isnan(total).nonzero().flatten()
+        if unknown.numel() == 0:
+            return total
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        parts = []
+        for start, stop in _blocks(len(unknown), self.vocab_size, rows.device):
+            logits = self._scaled(flat[rows[unknown[start:stop]]])
+            # The largest over its probability: a softmax is faster than a log-sum-exp.
+            largest = torch.softmax(logits, 1).amax(1)
+            parts.append(logits.amax(1) - torch.log(largest))
+        found = torch.cat(parts)
+        return total.to(found.dtype).index_copy(0, unknown, found)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        logits = upcast(logits)
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredReader:
+    """A stored top-k as a dense block of the `width` columns that are asked for, and one more.
+
+    Attributes:
+        place: [V_t + 1] int64, each teacher id's column, `width` where nobody asks for it.
+    """
+
+    signal: TeacherTopK
+    place: Tensor
+    width: int
+
+    def __call__(
+        self, rows: Tensor, entry_row: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ids = self.signal.ids.flatten(0, 1)[rows]  # [N, k]
+        stored = upcast(self.signal.log_probs.detach().flatten(0, 1)[rows])
+        size = len(self.place) - 1
+        stored = stored.masked_fill(ids >= size, -torch.inf)
+        # A pad of a short row may repeat a stored id: it goes where nobody reads.
+        ids = self.place[ids.clamp(max=size)].masked_fill(torch.isneginf(stored), self.width)
+        table = stored.new_full((len(rows), self.width + 1), -torch.inf).scatter_(1, ids, stored)
+        table[:, self.width] = -torch.inf
+        entries = table[entry_row, columns]
+        table[entry_row, columns] = -torch.inf
+        others = torch.where(ids == self.width, stored, table.gather(1, ids))
+        known = torch.exp(stored).sum(1)
+        unknown = torch.log((1.0 - known).clamp(min=0.0))
+        return entries, torch.logaddexp(torch.logsumexp(others, 1), unknown), known
+
+
+def _blocks(count: int, width: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
+    step = max(1, numbers // max(width, 1))
+    for start in range(0, count, step):
+        yield start, min(start + step, count)

@@ -1,0 +1,95 @@
+"""The arrays of W and what they were built from: the data that the other files read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken._core import PROJECTION_RULES, Vocab
+from xtoken.errors import OptionError, TokenIdError
+from xtoken.projection.csr import Csr
+from xtoken.projection.options import ProjectionOptions
+
+RULE_CODES = {name: code for code, name in enumerate(PROJECTION_RULES)}
+EMPTY_RULES = ("unused", "unspellable", "unpaired")
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectionArrays:
+    """W `[V_s, V_t]` in compressed rows, the pieces of both sides, and the pair they belong to.
+
+    Attributes:
+        indptr: [V_s + 1] int64; row s holds entries `indptr[s]` to `indptr[s + 1]`.
+        indices: [nnz] int64 teacher ids.
+        weights: [nnz] float32, above 0.
+        shape: (V_s, V_t).
+        rules: [V_s] uint8, what made each row: an index into `PROJECTION_RULES`.
+        pieces_indptr: [V_s + 1] int64, offsets into `pieces`.
+        pieces: [n] int64, the teacher's own pieces of each student token; none where it has no text
+            or the teacher cannot spell it.
+        teacher_pieces_indptr, teacher_pieces: the mirror, [V_t + 1] and [m] int64: the student's
+            own pieces of each teacher token; None where the student has no model that can segment.
+        options: what it was built with.
+        student_fingerprint, teacher_fingerprint: of the two vocabularies.
+        model_fingerprint, student_model_fingerprint: of the teacher's and the student's
+            segmentation models; empty where not known.
+        student, teacher: the vocabularies, where they are known; `explain` needs them.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    shape: tuple[int, int]
+    rules: NDArray[np.uint8]
+    pieces_indptr: NDArray[np.int64]
+    pieces: NDArray[np.int64]
+    options: ProjectionOptions
+    student_fingerprint: str
+    teacher_fingerprint: str
+    model_fingerprint: str
+    student: Vocab | None = None
+    teacher: Vocab | None = None
+    teacher_pieces_indptr: NDArray[np.int64] | None = None
+    teacher_pieces: NDArray[np.int64] | None = None
+    student_model_fingerprint: str = ""
+
+    @property
+    def csr(self) -> Csr:
+        """The matrix alone: slices, transposition, row sums."""
+        return Csr(self.indptr, self.indices, self.weights, self.shape)
+
+    def token_pieces(self, student_id: int) -> list[int]:
+        """The teacher's own pieces of a student token; see `pieces`.
+
+        Raises:
+            TokenIdError: the id is outside the student's vocabulary.
+        """
+        self._check_id(student_id)
+        start, stop = self.pieces_indptr[student_id : student_id + 2]
+        pieces: list[int] = self.pieces[start:stop].tolist()
+        return pieces
+
+    def vocabularies(self) -> tuple[Vocab, Vocab]:
+        """Student and teacher.
+
+        Raises:
+            OptionError: they are not known; pass the tokenizers to `load`.
+        """
+        if self.student is None or self.teacher is None:
+            raise OptionError(
+                "this projection was loaded without its tokenizers, so tokens have no bytes to "
+                "show; pass both tokenizers to Projection.load"
+            )
+        return self.student, self.teacher
+
+    def _check_id(self, student_id: int) -> None:
+        if not 0 <= student_id < self.shape[0]:
+            raise TokenIdError(
+                f"token id {student_id} is outside the student vocabulary (V_s = {self.shape[0]})"
+            )
+
+
+AnyProjection = TypeVar("AnyProjection", bound=ProjectionArrays)

@@ -1,0 +1,36 @@
+"""Pairs of tokens that correspond one to one: what H-KL and GOLD match before anything else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken.errors import OptionError
+from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
+
+
+def common_set(
+    projection: ProjectionArrays, mode: Literal["strict", "relaxed"], threshold: float
+) -> NDArray[np.int64]:
+    """See `Projection.common_set`."""
+
+    if mode not in ("strict", "relaxed"):
+        raise OptionError(f"mode = {mode!r} is out of range; expected 'strict' or 'relaxed'")
+    if not 0 < threshold <= 1:
+        raise OptionError(f"threshold = {threshold} is out of range; expected 0 < t <= 1")
+    claims = np.diff(projection.indptr) > 0
+    claims &= projection.rules != RULE_CODES["duplicate"]
+    if mode == "strict":
+        claims &= np.isin(projection.rules, [RULE_CODES["exact"], RULE_CODES["role"]])
+    student_ids = np.flatnonzero(claims)
+    heaviest = projection.indptr[student_ids]  # rows are sorted by falling weight
+    if mode == "relaxed":
+        # A weight is stored as float32, so it is compared with the threshold as float32.
+        enough = projection.weights[heaviest] >= np.float32(threshold)
+        student_ids, heaviest = student_ids[enough], heaviest[enough]
+    order = np.argsort(-projection.weights[heaviest], kind="stable")
+    _, first = np.unique(projection.indices[heaviest][order], return_index=True)
+    winners = np.sort(order[first])
+    return np.stack([student_ids[winners], projection.indices[heaviest[winners]]], axis=1)

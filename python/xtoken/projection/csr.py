@@ -1,0 +1,175 @@
+"""A sparse matrix in compressed rows, as numpy arrays: checks, slices, transposition."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xtoken.errors import OptionError, ShapeError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Csr:
+    """A sparse [rows, columns] matrix; row r holds entries `indptr[r]` to `indptr[r + 1]`.
+
+    Attributes:
+        indptr: [rows + 1] int64, rising from 0 to nnz.
+        indices: [nnz] int64, columns.
+        weights: [nnz] float32, finite and >= 0.
+        shape: (rows, columns).
+
+    Raises:
+        ShapeError: the arrays do not fit one another or the shape.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        nnz = len(self.indices)
+        for name, dtype in (("indptr", np.int64), ("indices", np.int64), ("weights", np.float32)):
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != 1:
+                raise ShapeError(
+                    f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} "
+                    "with one axis"
+                )
+        if len(self.indptr) != rows + 1:
+            raise ShapeError(
+                f"indptr has {len(self.indptr)} entries; expected {rows + 1}, rows + 1"
+            )
+        if len(self.weights) != nnz:
+            raise ShapeError(f"weights has {len(self.weights)} entries; indices has {nnz}")
+        if self.indptr[0] != 0 or self.indptr[-1] != nnz or bool((np.diff(self.indptr) < 0).any()):
+            raise ShapeError(f"indptr must rise from 0 to {nnz}, the number of entries")
+        if nnz and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < columns:
+            raise ShapeError(
+                f"indices lie in [{self.indices.min()}, {self.indices.max()}]; expected columns "
+                f"in [0, {columns})"
+            )
+        if not bool((np.isfinite(self.weights) & (self.weights >= 0)).all()):
+            raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
+
+    def row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Columns and weights of one row."""
+        part = slice(self.indptr[row], self.indptr[row + 1])
+        return self.indices[part], self.weights[part]
+
+    def row_of(self) -> NDArray[np.int64]:
+        """[nnz] int64, the row of each entry."""
+        return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+
+    def row_sums(self) -> NDArray[np.float64]:
+        """[rows] float64; a row of W sums to 1 or, where it is empty, to 0."""
+        weights = self.weights.astype(np.float64)
+        return np.bincount(self.row_of(), weights, self.shape[0]).astype(np.float64)
+
+    def transposed(self) -> Csr:
+        """The [columns, rows] matrix; in a row by rising column."""
+        order = np.argsort(self.indices, kind="stable")
+        counts = np.bincount(self.indices, minlength=self.shape[1])
+        return Csr(offsets(counts), self.row_of()[order], self.weights[order], self.shape[::-1])
+
+    def row_slice(self, start: int, stop: int) -> Csr:
+        """Rows [start, stop), as for one shard of a student's vocabulary.
+
+        Raises:
+            ShapeError: the range lies outside the rows.
+        """
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise ShapeError(f"rows [{start}, {stop}) are not inside [0, {self.shape[0]})")
+        indptr = self.indptr[start : stop + 1]
+        part = slice(indptr[0], indptr[-1])
+        return Csr(
+            indptr - indptr[0], self.indices[part], self.weights[part],
+            (stop - start, self.shape[1]),
+        )  # fmt: skip
+
+    def column_slice(self, columns: ArrayLike) -> Csr:
+        """The matrix onto some columns, in the order given; its rows may sum to less than 1.
+
+        Args:
+            columns: [K] distinct columns, as the teacher's top-k ids.
+
+        Raises:
+            ShapeError: a column is outside the matrix or is given twice.
+        """
+        wanted = np.asarray(columns, dtype=np.int64)
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.shape[1]:
+            raise ShapeError(
+                f"columns lie in [{wanted.min()}, {wanted.max()}]; expected [0, {self.shape[1]})"
+            )
+        position = np.full(self.shape[1], -1, dtype=np.int64)
+        position[wanted] = np.arange(len(wanted))
+        if not np.array_equal(position[wanted], np.arange(len(wanted))):
+            raise ShapeError("columns holds an id twice; pass each id once")
+        kept = position[self.indices] >= 0
+        counts = np.bincount(self.row_of()[kept], minlength=self.shape[0])
+        return Csr(
+            offsets(counts), position[self.indices[kept]], self.weights[kept],
+            (self.shape[0], len(wanted)),
+        )  # fmt: skip
+
+    def to_torch(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A torch sparse CSR tensor, float32 unless `dtype` says otherwise."""
+        import torch
+
+        # torch wants rising columns in a row; W has falling weights.
+        order = np.lexsort((self.indices, self.row_of()))
+        with warnings.catch_warnings():
+            # torch calls its CSR support beta, once a process.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+            matrix = torch.sparse_csr_tensor(
+                torch.tensor(self.indptr),
+                torch.tensor(self.indices[order]),
+                torch.tensor(self.weights[order]),
+                size=self.shape,
+                check_invariants=True,
+            )
+        return matrix.to(device=device, dtype=dtype or torch.float32)
+
+
+def offsets(counts: ArrayLike) -> NDArray[np.int64]:
+    """Running sums of counts with a leading 0: the `indptr` of rows of these lengths."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def reweighted(
+    csr: Csr, weights: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Other weights on the entries of a matrix, rows scaled to sum to 1 and sorted by weight.
+
+    Args:
+        weights: [nnz] float, finite and >= 0, in the order of `csr.indices`.
+
+    Returns: indptr, the kept entries' positions in the old order, and their weights; entries whose
+        weight is 0 are left out.
+
+    Raises:
+        ShapeError: another number of weights, or one that is negative or not finite.
+        OptionError: the weights of a row are all 0.
+    """
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != csr.weights.shape:
+        raise ShapeError(f"weights has shape {given.shape}; expected {csr.weights.shape}")
+    if not bool((np.isfinite(given) & (given >= 0)).all()):
+        raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
+    rows = csr.row_of()
+    sums = np.bincount(rows, given, csr.shape[0])
+    if bool((sums[rows] == 0).any()):
+        raise OptionError(f"the weights of row {rows[sums[rows] == 0][0]} are all 0")
+    given = given / sums[rows]
+    order = np.lexsort((csr.indices, -given, rows))
+    kept = order[given[order].astype(np.float32) > 0]
+    indptr = offsets(np.bincount(rows[kept], minlength=csr.shape[0]))
+    return indptr, kept, given[kept].astype(np.float32)

@@ -1,0 +1,118 @@
+"""One row of W in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xtoken._core import PROJECTION_RULES, Vocab
+from xtoken.errors import TokenIdError
+from xtoken.projection.arrays import ProjectionArrays
+
+REASONS = {
+    "unused": "the id is a hole in the student's vocabulary",
+    "unspellable": "the teacher cannot spell these bytes",
+    "unpaired": "a special token without a partner in the teacher's vocabulary",
+    "exact": "a teacher token has the same bytes",
+    "canonical": "a teacher token has the same bytes up to the declared differences",
+    "forward": "the teacher's own segmentation of the bytes",
+    "reverse": "teacher tokens that the student splits into this token and others",
+    "role": "special tokens with the same role",
+    "name": "special tokens with similar names",
+    "duplicate": "a teacher token has the same bytes, but the student emits another id for them",
+    "imported": "read from another program's table",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One teacher token of a row."""
+
+    teacher_id: int
+    token: str
+    token_bytes: bytes
+    weight: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A row of W: see `Projection.explain`.
+
+    Attributes:
+        student_id: the row.
+        token: the token for people: its text, or its bytes where they are no text.
+        token_bytes: what the token contributes; empty for special tokens.
+        rule: what made the row, a name in `PROJECTION_RULES`.
+        reason: the rule in words.
+        pieces: the teacher's own pieces of the bytes.
+        entries: the row, by falling weight.
+    """
+
+    student_id: int
+    token: str
+    token_bytes: bytes
+    rule: str
+    reason: str
+    pieces: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    def __str__(self) -> str:
+        row = ", ".join(f"{entry.token} ({entry.weight:.4f})" for entry in self.entries)
+        return f"{self.token} [{self.student_id}] -> {row or 'nothing'}: {self.reason}"
+
+
+def printable(vocab: Vocab, token_id: int) -> str:
+    """A token for people: quoted text, `b'..'` where it is not valid UTF-8, a special by name."""
+    token = vocab.token_bytes(token_id)
+    if not token:
+        return vocab.special_tokens.get(token_id, f"<unused {token_id}>")
+    try:
+        return repr(token.decode())
+    except UnicodeDecodeError:
+        return repr(token)
+
+
+def explain(projection: ProjectionArrays, token: int | str | bytes) -> Explanation:
+    """See `Projection.explain`."""
+    student, teacher = projection.vocabularies()
+    student_id = find_token(student, token)
+    rule = PROJECTION_RULES[projection.rules[student_id]]
+    indices, weights = projection.csr.row(student_id)
+    return Explanation(
+        student_id=student_id,
+        token=printable(student, student_id),
+        token_bytes=student.token_bytes(student_id),
+        rule=rule,
+        reason=REASONS[rule],
+        pieces=tuple(printable(teacher, piece) for piece in projection.token_pieces(student_id)),
+        entries=tuple(
+            Entry(t, printable(teacher, t), teacher.token_bytes(t), weight)
+            for t, weight in zip(indices.tolist(), weights.tolist(), strict=True)
+        ),
+    )
+
+
+def find_token(vocab: Vocab, token: int | str | bytes) -> int:
+    """The id of a token given by id, bytes, text, or the name of a special token.
+
+    Raises:
+        TokenIdError: there is none; says how the vocabulary spells it instead.
+    """
+    if isinstance(token, int):
+        if not 0 <= token < len(vocab):
+            raise TokenIdError(
+                f"token id {token} is outside the student vocabulary (V_s = {len(vocab)})"
+            )
+        return token
+    spelled = token.encode() if isinstance(token, str) else token
+    found = vocab.id_of(spelled)
+    if found is None and isinstance(token, str):
+        found = next((i for i, text in vocab.special_tokens.items() if text == token), None)
+    if found is None:
+        pieces = vocab.segment(spelled) if vocab.model else None
+        spelling = "+".join(printable(vocab, piece) for piece in pieces or ())
+        raise TokenIdError(
+            f"{token!r} is not one token of the student"
+            + (f": it is spelled {spelling}" if spelling else "")
+            + "; pass a single token or its id"
+        )
+    return found

@@ -1,0 +1,3 @@
+"""What the losses read, as tensors: chunks of a batch, W, tries and the teacher's signal."""
+
+from xtoken.tensors.chunks import ChunkBatch as ChunkBatch

@@ -1,0 +1,20 @@
+"""Rows of logits: how many to work on together, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Elements per block of rows: 4 MB in float32 stay in a CPU's cache; GPUs use larger blocks.
+_BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}
+
+
+def block_rows(width: int, device: torch.device) -> int:
+    """Rows that are worked on together, from the widest row that is held of each."""
+    numbers = _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cuda"])
+    return max(1, numbers // max(width, 1))
+
+
+def upcast(rows: Tensor) -> Tensor:
+    """float32 for half precision, else unchanged: the maths of a loss never runs in 16 bits."""
+    return rows if rows.dtype == torch.float64 else rows.to(torch.float32)

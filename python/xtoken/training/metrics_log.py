@@ -1,0 +1,65 @@
+"""The record of a run: one JSON object a line, written as the run goes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from xtoken._files import to_disk, write_atomically
+
+
+class History:
+    """Records of a run, kept in memory and appended to a file.
+
+    Args:
+        path: a line is written and flushed with each record. None keeps no file.
+        records: of an earlier sitting; the file is replaced by these, and emptied by default.
+    """
+
+    def __init__(
+        self, path: Path | str | None = None, records: Sequence[dict[str, float]] = ()
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.records: list[dict[str, float]] = list(records)
+        if self.path is not None:
+            text = "".join(map(_line, self.records))
+            write_atomically(self.path, lambda file: file.write(text.encode()))
+
+    def add(self, record: dict[str, float]) -> None:
+        """Append a record; a value that is not finite is written as null, as JSON has no NaN."""
+        self.records.append(record)
+        if self.path is None:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+    def to_disk(self) -> None:
+        """Return once the file would survive a crash of the machine."""
+        if self.path is not None:
+            to_disk(self.path)
+
+
+def _line(record: dict[str, float]) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read_history(path: Path | str) -> list[dict[str, float]]:
+    """Read the records of a file that `History` wrote; null becomes NaN.
+
+    A last line without its end, as of a run that is being written or was killed, is left out.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    return [
+        {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+        for line in lines
+    ]
+
+
+def records_until(path: Path | str, step: int) -> list[dict[str, float]]:
+    """Return the records of a file up to a step, included; none where there is no file."""
+    if not Path(path).is_file():
+        return []
+    return [record for record in read_history(path) if record["step"] <= step]

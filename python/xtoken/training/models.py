@@ -1,0 +1,133 @@
+"""A student and a teacher by directory or hub name, checked before any minute is spent."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xtoken import Vocab
+from xtoken.errors import ModelSourceError
+from xtoken.teachers.live import LiveTeacher
+from xtoken.training.config import TeacherDtype
+
+# "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """The two tokenizers of a run, and where the models are.
+
+    Args:
+        student_source, teacher_source: directories that `save_pretrained` wrote, or hub names.
+        student_tokenizer, teacher_tokenizer: `transformers` fast tokenizers.
+        student_vocab, teacher_vocab: of these tokenizers.
+    """
+
+    student_source: str
+    teacher_source: str
+    student_tokenizer: Any
+    teacher_tokenizer: Any
+    student_vocab: Vocab
+    teacher_vocab: Vocab
+
+    def load_student(self, source: Path | str | None = None) -> nn.Module:
+        """Load the student in float32, fresh from its source, or from a checkpoint of it."""
+        return _load_model("student", str(source or self.student_source), self.student_vocab)
+
+    def load_teacher(self, device: torch.device, dtype: TeacherDtype = "float32") -> LiveTeacher:
+        """Load the teacher onto a device; `auto` keeps the dtype of its files."""
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = _load_model("teacher", self.teacher_source, self.teacher_vocab, wanted)
+        return LiveTeacher(model.to(device))
+
+
+def load_pair(student: Path | str, teacher: Path | str) -> ModelPair:
+    """Read both tokenizers.
+
+    Args:
+        student, teacher: a directory that `save_pretrained` wrote, or the name of a model on the
+            hub ("owner/model").
+
+    Raises:
+        FileNotFoundError: if one is neither.
+        ModelSourceError: if it holds no model or no fast tokenizer.
+        UnsupportedTokenizerError: if a tokenizer cannot be read exactly.
+    """
+    student_source, teacher_source = _source("student", student), _source("teacher", teacher)
+    student_tokenizer = _load_tokenizer("student", student_source)
+    teacher_tokenizer = _load_tokenizer("teacher", teacher_source)
+    return ModelPair(
+        student_source,
+        teacher_source,
+        student_tokenizer,
+        teacher_tokenizer,
+        Vocab.from_tokenizer(student_tokenizer),
+        Vocab.from_tokenizer(teacher_tokenizer),
+    )
+
+
+def _source(side: str, given: Path | str) -> str:
+    path = Path(given)
+    if not path.is_dir():
+        if not _HUB_NAME.fullmatch(str(given)):
+            raise FileNotFoundError(
+                f"{side} directory {path} does not exist; pass a directory written by "
+                "save_pretrained, or the name of a model on the hub (owner/model)"
+            )
+    elif not (path / "config.json").is_file():
+        raise ModelSourceError(
+            f"{side} directory {path} has no config.json; save the model and its tokenizer there "
+            "with save_pretrained"
+        )
+    return str(given)
+
+
+def _load_tokenizer(side: str, source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    # transformers raises many kinds here, down to KeyError and bare Exception.
+    except Exception as error:
+        raise ModelSourceError(
+            f"{side} {source} has no tokenizer that transformers can read ({_one_line(error)}); "
+            "pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelSourceError(
+            f"the {side}'s tokenizer is {type(tokenizer).__name__}, not a fast one; convert it to "
+            "tokenizer.json first"
+        )
+    return tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _load_model(
+    side: str, source: str, vocab: Vocab, dtype: torch.dtype | str = torch.float32
+) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    # As with the tokenizer: from OSError to safetensors' own class.
+    except Exception as error:
+        raise ModelSourceError(
+            f"{side} {source} has no model that transformers can load ({_one_line(error)}); pass a "
+            "directory with one, saved by model.save_pretrained, or a hub name"
+        ) from error
+    columns = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    if columns < len(vocab):
+        raise ModelSourceError(
+            f"the {side}'s tokenizer in {source} has {len(vocab)} tokens, its model only {columns} "
+            "columns; this is another model's tokenizer, or call model.resize_token_embeddings"
+        )
+    return model

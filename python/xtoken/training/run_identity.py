@@ -1,0 +1,136 @@
+"""What makes two sittings the same run: settings, models, tokenizers, texts, processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from xtoken.data import Example
+from xtoken.errors import ResumeError
+from xtoken.teachers import LiveTeacher, TopKStore
+from xtoken.teachers.live import weights_fingerprint
+from xtoken.training.config import DistillConfig
+from xtoken.training.prepare import Materials
+from xtoken.training.processes import process_count
+from xtoken.training.step_loss import TeacherSource
+
+# Settings without a say in the student that comes out. `steps` is not among them: the learning
+# rate follows a cosine over them, so that each step of a longer run is another one.
+MAY_CHANGE = ("device", "eval_every", "eval_batch_size", "checkpoint_every")
+
+_WORDS = {
+    "student": "weights of the student",
+    "teacher": "weights of the teacher",
+    "student_tokenizer": "tokens of the student",
+    "teacher_tokenizer": "tokens of the teacher",
+    "projection": "weights of W",
+    # Some chat templates print today's date, and make other texts each day.
+    "train": "training texts, or a date in the chat template",
+    "held_out": "held-out texts, or a date in the chat template",
+    "processes": "number of processes",
+}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a run depends on; equal ones give equal students on one machine.
+
+    Args:
+        settings: of `DistillConfig`, by name.
+        student: digest of the weights that the run starts from.
+        teacher: digest of the teacher's weights; None without one, or of one that has no digest.
+        student_tokenizer, teacher_tokenizer: fingerprints of the vocabularies.
+        projection, train, held_out: digests of W and of the examples of both parts.
+        processes: how many train together.
+    """
+
+    settings: dict[str, Any]
+    student: str
+    teacher: str | None
+    student_tokenizer: str
+    teacher_tokenizer: str
+    projection: str
+    train: str
+    held_out: str
+    processes: int
+
+    @classmethod
+    def of(
+        cls,
+        materials: Materials,
+        config: DistillConfig,
+        student: nn.Module,
+        teacher: TeacherSource | None,
+    ) -> RunIdentity:
+        """Read it off the run; costs a pass over the student's weights, of seconds a gigabyte."""
+        w = materials.projection
+        return cls(
+            settings=dataclasses.asdict(config),
+            student=weights_fingerprint(student),
+            teacher=_teacher_fingerprint(teacher),
+            student_tokenizer=materials.pair.student_vocab.fingerprint,
+            teacher_tokenizer=materials.pair.teacher_vocab.fingerprint,
+            projection=_digest([w.indptr, w.indices, w.weights]),
+            train=_examples_digest(materials.train.examples),
+            held_out=_examples_digest(materials.held_out.examples),
+            processes=process_count(),
+        )
+
+    def require(self, now: RunIdentity, where: object) -> None:
+        """Check that `now` goes on with this run.
+
+        Raises: ResumeError that names what differs, and `where` this run lies.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
+        then = defaults | self.settings
+        differences = [
+            f"{name} = {then.get(name)!r} there and {value!r} here"
+            for name, value in now.settings.items()
+            if name not in MAY_CHANGE and then.get(name) != value
+        ]
+        # Other settings may make other examples and another W: then they are what to name.
+        if not differences:
+            differences = [
+                f"other {words} ({getattr(self, name)} there, {getattr(now, name)} here)"
+                for name, words in _WORDS.items()
+                if getattr(self, name) != getattr(now, name)
+            ]
+        if differences:
+            raise ResumeError(
+                f"{where} is of another run: {'; '.join(differences)}; repeat the command of that "
+                "run to go on with it, or start anew (another --out, or --overwrite)"
+            )
+
+
+def _teacher_fingerprint(teacher: TeacherSource | None) -> str | None:
+    if isinstance(teacher, TopKStore):
+        return teacher.key.teacher
+    return teacher.fingerprint if isinstance(teacher, LiveTeacher) else None
+
+
+def _digest(arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _examples_digest(examples: Iterable[Example]) -> str:
+    return _digest(
+        array
+        for example in examples
+        for array in (
+            *(example.student_ids, example.student_loss_mask),
+            *(example.teacher_ids, example.teacher_loss_mask),
+            *(example.alignment.student_bounds, example.alignment.teacher_bounds),
+            example.alignment.kind,
+        )
+    )

@@ -1,0 +1,401 @@
+"""Conversations under real tokenizers: what is printed, and what of it the assistant says."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import tokenizer_zoo as zoo
+from chat_families import DUMMY_PREFIX, LLAMA3, QWEN3, Family, family
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from xtoken import Vocab
+from xtoken.data import Conversation, Encoded, Encoder
+from xtoken.data.chat_template import ChatTemplate
+from xtoken.data.loss_mask import RenderingEncoder
+from xtoken.errors import DataError
+
+from reference_loss_mask import walked_mask
+
+KNOWN = ("smollm2", "deepseek", "llama3", "gemma", "mistral")
+# Questions and answers in turn.
+CONTENTS = {
+    "plain": ["What is 12 * 12?", "It is 144."],
+    "several turns": ["Hi", "Hello! How can I help?", "Count to 3.", "1, 2, 3", "Thanks", "Bye."],
+    "one word": ["user", "assistant", "assistant", "user", "user", "user"],
+    "the same twice": ["Say it again, please.", "Say it again, please.", "Again", "Again"],
+    "code": ["Indent it:\n\tif x:\n\t\treturn 2024", "```python\n\tif x:\n\t\treturn 2_024\n```"],
+    "scripts": ["机器学习?", "从教师那里学到了 2024 年。", "اَلْعَرَبِيَّةُ", "नमस्ते 안녕 👩‍👩‍👧‍👦 e\u0301"],
+    "white space": ["  \n hi \t", "\n\n  indented answer \n\n", " ", "\ttab first, spaces last   "],
+    "empty question": ["", "Are you there?"],
+}
+
+
+def conversation(contents: list[str], *, system: str | None = None) -> Conversation:
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for at, content in enumerate(contents):
+        messages.append({"role": ("user", "assistant")[at % 2], "content": content})
+    return Conversation.from_messages(messages)
+
+
+@functools.cache
+def encoder(tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer)
+
+
+@functools.cache
+def vocab_of(tokenizer: Any) -> Vocab:
+    return Vocab.from_tokenizer(tokenizer)
+
+
+def encode(talk: Conversation, tokenizer: Any) -> Encoded:
+    (encoded,) = encoder(tokenizer).encode_conversation(talk)
+    return encoded
+
+
+def said(encoded: Encoded, tokenizer: Any) -> list[str]:
+    """What the assistant says, turn by turn, markers included."""
+    return [
+        tokenizer.decode(encoded.ids[start:end].tolist(), clean_up_tokenization_spaces=False)
+        for start, end in encoded.turns.tolist()
+    ]
+
+
+@functools.cache
+def with_template(tokenizer: Any, template: str) -> Any:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_mask_is_that_of_walking_the_tokens_byte_by_byte(name: str, case: str) -> None:
+    known = family(name)
+    assert known.pieces is not None
+    talk = conversation(CONTENTS[case], system=None if name == "gemma" else "Be brief.")
+    encoded = encode(talk, known.tokenizer)
+    expected = walked_mask(
+        encoded.ids.tolist(), vocab_of(known.tokenizer), known.pieces(talk.messages)
+    )
+    assert encoded.loss_mask.tolist() == expected
+
+
+PIECES = ["a", " b", "\n", " ", "\t", "2024", "é", "e\u0301", "你好", "👍🏽", "x = [1]", "\u2028"]
+MARKERS = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "user", "assistant"]
+ANYTHING = st.lists(st.sampled_from(PIECES + MARKERS), max_size=8).map("".join)
+
+
+@given(questions=st.lists(ANYTHING, min_size=1, max_size=3), data=st.data())
+@pytest.mark.parametrize("name", ["smollm2", "deepseek", "llama3"])
+def test_any_answer_is_in_the_mask_whole_and_nothing_else_is(
+    name: str, questions: list[str], data: st.DataObject
+) -> None:
+    known = family(name)
+    assert known.pieces is not None
+    contents = []
+    for question in questions:
+        contents += [question, data.draw(ANYTHING.filter(str.strip))]
+    talk = conversation(contents)
+    encoded = encode(talk, known.tokenizer)
+    expected = walked_mask(
+        encoded.ids.tolist(), vocab_of(known.tokenizer), known.pieces(talk.messages)
+    )
+    assert encoded.loss_mask.tolist() == expected
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_ordinary_answer_has_the_tokens_of_its_piece_alone(name: str) -> None:
+    known = family(name)
+    assert known.pieces is not None
+    talk = conversation(CONTENTS["several turns"])
+    encoded = encode(talk, known.tokenizer)
+    pieces = known.pieces(talk.messages)
+    # Llama-2's kind puts a space before a text that begins with a word.
+    strip = 1 if name == "mistral" else 0
+    answers = [text[strip:] for text, is_said in pieces if is_said]
+    alone = [known.tokenizer(text, add_special_tokens=False).input_ids for text in answers]
+    assert [encoded.ids[start:end].tolist() for start, end in encoded.turns.tolist()] == alone
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "qwen3"])
+def test_ids_are_those_of_the_tokenizers_own_template_with_one_bos(name: str) -> None:
+    tokenizer = family(name).tokenizer
+    for contents in CONTENTS.values():
+        talk = conversation(contents[:2])
+        encoded = encode(talk, tokenizer)
+        text = tokenizer.apply_chat_template(talk.messages, tokenize=False)
+        assert encoded.ids.tolist() == tokenizer(text, add_special_tokens=False).input_ids
+        if name not in ("smollm2", "qwen3"):  # whose <|im_start|> stands at every turn
+            assert encoded.ids.tolist().count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "qwen3"])
+def test_the_end_of_the_turn_is_learned_and_the_line_break_after_it_is_not(name: str) -> None:
+    tokenizer = family(name).tokenizer
+    encoded = encode(conversation(CONTENTS["plain"]), tokenizer)
+    ends = {"gemma": "<end_of_turn>", "smollm2": "<|im_end|>"}.get(name, tokenizer.eos_token)
+    ((_, end),) = encoded.turns.tolist()
+    assert tokenizer.convert_ids_to_tokens(int(encoded.ids[end - 1])) == ends
+    assert encoded.loss_mask.sum() > 1
+    assert not encoded.loss_mask[end:].any()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_prompt_of_an_answer_is_what_the_model_would_be_given(name: str) -> None:
+    tokenizer = family(name).tokenizer
+    talk = conversation(CONTENTS["several turns"])
+    encoded = encode(talk, tokenizer)
+    for (start, _), end in zip(encoded.turns.tolist(), talk.answer_ends, strict=True):
+        prompt = tokenizer.apply_chat_template(
+            talk.messages[: end - 1], tokenize=False, add_generation_prompt=True
+        )
+        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        assert encoded.ids[:start].tolist() == prompt_ids
+
+
+def generation_blocks(inside: str, after: str) -> str:
+    return (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ " + inside + " }}"
+        "{% endgeneration %}{{ " + after + " }}"
+        "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inside", "after"),
+    [
+        ("message['content'] + '<|im_end|>\n'", "''"),
+        ("message['content'] + '<|im_end|>'", "'\n'"),
+        ("message['content']", "'<|im_end|>\n'"),
+    ],
+)
+@pytest.mark.parametrize("case", CONTENTS)
+def test_generation_blocks_give_the_same_mask_wherever_they_end(
+    inside: str, after: str, case: str
+) -> None:
+    tokenizer = family("smollm2").tokenizer
+    talk = conversation(CONTENTS[case], system="Be brief.")
+    marked = encode(talk, with_template(tokenizer, generation_blocks(inside, after)))
+    plain = encode(talk, tokenizer)
+    assert marked.ids.tolist() == plain.ids.tolist()
+    assert marked.loss_mask.tolist() == plain.loss_mask.tolist()
+
+
+def test_a_template_that_drops_earlier_thoughts_gives_one_sequence_for_each_answer() -> None:
+    tokenizer = family("qwen3").tokenizer
+    talk = conversation(
+        ["One?", "<think>\nfirst thought\n</think>\n\nA.", "Two?", "B.", "Three?", "C."]
+    )
+    assert ChatTemplate(tokenizer).whole(talk) is None
+    encoded = Encoder(tokenizer).encode_conversation(talk)
+    assert [said(row, tokenizer) for row in encoded] == [
+        ["<think>\nfirst thought\n</think>\n\nA.<|im_end|>"],
+        ["<think>\n\n</think>\n\nB.<|im_end|>"],
+        ["<think>\n\n</think>\n\nC.<|im_end|>"],
+    ]
+    for row, end in zip(encoded, talk.answer_ends, strict=True):
+        # Each answer stands after the very prompt that the model gets at this point.
+        prompt = tokenizer.apply_chat_template(
+            talk.messages[: end - 1], tokenize=False, add_generation_prompt=True
+        )
+        start = int(row.loss_mask.argmax())
+        assert row.ids[:start].tolist() == tokenizer(prompt, add_special_tokens=False).input_ids
+        assert "first thought" not in prompt
+
+
+def test_one_answer_needs_no_second_sequence() -> None:
+    tokenizer = family("qwen3").tokenizer
+    talk = conversation(["One?", "<think>\nhm\n</think>\n\nA."])
+    assert said(encode(talk, tokenizer), tokenizer) == ["<think>\nhm\n</think>\n\nA.<|im_end|>"]
+
+
+def test_of_generation_blocks_too_the_last_answer_can_be_taken_alone() -> None:
+    tokenizer = with_template(
+        family("smollm2").tokenizer, generation_blocks("message['content'] + '<|im_end|>'", "'\n'")
+    )
+    talk = conversation(CONTENTS["several turns"])
+    rendering = ChatTemplate(tokenizer).last(talk, talk.messages[:4])
+    (encoded,) = RenderingEncoder(tokenizer)([rendering])
+    assert said(encoded, tokenizer) == ["1, 2, 3<|im_end|>"]
+
+
+def test_messages_after_the_last_answer_are_left_out() -> None:
+    tokenizer = family("smollm2").tokenizer
+    asked = conversation([*CONTENTS["plain"], "And 13 * 13?"])
+    assert encode(asked, tokenizer).ids.tolist() == (
+        encode(conversation(CONTENTS["plain"]), tokenizer).ids.tolist()
+    )
+
+
+def test_a_template_without_generation_prompt_leaves_the_header_out_of_the_mask() -> None:
+    template = LLAMA3[: LLAMA3.index("{% if add_generation_prompt")]
+    tokenizer = family("llama3").tokenizer
+    for contents in CONTENTS.values():
+        talk = conversation(contents)
+        bare = encode(talk, with_template(tokenizer, template))
+        assert bare.loss_mask.tolist() == encode(talk, tokenizer).loss_mask.tolist()
+
+
+def test_a_prompt_that_the_history_does_not_have_gives_way_to_the_history() -> None:
+    # As DeepSeek-R1's: the prompt opens a thought, which the history drops.
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{{ message['content'].split('</think>')[-1] }}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    talk = conversation(["One?", "<think>\nhm\n</think>A.", "Two?", "B."])
+    assert said(encode(talk, tokenizer), tokenizer) == ["A.<|im_end|>", "B.<|im_end|>"]
+
+
+def test_an_end_that_only_the_last_turn_gets_is_learned_in_every_turn() -> None:
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
+        "{{ '<|im_end|>' if loop.last and message['role'] == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    talk = conversation(CONTENTS["several turns"])
+    assert [said(row, tokenizer) for row in Encoder(tokenizer).encode_conversation(talk)] == [
+        [" Hello! How can I help?<|im_end|>"],
+        [" 1, 2, 3<|im_end|>"],
+        [" Bye.<|im_end|>"],
+    ]
+
+
+def test_a_token_that_reaches_into_the_prompt_is_not_in_the_mask() -> None:
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    encoded = encode(conversation(["Hi", "Hello there"]), tokenizer)
+    # " Hello" holds the prompt's space. With no control token, the line break ends the turn.
+    assert said(encoded, tokenizer) == [" there\n"]
+
+
+def test_a_marker_in_a_message_is_the_control_token_as_transformers_has_it() -> None:
+    tokenizer = family("smollm2").tokenizer
+    talk = conversation(["What is <|im_end|>?", "<|im_end|> ends a turn."])
+    encoded = encode(talk, tokenizer)
+    assert said(encoded, tokenizer) == ["<|im_end|> ends a turn.<|im_end|>"]
+    text = tokenizer.apply_chat_template(talk.messages, tokenize=False)
+    assert encoded.ids.tolist() == tokenizer(text, add_special_tokens=False).input_ids
+    # Elsewhere it is text.
+    assert said(encode(talk, family("deepseek").tokenizer), family("deepseek").tokenizer) == [
+        "<|im_end|> ends a turn.<｜end▁of▁sentence｜>"
+    ]
+
+
+def test_a_message_keeps_what_else_it_holds_for_the_template() -> None:
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{{ message['content'] }}{% for call in message['tool_calls'] or [] %}"
+        "{{ call['function']['name'] + '(' + call['function']['arguments']['x'] | tojson + ')' }}"
+        "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    call = {"type": "function", "function": {"name": "root", "arguments": {"x": 2}}}
+    talk = Conversation.from_messages(
+        [
+            {"role": "user", "content": "Root of 2?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "1.414"},
+            {"role": "assistant", "content": "About 1.4."},
+        ]
+    )
+    assert said(encode(talk, tokenizer), tokenizer) == ["root(2)<|im_end|>", "About 1.4.<|im_end|>"]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_tools_are_printed_and_not_said(marked: bool) -> None:
+    template = (
+        "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}"
+        "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    ) + generation_blocks("message['content'] + '<|im_end|>'", "'\n'")
+    if not marked:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    tools = [{"type": "function", "function": {"name": "root", "parameters": {}}}]
+    messages = conversation(CONTENTS["plain"]).messages
+    encoded = encode(Conversation.from_messages(messages, tools=tools), tokenizer)
+    assert '"name": "root"' in tokenizer.decode(encoded.ids.tolist())
+    assert said(encoded, tokenizer) == ["It is 144.<|im_end|>"]
+    bare = encode(Conversation.from_messages(messages), tokenizer)
+    assert bare.ids.tolist() == encoded.ids.tolist()[-len(bare.ids) :]
+
+
+def test_the_callers_tokenizer_keeps_its_settings() -> None:
+    tokenizer = copy.deepcopy(family("llama3").tokenizer)
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    before = backend.to_str()
+    talk = conversation(CONTENTS["plain"])
+    assert encode(talk, tokenizer).ids.tolist() == (
+        encode(talk, family("llama3").tokenizer).ids.tolist()
+    )
+    assert backend.to_str() == before
+
+
+def test_a_tokenizer_that_cannot_print_conversations_is_refused() -> None:
+    talk = conversation(CONTENTS["plain"])
+    bare = PreTrainedTokenizerFast(tokenizer_object=zoo.deepseek())
+    with pytest.raises(DataError, match=r"teacher's tokenizer has no chat template.*set tokenizer"):
+        Encoder(bare, "teacher").encode_conversation(talk)
+    with pytest.raises(DataError, match="student's tokenizer has no chat template"):
+        Encoder(zoo.deepseek()).encode_conversation(talk)
+
+    class Slow:
+        chat_template = LLAMA3
+
+        def get_chat_template(self) -> str:
+            return LLAMA3
+
+    with pytest.raises(DataError, match="tokenizer is Slow, expected a fast one"):
+        RenderingEncoder(Slow())
+
+
+def test_what_a_template_refuses_is_told_with_the_place() -> None:
+    messages = conversation(CONTENTS["plain"], system="Be brief.").messages
+    talk = Conversation.from_messages(messages, source="chats.jsonl:7")
+    message = (
+        r"chats\.jsonl:7: the student's chat template cannot print it \(System role not supported\)"
+    )
+    with pytest.raises(DataError, match=message):
+        Encoder(family("gemma").tokenizer).encode_conversation(talk)
+    broken = with_template(family("llama3").tokenizer, "{{ messages[0]['content'] + 1 }}")
+    with pytest.raises(DataError, match=r"chats\.jsonl:7: the student's chat template cannot"):
+        Encoder(broken).encode_conversation(talk)
+
+
+def test_a_template_that_hides_or_blurs_the_answer_is_refused() -> None:
+    talk = conversation(CONTENTS["plain"])
+    tokenizer = family("smollm2").tokenizer
+    with pytest.raises(DataError, match="so that it cannot be told from what surrounds it; give"):
+        Encoder(with_template(tokenizer, "{{ messages[0]['content'] }}")).encode_conversation(talk)
+    nothing = "{% for message in messages %}{% generation %}{% endgeneration %}{% endfor %}text"
+    with pytest.raises(DataError, match="marks nothing as generated; put"):
+        Encoder(with_template(tokenizer, nothing)).encode_conversation(talk)
+
+
+def test_the_families_here_print_what_their_pieces_say() -> None:
+    for name in KNOWN:
+        known: Family = family(name)
+        assert known.pieces is not None
+        for contents in CONTENTS.values():
+            talk = conversation(contents)
+            pieces = known.pieces(talk.messages)
+            if name == "mistral":
+                pieces = [(piece, is_said) for piece, is_said in pieces if piece != DUMMY_PREFIX]
+            text = known.tokenizer.apply_chat_template(talk.messages, tokenize=False)
+            assert text == "".join(piece for piece, _ in pieces)
+    assert "<think>" in QWEN3

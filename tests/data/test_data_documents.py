@@ -1,0 +1,108 @@
+"""Texts from files, and the split that keeps the held-out part unseen."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+
+from xtoken.data.documents import cut_passages, keep_apart, read_texts, split_held_out
+from xtoken.errors import DataError
+
+# Two topics have the same text.
+TOPICS = list(dict.fromkeys(text for _, text in sorted(pydoc_data.topics.topics.items())))
+LONGEST = max(TOPICS, key=len)
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_jsonl_gives_its_texts_in_order_and_leaves_out_empty_ones(tmp_path: Path) -> None:
+    texts = [*TOPICS[:5], "  \n", "caf\u00e9 \u4f60\u597d \U0001f600\nsecond line\u2028third"]
+    path = write_jsonl(tmp_path / "data.jsonl", texts)
+    assert read_texts(path) == [*texts[:5], texts[6]]
+
+
+def test_a_line_separator_inside_a_json_string_does_not_cut_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert read_texts(path) == ["a\u2028b\x85c"]
+
+
+def test_jsonl_reads_another_field_when_told(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", ["one"], field="body")
+    assert read_texts(path, text_field="body") == ["one"]
+
+
+def test_txt_is_cut_at_blank_lines_and_loses_no_word(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text(LONGEST, encoding="utf-8")
+    texts = read_texts(path)
+    assert len(texts) > 1
+    assert " ".join(texts).split() == LONGEST.split()
+
+
+@pytest.mark.parametrize("max_chars", [1, 50, 400, 10**6])
+def test_passages_keep_every_word_and_exceed_the_limit_only_by_one_line(max_chars: int) -> None:
+    for text in TOPICS[:20]:
+        passages = cut_passages(text, max_chars)
+        assert " ".join(passages).split() == text.split()
+        for passage in passages:
+            assert len(passage) <= max_chars or "\n" not in passage
+
+
+def test_the_split_is_disjoint_complete_and_independent_of_order() -> None:
+    split = split_held_out([*TOPICS, *TOPICS[:3]], 0.3)
+    assert split.dropped == 3
+    assert not set(split.train) & set(split.held_out)
+    assert sorted([*split.train, *split.held_out]) == sorted(TOPICS)
+    again = split_held_out(TOPICS[::-1], 0.3)
+    assert set(again.held_out) == set(split.held_out)
+
+
+def test_more_documents_do_not_move_a_document_to_the_other_side() -> None:
+    few, many = split_held_out(TOPICS[:40], 0.3), split_held_out(TOPICS, 0.3)
+    assert set(few.held_out) <= set(many.held_out)
+    assert set(few.train) <= set(many.train)
+
+
+def test_a_text_on_both_sides_is_dropped_from_training() -> None:
+    split = keep_apart([*TOPICS[:10], TOPICS[0]], TOPICS[8:12])
+    assert split.train == TOPICS[:8]
+    assert split.held_out == TOPICS[8:12]
+    assert split.dropped == 3
+
+
+def test_bad_files_are_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; pass a \.jsonl"):
+        read_texts(tmp_path / "none.jsonl")
+    (tmp_path / "data.csv").write_text("a,b")
+    with pytest.raises(DataError, match=r"ends in '\.csv', expected \.jsonl or \.txt"):
+        read_texts(tmp_path / "data.csv")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"broken\.jsonl:2 is not JSON"):
+        read_texts(broken)
+    with pytest.raises(DataError, match=r":1 has no string in field 'body'"):
+        read_texts(write_jsonl(tmp_path / "data.jsonl", ["one"]), text_field="body")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(DataError, match="holds no text"):
+        read_texts(tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 at byte 3"):
+        read_texts(tmp_path / "latin.txt")
+
+
+def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
+    with pytest.raises(DataError, match="1 distinct documents give"):
+        split_held_out(["only one"], 0.5)
+    with pytest.raises(ValueError, match=r"fraction = 1\.0, expected between 0 and 1"):
+        split_held_out(TOPICS, 1.0)
+    with pytest.raises(DataError, match="0 training and 2 held-out"):
+        keep_apart(["a", "b"], ["a", "b"])
+    with pytest.raises(ValueError, match="max_chars = 0"):
+        cut_passages("text", 0)

@@ -1,0 +1,183 @@
+"""GOLD and H-KL against a float64 loop, Proposition 1, and the sorted L1 under them."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from loss_cases import make_case
+
+from xtoken.losses import Gold, TeacherTopK, gold
+from xtoken.losses.engine.sorting import sorted_l1
+from xtoken.tensors.chunks import EXACT, ChunkBatch
+
+import reference_losses as reference
+
+COMMON = [(0, 3), (2, 0), (5, 5), (7, 10), (12, 1)]
+SIZES = {"student_vocab_size": 13, "teacher_vocab_size": 11}
+
+
+def common_ids() -> dict[str, torch.Tensor]:
+    student, teacher = (torch.tensor(ids) for ids in zip(*COMMON, strict=True))
+    return {"student_ids_common": student, "teacher_ids_common": teacher}
+
+
+@pytest.mark.parametrize("merge", ["chain", "last", "mean"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])
+def test_value_and_gradient_are_those_of_the_loop(merge: str, direction: str) -> None:
+    case = make_case(1)
+    options = {
+        "merge": merge, "direction": direction, "beta": 0.3, "temperature": 1.5,
+        "common_weight": 0.7, "uld_weight": 1.3,
+    }  # fmt: skip
+    slow = reference.hybrid(
+        case.student_logits, case.teacher_logits, case.usable, COMMON, 13, 11, **options
+    )
+    fast = gold(
+        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
+        normalizer=1.0, block_size=2, **options,
+    ).loss  # fmt: skip
+    assert torch.allclose(fast, slow, rtol=1e-9)
+    (found,) = torch.autograd.grad(fast, case.student_logits)
+    (wanted,) = torch.autograd.grad(slow, case.student_logits)
+    assert torch.allclose(found, wanted, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("merge", "direction"), [*product(["chain", "last", "mean"], ["forward", "reverse", "jsd"])]
+)
+def test_gradcheck(merge: str, direction: str) -> None:
+    case = make_case(2, batch=1, chunks=8)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return gold(
+            logits, case.teacher_logits, case.usable, **common_ids(), **SIZES, merge=merge,
+            direction=direction,
+        ).loss  # fmt: skip
+
+    assert torch.autograd.gradcheck(loss, (case.student_logits,))
+
+
+def test_the_common_kl_pushes_every_uncommon_token_down_by_its_share_of_the_common_mass() -> None:
+    """Proposition 1: the gradient on an uncommon student logit j is p[j] * M_C."""
+    case = make_case(3)
+    found = gold(
+        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
+        uld_weight=0.0, normalizer=1.0,
+    ).loss  # fmt: skip
+    (grad,) = torch.autograd.grad(found, case.student_logits)
+    uncommon = [s for s in range(13) if s not in [a for a, _ in COMMON]]
+    pairs = reference.pairs(
+        case.student_logits, case.teacher_logits, case.usable, "chain", 1.0, 13, 11
+    )
+    for c, (p, q) in enumerate(pairs):
+        mass = q[[t for _, t in COMMON]].sum()
+        row = grad[int(case.usable.sample[c]), int(case.usable.student_start[c]) - 1]
+        assert torch.allclose(row[uncommon], (p * mass)[uncommon].detach())
+        assert (row[uncommon] > 0).all()
+
+
+def test_a_teacher_sure_of_the_digits_lowers_the_students_numeral() -> None:
+    """The student's `201` (id 0) has no partner: GOLD pushes it down, though it is right."""
+    student_logits = torch.zeros(1, 2, 7, dtype=torch.float64, requires_grad=True)
+    teacher_logits = torch.full((1, 4, 6), -8.0, dtype=torch.float64)
+    for position in range(3):
+        teacher_logits[0, position, position] = 8.0
+    one = torch.tensor([1])
+    chunks = ChunkBatch(one * 0, one, one + 1, one, one + 3, one * EXACT)
+    common = {
+        "student_ids_common": torch.arange(1, 7),
+        "teacher_ids_common": torch.arange(6),
+    }
+    loss = gold(student_logits, teacher_logits, chunks, **common).loss
+    (grad,) = torch.autograd.grad(loss, student_logits)
+    assert grad[0, 0, 0].item() > 0
+
+
+def test_a_stored_top_k_of_the_whole_vocabulary_says_what_the_logits_say() -> None:
+    case = make_case(4)
+    stored = TeacherTopK.from_logits(case.teacher_logits, 11, vocab_size=11)
+    found, wanted = (
+        gold(case.student_logits, teacher, case.usable, **common_ids(), **SIZES).loss
+        for teacher in (stored, case.teacher_logits)
+    )
+    assert torch.allclose(found, wanted)
+
+
+def test_an_empty_and_a_full_common_set_are_the_two_halves() -> None:
+    case = make_case(5, v_s=11, v_t=11)
+    none = torch.zeros(0, dtype=torch.int64)
+    every = torch.arange(11)
+    sizes = {"student_vocab_size": 11, "teacher_vocab_size": 11}
+    args = (case.student_logits, case.teacher_logits, case.usable)
+    only_uld = gold(*args, student_ids_common=none, teacher_ids_common=none, **sizes)
+    only_kl = gold(*args, student_ids_common=every, teacher_ids_common=every, **sizes)
+    assert only_uld.metrics["kl"].item() == 0.0
+    assert only_kl.metrics["uld"].item() == 0.0
+    count = len(case.usable)
+    kl = reference.same_vocab_kl(*args, 11) / count
+    uld = reference.hybrid(*args, [], 11, 11) / count
+    assert torch.allclose(only_kl.loss, kl)
+    assert torch.allclose(only_uld.loss, uld)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "m"), [(40, 25), (25, 40), (30, 30), (1, 5), (0, 3)])
+def test_sorted_l1_is_that_of_a_plain_sort(dtype: torch.dtype, n: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    p, q = (torch.rand(6, size, generator=generator, dtype=dtype) for size in (n, m))
+    if n > 5:
+        p[:, 3] = p[:, 4] = 0.5  # equal values keep their order
+        p[0, :3] = 0.0
+    p.requires_grad_()
+    found = sorted_l1(p, q)
+    wanted = torch.stack([reference.sorted_l1(a, b) for a, b in zip(p, q, strict=True)])
+    assert torch.allclose(found, wanted)
+    factor = torch.rand(6, generator=generator, dtype=dtype)
+    (grad,) = torch.autograd.grad((found * factor).sum(), p, retain_graph=True)
+    (slow,) = torch.autograd.grad((wanted * factor).sum(), p)
+    ties = torch.zeros_like(p, dtype=torch.bool)
+    if n > 5:
+        ties[:, 3:5] = True  # a tie's signs may change places
+        ties[0, :3] = True  # at 0 against the padding any sign is a subgradient
+    assert torch.allclose(grad[~ties], slow[~ties])
+    with torch.no_grad():
+        assert torch.allclose(sorted_l1(p, q), wanted)
+
+
+def test_the_module_holds_the_common_set() -> None:
+    case = make_case(6)
+    module = Gold(*common_ids().values(), **SIZES, uld_weight=0.5)
+    found = module(case.student_logits, case.teacher_logits, case.usable, normalizer=2.0)
+    wanted = gold(
+        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
+        uld_weight=0.5, normalizer=2.0,
+    )  # fmt: skip
+    assert torch.equal(found.loss, wanted.loss)
+
+
+def test_a_common_set_that_is_not_one_to_one_is_refused() -> None:
+    case = make_case(7)
+    args = (case.student_logits, case.teacher_logits, case.usable)
+    for student, teacher, match in (
+        ([0, 0], [1, 2], "student_ids_common names a token twice"),
+        ([0, 1], [2, 2], "teacher_ids_common names a token twice"),
+        ([13], [0], r"spans \[13, 13\], outside the vocabulary \(V = 13\)"),
+        ([0, 1], [0], "two lists of one length"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            gold(
+                *args, student_ids_common=torch.tensor(student),
+                teacher_ids_common=torch.tensor(teacher), **SIZES,
+            )  # fmt: skip
+    with pytest.raises(ValueError, match=r"uld_weight = -1\.0"):
+        gold(*args, **common_ids(), **SIZES, uld_weight=-1.0)
+    with pytest.raises(ValueError, match=r"expected torch\.int64"):
+        gold(
+            *args, student_ids_common=torch.tensor([0.0]), teacher_ids_common=torch.tensor([0]),
+            **SIZES,
+        )  # fmt: skip
+    stored = TeacherTopK.from_logits(case.teacher_logits, 3, vocab_size=11)
+    with pytest.raises(ValueError, match="pass teacher_vocab_size"):
+        gold(args[0], stored, args[2], **common_ids())

@@ -1,0 +1,282 @@
+"""Training: the gradient of a step, evaluation, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_texts, write_pair
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from xtoken import Vocab
+from xtoken.data import DistillCollator, split_held_out
+from xtoken.errors import OptionError
+from xtoken.projection import Projection
+from xtoken.training import (
+    DistillConfig,
+    DistillTrainer,
+    HeldOutEvaluator,
+    Materials,
+    ModelPair,
+    Objective,
+    load_pair,
+    open_teachers,
+    prepare,
+    train,
+)
+from xtoken.training.metrics_log import read_history
+
+CONFIG = DistillConfig(
+    steps=1,
+    batch_size=6,
+    top_k=64,
+    teacher_top_k=64,
+    max_tokens=96,
+    device="cpu",
+    max_grad_norm=1e9,
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    return load_pair(*write_pair(tmp_path_factory.mktemp("pair")))
+
+
+@pytest.fixture(scope="module")
+def materials(pair: ModelPair) -> Materials:
+    return prepare(pair, split_held_out(tiny_texts(80), 0.2), CONFIG)
+
+
+class KeepGradient(TrainerCallback):
+    """Keeps the gradient that the optimizer is about to use."""
+
+    def __init__(self) -> None:
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **_) -> None:
+        self.gradient = {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+
+
+def gradient_of_a_step(
+    materials: Materials, config: DistillConfig, cache: Path, padding_side: str = "right"
+) -> dict[str, torch.Tensor]:
+    keep = KeepGradient()
+    trainer = DistillTrainer(
+        materials.pair.load_student(),
+        config,
+        objective=Objective(config, materials.projection),
+        teacher=open_teachers(materials, config, [config.loss], cache)[config.loss],
+        train_examples=materials.train,
+        collator=DistillCollator(padding_side=padding_side),  # type: ignore[arg-type]
+        output_dir=cache,
+    )
+    trainer.add_callback(keep)
+    trainer.train()
+    return keep.gradient
+
+
+def assert_same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    scale = max(float(gradient.abs().max()) for gradient in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("loss", "kd_weight"),
+    [
+        *(("p-kl", weight) for weight in ("balanced", 1.0)),
+        *((loss, "balanced") for loss in ("prefix-kl", "h-kl", "gold", "uld", "ce")),
+    ],
+)
+def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
+    materials: Materials, tmp_path: Path, loss: str, kd_weight: float | str
+) -> None:
+    config = replace(CONFIG, loss=loss, kd_weight=kd_weight)  # type: ignore[arg-type]
+    whole = gradient_of_a_step(materials, config, tmp_path)
+    assert any(float(gradient.abs().max()) > 0 for gradient in whole.values())
+    for batch_size in (3, 2, 1):
+        cut = replace(config, batch_size=batch_size, accumulation=6 // batch_size)
+        assert_same_gradient(whole, gradient_of_a_step(materials, cut, tmp_path))
+
+
+def test_the_gradient_depends_on_the_loss(materials: Materials, tmp_path: Path) -> None:
+    with_teacher = gradient_of_a_step(materials, CONFIG, tmp_path)
+    without = gradient_of_a_step(materials, replace(CONFIG, loss="ce"), tmp_path)
+    name = "model.embed_tokens.weight"
+    assert not torch.allclose(with_teacher[name], without[name], rtol=1e-2)
+
+
+def test_the_side_of_the_padding_changes_nothing(materials: Materials, tmp_path: Path) -> None:
+    right = gradient_of_a_step(materials, CONFIG, tmp_path)
+    left = gradient_of_a_step(materials, CONFIG, tmp_path, padding_side="left")
+    assert_same_gradient(right, left)
+
+
+def test_a_live_teacher_gives_what_a_store_of_all_columns_gives(
+    materials: Materials, tmp_path: Path
+) -> None:
+    live = replace(CONFIG, top_k=None, teacher_top_k=None)
+    stored = replace(CONFIG, top_k=None, teacher_top_k=len(materials.pair.teacher_vocab))
+    assert_same_gradient(
+        gradient_of_a_step(materials, live, tmp_path),
+        gradient_of_a_step(materials, stored, tmp_path),
+    )
+
+
+def test_no_held_out_text_is_trained_on(materials: Materials) -> None:
+    train_ids = {example.student_ids.tobytes() for example in materials.train.examples}
+    held_ids = {example.student_ids.tobytes() for example in materials.held_out.examples}
+    assert train_ids
+    assert held_ids
+    assert not train_ids & held_ids
+
+
+class Uniform(nn.Module):
+    """A model that knows nothing: all logits are 0."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = nn.Parameter(torch.zeros(columns))
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> object:
+        class Output:
+            logits = self.columns.expand(*input_ids.shape, -1)
+
+        return Output
+
+
+@pytest.mark.parametrize("excess", [0, 5])
+def test_a_uniform_model_has_the_known_score(materials: Materials, excess: int) -> None:
+    vocab = materials.pair.student_vocab
+    evaluator = HeldOutEvaluator(materials.held_out.examples, vocab)
+    # A padded lm_head changes nothing.
+    score = evaluator.score(Uniform(len(vocab) + excess))
+    tokens = sum(len(example.student_ids) - 1 for example in materials.held_out.examples)
+    text = b"".join(
+        vocab.token_bytes(int(token))
+        for example in materials.held_out.examples
+        for token in example.student_ids[1:]
+    )
+    assert (score.tokens, score.bytes) == (tokens, len(text))
+    assert score.bits_per_byte == pytest.approx(tokens * math.log2(len(vocab)) / len(text))
+    assert score.numeral_positions > 50
+    numerals = [f"{n:0{width}}".encode() for width in (2, 3) for n in range(10**width)]
+    known = {vocab.token_bytes(token) for token in range(len(vocab))} & set(numerals)
+    assert len(known) > 1000
+    assert score.numeral_mass == pytest.approx(len(known) / len(vocab))
+    assert score.digit_mass == pytest.approx(10 / len(vocab))
+    assert score.numeral_nll == pytest.approx(math.log(len(vocab)))
+
+
+def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
+    pair = materials.pair
+    model = pair.load_student().double().eval()
+    nats, count = 0.0, 0
+    for example in materials.held_out.examples:
+        ids = torch.from_numpy(example.student_ids)[None]
+        with torch.no_grad():
+            log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
+        for position in range(1, ids.shape[1]):
+            token = int(ids[0, position])
+            nats -= float(log_probs[position - 1, token])
+            count += len(pair.student_vocab.token_bytes(token))
+    expected = nats / math.log(2) / count
+    for batch_size in (1, 4, 100):
+        evaluator = HeldOutEvaluator(
+            materials.held_out.examples, pair.student_vocab, batch_size=batch_size
+        )
+        score = evaluator.score(pair.load_student().train())
+        assert score.bits_per_byte == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_restores_the_mode_of_the_model(materials: Materials) -> None:
+    model = materials.pair.load_student().train()
+    HeldOutEvaluator(materials.held_out.examples, materials.pair.student_vocab).score(model)
+    assert model.training
+
+
+def test_text_without_numerals_has_no_numeral_scores(pair: ModelPair) -> None:
+    texts = split_held_out([f"no figure here, only {word}" for word in ("oak", "elm", "fir")], 0.5)
+    materials = prepare(pair, texts, CONFIG)
+    evaluator = HeldOutEvaluator(materials.held_out.examples, pair.student_vocab)
+    score = evaluator.score(pair.load_student())
+    assert score.numeral_positions == 0
+    assert math.isnan(score.numeral_mass)
+    assert math.isnan(score.numeral_nll)
+
+
+def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
+    materials: Materials, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
+    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
+    result = train(materials, config, teacher, tmp_path / "run")
+    assert result.after.bits_per_byte < result.before.bits_per_byte - 0.2
+
+    folder = tmp_path / "run" / "student"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    evaluator = HeldOutEvaluator(materials.held_out.examples, Vocab.from_tokenizer(tokenizer))
+    assert evaluator.score(model) == result.after
+
+    assert DistillConfig.load(tmp_path / "run" / "config.json") == config
+    projection = Projection.load(tmp_path / "run" / "projection.safetensors")
+    assert np.array_equal(projection.weights, materials.projection.weights)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    records = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert records == result.records
+    assert [r["step"] for r in records if "ce" in r] == list(range(1, 16))
+    assert [r["step"] for r in records if "eval_bits_per_byte" in r] == [0, 5, 10, 15]
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_others(
+    materials: Materials, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=3, loss="ce")
+    runs = [
+        train(materials, replace(config, seed=seed), None, tmp_path / str(index)).after
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
+def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
+    materials: Materials, loss: str
+) -> None:
+    batch = DistillCollator()(materials.train.examples[:2])
+    generator = torch.Generator().manual_seed(0)
+    student_size, teacher_size = materials.projection.shape
+    student = torch.randn(*batch["student_ids"].shape, student_size, generator=generator)
+    teacher = torch.randn(*batch["teacher_ids"].shape, teacher_size, generator=generator)
+
+    def kd(**changed: object) -> float:
+        config = replace(CONFIG, loss=loss, teacher_top_k=None, **changed)
+        parts = Objective(config, materials.projection)(
+            student, teacher, batch, token_total=1.0, chunk_total=1.0
+        )
+        return float(parts.kd)
+
+    assert kd(top_k=8) != pytest.approx(kd(top_k=8, tail_bucket=False), rel=0.1)
+    for top_k in (None, teacher_size):
+        assert kd(top_k=top_k) == kd(top_k=top_k, tail_bucket=False)
+
+
+def test_a_loss_with_a_teacher_needs_one(materials: Materials, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="loss = 'prefix-kl' needs a teacher"):
+        train(materials, CONFIG, None, tmp_path)
+    with pytest.raises(OptionError, match="needs W of the pair"):
+        Objective(CONFIG, None)
+    with pytest.raises(ValueError, match="0 held-out examples"):
+        HeldOutEvaluator([], materials.pair.student_vocab)

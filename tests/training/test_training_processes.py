@@ -1,0 +1,221 @@
+"""Two processes over gloo: the gradient is that of one, and the teacher is asked once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_texts, write_jsonl, write_pair
+
+from xtoken.training.metrics_log import read_history
+
+SCRIPT = """
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from xtoken.data import DistillCollator, read_texts, split_held_out
+from xtoken.training import *
+from xtoken.training.metrics_log import History
+
+folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+config = DistillConfig(
+    steps=1, batch_size=batch_size, top_k=64, teacher_top_k=64, max_tokens=96, device="cpu",
+    max_grad_norm=1e9, kd_weight="balanced",
+)
+pair = load_pair(folder / "student", folder / "teacher")
+materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+rank = os.environ.get("RANK", "alone")
+teachers = open_teachers(materials, config, [config.loss], folder / f"cache-{rank}")
+
+class Keep(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        gradient = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        torch.save(gradient, folder / f"gradient-{rank}.pt")
+
+trainer = DistillTrainer(
+    pair.load_student(), config, objective=Objective(config, materials.projection),
+    teacher=teachers[config.loss], train_examples=materials.train, collator=DistillCollator(),
+    output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
+)
+trainer.add_callback(Keep())
+trainer.train()
+"""
+
+
+FILL = """
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.training import *
+from xtoken.training.prepare import open_store
+from xtoken.training.arguments import run_device
+
+folder, fate = Path(sys.argv[1]), sys.argv[2]
+config = DistillConfig(top_k=64, teacher_top_k=64, max_tokens=96, device="cpu")
+pair = load_pair(folder / "student", folder / "teacher")
+materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = pair.load_teacher(run_device(config))
+store = open_store(materials, teacher, 64, folder / "shared")
+first = (teacher.tokens_computed, store.sequences_computed)
+if fate == "dies" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+store = open_store(materials, teacher, 64, folder / "shared")
+print(json.dumps({
+    "tokens": first[0],
+    "sequences": first[1],
+    "tokens again": teacher.tokens_computed - first[0],
+    "sequences again": store.sequences_computed,
+    "stored": len(store),
+    "found": all(example.teacher_ids in store for example in materials.train.examples),
+    "wanted": sum(len(example.teacher_ids) for example in materials.train.examples),
+}))
+"""
+
+RESUME = """
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.training import *
+from xtoken.training.metrics_log import History
+
+folder, sitting = Path(sys.argv[1]), sys.argv[2]
+config = DistillConfig(
+    steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
+    checkpoint_every=3,
+)
+pair = load_pair(folder / "student", folder / "teacher")
+materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
+add = History.add
+
+def end_in_step_five(history, record):
+    if record["step"] == 5:
+        os._exit(9)
+    add(history, record)
+
+if sitting == "first":
+    train(materials, replace(config, checkpoint_every=0), teacher, folder / "whole")
+    History.add = end_in_step_five
+result = train(materials, config, teacher, folder / "cut", resume=sitting == "second")
+assert result.steps_before == 3
+assert [record["step"] for record in result.records if "ce" in record] == list(range(1, 9))
+"""
+
+
+def start(script: str, folder: Path, argument: object, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(argument)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(
+    script: str, folder: Path, argument: object, **variables: str
+) -> list[subprocess.Popen[str]]:
+    """Start two processes as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [
+        start(
+            script,
+            folder,
+            argument,
+            **(address | variables | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}),
+        )
+        for rank in ("0", "1")
+    ]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    write_pair(tmp_path)
+    write_jsonl(tmp_path / "data.jsonl", tiny_texts(40))
+    return tmp_path
+
+
+def test_two_processes_give_the_gradient_of_one(workspace: Path) -> None:
+    ranks = start_two(SCRIPT, workspace, 2)
+    for process in [*ranks, start(SCRIPT, workspace, 4)]:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    (expected,) = read_history(workspace / "metrics-alone.jsonl")
+    for rank in ("0", "1"):
+        (record,) = read_history(workspace / f"metrics-{rank}.jsonl")
+        assert record == pytest.approx(expected, rel=1e-3)
+    alone = torch.load(workspace / "gradient-alone.pt")
+    scale = max(float(value.abs().max()) for value in alone.values())
+    for rank in ("0", "1"):
+        gradient = torch.load(workspace / f"gradient-{rank}.pt")
+        assert gradient.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(
+                gradient[name], value, rtol=1e-3, atol=1e-5 * scale, msg=name
+            )
+
+
+def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path) -> None:
+    cache = workspace / "cache"
+    reports = []
+    for process in start_two(FILL, workspace, "lives", XTOKEN_CACHE=str(cache)):
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        reports.append(json.loads(output.splitlines()[-1]))  # gloo may say something first
+    wanted = reports[0]["wanted"]
+    assert sum(report["tokens"] for report in reports) == wanted
+    for report in reports:
+        assert 0.4 * wanted < report["tokens"] < 0.6 * wanted
+        assert report["sequences"] == report["stored"]
+        assert report["found"]
+        assert (report["tokens again"], report["sequences again"]) == (0, 0)
+    # W was asked for by both at once.
+    assert len(list(cache.glob("projection-*.safetensors"))) == 1
+
+
+def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> None:
+    waiting, killed = start_two(FILL, workspace, "dies")
+    _, errors = waiting.communicate(timeout=240)
+    killed.communicate(timeout=10)
+    assert killed.returncode == -signal.SIGKILL
+    assert waiting.returncode == 1
+    assert "Connection closed by peer" in errors or "Connection reset by peer" in errors
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 8),
+    reason="older torch cannot read a checkpoint of several processes back to the CPU",
+)
+def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupted_run(
+    workspace: Path,
+) -> None:
+    path = workspace / "student" / "config.json"
+    # Each process draws its own dropout.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.2}))
+    for sitting, code in (("first", 9), ("second", 0)):
+        for process in start_two(RESUME, workspace, sitting):
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == code, errors
+    for name in ("student/model.safetensors", "metrics.jsonl"):
+        found, expected = ((workspace / run / name).read_bytes() for run in ("cut", "whole"))
+        assert found == expected, name

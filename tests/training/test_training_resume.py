@@ -1,0 +1,342 @@
+"""An interrupted run goes on to the student, and the record, of one that was never interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_texts, write_pair
+from transformers import AutoModelForCausalLM
+
+from xtoken.data import split_held_out
+from xtoken.errors import ResumeError
+from xtoken.training import DistillConfig, Materials, load_pair, open_teachers, prepare, train
+from xtoken.training.metrics_log import read_history
+from xtoken.training.run import RunResult
+
+# Four steps an epoch, so that epochs end at, before and after checkpoints.
+CONFIG = DistillConfig(
+    steps=10,
+    batch_size=4,
+    top_k=32,
+    teacher_top_k=32,
+    max_tokens=48,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    eval_every=4,
+    device="cpu",
+)
+SAVING = replace(CONFIG, checkpoint_every=3)
+
+
+def write_dropout(student: Path) -> None:
+    """Let a student draw random numbers in every step: their state must come back too."""
+    path = student / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.2}))
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    student, teacher = write_pair(tmp_path_factory.mktemp("pair"))
+    write_dropout(student)
+    made = prepare(load_pair(student, teacher), split_held_out(tiny_texts(20), 0.2), CONFIG)
+    assert -(-len(made.train) // CONFIG.batch_size) == 4
+    return made
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class InterruptAt:
+    """A reporter that ends the run as a step is told of, before its evaluation and checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        def update(step: int, remark: str) -> None:
+            if step == self.step:
+                raise Interrupted
+
+        yield update
+
+
+def interrupt(
+    materials: Materials, config: DistillConfig, folder: Path, step: int, *, resume: bool = False
+) -> None:
+    teacher = open_teachers(materials, config, [config.loss], folder.parent / "cache")[config.loss]
+    with pytest.raises(Interrupted):
+        train(materials, config, teacher, folder, InterruptAt(step), resume=resume)
+
+
+def finish(
+    materials: Materials, config: DistillConfig, folder: Path, *, resume: bool = True
+) -> RunResult:
+    teacher = open_teachers(materials, config, [config.loss], folder.parent / "cache")[config.loss]
+    return train(materials, config, teacher, folder, resume=resume)
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for name in ("student/model.safetensors", "metrics.jsonl"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    results = [json.loads((folder / "result.json").read_text()) for folder in (found, expected)]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SAVING,
+        replace(SAVING, checkpoint_every=4),
+        replace(SAVING, batch_size=2, accumulation=2),
+        replace(SAVING, loss="p-kl", teacher_top_k=None, mixed_precision="bf16"),
+        replace(SAVING, loss="ce", seed=1),
+    ],
+    ids=["in an epoch", "at an epoch's end", "micro-batches", "live teacher and bf16", "ce"],
+)
+def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
+    materials: Materials, tmp_path: Path, config: DistillConfig
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(materials, replace(config, checkpoint_every=0), whole, resume=False)
+    assert not list(whole.glob("checkpoint-*"))
+    interrupt(materials, config, cut, 6)
+    # What the second sitting draws before it restores the random numbers must not matter.
+    torch.manual_seed(1234)
+    interrupt(materials, config, cut, 9, resume=True)
+    result = finish(materials, config, cut)
+    assert result.steps_before == {3: 6, 4: 8}[config.checkpoint_every]
+    assert_same_run(cut, whole)
+    assert result.records == read_history(whole / "metrics.jsonl")
+    assert (cut / "curves.png").read_bytes() == (whole / "curves.png").read_bytes()
+    newest = {3: {"checkpoint-9", "checkpoint-10"}, 4: {"checkpoint-8", "checkpoint-10"}}
+    assert {path.name for path in cut.glob("checkpoint-*")} == newest[config.checkpoint_every]
+
+
+@pytest.fixture(scope="module")
+def finished(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `SAVING` that was not interrupted."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    finish(materials, SAVING, folder, resume=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted_once(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `SAVING` that ended in step 8, with checkpoints of 3 and 6."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    interrupt(materials, SAVING, folder, 8)
+    return folder
+
+
+@pytest.fixture
+def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, with the teacher's predictions beside it."""
+    shutil.copytree(interrupted_once.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "run"
+
+
+def test_a_finished_run_is_read_and_not_run_again(
+    materials: Materials, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = finish(materials, SAVING, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert result.steps_before == result.steps == 10
+    assert result.summary() == json.loads((finished / "result.json").read_text())
+    assert result.records == read_history(finished / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("last_evaluation", ["done", "lost"])
+def test_a_run_that_ended_after_its_last_step_is_only_evaluated_and_written(
+    materials: Materials, finished: Path, tmp_path: Path, last_evaluation: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "student")
+    (folder / "result.json").unlink()
+    if last_evaluation == "lost":
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        assert "eval_bits_per_byte" in lines[-1]
+        # Killed in the middle of a line.
+        (folder / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
+    assert finish(materials, SAVING, folder).steps_before == 10
+    assert_same_run(folder, finished)
+
+
+def test_nothing_to_resume_from_is_a_start_from_the_beginning(
+    materials: Materials, finished: Path, tmp_path: Path
+) -> None:
+    for folder in (tmp_path / "absent", tmp_path / "before the first checkpoint"):
+        if folder.name != "absent":
+            interrupt(materials, SAVING, folder, 2)
+            assert not list(folder.glob("checkpoint-*"))
+        assert finish(materials, SAVING, folder).steps_before == 0
+        assert_same_run(folder, finished)
+
+
+def test_without_resume_nothing_of_an_earlier_run_is_used_or_kept(
+    materials: Materials, interrupted: Path
+) -> None:
+    other = replace(SAVING, seed=5)
+    interrupt(materials, other, interrupted, 2)
+    assert not list(interrupted.glob("checkpoint-*"))
+    assert finish(materials, other, interrupted).steps_before == 0
+
+
+def test_settings_without_a_say_in_the_student_may_change(
+    materials: Materials, interrupted: Path, finished: Path
+) -> None:
+    changed = replace(SAVING, eval_every=1, eval_batch_size=3, checkpoint_every=1, device="auto")
+    if torch.cuda.is_available():
+        changed = replace(changed, device="cpu")
+    finish(materials, changed, interrupted)
+    name = "student/model.safetensors"
+    assert (interrupted / name).read_bytes() == (finished / name).read_bytes()
+    records = read_history(interrupted / "metrics.jsonl")
+    assert [r["step"] for r in records if "ce" in r] == list(range(1, 11))
+    assert [r["step"] for r in records if "eval_bits_per_byte" in r] == [0, 4, 7, 8, 9, 10]
+    # They are those of the run from now on.
+    assert finish(materials, changed, interrupted).steps_before == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate = 0.01 there and 0.5 here"),
+        ({"steps": 20, "seed": 3}, "steps = 10 there and 20 here; seed = 0 there and 3 here"),
+        ({"loss": "p-kl"}, "loss = 'prefix-kl' there and 'p-kl' here"),
+        ({"mixed_precision": "bf16"}, "mixed_precision = 'no' there and 'bf16' here"),
+    ],
+)
+def test_another_setting_is_named_and_nothing_is_lost(
+    materials: Materials, interrupted: Path, changed: dict[str, object], message: str
+) -> None:
+    before = sorted(interrupted.rglob("*"))
+    with pytest.raises(ResumeError) as raised:
+        finish(materials, replace(SAVING, **changed), interrupted)
+    assert message in str(raised.value)
+    assert "repeat the command of that run to go on with it, or start anew" in str(raised.value)
+    assert sorted(interrupted.rglob("*")) == before
+
+
+def test_other_texts_models_or_numbers_of_processes_are_named(
+    materials: Materials, interrupted: Path, tmp_path: Path
+) -> None:
+    def refused(changed: Materials) -> str:
+        with pytest.raises(ResumeError) as raised:
+            finish(changed, SAVING, interrupted)
+        return str(raised.value)
+
+    shorter = replace(materials.train, examples=materials.train.examples[:-1])
+    assert ": other training texts, or a date in the chat template (" in refused(
+        replace(materials, train=shorter)
+    )
+    assert ": other held-out texts, or a date in the chat template (" in refused(
+        replace(materials, held_out=shorter)
+    )
+    w = replace(materials.projection, weights=materials.projection.weights * 0.5)
+    assert ": other weights of W (" in refused(replace(materials, projection=w))
+    for side in ("student", "teacher"):
+        folder = tmp_path / side
+        shutil.copytree(getattr(materials.pair, f"{side}_source"), folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += 1
+        model.save_pretrained(folder)
+        pair = replace(materials.pair, **{f"{side}_source": str(folder)})
+        assert f": other weights of the {side} (" in refused(replace(materials, pair=pair))
+    (interrupted / "run.json").unlink()
+    mark = json.loads((interrupted / "checkpoint-6" / "run.json").read_text())
+    mark["run"]["processes"] = 2
+    (interrupted / "checkpoint-6" / "run.json").write_text(json.dumps(mark))
+    assert "checkpoint-6 is of another run: other number of processes (2 there, 1" in (
+        refused(materials)
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["no mark", "half a mark", "a file is missing", "a file is cut", "another step's"],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
+    materials: Materials, interrupted: Path, finished: Path, damage: str
+) -> None:
+    newest = interrupted / "checkpoint-6"
+    mark, file = newest / "run.json", newest / "optimizer.pt"
+    if damage == "no mark":
+        mark.unlink()
+    elif damage == "half a mark":
+        mark.write_text(mark.read_text()[:100])
+    elif damage == "a file is missing":
+        file.unlink()
+    elif damage == "a file is cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        newest = newest.rename(interrupted / "checkpoint-7")
+    result = finish(materials, SAVING, interrupted)
+    assert result.steps_before == 3
+    assert {path.name for path in interrupted.glob("checkpoint-*")} == {
+        "checkpoint-9",
+        "checkpoint-10",
+    }
+    assert_same_run(interrupted, finished)
+
+
+def test_metrics_that_lack_a_step_of_the_checkpoint_are_an_error(
+    materials: Materials, interrupted: Path
+) -> None:
+    path = interrupted / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"step": 5,' not in line))
+    message = r"metrics.jsonl lacks step 5 of the 6 that checkpoint-6 has behind it; put the file"
+    with pytest.raises(ResumeError, match=message):
+        finish(materials, SAVING, interrupted)
+    path.unlink()
+    with pytest.raises(ResumeError, match="lacks step 1 of the 6"):
+        finish(materials, SAVING, interrupted)
+
+
+def test_a_run_that_cannot_be_read_is_neither_gone_on_with_nor_lost(
+    materials: Materials, interrupted: Path
+) -> None:
+    path = interrupted / "run.json"
+    values = json.loads(path.read_text())
+    for content in ("{", json.dumps(values | {"of_a_later_release": 1})):
+        path.write_text(content)
+        with pytest.raises(ResumeError, match=r"run\.json is damaged, or of another release"):
+            finish(materials, SAVING, interrupted)
+    assert (interrupted / "checkpoint-6").is_dir()
+    # The checkpoint knows what it is of.
+    path.unlink()
+    assert finish(materials, SAVING, interrupted).steps_before == 6
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_checkpoints_of_something_else_are_not_removed(
+    materials: Materials, tmp_path: Path, resume: bool
+) -> None:
+    (tmp_path / "run" / "checkpoint-500").mkdir(parents=True)
+    with pytest.raises(ResumeError, match="checkpoint-500 is no checkpoint of a run of xtoken; pa"):
+        finish(materials, SAVING, tmp_path / "run", resume=resume)
+    assert (tmp_path / "run" / "checkpoint-500").is_dir()
+
+
+def test_the_time_of_all_sittings_counts(materials: Materials, interrupted: Path) -> None:
+    mark = interrupted / "checkpoint-6" / "run.json"
+    values = json.loads(mark.read_text())
+    assert 0 < values["seconds"] < 1000
+    mark.write_text(json.dumps(values | {"seconds": 5000.0}))
+    result = finish(materials, SAVING, interrupted)
+    assert 5000 < result.seconds < 6000
+    assert json.loads((interrupted / "result.json").read_text())["seconds"] > 5000
