@@ -14,10 +14,10 @@ use xtoken::{
 };
 
 const TEXT: &str = concat!(
-    include_str!("../src/vocab.rs"),
-    include_str!("../src/tokenizer_json.rs"),
-    include_str!("../src/align.rs"),
-    include_str!("../src/resync.rs"),
+    include_str!("../src/vocab/mod.rs"),
+    include_str!("../src/vocab/tokenizer_json.rs"),
+    include_str!("../src/align/mod.rs"),
+    include_str!("../src/align/resync/mod.rs"),
 );
 
 /// All bytes, the words of the text with the space before them, and their parts on both sides of

@@ -10,9 +10,9 @@ use xtoken::projection::{Options, Pieces, build};
 use xtoken::{Token, Tokenizer};
 
 const TEXT: &str = concat!(
-    include_str!("../src/vocab.rs"),
-    include_str!("../src/tokenizer_json.rs"),
-    include_str!("../src/align.rs"),
+    include_str!("../src/vocab/mod.rs"),
+    include_str!("../src/vocab/tokenizer_json.rs"),
+    include_str!("../src/align/mod.rs"),
     include_str!("../src/segment/bpe.rs"),
 );
 

@@ -4,16 +4,11 @@
 //! Python reaches this crate through the `python` feature, everything else needs no Python.
 
 pub mod align;
-pub mod batch;
 mod error;
 pub mod projection;
-pub mod rank_files;
 pub mod reference;
-mod resync;
 pub mod segment;
-pub mod surface;
 mod tokenizer;
-pub mod tokenizer_json;
 pub mod trie;
 pub mod vocab;
 
@@ -24,7 +19,5 @@ pub use align::{AlignOptions, Aligner, AlignmentBatch, ChunkKind, Counts};
 pub use error::{Error, Result};
 pub use projection::Projection;
 pub use segment::Model;
-pub use surface::Role;
 pub use tokenizer::{Token, Tokenizer};
-pub use tokenizer_json::TokenizerJson;
-pub use vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
+pub use vocab::{DummyPrefix, Family, Role, TokenKind, TokenizerJson, Vocab, VocabBuilder};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xtoken::align::Scratch;
-use xtoken::batch::{Ragged, align_batch};
+use xtoken::align::{Ragged, align_batch};
 use xtoken::{
     AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Family, Role, Vocab,
     VocabBuilder, reference,

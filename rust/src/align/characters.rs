@@ -12,14 +12,14 @@ const REACH: usize = 16;
 pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut Writer<'_>) {
     let chunks = writer.len();
     let (mut kept, mut first) = (0, 0);
-    let mut run = Run::default();
+    let mut group = OneSidedGroup::default();
     while first < chunks {
         let mut last = first;
         loop {
-            if run.end <= last {
-                run = Run::from(walk, writer, last);
+            if group.end <= last {
+                group = OneSidedGroup::from(walk, writer, last);
             }
-            let is_inside = run.is_cut && last + 1 < run.end;
+            let is_inside = group.is_cut && last + 1 < group.end;
             if last + 1 == chunks || !is_inside && !cuts(walk, writer.end(last)) {
                 break;
             }
@@ -28,8 +28,8 @@ pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut W
         if last == first {
             writer.keep(first, kept);
         } else {
-            let merged = merge(walk, writer, first, last);
-            writer.replace(last, kept, merged);
+            let joined = joined(walk, writer, first, last);
+            writer.replace(last, kept, joined);
         }
         kept += 1;
         first = last + 1;
@@ -39,15 +39,15 @@ pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut W
 
 /// Tokens that stand alone at one place, the student's before the teacher's.
 #[derive(Default)]
-struct Run {
+struct OneSidedGroup {
     end: usize,
-    /// A character is cut at the start or the end of a run with tokens of both sides. As their order
-    /// is a matter of convention, all of the run then cuts it.
+    /// A character is cut at the start or the end of a group with tokens of both sides. As their order
+    /// is a matter of convention, all of the group then cuts it.
     is_cut: bool,
 }
 
-impl Run {
-    /// The run that begins with `chunk`, or that chunk.
+impl OneSidedGroup {
+    /// The group that begins with `chunk`, or that chunk.
     fn from<S: TokenId, T: TokenId>(
         walk: &Walk<'_, S, T>,
         writer: &Writer<'_>,
@@ -69,7 +69,7 @@ impl Run {
 }
 
 /// What several chunks are together, with the bytes that are exact no longer.
-fn merge<S: TokenId, T: TokenId>(
+fn joined<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     writer: &Writer<'_>,
     first: usize,

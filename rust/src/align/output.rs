@@ -88,9 +88,11 @@ impl AlignmentBatch {
     /// Makes room for sequences of so many tokens on both sides together: growing step by step would
     /// copy what is there. Memory that is never written to is never mapped.
     pub fn reserve(&mut self, sequences: usize, tokens: usize) {
-        self.student_bounds.reserve(tokens + sequences + SHORT_RUN);
-        self.teacher_bounds.reserve(tokens + sequences + SHORT_RUN);
-        self.kinds.reserve(tokens + SHORT_RUN);
+        self.student_bounds
+            .reserve(tokens + sequences + SHORT_SERIES);
+        self.teacher_bounds
+            .reserve(tokens + sequences + SHORT_SERIES);
+        self.kinds.reserve(tokens + SHORT_SERIES);
         self.chunk_indptr.reserve(sequences);
         self.counts.reserve(sequences);
     }
@@ -112,8 +114,8 @@ impl AlignmentBatch {
     }
 }
 
-/// Runs of so many chunks at most are written in one piece.
-const SHORT_RUN: usize = 8;
+/// So many chunks at most are written in one piece.
+const SHORT_SERIES: usize = 8;
 
 /// A place where a student and a teacher token both begin.
 pub(crate) type Boundary = (usize, usize);
@@ -123,7 +125,7 @@ pub(crate) trait Sink {
     /// Whether the walk may stop once `bytes` more have agreed since its start.
     fn enough(&self, bytes: usize) -> bool;
     /// `count` chunks of one token on either side, `bytes` together.
-    fn run(&mut self, start: Boundary, count: usize, bytes: usize);
+    fn one_to_one(&mut self, start: Boundary, count: usize, bytes: usize);
     /// One exact chunk.
     fn exact(&mut self, end: Boundary, bytes: usize);
     /// One pair of special tokens.
@@ -238,17 +240,17 @@ impl<'a> Writer<'a> {
         let mut start = 0;
         while start < self.len() {
             let kinds = &mut self.batch.kinds[kinds..];
-            let run = kinds[start..]
+            let length = kinds[start..]
                 .iter()
                 .take_while(|&&kind| is_one_sided(kind))
                 .count();
-            kinds[start..start + run].sort_unstable();
-            for (at, &kind) in (bounds + start..).zip(&kinds[start..start + run]) {
+            kinds[start..start + length].sort_unstable();
+            for (at, &kind) in (bounds + start..).zip(&kinds[start..start + length]) {
                 let is_student = i64::from(kind == ChunkKind::StudentOnly as u8);
                 self.batch.student_bounds[at + 1] = self.batch.student_bounds[at] + is_student;
                 self.batch.teacher_bounds[at + 1] = self.batch.teacher_bounds[at] + 1 - is_student;
             }
-            start += run.max(1);
+            start += length.max(1);
         }
     }
 
@@ -268,12 +270,14 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Appends the first `count` of [`SHORT_RUN`] values. All of them are written, whatever the count: a
+/// Appends the first `count` of [`SHORT_SERIES`] values. All of them are written, whatever the count: a
 /// loop would end where nobody can foresee it.
 #[inline(always)]
 fn extend_short<T: Copy>(values: &mut Vec<T>, count: usize, of: impl Fn(i64) -> T) {
     let len = values.len();
-    values.extend_from_slice(&std::array::from_fn::<T, SHORT_RUN, _>(|at| of(at as i64)));
+    values.extend_from_slice(&std::array::from_fn::<T, SHORT_SERIES, _>(|at| {
+        of(at as i64)
+    }));
     values.truncate(len + count);
 }
 
@@ -284,10 +288,10 @@ impl Sink for Writer<'_> {
     }
 
     #[inline(always)]
-    fn run(&mut self, start: Boundary, count: usize, bytes: usize) {
+    fn one_to_one(&mut self, start: Boundary, count: usize, bytes: usize) {
         let (i, j, n) = (start.0 as i64, start.1 as i64, count as i64);
         self.counts.exact_bytes += bytes as i64;
-        if count <= SHORT_RUN {
+        if count <= SHORT_SERIES {
             extend_short(&mut self.batch.student_bounds, count, |at| i + 1 + at);
             extend_short(&mut self.batch.teacher_bounds, count, |at| j + 1 + at);
             extend_short(&mut self.batch.kinds, count, |_| ChunkKind::Exact as u8);

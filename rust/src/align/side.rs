@@ -111,7 +111,7 @@ impl<'a, I: TokenId> Side<'a, I> {
 
     /// Number of tokens without text from `at` on, counted up to `limit`.
     #[inline]
-    pub(crate) fn zero_width_run(&self, at: usize, limit: usize) -> usize {
+    pub(crate) fn zero_width_count(&self, at: usize, limit: usize) -> usize {
         (at..self.ids.len().min(at + limit))
             .take_while(|&at| matches!(self.span(at), Some((start, end)) if start == end))
             .count()

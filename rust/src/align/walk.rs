@@ -17,7 +17,7 @@ const PAIR_WINDOW: usize = 16;
 pub(crate) enum Stop {
     /// Both sides are used up.
     End,
-    /// The sink had enough.
+    /// The sink asked to stop.
     Enough,
     /// One side is used up. The tokens between the last boundary and `reached` agree with the other
     /// side as far as they go.
@@ -48,7 +48,7 @@ pub(crate) struct Walk<'a, S, T> {
 impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
     /// Walks from `from` on and tells `sink` each chunk.
     #[inline(always)]
-    pub(crate) fn run<K: Sink>(&self, from: Boundary, sink: &mut K) -> Stop {
+    pub(crate) fn advance<K: Sink>(&self, from: Boundary, sink: &mut K) -> Stop {
         let (mut i, mut j) = from;
         let mut walked = 0;
         let mut first = true;
@@ -81,7 +81,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
             }
             let count = i - start;
             if count > 0 {
-                sink.run((start, j), count, bytes);
+                sink.one_to_one((start, j), count, bytes);
                 j += count;
                 walked += bytes;
                 if sink.enough(walked) {
@@ -217,19 +217,19 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
         sink: &mut K,
     ) -> (Boundary, Boundary) {
         let (i, j) = before;
-        let student_run = self.student.zero_width_run(i, PAIR_WINDOW);
-        let teacher_run = self.teacher.zero_width_run(j, PAIR_WINDOW);
-        if let Some((x, y)) = self.nearest_pair(i, j, student_run, teacher_run) {
+        let student_count = self.student.zero_width_count(i, PAIR_WINDOW);
+        let teacher_count = self.teacher.zero_width_count(j, PAIR_WINDOW);
+        if let Some((x, y)) = self.nearest_pair(i, j, student_count, teacher_count) {
             one_sided(at, (i + x, j + y), sink);
             let end = (i + x + 1, j + y + 1);
             sink.special(end);
             return (end, end);
         }
         // With more than a window of them on a side, that side goes first.
-        let passed = match student_run.cmp(&teacher_run) {
-            Ordering::Less => (i, j + teacher_run),
-            Ordering::Equal => (i + student_run, j + teacher_run),
-            Ordering::Greater => (i + student_run, j),
+        let passed = match student_count.cmp(&teacher_count) {
+            Ordering::Less => (i, j + teacher_count),
+            Ordering::Equal => (i + student_count, j + teacher_count),
+            Ordering::Greater => (i + student_count, j),
         };
         (at, passed)
     }
@@ -241,10 +241,10 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
         &self,
         i: usize,
         j: usize,
-        student_run: usize,
-        teacher_run: usize,
+        student_count: usize,
+        teacher_count: usize,
     ) -> Option<Boundary> {
-        let (a, b) = (student_run, teacher_run);
+        let (a, b) = (student_count, teacher_count);
         if self.pairs.is_empty() || a == 0 || b == 0 {
             return None;
         }

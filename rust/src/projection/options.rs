@@ -1,7 +1,7 @@
 //! What a projection is built with.
 
 use crate::error::{Error, Result};
-use crate::surface::Role;
+use crate::vocab::Role;
 
 /// Which teacher tokens give weight back to the student tokens that spell them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

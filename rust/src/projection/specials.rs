@@ -1,7 +1,7 @@
 //! Pairs of special tokens: those that the caller declares, then by role, then by name.
 
 use super::{Options, Rule};
-use crate::surface::Role;
+use crate::vocab::Role;
 use crate::vocab::{TokenKind, Vocab};
 
 /// (student id, teacher id, the rule that paired them).

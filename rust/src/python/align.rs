@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::detached;
 use super::vocab::PyVocab;
 use crate::align::{AlignOptions, Aligner, AlignmentBatch};
-use crate::batch::{Ragged, align_batch};
+use crate::align::{Ragged, align_batch};
 use crate::error::{Error, Result};
 
 /// The part of an aligner that runs without Python.

@@ -9,7 +9,7 @@ use super::detached;
 use super::vocab::PyVocab;
 use crate::error::{Error, Result};
 use crate::projection::{self, Canonical, Options, Projection, Reverse, Rule};
-use crate::surface::Role;
+use crate::vocab::Role;
 
 /// W in CSR form as Python sees it; each array is handed over without a copy.
 #[pyclass(name = "ProjectionArrays", module = "xtoken._core", frozen, get_all)]

@@ -9,8 +9,8 @@ use pyo3::types::{PyBytes, PyDict, PyType};
 use super::detached;
 use crate::error::{Error, Result};
 use crate::segment::Scores;
-use crate::surface::Role;
 use crate::tokenizer::{Token, Tokenizer};
+use crate::vocab::Role;
 use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab};
 
 /// A vocabulary as bytes; immutable, hashable, safe to share between threads.

@@ -13,9 +13,9 @@ use super::pairs::{Merge, PairTable};
 use super::units::{Units, Words};
 use super::{NONE, byte_fallback_ids, check_byte_table, unsupported};
 use crate::error::{Error, Result};
-use crate::surface::byte_to_char;
-use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
 use crate::vocab::Vocab;
+use crate::vocab::spelling::byte_to_char;
+use crate::vocab::tokenizer_json::{Spelling, TokenizerJson, parse_section};
 
 /// Below this many symbols a scan for the lowest rank beats a heap.
 const SHORT: usize = 48;
@@ -143,11 +143,11 @@ impl Bpe {
         if !self.stored.units.push(bytes, out) {
             return false;
         }
-        SCRATCH.with_borrow_mut(|scratch| {
+        BUFFERS.with_borrow_mut(|buffers| {
             if out.len() <= SHORT {
-                self.merge_short(out, &mut scratch.ranks);
+                self.merge_short(out, &mut buffers.ranks);
             } else {
-                self.merge_long(out, scratch);
+                self.merge_long(out, buffers);
             }
         });
         true
@@ -185,13 +185,13 @@ impl Bpe {
     }
 
     /// A heap of candidate merges over a linked list: O(n log n) for long words.
-    fn merge_long(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
-        let Scratch {
+    fn merge_long(&self, symbols: &mut Vec<u32>, buffers: &mut MergeBuffers) {
+        let MergeBuffers {
             heap,
             next,
             previous,
             ..
-        } = scratch;
+        } = buffers;
         let length = symbols.len();
         let end = length as u32;
         next.clear();
@@ -275,7 +275,7 @@ impl Bpe {
 type Heap = BinaryHeap<Reverse<(u32, u32, u32, u32)>>;
 
 #[derive(Default)]
-struct Scratch {
+struct MergeBuffers {
     ranks: Vec<(u32, u32)>,
     heap: Heap,
     next: Vec<u32>,
@@ -283,7 +283,7 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static BUFFERS: RefCell<MergeBuffers> = RefCell::default();
 }
 
 impl TryFrom<Stored> for Bpe {

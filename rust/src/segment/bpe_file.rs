@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::pairs::Merge;
 use crate::error::{Error, Result};
-use crate::tokenizer_json::{TokenizerJson, parse_section};
+use crate::vocab::tokenizer_json::{TokenizerJson, parse_section};
 
 /// A string that borrows from the JSON text where it holds no escape.
 #[derive(Deserialize, PartialEq, Eq, Hash)]

@@ -20,7 +20,7 @@ pub use unigram::{Scores, Unigram};
 pub use wordpiece::WordPiece;
 
 use crate::error::{Error, Result};
-use crate::tokenizer_json::{Spelling, TokenizerJson};
+use crate::vocab::tokenizer_json::{Spelling, TokenizerJson};
 use crate::vocab::{TokenKind, Vocab};
 
 /// "No id" in the tables of the models; [`crate::VocabBuilder`] never gives it out.

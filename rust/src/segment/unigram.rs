@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use super::NONE;
 use super::bpe_file::Str;
 use crate::error::{Error, Result};
-use crate::surface::byte_to_char;
-use crate::tokenizer_json::{Spelling, TokenizerJson, parse_section};
+use crate::vocab::spelling::byte_to_char;
+use crate::vocab::tokenizer_json::{Spelling, TokenizerJson, parse_section};
 
 /// What an unknown character costs below the least probable token.
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -33,7 +33,7 @@ pub enum Scores {
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Unigram {
     stored: Stored,
-    trie: Trie,
+    trie: SurfaceTrie,
     unknown_score: f64,
 }
 
@@ -75,7 +75,7 @@ impl Unigram {
         if json.model.byte_fallback == Some(true) {
             // The surface counts, also where the decoder does not read it as a byte.
             for (id, (surface, _)) in (0..).zip(&vocab) {
-                if let Some(byte) = crate::surface::byte_fallback(surface) {
+                if let Some(byte) = crate::vocab::spelling::byte_fallback(surface) {
                     byte_fallback[usize::from(byte)] = id;
                 }
             }
@@ -228,7 +228,7 @@ impl TryFrom<Stored> for Unigram {
                 remedy: REMEDY,
             });
         }
-        let trie = Trie::new(&stored.vocab);
+        let trie = SurfaceTrie::new(&stored.vocab);
         let scores = stored.vocab.iter().map(|&(_, score)| score);
         let unknown_score = scores.fold(f64::INFINITY, f64::min) - UNKNOWN_PENALTY;
         Ok(Self {
@@ -247,14 +247,14 @@ impl From<Unigram> for Stored {
 
 /// All tokens by their bytes; node 0 is the root.
 #[derive(Debug, Clone)]
-struct Trie {
+struct SurfaceTrie {
     /// (node, byte) to the next node.
     edges: FxHashMap<(u32, u8), u32>,
     /// The token that ends at each node, or `NONE`.
     ids: Vec<u32>,
 }
 
-impl Trie {
+impl SurfaceTrie {
     fn new(vocab: &[(String, f64)]) -> Self {
         let mut trie = Self {
             edges: FxHashMap::default(),

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::unsupported;
 use crate::error::Result;
-use crate::tokenizer_json::{Spelling, TokenizerJson};
+use crate::vocab::tokenizer_json::{Spelling, TokenizerJson};
 use crate::vocab::{TokenKind, Vocab};
 
 /// A WordPiece model; its tokens are those of the vocabulary.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::PieceTrie;
-use crate::batch::pool;
+use crate::align::pool;
 use crate::error::{Error, Result};
 
 /// Chunks that one thread looks up at a time.

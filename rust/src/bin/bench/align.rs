@@ -7,7 +7,7 @@ use std::time::Instant;
 use cpu_time::ProcessTime;
 use serde_json::json;
 use xtoken::align::Scratch;
-use xtoken::batch::{Ragged, align_batch};
+use xtoken::align::{Ragged, align_batch};
 use xtoken::{AlignOptions, Aligner, AlignmentBatch, reference};
 
 use super::input::{self, Result, Side, pieces, read_ids, read_text};

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::rank_files;
 use crate::segment::{Model, Scores};
-use crate::tokenizer_json::TokenizerJson;
+use crate::vocab::rank_files;
+use crate::vocab::tokenizer_json::TokenizerJson;
 use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
 
 /// One token for [`Tokenizer::from_tokens`].

@@ -4,9 +4,10 @@
 //! first bytes agree. They are found by bits, a row for each token of the first side, in squares that
 //! double.
 
-use super::places::{Columns, MAX_COST, Queue, Tried, bits_below};
-use super::window::{Frame, Place, Window};
-use super::{Outcome, Probe, Scratch, enough};
+use super::bitset::{Columns, Tried, bits_below};
+use super::bucket_queue::{BucketQueue, MAX_COST};
+use super::token_window::{Frame, Place, TokenWindow};
+use super::{Memory, Outcome, Probe, enough};
 use crate::align::output::Boundary;
 use crate::align::side::TokenId;
 use crate::align::walk::Stop;
@@ -83,15 +84,15 @@ pub(super) struct Candidates {
 
 /// The state of a search, kept for its memory.
 #[derive(Default)]
-pub(super) struct States {
+pub(super) struct LocalSearch {
     origins: Vec<Origin>,
     steps: Vec<Step>,
-    queue: Queue,
+    queue: BucketQueue,
     tried: Tried,
     columns: Columns,
 }
 
-impl States {
+impl LocalSearch {
     fn push(&mut self, origin: u16, target: Target, cost: usize) {
         if cost < MAX_COST {
             let next = self.queue.push(cost, self.steps.len() as u16);
@@ -127,7 +128,7 @@ impl States {
         index: u16,
         seen: usize,
         frame: &Frame<'_, '_, S, T>,
-        window: &mut Window,
+        window: &mut TokenWindow,
     ) {
         let origin = self.origins[usize::from(index)];
         let (top, left) = (usize::from(origin.at.0), usize::from(origin.at.1));
@@ -186,7 +187,7 @@ impl States {
     }
 
     /// Whether a place is reached as cheaply from another origin.
-    fn is_covered(&self, at: Place, cost: usize, window: &Window) -> bool {
+    fn is_covered(&self, at: Place, cost: usize, window: &TokenWindow) -> bool {
         self.origins.iter().any(|origin| {
             let (row, column) = (usize::from(origin.at.0), usize::from(origin.at.1));
             row <= at.0
@@ -217,14 +218,14 @@ impl States {
 /// The cheapest path that is convincing; where none is, the best that there was.
 pub(super) fn search<S: TokenId, T: TokenId>(
     frame: &Frame<'_, '_, S, T>,
-    scratch: &mut Scratch,
+    memory: &mut Memory,
 ) -> Result<Outcome, Candidates> {
-    let Scratch {
-        near: states,
+    let Memory {
+        local: states,
         window,
         plan,
         ..
-    } = scratch;
+    } = memory;
     states.start();
     states.look(0, 0, frame, window);
     let mut candidates = Candidates::default();
@@ -249,7 +250,7 @@ pub(super) fn search<S: TokenId, T: TokenId>(
                 agreed: 0,
                 enough: enough(cost),
             };
-            let stop = frame.walk.run(start, &mut probe);
+            let stop = frame.walk.advance(start, &mut probe);
             let end = frame.place(probe.end);
             let is_long = end.0.max(end.1) >= MAX_TOKENS;
             let best = Best {
@@ -292,9 +293,9 @@ pub(super) fn search<S: TokenId, T: TokenId>(
     Err(candidates)
 }
 
-impl States {
+impl LocalSearch {
     /// Forgets the difference before, whose tokens `window` holds.
-    pub(super) fn leave(&mut self, window: &Window) {
+    pub(super) fn leave(&mut self, window: &TokenWindow) {
         self.columns.clear(window);
     }
 }

@@ -1,10 +1,7 @@
-//! Sets of places after a difference, as rows of bits in fixed memory.
+//! Which tokens after a difference may agree, as bit sets in fixed memory.
 
-use super::window::{Frame, Head, WIDTH, Which, Window};
+use super::token_window::{Frame, FrameSide, Head, TokenWindow, WIDTH};
 use crate::align::side::TokenId;
-
-/// Skipped bytes at which a search gives up.
-pub(super) const MAX_COST: usize = 256;
 
 /// Ones in the first `count` places, 64 at most.
 #[inline(always)]
@@ -16,7 +13,7 @@ pub(super) fn bits_below(count: usize) -> u64 {
     }
 }
 
-/// Which columns may agree with a token: by its first two bytes, all at once.
+/// FrameSide columns may agree with a token: by its first two bytes, all at once.
 pub(super) struct Columns {
     by_first: [u64; 256],
     by_second: [u64; 256],
@@ -41,7 +38,7 @@ impl Default for Columns {
 
 impl Columns {
     /// Empties the set, which holds the columns of `window`.
-    pub(super) fn clear(&mut self, window: &Window) {
+    pub(super) fn clear(&mut self, window: &TokenWindow) {
         for head in (0..self.entered).filter_map(|column| window.second.get(column)) {
             if let Some(byte) = head.first_byte() {
                 self.by_first[usize::from(byte)] = 0;
@@ -58,7 +55,7 @@ impl Columns {
     pub(super) fn reach<S: TokenId, T: TokenId>(
         &mut self,
         frame: &Frame<'_, '_, S, T>,
-        window: &mut Window,
+        window: &mut TokenWindow,
         count: usize,
     ) {
         window.second.read_to(frame, count);
@@ -72,7 +69,7 @@ impl Columns {
                 Some(byte) => self.by_second[usize::from(byte)] |= bit,
                 None => self.any_second |= bit,
             }
-            if frame.may_have_dummy(Which::Second, self.entered) {
+            if frame.may_have_dummy(FrameSide::Second, self.entered) {
                 self.any_first |= bit;
                 self.any_second |= bit;
             }
@@ -88,7 +85,7 @@ impl Columns {
         row: usize,
         head: Option<&Head>,
     ) -> u64 {
-        let Some(head) = head.filter(|_| !frame.may_have_dummy(Which::First, row)) else {
+        let Some(head) = head.filter(|_| !frame.may_have_dummy(FrameSide::First, row)) else {
             return u64::MAX;
         };
         let Some(first) = head.first_byte() else {
@@ -99,60 +96,6 @@ impl Columns {
             Some(second) => first & (self.by_second[usize::from(second)] | self.any_second),
             None => first,
         }
-    }
-}
-
-/// Entries by their key: pops the smallest, of equals the latest.
-pub(super) struct Queue {
-    first: [u16; MAX_COST],
-    occupied: [u64; MAX_COST / 64],
-}
-
-/// No entry.
-pub(super) const NONE: u16 = u16::MAX;
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            first: [NONE; MAX_COST],
-            occupied: [0; MAX_COST / 64],
-        }
-    }
-}
-
-impl Queue {
-    pub(super) fn clear(&mut self) {
-        self.occupied = [0; MAX_COST / 64];
-    }
-
-    /// Adds an entry and gives the one that follows it among those of the same key.
-    #[inline]
-    pub(super) fn push(&mut self, key: usize, entry: u16) -> u16 {
-        let (word, bit) = (key / 64, 1 << (key % 64));
-        let next = if self.occupied[word] & bit == 0 {
-            NONE
-        } else {
-            self.first[key]
-        };
-        self.occupied[word] |= bit;
-        self.first[key] = entry;
-        next
-    }
-
-    /// The entry with the smallest key; `next_of` knows what [`Queue::push`] gave for each.
-    #[inline]
-    pub(super) fn pop(&mut self, next_of: impl Fn(u16) -> u16) -> Option<u16> {
-        let word = self.occupied.iter().position(|&word| word != 0)?;
-        let bit = self.occupied[word].trailing_zeros() as usize;
-        let key = word * 64 + bit;
-        let entry = self.first[key];
-        let next = next_of(entry);
-        if next == NONE {
-            self.occupied[word] &= !(1 << bit);
-        } else {
-            self.first[key] = next;
-        }
-        Some(entry)
     }
 }
 
@@ -189,4 +132,4 @@ impl Tried {
     }
 }
 
-const _: () = assert!(WIDTH + 1 == u64::BITS as usize && MAX_COST.is_multiple_of(64));
+const _: () = assert!(WIDTH + 1 == u64::BITS as usize);

@@ -1,9 +1,9 @@
-//! The usual difference, a word or two: all places among the next few tokens at a glance.
+//! Fast path: try every resynchronization point among the next six tokens of either side.
 //!
-//! Gives the answer of [`super::near`] where one skip from the difference is convincing before any
+//! Gives the answer of [`super::local_search`] where one skip from the difference is convincing before any
 //! other place agrees in part; anything else is left to it.
 
-use super::window::{Frame, Window};
+use super::token_window::{Frame, TokenWindow};
 use super::{Probe, enough};
 use crate::align::output::Boundary;
 use crate::align::side::TokenId;
@@ -19,7 +19,7 @@ const TRIES: usize = 4;
 #[inline]
 pub(super) fn search<S: TokenId, T: TokenId>(
     frame: &Frame<'_, '_, S, T>,
-    window: &mut Window,
+    window: &mut TokenWindow,
 ) -> Option<Boundary> {
     let (walk, from) = (frame.walk, frame.from);
     if walk.has_dummy && (from.0 <= walk.student.first_text || from.1 <= walk.teacher.first_text) {
@@ -62,7 +62,7 @@ pub(super) fn search<S: TokenId, T: TokenId>(
             agreed: 0,
             enough: enough(nearest >> 8),
         };
-        match walk.run(at, &mut probe) {
+        match walk.advance(at, &mut probe) {
             Stop::End | Stop::Enough => return Some(at),
             Stop::Differ { .. } if probe.agreed == 0 => {}
             _ => return None,

@@ -2,29 +2,32 @@
 //!
 //! A chunk boundary stands at each byte where a student and a teacher token both end, and nowhere
 //! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
-//! compared, never lengths alone. Where the texts differ, [`crate::resync`] finds the way on.
+//! compared, never lengths alone. Where the texts differ, [`resync`] finds the way on.
 //!
 //! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but that
 //! of tokens that stand alone at the same place the student's are always listed first.
 
+mod batch;
 mod characters;
-mod drive;
-pub(crate) mod output;
-pub(crate) mod side;
-pub(crate) mod walk;
+mod differences;
+mod output;
+mod resync;
+mod side;
+mod walk;
 
 use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
+pub(crate) use batch::pool;
+pub use batch::{MIN_PARALLEL_TOKENS, Ragged, align_batch};
 pub use output::{AlignmentBatch, ChunkKind, Counts};
 pub use side::TokenId;
 
 use crate::error::{Error, Result};
-use crate::resync;
-use crate::surface::Role;
+use crate::vocab::Role;
 use crate::vocab::{DummyPrefix, TokenKind, Vocab};
-use drive::BadId;
+use differences::BadId;
 use output::Writer;
 use side::Side;
 use walk::{ID_BITS, ID_MASK, Walk};
@@ -56,7 +59,7 @@ pub struct Aligner {
 
 /// Working memory that sequences aligned one after the other share.
 #[derive(Default)]
-pub struct Scratch(resync::Scratch);
+pub struct Scratch(resync::Memory);
 
 impl Aligner {
     /// An aligner for two vocabularies.
@@ -152,7 +155,7 @@ impl Aligner {
                 || self.teacher.dummy_prefix() != DummyPrefix::Never,
         };
         let mut writer = Writer::new(batch, student.len() + teacher.len());
-        match drive::run(&walk, &mut writer, &mut scratch.0) {
+        match differences::align_sides(&walk, &mut writer, &mut scratch.0) {
             Ok(()) => {
                 writer.sort_one_sided();
                 if self.whole_characters {

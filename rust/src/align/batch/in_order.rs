@@ -12,30 +12,30 @@ pub(super) struct Output {
 }
 
 /// Where the blocks of a batch go.
-pub(super) struct Places<'a> {
+pub(super) struct OutputSlots<'a> {
     rest: Mutex<Rest<'a>>,
 }
 
 /// What is not yet given to a block.
 struct Rest<'a> {
-    place: Place<'a>,
+    slice: OutputSlice<'a>,
     chunk_indptr: &'a mut Vec<i64>,
     counts: &'a mut Vec<Counts>,
-    /// The first block without a place.
+    /// The first block without a slice.
     next: usize,
-    /// Blocks that are aligned and have no place.
+    /// Blocks that are aligned and have no slice.
     waiting: Vec<Option<AlignmentBatch>>,
 }
 
 /// Part of the large arrays, not yet written.
-struct Place<'a> {
+struct OutputSlice<'a> {
     student_bounds: &'a mut [MaybeUninit<i64>],
     teacher_bounds: &'a mut [MaybeUninit<i64>],
     kinds: &'a mut [MaybeUninit<u8>],
 }
 
 /// How much of the large arrays is written.
-pub(super) struct Placed {
+pub(super) struct Filled {
     bounds: usize,
     chunks: usize,
 }
@@ -49,16 +49,16 @@ impl Output {
     }
 
     /// The places of so many blocks.
-    pub(super) fn places(&mut self, blocks: usize) -> Places<'_> {
+    pub(super) fn slots(&mut self, blocks: usize) -> OutputSlots<'_> {
         let batch = &mut self.batch;
-        let place = Place {
+        let slice = OutputSlice {
             student_bounds: batch.student_bounds.spare_capacity_mut(),
             teacher_bounds: batch.teacher_bounds.spare_capacity_mut(),
             kinds: batch.kinds.spare_capacity_mut(),
         };
-        Places {
+        OutputSlots {
             rest: Mutex::new(Rest {
-                place,
+                slice,
                 chunk_indptr: &mut batch.chunk_indptr,
                 counts: &mut batch.counts,
                 next: 0,
@@ -67,55 +67,55 @@ impl Output {
         }
     }
 
-    /// The batch, once all blocks are in their places.
-    pub(super) fn into_batch(self, placed: Placed) -> AlignmentBatch {
+    /// The batch, once all blocks are in their slots.
+    pub(super) fn into_batch(self, filled: Filled) -> AlignmentBatch {
         let mut batch = self.batch;
         assert!(
-            batch.student_bounds.capacity() >= placed.bounds
-                && batch.teacher_bounds.capacity() >= placed.bounds
-                && batch.kinds.capacity() >= placed.chunks
+            batch.student_bounds.capacity() >= filled.bounds
+                && batch.teacher_bounds.capacity() >= filled.bounds
+                && batch.kinds.capacity() >= filled.chunks
         );
-        // SAFETY: `Places` hands out the spare room from its start on without a gap, `put` writes all
-        // of each place before it returns, and `placed` counts what was handed out.
+        // SAFETY: `OutputSlots` hands out the spare room from its start on without a gap, `put` writes all
+        // of each place before it returns, and `filled` counts what was handed out.
         unsafe {
-            batch.student_bounds.set_len(placed.bounds);
-            batch.teacher_bounds.set_len(placed.bounds);
-            batch.kinds.set_len(placed.chunks);
+            batch.student_bounds.set_len(filled.bounds);
+            batch.teacher_bounds.set_len(filled.bounds);
+            batch.kinds.set_len(filled.chunks);
         }
         batch.shrink();
         batch
     }
 }
 
-impl<'a> Places<'a> {
-    /// Hands in a block, copies all that now has a place, and gives its memory to `reuse`.
+impl<'a> OutputSlots<'a> {
+    /// Hands in a block, copies all that now has a slice, and gives its memory to `reuse`.
     pub(super) fn put(&self, at: usize, aligned: AlignmentBatch, reuse: impl Fn(AlignmentBatch)) {
         self.lock().waiting[at] = Some(aligned);
-        while let Some((block, place)) = self.next() {
-            place.fill(&block);
+        while let Some((block, slice)) = self.next() {
+            slice.fill(&block);
             reuse(block);
         }
     }
 
-    /// The next block in order, if it is aligned, and its place.
-    fn next(&self) -> Option<(AlignmentBatch, Place<'a>)> {
+    /// The next block in order, if it is aligned, and its slice.
+    fn next(&self) -> Option<(AlignmentBatch, OutputSlice<'a>)> {
         let mut rest = self.lock();
         let at = rest.next;
         let block = rest.waiting.get_mut(at)?.take()?;
-        let place = rest.place.split_off(&block)?;
+        let slice = rest.slice.split_off(&block)?;
         rest.next += 1;
         let base = rest.chunk_indptr.last().copied().unwrap_or(0);
         let ends = block.chunk_indptr[1..].iter().map(|end| base + end);
         rest.chunk_indptr.extend(ends);
         rest.counts.extend_from_slice(&block.counts);
-        Some((block, place))
+        Some((block, slice))
     }
 
-    pub(super) fn finish(self) -> Placed {
+    pub(super) fn finish(self) -> Filled {
         let rest = self.rest.into_inner();
         let rest = rest.unwrap_or_else(PoisonError::into_inner);
         let chunks = rest.chunk_indptr.last().map_or(0, |&end| end as usize);
-        Placed {
+        Filled {
             bounds: chunks + rest.counts.len(),
             chunks,
         }
@@ -126,10 +126,10 @@ impl<'a> Places<'a> {
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> OutputSlice<'a> {
     /// The first part, of the size that `block` needs.
-    fn split_off(&mut self, block: &AlignmentBatch) -> Option<Place<'a>> {
-        Some(Place {
+    fn split_off(&mut self, block: &AlignmentBatch) -> Option<OutputSlice<'a>> {
+        Some(OutputSlice {
             student_bounds: self
                 .student_bounds
                 .split_off_mut(..block.student_bounds.len())?,

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
+use super::{DummyPrefix, Family, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
-use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
 
 const TIKTOKEN_REMEDY: &str = "pass a file of lines 'base64-of-the-token rank'";
 const TEKKEN_REMEDY: &str = "pass a tekken.json as Mistral publishes it";
@@ -20,7 +20,7 @@ pub fn from_tiktoken(file: &[u8], specials: &[(String, u32)]) -> Result<Vocab> {
         reason: format!("line {line}: {reason}"),
         remedy: TIKTOKEN_REMEDY,
     };
-    let mut tokens: Vec<(u32, Token)> = Vec::new();
+    let mut tokens: Vec<(u32, RankFileToken)> = Vec::new();
     for (at, line) in file.split(|&byte| byte == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() {
@@ -37,7 +37,7 @@ pub fn from_tiktoken(file: &[u8], specials: &[(String, u32)]) -> Result<Vocab> {
             .ok()
             .and_then(|rank| rank.parse().ok())
             .ok_or_else(|| malformed(at + 1, "the rank is not a number in 0..2^32"))?;
-        tokens.push((id, Token::Text(bytes)));
+        tokens.push((id, RankFileToken::Text(bytes)));
     }
     if tokens.is_empty() {
         return Err(malformed(1, "the file holds no token"));
@@ -45,7 +45,7 @@ pub fn from_tiktoken(file: &[u8], specials: &[(String, u32)]) -> Result<Vocab> {
     tokens.extend(
         specials
             .iter()
-            .map(|(text, id)| (*id, Token::Special(text.clone()))),
+            .map(|(text, id)| (*id, RankFileToken::Special(text.clone()))),
     );
     assemble(tokens, "tiktoken rank file", TIKTOKEN_REMEDY)
 }
@@ -133,7 +133,9 @@ pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
             *name = special.token_str;
         }
     }
-    let mut tokens: Vec<(u32, Token)> = (0..).zip(names.into_iter().map(Token::Special)).collect();
+    let mut tokens: Vec<(u32, RankFileToken)> = (0..)
+        .zip(names.into_iter().map(RankFileToken::Special))
+        .collect();
     let kept = tekken.config.default_vocab_size - specials as usize;
     for token in tekken.vocab {
         if token.rank as usize >= kept {
@@ -144,18 +146,18 @@ pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
             .map_err(|error| {
                 format(format!("token of rank {}: bad base64: {error}", token.rank))
             })?;
-        tokens.push((specials + token.rank, Token::Text(bytes)));
+        tokens.push((specials + token.rank, RankFileToken::Text(bytes)));
     }
     assemble(tokens, "tekken.json", TEKKEN_REMEDY)
 }
 
-enum Token {
+enum RankFileToken {
     Text(Vec<u8>),
     Special(String),
 }
 
 fn assemble(
-    mut tokens: Vec<(u32, Token)>,
+    mut tokens: Vec<(u32, RankFileToken)>,
     what: &'static str,
     remedy: &'static str,
 ) -> Result<Vocab> {
@@ -174,8 +176,8 @@ fn assemble(
             builder.push_unused()?;
         }
         match token {
-            Token::Text(bytes) => builder.push_text(&bytes)?,
-            Token::Special(text) => builder.push_special(&text)?,
+            RankFileToken::Text(bytes) => builder.push_text(&bytes)?,
+            RankFileToken::Special(text) => builder.push_special(&text)?,
         };
     }
     Ok(builder.build())

@@ -1,6 +1,6 @@
 //! Long differences: finds text that both sides share by hashing what follows each boundary.
 //!
-//! Windows double until one holds a common anchor, so the work is in proportion to what is skipped.
+//! Stretches double until one holds a common anchor, so the work is in proportion to what is skipped.
 
 use hashbrown::HashTable;
 
@@ -8,39 +8,39 @@ use crate::align::output::Boundary;
 use crate::align::side::{Side, TokenId};
 use crate::align::walk::Walk;
 
-use super::window::Frame;
+use super::token_window::Frame;
 
 /// Bytes that must agree.
 const ANCHOR_BYTES: usize = 32;
 
-/// The first window, in bytes.
-const FIRST_WINDOW: usize = 2048;
+/// The length of the first stretches, in bytes.
+const FIRST_BYTES: usize = 2048;
 
-/// Boundaries of the second side's window by the bytes that follow, with the windows themselves.
+/// Boundaries of the second side's stretch by the bytes that follow, with the stretches themselves.
 #[derive(Default)]
 pub(super) struct Table {
     by_hash: HashTable<Entry>,
-    first: Window,
-    second: Window,
+    first: Stretch,
+    second: Stretch,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u64,
-    /// Index into the second window's boundaries.
+    /// Index into the second stretch's boundaries.
     boundary: u32,
 }
 
 /// The text after a boundary, and the boundaries in it.
 #[derive(Default)]
-struct Window {
+struct Stretch {
     text: Vec<u8>,
     /// Byte and token index of each boundary whose anchor lies in the text.
     boundaries: Vec<(usize, usize)>,
 }
 
-impl Window {
-    /// Reads tokens from `from` on; `false` where the side ends before the window is full.
+impl Stretch {
+    /// Reads tokens from `from` on; `false` where the side ends before the stretch is full.
     fn fill<I: TokenId>(&mut self, side: &Side<'_, I>, from: usize, bytes: usize) -> bool {
         self.text.clear();
         self.boundaries.clear();
@@ -80,7 +80,7 @@ pub(super) fn find<S: TokenId, T: TokenId>(
     table: &mut Table,
 ) -> Option<Boundary> {
     let (walk, from) = (frame.walk, frame.from);
-    let mut bytes = FIRST_WINDOW;
+    let mut bytes = FIRST_BYTES;
     loop {
         let (student, teacher) = frame.oriented((&mut table.first, &mut table.second));
         let more_student = student.fill(&walk.student, from.0, bytes);

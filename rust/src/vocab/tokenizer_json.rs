@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::spelling::{ByteLevel, METASPACE, byte_fallback};
+use super::{DummyPrefix, Family, Role, TokenKind, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
-use crate::surface::{ByteLevel, METASPACE, Role, byte_fallback};
-use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab, VocabBuilder};
 
 /// The parts of a `tokenizer.json` that say what its tokens are and how its model segments.
 #[derive(Debug, Deserialize)]

@@ -1,4 +1,4 @@
-//! Many sequences at once; the only file that names rayon.
+//! Many sequences at once.
 
 mod in_order;
 
@@ -11,7 +11,7 @@ use in_order::Output;
 use rayon::ThreadPool;
 use rustc_hash::FxHashMap;
 
-use crate::align::{Aligner, AlignmentBatch, Scratch, TokenId};
+use super::{Aligner, AlignmentBatch, Scratch, TokenId};
 use crate::error::{Error, Result};
 
 /// Sequences that lie in one array, each in its own range.
@@ -50,7 +50,7 @@ impl<'a, I> Ragged<'a, I> {
 pub const MIN_PARALLEL_TOKENS: usize = 1 << 18;
 
 /// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes a chunk)
-/// stays in its own cache until it is copied to its place.
+/// stays in its own cache until it is copied to its slice.
 const BLOCK_TOKENS: usize = 1 << 15;
 
 /// The alignments of all sequences, in order; the same for any number of threads.
@@ -137,12 +137,12 @@ impl<S: TokenId, T: TokenId> Work<'_, S, T> {
         let failed = Mutex::new(None);
         let sequences = self.student.ranges.len();
         let mut output = Output::new(sequences, self.tokens(&(0..sequences)));
-        let places = output.places(blocks.len());
+        let slots = output.slots(blocks.len());
         let work = || {
             while let Some(&at) = order.get(taken.fetch_add(1, Ordering::Relaxed)) {
                 let mut batch = spare();
                 match self.align(blocks[at].clone(), &mut batch) {
-                    Ok(()) => places.put(at, batch, keep_spare),
+                    Ok(()) => slots.put(at, batch, keep_spare),
                     Err(error) => keep_first(&failed, at, error),
                 }
             }
@@ -153,14 +153,14 @@ impl<S: TokenId, T: TokenId> Work<'_, S, T> {
             }
             work();
         });
-        let placed = places.finish();
+        let filled = slots.finish();
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
-            None => Ok(output.into_batch(placed)),
+            None => Ok(output.into_batch(filled)),
         }
     }
 
-    /// Cuts the sequences into runs of about so many tokens; a longer sequence stands alone.
+    /// Cuts the sequences into blocks of about so many tokens; a longer sequence stands alone.
     fn cut(&self, block_tokens: usize) -> Vec<Range<usize>> {
         let mut blocks = Vec::new();
         let (mut start, mut held) = (0, 0);

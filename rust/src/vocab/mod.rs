@@ -1,5 +1,10 @@
 //! A vocabulary as what its tokens contribute to the text: one byte string and one kind an id.
 
+pub mod rank_files;
+mod roles;
+pub mod spelling;
+pub mod tokenizer_json;
+
 use std::fmt::Write as _;
 use std::hash::Hasher as _;
 
@@ -8,8 +13,10 @@ use rustc_hash::FxHasher;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use roles::Role;
+pub use tokenizer_json::TokenizerJson;
+
 use crate::error::{Error, Result};
-use crate::surface::Role;
 
 /// What an id is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

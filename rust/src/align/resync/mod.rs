@@ -5,19 +5,21 @@
 //! the same goal as the exact dynamic program over all pairs of boundaries. The first state in order
 //! of cost from which enough agrees is taken for the answer; how much is enough grows with what was
 //! skipped. Three stages, each for what the one before cannot settle, and each of bounded work:
-//! [`glance`] at the next few tokens, [`near`] among the next 64, [`anchor`] for longer differences.
+//! [`nearby`] at the next few tokens, [`local_search`] among the next 64, [`hash_anchor`] for longer
+//! differences.
 
-mod anchor;
-mod glance;
-mod near;
-mod places;
-mod window;
+mod bitset;
+mod bucket_queue;
+mod hash_anchor;
+mod local_search;
+mod nearby;
+mod token_window;
 
 use crate::align::output::{Boundary, ChunkKind, Sink};
 use crate::align::side::TokenId;
 use crate::align::walk::Walk;
-use near::{Best, Candidates};
-use window::{Frame, Window};
+use local_search::{Best, Candidates};
+use token_window::{Frame, TokenWindow};
 
 /// Agreement of this many bytes always ends a search.
 pub(crate) const COMMIT_BYTES: usize = 64;
@@ -41,17 +43,17 @@ pub(crate) enum Outcome {
 
 /// Memory of a search, kept from one to the next.
 #[derive(Default)]
-pub(crate) struct Scratch {
-    window: Window,
-    near: near::States,
-    anchors: anchor::Table,
+pub(crate) struct Memory {
+    window: TokenWindow,
+    local: local_search::LocalSearch,
+    anchors: hash_anchor::Table,
     /// No anchor follows in what is left of the sequence.
     no_anchor: bool,
     /// Boundaries to jump to, the next one last: one for each difference that the search passed.
     pub(crate) plan: Vec<Boundary>,
 }
 
-impl Scratch {
+impl Memory {
     /// Forgets the sequence before.
     pub(crate) fn start(&mut self) {
         self.plan.clear();
@@ -73,7 +75,7 @@ impl Sink for Probe {
     }
 
     #[inline(always)]
-    fn run(&mut self, start: Boundary, count: usize, bytes: usize) {
+    fn one_to_one(&mut self, start: Boundary, count: usize, bytes: usize) {
         self.end = (start.0 + count, start.1 + count);
         self.agreed += bytes;
     }
@@ -97,23 +99,23 @@ pub(crate) fn search<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,
     swapped: bool,
-    scratch: &mut Scratch,
+    memory: &mut Memory,
 ) -> Outcome {
     let frame = Frame {
         walk,
         from,
         swapped,
     };
-    scratch.plan.clear();
-    scratch.near.leave(&scratch.window);
-    scratch.window.clear();
-    if let Some(jump) = glance::search(&frame, &mut scratch.window) {
-        scratch.plan.push(jump);
+    memory.plan.clear();
+    memory.local.leave(&memory.window);
+    memory.window.clear();
+    if let Some(jump) = nearby::search(&frame, &mut memory.window) {
+        memory.plan.push(jump);
         return Outcome::Found;
     }
-    match near::search(&frame, scratch) {
+    match local_search::search(&frame, memory) {
         Ok(outcome) => outcome,
-        Err(candidates) => search_far(&frame, scratch, candidates),
+        Err(candidates) => search_far(&frame, memory, candidates),
     }
 }
 
@@ -121,21 +123,21 @@ pub(crate) fn search<S: TokenId, T: TokenId>(
 /// else one that keeps something or leads to the end of a side.
 fn search_far<S: TokenId, T: TokenId>(
     frame: &Frame<'_, '_, S, T>,
-    scratch: &mut Scratch,
+    memory: &mut Memory,
     candidates: Candidates,
 ) -> Outcome {
     let Candidates { agreed, ended } = candidates;
     if agreed.is_none_or(|agreed| agreed.score() <= 0) {
-        if !scratch.no_anchor
-            && let Some(jump) = anchor::find(frame, &mut scratch.anchors)
+        if !memory.no_anchor
+            && let Some(jump) = hash_anchor::find(frame, &mut memory.anchors)
         {
-            scratch.plan.push(jump);
+            memory.plan.push(jump);
             return Outcome::Found;
         }
         // What is left later is part of what is left now: looking once is enough.
-        scratch.no_anchor = true;
+        memory.no_anchor = true;
     }
-    let (end, end_bytes) = anchor::common_end(frame.walk, frame.from);
+    let (end, end_bytes) = hash_anchor::common_end(frame.walk, frame.from);
     let kept = |best: Option<Best>| best.map_or(0, |best| best.agreed);
     let best = if kept(ended) >= kept(agreed) {
         ended.or(agreed)
@@ -149,11 +151,11 @@ fn search_far<S: TokenId, T: TokenId>(
     };
     match best {
         Some(best) => {
-            scratch.near.plan(best, frame, &mut scratch.plan);
+            memory.local.plan(best, frame, &mut memory.plan);
             Outcome::Found
         }
         None => {
-            scratch.plan.push(end);
+            memory.plan.push(end);
             Outcome::Coarse
         }
     }

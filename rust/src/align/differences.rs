@@ -1,24 +1,24 @@
 //! From one difference to the next: the walk where bytes agree, the search where they do not.
 
 use super::output::{Boundary, ChunkKind, Sink, Writer};
+use super::resync::{self, Outcome};
 use super::side::TokenId;
 use super::walk::{Stop, Walk};
-use crate::resync::{self, Outcome};
 
 /// An id outside its vocabulary.
 pub(super) struct BadId;
 
 /// Walks both sides to their ends, over each difference.
-pub(super) fn run<S: TokenId, T: TokenId>(
+pub(super) fn align_sides<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     writer: &mut Writer<'_>,
-    scratch: &mut resync::Scratch,
+    memory: &mut resync::Memory,
 ) -> Result<(), BadId> {
     let ends = (walk.student.ids.len(), walk.teacher.ids.len());
     let mut from = (0, 0);
-    scratch.start();
+    memory.start();
     loop {
-        match walk.run(from, writer) {
+        match walk.advance(from, writer) {
             Stop::End | Stop::Enough => return Ok(()),
             Stop::BadId => return Err(BadId),
             Stop::OneEnds { at, reached } => {
@@ -35,17 +35,17 @@ pub(super) fn run<S: TokenId, T: TokenId>(
                 if agreed >= resync::COMMIT_BYTES && reached.0 > at.0 && reached.1 > at.1 {
                     block(walk, at, reached, false, writer)?;
                     at = reached;
-                    scratch.plan.clear();
+                    memory.plan.clear();
                 }
                 let mut coarse = false;
-                if scratch.plan.is_empty() {
-                    match resync::search(walk, at, is_greater(walk, reached, bytes), scratch) {
+                if memory.plan.is_empty() {
+                    match resync::search(walk, at, is_greater(walk, reached, bytes), memory) {
                         Outcome::Found => {}
                         Outcome::Coarse => coarse = true,
                         Outcome::BadId => return Err(BadId),
                     }
                 }
-                let next = scratch.plan.pop().unwrap_or(ends);
+                let next = memory.plan.pop().unwrap_or(ends);
                 from = (next.0.max(at.0), next.1.max(at.1));
                 block(walk, at, from, coarse, writer)?;
             }

@@ -21,7 +21,7 @@ pub(super) struct Frame<'f, 'a, S, T> {
 
 /// A side of a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
+pub(super) enum FrameSide {
     First,
     Second,
 }
@@ -52,8 +52,8 @@ impl<S: TokenId, T: TokenId> Frame<'_, '_, S, T> {
 
     /// The token `offset` after the difference on one side.
     #[inline(always)]
-    fn head(&self, which: Which, offset: usize) -> Option<Head> {
-        if (which == Which::First) != self.swapped {
+    fn head(&self, side: FrameSide, offset: usize) -> Option<Head> {
+        if (side == FrameSide::First) != self.swapped {
             Head::read(&self.walk.student, self.from.0 + offset)
         } else {
             Head::read(&self.walk.teacher, self.from.1 + offset)
@@ -63,9 +63,9 @@ impl<S: TokenId, T: TokenId> Frame<'_, '_, S, T> {
     /// Whether a tokenizer may have put a space of its own at a place, which lets texts agree whose
     /// bytes do not.
     #[inline(always)]
-    pub(super) fn may_have_dummy(&self, which: Which, offset: usize) -> bool {
+    pub(super) fn may_have_dummy(&self, side: FrameSide, offset: usize) -> bool {
         self.walk.has_dummy
-            && if (which == Which::First) != self.swapped {
+            && if (side == FrameSide::First) != self.swapped {
                 self.walk.student.starts_segment(self.from.0 + offset)
             } else {
                 self.walk.teacher.starts_segment(self.from.1 + offset)
@@ -140,7 +140,7 @@ impl Head {
 
 /// The tokens of one side from the difference on.
 pub(super) struct Heads {
-    which: Which,
+    side: FrameSide,
     heads: [Head; WIDTH],
     /// What skipping the first so many tokens costs.
     costs: [u32; WIDTH + 1],
@@ -150,9 +150,9 @@ pub(super) struct Heads {
 }
 
 impl Heads {
-    pub(super) fn new(which: Which) -> Self {
+    pub(super) fn new(side: FrameSide) -> Self {
         Self {
-            which,
+            side,
             heads: [Head::default(); WIDTH],
             costs: [0; WIDTH + 1],
             read: 0,
@@ -185,7 +185,7 @@ impl Heads {
         count: usize,
     ) {
         while self.read < count.min(WIDTH) && !self.ended {
-            let Some(head) = frame.head(self.which, self.read) else {
+            let Some(head) = frame.head(self.side, self.read) else {
                 self.ended = true;
                 return;
             };
@@ -220,21 +220,21 @@ impl Heads {
 }
 
 /// The tokens of both sides.
-pub(super) struct Window {
+pub(super) struct TokenWindow {
     pub(super) first: Heads,
     pub(super) second: Heads,
 }
 
-impl Default for Window {
+impl Default for TokenWindow {
     fn default() -> Self {
         Self {
-            first: Heads::new(Which::First),
-            second: Heads::new(Which::Second),
+            first: Heads::new(FrameSide::First),
+            second: Heads::new(FrameSide::Second),
         }
     }
 }
 
-impl Window {
+impl TokenWindow {
     pub(super) fn clear(&mut self) {
         self.first.clear();
         self.second.clear();
@@ -251,7 +251,7 @@ impl Window {
             return false;
         };
         left.differs(right)
-            && !frame.may_have_dummy(Which::First, row)
-            && !frame.may_have_dummy(Which::Second, column)
+            && !frame.may_have_dummy(FrameSide::First, row)
+            && !frame.may_have_dummy(FrameSide::Second, column)
     }
 }
