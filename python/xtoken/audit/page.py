@@ -33,7 +33,7 @@ def render(audit: Audit, projection: Projection, student_name: str, teacher_name
     }
     # No "</script>" can occur in it, nor a line separator that JavaScript would not take.
     text = json.dumps(data, ensure_ascii=True).replace("</", "<\\/")
-    template = files("xtoken.report").joinpath("audit.html").read_text(encoding="utf-8")
+    template = files("xtoken.audit").joinpath("page.html").read_text(encoding="utf-8")
     return template.replace(_PLACE, text)
 
 
