@@ -18,12 +18,11 @@ from demo.corpus import Corpus, build_corpus, sample
 from demo.document import Document
 from demo.student import prepare_student
 from demo.teacher import prepare_teacher
-from xtoken.data import DistillCollator, TextSplit
+from xtoken.data import TextSplit
 from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig
 from xtoken.training.models import load_pair
 from xtoken.training.prepare import Materials, Reporter, open_store, prepare
-from xtoken.training.step_loss import Objective
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -68,7 +67,7 @@ class Bench:
         assert top_k is not None
         key = (top_k, len(materials.train))
         if key not in self.stores:
-            teacher = materials.pair.load_teacher(torch.device("cpu"))
+            teacher = materials.models.load_teacher(torch.device("cpu"))
             cache = self.folder / "teacher-top-k"
             self.stores[key] = open_store(materials, teacher, top_k, cache, self.reporter)
         return self.stores[key]
@@ -81,18 +80,15 @@ class Bench:
         )
         materials = self.materials(config, seed, passages)
         store = self.store(materials, config) if config.loss != "ce" else None
-        model = materials.pair.load_student()
+        model = materials.models.load_student()
         pair = materials.pair
         with tempfile.TemporaryDirectory() as scratch:
             trainer = DistillTrainer(
                 model,
                 replace(config, device="cpu"),
-                objective=Objective(config, materials.projection),
+                distiller=config.distiller(materials.pair),
                 teacher=store,
                 train_examples=materials.train,
-                collator=DistillCollator.for_tokenizers(
-                    pair.student_tokenizer, pair.teacher_tokenizer
-                ),
                 output_dir=scratch,
                 on_step=on_step,
             )

@@ -25,6 +25,8 @@ from xtoken.errors import StoreError as StoreError
 from xtoken.errors import TokenIdError as TokenIdError
 from xtoken.errors import UnsupportedTokenizerError as UnsupportedTokenizerError
 from xtoken.errors import XTokenError as XTokenError
+from xtoken.pair import Pair as Pair
+from xtoken.pair import distiller as distiller
 from xtoken.projection import Csr as Csr
 from xtoken.projection import Explanation as Explanation
 from xtoken.projection import Projection as Projection

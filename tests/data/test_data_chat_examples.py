@@ -13,11 +13,12 @@ import torch
 from chat_families import family
 from test_data_chat_template import CONTENTS, conversation
 
-from xtoken import Aligner, ChunkKind, Projection, Vocab
+from xtoken import Aligner, ChunkKind, Vocab
 from xtoken.data import Conversation, DistillCollator, Example, make_examples
 from xtoken.errors import DataError
+from xtoken.pair import Pair
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.training import DistillConfig, Objective
+from xtoken.training import DistillConfig
 
 PAIRS = [
     ("smollm2", "deepseek"),
@@ -247,8 +248,8 @@ def test_progress_counts_documents_and_not_their_examples() -> None:
 
 
 @functools.cache
-def projection() -> Projection:
-    return Projection.build(family("llama3").tokenizer, family("qwen3").tokenizer)
+def pair() -> Pair:
+    return Pair(family("llama3").tokenizer, family("qwen3").tokenizer)
 
 
 @pytest.mark.parametrize("loss", ["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"])
@@ -259,21 +260,16 @@ def test_what_the_assistant_does_not_say_has_exactly_no_gradient(loss: Any) -> N
         conversation(CONTENTS["code"]),
     )
     batch = DistillCollator()(found)
-    objective = Objective(DistillConfig(loss=loss, top_k=64, teacher_top_k=None), projection())
-    rows, columns = projection().shape
+    distiller = DistillConfig(loss=loss, top_k=64, teacher_top_k=None).distiller(pair())
+    rows, columns = pair().sizes
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(*batch["student_ids"].shape, rows, generator=generator)
+    logits = torch.randn(*batch.student_ids.shape, rows, generator=generator)
     logits.requires_grad_()
-    signal = torch.randn(*batch["teacher_ids"].shape, columns, generator=generator)
-    tokens, chunks = objective.counts(batch)
-    parts = objective(
-        logits, None if loss == "ce" else signal, batch, token_total=tokens, chunk_total=chunks
-    )
-    total, _ = objective.combine(parts, None)
-    total.backward()
+    signal = torch.randn(*batch.teacher_ids.shape, columns, generator=generator)
+    distiller(logits, None if loss == "ce" else signal, batch).loss.backward()
     assert logits.grad is not None
-    predictors = torch.zeros_like(batch["student_loss_mask"])
-    predictors[:, :-1] = batch["student_loss_mask"][:, 1:]
+    predictors = torch.zeros_like(batch.student_loss_mask)
+    predictors[:, :-1] = batch.student_loss_mask[:, 1:]
     has_gradient = logits.grad.abs().amax(-1) > 0
     # Cross-entropy learns all that is said, the end of each turn included.
     assert torch.equal(has_gradient, predictors)

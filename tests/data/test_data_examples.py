@@ -95,9 +95,9 @@ def test_a_batch_holds_each_example_and_padding_beside_it(
     picked = examples[4:9]
     batch = collator(picked)
     for name, pad in (("student", 3), ("teacher", 5)):
-        ids = batch[f"{name}_ids"]  # type: ignore[literal-required]
-        attention = batch[f"{name}_attention_mask"]  # type: ignore[literal-required]
-        loss = batch[f"{name}_loss_mask"]  # type: ignore[literal-required]
+        ids = getattr(batch, name)["input_ids"]
+        attention = getattr(batch, name)["attention_mask"]
+        loss = getattr(batch, f"{name}_loss_mask")
         assert ids.shape[1] % multiple == 0
         for row, example in enumerate(picked):
             expected = getattr(example, f"{name}_ids")
@@ -116,13 +116,13 @@ def test_chunks_of_a_batch_spell_the_same_bytes_on_both_sides(
     student, teacher = map(Vocab.from_tokenizer, tokenizers)
     picked = examples[10:14]
     batch = DistillCollator(padding_side=side)(picked)  # type: ignore[arg-type]
-    chunks = batch["chunks"].usable(batch["student_loss_mask"], batch["teacher_loss_mask"])
+    chunks = batch.chunks
     # All chunks but the student's BOS and the first of the text, which no teacher token precedes.
     assert len(chunks) == sum(len(example.alignment) - 2 for example in picked)
     for index in range(len(chunks)):
         row = int(chunks.sample[index])
-        left = batch["student_ids"][row, chunks.student_start[index] : chunks.student_end[index]]
-        right = batch["teacher_ids"][row, chunks.teacher_start[index] : chunks.teacher_end[index]]
+        left = batch.student_ids[row, chunks.student_start[index] : chunks.student_end[index]]
+        right = batch.teacher_ids[row, chunks.teacher_start[index] : chunks.teacher_end[index]]
         assert student.decode_bytes(left.tolist()) == teacher.decode_bytes(right.tolist())
 
 
@@ -138,7 +138,7 @@ def test_a_loss_mask_of_an_example_is_kept(examples: list[Example]) -> None:
         example.alignment,
     )
     batch = DistillCollator()([masked])
-    assert torch.equal(batch["student_loss_mask"][0], torch.from_numpy(mask))
+    assert torch.equal(batch.student_loss_mask[0], torch.from_numpy(mask))
 
 
 def test_bad_arguments_of_the_collator_are_refused() -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Vocab
 from xtoken.data import DistillCollator, split_held_out
-from xtoken.errors import OptionError
+from xtoken.distillation import Counts
+from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.projection import Projection
 from xtoken.training import (
     DistillConfig,
@@ -23,7 +24,6 @@ from xtoken.training import (
     HeldOutEvaluator,
     Materials,
     ModelPair,
-    Objective,
     load_pair,
     open_teachers,
     prepare,
@@ -71,9 +71,9 @@ def gradient_of_a_step(
 ) -> dict[str, torch.Tensor]:
     keep = KeepGradient()
     trainer = DistillTrainer(
-        materials.pair.load_student(),
+        materials.models.load_student(),
         config,
-        objective=Objective(config, materials.projection),
+        distiller=config.distiller(materials.pair),
         teacher=open_teachers(materials, config, [config.loss], cache)[config.loss],
         train_examples=materials.train,
         collator=DistillCollator(padding_side=padding_side),  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
 
 
 def test_evaluation_restores_the_mode_of_the_model(materials: Materials) -> None:
-    model = materials.pair.load_student().train()
+    model = materials.models.load_student().train()
     HeldOutEvaluator(materials.held_out.examples, materials.pair.student_vocab).score(model)
     assert model.training
 
@@ -258,15 +258,13 @@ def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
     batch = DistillCollator()(materials.train.examples[:2])
     generator = torch.Generator().manual_seed(0)
     student_size, teacher_size = materials.projection.shape
-    student = torch.randn(*batch["student_ids"].shape, student_size, generator=generator)
-    teacher = torch.randn(*batch["teacher_ids"].shape, teacher_size, generator=generator)
+    student = torch.randn(*batch.student_ids.shape, student_size, generator=generator)
+    teacher = torch.randn(*batch.teacher_ids.shape, teacher_size, generator=generator)
 
     def kd(**changed: object) -> float:
         config = replace(CONFIG, loss=loss, teacher_top_k=None, **changed)
-        parts = Objective(config, materials.projection)(
-            student, teacher, batch, token_total=1.0, chunk_total=1.0
-        )
-        return float(parts.kd)
+        output = config.distiller(materials.pair)(student, teacher, batch, totals=Counts(1, 1))
+        return float(output.kd)
 
     assert kd(top_k=8) != pytest.approx(kd(top_k=8, tail_bucket=False), rel=0.1)
     for top_k in (None, teacher_size):
@@ -276,7 +274,7 @@ def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
 def test_a_loss_with_a_teacher_needs_one(materials: Materials, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="loss = 'prefix-kl' needs a teacher"):
         train(materials, CONFIG, None, tmp_path)
-    with pytest.raises(OptionError, match="needs W of the pair"):
-        Objective(CONFIG, None)
+    with pytest.raises(ArgumentTypeError, match=r"pair is a NoneType; pass xtoken\.Pair"):
+        CONFIG.distiller(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 held-out examples"):
         HeldOutEvaluator([], materials.pair.student_vocab)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from xtoken.distillation.options import LOSS_NAMES as LOSSES
 from xtoken.errors import OptionError
-from xtoken.training.config import LOSSES, DistillConfig
+from xtoken.training.config import DistillConfig
 
 
 @pytest.mark.parametrize(

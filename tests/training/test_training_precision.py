@@ -17,7 +17,6 @@ from xtoken.training import (
     DistillTrainer,
     HeldOutEvaluator,
     Materials,
-    Objective,
     load_pair,
     open_teachers,
     prepare,
@@ -49,12 +48,12 @@ class Watch(TrainerCallback):
 
 
 def run(materials: Materials, config: DistillConfig, folder: Path) -> tuple[History, Watch]:
-    student = materials.pair.load_student()
+    student = materials.models.load_student()
     history, watch = History(), Watch(student)
     trainer = DistillTrainer(
         student,
         config,
-        objective=Objective(config, materials.projection),
+        distiller=config.distiller(materials.pair),
         teacher=open_teachers(materials, config, [config.loss], folder)[config.loss],
         train_examples=materials.train,
         collator=DistillCollator(),
@@ -100,7 +99,7 @@ def test_the_scores_of_a_bf16_run_are_those_of_the_saved_student_in_float32(
     config = replace(CONFIG, mixed_precision="bf16", loss="ce")
     result = train(materials, config, None, tmp_path)
     evaluator = HeldOutEvaluator(materials.held_out.examples, materials.pair.student_vocab)
-    assert evaluator.score(materials.pair.load_student()) == result.before
+    assert evaluator.score(materials.models.load_student()) == result.before
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto")
     assert student.dtype == torch.float32
     assert evaluator.score(student) == result.after

@@ -44,7 +44,7 @@ class Keep(TrainerCallback):
         torch.save(gradient, folder / f"gradient-{rank}.pt")
 
 trainer = DistillTrainer(
-    pair.load_student(), config, objective=Objective(config, materials.projection),
+    pair.load_student(), config, distiller=config.distiller(materials.pair),
     teacher=teachers[config.loss], train_examples=materials.train, collator=DistillCollator(),
     output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
 )

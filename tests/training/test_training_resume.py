@@ -245,17 +245,20 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
     assert ": other held-out texts, or a date in the chat template (" in refused(
         replace(materials, held_out=shorter)
     )
-    w = replace(materials.projection, weights=materials.projection.weights * 0.5)
-    assert ": other weights of W (" in refused(replace(materials, projection=w))
+    other = materials.pair.with_options()
+    other.__dict__["projection"] = replace(
+        materials.projection, weights=materials.projection.weights * 0.5
+    )
+    assert ": other weights of W (" in refused(replace(materials, pair=other))
     for side in ("student", "teacher"):
         folder = tmp_path / side
-        shutil.copytree(getattr(materials.pair, f"{side}_source"), folder)
+        shutil.copytree(getattr(materials.models, f"{side}_source"), folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
         with torch.no_grad():
             next(model.parameters())[0, 0] += 1
         model.save_pretrained(folder)
-        pair = replace(materials.pair, **{f"{side}_source": str(folder)})
-        assert f": other weights of the {side} (" in refused(replace(materials, pair=pair))
+        models = replace(materials.models, **{f"{side}_source": str(folder)})
+        assert f": other weights of the {side} (" in refused(replace(materials, models=models))
     (interrupted / "run.json").unlink()
     mark = json.loads((interrupted / "checkpoint-6" / "run.json").read_text())
     mark["run"]["processes"] = 2

@@ -28,18 +28,19 @@ from xtoken.cli.distill_tables import (
     result_table,
 )
 from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.distillation import DistillLossName
 from xtoken.errors import DataError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.checkpoints import forget
-from xtoken.training.config import DistillConfig, LossName
+from xtoken.training.config import DistillConfig
 from xtoken.training.models import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, train
 
 HELD_OUT_FRACTION = 0.1
-COMPARED: tuple[LossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
+COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def run(request: Request) -> None:
     console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
     config = _config(request)
-    losses: list[LossName] = [config.loss]
+    losses: list[DistillLossName] = [config.loss]
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
     texts = _texts(request)
     pair = load_pair(request.student, request.teacher)
     for side, file in request.chat_templates.items():
         if file is not None:
-            getattr(pair, f"{side}_tokenizer").chat_template = _chat_template(side, file)
+            getattr(pair.pair, f"{side}_tokenizer").chat_template = _chat_template(side, file)
     materials = prepare(pair, texts, config, bars)
     _show_materials(console, materials, texts)
 

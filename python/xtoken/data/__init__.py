@@ -1,6 +1,6 @@
 """From files of texts and conversations to padded, aligned batches."""
 
-from xtoken.data.collate import DistillBatch as DistillBatch
+from xtoken.data.batch import Batch as Batch
 from xtoken.data.collate import DistillCollator as DistillCollator
 from xtoken.data.conversations import Conversation as Conversation
 from xtoken.data.documents import Document as Document

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken.align import AlignmentBatch
+from xtoken.data.batch import Batch
 from xtoken.data.examples import Example
-from xtoken.errors import DataError
+from xtoken.errors import DataError, OptionError
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.vocab.fingerprints import PairFingerprint
 
 PaddingSide = Literal["right", "left"]
-
-
-class DistillBatch(TypedDict):
-    """A padded batch; `chunks` counts tokens in padded rows.
-
-    `*_ids` [B, T] int64, `*_attention_mask` [B, T] int64 (1 for a token), `*_loss_mask` [B, T]
-    bool (a token that a loss may predict: never padding nor a first token); T_s and T_t differ.
-    """
-
-    student_ids: Tensor
-    student_attention_mask: Tensor
-    student_loss_mask: Tensor
-    teacher_ids: Tensor
-    teacher_attention_mask: Tensor
-    teacher_loss_mask: Tensor
-    chunks: ChunkBatch
 
 
 class DistillCollator:
@@ -40,6 +27,10 @@ class DistillCollator:
         student_pad_id, teacher_pad_id: written into padding, where no mask is set.
         padding_side: `right` or `left`, for both sides.
         pad_to_multiple_of: lengths are rounded up to it.
+        pair: the pair whose examples these are; batches carry it.
+
+    Raises:
+        OptionError: an unknown side, or a multiple below 1.
     """
 
     def __init__(
@@ -49,29 +40,23 @@ class DistillCollator:
         *,
         padding_side: PaddingSide = "right",
         pad_to_multiple_of: int = 1,
+        pair: PairFingerprint | None = None,
     ) -> None:
         if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side = {padding_side!r}, expected 'right' or 'left'")
+            raise OptionError(f"padding_side = {padding_side!r}, expected 'right' or 'left'")
         if pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of = {pad_to_multiple_of}, expected at least 1")
+            raise OptionError(f"pad_to_multiple_of = {pad_to_multiple_of}, expected at least 1")
         self.student_pad_id = student_pad_id
         self.teacher_pad_id = teacher_pad_id
         self.padding_side = padding_side
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.pair = pair
 
-    @classmethod
-    def for_tokenizers(
-        cls, student_tokenizer: Any, teacher_tokenizer: Any, **options: Any
-    ) -> DistillCollator:
-        """Take the pad ids of two `transformers` tokenizers, 0 where a tokenizer has none."""
-        return cls(
-            student_tokenizer.pad_token_id or 0, teacher_tokenizer.pad_token_id or 0, **options
-        )
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """The padded batch.
 
-    def __call__(self, examples: Sequence[Example]) -> DistillBatch:
-        """Return the padded batch.
-
-        Raises: DataError if there is no example.
+        Raises:
+            DataError: there is no example.
         """
         if not examples:
             raise DataError("a batch of 0 examples cannot be padded; give at least one")
@@ -85,16 +70,17 @@ class DistillCollator:
             [example.teacher_loss_mask for example in examples],
             self.teacher_pad_id,
         )
-        return DistillBatch(
-            student_ids=student[0],
-            student_attention_mask=student[1],
-            student_loss_mask=student[2],
-            teacher_ids=teacher[0],
-            teacher_attention_mask=teacher[1],
-            teacher_loss_mask=teacher[2],
-            chunks=ChunkBatch.from_alignments(
-                [example.alignment for example in examples], student[3], teacher[3]
-            ),
+        alignments = AlignmentBatch.stack([example.alignment for example in examples])
+        chunks = ChunkBatch.from_alignments(alignments, student[2], teacher[2])
+        return Batch(
+            student=student[0],
+            teacher=teacher[0],
+            student_loss_mask=student[1],
+            teacher_loss_mask=teacher[1],
+            chunks=chunks.usable(student[1], teacher[1]),
+            tokens=int(student[1][:, 1:].sum()),
+            coverage=alignments.coverage,
+            pair=self.pair,
         )
 
     def _pad(
@@ -102,7 +88,7 @@ class DistillCollator:
         ids: list[NDArray[np.int64]],
         loss_masks: list[NDArray[np.bool_]],
         pad_id: int,
-    ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    ) -> tuple[dict[str, Tensor], Tensor, list[int]]:
         longest = max(map(len, ids))
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = np.full((len(ids), width), pad_id, dtype=np.int64)
@@ -110,15 +96,22 @@ class DistillCollator:
         loss = np.zeros((len(ids), width), dtype=np.bool_)
         offsets = [width - len(row) if self.padding_side == "left" else 0 for row in ids]
         for row, offset in enumerate(offsets):
-            place = slice(offset, offset + len(ids[row]))
-            padded[row, place] = ids[row]
-            attention[row, place] = 1
-            loss[row, place] = loss_masks[row]
+            columns = slice(offset, offset + len(ids[row]))
+            padded[row, columns] = ids[row]
+            attention[row, columns] = 1
+            loss[row, columns] = loss_masks[row]
             # Nothing predicts a first token; after left padding a pad would seem to.
             loss[row, offset] = False
-        return (
-            torch.from_numpy(padded),
-            torch.from_numpy(attention),
-            torch.from_numpy(loss),
-            offsets,
-        )
+        inputs = {
+            "input_ids": torch.from_numpy(padded),
+            "attention_mask": torch.from_numpy(attention),
+        }
+        if any(offsets):
+            # Positions count tokens. Only with padding on the left: not every model takes them.
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return inputs, torch.from_numpy(loss), offsets
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The tokenizer's own padding token, 0 where it has none; padding is masked everywhere."""
+    return getattr(tokenizer, "pad_token_id", None) or 0

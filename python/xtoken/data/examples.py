@@ -36,6 +36,26 @@ class Example:
     teacher_loss_mask: NDArray[np.bool_]
     alignment: Alignment
 
+    @classmethod
+    def whole(
+        cls, student_ids: Sequence[int], teacher_ids: Sequence[int], alignment: Alignment
+    ) -> Example:
+        """An example all of whose tokens count in the loss."""
+        student, teacher = (np.asarray(ids, dtype=np.int64) for ids in (student_ids, teacher_ids))
+        masks = (np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher))
+        return cls(student, teacher, *masks, alignment)
+
+    def cut(self, student_end: int, teacher_end: int, aligner: Aligner) -> Example:
+        """The first tokens of both sides, aligned anew; the ends are a chunk boundary."""
+        student_ids, teacher_ids = self.student_ids[:student_end], self.teacher_ids[:teacher_end]
+        return Example(
+            student_ids,
+            teacher_ids,
+            self.student_loss_mask[:student_end],
+            self.teacher_loss_mask[:teacher_end],
+            aligner.align(student_ids, teacher_ids),
+        )
+
 
 @dataclass(frozen=True)
 class ExampleSet:
@@ -144,3 +164,35 @@ def _example(student: Encoded, teacher: Encoded, alignment: Alignment) -> Exampl
         teacher_loss_mask=teacher.loss_mask,
         alignment=alignment,
     )
+
+
+def cut_together(examples: Sequence[Example], aligners: Sequence[Aligner]) -> list[Example]:
+    """Cut examples of one text under several teachers at one place, a boundary for all of them.
+
+    Args:
+        examples: one per teacher, of the same student tokens up to the shortest.
+        aligners: of each pair.
+
+    Raises:
+        DataError: the student's tokens differ, or no place but the beginning suits all.
+    """
+    shortest = min(len(example.student_ids) for example in examples)
+    heads = {example.student_ids[:shortest].tobytes() for example in examples}
+    if len(heads) != 1:
+        raise DataError(
+            "the student's tokens of a text differ between the pairs; several teachers need one "
+            "student tokenizer and chat template"
+        )
+    if all(len(example.student_ids) == shortest for example in examples):
+        return list(examples)
+    common: set[int] = set.intersection(
+        *(set(example.alignment.student_bounds.tolist()) for example in examples)
+    )
+    end = max((bound for bound in common if bound <= shortest), default=0)
+    if end < 2:
+        raise DataError("no place but the beginning is a chunk boundary for all teachers")
+    cut = []
+    for example, aligner in zip(examples, aligners, strict=True):
+        at = int(np.searchsorted(example.alignment.student_bounds, end, side="right")) - 1
+        cut.append(example.cut(end, int(example.alignment.teacher_bounds[at]), aligner))
+    return cut

@@ -2,6 +2,7 @@
 
 from xtoken.teachers.forward import causal_logits as causal_logits
 from xtoken.teachers.live import LiveTeacher as LiveTeacher
+from xtoken.teachers.live import TeacherSource as TeacherSource
 from xtoken.teachers.shard import Predictions as Predictions
 from xtoken.teachers.shard import StoreKey as StoreKey
 from xtoken.teachers.store import TopKStore as TopKStore

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from xtoken.teachers.forward import causal_logits
+from xtoken.tensors.teacher_signal import TeacherTopK
+
+
+class TeacherSource(Protocol):
+    """Anything that gives the teacher's predictions of a padded batch."""
+
+    def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor | TeacherTopK:
+        """Return logits [B, T, V], or the likeliest columns of each position."""
 
 
 class LiveTeacher:

@@ -21,5 +21,4 @@ from xtoken.training.prepare import open_teachers as open_teachers
 from xtoken.training.prepare import prepare as prepare
 from xtoken.training.run import RunResult as RunResult
 from xtoken.training.run import train as train
-from xtoken.training.step_loss import Objective as Objective
 from xtoken.training.trainer import DistillTrainer as DistillTrainer

@@ -9,13 +9,15 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from xtoken.distillation import Distiller, DistillLossName
 from xtoken.errors import OptionError
+from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.registry import LOSSES as KNOWN_LOSSES
+from xtoken.pair import Pair
 
 TeacherDtype = Literal["float32", "bfloat16", "auto"]
-LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"]
-LOSSES: tuple[str, ...] = typing.get_args(LossName)
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,15 @@ class DistillConfig:
     """Settings of one run. Equal settings, data and models give equal results on one machine.
 
     Args:
-        loss: `prefix-kl`, `p-kl`, `h-kl`, `gold`, `uld`, or `ce` (no teacher at all).
+        loss: a loss of the library by name (`prefix-kl`, `p-kl`, `h-kl`, `gold`, `uld`, `alm`,
+            `same-vocab-kl`), `ce` (no teacher at all), or `auto`, what the audit recommends.
         kd_weight: weight of the distillation loss beside the cross-entropy; `balanced` is that of
             the X-Token paper (Eq. 7), `sg(CE / KD) * KD + CE`.
         ce_weight: weight of the cross-entropy.
-        temperature: divides the logits of both sides; the loss is multiplied by its square.
+        direction, beta: of the divergence: `forward` is KL(teacher || student), `reverse` the
+            other, `jsd` the generalized Jensen-Shannon divergence at `beta`.
+        temperature: divides the logits of both sides; the loss is multiplied by its square. None is
+            the loss's own, 1 or, for `alm`, 100.
         merge: how the predictor rows of a chunk become one distribution: `chain`, `last` or `mean`.
         top_k: columns of the loss, the teacher's likeliest ones; None for all.
         top_k_scope: whose likeliest ones, each `chunk`'s own or those of the `microbatch`; the
@@ -36,6 +42,7 @@ class DistillConfig:
             together as one more, so that no mass hides there; without `top_k` there are none.
         teacher_top_k: columns of the teacher that are computed once and stored; None runs the
             teacher in every step.
+        learnable_projection: whether the weights of W are trained with the student (`p-kl`).
         projection_top_k, projection_decay, projection_max_pieces: how W is built.
         prefix_max_depth: longest prefix that `prefix-kl` compares; None for no limit.
         prefix_end: whether `prefix-kl` compares where tokens end; False is for ablations.
@@ -57,15 +64,18 @@ class DistillConfig:
             files. Stored predictions of one dtype do not stand in for those of another.
     """
 
-    loss: LossName = "prefix-kl"
+    loss: DistillLossName = "prefix-kl"
     kd_weight: float | Literal["balanced"] = "balanced"
     ce_weight: float = 1.0
-    temperature: float = 1.0
+    direction: Direction = "forward"
+    beta: float = 0.5
+    temperature: float | None = None
     merge: Literal["chain", "last", "mean"] = "chain"
     top_k: int | None = 512
     top_k_scope: Literal["chunk", "microbatch"] = "chunk"
     tail_bucket: bool = True
     teacher_top_k: int | None = 512
+    learnable_projection: bool = False
     projection_top_k: int = 4
     projection_decay: float = 0.1
     projection_max_pieces: int = 4
@@ -116,7 +126,7 @@ class DistillConfig:
         renormalized = self.loss == "p-kl" and not self.tail_bucket
         if (
             not (self.loss == "ce" or renormalized)
-            and self.temperature != 1
+            and self.temperature not in (None, 1)
             and self.teacher_top_k is not None
         ):
             raise OptionError(
@@ -134,6 +144,25 @@ class DistillConfig:
                 f"ce_weight = 0 with kd_weight = {self.kd_weight} and loss = {self.loss!r} leaves "
                 "nothing to train on; give one of them a positive weight"
             )
+
+    def distiller(self, pair: Pair) -> Distiller:
+        """The configured losses of a pair."""
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("kd_weight", "ce_weight", "temperature")
+        }
+        read = () if self.loss == "ce" else KNOWN_LOSSES[self.loss].options
+        values: dict[str, Any] = {
+            "direction": self.direction,
+            "beta": self.beta,
+            "merge": self.merge,
+            "top_k": self.top_k,
+            "top_k_scope": self.top_k_scope,
+            "tail_bucket": "auto" if self.tail_bucket else False,
+            "max_depth": self.prefix_max_depth,
+            "end": self.prefix_end,
+        }
+        options |= {name: value for name, value in values.items() if name in read}
+        return Distiller(pair, self.loss, learnable_projection=self.learnable_projection, **options)
 
     def _check(self, name: str, holds: typing.Callable[[typing.Any], bool], expected: str) -> None:
         value = getattr(self, name)

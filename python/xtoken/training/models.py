@@ -12,6 +12,7 @@ from torch import nn
 
 from xtoken import Vocab
 from xtoken.errors import ModelSourceError
+from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher
 from xtoken.training.config import TeacherDtype
 
@@ -21,29 +22,25 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class ModelPair:
-    """The two tokenizers of a run, and where the models are.
+    """The two models of a run by where they are, and the pair of their tokenizers.
 
-    Args:
+    Attributes:
         student_source, teacher_source: directories that `save_pretrained` wrote, or hub names.
-        student_tokenizer, teacher_tokenizer: `transformers` fast tokenizers.
-        student_vocab, teacher_vocab: of these tokenizers.
+        pair: of their tokenizers, `transformers` fast tokenizers.
     """
 
     student_source: str
     teacher_source: str
-    student_tokenizer: Any
-    teacher_tokenizer: Any
-    student_vocab: Vocab
-    teacher_vocab: Vocab
+    pair: Pair
 
     def load_student(self, source: Path | str | None = None) -> nn.Module:
         """Load the student in float32, fresh from its source, or from a checkpoint of it."""
-        return _load_model("student", str(source or self.student_source), self.student_vocab)
+        return _load_model("student", str(source or self.student_source), self.pair.student_vocab)
 
     def load_teacher(self, device: torch.device, dtype: TeacherDtype = "float32") -> LiveTeacher:
         """Load the teacher onto a device; `auto` keeps the dtype of its files."""
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = _load_model("teacher", self.teacher_source, self.teacher_vocab, wanted)
+        model = _load_model("teacher", self.teacher_source, self.pair.teacher_vocab, wanted)
         return LiveTeacher(model.to(device))
 
 
@@ -60,16 +57,14 @@ def load_pair(student: Path | str, teacher: Path | str) -> ModelPair:
         UnsupportedTokenizerError: if a tokenizer cannot be read exactly.
     """
     student_source, teacher_source = _source("student", student), _source("teacher", teacher)
-    student_tokenizer = _load_tokenizer("student", student_source)
-    teacher_tokenizer = _load_tokenizer("teacher", teacher_source)
-    return ModelPair(
-        student_source,
-        teacher_source,
-        student_tokenizer,
-        teacher_tokenizer,
-        Vocab.from_tokenizer(student_tokenizer),
-        Vocab.from_tokenizer(teacher_tokenizer),
+    tokenizers = (
+        _load_tokenizer("student", student_source),
+        _load_tokenizer("teacher", teacher_source),
     )
+    pair = Pair(*tokenizers)
+    for side in pair.sides:
+        _ = side.vocab  # refused here, before any minute is spent
+    return ModelPair(student_source, teacher_source, pair)
 
 
 def _source(side: str, given: Path | str) -> str:

@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken import Aligner
 from xtoken.data import ExampleSet, TextSplit, make_examples
+from xtoken.pair import Pair
 from xtoken.projection import Projection
-from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.teachers import LiveTeacher, StoreKey, TeacherSource, TopKStore
 from xtoken.training.arguments import run_device
 from xtoken.training.config import DistillConfig
 from xtoken.training.models import ModelPair
@@ -26,7 +26,6 @@ from xtoken.training.processes import (
     process_index,
     wait_for_all,
 )
-from xtoken.training.step_loss import TeacherSource
 
 
 class Reporter(Protocol):
@@ -50,30 +49,39 @@ class Silent:
 
 @dataclass(frozen=True)
 class Materials:
-    """What runs with different losses share: the pair, W, and the examples of both parts."""
+    """What runs with different losses share.
 
-    pair: ModelPair
-    projection: Projection
+    Attributes:
+        models: where student and teacher are.
+        pair: their tokenizers, with W as the settings build it.
+        train, held_out: the examples of both parts.
+    """
+
+    models: ModelPair
+    pair: Pair
     train: ExampleSet
     held_out: ExampleSet
 
+    @property
+    def projection(self) -> Projection:
+        """W of the pair."""
+        return self.pair.projection
+
 
 def prepare(
-    pair: ModelPair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
+    models: ModelPair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
 ) -> Materials:
     """Build W, tokenize and align both parts.
 
     Raises: DataError if no usable example is left on a side.
     """
     reporter = reporter or Silent()
-    projection = Projection.build(
-        pair.student_tokenizer,
-        pair.teacher_tokenizer,
+    pair = models.pair.with_options(
         top_k=config.projection_top_k,
         decay=config.projection_decay,
         max_pieces=config.projection_max_pieces,
     )
-    aligner = Aligner(pair.student_vocab, pair.teacher_vocab)
+    _ = pair.projection
     parts = []
     for title, part in (("align training texts", texts.train), ("align held-out", texts.held_out)):
         with reporter.progress(title, len(part)) as update:
@@ -83,11 +91,11 @@ def prepare(
                     pair.student_tokenizer,
                     pair.teacher_tokenizer,
                     max_tokens=config.max_tokens,
-                    aligner=aligner,
+                    aligner=pair.aligner,
                     progress=functools.partial(_advance, update),
                 )
             )
-    return Materials(pair, projection, *parts)
+    return Materials(models, pair, *parts)
 
 
 def _advance(update: Update, done: int, total: int) -> None:
@@ -148,7 +156,7 @@ def open_teachers(
     sources: dict[str, TeacherSource | None] = dict.fromkeys(losses)
     taught = [loss for loss in losses if loss != "ce"]
     if taught:
-        teacher = materials.pair.load_teacher(run_device(config), config.teacher_dtype)
+        teacher = materials.models.load_teacher(run_device(config), config.teacher_dtype)
         source: TeacherSource = teacher
         if config.teacher_top_k is not None:
             source = open_store(materials, teacher, config.teacher_top_k, cache_dir, reporter)

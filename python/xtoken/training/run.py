@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from xtoken.data import DistillCollator
 from xtoken.report.curves import draw_curves
+from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import run_device, teacher_needed
 from xtoken.training.checkpoints import (
     METRICS_FILE,
@@ -27,7 +27,6 @@ from xtoken.training.metrics_log import History, read_history
 from xtoken.training.prepare import Materials, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
 from xtoken.training.run_identity import RunIdentity
-from xtoken.training.step_loss import Objective, TeacherSource
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -98,10 +97,10 @@ def train(
     main = is_main_process()
     reporter = reporter if reporter is not None and main else Silent()
     out.mkdir(parents=True, exist_ok=True)
-    pair = materials.pair
-    student = pair.load_student()
-    objective = Objective(config, materials.projection, run_device(config))
-    if teacher is None and objective.needs_teacher:
+    pair, models = materials.pair, materials.models
+    student = models.load_student()
+    distiller = config.distiller(pair)
+    if teacher is None and distiller.needs_teacher:
         raise teacher_needed(config)
     run = RunIdentity.of(materials, config, student, teacher)
     join_processes(run_device(config))
@@ -111,7 +110,7 @@ def train(
     checkpoint = start.checkpoint
     done = 0 if checkpoint is None else checkpoint.step
     if checkpoint is not None and done == config.steps:
-        student = pair.load_student(checkpoint.path)
+        student = models.load_student(checkpoint.path)
     history = History(out / METRICS_FILE if main else None, start.records)
     clock = time.perf_counter() - (0.0 if checkpoint is None else checkpoint.seconds)
     title = f"train {config.loss}" + (f", from step {done}" if done else "")
@@ -119,10 +118,9 @@ def train(
         trainer = DistillTrainer(
             student,
             config,
-            objective=objective,
+            distiller=distiller,
             teacher=teacher,
             train_examples=materials.train,
-            collator=DistillCollator.for_tokenizers(pair.student_tokenizer, pair.teacher_tokenizer),
             output_dir=out,
             evaluator=HeldOutEvaluator(
                 materials.held_out.examples, pair.student_vocab, batch_size=config.eval_batch_size

@@ -14,12 +14,11 @@ from torch import nn
 
 from xtoken.data import Example
 from xtoken.errors import ResumeError
-from xtoken.teachers import LiveTeacher, TopKStore
+from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
 from xtoken.teachers.live import weights_fingerprint
 from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import Materials
 from xtoken.training.processes import process_count
-from xtoken.training.step_loss import TeacherSource
 
 # Settings without a say in the student that comes out. `steps` is not among them: the learning
 # rate follows a cosine over them, so that each step of a longer run is another one.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,28 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from xtoken.data.collate import DistillBatch, DistillCollator
+from xtoken.data.batch import Batch
+from xtoken.data.collate import DistillCollator
 from xtoken.data.examples import ExampleSet
+from xtoken.distillation import Counts, Distiller, DistillOutput
 from xtoken.errors import OptionError
+from xtoken.teachers import TeacherSource
 from xtoken.teachers.forward import causal_logits
 from xtoken.training.arguments import FollowArguments, teacher_needed, training_arguments
 from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator
 from xtoken.training.metrics_log import History
-from xtoken.training.step_loss import Objective, Parts, TeacherSource
-
-
-@dataclass(frozen=True)
-class StepTotals:
-    """What one optimizer step divides by, over all its micro-batches and processes.
-
-    Args:
-        tokens: predicted tokens, the normalizer of the cross-entropy.
-        chunks: usable chunks, the normalizer of the distillation loss.
-    """
-
-    tokens: float
-    chunks: float
 
 
 class DistillTrainer(Trainer):
@@ -48,10 +36,10 @@ class DistillTrainer(Trainer):
     Args:
         model: the student, a causal language model.
         config: the settings.
-        objective: the losses of a batch.
+        distiller: the losses of a batch; `config.distiller(pair)`.
         teacher: a `LiveTeacher` or a filled `TopKStore`; None where the loss needs none.
         train_examples: what to train on.
-        collator: pads them.
+        collator: pads them; the distiller's own if None.
         output_dir: of the Trainer's own files; nothing is written there unless `args` asks for it.
         args: replaces the arguments that `training_arguments` would make from the settings.
         evaluator: scores the held-out part in `evaluate`.
@@ -65,17 +53,17 @@ class DistillTrainer(Trainer):
         model: nn.Module,
         config: DistillConfig,
         *,
-        objective: Objective,
+        distiller: Distiller,
         teacher: TeacherSource | None,
         train_examples: ExampleSet,
-        collator: DistillCollator,
+        collator: DistillCollator | None = None,
         output_dir: Path | str,
         args: TrainingArguments | None = None,
         evaluator: HeldOutEvaluator | None = None,
         history: History | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        if teacher is None and objective.needs_teacher:
+        if teacher is None and distiller.needs_teacher:
             raise teacher_needed(config)
         args = args or training_arguments(config, output_dir)
         if args.n_gpu > 1:
@@ -84,7 +72,7 @@ class DistillTrainer(Trainer):
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
         self.distill_config: DistillConfig = config
-        self.objective: Objective = objective
+        self.distiller: Distiller = distiller.to(args.device)
         self.teacher = teacher
         self.evaluator = evaluator
         self.history = history
@@ -99,7 +87,7 @@ class DistillTrainer(Trainer):
             args=args,
             train_dataset=train_examples,
             eval_dataset=evaluator.examples if evaluator is not None else None,
-            data_collator=cast(Any, collator),
+            data_collator=cast(Any, collator or distiller.collator),
         )
         # The loss below is already divided by the totals of the step. Older releases ask the first
         # attribute whether to divide by the number of micro-batches again, newer ones the second.
@@ -119,35 +107,36 @@ class DistillTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        counts = torch.zeros(2, dtype=torch.float64)
-        for batch in batches:
-            counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
-        tokens, chunks = self._over_processes(counts)
+        counts = sum((self.distiller.counts(batch) for batch in batches), Counts(0, 0))
+        tokens, chunks = self._over_processes(
+            torch.tensor([counts.tokens, counts.chunks], dtype=torch.float64)
+        )
         self._kd_scale = self._fixed_scale()
         whole = len(batches) == 1 and self.accelerator.num_processes == 1
-        balanced = self._kd_scale is None and self.objective.needs_teacher
+        balanced = self._kd_scale is None and self.distiller.needs_teacher
         # Found in the first micro-batch and not here: a resumed run restores its random numbers,
         # which dropout draws, only after this.
         self._to_balance = batches if balanced and not whole else []
-        return batches, StepTotals(tokens, chunks)
+        return batches, Counts(tokens, chunks)
 
     def _fixed_scale(self) -> float | None:
         weight = self.distill_config.kd_weight
         return None if weight == "balanced" else float(weight)
 
-    def _balance(self, batches: list[Any], totals: StepTotals) -> float:
+    def _balance(self, batches: list[Any], totals: Counts) -> float:
         """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
         values = torch.zeros(2, dtype=torch.float64)
         device = self.args.device
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             for batch in batches:
-                batch = cast(DistillBatch, self._prepare_inputs(batch))
-                parts = self._parts(cast(nn.Module, self.model), batch, totals)
-                metrics = parts.metrics()
-                values += torch.tensor([metrics["ce"], metrics["kd"]], dtype=torch.float64)
+                batch = self._prepare_inputs(batch)
+                output = self._output(cast(nn.Module, self.model), batch, totals, 1.0)
+                assert output.ce is not None
+                assert output.kd is not None
+                values += torch.tensor([float(output.ce), float(output.kd)], dtype=torch.float64)
         ce, kd = self._over_processes(values)
-        return self.objective.balance(ce, kd)
+        return self.distiller.balance(ce, kd)
 
     def _over_processes(self, values: Tensor) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -164,15 +153,27 @@ class DistillTrainer(Trainer):
             return torch.autocast(self.args.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _parts(self, model: nn.Module, batch: DistillBatch, totals: StepTotals) -> Parts:
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        if isinstance(inputs, Batch):
+            return inputs.to(self.args.device, non_blocking=True)
+        return super()._prepare_inputs(inputs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The Trainer's estimate, from the student's side."""
+        return super().floating_point_ops(inputs.student if isinstance(inputs, Batch) else inputs)
+
+    def _output(
+        self, model: nn.Module, batch: Batch, totals: Counts, kd_scale: float | None
+    ) -> DistillOutput:
         with self._precision():
-            logits = causal_logits(model, batch["student_ids"], batch["student_attention_mask"])
+            logits = causal_logits(model, batch.student_ids, batch.student["attention_mask"])
         signal = None
-        if self.teacher is not None and self.objective.needs_teacher:
-            signal = self.teacher.signal(batch["teacher_ids"], batch["teacher_attention_mask"])
-        return self.objective(
-            logits, signal, batch, token_total=totals.tokens, chunk_total=totals.chunks
+        if self.teacher is not None and self.distiller.needs_teacher:
+            signal = self.teacher.signal(batch.teacher_ids, batch.teacher["attention_mask"])
+        output: DistillOutput = self.distiller(
+            logits, signal, batch, totals=totals, kd_scale=kd_scale
         )
+        return output
 
     def compute_loss(
         self,
@@ -184,27 +185,35 @@ class DistillTrainer(Trainer):
         """Return the share of one micro-batch in the loss of its step.
 
         Args:
-            inputs: a `DistillBatch`.
-            num_items_in_batch: the `StepTotals` of `get_batch_samples`; None counts this batch.
+            inputs: a `Batch`.
+            num_items_in_batch: the `Counts` of `get_batch_samples`; None counts this batch.
         """
         totals, kd_scale = num_items_in_batch, self._kd_scale
         if totals is None:
-            totals, kd_scale = StepTotals(*self.objective.counts(inputs)), self._fixed_scale()
+            totals, kd_scale = self.distiller.counts(inputs), self._fixed_scale()
         elif self._to_balance:
             batches, self._to_balance = self._to_balance, []
             kd_scale = self._kd_scale = self._balance(batches, totals)
-        parts = self._parts(model, inputs, totals)
-        loss, kd_scale = self.objective.combine(parts, kd_scale)
-        self._record(loss, parts, kd_scale)
+        output = self._output(model, inputs, totals, kd_scale)
+        self._record(output, totals)
         # Data parallel averages gradients over processes; the totals are already those of all.
-        loss = loss * self.accelerator.num_processes
+        loss = output.loss * self.accelerator.num_processes
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _record(self, loss: Tensor, parts: Parts, kd_scale: float) -> None:
-        metrics = {"total": float(loss.detach()), **parts.metrics()}
+    def _record(self, output: DistillOutput, totals: Counts) -> None:
+        # Each divided by the totals of the step, so that micro-batches and processes add up.
+        metrics = {"total": float(output.loss.detach())}
+        if output.ce is not None:
+            metrics["ce"] = float(output.ce.detach())
+        if output.kd is not None:
+            metrics["kd"] = float(output.kd.detach())
+            metrics["chunks"] = float(output.num_chunks)
+            share = metrics["chunks"] / max(totals.chunks, 1.0)
+            metrics |= {name: float(value) * share for name, value in output.metrics.items()}
+        metrics.pop("kd_scale", None)
         for name, value in metrics.items():
             self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
-        self._step_metrics["kd_scale"] = kd_scale
+        self._step_metrics["kd_scale"] = float(output.kd_scale)
 
     def _whole_step(self) -> dict[str, float]:
         """Return the metrics of the step over all processes, whose shares add up."""

@@ -1,0 +1,87 @@
+"""One padded batch of both sides, ready for the two models and the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xtoken.align import Coverage
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.vocab.fingerprints import PairFingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Both sides of some examples, padded each on its own, and the chunks that a loss counts.
+
+    `model(**batch.student)` and `model(**batch.teacher)` run the two models.
+
+    Attributes:
+        student, teacher: what the models take: `input_ids` [B, T] int64, `attention_mask` [B, T]
+            int64 (1 for a token), and with padding on the left `position_ids` [B, T] int64.
+        student_loss_mask, teacher_loss_mask: [B, T] bool, the tokens that a loss may predict;
+            never padding nor a first token.
+        chunks: the usable chunks, token ranges in the padded rows.
+        tokens: number of student tokens in the loss mask, the normalizer of the cross-entropy.
+        coverage: how much of the batch lies in EXACT chunks.
+        pair: the pair that made the batch; None where it is not known.
+    """
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    student_loss_mask: Tensor
+    teacher_loss_mask: Tensor
+    chunks: ChunkBatch
+    tokens: int
+    coverage: Coverage
+    pair: PairFingerprint | None = None
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.student_loss_mask)
+
+    @property
+    def student_ids(self) -> Tensor:
+        """[B, T_s] int64."""
+        return self.student["input_ids"]
+
+    @property
+    def teacher_ids(self) -> Tensor:
+        """[B, T_t] int64."""
+        return self.teacher["input_ids"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.student_loss_mask.device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return value.to(device) if isinstance(value, ChunkBatch) else value
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU do not wait."""
+
+        def pinned(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.pin_memory()
+            if isinstance(value, dict):
+                return {name: pinned(part) for name, part in value.items()}
+            return value.pin_memory() if isinstance(value, ChunkBatch) else value
+
+        return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})
+
+    def __repr__(self) -> str:
+        shapes = f"student {list(self.student_ids.shape)}, teacher {list(self.teacher_ids.shape)}"
+        return f"Batch({len(self)} examples, {shapes}, {len(self.chunks)} chunks, {self.device})"

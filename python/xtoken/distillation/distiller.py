@@ -1,0 +1,345 @@
+"""The loss of a pair as a module: texts in, one scalar with a graph out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.data.batch import Batch
+from xtoken.data.collate import DistillCollator, pad_id
+from xtoken.data.conversations import Conversation
+from xtoken.data.examples import Example, make_examples
+from xtoken.distillation.options import (
+    LOSS_FIELDS,
+    LOSS_NAMES,
+    DistillerOptions,
+    DistillLossName,
+    KdWeight,
+)
+from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.engine.student_input import Student
+from xtoken.losses.inputs import LossInputs, LossOptions
+from xtoken.losses.output import balance, combine, global_normalizer
+from xtoken.losses.registry import LOSSES
+from xtoken.pair import Pair
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+
+Item = str | Conversation | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""What `collate` takes: a text, a conversation (also as messages), or an example."""
+
+_NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step divides by: add them up over the micro-batches of a step.
+
+    Attributes:
+        tokens: predicted student tokens, the normalizer of the cross-entropy.
+        chunks: usable chunks, the normalizer of the distillation loss.
+    """
+
+    tokens: float
+    chunks: float
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tokens + other.tokens, self.chunks + other.chunks)
+
+    def over_processes(self) -> Counts:
+        """The mean per process, where torch.distributed runs: data parallel averages gradients."""
+        return Counts(float(global_normalizer(self.tokens)), float(global_normalizer(self.chunks)))
+
+
+@dataclass(frozen=True, eq=False)
+class DistillOutput:
+    """A training loss and its parts.
+
+    Attributes:
+        loss: scalar with a graph: `kd_scale * kd + ce_weight * ce`.
+        kd: scalar with a graph, nats per chunk; None for cross-entropy alone.
+        ce: scalar with a graph, nats per token; None where its weight is 0.
+        kd_scale: detached scalar, the weight of `kd` in `loss`.
+        num_chunks, num_tokens: what was counted in this batch.
+        metrics: detached scalars, means over the counted chunks unless the key says otherwise.
+    """
+
+    loss: Tensor
+    kd: Tensor | None
+    ce: Tensor | None
+    kd_scale: Tensor
+    num_chunks: Tensor
+    num_tokens: int
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Distiller(nn.Module):
+    """A loss of a pair with all that it reads: W, tries, common sets, options.
+
+    Args:
+        pair: the two tokenizers.
+        loss: a loss of the library by name; `ce` for cross-entropy alone, `auto` for what the
+            pair's audit recommends.
+        kd_weight: weight of the distillation loss, or `balanced`: `sg(ce / kd)`, X-Token's Eq. 7.
+        ce_weight: weight of the cross-entropy of the student's own tokens; 0 leaves it out.
+        learnable_projection: whether W's weights are parameters of this module.
+        threshold: of the relaxed common set (`h-kl`).
+        max_tokens: longest example on either side, cut at a chunk boundary; None for no limit.
+        padding_side, pad_to_multiple_of: of `collate`.
+        options: those of the loss, see `LossOptions`.
+
+    Raises:
+        OptionError: an unknown loss or option, a value outside its range, or an option that the
+            loss does not read.
+        ArgumentTypeError: `pair` is not a `Pair`.
+
+    Example:
+        >>> import torch, xtoken
+        >>> student = xtoken.Vocab.from_tokens([b"2", b"0", b"1", b"201"], ranked=True)
+        >>> teacher = xtoken.Vocab.from_tokens([b"1", b"0", b"2"], ranked=True)
+        >>> pair = xtoken.Pair(student, teacher, cache_dir=False)
+        >>> distiller = pair.distiller("p-kl")
+        >>> batch = distiller.batch([[0, 3]], [[2, 2, 1, 0]])
+        >>> student_logits = torch.zeros(1, 2, 4, requires_grad=True)
+        >>> output = distiller(student_logits, torch.zeros(1, 4, 3), batch)
+        >>> output.loss.backward()
+        >>> len(batch.chunks)
+        1
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        loss: DistillLossName = "prefix-kl",
+        **options: Unpack[DistillerOptions],
+    ) -> None:
+        super().__init__()
+        if not isinstance(pair, Pair):
+            raise ArgumentTypeError(
+                f"pair is a {type(pair).__name__}; pass xtoken.Pair(student_tokenizer, "
+                "teacher_tokenizer)"
+            )
+        if loss not in LOSS_NAMES:
+            raise OptionError(f"loss = {loss!r}, expected one of {', '.join(LOSS_NAMES)}")
+        known = DistillerOptions.__annotations__
+        unknown = next((name for name in options if name not in known), None)
+        if unknown is not None:
+            raise OptionError(f"a distiller has no option {unknown!r}; it knows {', '.join(known)}")
+        if loss == "auto":
+            loss = pair.audit().recommendation
+        self.pair = pair
+        self.loss_name: DistillLossName = loss
+        self.kd_weight: KdWeight = options.get("kd_weight", 1.0)
+        self.ce_weight = options.get("ce_weight", 1.0 if loss == "ce" else 0.0)
+        _check_weights(loss, self.kd_weight, self.ce_weight)
+        self.max_tokens = options.get("max_tokens")
+        self.options = LossOptions(
+            **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
+        )
+        self.spec = None if loss == "ce" else LOSSES[loss]
+        if self.spec is not None:
+            self.spec.check_options(self.options)
+            self.parts = PairParts.from_projection(
+                pair.projection,
+                needs=loss,
+                learnable=options.get("learnable_projection", False),
+                threshold=options.get("threshold", 0.6),
+            )
+        self.collator = DistillCollator(
+            pad_id(pair.student.source),
+            pad_id(pair.teacher.source),
+            padding_side=options.get("padding_side", "right"),
+            pad_to_multiple_of=options.get("pad_to_multiple_of", 1),
+            pair=pair.fingerprints,
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads the teacher at all."""
+        return self.spec is not None and self.kd_weight != 0
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """One padded batch of texts, conversations or examples, with the chunks that count.
+
+        Texts get the special tokens that each tokenizer adds and count whole; of conversations, by
+        each tokenizer's own chat template, what the assistant says counts. A conversation is a
+        `Conversation`, a list of messages, or a mapping with `messages`.
+
+        Raises:
+            DataError: an item cannot be used; the message says why.
+            ArgumentTypeError: an item is none of these.
+        """
+        return self.collator(self.examples(items))
+
+    def examples(self, items: Sequence[Item]) -> list[Example]:
+        """The examples that `collate` pads: tokenized, aligned and cut at `max_tokens`.
+
+        Raises: as `collate`.
+        """
+        examples: list[Example] = []
+        for index, item in enumerate(items):
+            if isinstance(item, Example):
+                examples.append(item)
+                continue
+            made = make_examples(
+                [_document(item, index)],
+                self.pair.student_tokenizer,
+                self.pair.teacher_tokenizer,
+                max_tokens=_NO_LIMIT if self.max_tokens is None else self.max_tokens,
+                aligner=self.pair.aligner,
+            )
+            examples += made.examples
+        return examples
+
+    def batch(
+        self, student_ids: Sequence[Sequence[int]], teacher_ids: Sequence[Sequence[int]]
+    ) -> Batch:
+        """One padded batch of ids that are tokenized already; all tokens count in the loss.
+
+        Args:
+            student_ids, teacher_ids: as many sequences each, of the same texts.
+        """
+        alignments = self.pair.aligner.align_batch(
+            [list(ids) for ids in student_ids], [list(ids) for ids in teacher_ids]
+        )
+        return self.collator(
+            [
+                Example.whole(student, teacher, alignment)
+                for student, teacher, alignment in zip(
+                    student_ids, teacher_ids, alignments, strict=True
+                )
+            ]
+        )
+
+    def counts(self, batch: Batch) -> Counts:
+        """The tokens and chunks of a batch; their sum over a step's batches is `totals`."""
+        return Counts(batch.tokens, len(batch.chunks) if self.needs_teacher else 0)
+
+    def forward(
+        self,
+        student: Student,
+        teacher: Teacher | None,
+        batch: Batch,
+        *,
+        totals: Counts | None = None,
+        kd_scale: float | Tensor | None = None,
+    ) -> DistillOutput:
+        """The loss of one batch.
+
+        Args:
+            student: [B, T_s, V_s'] raw logits, an `LmHead` (hidden states and head: the logits are
+                never made) or a `VocabShard`.
+            teacher: [B, T_t, V_t'] raw logits or a `TeacherTopK`; None where no teacher is needed.
+            batch: what both models were run on, from `collate`.
+            totals: what to divide by, where this batch is one of several of a step; its own counts
+                if None.
+            kd_scale: in place of `kd_weight`, as a step of several batches has one balance.
+
+        Raises:
+            PairError: the batch or the teacher's predictions are of another pair.
+            ShapeError, TokenIdError, ArgumentTypeError: the parts are not of one batch.
+            NonFiniteError: a logit is NaN or infinite.
+        """
+        self.check(teacher, batch)
+        totals = totals or self.counts(batch)
+        ce = None
+        if self.ce_weight != 0 or self.kd_weight == "balanced":
+            ce = cross_entropy(
+                student,
+                batch.student_ids,
+                batch.student_loss_mask,
+                max(totals.tokens, 1.0),
+                vocab_size=self.pair.sizes[0],
+            ).loss
+        if self.spec is None or not self.needs_teacher or teacher is None:
+            assert ce is not None
+            zero = torch.zeros((), device=ce.device)
+            return DistillOutput(self.ce_weight * ce, None, ce, zero, zero.long(), batch.tokens)
+        inputs = LossInputs(
+            student,
+            teacher,
+            batch.chunks,
+            student_ids=batch.student_ids,
+            teacher_ids=batch.teacher_ids,
+            normalizer=max(totals.chunks, 1.0),
+        )
+        output = self.spec.function(inputs, self.parts, self.options)
+        weight = kd_scale
+        if weight is None and self.kd_weight != "balanced":
+            weight = self.kd_weight
+        loss, metrics = combine(output.loss, ce, kd_weight=weight, ce_weight=self.ce_weight)
+        return DistillOutput(
+            loss,
+            output.loss,
+            ce,
+            metrics["kd_scale"],
+            output.num_chunks,
+            batch.tokens,
+            {**output.metrics, **metrics},
+        )
+
+    def balance(self, ce: float, kd: float) -> float:
+        """The weight of the distillation loss that balances these two values; see `balance`."""
+        return float(balance(torch.tensor(kd), torch.tensor(ce)))
+
+    def check(self, teacher: Teacher | None, batch: Batch) -> None:
+        """Refuse a batch or a teacher's signal of another pair or class.
+
+        Raises:
+            ArgumentTypeError, PairError: the message names the call that was meant.
+        """
+        if not isinstance(batch, Batch):
+            raise ArgumentTypeError(
+                f"batch is a {type(batch).__name__}; pass distiller.collate(texts)"
+            )
+        self.pair.fingerprints.check(
+            batch.pair, "batch", "make the batch with this distiller's collate"
+        )
+        if self.needs_teacher and teacher is None:
+            raise ArgumentTypeError(
+                f"the loss {self.loss_name!r} needs the teacher's logits or a TeacherTopK; run the "
+                "teacher on batch.teacher"
+            )
+        if teacher is not None and not isinstance(teacher, Tensor | TeacherTopK):
+            raise ArgumentTypeError(
+                f"teacher is a {type(teacher).__name__}; pass its logits (output.logits) or a "
+                "TeacherTopK"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.loss_name!r}, kd_weight={self.kd_weight}, ce_weight={self.ce_weight}"
+
+
+def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
+    for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
+        if weight == "balanced" and name == "kd_weight":
+            continue
+        if isinstance(weight, str) or not 0 <= weight < float("inf"):
+            expected = "a number of at least 0" + (" or 'balanced'" if name == "kd_weight" else "")
+            raise OptionError(f"{name} = {weight!r}, expected {expected}")
+    if ce_weight == 0 and (kd_weight == 0 or kd_weight == "balanced" or loss == "ce"):
+        raise OptionError(
+            f"ce_weight = 0 with kd_weight = {kd_weight} and loss = {loss!r} leaves nothing to "
+            "train on; give one of them a positive weight"
+        )
+
+
+def _document(item: Item, index: int) -> str | Conversation:
+    if isinstance(item, str | Conversation):
+        return item
+    where = f"items[{index}]"
+    if isinstance(item, Mapping) and "messages" in item:
+        return Conversation.from_messages(item["messages"], tools=item.get("tools"), source=where)
+    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
+        return str(item["text"])
+    if isinstance(item, list | tuple):
+        return Conversation.from_messages(item, source=where)
+    raise ArgumentTypeError(
+        f"{where} is a {type(item).__name__}; pass a text, a list of messages, a Conversation or "
+        "an Example"
+    )

@@ -1,0 +1,58 @@
+"""The options of a distiller, by name: those of all losses, and what stands around the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, get_args
+
+from xtoken.data.collate import PaddingSide
+from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.engine.merge import Merge
+from xtoken.losses.p_kl.loss import Scope
+from xtoken.losses.registry import LossName
+
+DistillLossName = Literal[
+    "prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl", "ce", "auto"
+]
+"""A loss of the library; `ce` is cross-entropy alone, `auto` what the pair's audit recommends."""
+
+KdWeight = float | Literal["balanced"]
+
+
+class LossFields(TypedDict, total=False):
+    """The options of the losses; see `LossOptions`."""
+
+    direction: Direction
+    beta: float
+    temperature: float | None
+    merge: Merge
+    top_k: int | None
+    top_k_scope: Scope
+    tail_bucket: bool | Literal["auto"]
+    common_weight: float
+    uld_weight: float
+    max_depth: int | None
+    depth_weights: Sequence[float]
+    min_mass: float
+    end: bool
+    mirror: bool
+    full_metrics: bool
+    block_size: int | None
+
+
+class DistillerOptions(LossFields, total=False):
+    """The options of a `Distiller`; see there."""
+
+    kd_weight: KdWeight
+    ce_weight: float
+    learnable_projection: bool
+    threshold: float
+    max_tokens: int | None
+    padding_side: PaddingSide
+    pad_to_multiple_of: int
+
+
+LOSS_NAMES: tuple[str, ...] = get_args(DistillLossName)
+LOSS_FIELDS = frozenset(LossFields.__annotations__)
+
+__all__ = ["LOSS_FIELDS", "LOSS_NAMES", "DistillLossName", "DistillerOptions", "LossName"]

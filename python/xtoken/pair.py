@@ -1,0 +1,391 @@
+"""The pair: two tokenizers, and everything that follows from them alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
+
+from xtoken._core import Vocab
+from xtoken._files import write_atomically
+from xtoken.align import Aligner, Alignment
+from xtoken.align.ids import Ids
+from xtoken.audit import Audit
+from xtoken.audit import audit as audit_projection
+from xtoken.audit.prefix_coverage import supervision
+from xtoken.errors import (
+    ArgumentTypeError,
+    FormatError,
+    MissingFileError,
+    OptionError,
+    UnsupportedTokenizerError,
+)
+from xtoken.projection import Explanation, Projection
+from xtoken.projection.options import Reverse, SpecialRoles, options_for
+from xtoken.trie import PairTries
+from xtoken.vocab.fingerprints import PairFingerprint
+from xtoken.vocab.side import Side, SideName
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from xtoken.distillation import Distiller, DistillerOptions, DistillLossName, MultiDistiller
+
+_FORMAT = "xtoken-pair"
+_FORMAT_VERSION = 1
+_FILE = "pair.json"
+_PROJECTION_FILE = "projection.safetensors"
+
+
+class PairOptions(TypedDict, total=False):
+    """How the projection of a pair is built; see `Projection.build` for each."""
+
+    top_k: int
+    decay: float
+    max_pieces: int
+    canonical: Iterable[str]
+    reverse: bool | Reverse
+    special_roles: SpecialRoles | None
+    name_similarity: float
+
+
+class Pair:
+    """A student's and a teacher's tokenizer, and what follows from them.
+
+    All parts are made when they are first asked for, once; the projection is also kept on disk, by
+    the fingerprints of both tokenizers. Everything that is made from a pair carries its
+    fingerprint, and is refused where it meets another pair.
+
+    Args:
+        student, teacher: a transformers fast tokenizer, a `tokenizers.Tokenizer`, a tiktoken
+            `Encoding`, a directory or file that holds one, the name of a model on the hub
+            (owner/model), or a `Vocab` (which cannot encode text).
+        cache_dir: where the projection is kept; None for the user's cache folder, False for
+            nowhere. See `Projection.build`.
+        threads: at most this many for the aligner and the projection; None for one per core.
+        options: how the projection is built, see `Projection.build`.
+
+    Raises:
+        MissingFileError, ModelSourceError, UnsupportedTokenizerError: a tokenizer cannot be read.
+        OptionError: an option is outside its range.
+
+    Example:
+        >>> import xtoken
+        >>> student = xtoken.Vocab.from_tokens([b"2", b"0", b"1", b"201"], ranked=True)
+        >>> teacher = xtoken.Vocab.from_tokens([b"1", b"0", b"2"], ranked=True)
+        >>> pair = xtoken.Pair(student, teacher, cache_dir=False)
+        >>> pair.align([3], [2, 1, 0]).shapes()
+        {(1, 3): 1}
+        >>> [entry.token for entry in pair.explain("201").entries]
+        ["'2'", "'0'", "'1'"]
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        *,
+        cache_dir: str | PathLike[str] | bool | None = None,
+        threads: int | None = None,
+        **options: Unpack[PairOptions],
+    ) -> None:
+        self.student = student if isinstance(student, Side) else Side("student", student)
+        self.teacher = teacher if isinstance(teacher, Side) else Side("teacher", teacher)
+        self.cache_dir = cache_dir
+        self.threads = threads
+        self.options: PairOptions = options
+        known = PairOptions.__annotations__
+        unknown = next((name for name in options if name not in known), None)
+        if unknown is not None:
+            raise OptionError(f"Pair has no option {unknown!r}; it knows {', '.join(known)}")
+
+    def with_options(self, **options: Unpack[PairOptions]) -> Pair:
+        """The same two tokenizers with W built in another way; see `Projection.build`."""
+        made: PairOptions = {**self.options, **options}
+        return Pair(
+            self.student, self.teacher, cache_dir=self.cache_dir, threads=self.threads, **made
+        )
+
+    @property
+    def student_vocab(self) -> Vocab:
+        """What each student token contributes to the text."""
+        return self.student.vocab
+
+    @property
+    def teacher_vocab(self) -> Vocab:
+        """What each teacher token contributes to the text."""
+        return self.teacher.vocab
+
+    @property
+    def student_tokenizer(self) -> Any:
+        """The student's tokenizer object, read from its path or hub name where one was given."""
+        return self.student.tokenizer
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """The teacher's tokenizer object."""
+        return self.teacher.tokenizer
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(V_s, V_t): the numbers of ids of both vocabularies."""
+        return len(self.student_vocab), len(self.teacher_vocab)
+
+    @property
+    def fingerprints(self) -> PairFingerprint:
+        """The fingerprints of both vocabularies, which all that is made from the pair carries."""
+        return PairFingerprint(self.student_vocab.fingerprint, self.teacher_vocab.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stable hash of both tokenizers and of how the projection is built: 32 hex digits."""
+        sides = [
+            [vocab.fingerprint, vocab.model_fingerprint, sorted(vocab.roles.items())]
+            for vocab in (self.student_vocab, self.teacher_vocab)
+        ]
+        options = options_for(self.student_vocab, self.teacher_vocab, **self._projection_options())
+        text = json.dumps([sides, options.to_json()])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def aligner(self) -> Aligner:
+        """Aligns token sequences of the two."""
+        return Aligner(self.student_vocab, self.teacher_vocab, threads=self.threads)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """W [V_s, V_t]; from the cache where an equal pair was built before."""
+        return Projection.build(
+            self.student_vocab,
+            self.teacher_vocab,
+            threads=self.threads,
+            cache_dir=self.cache_dir,
+            **self.options,
+        )
+
+    @cached_property
+    def tries(self) -> PairTries:
+        """The tokens of each side by the pieces that the other spells them with."""
+        return PairTries.from_projection(self.projection)
+
+    @overload
+    def align(self, student: str) -> Alignment: ...
+    @overload
+    def align(self, student: Ids, teacher: Ids) -> Alignment: ...
+    def align(self, student: str | Ids, teacher: Ids | None = None) -> Alignment:
+        """The alignment of a text under both tokenizers, or of the ids of both sides.
+
+        Args:
+            student: a text, or the ids of the student's tokens.
+            teacher: the ids of the teacher's tokens; left out with a text.
+
+        Raises:
+            ArgumentTypeError: a text with ids, or the ids of one side alone.
+            TokenIdError: an id is outside its vocabulary.
+        """
+        if isinstance(student, str):
+            if teacher is not None:
+                raise ArgumentTypeError(
+                    "align got a text and ids; pass a text, or the ids of both sides"
+                )
+            (student,), (teacher,) = (side.encode([student]) for side in self.sides)
+        if teacher is None:
+            raise ArgumentTypeError(
+                "align got the ids of one side; pass those of the teacher too, or a text"
+            )
+        return self.aligner.align(student, teacher)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Student and teacher."""
+        return self.student, self.teacher
+
+    def explain(self, token: int | str | bytes) -> Explanation:
+        """One row of W in words; see `Projection.explain`."""
+        return self.projection.explain(token)
+
+    def audit(self, text: str | None = None) -> Audit:
+        """What suits the pair: coverage by class, and the loss that it speaks for.
+
+        Args:
+            text: a sample, to count the chunks of; None for the vocabularies alone.
+        """
+        found = audit_projection(self.projection)
+        if text is None:
+            return found
+        student_ids, teacher_ids = (side.encode([text])[0] for side in self.sides)
+        alignment = self.aligner.align(student_ids, teacher_ids)
+        counted = supervision(self.projection, alignment, student_ids, teacher_ids)
+        return replace(found, supervision=counted)
+
+    def distiller(
+        self, loss: DistillLossName = "prefix-kl", **options: Unpack[DistillerOptions]
+    ) -> Distiller:
+        """The loss of this pair as a module; see `xtoken.distillation.Distiller`."""
+        from xtoken.distillation import Distiller
+
+        return Distiller(self, loss, **options)
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the pair: both vocabularies, W, and the tokenizers that can be written.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.projection.save(folder / _PROJECTION_FILE)
+        for side in self.sides:
+            _write(folder / f"{side.name}.vocab", _vocab_state(side.vocab))
+            _save_tokenizer(side, folder / side.name)
+        content = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "student": self.student_vocab.fingerprint,
+            "teacher": self.teacher_vocab.fingerprint,
+            "student_label": self.student.label,
+            "teacher_label": self.teacher.label,
+            "options": self._projection_options(),
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        _write(folder / _FILE, text.encode())
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str]) -> Pair:
+        """Read what `save` wrote.
+
+        Raises:
+            MissingFileError: the directory holds no pair.
+            FormatError: a file is damaged, or of another pair or a newer version.
+        """
+        folder = Path(directory)
+        content = _read_description(folder / _FILE)
+        sides = [_read_side(folder, name, content) for name in ("student", "teacher")]
+        pair = cls(*sides, **_read_options(content["options"]))
+        projection = Projection.load(
+            folder / _PROJECTION_FILE, pair.student_vocab, pair.teacher_vocab
+        )
+        pair.__dict__["projection"] = projection
+        if pair.fingerprint != content["fingerprint"]:
+            raise FormatError(
+                f"{folder} holds a pair of fingerprint {pair.fingerprint[:12]}, its {_FILE} says "
+                f"{str(content['fingerprint'])[:12]}; save the pair again"
+            )
+        return pair
+
+    def _projection_options(self) -> dict[str, Any]:
+        defaults: dict[str, Any] = {
+            "top_k": 4,
+            "decay": 0.1,
+            "max_pieces": 4,
+            "canonical": (),
+            "reverse": False,
+            "special_roles": None,
+            "name_similarity": 0.6,
+        }
+        return defaults | self.options
+
+    def __repr__(self) -> str:
+        names = " <- ".join(
+            f"{side.label} ({len(side.vocab):,} tokens, {side.vocab.family})" for side in self.sides
+        )
+        built = self.__dict__.get("projection")
+        w = "W not built yet" if built is None else f"W of {len(built.indices):,} entries"
+        return f"Pair({names}; {w})"
+
+
+def _vocab_state(vocab: Vocab) -> bytes:
+    """The bytes from which the core makes an equal vocabulary."""
+    _, (state,) = cast("tuple[object, tuple[bytes]]", vocab.__reduce__())
+    return state
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _save_tokenizer(side: Side, folder: Path) -> None:
+    """Write the tokenizer where its class can; a tiktoken encoding and a `Vocab` cannot."""
+    if isinstance(side.source, Vocab):
+        return
+    try:
+        tokenizer = side.tokenizer
+    except UnsupportedTokenizerError:
+        return
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    elif hasattr(tokenizer, "to_str"):
+        folder.mkdir(exist_ok=True)
+        _write(folder / "tokenizer.json", tokenizer.to_str().encode())
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; write it with Pair.save")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"] == _FORMAT and {"fingerprint", "options"} <= set(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path} is not a saved pair: {error}; save the pair again") from error
+    if not known:
+        raise FormatError(f"{path} is not a saved pair; expected one that Pair.save wrote")
+    if content["format_version"] > _FORMAT_VERSION:
+        raise FormatError(
+            f"{path} has format {content['format_version']}, this version of xtoken reads up to "
+            f"{_FORMAT_VERSION}; update xtoken or save the pair again"
+        )
+    return dict(content)
+
+
+def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:
+    file = folder / f"{name}.vocab"
+    if not file.is_file():
+        raise MissingFileError(f"{file} does not exist; save the pair again")
+    vocab = Vocab._from_state(file.read_bytes())
+    if vocab.fingerprint != content[name]:
+        raise FormatError(
+            f"{file} has fingerprint {vocab.fingerprint[:12]}, {_FILE} says "
+            f"{str(content[name])[:12]}; save the pair again"
+        )
+    saved = folder / name
+    return Side(
+        name,
+        saved if saved.is_dir() else vocab,
+        vocab=vocab,
+        label=str(content.get(f"{name}_label", name)),
+    )
+
+
+def _read_options(options: dict[str, Any]) -> PairOptions:
+    roles = options.get("special_roles")
+    pairs = None if roles is None else {k: v and (v[0], v[1]) for k, v in roles.items()}
+    return cast(PairOptions, {**options, "special_roles": pairs})
+
+
+def distiller(
+    teachers: Sequence[Pair | Distiller],
+    weights: Sequence[float] | Literal["ce", "entropy", "max_prob"] | None = None,
+    *,
+    kd_weight: float | Literal["balanced"] = 1.0,
+    ce_weight: float = 0.0,
+) -> MultiDistiller:
+    """The loss of several teachers as one module.
+
+    Args:
+        teachers: pairs of one student (`prefix-kl` then), or distillers of pairs.
+        weights: one per teacher, 1 each if None; or what decides them per sample, the teacher's
+            confidence: `ce`, `entropy` or `max_prob`.
+        kd_weight, ce_weight: of the weighted sum and of the student's cross-entropy.
+
+    Raises:
+        OptionError, PairError: see `MultiDistiller`.
+    """
+    from xtoken.distillation import several
+
+    return several(teachers, weights, kd_weight=kd_weight, ce_weight=ce_weight)

@@ -1,0 +1,102 @@
+"""From a directory, a file or a hub name to a tokenizer object that encodes text."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from xtoken.errors import (
+    FormatError,
+    MissingFileError,
+    ModelSourceError,
+    UnsupportedTokenizerError,
+)
+from xtoken.vocab.read import read_content
+
+# "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_name(source: str | PathLike[str]) -> bool:
+    """Whether a source that is no path has the form of a hub name, owner/model."""
+    return not Path(source).exists() and HUB_NAME.fullmatch(str(source)) is not None
+
+
+def load_tokenizer(source: str | PathLike[str]) -> Any:
+    """The tokenizer of a directory, a tokenizer.json or a model on the hub.
+
+    A directory or hub name is read by transformers where it is installed, with its chat template;
+    otherwise, and for a file, by `tokenizers`.
+
+    Raises:
+        MissingFileError: there is no such path, and it is no hub name.
+        UnsupportedTokenizerError: it lists tokens but has no fast tokenizer.
+        ModelSourceError: transformers or the hub cannot give it.
+    """
+    path = Path(source)
+    if not path.exists() and not is_hub_name(source):
+        raise MissingFileError(
+            f"{path} does not exist; pass a directory or file of a tokenizer, or the name of a "
+            "model on the hub (owner/model)"
+        )
+    # Of a packed tokenizer.json transformers makes an empty tokenizer, without a word.
+    packed = not (path / "tokenizer.json").is_file() and (path / "tokenizer.json.xz").is_file()
+    named = (path / "tokenizer_config.json").is_file() and not packed
+    if (named or is_hub_name(source)) and importlib.util.find_spec("transformers") is not None:
+        return _by_transformers(str(source))
+    if is_hub_name(source):
+        return _from_hub(str(source))
+    return _by_tokenizers(path)
+
+
+def _by_transformers(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    # transformers raises many kinds here, down to KeyError and bare Exception.
+    except Exception as error:
+        raise ModelSourceError(
+            f"{source} has no tokenizer that transformers can read ({' '.join(str(error).split())})"
+            "; pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UnsupportedTokenizerError(
+            f"the tokenizer of {source} is {type(tokenizer).__name__}, not a fast one; convert it "
+            "to tokenizer.json first"
+        )
+    return tokenizer
+
+
+def _from_hub(name: str) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_pretrained(name)
+    except Exception as error:  # bare Exception for whatever the network says
+        raise ModelSourceError(
+            f"{name} could not be read from the hub ({' '.join(str(error).split())}); pass a "
+            "directory, or check the name and the network"
+        ) from error
+
+
+def _by_tokenizers(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    file, content = read_content(path)
+    try:
+        # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
+        tokenizer = Tokenizer.from_str(content.decode())
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{file} is not UTF-8: {error}; copy it again") from error
+    except Exception as error:
+        raise UnsupportedTokenizerError(
+            f"{path} lists tokens but holds no encoder for text; pass the tokenizer.json of a "
+            "Hugging Face fast tokenizer, or the directory with it"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

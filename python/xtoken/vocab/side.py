@@ -1,0 +1,126 @@
+"""One tokenizer of a pair: its vocabulary, and the ids that it makes of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from xtoken._core import Vocab
+from xtoken.errors import PairError, UnsupportedTokenizerError
+from xtoken.vocab.load import is_hub_name, load_tokenizer
+
+SideName = Literal["student", "teacher"]
+
+
+class Side:
+    """A tokenizer and what follows from it; the tokenizer is read when it is first needed.
+
+    Args:
+        name: `student` or `teacher`, for messages.
+        source: a tokenizer object, a directory, a file, a hub name, or a `Vocab`, which has no
+            encoder for texts.
+        vocab: of the tokenizer, where it is known already.
+        label: a short name for people, in place of the one that the source gives.
+    """
+
+    def __init__(
+        self,
+        name: SideName,
+        source: object | str | PathLike[str],
+        *,
+        vocab: Vocab | None = None,
+        label: str | None = None,
+    ) -> None:
+        self._label = label
+        self.name = name
+        self.source = source
+        if vocab is not None:
+            self.vocab = vocab
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the source names a place to read from, rather than being a tokenizer."""
+        return isinstance(self.source, str | PathLike)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer object; of a `Vocab` there is none.
+
+        Raises:
+            UnsupportedTokenizerError: the source is a vocabulary without an encoder for texts.
+            MissingFileError, ModelSourceError: a path or hub name cannot be read.
+        """
+        if isinstance(self.source, Vocab):
+            raise UnsupportedTokenizerError(
+                f"the {self.name} is a Vocab, which cannot encode text; pass the tokenizer, or ids"
+            )
+        if not isinstance(self.source, str | PathLike):
+            return self.source
+        tokenizer = load_tokenizer(self.source)
+        known = self.__dict__.get("vocab")
+        if known is not None and _differs(read := Vocab.from_tokenizer(tokenizer), known):
+            raise PairError(
+                f"the {self.name} tokenizer of {self.source} reads as fingerprint "
+                f"{read.fingerprint[:12]} (V = {len(read)}), its file as {known.fingerprint[:12]} "
+                f"(V = {len(known)}); pass the tokenizer object in place of the path"
+            )
+        return tokenizer
+
+    @cached_property
+    def vocab(self) -> Vocab:
+        """What each id contributes to the text.
+
+        Raises:
+            UnsupportedTokenizerError: its tokens cannot be read exactly as bytes.
+        """
+        if isinstance(self.source, Vocab):
+            return self.source
+        if "tokenizer" not in self.__dict__ and isinstance(self.source, str | PathLike):
+            if not is_hub_name(self.source):
+                return Vocab.from_path(self.source)
+        return Vocab.from_tokenizer(self.tokenizer)
+
+    @property
+    def label(self) -> str:
+        """A short name for people: the folder, the hub name, or the tokenizer's class."""
+        if self._label is not None:
+            return self._label
+        if self.is_path:
+            text = str(self.source)
+            return Path(text).name or text
+        name = getattr(self.source, "name_or_path", "") or ""
+        return Path(name).name or type(self.source).__name__
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            texts: whole texts; neither padded nor truncated.
+            add_special_tokens: whether those that the tokenizer adds (BOS, EOS) are there.
+        """
+        return encode_texts(self.tokenizer, texts, add_special_tokens=add_special_tokens)
+
+    def __repr__(self) -> str:
+        return f"Side({self.name!r}, {self.label!r})"
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """The ids that a transformers tokenizer, a `tokenizers.Tokenizer` or a tiktoken `Encoding`
+    makes of each text, whole: neither padded nor truncated."""
+    if hasattr(tokenizer, "apply_chat_template"):  # transformers
+        # verbose=False: what is longer than the model's context is cut later or refused.
+        rows = tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
+        return [list(row) for row in rows["input_ids"]]
+    if hasattr(tokenizer, "to_str"):  # tokenizers
+        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return [list(encoding.ids) for encoding in encodings]
+    return [list(row) for row in tokenizer.encode_batch(list(texts), disallowed_special=())]
+
+
+def _differs(one: Vocab, other: Vocab) -> bool:
+    return one.fingerprint != other.fingerprint
