@@ -24,6 +24,7 @@ from xtoken.errors import (
     MissingFileError,
     OptionError,
     UnsupportedTokenizerError,
+    XTokenError,
 )
 from xtoken.projection import Explanation, Projection
 from xtoken.projection.options import Reverse, SpecialRoles, options_for
@@ -347,7 +348,10 @@ def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:
     file = folder / f"{name}.vocab"
     if not file.is_file():
         raise MissingFileError(f"{file} does not exist; save the pair again")
-    vocab = Vocab._from_state(file.read_bytes())
+    try:
+        vocab = Vocab._from_state(file.read_bytes())
+    except XTokenError as error:
+        raise FormatError(f"{file} is damaged: {error}; save the pair again") from error
     if vocab.fingerprint != content[name]:
         raise FormatError(
             f"{file} has fingerprint {vocab.fingerprint[:12]}, {_FILE} says "

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict, get_args
 from xtoken.data.collate import PaddingSide
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
-from xtoken.losses.p_kl.loss import Scope
+from xtoken.losses.inputs import Scope
 from xtoken.losses.registry import LossName
 
 DistillLossName = Literal[
