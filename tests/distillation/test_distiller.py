@@ -1,0 +1,324 @@
+"""The door: from texts to one scalar with a graph, by two objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_texts, write_pair
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import xtoken
+from xtoken import Pair
+from xtoken.data import Conversation, DistillCollator, make_examples
+from xtoken.distillation import Batch, Counts, Distiller
+from xtoken.distillation.options import LOSS_NAMES, LossFields
+from xtoken.errors import ArgumentTypeError, DataError, OptionError, PairError
+from xtoken.losses import LmHead, TeacherTopK
+from xtoken.losses.inputs import LossInputs, LossOptions
+from xtoken.losses.p_kl.loss import p_kl
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.pair_parts import PairParts
+
+TEXTS = tiny_texts(8)
+CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+MESSAGES = [
+    {"role": "user", "content": "How far is the moon?"},
+    {"role": "assistant", "content": "It is 384,400 km from here."},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Pair:
+    tokenizers = [AutoTokenizer.from_pretrained(folder / side) for side in ("student", "teacher")]
+    for tokenizer in tokenizers:
+        tokenizer.chat_template = CHAT
+    return Pair(*tokenizers, cache_dir=False)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> tuple[Any, Any]:
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / side) for side in ("student", "teacher")
+    )
+    return student, teacher.eval()
+
+
+def signals(models: tuple[Any, Any], batch: Batch) -> tuple[Tensor, Tensor]:
+    student, teacher = models
+    with torch.no_grad():
+        teacher_logits = teacher(**batch.teacher).logits
+    return student(**batch.student).logits, teacher_logits
+
+
+def gradient(models: tuple[Any, Any], loss: Tensor) -> Tensor:
+    student = models[0]
+    student.zero_grad()
+    loss.backward()
+    grads = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
+    return torch.cat(grads).clone()
+
+
+def test_a_loss_takes_two_objects(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("prefix-kl")
+    batch = distiller.collate(TEXTS)
+    student, teacher = models
+    output = distiller(student(**batch.student).logits, teacher(**batch.teacher).logits, batch)
+    output.loss.backward()
+    assert output.loss > 0
+    assert int(output.num_chunks) == len(batch.chunks) > 100
+    assert output.ce is None
+
+
+def test_it_is_the_function_of_the_parts(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl", top_k=64, direction="reverse", temperature=2.0)
+    batch = distiller.collate(TEXTS)
+    student, teacher = signals(models, batch)
+    examples = make_examples(
+        TEXTS, pair.student_tokenizer, pair.teacher_tokenizer, max_tokens=10**6
+    ).examples
+    alignments = [example.alignment for example in examples]
+    chunks = ChunkBatch.from_alignments(alignments).usable(
+        batch.student_loss_mask, batch.teacher_loss_mask
+    )
+    parts = PairParts.from_projection(pair.projection, needs="p-kl")
+    expected = p_kl(
+        LossInputs(student, teacher, chunks),
+        parts,
+        LossOptions(top_k=64, direction="reverse", temperature=2.0),
+    )
+    output = distiller(student, teacher, batch)
+    assert torch.equal(output.loss, expected.loss)
+    assert output.metrics["kl"] == expected.metrics["kl"]
+
+
+@pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name != "same-vocab-kl"])
+def test_every_loss_is_reached_by_its_name(models: tuple[Any, Any], pair: Pair, name: Any) -> None:
+    distiller = pair.distiller(name)
+    batch = distiller.collate(TEXTS[:2])
+    student, teacher = signals(models, batch)
+    output = distiller(student, None if name == "ce" else teacher, batch)
+    assert torch.isfinite(output.loss)
+    assert gradient(models, output.loss).abs().sum() > 0
+
+
+def test_a_teacher_with_the_same_tokenizer_is_reached_by_name(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    same = Pair(pair.student_tokenizer, pair.student_tokenizer, cache_dir=False)
+    distiller = same.distiller("same-vocab-kl")
+    batch = distiller.collate(TEXTS[:2])
+    logits = models[0](**batch.student).logits
+    assert float(distiller(logits, logits.detach(), batch).loss) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(PairError, match="same-vocab-kl"):
+        pair.distiller("same-vocab-kl")
+
+
+def test_padding_on_the_left_changes_nothing(models: tuple[Any, Any], pair: Pair) -> None:
+    losses = []
+    for side in ("right", "left"):
+        distiller = pair.distiller("prefix-kl", padding_side=side, ce_weight=1.0)  # type: ignore[arg-type]
+        batch = distiller.collate(TEXTS)
+        assert ("position_ids" in batch.student) == (side == "left")
+        losses.append(float(distiller(*signals(models, batch), batch).loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_gradient_does_not_depend_on_the_cut(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("prefix-kl", kd_weight=0.5, ce_weight=1.0)
+    whole = distiller.collate(TEXTS)
+    expected = gradient(models, distiller(*signals(models, whole), whole).loss)
+    parts = [distiller.collate(TEXTS[:3]), distiller.collate(TEXTS[3:])]
+    totals = sum((distiller.counts(part) for part in parts), Counts(0, 0))
+    assert totals == distiller.counts(whole)
+    found = torch.zeros_like(expected)
+    for part in parts:
+        found += gradient(models, distiller(*signals(models, part), part, totals=totals).loss)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_balance_gives_both_losses_one_size(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl", kd_weight="balanced", ce_weight=1.0)
+    batch = distiller.collate(TEXTS)
+    output = distiller(*signals(models, batch), batch)
+    assert output.kd is not None
+    assert output.ce is not None
+    assert float(output.kd_scale * output.kd) == pytest.approx(float(output.ce), rel=1e-5)
+    assert float(output.loss) == pytest.approx(2 * float(output.ce), rel=1e-5)
+    assert output.metrics["kd_scale"] == output.kd_scale
+
+
+def test_hidden_states_and_head_give_the_loss_of_the_logits(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    distiller = pair.distiller("p-kl", ce_weight=1.0)
+    batch = distiller.collate(TEXTS[:3])
+    student, teacher = signals(models, batch)
+    hidden = models[0].model(**batch.student).last_hidden_state
+    head = LmHead(hidden, models[0].get_output_embeddings().weight)
+    plain, fused = (distiller(given, teacher, batch).loss for given in (student, head))
+    assert float(fused) == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_stored_predictions_stand_in_for_logits(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    batch = distiller.collate(TEXTS[:3])
+    student, teacher = signals(models, batch)
+    size = pair.sizes[1]
+    stored = TeacherTopK.from_logits(teacher, size, vocab_size=size)
+    live, read = (float(distiller(student, given, batch).loss) for given in (teacher, stored))
+    assert read == pytest.approx(live, rel=1e-4)
+
+
+def test_conversations_and_examples_are_collated_as_texts_are(pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    forms = [
+        MESSAGES,
+        {"messages": MESSAGES},
+        Conversation.from_messages(MESSAGES),
+        distiller.examples([MESSAGES])[0],
+    ]
+    batches = [distiller.collate([form]) for form in forms]  # type: ignore[list-item]
+    for batch in batches:
+        assert torch.equal(batch.student_ids, batches[0].student_ids)
+        assert torch.equal(batch.student_loss_mask, batches[0].student_loss_mask)
+        assert len(batch.chunks) == len(batches[0].chunks) > 3
+    text = pair.student_tokenizer.decode(
+        batches[0].student_ids[batches[0].student_loss_mask].tolist()
+    )
+    assert text.startswith("It is 384,400 km from here.")
+
+
+def test_a_batch_moves_as_one(pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    batch = distiller.collate(TEXTS[:2])
+    moved = batch.to("meta")
+    tensors = [*moved.student.values(), *moved.teacher.values(), moved.chunks.sample]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.device.type == "meta"
+    assert moved.pair == batch.pair == pair.fingerprints
+    assert repr(batch).startswith("Batch(2 examples, student [2, ")
+
+
+def test_ids_that_are_tokenized_already_make_a_batch(pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    rows = [side.encode(TEXTS[:2]) for side in pair.sides]
+    batch, expected = distiller.batch(*rows), distiller.collate(TEXTS[:2])
+    assert torch.equal(batch.student_ids, expected.student_ids)
+    assert len(batch.chunks) == len(expected.chunks)
+
+
+def test_examples_are_cut_at_a_boundary(pair: Pair) -> None:
+    batch = pair.distiller("p-kl", max_tokens=24).collate(TEXTS)
+    assert max(batch.student_ids.shape[1], batch.teacher_ids.shape[1]) <= 24
+
+
+def test_weights_of_w_can_be_learned(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl", learnable_projection=True)
+    assert sum(parameter.numel() for parameter in distiller.parameters()) > 0
+    batch = distiller.collate(TEXTS[:3])
+    distiller(*signals(models, batch), batch).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distiller.parameters())
+    assert not list(pair.distiller("p-kl").parameters())
+
+
+def test_a_batch_or_teacher_of_another_pair_is_refused(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    batch = distiller.collate(TEXTS[:2])
+    student, teacher = signals(models, batch)
+    other = Pair(pair.teacher_tokenizer, pair.teacher_tokenizer, cache_dir=False)
+    foreign = other.distiller("p-kl").collate(TEXTS[:2])
+    with pytest.raises(PairError, match="make the batch with this distiller's collate"):
+        distiller(student, teacher, foreign)
+
+
+def test_wrong_calls_name_what_was_meant(models: tuple[Any, Any], pair: Pair) -> None:
+    distiller = pair.distiller("p-kl")
+    batch = distiller.collate(TEXTS[:2])
+    student, teacher = signals(models, batch)
+    with pytest.raises(ArgumentTypeError, match=r"batch is a dict; pass distiller\.collate"):
+        distiller(student, teacher, batch.student)
+    with pytest.raises(ArgumentTypeError, match="needs the teacher's logits or a TeacherTopK"):
+        distiller(student, None, batch)
+    with pytest.raises(ArgumentTypeError, match=r"teacher is a .*; pass its logits"):
+        distiller(student, models[1](**batch.teacher), batch)
+    with pytest.raises(ArgumentTypeError, match=r"student is a .*"):
+        distiller(models[0](**batch.student), teacher, batch)
+    with pytest.raises(ArgumentTypeError, match=r"items\[0\] is a int"):
+        distiller.collate([3])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="a batch of 0 examples"):
+        distiller.collate([])
+    with pytest.raises(ArgumentTypeError, match=r"pair is a Projection; pass xtoken\.Pair"):
+        Distiller(pair.projection)  # type: ignore[arg-type]
+
+
+def test_options_are_refused_where_they_cannot_work(pair: Pair) -> None:
+    with pytest.raises(OptionError, match="loss = 'pkl', expected one of prefix-kl, p-kl"):
+        pair.distiller("pkl")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="has no option 'topk'; it knows "):
+        pair.distiller("p-kl", topk=3)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match="merge = 'mean' is not an option of alm"):
+        pair.distiller("alm", merge="mean")
+    with pytest.raises(OptionError, match="kd_weight = -1, expected a number of at least 0"):
+        pair.distiller("p-kl", kd_weight=-1)
+    with pytest.raises(OptionError, match="leaves nothing to train on"):
+        pair.distiller("p-kl", kd_weight="balanced")
+
+
+def test_the_options_of_a_distiller_are_those_of_the_losses() -> None:
+    assert set(LossFields.__annotations__) == set(LossOptions.__dataclass_fields__)
+
+
+def test_a_collator_crosses_to_the_workers_of_a_loader(pair: Pair) -> None:
+    import pickle
+
+    collator = pair.distiller("p-kl").collator
+    again: DistillCollator = pickle.loads(pickle.dumps(collator))
+    assert again.pair == pair.fingerprints
+
+
+def test_several_teachers_learn_from_one_text(
+    models: tuple[Any, Any], pair: Pair, folder: Path
+) -> None:
+    same = Pair(pair.student_tokenizer, pair.student_tokenizer, cache_dir=False)
+    members = [pair.distiller("p-kl", max_tokens=60), same.distiller("same-vocab-kl")]
+    both = xtoken.distiller(members, weights=[1.0, 0.25])
+    batch = both.collate(TEXTS[:4])
+    student, teacher = models
+    assert all(part.student_ids.shape == batch.student["input_ids"].shape for part in batch.batches)
+    with torch.no_grad():
+        second = student(**batch.teachers[1]).logits * 0.5
+        first = teacher(**batch.teachers[0]).logits
+    logits = student(**batch.student).logits
+    output = both(logits, [first, second], batch)
+    alone = [
+        float(member(logits, signal, part).loss)
+        for member, signal, part in zip(members, (first, second), batch.batches, strict=True)
+    ]
+    assert float(output.loss) == pytest.approx(alone[0] + 0.25 * alone[1], rel=1e-5)
+    assert {"teacher0/kl", "teacher1/kl"} <= set(output.metrics)
+    confident = xtoken.distiller(members, weights="max_prob", ce_weight=1.0)
+    assert torch.isfinite(confident(logits, [first, second], batch).loss)
+
+
+def test_teachers_of_other_students_are_refused(pair: Pair) -> None:
+    other = Pair(pair.teacher_tokenizer, pair.teacher_tokenizer, cache_dir=False)
+    with pytest.raises(PairError, match="several teachers need one student tokenizer"):
+        xtoken.distiller([pair, other])
+    with pytest.raises(OptionError, match="0 teachers, expected at least 1"):
+        xtoken.distiller([])
+    with pytest.raises(OptionError, match="expected 1 numbers of at least 0"):
+        xtoken.distiller([pair], weights=[1.0, 2.0])
