@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.teachers.forward import causal_logits
+from xtoken.teachers.load_model import load_causal_lm
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -46,10 +47,7 @@ class LiveTeacher:
 
         The default is float32: bfloat16 is emulated, and slower, on most CPUs.
         """
-        from transformers import AutoModelForCausalLM
-
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-        return cls(model.to(device))
+        return cls(load_causal_lm(path, side="teacher", dtype=dtype, **options).to(device))
 
     @property
     def device(self) -> torch.device:

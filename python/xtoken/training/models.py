@@ -14,6 +14,7 @@ from xtoken import Vocab
 from xtoken.errors import ModelSourceError
 from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher
+from xtoken.teachers.load_model import load_causal_lm
 from xtoken.training.config import TeacherDtype
 
 # "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
@@ -109,16 +110,7 @@ def _one_line(error: Exception) -> str:
 def _load_model(
     side: str, source: str, vocab: Vocab, dtype: torch.dtype | str = torch.float32
 ) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    # As with the tokenizer: from OSError to safetensors' own class.
-    except Exception as error:
-        raise ModelSourceError(
-            f"{side} {source} has no model that transformers can load ({_one_line(error)}); pass a "
-            "directory with one, saved by model.save_pretrained, or a hub name"
-        ) from error
+    model = load_causal_lm(source, side=side, dtype=dtype)
     columns = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     if columns < len(vocab):
         raise ModelSourceError(
