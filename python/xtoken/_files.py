@@ -1,34 +1,233 @@
-"""Files that are there whole or not at all, also after a crash of the machine."""
+"""Files: written whole or not at all, checksums, locks between processes, JSON, the cache folder.
+
+Every file that the package writes goes through `write_atomically` or `temporary_beside`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-import tempfile
-from collections.abc import Callable
+import re
+import secrets
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears at `path` whole or not at all."""
-    # Beside the target, so that the rename stays in one file system.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+from xtoken.errors import FormatError, MissingFileError, UnavailableCacheWarning
+
+CACHE_VARIABLE = "XTOKEN_CACHE"
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+# Names of unfinished files say which process writes them: .NAME.HOST-PID-RANDOM.xtoken-tmp
+_UNFINISHED = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.xtoken-tmp")
+# Older than any write that still runs; for files of other machines, whose processes we cannot see.
+_ABANDONED_SECONDS = 24 * 3600
+
+
+def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that appears at `path` whole or not at all.
+
+    Raises:
+        OSError: the folder does not exist, cannot be written or is full; `path` is as it was.
+    """
+    with temporary_beside(path) as temporary, temporary.open("wb") as file:
+        write(file)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text to a file that appears whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def temporary_beside(path: Path | str) -> Iterator[Path]:
+    """Give the path of an empty file that becomes `path` when the block ends without an error.
+
+    For writers that want a path. The content is on the disk before the name is, and the mode is
+    that of any new file.
+    """
+    path = Path(path)
+    remove_unfinished(path.parent)
+    # Beside the target, so that the rename stays in one file system; a short part of the name, as
+    # names may have 255 bytes.
+    name = f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.xtoken-tmp"
+    temporary = path.parent / name
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a private file; this one is to be as readable as any other.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        # As open() does it, the mode is 0666 less the umask; never a file that is there.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+    _folder_to_disk(path.parent)
+
+
+def remove_unfinished(folder: Path | str) -> int:
+    """Remove what writers that were killed left in a folder.
+
+    A file goes if its process ran on this machine and is dead, or if it is older than a day.
+
+    Returns: the number of files removed.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)
+        for name in names:
+            found = _UNFINISHED.fullmatch(name)
+            if found is None:
+                continue
+            path = Path(folder) / name
+            with contextlib.suppress(OSError):
+                own = found["host"] == _host() and os.name == "posix"
+                dead = own and not _is_running(int(found["pid"]))
+                if dead or time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+                    removed += 1
+    return removed
+
+
+def _host() -> str:
+    """Eight digits that name the machine, and within it the container, that a process id is of."""
+    namespace = Path("/proc/self/ns/pid")
+    space = namespace.stat().st_ino if namespace.exists() else 0
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's, or a number that no system gives
+    return True
 
 
 def to_disk(path: Path) -> None:
     """Return once what was written to a file would survive a crash of the machine."""
-    with path.open("rb") as file:
+    # Windows refuses to flush what is open for reading alone.
+    with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """Flush the names of a folder, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's content: 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path | str, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock between processes while the block runs.
+
+    Args:
+        path: of the lock file, which stays: removing it would race.
+        timeout: seconds to wait for another holder; negative for as long as it takes.
+
+    Raises:
+        TimeoutError: another process still held it.
+        OSError: the folder cannot be written.
+    """
+    # Made beforehand with the mode of any file, so that users of a shared cache can wait for one
+    # another: FileLock would set the one that it is given.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
+    with FileLock(path, timeout=timeout, mode=Path(path).stat().st_mode & 0o777):
+        yield
+
+
+def read_json(path: Path | str, purpose: str) -> JsonValue:
+    """Read a file of JSON.
+
+    Args:
+        path: the file.
+        purpose: what it is, for the messages, as in "configuration file".
+
+    Raises:
+        MissingFileError: there is no such file.
+        FormatError: it is not UTF-8, not JSON, or nested too deeply.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{purpose} {path} does not exist; pass a file of JSON")
+    try:
+        return parse_json(path.read_bytes())
+    except FormatError as error:
+        raise FormatError(f"{purpose} {path} {error}") from error
+
+
+def parse_json(content: bytes | str) -> JsonValue:
+    """Read JSON.
+
+    Raises:
+        FormatError: it is not UTF-8, not JSON, or nested too deeply; the message has no subject.
+    """
+    try:
+        if isinstance(content, bytes):
+            content = content.decode("utf-8-sig")
+        value: JsonValue = json.loads(content)
+        return value
+    except UnicodeDecodeError as error:
+        raise FormatError(f"is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except RecursionError as error:
+        raise FormatError("is nested too deeply to be read; write it again") from error
+    # Besides syntax, a number of more than 4,300 digits.
+    except ValueError as error:
+        raise FormatError(f"is not JSON ({error}); write it again") from error
+
+
+def cache_directory(cache_dir: str | PathLike[str] | bool | None = None) -> Path | None:
+    """Where W, stored predictions and the like are kept; `None` is nowhere.
+
+    Args:
+        cache_dir: a directory; `False` for none; `None` or `True` for the environment variable
+            `XTOKEN_CACHE` (a directory, or `off`) and, where it is not set, `xtoken` in the user's
+            cache directory.
+    """
+    if cache_dir is False:
+        return None
+    if cache_dir is not None and cache_dir is not True:
+        return Path(cache_dir)
+    variable = os.environ.get(CACHE_VARIABLE)
+    if variable is not None and cache_dir is None and variable.lower() in ("", "0", "off"):
+        return None
+    if variable:
+        return Path(variable)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xtoken"
+
+
+_warned: set[str] = set()
+
+
+def warn_of_cache(folder: Path | str, error: Exception) -> None:
+    """Say once per folder that a cache cannot be used; the caller does without it."""
+    if str(folder) not in _warned:
+        _warned.add(str(folder))
+        warnings.warn(
+            f"the cache {folder} cannot be used ({error}); the result is computed and not kept. "
+            f"Free space there, or set {CACHE_VARIABLE} to another directory or to off",
+            UnavailableCacheWarning,
+            stacklevel=3,
+        )

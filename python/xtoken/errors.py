@@ -33,6 +33,10 @@ class ModelSourceError(XTokenError):
     """A directory or hub model cannot be the student or teacher; the message says why."""
 
 
+class ForeignFileError(FormatError):
+    """A file is whole, but was not written for this purpose."""
+
+
 class StoreError(XTokenError):
     """A file of the teacher's store is damaged or belongs to something else."""
 
@@ -47,3 +51,7 @@ class MissingFileError(XTokenError, FileNotFoundError):
 
 class MissingExtraError(XTokenError, ImportError):
     """A part of the package needs an extra that is not installed; the message gives the command."""
+
+
+class UnavailableCacheWarning(UserWarning):
+    """A cache cannot be read or written; the call goes through without it."""

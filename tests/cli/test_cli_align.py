@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from xtoken import Aligner, ChunkKind, Vocab
 from xtoken.cli import app, main
-from xtoken.cli.align_view import visible
+from xtoken.vocab.display import visible
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb"}
 TEXTS = [text[:500] for text in zoo.TEXT[:25]]

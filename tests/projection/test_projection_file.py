@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import random
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,17 @@ import torch
 from cache_worker import build_and_count
 
 from xtoken import Projection, Vocab, __version__
-from xtoken.errors import FormatError, OptionError, PairError, ShapeError
-from xtoken.projection.cache import cache_directory, cache_key
-from xtoken.projection.file import read_arrays, save
+from xtoken._files import cache_directory
+from xtoken.errors import (
+    FormatError,
+    OptionError,
+    PairError,
+    ShapeError,
+    UnavailableCacheWarning,
+    XTokenError,
+)
+from xtoken.projection.cache import cache_key
+from xtoken.projection.file import read_arrays, save, write_arrays
 from xtoken.projection.options import ProjectionOptions
 
 ARRAYS = ("indptr", "indices", "weights", "rules", "pieces_indptr", "pieces")
@@ -198,10 +210,101 @@ def test_a_damaged_cache_file_is_built_again(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_build(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    w = Projection.build(
-        zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1), cache_dir=tmp_path / "file" / "cache"
-    )
+    pair = zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1)
+    with pytest.warns(UnavailableCacheWarning, match="is computed and not kept") as warned:
+        w = Projection.build(*pair, cache_dir=tmp_path / "file" / "cache")
+    assert len(warned) == 1
+    # Once per folder, not per call: a second warning would be an error here.
+    Projection.build(*pair, cache_dir=tmp_path / "file" / "cache")
     assert w.stats()["exact"] > 1000
+
+
+def test_a_full_disk_under_the_cache_costs_the_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("xtoken._files.to_disk", full)
+    pair = zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1)
+    with pytest.warns(UnavailableCacheWarning, match="No space left"):
+        w = Projection.build(*pair, cache_dir=tmp_path)
+    assert w.stats()["exact"] > 1000
+    assert not list(tmp_path.glob("*.safetensors")) + list(tmp_path.glob(".*.xtoken-tmp"))
+
+
+def test_rows_that_sum_to_other_than_one_are_refused_though_the_checksum_fits(
+    w: Projection, path: Path
+) -> None:
+    arrays, metadata = read_arrays(path)
+    for factor, total in ((2, "2.0000"), (0, "0.0000")):
+        weights = arrays["weights"].copy()
+        weights[: int(arrays["indptr"][1])] *= factor
+        write_arrays(path, {**arrays, "weights": weights}, metadata)
+        with pytest.raises(ShapeError, match=rf"row \d+ of W sums to {total}.*build W again"):
+            Projection.load(path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_every_flipped_bit_and_every_cut_is_found_or_harmless(tmp_path: Path, kind: str) -> None:
+    """Seeded; XTOKEN_FLIPS=1500 draws more."""
+    pair = _pair()
+    path = tmp_path / f"w.{kind}"
+    w = Projection.build(*pair, cache_dir=False)
+    if kind == "pt":
+        w.export_topk_pt(path)
+    else:
+        w.save(path)
+    content, draws = path.read_bytes(), random.Random(0)
+
+    def read() -> Projection:
+        return Projection.import_topk_pt(path, *pair) if kind == "pt" else Projection.load(path)
+
+    expected = read()
+    for _ in range(int(os.environ.get("XTOKEN_FLIPS", "150"))):
+        altered = bytearray(content)
+        bit = draws.randrange(8 * len(content))
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        with contextlib.suppress(XTokenError):
+            found = read()
+            assert np.array_equal(found.indptr, expected.indptr), bit
+            assert np.array_equal(found.indices, expected.indices), bit
+            assert np.array_equal(found.weights, expected.weights), bit
+    for _ in range(30):
+        path.write_bytes(content[: draws.randrange(len(content))])
+        with pytest.raises(FormatError, match=r"truncated or not|is truncated"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "w.safetensors", "empty", "text.zip"])
+def test_a_wrong_file_in_place_of_a_table_is_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "text.zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/data.pkl", "text")
+    else:
+        path.write_bytes({"tokenizer.json": b'{"model": {}}', "empty": b""}.get(name, b"\0" * 99))
+    with pytest.raises(FormatError) as refused:
+        Projection.import_topk_pt(path, *_pair())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_header_nested_too_deeply_and_an_f8_tensor_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.safetensors"
+    header = b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(FormatError, match="nested too deeply"):
+        Projection.load(path)
+    deep_shape = b'{"a":{"dtype":"F32","shape":' + b"[" * 10**5 + b"]" * 10**5 + b"}}"
+    path.write_bytes(struct.pack("<Q", len(deep_shape)) + deep_shape)
+    with pytest.raises(FormatError, match="nested too deeply"):
+        Projection.load(path)
+    metadata = '{"__metadata__":{"format":"xtoken-projection"},'
+    header = (metadata + '"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}').encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    with pytest.raises(FormatError, match="tensor a has dtype 'F8_E4M3', expected one of U8"):
+        Projection.load(path)
 
 
 def test_the_environment_says_where_the_cache_is_and_whether(
@@ -310,7 +413,11 @@ def test_a_foreign_table_may_hold_padded_rows_in_any_order(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"indices": torch.zeros(2, 2)}, FormatError, "expected whole numbers and one shape"),
+        (
+            {"indices": torch.zeros(2, 2)},
+            FormatError,
+            "expected dense tensors of whole numbers.*one shape",
+        ),
         ({"indices": None}, FormatError, "expected tensors 'indices' and 'likelihoods'"),
         (
             {"indices": torch.tensor([[3, 0], [2, -1], [-1, -1], [-1, -1]])},

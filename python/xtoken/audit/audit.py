@@ -13,6 +13,7 @@ from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.projection import EMPTY_RULES, RULE_CODES, Projection
 from xtoken.trie import PieceTrie
 from xtoken.vocab.classes import NUMERALS, PUNCTUATION, classes, order
+from xtoken.vocab.display import surface
 
 # Tokens whose loss the paper's Table of failures is about: where they fall out of the common set,
 # H-KL and GOLD match them by rank to unrelated tokens and push them down through the softmax.
@@ -236,27 +237,6 @@ def _byte_strings(vocab: Vocab) -> set[bytes]:
     return {token for i in range(len(vocab)) if (token := vocab.token_bytes(i))}
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's character for each byte: printable Latin-1 itself, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-
-
 def _surfaces(vocab: Vocab) -> set[str]:
     """Tokens as their tokenizer prints them, which is what matching by strings compares."""
-    alphabet = _byte_alphabet()
-    surfaces = set(vocab.special_tokens.values())
-    for i in range(len(vocab)):
-        token = vocab.token_bytes(i)
-        if not token:
-            continue
-        if vocab.family == "sentencepiece":
-            text = token.decode(errors="replace").replace(" ", "▁")
-            surfaces.add(f"<0x{token[0]:02X}>" if vocab.is_byte_fallback(i) else text)
-        elif vocab.is_lossy:
-            text = token.decode(errors="replace")
-            surfaces.add(text[1:] if text[0] == " " else f"##{text}")
-        else:
-            surfaces.add("".join(alphabet[byte] for byte in token))
-    return surfaces
+    return {text for i in range(len(vocab)) if (text := surface(vocab, i))}

@@ -10,7 +10,7 @@ import numpy as np
 
 from xtoken.audit.audit import CRITICAL, Audit
 from xtoken.projection import Projection
-from xtoken.projection.explain import printable
+from xtoken.vocab.display import quoted
 from xtoken.vocab.classes import classes
 
 # Rows of W on the page, spread evenly over each class; all of a critical or smaller one.
@@ -52,9 +52,9 @@ def _sample(projection: Projection) -> list[list[Any]]:
         for token_id in (ids[at] for at in picks.tolist()):
             indices, weights = projection.csr.row(token_id)
             entries = [
-                [printable(teacher, t), round(weight, 4)]
+                [quoted(teacher, t), round(weight, 4)]
                 for t, weight in zip(indices.tolist(), weights.tolist(), strict=True)
             ]
             rule = PROJECTION_RULES[projection.rules[token_id]]
-            rows.append([token_id, printable(student, token_id), name, rule, entries])
+            rows.append([token_id, quoted(student, token_id), name, rule, entries])
     return sorted(rows, key=lambda row: row[0])

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from xtoken import Aligner, Alignment, ChunkKind, Coverage
-from xtoken.cli.align_view import alignment_view, visible
+from xtoken.cli.align_view import alignment_view
 from xtoken.cli.sides import Side, read_side, read_text
 from xtoken.errors import OptionError
+from xtoken.vocab.display import visible_token
 
 
 def register(app: typer.Typer) -> None:
@@ -96,10 +97,7 @@ def _as_json(
 
 def _side_json(side: Side, ids: list[int], bounds: list[int]) -> dict[str, Any]:
     tokens = [side.vocab.token_bytes(token_id) for token_id in ids]
-    names = [
-        visible(token) if token else side.surface(token_id)
-        for token, token_id in zip(tokens, ids, strict=True)
-    ]
+    names = [visible_token(side.vocab, token_id) for token_id in ids]
     return {
         "vocab": side.vocab.fingerprint,
         "ids": ids,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from xtoken import Alignment, ChunkKind, Coverage
 from xtoken.cli.sides import Side
+from xtoken.vocab.display import visible_token
 
 # Two shades for exact chunks, so that neighbours can be told apart.
 _SHADES = ("black on bright_green", "black on green")
@@ -19,29 +20,7 @@ _STYLES = {
     ChunkKind.TEACHER_ONLY: "black on bright_cyan",
     ChunkKind.SPECIAL: "black on magenta",
 }
-_VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 _MAX_SHAPES = 12
-
-
-def visible(data: bytes) -> str:
-    """Bytes as one printable line: white space by sign, and `\\xNN` for what is no character."""
-    return "".join(map(_visible_character, data.decode("utf-8", "backslashreplace")))
-
-
-def _visible_character(character: str) -> str:
-    if character in _VISIBLE:
-        return _VISIBLE[character]
-    if character == " ":
-        return "·"
-    if character.isprintable():
-        return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
-
-
-def token_text(side: Side, token_id: int) -> str:
-    """One token as it is shown: its bytes, or its name where it has none."""
-    data = side.vocab.token_bytes(token_id)
-    return visible(data) if data else side.surface(token_id)
 
 
 def alignment_view(
@@ -57,8 +36,8 @@ def alignment_view(
     for chunk in range(min(limit, len(alignment))):
         s0, s1 = alignment.student_bounds[chunk : chunk + 2].tolist()
         t0, t1 = alignment.teacher_bounds[chunk : chunk + 2].tolist()
-        left = [token_text(student, token_id) for token_id in student_ids[s0:s1]]
-        right = [token_text(teacher, token_id) for token_id in teacher_ids[t0:t1]]
+        left = [visible_token(student.vocab, token_id) for token_id in student_ids[s0:s1]]
+        right = [visible_token(teacher.vocab, token_id) for token_id in teacher_ids[t0:t1]]
         kind = ChunkKind(int(alignment.kind[chunk]))
         shown.append(_chunk_text(kind, left, right), _STYLES.get(kind, _SHADES[chunk % 2]))
         if kind in (ChunkKind.EXACT, ChunkKind.MISMATCH) and (len(left), len(right)) != (1, 1):

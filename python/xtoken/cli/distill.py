@@ -143,7 +143,7 @@ _STORE = "teacher-top-k"
 
 
 def _default_cache(out: Path) -> Path:
-    from xtoken.projection.cache import cache_directory
+    from xtoken._files import cache_directory
 
     directory = cache_directory()
     # Caching over runs is off: predictions then live with the run that they are for.

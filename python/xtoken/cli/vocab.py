@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from xtoken import Vocab
-from xtoken.cli.align_view import visible
-from xtoken.vocab.read import read_content
+from xtoken.vocab import load_tokenizer
+from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible
 
 _EXAMPLES = 3
 
@@ -25,12 +25,18 @@ def register(app: typer.Typer) -> None:
 
 def vocab(
     path: Annotated[
-        Path, typer.Argument(help="Directory, tokenizer.json (.xz too), tekken or tiktoken file.")
+        str,
+        typer.Argument(
+            metavar="TOKENIZER",
+            help="Directory, tokenizer.json (.xz too), tekken or tiktoken file, or a hub name "
+            "(owner/model).",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
 ) -> None:
     """Show what a vocabulary is: family, size, special tokens by role, traps found."""
-    facts = describe(Vocab.from_path(path), read_content(path)[1])
+    loaded = load_tokenizer(path)
+    facts = describe(loaded.vocab, loaded.content)
     if as_json:
         typer.echo(json.dumps(facts))
     else:
@@ -58,7 +64,7 @@ def describe(vocab: Vocab, content: bytes = b"") -> dict[str, Any]:
     for token_id, token in enumerate(tokens):
         if token and first.setdefault(token, token_id) != token_id:
             duplicates.append(token_id)
-    parts = [i for i, token in enumerate(tokens) if token and not _is_utf8(token)]
+    parts = [i for i, token in enumerate(tokens) if token and not is_utf8(token)]
     spelled = [text for text in special.values() if text]
     traps = {
         "bytes that more than one id spells": [
@@ -100,6 +106,7 @@ def _file_traps(vocab: Vocab, content: bytes) -> dict[str, list[str]]:
     if "model" not in file:
         return {}
     added = file.get("added_tokens") or []
+    alphabet = set(BYTE_ALPHABET.values())
     names = {token["content"] for token in added}
     surfaces = file["model"].get("vocab", {}) if vocab.family == "byte-level" else {}
     return {
@@ -111,16 +118,10 @@ def _file_traps(vocab: Vocab, content: bytes) -> dict[str, list[str]]:
         "keys outside the byte alphabet": [
             f"{surface} ({token_id})"
             for surface, token_id in surfaces.items()
-            if surface not in names and not _BYTE_ALPHABET.issuperset(surface)
+            if surface not in names and not alphabet.issuperset(surface)
         ],
         "changes of text before it is tokenized": _normalizers(file.get("normalizer")),
     }
-
-
-# Printable Latin-1 stands for itself, the other 68 bytes for what follows Latin-1.
-_BYTE_ALPHABET = frozenset(
-    chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))
-)
 
 
 def _normalizers(section: dict[str, Any] | None) -> list[str]:
@@ -133,16 +134,8 @@ def _normalizers(section: dict[str, Any] | None) -> list[str]:
     return [] if spells_spaces else [section["type"]]
 
 
-def _is_utf8(token: bytes) -> bool:
-    try:
-        token.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _view(path: Path, facts: dict[str, Any]) -> RenderableType:
-    table = Table(title=str(path), title_justify="left", show_header=False)
+def _view(path: str, facts: dict[str, Any]) -> RenderableType:
+    table = Table(title=escape(path), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     lossy = "; lossy: the tokens do not determine the text" if facts["lossy"] else ""
@@ -152,8 +145,8 @@ def _view(path: Path, facts: dict[str, Any]) -> RenderableType:
         if facts[kind]:
             table.add_row(f"  {kind.replace('_', ' ')}", f"{facts[kind]:,}")
     table.add_row("longest token", f"{facts['longest_token_bytes']} bytes")
-    table.add_row("own space before text", facts["dummy_prefix"])
-    table.add_row("segments bytes by", facts["model"] or "nothing that is known")
+    table.add_row("dummy prefix", facts["dummy_prefix"])
+    table.add_row("tokenization model", facts["model"] or "none")
     table.add_row("fingerprint", facts["fingerprint"])
     roles = Table(
         title="special tokens by role", title_justify="left", show_header=False, min_width=30

@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
 
 from xtoken._core import Vocab, __version__
-from xtoken.errors import FormatError
+from xtoken._files import locked, warn_of_cache
+from xtoken.errors import FormatError, ShapeError
 from xtoken.projection.arrays import AnyProjection
 from xtoken.projection.file import FORMAT_VERSION, load, save
 from xtoken.projection.options import ProjectionOptions
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; renames are atomic there too, only the work is done twice
-    fcntl = None  # type: ignore[assignment]
-
-VARIABLE = "XTOKEN_CACHE"
-
-
-def cache_directory(cache_dir: str | PathLike[str] | bool | None = None) -> Path | None:
-    """Where projections are kept; `None` is nowhere.
-
-    Args:
-        cache_dir: a directory; `False` for none; `None` or `True` for the environment variable
-            `XTOKEN_CACHE` (a directory, or `off`) and, where it is not set, `xtoken` in the user's
-            cache directory.
-    """
-    if cache_dir is False:
-        return None
-    if cache_dir is not None and cache_dir is not True:
-        return Path(cache_dir)
-    variable = os.environ.get(VARIABLE)
-    if variable is not None and cache_dir is None and variable.lower() in ("", "0", "off"):
-        return None
-    if variable:
-        return Path(variable)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xtoken"
 
 
 def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str:
@@ -67,23 +38,24 @@ def build_cached(
 ) -> AnyProjection:
     """W from `directory`, or from `build` and then kept there.
 
-    A file that is damaged is built again. A directory that cannot be written costs the cache, not
-    the call.
+    A file that is damaged is built again. A directory that cannot be written, or is full, costs
+    the cache and not the call: one warning says so.
     """
     path = directory / f"projection-{cache_key(student, teacher, options)}.safetensors"
     if (found := _read(cls, path, student, teacher)) is not None:
         return found
+    built = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             # Another process may have built it while this one waited.
             if (found := _read(cls, path, student, teacher)) is not None:
                 return found
-            projection = build()
-            save(projection, path)
-            return projection
-    except OSError:
-        return build()
+            built = build()
+            save(built, path)
+    except OSError as error:
+        warn_of_cache(directory, error)
+    return build() if built is None else built
 
 
 def _read(
@@ -91,7 +63,7 @@ def _read(
 ) -> AnyProjection | None:
     try:
         projection = load(cls, path)
-    except (OSError, FormatError):
+    except (OSError, FormatError, ShapeError):
         return None
     # The key says that it is this pair's; a foreign file under that name is damage.
     if (projection.student_fingerprint, projection.teacher_fingerprint) != (
@@ -100,12 +72,3 @@ def _read(
     ):
         return None
     return replace(projection, student=student, teacher=teacher)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes; the lock file stays, as removing it would race."""
-    with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xtoken._extras import needs_extra
 from xtoken.errors import OptionError, ShapeError
 
 if TYPE_CHECKING:
@@ -120,14 +121,21 @@ class Csr:
             (self.shape[0], len(wanted)),
         )  # fmt: skip
 
-    def to_torch(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A torch sparse CSR tensor, float32 unless `dtype` says otherwise."""
-        import torch
+    def to_torch(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A torch sparse CSR tensor, float32 unless `dtype` says otherwise.
+
+        Raises:
+            MissingExtraError: torch is not installed.
+        """
+        with needs_extra():
+            import torch
 
         # torch wants rising columns in a row; W has falling weights.
         order = np.lexsort((self.indices, self.row_of()))
         with warnings.catch_warnings():
-            # torch calls its CSR support beta, once a process.
+            # torch calls its CSR support beta, once per process.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
             matrix = torch.sparse_csr_tensor(
                 torch.tensor(self.indptr),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xtoken._core import PROJECTION_RULES, Vocab
-from xtoken.errors import TokenIdError
+from xtoken.errors import ArgumentTypeError, TokenIdError
 from xtoken.projection.arrays import ProjectionArrays
+from xtoken.vocab.display import quoted, special_id
 
 REASONS = {
     "unused": "the id is a hole in the student's vocabulary",
@@ -25,7 +26,14 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One teacher token of a row."""
+    """One teacher token of a row.
+
+    Attributes:
+        teacher_id: the column.
+        token: the token for people, as `Explanation.token`.
+        token_bytes: what it contributes; empty for special tokens.
+        weight: of the entry, above 0.
+    """
 
     teacher_id: int
     token: str
@@ -60,17 +68,6 @@ class Explanation:
         return f"{self.token} [{self.student_id}] -> {row or 'nothing'}: {self.reason}"
 
 
-def printable(vocab: Vocab, token_id: int) -> str:
-    """A token for people: quoted text, `b'..'` where it is not valid UTF-8, a special by name."""
-    token = vocab.token_bytes(token_id)
-    if not token:
-        return vocab.special_tokens.get(token_id, f"<unused {token_id}>")
-    try:
-        return repr(token.decode())
-    except UnicodeDecodeError:
-        return repr(token)
-
-
 def explain(projection: ProjectionArrays, token: int | str | bytes) -> Explanation:
     """See `Projection.explain`."""
     student, teacher = projection.vocabularies()
@@ -79,13 +76,13 @@ def explain(projection: ProjectionArrays, token: int | str | bytes) -> Explanati
     indices, weights = projection.csr.row(student_id)
     return Explanation(
         student_id=student_id,
-        token=printable(student, student_id),
+        token=quoted(student, student_id),
         token_bytes=student.token_bytes(student_id),
         rule=rule,
         reason=REASONS[rule],
-        pieces=tuple(printable(teacher, piece) for piece in projection.token_pieces(student_id)),
+        pieces=tuple(quoted(teacher, piece) for piece in projection.token_pieces(student_id)),
         entries=tuple(
-            Entry(t, printable(teacher, t), teacher.token_bytes(t), weight)
+            Entry(t, quoted(teacher, t), teacher.token_bytes(t), weight)
             for t, weight in zip(indices.tolist(), weights.tolist(), strict=True)
         ),
     )
@@ -103,13 +100,16 @@ def find_token(vocab: Vocab, token: int | str | bytes) -> int:
                 f"token id {token} is outside the student vocabulary (V_s = {len(vocab)})"
             )
         return token
-    spelled = token.encode() if isinstance(token, str) else token
+    if not isinstance(token, str | bytes):
+        raise ArgumentTypeError(f"token is a {type(token).__name__}; pass an id, a text or bytes")
+    # Half a character in a string is a byte that the shell or Python could not decode.
+    spelled = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token
     found = vocab.id_of(spelled)
     if found is None and isinstance(token, str):
-        found = next((i for i, text in vocab.special_tokens.items() if text == token), None)
+        found = special_id(vocab, token)
     if found is None:
         pieces = vocab.segment(spelled) if vocab.model else None
-        spelling = "+".join(printable(vocab, piece) for piece in pieces or ())
+        spelling = "+".join(quoted(vocab, piece) for piece in pieces or ())
         raise TokenIdError(
             f"{token!r} is not one token of the student"
             + (f": it is spelled {spelling}" if spelling else "")

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from xtoken._core import PROJECTION_RULES, Vocab, __version__
-from xtoken._files import write_atomically
+from xtoken._files import parse_json
+from xtoken._tensor_files import Array, read_tensors, write_tensors
 from xtoken.errors import FormatError, PairError, ShapeError
 from xtoken.projection.arrays import AnyProjection, ProjectionArrays
 from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
-
-Arrays = dict[str, NDArray[Any]]
+from xtoken.vocab import TokenizerSource, read_tokenizer
 
 FORMAT = "xtoken-projection"
 # Raised when a tensor changes its meaning; tensors may be added without.
 FORMAT_VERSION = 1
-# What safetensors itself takes.
-_MAX_HEADER = 100_000_000
+# A row of W sums to 1 but for float32 rounding, and for what bfloat16 training leaves.
+_ROW_SUM_TOLERANCE = 1e-3
 _DTYPES = {
     "indptr": np.int64,
     "indices": np.int64,
@@ -36,9 +30,14 @@ _DTYPES = {
     "rules": np.uint8,
     "pieces_indptr": np.int64,
     "pieces": np.int64,
+    "teacher_pieces_indptr": np.int64,
+    "teacher_pieces": np.int64,
 }
 # Present where the student's tokenizer can segment.
 _OPTIONAL = ("teacher_pieces_indptr", "teacher_pieces")
+_ENTRIES = (
+    *("shape", "options", "student_fingerprint", "teacher_fingerprint", "model_fingerprint"),
+)
 
 
 def save(projection: ProjectionArrays, path: str | PathLike[str]) -> None:
@@ -49,11 +48,7 @@ def save(projection: ProjectionArrays, path: str | PathLike[str]) -> None:
     """
     write_arrays(
         path,
-        {
-            name: array
-            for name in (*_DTYPES, *_OPTIONAL)
-            if (array := getattr(projection, name)) is not None
-        },
+        {name: array for name in _DTYPES if (array := getattr(projection, name)) is not None},
         {
             "shape": json.dumps(projection.shape),
             "options": projection.options.to_json(),
@@ -68,8 +63,8 @@ def save(projection: ProjectionArrays, path: str | PathLike[str]) -> None:
 def load(
     cls: type[AnyProjection],
     path: str | PathLike[str],
-    student_tokenizer: Any = None,
-    teacher_tokenizer: Any = None,
+    student_tokenizer: TokenizerSource | None = None,
+    teacher_tokenizer: TokenizerSource | None = None,
 ) -> AnyProjection:
     """Read W back and check that it is whole and, given the tokenizers, theirs.
 
@@ -77,48 +72,59 @@ def load(
     """
 
     arrays, metadata = read_arrays(path)
-    student = None if student_tokenizer is None else Vocab.from_tokenizer(student_tokenizer)
-    teacher = None if teacher_tokenizer is None else Vocab.from_tokenizer(teacher_tokenizer)
-    try:
-        optional = {name: np.int64 for name in _OPTIONAL if name in arrays}
-        for name, dtype in (_DTYPES | optional).items():
-            if arrays[name].dtype != dtype:
-                raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {dtype}")
-        rows, columns = json.loads(metadata["shape"])
-        projection = cls(
-            indptr=arrays["indptr"],
-            indices=arrays["indices"],
-            weights=arrays["weights"],
-            shape=(rows, columns),
-            rules=arrays["rules"],
-            pieces_indptr=arrays["pieces_indptr"],
-            pieces=arrays["pieces"],
-            options=ProjectionOptions.from_json(metadata["options"]),
-            student_fingerprint=metadata["student_fingerprint"],
-            teacher_fingerprint=metadata["teacher_fingerprint"],
-            model_fingerprint=metadata["model_fingerprint"],
-            student_model_fingerprint=metadata.get("student_model_fingerprint", ""),
-            student=student,
-            teacher=teacher,
-            **{name: arrays[name] for name in optional},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path} lacks a part of a projection: {error}") from error
+    student = None if student_tokenizer is None else read_tokenizer(student_tokenizer)
+    teacher = None if teacher_tokenizer is None else read_tokenizer(teacher_tokenizer)
+    for name, dtype in _DTYPES.items():
+        if name in arrays and arrays[name].dtype != dtype:
+            raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {dtype.__name__}")
+    missing = [name for name in _DTYPES if name not in arrays and name not in _OPTIONAL]
+    missing += [name for name in _ENTRIES if name not in metadata]
+    if missing:
+        raise FormatError(f"{path} lacks {missing[0]}, a part of a projection; build W again")
+    projection = cls(
+        shape=_shape(metadata["shape"], path),
+        options=ProjectionOptions.from_json(metadata["options"]),
+        student_fingerprint=metadata["student_fingerprint"],
+        teacher_fingerprint=metadata["teacher_fingerprint"],
+        model_fingerprint=metadata["model_fingerprint"],
+        student_model_fingerprint=metadata.get("student_model_fingerprint", ""),
+        student=student,
+        teacher=teacher,
+        # The dtypes were checked above, which the type of a dictionary cannot say.
+        **{name: arrays[name] for name in _DTYPES if name in arrays},  # type: ignore[arg-type]
+    )
     check(projection)
     check_pair(projection, student, teacher, str(path))
     return projection
 
 
+def _shape(text: str, path: str | PathLike[str]) -> tuple[int, int]:
+    try:
+        shape = parse_json(text)
+    except FormatError as error:
+        raise FormatError(f"{path}: its shape {error}") from error
+    numbers = [n for n in shape if isinstance(n, int)] if isinstance(shape, list) else []
+    if len(numbers) != 2 or not all(0 <= n < 2**31 for n in numbers):
+        raise FormatError(f"{path} has the shape {text[:40]!r}, expected [V_s, V_t]; build W again")
+    return numbers[0], numbers[1]
+
+
 def check(projection: ProjectionArrays) -> None:
-    """Refuse arrays that do not fit one another.
+    """Refuse arrays that do not fit one another, and rows that are no distributions.
 
     Raises:
-        ShapeError: names the array.
+        ShapeError: names the array, or the row and its sum.
     """
     rows, columns = projection.shape
-    Csr(projection.indptr, projection.indices, projection.weights, projection.shape)
+    csr = Csr(projection.indptr, projection.indices, projection.weights, projection.shape)
+    wrong = np.flatnonzero(
+        (np.diff(projection.indptr) > 0) & (np.abs(csr.row_sums() - 1) > _ROW_SUM_TOLERANCE)
+    )
+    if len(wrong):
+        raise ShapeError(
+            f"row {wrong[0]} of W sums to {csr.row_sums()[wrong[0]]:.4f}, as do {len(wrong)} rows "
+            "to other than 1; scale them with Projection.with_weights, or build W again"
+        )
     rules = len(PROJECTION_RULES)
     if len(projection.rules) != rows or int(projection.rules.max(initial=0)) >= rules:
         raise ShapeError(f"rules must hold {rows} codes below {rules}")
@@ -172,89 +178,37 @@ def check_pair(
 
 
 def write_arrays(
-    path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    path: str | PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> None:
-    """Write arrays and metadata atomically, with a checksum over both."""
-    path = Path(path)
-    metadata = {
+    """Write arrays and metadata whole or not at all, with a checksum over both."""
+    entries = {
         **metadata,
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "library_version": __version__,
     }
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    metadata["sha256"] = _checksum(contiguous, metadata)
-    content = to_safetensors(contiguous, metadata=metadata)
-    write_atomically(path, lambda file: file.write(content))
+    write_tensors(Path(path), arrays, entries)
 
 
-def read_arrays(path: str | PathLike[str]) -> tuple[Arrays, dict[str, str]]:
+def read_arrays(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
     """Read what `write_arrays` wrote.
 
     Raises:
         FormatError: says whether the file is something else, truncated, of a newer format, or
             altered.
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; write it with Projection.save")
-    _check_length(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise FormatError(
-                    f"{path} is a safetensors file but holds no projection; expected one that "
-                    "Projection.save wrote"
-                )
-            if int(metadata.get("format_version", "0")) > FORMAT_VERSION:
-                raise FormatError(
-                    f"{path} has format {metadata['format_version']}, this version of xtoken "
-                    f"reads up to {FORMAT_VERSION}; update xtoken or build W again"
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path} is not a whole safetensors file: {error}") from error
-    expected = metadata.pop("sha256", "")
-    if _checksum(arrays, metadata) != expected:
-        raise FormatError(f"{path} was altered: its checksum differs; build W again")
-    return arrays, metadata
-
-
-def _check_length(path: Path) -> None:
-    """A clear word on files that are cut off, where safetensors speaks of an invalid header."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(9)
-        header_size = struct.unpack("<Q", prefix[:8])[0] if len(prefix) > 8 else size
-        if prefix[8:] not in (b"{", b"") or header_size > _MAX_HEADER:
-            raise FormatError(
-                f"{path} is not a safetensors file; expected one that Projection.save wrote (a .pt "
-                "table is read by import_topk_pt)"
-            )
-        if 8 + header_size > size:
-            raise FormatError(
-                f"{path} is truncated: {size} bytes end within its header; copy it again"
-            )
-        try:
-            header = json.loads(prefix[8:] + file.read(header_size - 1))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{path} is not a safetensors file: {error}") from error
-    expected = 8 + header_size + max(ends, default=0)
-    if size < expected:
+    found = read_tensors(
+        Path(path),
+        FORMAT,
+        "projection",
+        "one that Projection.save wrote (a .pt table is read by import_topk_pt)",
+    )
+    version = found.metadata.get("format_version", "0")
+    if not version.isascii() or not version.isdigit() or int(version[:9]) > FORMAT_VERSION:
         raise FormatError(
-            f"{path} is truncated: {size} bytes where {expected} were expected; copy it again"
+            f"{path} has format {version[:20]}, this version of xtoken reads up to "
+            f"{FORMAT_VERSION}; update xtoken or build W again"
         )
-
-
-def _checksum(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
+    # Copies, as a mapped file cannot be replaced on Windows.
+    return {name: array.copy() for name, array in found.arrays.items()}, found.metadata

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from xtoken._core import Vocab
-from xtoken.errors import FormatError, OptionError, TokenIdError
+from xtoken.errors import ArgumentTypeError, FormatError, OptionError, TokenIdError
+from xtoken.vocab.display import special_id as find_special
 
 Reverse = Literal["off", "unmatched", "all"]
 SpecialRoles = Mapping[str, tuple[int | str, int | str] | None]
@@ -18,7 +21,16 @@ SpecialRoles = Mapping[str, tuple[int | str, int | str] | None]
 class ProjectionOptions:
     """The options of `Projection.build`, special tokens resolved to ids.
 
-    `origin` says whether the weights are still those that were built.
+    Attributes:
+        top_k: the most entries that a row keeps.
+        decay: weight of a piece over that of the one before.
+        max_pieces: of more pieces, the first this many stay.
+        canonical: differences between bytes that do not count.
+        reverse: which rows teacher tokens that split give weight back to.
+        special_pairs: (student id, teacher id) of special tokens that were paired by the caller.
+        ignored_roles: roles that pair no tokens.
+        name_similarity: overlap of names from which special tokens without a role are paired.
+        origin: whether the weights are those that were built, or were learned or imported.
     """
 
     top_k: int = 4
@@ -43,13 +55,13 @@ class ProjectionOptions:
             FormatError: it is not what `to_json` writes.
         """
         try:
-            fields = json.loads(text)
+            fields = dict(json.loads(text))
             fields["canonical"] = tuple(fields["canonical"])
             fields["ignored_roles"] = tuple(fields["ignored_roles"])
             fields["special_pairs"] = tuple((s, t) for s, t in fields["special_pairs"])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
-            raise FormatError(f"the options {text!r} cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise FormatError(f"the options {text[:80]!r} cannot be read: {error}") from error
 
 
 def options_for(
@@ -72,6 +84,14 @@ def options_for(
             f"reverse = {reverse!r} is out of range; expected False, True, 'off', 'unmatched' or "
             "'all'"
         )
+    check_count("top_k", top_k)
+    check_count("max_pieces", max_pieces)
+    names = {canonical} if isinstance(canonical, str) else set(canonical)
+    for name, value in (("decay", decay), ("name_similarity", name_similarity)):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ArgumentTypeError(
+                f"{name} = {value!r} is a {type(value).__name__}; pass a number"
+            )
     pairs, ignored = [], []
     for role, pair in (special_roles or {}).items():
         if pair is None:
@@ -88,12 +108,27 @@ def options_for(
         top_k=top_k,
         decay=float(decay),
         max_pieces=max_pieces,
-        canonical=tuple(sorted({canonical} if isinstance(canonical, str) else set(canonical))),
+        canonical=tuple(sorted(names)),
         reverse=reverse,
         special_pairs=tuple(pairs),
         ignored_roles=tuple(sorted(ignored)),
         name_similarity=float(name_similarity),
     )
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse a count that is not a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: it is not a whole number.
+        OptionError: it is below 1, or more than any row or machine has.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ArgumentTypeError(
+            f"{name} = {value!r} is a {type(value).__name__}; pass a whole number"
+        )
+    if not 1 <= value < 2**31:
+        raise OptionError(f"{name} = {value} is out of range; expected at least 1, below 2^31")
 
 
 def special_id(vocab: Vocab, token: int | str, argument: str) -> int:
@@ -103,13 +138,12 @@ def special_id(vocab: Vocab, token: int | str, argument: str) -> int:
         TokenIdError: the vocabulary has no such token; the message names `argument`.
     """
     if isinstance(token, str):
-        by_text = (i for i, text in vocab.special_tokens.items() if text == token)
-        token_id = next(by_text, vocab.id_of(token.encode()))
+        by_text = find_special(vocab, token)
+        token_id = vocab.id_of(token.encode()) if by_text is None else by_text
         if token_id is None:
             known = ", ".join(list(vocab.special_tokens.values())[:8])
             raise TokenIdError(
-                f"{argument} = {token!r} is no token of the vocabulary; its special tokens begin "
-                f"with {known}"
+                f"{argument} = {token!r} is not in the vocabulary; special tokens include {known}"
             )
         return token_id
     if not 0 <= token < len(vocab):

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xtoken._core import PROJECTION_RULES, Vocab, build_projection
-from xtoken.errors import OptionError
+from xtoken._files import cache_directory
 from xtoken.projection import file, topk_pt
 from xtoken.projection.arrays import EMPTY_RULES, RULE_CODES, ProjectionArrays
-from xtoken.projection.cache import build_cached, cache_directory
+from xtoken.projection.cache import build_cached
 from xtoken.projection.common_set import common_set as find_common_set
 from xtoken.projection.csr import Csr, reweighted
 from xtoken.projection.explain import Explanation
 from xtoken.projection.explain import explain as explain_row
-from xtoken.projection.options import ProjectionOptions, Reverse, SpecialRoles, options_for
+from xtoken.projection.options import (
+    ProjectionOptions,
+    Reverse,
+    SpecialRoles,
+    check_count,
+    options_for,
+)
+from xtoken.vocab import TokenizerSource, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +48,8 @@ class Projection(ProjectionArrays):
     @classmethod
     def build(
         cls,
-        student_tokenizer: Any,
-        teacher_tokenizer: Any,
+        student_tokenizer: TokenizerSource,
+        teacher_tokenizer: TokenizerSource,
         *,
         top_k: int = 4,
         decay: float = 0.1,
@@ -67,7 +74,8 @@ class Projection(ProjectionArrays):
         What has no correspondence by any of them is an empty row.
 
         Args:
-            student_tokenizer, teacher_tokenizer: what `Vocab.from_tokenizer` takes, or `Vocab`s.
+            student_tokenizer, teacher_tokenizer: what `Vocab.from_tokenizer` takes: objects, paths,
+                hub names or `Vocab`s.
             top_k: >= 1, the most entries that a row keeps.
             decay: 0 to 1; the paper's is 0.1. With 0 all mass is on the first piece, which is the
                 exact marginal of the student's next token on the teacher's next token.
@@ -82,7 +90,7 @@ class Projection(ProjectionArrays):
                 the tokenizers declare. `None` for a role keeps it from pairing tokens.
             name_similarity: how much the words of two names must overlap (Jaccard index) for
                 special tokens without a role; above 1 never.
-            threads: at least 1; `None` is one a core.
+            threads: at least 1; `None` is one per core.
             cache_dir: where W is kept by fingerprints and options, for the next call to read;
                 `None` is the environment variable `XTOKEN_CACHE` (a directory, or `off`) or else
                 the user's cache directory, `False` is nowhere.
@@ -92,8 +100,8 @@ class Projection(ProjectionArrays):
             TokenIdError: a special token in `special_roles` does not exist.
             UnsupportedTokenizerError: a tokenizer cannot be read or segmented exactly.
         """
-        student = Vocab.from_tokenizer(student_tokenizer)
-        teacher = Vocab.from_tokenizer(teacher_tokenizer)
+        student = read_tokenizer(student_tokenizer)
+        teacher = read_tokenizer(teacher_tokenizer)
         options = options_for(
             student,
             teacher,
@@ -105,8 +113,8 @@ class Projection(ProjectionArrays):
             special_roles=special_roles,
             name_similarity=name_similarity,
         )
-        if threads is not None and threads < 1:
-            raise OptionError(f"threads = {threads} is out of range; expected at least 1, or None")
+        if threads is not None:
+            check_count("threads", threads)
 
         def build() -> Projection:
             return cls._build(student, teacher, options, threads or 0)
@@ -164,7 +172,9 @@ class Projection(ProjectionArrays):
         """W onto some teacher ids, [V_s, K]; see `Csr.column_slice`."""
         return self.csr.column_slice(columns)
 
-    def to_torch(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def to_torch(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """W as a torch sparse CSR tensor [V_s, V_t], float32 unless `dtype` says otherwise."""
         return self.csr.to_torch(device, dtype)
 
@@ -252,19 +262,19 @@ class Projection(ProjectionArrays):
         )
 
     def export_topk_pt(self, path: str | PathLike[str]) -> None:
-        """Write the dense table that NeMo-RL and TRL read; see `xtoken.projection.topk_pt`."""
+        """Write the dense table that NeMo-RL reads; see `xtoken.projection.topk_pt`."""
         topk_pt.export_topk_pt(self, path)
 
     @classmethod
     def import_topk_pt(
         cls,
         path: str | PathLike[str],
-        student_tokenizer: Any,
-        teacher_tokenizer: Any,
+        student_tokenizer: TokenizerSource,
+        teacher_tokenizer: TokenizerSource,
         *,
         normalize: bool = False,
     ) -> Projection:
-        """Read such a table; see `xtoken.projection.topk_pt`."""
+        """Read a dense table of NeMo-RL; see `xtoken.projection.topk_pt`."""
         return topk_pt.import_topk_pt(
             cls, path, student_tokenizer, teacher_tokenizer, normalize=normalize
         )
@@ -277,8 +287,8 @@ class Projection(ProjectionArrays):
     def load(
         cls,
         path: str | PathLike[str],
-        student_tokenizer: Any = None,
-        teacher_tokenizer: Any = None,
+        student_tokenizer: TokenizerSource | None = None,
+        teacher_tokenizer: TokenizerSource | None = None,
     ) -> Projection:
         """Read W back; see `xtoken.projection.file.load`.
 

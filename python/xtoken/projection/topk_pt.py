@@ -1,28 +1,29 @@
-"""The dense top-k table of NeMo-RL and TRL: `indices` and `likelihoods` in a torch file.
+"""The dense top-k table of NeMo-RL: `indices` and `likelihoods` in a torch file.
 
-Both programs read a dictionary of two tensors [V_s, K]: `indices` int64, teacher ids with -1 for
-"no entry", and `likelihoods` float32, 0 there. Their strict common set is the rows whose first
+NeMo-RL reads a dictionary of two tensors [V_s, K]: `indices` int64, teacher ids with -1 for
+"no entry", and `likelihoods` float32, 0 there. Its strict common set is the rows whose first
 likelihood is 1.0 and whose second index is -1. A row that splits into equal pieces, and with
-`decay=0` every row, looks like that to them too.
+`decay=0` every row, looks like that to it too.
 """
 
 from __future__ import annotations
 
-import pickle
+import warnings
+import zipfile
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken._core import Vocab
+from xtoken._extras import needs_extra
 from xtoken._files import write_atomically
-from xtoken.errors import FormatError, ShapeError
+from xtoken.errors import FormatError, MissingFileError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, AnyProjection, ProjectionArrays
 from xtoken.projection.csr import offsets
 from xtoken.projection.file import check, check_pair
 from xtoken.projection.options import ProjectionOptions
+from xtoken.vocab import TokenizerSource, read_tokenizer
 
 _FINGERPRINTS = ("student_fingerprint", "teacher_fingerprint", "model_fingerprint")
 # Sums of float32 or bfloat16 likelihoods; a row that misses 1 by more was cut without scaling.
@@ -37,8 +38,10 @@ def export_topk_pt(projection: ProjectionArrays, path: str | PathLike[str]) -> N
 
     Raises:
         OSError: the directory does not exist or cannot be written.
+        MissingExtraError: torch is not installed.
     """
-    import torch
+    with needs_extra():
+        import torch
 
     lengths = np.diff(projection.indptr)
     width = max(2, int(lengths.max(initial=0)))
@@ -51,7 +54,7 @@ def export_topk_pt(projection: ProjectionArrays, path: str | PathLike[str]) -> N
     table = {
         "indices": torch.from_numpy(indices),
         "likelihoods": torch.from_numpy(likelihoods),
-        # Their trimming tool asks for it: whether the last column is a sentinel.
+        # Its trimming tool asks for it: whether the last column is a sentinel.
         "enable_scale_trick": False,
         **{name: getattr(projection, name) for name in _FINGERPRINTS},
     }
@@ -61,8 +64,8 @@ def export_topk_pt(projection: ProjectionArrays, path: str | PathLike[str]) -> N
 def import_topk_pt(
     cls: type[AnyProjection],
     path: str | PathLike[str],
-    student_tokenizer: Any,
-    teacher_tokenizer: Any,
+    student_tokenizer: TokenizerSource,
+    teacher_tokenizer: TokenizerSource,
     *,
     normalize: bool = False,
 ) -> AnyProjection:
@@ -80,11 +83,12 @@ def import_topk_pt(
         FormatError: the file is no such table, or a row does not sum to 1.
         ShapeError: its rows or columns do not fit the pair.
         PairError: it was exported for another pair.
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
+        MissingExtraError: torch is not installed.
     """
 
-    student = Vocab.from_tokenizer(student_tokenizer)
-    teacher = Vocab.from_tokenizer(teacher_tokenizer)
+    student = read_tokenizer(student_tokenizer)
+    teacher = read_tokenizer(teacher_tokenizer)
     table = _read(Path(path))
     indices, likelihoods = _arrays(table, path)
     used = (indices >= 0) & (likelihoods > 0)
@@ -105,6 +109,7 @@ def import_topk_pt(
     weights = likelihoods[rows, column] / sums[rows]
     ids = indices[rows, column]
     order = np.lexsort((ids, -weights, rows))
+    student_of, teacher_of, model_of = (str(table.get(name, "")) for name in _FINGERPRINTS)
     projection = cls(
         indptr=offsets(used.sum(axis=1)),
         indices=ids[order],
@@ -114,9 +119,9 @@ def import_topk_pt(
         pieces_indptr=np.zeros(len(student) + 1, dtype=np.int64),
         pieces=np.zeros(0, dtype=np.int64),
         options=ProjectionOptions(top_k=max(1, indices.shape[1]), origin="imported"),
-        student_fingerprint=table.get("student_fingerprint", student.fingerprint),
-        teacher_fingerprint=table.get("teacher_fingerprint", teacher.fingerprint),
-        model_fingerprint=table.get("model_fingerprint", teacher.model_fingerprint),
+        student_fingerprint=student_of or student.fingerprint,
+        teacher_fingerprint=teacher_of or teacher.fingerprint,
+        model_fingerprint=model_of or teacher.model_fingerprint,
         student=student,
         teacher=teacher,
     )
@@ -126,15 +131,21 @@ def import_topk_pt(
     return projection
 
 
-def _read(path: Path) -> dict[str, Any]:
-    import torch
+def _read(path: Path) -> dict[str, object]:
+    with needs_extra():
+        import torch
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a .pt table of NeMo-RL or TRL")
+        raise MissingFileError(f"{path} does not exist; expected a .pt table of NeMo-RL")
+    _check_zip(path)
     try:
-        table = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unknown format"
+        with warnings.catch_warnings():
+            # torch warns of the pickles that it refuses next.
+            warnings.simplefilter("ignore")
+            table = torch.load(path, map_location="cpu", weights_only=True)
+    # Of damaged or foreign pickles torch raises whatever its reader meets, down to IndexError.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason"
         raise FormatError(
             f"{path} is not a torch file of plain tensors ({reason}); only those are read, as a "
             "pickle can run code"
@@ -147,23 +158,50 @@ def _read(path: Path) -> dict[str, Any]:
     return table
 
 
+def _check_zip(path: Path) -> None:
+    """Compare the checksums of a torch file, which is a zip of stored parts; torch does not."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            packed = [part for part in file.infolist() if part.compress_type != zipfile.ZIP_STORED]
+            damaged = packed[0].filename if packed else file.testzip()
+    # Of damaged directories zipfile raises its own class and whatever its reader meets.
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile):
+            with path.open("rb"):
+                pass  # not to be read at all: the system's own words
+        raise FormatError(
+            f"{path} is truncated or not a torch file ({error}); copy it again, or write it "
+            "with torch.save"
+        ) from error
+    if damaged is not None:
+        raise FormatError(f"{path} was altered: the checksum of {damaged} differs; copy it again")
+
+
 def _arrays(
-    table: dict[str, Any], path: str | PathLike[str]
+    table: dict[str, object], path: str | PathLike[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     import torch
 
-    pair = table.get("indices"), table.get("likelihoods")
-    if not all(isinstance(tensor, torch.Tensor) for tensor in pair):
-        keys = ", ".join(repr(key) for key in list(table)[:4])
+    indices, likelihoods = table.get("indices"), table.get("likelihoods")
+    if not (isinstance(indices, torch.Tensor) and isinstance(likelihoods, torch.Tensor)):
+        keys = ", ".join(repr(key)[:40] for key in list(table)[:4])
         raise FormatError(
-            f"{path} holds {keys}; expected tensors 'indices' and 'likelihoods' (NeMo-RL's dense "
-            "layout; its dictionary of pairs goes through its own sort_and_cut tool first)"
+            f"{path} holds {keys or 'nothing'}; expected tensors 'indices' and 'likelihoods' "
+            "(NeMo-RL's dense layout; its dictionary of pairs goes through its own sort_and_cut "
+            "tool first)"
         )
-    indices, likelihoods = (tensor.detach() for tensor in pair if tensor is not None)
-    if indices.dim() != 2 or indices.shape != likelihoods.shape or indices.is_floating_point():
+    indices, likelihoods = indices.detach(), likelihoods.detach()
+    whole = indices.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+    dense = all(tensor.layout == torch.strided for tensor in (indices, likelihoods))
+    if (
+        indices.dim() != 2
+        or indices.shape != likelihoods.shape
+        or not (whole and dense and likelihoods.dtype.is_floating_point)
+    ):
         raise FormatError(
             f"{path}: indices is {indices.dtype} {tuple(indices.shape)}, likelihoods "
-            f"{tuple(likelihoods.shape)}; expected whole numbers and one shape [V_s, K]"
+            f"{likelihoods.dtype} {tuple(likelihoods.shape)}; expected dense tensors of whole "
+            "numbers and of floats, both of one shape [V_s, K]"
         )
     ids, weights = indices.long().numpy(), likelihoods.double().numpy()
     if not bool((np.isfinite(weights) & (weights >= 0)).all()):

@@ -1,0 +1,45 @@
+"""Parts of the package that need an extra: one line says which, where it is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from xtoken.errors import MissingExtraError
+
+Extra = Literal["torch", "train"]
+
+# Top-level modules by the smallest extra that brings them.
+_MODULES: dict[str, Extra] = {
+    "torch": "torch",
+    "accelerate": "train",
+    "datasets": "train",
+    "gguf": "train",
+    "jinja2": "train",
+    "matplotlib": "train",
+    "pyarrow": "train",
+    "transformers": "train",
+}
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """The error to show where a module of an extra cannot be imported; None for other modules."""
+    module = (error.name or "").partition(".")[0]
+    extra = _MODULES.get(module)
+    if extra is None:
+        return None
+    return MissingExtraError(
+        f'this needs {module}, which is not installed; pip install "xtoken[{extra}]"', name=module
+    )
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Turn the failed import of an extra's module into a `MissingExtraError`."""
+    try:
+        yield
+    except ImportError as error:
+        if (clear := missing_extra(error)) is None:
+            raise
+        raise clear from error
