@@ -5,6 +5,8 @@ An error names the value, what was expected and the remedy, in one line.
 
 from __future__ import annotations
 
+from signal import Signals
+
 from xtoken._core import FormatError as FormatError
 from xtoken._core import OptionError as OptionError
 from xtoken._core import ShapeError as ShapeError
@@ -43,6 +45,18 @@ class StoreError(XTokenError):
 
 class ResumeError(XTokenError):
     """A run cannot be resumed; the message names the difference or the damage."""
+
+
+class InterruptedRunError(XTokenError):
+    """A signal ended a run after its step was finished and saved.
+
+    Attributes:
+        signal: which.
+    """
+
+    def __init__(self, message: str, signal: Signals) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class MissingFileError(XTokenError, FileNotFoundError):

@@ -10,8 +10,8 @@ import numpy as np
 
 from xtoken.audit.audit import CRITICAL, Audit
 from xtoken.projection import Projection
-from xtoken.vocab.display import quoted
 from xtoken.vocab.classes import classes
+from xtoken.vocab.display import quoted
 
 # Rows of W on the page, spread evenly over each class; all of a critical or smaller one.
 ROWS_PER_CLASS = 120

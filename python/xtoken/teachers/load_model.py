@@ -63,13 +63,6 @@ def load_causal_lm(
     return loaded
 
 
-def positions_of(model: nn.Module) -> int | None:
-    """The most tokens that a model's positions reach; None where its configuration says none."""
-    config = getattr(model, "config", None)
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
 def _name(entry: object) -> str:
     return str(entry[0] if isinstance(entry, tuple) else entry)
 

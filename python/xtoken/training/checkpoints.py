@@ -24,6 +24,7 @@ from xtoken.training.run_identity import RunIdentity
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)

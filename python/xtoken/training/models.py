@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from xtoken import Vocab
-from xtoken.errors import ModelSourceError
+from xtoken.errors import ModelSourceError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
@@ -33,6 +33,20 @@ class ModelPair:
     student_source: str
     teacher_source: str
     pair: Pair
+
+    def check_positions(self, max_tokens: int) -> None:
+        """Refuse examples that are longer than a model has positions.
+
+        Raises:
+            OptionError: names the side and its limit.
+        """
+        for side, source in (("student", self.student_source), ("teacher", self.teacher_source)):
+            limit = _positions(source)
+            if limit is not None and max_tokens > limit:
+                raise OptionError(
+                    f"max_tokens = {max_tokens}, but the {side} {source} has {limit} positions; "
+                    f"pass max_tokens = {limit} or less"
+                )
 
     def load_student(self, source: Path | str | None = None) -> nn.Module:
         """Load the student in float32, fresh from its source, or from a checkpoint of it."""
@@ -105,6 +119,17 @@ def _load_tokenizer(side: str, source: str) -> Any:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _positions(source: str) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception:  # the model's own loading says it better
+        return None
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _load_model(

@@ -76,6 +76,7 @@ def prepare(
     Raises: DataError if no usable example is left on a side.
     """
     reporter = reporter or Silent()
+    models.check_positions(config.max_tokens)
     pair = models.pair.with_options(
         top_k=config.projection_top_k,
         decay=config.projection_decay,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from xtoken._files import locked
+from xtoken.errors import InterruptedRunError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import run_device, teacher_needed
 from xtoken.training.checkpoints import (
+    LOCK_FILE,
     METRICS_FILE,
     RESULT_FILE,
     Checkpoint,
@@ -27,6 +32,7 @@ from xtoken.training.metrics_log import History, read_history
 from xtoken.training.prepare import Materials, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
 from xtoken.training.run_identity import RunIdentity
+from xtoken.training.stop_on_signal import StopOnSignal
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -97,6 +103,35 @@ def train(
     main = is_main_process()
     reporter = reporter if reporter is not None and main else Silent()
     out.mkdir(parents=True, exist_ok=True)
+    with run_lock(out) if main else contextlib.nullcontext():
+        return _train(materials, config, teacher, out, reporter, resume)
+
+
+@contextlib.contextmanager
+def run_lock(out: Path) -> Iterator[None]:
+    """Hold a run's folder while the block runs.
+
+    Raises:
+        ResumeError: another process writes there.
+    """
+    try:
+        with locked(out / LOCK_FILE, timeout=0):
+            yield
+    except TimeoutError as error:
+        raise ResumeError(
+            f"another run writes into {out}; wait for its end, or pass another --out"
+        ) from error
+
+
+def _train(
+    materials: Materials,
+    config: DistillConfig,
+    teacher: TeacherSource | None,
+    out: Path,
+    reporter: Reporter,
+    resume: bool,
+) -> RunResult:
+    main = is_main_process()
     pair, models = materials.pair, materials.models
     student = models.load_student()
     distiller = config.distiller(pair)
@@ -128,10 +163,21 @@ def train(
             history=history,
             on_step=lambda step: update(step, _remark(history.records[-1])),
         )
+        stop = StopOnSignal()
+        trainer.add_callback(stop)
         trainer.add_callback(
             MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock)
         )
-        _train_from(trainer, checkpoint)
+        with stop.listening():
+            _train_from(trainer, checkpoint)
+        if stop.signal is not None:
+            raise InterruptedRunError(
+                f"stopped by {stop.signal.name} after step {trainer.state.global_step} of "
+                f"{config.steps}; the checkpoint is in {out}: pass --resume to go on from there",
+                stop.signal,
+            )
+        if "eval_bits_per_byte" not in history.records[-1]:
+            trainer.evaluate()
         seconds = time.perf_counter() - clock
     evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
     result = RunResult(
@@ -158,9 +204,6 @@ def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None) -> None:
     else:
         # The Trainer would take one step more before it saw that none is left.
         trainer.state.global_step = checkpoint.step
-    history = trainer.history
-    if history is None or "eval_bits_per_byte" not in history.records[-1]:
-        trainer.evaluate()
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from xtoken.data.batch import Batch
 from xtoken.data.collate import DistillCollator
 from xtoken.data.examples import ExampleSet
 from xtoken.distillation import Counts, Distiller, DistillOutput
-from xtoken.errors import OptionError
+from xtoken.errors import NonFiniteError, OptionError
 from xtoken.teachers import TeacherSource
 from xtoken.teachers.forward import causal_logits
 from xtoken.training.arguments import FollowArguments, teacher_needed, training_arguments
@@ -77,11 +78,14 @@ class DistillTrainer(Trainer):
         self.evaluator = evaluator
         self.history = history
         self.on_step = on_step
+        # Sums over the optimizer steps since the last log, and how many steps they are.
         self._step_metrics: dict[str, float] = {}
+        self._steps_in_window = 0
         # Weight of the distillation loss in this step; None while it is still to be found, from
         # the micro-batches below or, where there are none, from the one that is the whole step.
         self._kd_scale: float | None = None
         self._to_balance: list[Any] = []
+        self._kd_scales: list[float] = []
         super().__init__(
             model=model,
             args=args,
@@ -107,6 +111,7 @@ class DistillTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        self._steps_in_window += 1
         counts = sum((self.distiller.counts(batch) for batch in batches), Counts(0, 0))
         tokens, chunks = self._over_processes(
             torch.tensor([counts.tokens, counts.chunks], dtype=torch.float64)
@@ -211,26 +216,49 @@ class DistillTrainer(Trainer):
             share = metrics["chunks"] / max(totals.chunks, 1.0)
             metrics |= {name: float(value) * share for name, value in output.metrics.items()}
         metrics.pop("kd_scale", None)
+        if not math.isfinite(metrics["total"]):
+            raise NonFiniteError(
+                f"the loss of step {self.state.global_step + 1} is {metrics['total']}: the student "
+                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
+                "or max_grad_norm's clipping"
+            )
         for name, value in metrics.items():
             self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
-        self._step_metrics["kd_scale"] = float(output.kd_scale)
+        self._kd_scales.append(float(output.kd_scale))
 
-    def _whole_step(self) -> dict[str, float]:
-        """Return the metrics of the step over all processes, whose shares add up."""
-        scale = self._step_metrics.pop("kd_scale")  # the same everywhere
+    def _window(self) -> dict[str, float]:
+        """The metrics of the steps since the last log: means over them, over all processes."""
         names = list(self._step_metrics)
         values = torch.tensor([self._step_metrics[name] for name in names], dtype=torch.float64)
-        whole = dict(zip(names, self._over_processes(values), strict=True))
-        return whole | {"kd_scale": scale}
+        steps = max(self._steps_in_window, 1)
+        # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
+        # their mean per step.
+        sums = self._over_processes(values)
+        means = {name: value / steps for name, value in zip(names, sums, strict=True)}
+        scales = self._kd_scales or [0.0]  # the same in every process
+        self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
+        return means | {"kd_scale": sum(scales) / len(scales)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand what was logged to the history, with the parts of the loss."""
-        super().log(logs, start_time)
+        """Log with the parts of the loss, as means over the window; hand them to the history.
+
+        Raises:
+            NonFiniteError: the norm of the gradient is NaN or infinite: the weights are lost.
+        """
         step = self.state.global_step
-        if "loss" in logs:
-            record = {"step": step, **self._whole_step()}
+        window = self._window() if "loss" in logs and self._step_metrics else None
+        if window is not None:
+            logs |= {name: value for name, value in window.items() if name != "total"}
+        super().log(logs, start_time)
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient of step {step} has norm {norm}: the student diverged; lower "
+                f"learning_rate ({self.args.learning_rate}); checkpoints before it are whole"
+            )
+        if window is not None:
+            record = {"step": step, **window}
             record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
-            self._step_metrics = {}
             if self.history is not None:
                 self.history.add(record)
             if self.on_step is not None:
