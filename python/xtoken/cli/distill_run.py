@@ -37,7 +37,7 @@ from xtoken.training.config import DistillConfig
 from xtoken.training.models import load_pair
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
-from xtoken.training.run import RunResult, train
+from xtoken.training.run import RunResult, run_lock, train
 
 HELD_OUT_FRACTION = 0.1
 COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
@@ -112,8 +112,9 @@ def run(request: Request) -> None:
     folders = {loss: request.out / "compare" / loss for loss in losses} | {config.loss: request.out}
     if not request.resume and is_main_process():
         # All of them: an interruption of this run must not leave one that an earlier run finished.
-        for folder in folders.values():
-            forget(folder)
+        for folder in filter(Path.is_dir, folders.values()):
+            with run_lock(folder):
+                forget(folder)
     results = []
     for loss, folder in folders.items():
         settings = replace(config, loss=loss)

@@ -1,0 +1,191 @@
+"""How runs end other than well: diverged, stopped by a signal, beside another, on a bad model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_texts, write_pair
+
+from xtoken.data import split_held_out
+from xtoken.errors import (
+    InterruptedRunError,
+    ModelSourceError,
+    NonFiniteError,
+    OptionError,
+    ResumeError,
+)
+from xtoken.teachers import LiveTeacher
+from xtoken.training import (
+    DistillConfig,
+    DistillTrainer,
+    Materials,
+    load_pair,
+    open_teachers,
+    prepare,
+    train,
+)
+from xtoken.training.arguments import training_arguments
+from xtoken.training.metrics_log import read_history
+from xtoken.training.run import run_lock
+
+CONFIG = DistillConfig(
+    steps=6, batch_size=4, top_k=32, teacher_top_k=32, max_tokens=48, warmup_steps=2, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def materials(folder: Path) -> Materials:
+    models = load_pair(folder / "student", folder / "teacher")
+    return prepare(models, split_held_out(tiny_texts(20), 0.2), CONFIG)
+
+
+class AtStep:
+    """A reporter that calls something as a step is told of."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self.step, self.act = step, act
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        def update(step: int, remark: str) -> None:
+            if step == self.step:
+                self.act()
+
+        yield update
+
+
+def run(materials: Materials, config: DistillConfig, out: Path, reporter: object = None, **more):
+    teacher = open_teachers(materials, config, [config.loss], out.parent / "cache")[config.loss]
+    return train(materials, config, teacher, out, reporter, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
+def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
+    materials: Materials, tmp_path: Path, number: signal.Signals, checkpoint_every: int
+) -> None:
+    config = replace(CONFIG, checkpoint_every=checkpoint_every)
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match="after step 3 of 6.*pass --resume") as raised:
+        run(
+            materials,
+            config,
+            tmp_path / "cut",
+            AtStep(3, lambda: os.kill(os.getpid(), number)),
+        )
+    assert raised.value.signal == number
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "cut" / "result.json").exists()
+    result = run(materials, config, tmp_path / "cut", resume=True)
+    assert result.steps_before == 3
+    run(materials, config, tmp_path / "whole")
+    for name in ("student/model.safetensors", "metrics.jsonl"):
+        cut, whole = (tmp_path / part / name for part in ("cut", "whole"))
+        assert cut.read_bytes() == whole.read_bytes(), name
+
+
+@pytest.mark.parametrize("loss", ["ce", "prefix-kl"])
+def test_a_run_that_diverges_ends_in_one_line_and_keeps_no_broken_student(
+    materials: Materials, tmp_path: Path, loss: str
+) -> None:
+    config = replace(CONFIG, loss=loss, learning_rate=1e30, checkpoint_every=1, warmup_steps=0)
+    with pytest.raises(NonFiniteError, match="diverged|overflowed"):
+        run(materials, config, tmp_path / "run")
+    assert not (tmp_path / "run" / "student").exists()
+    for file in (tmp_path / "run").rglob("model.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
+
+
+def test_two_runs_do_not_share_a_folder(materials: Materials, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def second() -> None:
+        for resume in (False, True):
+            with pytest.raises(ResumeError, match="another run writes into .*pass another --out"):
+                run(materials, CONFIG, out, resume=resume)
+
+    run(materials, CONFIG, out, AtStep(2, second))
+    steps = [record["step"] for record in read_history(out / "metrics.jsonl") if "ce" in record]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    with run_lock(out):  # free again
+        pass
+
+
+def test_what_is_logged_over_a_window_is_the_mean_of_its_steps(
+    materials: Materials, tmp_path: Path
+) -> None:
+    logs: dict[int, list[dict[str, float]]] = {}
+    for every in (1, 3):
+        teacher = open_teachers(materials, CONFIG, [CONFIG.loss], tmp_path / "cache")[CONFIG.loss]
+        args = training_arguments(CONFIG, tmp_path / str(every))
+        args.logging_steps = every
+        trainer = DistillTrainer(
+            materials.models.load_student(),
+            CONFIG,
+            distiller=CONFIG.distiller(materials.pair),
+            teacher=teacher,
+            train_examples=materials.train,
+            output_dir=tmp_path,
+            args=args,
+        )
+        trainer.train()
+        logs[every] = [record for record in trainer.state.log_history if "kd" in record]
+    assert [len(logs[every]) for every in (1, 3)] == [6, 2]
+    for name in ("ce", "kd", "kd_scale", "teacher_mass", "chunks"):
+        for window in range(2):
+            steps = [record[name] for record in logs[1][3 * window : 3 * window + 3]]
+            assert logs[3][window][name] == pytest.approx(math.fsum(steps) / 3, rel=1e-6), name
+    assert all(0 <= record["teacher_mass"] <= 1 for record in logs[3])
+
+
+def test_a_model_whose_files_lack_tensors_is_refused(folder: Path, tmp_path: Path) -> None:
+    for side in ("student", "teacher"):
+        copy = tmp_path / side
+        copy.mkdir()
+        for file in (folder / side).iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        tensors = load_file(copy / "model.safetensors")
+        for name in sorted(tensors)[1:4]:
+            del tensors[name]
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    models = load_pair(tmp_path / "student", tmp_path / "teacher")
+    with pytest.raises(ModelSourceError, match=r"student .* lacks 3 tensors of its architecture"):
+        models.load_student()
+    with pytest.raises(ModelSourceError, match=r"teacher .* lacks 3 tensors .* would be random"):
+        models.load_teacher(torch.device("cpu"))
+    with pytest.raises(ModelSourceError, match="lacks 3 tensors"):
+        LiveTeacher.from_pretrained(tmp_path / "teacher")
+
+
+def test_examples_longer_than_a_models_positions_are_refused_beforehand(
+    folder: Path, tmp_path: Path
+) -> None:
+    for side in ("student", "teacher"):
+        copy = tmp_path / side
+        copy.mkdir()
+        for file in (folder / side).iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "teacher" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
+    models = load_pair(tmp_path / "student", tmp_path / "teacher")
+    texts = split_held_out(tiny_texts(20), 0.2)
+    with pytest.raises(OptionError, match=r"max_tokens = 65, but the teacher .* has 64 positions"):
+        prepare(models, texts, replace(CONFIG, max_tokens=65))
+    assert prepare(models, texts, replace(CONFIG, max_tokens=64)).train.examples
