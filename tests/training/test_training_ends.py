@@ -83,7 +83,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
 ) -> None:
     config = replace(CONFIG, checkpoint_every=checkpoint_every)
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match="after step 3 of 6.*pass --resume") as raised:
+    with pytest.raises(InterruptedRunError, match=r"after step 3 of 6.*pass --resume") as raised:
         run(
             materials,
             config,
@@ -106,7 +106,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_keeps_no_broken_student(
     materials: Materials, tmp_path: Path, loss: str
 ) -> None:
     config = replace(CONFIG, loss=loss, learning_rate=1e30, checkpoint_every=1, warmup_steps=0)
-    with pytest.raises(NonFiniteError, match="diverged|overflowed"):
+    with pytest.raises(NonFiniteError, match=r"diverged|overflowed"):
         run(materials, config, tmp_path / "run")
     assert not (tmp_path / "run" / "student").exists()
     for file in (tmp_path / "run").rglob("model.safetensors"):
@@ -118,7 +118,7 @@ def test_two_runs_do_not_share_a_folder(materials: Materials, tmp_path: Path) ->
 
     def second() -> None:
         for resume in (False, True):
-            with pytest.raises(ResumeError, match="another run writes into .*pass another --out"):
+            with pytest.raises(ResumeError, match=r"another run writes into .*pass another --out"):
                 run(materials, CONFIG, out, resume=resume)
 
     run(materials, CONFIG, out, AtStep(2, second))
