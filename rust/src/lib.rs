@@ -20,4 +20,4 @@ pub use error::{Error, Result};
 pub use projection::Projection;
 pub use segment::Model;
 pub use tokenizer::{Token, Tokenizer};
-pub use vocab::{DummyPrefix, Family, Role, TokenKind, TokenizerJson, Vocab, VocabBuilder};
+pub use vocab::{DummyPrefix, Role, Spelling, TokenKind, TokenizerJson, Vocab, VocabBuilder};

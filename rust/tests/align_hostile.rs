@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use xtoken::{AlignOptions, Aligner, DummyPrefix, Family, Role, Vocab, VocabBuilder};
+use xtoken::{AlignOptions, Aligner, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};
 
 const BOS: u32 = 256;
 const EOS: u32 = 257;
@@ -15,7 +15,7 @@ const SPACE: u32 = b' ' as u32;
 
 /// All bytes, two specials, a hole, and a token of 300 bytes.
 fn vocab(dummy_prefix: DummyPrefix) -> Arc<Vocab> {
-    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
     for byte in 0..=u8::MAX {
         builder.push_text(&[byte]).unwrap();
     }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use xtoken::align::Scratch;
 use xtoken::align::{Ragged, align_batch};
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Family, Role, Vocab,
+    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Role, Spelling, Vocab,
     VocabBuilder, reference,
 };
 
@@ -29,7 +29,7 @@ fn token() -> impl Strategy<Value = Vec<u8>> {
 
 fn vocab(dummy: impl Strategy<Value = DummyPrefix>) -> impl Strategy<Value = Arc<Vocab>> {
     (vec(token(), 1..12), dummy).prop_map(|(tokens, dummy_prefix)| {
-        let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
         builder.push_special("<s>").unwrap();
         builder.push_special("</s>").unwrap();
         builder.push_special("<other>").unwrap();
@@ -360,7 +360,7 @@ fn cuts_a_character(text: &[u8], at: usize) -> bool {
 
 #[test]
 fn roles_pair_only_specials() {
-    let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
     builder.push_text(b"a").unwrap();
     let mut vocab = builder.build();
     vocab.set_role(Role::Eos, Some(0)).unwrap();

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Family, Role, Vocab, VocabBuilder};
+use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};
 
 /// A row: name, the tokens of both sides, the options, the chunks.
 ///
@@ -101,7 +101,7 @@ fn bytes_of(token: &str) -> Vec<u8> {
 
 /// A vocabulary of the tokens of one side, and their ids.
 fn side(tokens: &str, dummy_prefix: DummyPrefix) -> (Arc<Vocab>, Vec<u32>) {
-    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
     let mut roles = Vec::new();
     let tokens = tokens.split('|').filter(|token| !token.is_empty());
     let ids = tokens

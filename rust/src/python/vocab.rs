@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::segment::Scores;
 use crate::tokenizer::{Token, Tokenizer};
 use crate::vocab::Role;
-use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab};
+use crate::vocab::{DummyPrefix, TokenKind, Vocab};
 
 /// A vocabulary as bytes; immutable, hashable, safe to share between threads.
 #[pyclass(name = "Vocab", module = "xtoken._core", frozen)]
@@ -196,7 +196,7 @@ impl PyVocab {
         format!(
             "Vocab({} tokens, {}, {} special, fingerprint {}…)",
             self.vocab().len(),
-            self.vocab().family().name(),
+            self.vocab().spelling().name(),
             self.vocab().specials().count(),
             &self.vocab().fingerprint()[..12],
         )
@@ -223,12 +223,12 @@ impl PyVocab {
 
     #[getter]
     fn family(&self) -> &'static str {
-        self.vocab().family().name()
+        self.vocab().spelling().name()
     }
 
     #[getter]
     fn is_lossy(&self) -> bool {
-        self.vocab().family() == Family::WordPiece
+        self.vocab().spelling().is_lossy()
     }
 
     #[getter]

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::segment::{Model, Scores};
+use crate::segment::{Model, SUPPORTED, Scores};
 use crate::vocab::rank_files;
 use crate::vocab::tokenizer_json::TokenizerJson;
-use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
+use crate::vocab::{DummyPrefix, Spelling, Vocab, VocabBuilder};
 
 /// One token for [`Tokenizer::from_tokens`].
 #[derive(Debug, Clone)]
@@ -130,7 +130,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Option`] where the tokens do not fit 32-bit offsets.
     pub fn from_tokens(tokens: impl IntoIterator<Item = Token>, ranked: bool) -> Result<Self> {
-        let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+        let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
         for token in tokens {
             match token {
                 Token::Text(bytes) => builder.push_text(&bytes)?,
@@ -186,7 +186,7 @@ impl Tokenizer {
             (None, Some(found)) => Err(Error::Unsupported {
                 section: "model",
                 found: found.clone(),
-                supported: "BPE without affixes, Unigram and WordPiece",
+                supported: SUPPORTED,
             }),
             (None, None) => Err(Error::NoModel { side }),
         }
@@ -212,7 +212,7 @@ impl Tokenizer {
             let mut sha = Sha256::new();
             sha.update(b"xtoken tokenizer 1\0");
             if let Some(model) = &self.model {
-                sha.update(model.digest());
+                sha.update(model.digest(&self.vocab));
             }
             let mut emitted: Vec<(u32, u32)> = self.emitted.iter().map(|(&a, &b)| (a, b)).collect();
             emitted.sort_unstable();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use roles::Role;
+pub use spelling::Spelling;
 pub use tokenizer_json::TokenizerJson;
 
 use crate::error::{Error, Result};
@@ -44,32 +45,6 @@ pub enum DummyPrefix {
     Every = 2,
 }
 
-/// How the tokens are spelled in the tokenizer's own files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Family {
-    /// Explicit bytes: lists, tiktoken and tekken rank files.
-    Bytes,
-    /// The byte-level alphabet of GPT-2.
-    ByteLevel,
-    /// SentencePiece's `▁`, with or without `<0xNN>` byte tokens.
-    Metaspace,
-    /// BERT's `##`; lossy: case, accents and white space are not in the tokens.
-    WordPiece,
-}
-
-impl Family {
-    /// The name that users see.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Family::Bytes => "bytes",
-            Family::ByteLevel => "byte-level",
-            Family::Metaspace => "sentencepiece",
-            Family::WordPiece => "wordpiece (lossy)",
-        }
-    }
-}
-
 /// The bytes and the kind of each id in `0..len`, with the lookup from bytes to id.
 ///
 /// All token bytes lie in one buffer; token `i` is `bytes[starts[i]..starts[i + 1]]`. Special and
@@ -92,7 +67,7 @@ struct Parts {
     special_texts: Vec<(u32, String)>,
     roles: [Option<u32>; Role::ALL.len()],
     dummy_prefix: DummyPrefix,
-    family: Family,
+    spelling: Spelling,
 }
 
 /// Collects a vocabulary id by id.
@@ -102,9 +77,9 @@ pub struct VocabBuilder {
 }
 
 impl VocabBuilder {
-    /// An empty vocabulary of one family.
+    /// An empty vocabulary of tokens in one spelling.
     #[must_use]
-    pub fn new(family: Family, dummy_prefix: DummyPrefix) -> Self {
+    pub fn new(spelling: Spelling, dummy_prefix: DummyPrefix) -> Self {
         Self {
             parts: Parts {
                 bytes: Vec::new(),
@@ -113,7 +88,7 @@ impl VocabBuilder {
                 special_texts: Vec::new(),
                 roles: [None; Role::ALL.len()],
                 dummy_prefix,
-                family,
+                spelling,
             },
         }
     }
@@ -397,8 +372,8 @@ impl Vocab {
 
     /// How the tokens are spelled in the tokenizer's files.
     #[must_use]
-    pub fn family(&self) -> Family {
-        self.parts.family
+    pub fn spelling(&self) -> &Spelling {
+        &self.parts.spelling
     }
 
     /// A stable hash of everything that alignment and projection read from a vocabulary, but for
@@ -449,7 +424,7 @@ mod tests {
     use super::*;
 
     fn small() -> Vocab {
-        let mut builder = VocabBuilder::new(Family::Metaspace, DummyPrefix::Every);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), DummyPrefix::Every);
         builder.push_special("<s>").unwrap();
         builder.push_byte_fallback(b'A').unwrap();
         builder.push_text(b"A").unwrap();
@@ -507,7 +482,7 @@ mod tests {
         let one = small();
         assert_eq!(one.fingerprint(), small().fingerprint());
         assert_eq!(one.fingerprint().len(), 64);
-        let mut builder = VocabBuilder::new(Family::Metaspace, DummyPrefix::Every);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), DummyPrefix::Every);
         builder.push_special("<t>").unwrap();
         builder.push_byte_fallback(b'A').unwrap();
         builder.push_text(b"A").unwrap();

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::align::AlignOptions;
-use crate::vocab::{DummyPrefix, Family, VocabBuilder};
+use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
 
 fn aligner() -> Aligner {
-    let mut builder = VocabBuilder::new(Family::ByteLevel, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::ByteLevel, DummyPrefix::Never);
     for token in ["a", "b", "ab", "ba", "c", " "] {
         builder.push_text(token.as_bytes()).unwrap();
     }
