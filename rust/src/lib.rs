@@ -5,6 +5,7 @@
 
 pub mod align;
 mod error;
+pub mod parallel;
 pub mod projection;
 pub mod reference;
 pub mod segment;
@@ -17,6 +18,7 @@ mod python;
 
 pub use align::{AlignOptions, Aligner, AlignmentBatch, ChunkKind, Counts};
 pub use error::{Error, Result};
+pub use parallel::Threads;
 pub use projection::Projection;
 pub use segment::Model;
 pub use tokenizer::{Token, Tokenizer};

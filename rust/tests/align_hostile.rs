@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use xtoken::align::TokenId;
 use xtoken::{AlignOptions, Aligner, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};
 
 const BOS: u32 = 256;
@@ -101,6 +103,60 @@ fn hostile_ids_cost_time_in_proportion_to_their_number() {
                     Some(&(tokens as i64)),
                     "case {case}"
                 );
+            }
+        }
+    }
+}
+
+/// An id that another thread of the caller's program overwrites now and then, as Python can.
+#[derive(Clone, Copy)]
+struct Overwritten(u32);
+
+thread_local! {
+    static STATE: Cell<u64> = const { Cell::new(0x9E37_79B9_7F4A_7C15) };
+}
+
+impl TokenId for Overwritten {
+    fn index(self) -> usize {
+        let state = STATE.get();
+        let next = state ^ state << 13;
+        let next = next ^ next >> 7;
+        let next = next ^ next << 17;
+        STATE.set(next);
+        match next % 16 {
+            0 => [32, 97, 98, 169, 195, 256, 257, 258, 259][next as usize / 16 % 9],
+            _ => self.0 as usize,
+        }
+    }
+
+    fn value(self) -> i64 {
+        i64::from(self.0)
+    }
+}
+
+#[test]
+fn ids_that_are_overwritten_during_a_call_panic_nowhere() {
+    for dummy_prefix in [DummyPrefix::Never, DummyPrefix::Every] {
+        let (student, teacher) = (vocab(dummy_prefix), vocab(DummyPrefix::Never));
+        for whole_characters in [false, true] {
+            let options = AlignOptions {
+                role_pairs: None,
+                whole_characters,
+            };
+            let aligner = Aligner::new(student.clone(), teacher.clone(), options).unwrap();
+            for (left, right) in cases() {
+                let repeat = |unit: &[u32]| -> Vec<Overwritten> {
+                    unit.iter()
+                        .copied()
+                        .cycle()
+                        .take(3000)
+                        .map(Overwritten)
+                        .collect()
+                };
+                let batch = aligner.align(&repeat(&left), &repeat(&right)).unwrap();
+                assert!(batch.student_bounds.is_sorted() && batch.teacher_bounds.is_sorted());
+                assert_eq!(batch.student_bounds.last(), Some(&3000));
+                assert_eq!(batch.teacher_bounds.last(), Some(&3000));
             }
         }
     }

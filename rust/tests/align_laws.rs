@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use xtoken::align::Scratch;
 use xtoken::align::{Ragged, align_batch};
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Role, Spelling, Vocab,
-    VocabBuilder, reference,
+    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Role, Spelling, Threads,
+    Vocab, VocabBuilder, reference,
 };
 
 /// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of characters.
@@ -324,9 +324,10 @@ proptest! {
         let (s, s_ranges) = flat(&student, pairs.iter().map(|pair| &pair.0).collect());
         let (t, t_ranges) = flat(&teacher, pairs.iter().map(|pair| &pair.1).collect());
         let aligner = Aligner::new(student, teacher, AlignOptions::default()).unwrap();
-        let batch = |threads| {
+        let batch = |threads: usize| {
+            let threads = Threads::new(threads).unwrap();
             let student = Ragged { ids: &s, ranges: &s_ranges };
-            align_batch(&aligner, student, Ragged { ids: &t, ranges: &t_ranges }, threads).unwrap()
+            align_batch(&aligner, student, Ragged { ids: &t, ranges: &t_ranges }, &threads).unwrap()
         };
         let one = batch(1);
         prop_assert_eq!(&batch(0), &one);

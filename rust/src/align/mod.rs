@@ -19,12 +19,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-pub(crate) use batch::pool;
 pub use batch::{MIN_PARALLEL_TOKENS, Ragged, align_batch};
 pub use output::{AlignmentBatch, ChunkKind, Counts};
 pub use side::TokenId;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 use crate::vocab::Role;
 use crate::vocab::{DummyPrefix, TokenKind, Vocab};
 use differences::BadId;
@@ -205,13 +204,7 @@ fn is_special(vocab: &Vocab, id: u32) -> bool {
 }
 
 fn special_id(vocab: &Vocab, id: i64, side: &'static str) -> Result<u32> {
-    let known = u32::try_from(id)
-        .ok()
-        .filter(|&id| (id as usize) < vocab.len());
-    let known = known.ok_or(Error::NoSuchId {
-        id,
-        size: vocab.len(),
-    })?;
+    let known = checked_id(id, vocab.len())?;
     if !is_special(vocab, known) {
         return Err(Error::Option {
             name: "role_pairs",

@@ -180,7 +180,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 left = self.student.span(i).ok_or(Stop::BadId)?;
                 let has_text = left.0 < left.1;
                 if self.has_dummy && !after_text && has_text && self.student.starts_segment(i) {
-                    let skipped = self.teacher.token_len(j) - (right.1 - right.0);
+                    let skipped = self.teacher.token_len(j).saturating_sub(right.1 - right.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, 0), (j, skipped)).0;
                     left.0 += usize::from(extra);
                 }
@@ -198,7 +198,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 right = self.teacher.span(j).ok_or(Stop::BadId)?;
                 let has_text = right.0 < right.1;
                 if self.has_dummy && !after_text && has_text && self.teacher.starts_segment(j) {
-                    let skipped = self.student.token_len(i) - (left.1 - left.0);
+                    let skipped = self.student.token_len(i).saturating_sub(left.1 - left.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, skipped), (j, 0)).1;
                     right.0 += usize::from(extra);
                 }

@@ -15,7 +15,8 @@ pub use pieces::Pieces;
 
 use canonical::CanonicalIndex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
+use crate::parallel::Threads;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::TokenKind;
 
@@ -106,21 +107,21 @@ pub struct Projection {
 /// # Errors
 /// [`Error::Option`] for an option outside its range, [`Error::NoSuchId`] for a declared special
 /// pair outside its vocabulary, [`Error::NoModel`] or [`Error::Unsupported`] where a token must be
-/// segmented and the other side cannot.
-pub fn build(student: &Tokenizer, teacher: &Tokenizer, options: &Options) -> Result<Projection> {
+/// segmented and the other side cannot; [`Error::Interrupted`] where the caller gives up.
+pub fn build(
+    student: &Tokenizer,
+    teacher: &Tokenizer,
+    options: &Options,
+    threads: &Threads<'_>,
+) -> Result<Projection> {
     options.check()?;
     for &(s, t) in &options.special_pairs {
         for (id, vocab) in [(s, &student.vocab), (t, &teacher.vocab)] {
-            if id as usize >= vocab.len() {
-                return Err(Error::NoSuchId {
-                    id: i64::from(id),
-                    size: vocab.len(),
-                });
-            }
+            checked_id(i64::from(id), vocab.len())?;
         }
     }
-    let pieces = Pieces::spell(student, teacher, "teacher", options.threads)?;
-    let teacher_pieces = match Pieces::spell(teacher, student, "student", options.threads) {
+    let pieces = Pieces::spell(student, teacher, "teacher", threads)?;
+    let teacher_pieces = match Pieces::spell(teacher, student, "student", threads) {
         Ok(pieces) => Some(pieces),
         // Only the reverse rule must have them.
         Err(Error::NoModel { .. } | Error::Unsupported { .. })

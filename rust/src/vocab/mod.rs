@@ -17,7 +17,7 @@ pub use roles::Role;
 pub use spelling::Spelling;
 pub use tokenizer_json::TokenizerJson;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 
 /// What an id is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -352,13 +352,8 @@ impl Vocab {
     /// # Errors
     /// [`Error::NoSuchId`] where the id is outside the vocabulary.
     pub fn set_role(&mut self, role: Role, id: Option<u32>) -> Result<()> {
-        if let Some(id) = id
-            && id as usize >= self.len()
-        {
-            return Err(Error::NoSuchId {
-                id: i64::from(id),
-                size: self.len(),
-            });
+        if let Some(id) = id {
+            checked_id(i64::from(id), self.len())?;
         }
         self.parts.roles[role as usize] = id;
         Ok(())
@@ -399,13 +394,7 @@ impl Vocab {
         let mut at_start = self.parts.dummy_prefix != DummyPrefix::Never;
         let unknown = self.unknown();
         for &id in ids {
-            let token = u32::try_from(id)
-                .ok()
-                .filter(|&token| (token as usize) < self.len())
-                .ok_or(Error::NoSuchId {
-                    id,
-                    size: self.len(),
-                })?;
+            let token = checked_id(id, self.len())?;
             let mut bytes = self.parts.token_bytes(token);
             if self.kind(token) == TokenKind::Special {
                 at_start |= self.parts.dummy_prefix == DummyPrefix::Every && Some(token) != unknown;

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::align::AlignOptions;
 use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
@@ -48,7 +50,7 @@ fn both(
     with_work(pairs, |work| {
         let mut one = AlignmentBatch::default();
         let result = work.align(0..pairs.len(), &mut one);
-        let blocks = work.align_blocks(threads, block_tokens);
+        let blocks = work.align_blocks(&Threads::uncapped(threads), block_tokens);
         [result.map(|()| one), blocks]
     })
 }
