@@ -1,7 +1,4 @@
-//! Cross-tokenizer distillation at the level of bytes: what tokens contribute to the text
-//! ([`Vocab`]), how two tokenizations of one text correspond, and which tokens of one vocabulary
-//! stand for which of another. X-Token (Sreenivas et al., 2026, arXiv 2605.21699) is the method;
-//! Python reaches this crate through the `python` feature, everything else needs no Python.
+#![doc = include_str!("../README.md")]
 
 pub mod align;
 mod error;
@@ -9,7 +6,7 @@ pub mod parallel;
 pub mod projection;
 pub mod reference;
 pub mod segment;
-mod tokenizer;
+pub mod tokenizer;
 pub mod trie;
 pub mod vocab;
 
