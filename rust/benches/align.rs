@@ -1,5 +1,5 @@
-//! The alignment by criterion, on vocabularies made of this crate's sources: texts that agree, texts
-//! that differ in some words, and the worst texts.
+//! The alignment by criterion, on vocabularies made of this crate's sources: texts that agree,
+//! texts that differ in some words, and the worst texts.
 //!
 //! `xtoken-bench align` and `resync` time real pairs of tokenizers from files.
 

@@ -135,8 +135,8 @@ impl Watch<'_> {
 /// Does the tasks of `order`, each by its number, begun in that order.
 ///
 /// # Errors
-/// Of the tasks that fail, the error of the one with the lowest number, as if they had been done one
-/// after the other; [`Error::Interrupted`] before any of them.
+/// Of the tasks that fail, the error of the one with the lowest number, as if they had been done
+/// one after the other; [`Error::Interrupted`] before any of them.
 pub(crate) fn for_each(
     threads: &Threads<'_>,
     order: &[usize],

@@ -85,7 +85,8 @@ fn hostile_ids_cost_time_in_proportion_to_their_number() {
                 let (left, right) = (repeat(left), repeat(right));
                 let start = Instant::now();
                 let batch = aligner.align(&left, &right).unwrap();
-                // Without optimization and on a busy machine: milliseconds where it is built for use.
+                // Without optimization and on a busy machine: milliseconds where it is built for
+                // use.
                 assert!(start.elapsed().as_secs() < 20, "case {case}");
                 assert_eq!(
                     batch.student_bounds.last(),

@@ -14,7 +14,8 @@ use xtoken::{
     Vocab, VocabBuilder, reference,
 };
 
-/// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of characters.
+/// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of
+/// characters.
 const BYTES: [u8; 8] = *b"aab \xC3\xA9\xE2\x9F";
 
 #[derive(Debug, Clone)]

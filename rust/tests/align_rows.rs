@@ -8,10 +8,10 @@ use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Role, Spelling, Voca
 
 /// A row: name, the tokens of both sides, the options, the chunks.
 ///
-/// Tokens stand between `|`, `<...>` is special, `<unused>` a hole. Options: `s1` and `t1` put a dummy
-/// prefix before the first text of a side, `s*` and `t*` after each special as well, `chars` keeps
-/// characters whole. Chunks: `=` exact, `!` mismatch, `S` and `T` one-sided, `P` a special pair; then
-/// the number of tokens where it is not one a side.
+/// Tokens stand between `|`, `<...>` is special, `<unused>` a hole. Options: `s1` and `t1` put a
+/// dummy prefix before the first text of a side, `s*` and `t*` after each special as well, `chars`
+/// keeps characters whole. Chunks: `=` exact, `!` mismatch, `S` and `T` one-sided, `P` a special
+/// pair; then the number of tokens where it is not one a side.
 type Row = (
     &'static str,
     &'static str,

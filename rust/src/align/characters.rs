@@ -41,8 +41,8 @@ pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut W
 #[derive(Default)]
 struct OneSidedGroup {
     end: usize,
-    /// A character is cut at the start or the end of a group with tokens of both sides. As their order
-    /// is a matter of convention, all of the group then cuts it.
+    /// A character is cut at the start or the end of a group with tokens of both sides. As their
+    /// order is a matter of convention, all of the group then cuts it.
     is_cut: bool,
 }
 

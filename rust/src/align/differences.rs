@@ -53,8 +53,8 @@ pub(super) fn align_sides<S: TokenId, T: TokenId>(
     }
 }
 
-/// Whether the student's text is the greater where both differ: something that the two sides have in
-/// common whichever of them is called the student.
+/// Whether the student's text is the greater where both differ: something that the two sides have
+/// in common whichever of them is called the student.
 fn is_greater<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     (i, j): Boundary,

@@ -2,10 +2,10 @@
 //!
 //! A chunk boundary stands at each byte where a student and a teacher token both end, and nowhere
 //! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
-//! compared, never lengths alone. Where the texts differ, [`resync`] finds the way on.
+//! compared, never lengths alone. Where the texts differ, `resync` finds where they agree again.
 //!
-//! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but that
-//! of tokens that stand alone at the same place the student's are always listed first.
+//! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but
+//! that of tokens that stand alone at the same place the student's are always listed first.
 
 mod batch;
 mod characters;
@@ -46,6 +46,29 @@ pub struct AlignOptions {
 }
 
 /// Aligns token sequences of one student and one teacher vocabulary.
+///
+/// ```
+/// use std::sync::Arc;
+/// use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Spelling, Vocab, VocabBuilder};
+///
+/// fn vocab(tokens: &[&str]) -> xtoken::Result<Arc<Vocab>> {
+///     let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+///     for token in tokens {
+///         builder.push_text(token.as_bytes())?;
+///     }
+///     Ok(Arc::new(builder.build()))
+/// }
+///
+/// let student = vocab(&["un", "known", "!"])?;
+/// let teacher = vocab(&["unk", "nown", "?"])?;
+/// let aligner = Aligner::new(student, teacher, AlignOptions::default())?;
+/// // "unknown!" and "unknown?": no token ends at the same byte before the end of the word.
+/// let chunks = aligner.align(&[0u32, 1, 2], &[0u32, 1, 2])?;
+/// assert_eq!(chunks.student_bounds, [0, 2, 3]);
+/// assert_eq!(chunks.kinds, [ChunkKind::Exact as u8, ChunkKind::Mismatch as u8]);
+/// assert_eq!(chunks.counts[0].exact_bytes, 7);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Aligner {
     student: Arc<Vocab>,

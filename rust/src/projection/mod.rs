@@ -84,6 +84,23 @@ impl Rule {
 }
 
 /// W in CSR form, with the rule of each row and the pieces that it was made from.
+///
+/// ```
+/// use xtoken::projection::{Options, Rule, build};
+/// use xtoken::{Threads, Token, Tokenizer};
+///
+/// let tokenizer = |tokens: &[&str]| {
+///     Tokenizer::from_tokens(tokens.iter().map(|token| Token::Text((*token).into())), true)
+/// };
+/// let (student, teacher) = (tokenizer(&["a", "b", "ab"])?, tokenizer(&["a", "b"])?);
+/// let w = build(&student, &teacher, &Options::default(), &Threads::one())?;
+/// assert_eq!(w.rules, [Rule::Exact, Rule::Exact, Rule::Forward]);
+/// // Row 2, "ab": the teacher's "a", and "b" with a tenth of its weight.
+/// let row = w.indptr[2] as usize..w.indptr[3] as usize;
+/// assert_eq!(w.indices[row.clone()], [0, 1]);
+/// assert!((w.weights[row][0] - 10.0 / 11.0).abs() < 1e-6);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Projection {
     /// Offsets into `indices` and `weights`, `V_s + 1` of them.
@@ -98,7 +115,8 @@ pub struct Projection {
     pub reverse_rows: usize,
     /// The teacher's pieces of each student token.
     pub pieces: Pieces,
-    /// The mirror: the student's pieces of each teacher token; none where the student cannot segment.
+    /// The mirror: the student's pieces of each teacher token; none where the student cannot
+    /// segment.
     pub teacher_pieces: Option<Pieces>,
 }
 

@@ -26,7 +26,8 @@ impl Pieces {
     ///
     /// # Errors
     /// As [`Tokenizer::require_model`], where a token has no byte-equal partner; `side` is what the
-    /// message calls `to`; [`Error::Interrupted`](crate::Error::Interrupted) where the caller gives up.
+    /// message calls `to`; [`Error::Interrupted`](crate::Error::Interrupted) where the caller gives
+    /// up.
     pub fn spell(
         from: &Tokenizer,
         to: &Tokenizer,

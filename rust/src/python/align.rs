@@ -122,7 +122,7 @@ fn ranges(
             what: format!("{side} ends"),
             found: ends.len(),
             expected: starts.len(),
-            remedy: "pass one end a start",
+            remedy: "pass one end per start",
         });
     }
     // A negative offset becomes one that no array reaches, and is refused with the others.

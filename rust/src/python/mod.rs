@@ -1,4 +1,5 @@
-//! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the answer.
+//! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the
+//! answer.
 
 mod align;
 mod project;
@@ -73,8 +74,8 @@ fn detached<T: Send>(py: Python<'_>, work: impl Send + FnOnce() -> Result<T>) ->
     py.detach(work).map_err(PyErr::from)
 }
 
-/// As [`detached`], for work on several threads or of long duration: Ctrl-C ends it, as whatever the
-/// signal's handler raises.
+/// As [`detached`], for work on several threads or of long duration: Ctrl-C ends it, as whatever
+/// the signal's handler raises.
 fn interruptible<T: Send>(
     py: Python<'_>,
     threads: usize,

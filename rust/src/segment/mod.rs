@@ -29,6 +29,21 @@ pub(crate) const NONE: u32 = u32::MAX;
 pub(crate) const SUPPORTED: &str = "BPE without affixes, Unigram and WordPiece";
 
 /// A segmentation model; it goes with the [`Vocab`] that it was built for.
+///
+/// ```
+/// use xtoken::{DummyPrefix, Model, Spelling, VocabBuilder};
+///
+/// let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+/// for token in ["a", "b", "ab"] {
+///     builder.push_text(token.as_bytes())?;
+/// }
+/// let vocab = builder.build();
+/// let model = Model::from_ranks(&vocab);
+/// let mut pieces = Vec::new();
+/// assert!(model.segment(&vocab, b"abba", &mut pieces));
+/// assert_eq!(pieces, [2, 1, 0]);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Model {
     /// Byte pair encoding, on bytes or on characters with byte fallback.
@@ -65,8 +80,8 @@ impl Model {
         }
     }
 
-    /// The model of a rank file, whose tokens are spelled as bytes: two neighbours merge where their
-    /// bytes together are a token, the lowest rank (here: id) first.
+    /// The model of a rank file, whose tokens are spelled as bytes: two neighbours merge where
+    /// their bytes together are a token, the lowest rank (here: id) first.
     #[must_use]
     pub fn from_ranks(vocab: &Vocab) -> Self {
         Model::Bpe(Bpe::from_ranks(vocab))
@@ -103,8 +118,8 @@ impl Model {
         spelled
     }
 
-    /// A stable hash of all that decides a segmentation, beside the vocabulary's own. `vocab` is the
-    /// vocabulary that the model was built for.
+    /// A stable hash of all that decides a segmentation, beside the vocabulary's own. `vocab` is
+    /// the vocabulary that the model was built for.
     #[must_use]
     pub fn digest(&self, vocab: &Vocab) -> [u8; 32] {
         let mut sha = Sha256::new();

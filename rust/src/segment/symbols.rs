@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use super::NONE;
 use crate::vocab::{Spelling, TokenKind, Vocab};
 
-/// The ids of the symbols that a word starts from; which of the two tables counts is a matter of the
-/// vocabulary's spelling.
+/// The ids of the symbols that a word starts from; which of the two tables counts is a matter of
+/// the vocabulary's spelling.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Symbols {
     /// The id of each character that is a token; empty where symbols are bytes.

@@ -46,7 +46,7 @@ impl PieceTrie {
                 what: "chunk ends".to_owned(),
                 found: ends.len(),
                 expected: starts.len(),
-                remedy: "pass one start and one end a chunk",
+                remedy: "pass one start and one end per chunk",
             });
         }
         let call = Lookup {

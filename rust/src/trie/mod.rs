@@ -25,6 +25,19 @@ const MOST_IDS: usize = 1 << 26;
 pub const ROOT: u32 = 0;
 
 /// Tokens as sequences of pieces, by prefix; see the module.
+///
+/// ```
+/// use xtoken::projection::Pieces;
+/// use xtoken::trie::PieceTrie;
+///
+/// // Tokens 0 "2", 1 "20" and 2 "27", in pieces that are digits.
+/// let pieces: Pieces = [&[2u32][..], &[2, 0], &[2, 7]].iter().collect();
+/// let trie = PieceTrie::new(pieces, 10)?;
+/// let two = trie.find(&[2]).expect("three tokens begin with this piece");
+/// assert_eq!(trie.below(two), [0, 1, 2]);
+/// assert_eq!(trie.slot_count(two), 3, "to end, or to continue with 0 or 7");
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceTrie {
     pieces: Pieces,
@@ -239,7 +252,7 @@ fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
             expected: "the size of a vocabulary, at most 2^26",
         });
     }
-    // Nodes are numbered in 30 bits, and there is at most one a piece.
+    // Nodes are numbered in 30 bits, and there is at most one per piece.
     if pieces.ids.len() >= MOST_PIECES || pieces.indptr.len() >= NONE as usize {
         return Err(Error::Option {
             name: "tokens",

@@ -49,6 +49,20 @@ pub enum DummyPrefix {
 ///
 /// All token bytes lie in one buffer; token `i` is `bytes[starts[i]..starts[i + 1]]`. Special and
 /// unused ids are empty there.
+///
+/// ```
+/// use xtoken::{DummyPrefix, Role, Spelling, VocabBuilder};
+///
+/// let mut builder = VocabBuilder::new(Spelling::ByteLevel, DummyPrefix::Never);
+/// let bos = builder.push_special("<s>")?;
+/// let the = builder.push_text(b" the")?;
+/// let vocab = builder.build();
+/// assert_eq!(vocab.id_of(b" the"), Some(the));
+/// assert_eq!(vocab.token_bytes(bos), b"", "a control token contributes no text");
+/// assert_eq!(vocab.role(Role::Bos), Some(bos));
+/// assert_eq!(vocab.decode_bytes(&[0, 1, 1])?, b" the the");
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "Parts", into = "Parts")]
 pub struct Vocab {
@@ -157,6 +171,16 @@ impl VocabBuilder {
     pub fn build(self) -> Vocab {
         Vocab::from_parts(self.parts)
     }
+}
+
+/// Two hexadecimal digits per byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -338,8 +362,8 @@ impl Vocab {
         self.parts.roles[role as usize]
     }
 
-    /// The token for text that the vocabulary lacks, unless it marks a sequence's bounds as well. It
-    /// stands within text: what follows it has no dummy prefix.
+    /// The token for text that the vocabulary lacks, unless it marks a sequence's bounds as well.
+    /// It stands within text: what follows it has no dummy prefix.
     #[must_use]
     pub fn unknown(&self) -> Option<u32> {
         let bounds = [Role::Bos, Role::Eos, Role::EndOfTurn].map(|role| self.role(role));
@@ -375,13 +399,7 @@ impl Vocab {
     /// the roles: bytes, kinds, special texts and the dummy prefix. 64 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        self.fingerprint
-            .iter()
-            .fold(String::with_capacity(64), |mut hex, byte| {
-                // Writing to a String cannot fail.
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            })
+        hex(&self.fingerprint)
     }
 
     /// The bytes of a sequence of ids, one token after the other, with the dummy prefix of its

@@ -1,8 +1,8 @@
 //! Surfaces to bytes: how tokenizers print a token, and what the print stands for.
 //!
-//! Three spellings occur: the byte-level alphabet of GPT-2 (a bijection between the 256 bytes and 256
-//! printable characters, computed here from its rule), the metaspace `▁` for a space, and `<0xNN>`
-//! for a single byte.
+//! Three spellings occur: the byte-level alphabet of GPT-2 (a bijection between the 256 bytes and
+//! 256 printable characters, computed here from its rule), the metaspace `▁` for a space, and
+//! `<0xNN>` for a single byte.
 
 use serde::{Deserialize, Serialize};
 
@@ -102,8 +102,8 @@ impl Default for ByteLevel {
 }
 
 impl ByteLevel {
-    /// Appends the bytes that `surface` stands for; `false`, and nothing appended, where a character
-    /// is outside the alphabet.
+    /// Appends the bytes that `surface` stands for; `false`, and nothing appended, where a
+    /// character is outside the alphabet.
     pub fn push_bytes(&self, surface: &str, out: &mut Vec<u8>) -> bool {
         let start = out.len();
         for c in surface.chars() {

@@ -1,4 +1,5 @@
-//! Reads Hugging Face's `tokenizer.json`: the bytes of each token, from the decoder that it declares.
+//! Reads Hugging Face's `tokenizer.json`: the bytes of each token, from the decoder that it
+//! declares.
 
 use std::borrow::Cow;
 

@@ -47,7 +47,7 @@ impl<'a, I> Ragged<'a, I> {
 /// another one takes about as long as aligning them.
 pub const MIN_PARALLEL_TOKENS: usize = 1 << 18;
 
-/// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes a chunk)
+/// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes per chunk)
 /// stays in its own cache until it is copied to its slice.
 const BLOCK_TOKENS: usize = 1 << 15;
 

@@ -27,7 +27,8 @@ pub struct Arguments {
     /// Threads of the batch that is timed by the clock.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Tokens of that batch, both sides together; the sequences are repeated until they are so many.
+    /// Tokens of that batch, both sides together; the sequences are repeated until they are so
+    /// many.
     #[arg(long, default_value_t = 8_000_000)]
     thread_tokens: usize,
 }
