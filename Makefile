@@ -47,7 +47,7 @@ test-python: setup  ## Run the Python tests on the installed wheel
 
 lint: setup  ## Check formats, lints, types and stubs
 	cargo fmt --all --check
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --workspace --all-targets --features bench -- -D warnings
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

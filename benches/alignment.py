@@ -110,7 +110,18 @@ def rust(folder: Path, sides: list[list[list[int]]], repeats: int) -> list[dict[
             f"--{name}-ids",
             str(file),
         ]
-    command = ["cargo", "run", "--quiet", "--release", "--bin", "xtoken-bench", "--", "align"]
+    command = [
+        "cargo",
+        "run",
+        "--quiet",
+        "--release",
+        "--features",
+        "bench",
+        "--bin",
+        "xtoken-bench",
+        "--",
+        "align",
+    ]
     done = subprocess.run(
         [*command, *arguments, "--rounds", str(repeats)],
         cwd=ROOT,

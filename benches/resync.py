@@ -47,7 +47,18 @@ def measure(
             (Path(folder) / name).mkdir()
             side.save(str(Path(folder) / name / "tokenizer.json"))
             options += [f"--{name}", str(Path(folder) / name / "tokenizer.json")]
-        command = ["cargo", "run", "--quiet", "--release", "--bin", "xtoken-bench", "--", "resync"]
+        command = [
+            "cargo",
+            "run",
+            "--quiet",
+            "--release",
+            "--features",
+            "bench",
+            "--bin",
+            "xtoken-bench",
+            "--",
+            "resync",
+        ]
         done = subprocess.run(
             [*command, *options], cwd=alignment.ROOT, check=True, stdout=subprocess.PIPE, text=True
         )

@@ -212,7 +212,8 @@ class Aligner:
         threads: int,
     ) -> _Arrays:
         """Student bounds, teacher bounds, kinds, chunk indptr and byte counts of the sequences
-        `ids[starts[b]:ends[b]]`; `threads` 0 for one a core."""
+        `ids[starts[b]:ends[b]]`; `threads` 0 for one per core, at most 1024. Ctrl-C ends the
+        call."""
 
 PROJECTION_RULES: list[str]
 """What made a row of W, or why it is empty; a row's rule code is an index into this."""
@@ -254,7 +255,8 @@ def build_projection(
     name_similarity: float,
     threads: int,
 ) -> ProjectionArrays:
-    """Build W; see `xtoken.Projection.build`. `threads=0` is one a core."""
+    """Build W; see `xtoken.Projection.build`. `threads=0` is one per core. Ctrl-C ends the
+    call."""
 
 @final
 class PieceTrie:

@@ -1,5 +1,5 @@
-//! The alignment by criterion, on vocabularies made of this crate's sources: texts that agree, texts
-//! that differ in some words, and the worst texts.
+//! The alignment by criterion, on vocabularies made of this crate's sources: texts that agree,
+//! texts that differ in some words, and the worst texts.
 //!
 //! `xtoken-bench align` and `resync` time real pairs of tokenizers from files.
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use xtoken::align::Scratch;
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, DummyPrefix, Error, Family, Vocab, VocabBuilder,
+    AlignOptions, Aligner, AlignmentBatch, DummyPrefix, Error, Spelling, Vocab, VocabBuilder,
     reference,
 };
 
@@ -23,7 +23,7 @@ const TEXT: &str = concat!(
 /// All bytes, the words of the text with the space before them, and their parts on both sides of
 /// `cut` for words that are longer than `whole`.
 fn vocab(cut: usize, whole: usize) -> Result<Arc<Vocab>, Error> {
-    let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
     for byte in 0..=u8::MAX {
         builder.push_text(&[byte])?;
     }

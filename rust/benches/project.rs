@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use xtoken::projection::{Options, Pieces, build};
-use xtoken::{Token, Tokenizer};
+use xtoken::{Threads, Token, Tokenizer};
 
 const TEXT: &str = concat!(
     include_str!("../src/vocab/mod.rs"),
@@ -64,7 +64,6 @@ fn train(merges: usize, class: impl Fn(u8) -> u32) -> Tokenizer {
 fn benches(criterion: &mut Criterion) {
     let teacher = train(250, |byte| u32::from(byte.is_ascii_alphabetic()));
     let options = Options {
-        threads: 1,
         ..Options::default()
     };
     let mut group = criterion.benchmark_group("project");
@@ -78,14 +77,14 @@ fn benches(criterion: &mut Criterion) {
             BenchmarkId::new("build", student.vocab.len()),
             &student,
             |b, s| {
-                b.iter(|| black_box(build(s, &teacher, &options)));
+                b.iter(|| black_box(build(s, &teacher, &options, &Threads::one())));
             },
         );
         group.bench_with_input(
             BenchmarkId::new("pieces", student.vocab.len()),
             &student,
             |b, s| {
-                b.iter(|| black_box(Pieces::spell(s, &teacher, "teacher", 1)));
+                b.iter(|| black_box(Pieces::spell(s, &teacher, "teacher", &Threads::one())));
             },
         );
     }

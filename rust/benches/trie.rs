@@ -4,6 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use xtoken::Threads;
 use xtoken::projection::Pieces;
 use xtoken::trie::PieceTrie;
 
@@ -87,7 +88,16 @@ fn benches(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(CHUNKS as u64));
         let lookup = BenchmarkId::new(format!("lookup {name}"), count);
         group.bench_with_input(lookup, &ids, |b, ids| {
-            b.iter(|| trie.lookup(black_box(ids), &starts, &ends, 64, "teacher", 1));
+            b.iter(|| {
+                trie.lookup(
+                    black_box(ids),
+                    &starts,
+                    &ends,
+                    64,
+                    "teacher",
+                    &Threads::one(),
+                )
+            });
         });
     }
     group.finish();

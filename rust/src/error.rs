@@ -90,6 +90,9 @@ pub enum Error {
         /// `student`, `teacher` or empty.
         side: &'static str,
     },
+    /// The caller gave up before the call was done.
+    #[error("the call was interrupted; call again for the answer")]
+    Interrupted,
     /// An option has a value outside its range.
     #[error("{name} = {value} is out of range; expected {expected}")]
     Option {
@@ -100,6 +103,17 @@ pub enum Error {
         /// The values that are allowed.
         expected: &'static str,
     },
+}
+
+/// An id as an index below `size`.
+///
+/// # Errors
+/// [`Error::NoSuchId`] where it is not.
+pub(crate) fn checked_id(id: i64, size: usize) -> Result<u32> {
+    u32::try_from(id)
+        .ok()
+        .filter(|&id| (id as usize) < size)
+        .ok_or(Error::NoSuchId { id, size })
 }
 
 /// `Result` with this crate's [`Error`].

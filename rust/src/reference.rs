@@ -23,8 +23,8 @@ pub fn finest_chunks(student: &[&[u8]], teacher: &[&[u8]]) -> Vec<(usize, usize,
     chunks
 }
 
-/// The most bytes that exact chunks of two sequences can hold, a dummy prefix at the start of one of
-/// them not counted where the other lacks it. Those after special tokens are taken for text.
+/// The most bytes that exact chunks of two sequences can hold, a dummy prefix at the start of one
+/// of them not counted where the other lacks it. Those after special tokens are taken for text.
 #[must_use]
 pub fn most_exact_bytes_of_ids(
     (student, student_ids): (&Vocab, &[i64]),

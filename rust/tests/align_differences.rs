@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Family, Vocab, VocabBuilder,
+    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Spelling, Vocab, VocabBuilder,
     reference,
 };
 
 /// A vocabulary with all bytes, and words and their halves from `words`.
 fn vocab(words: &str, cut: usize, dummy_prefix: DummyPrefix) -> Arc<Vocab> {
-    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
     for byte in 0..=u8::MAX {
         builder.push_text(&[byte]).unwrap();
     }
@@ -281,7 +281,7 @@ fn hostile_texts_cost_time_in_proportion_to_their_length() {
 
 #[test]
 fn tokens_without_text_stay_outside_mismatches_and_keep_their_pairs() {
-    let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
     builder.push_special("</s>").unwrap();
     for byte in b"abcdefgh" {
         builder.push_text(&[*byte]).unwrap();

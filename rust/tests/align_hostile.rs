@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use xtoken::{AlignOptions, Aligner, DummyPrefix, Family, Role, Vocab, VocabBuilder};
+use xtoken::align::TokenId;
+use xtoken::{AlignOptions, Aligner, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};
 
 const BOS: u32 = 256;
 const EOS: u32 = 257;
@@ -15,7 +17,7 @@ const SPACE: u32 = b' ' as u32;
 
 /// All bytes, two specials, a hole, and a token of 300 bytes.
 fn vocab(dummy_prefix: DummyPrefix) -> Arc<Vocab> {
-    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
     for byte in 0..=u8::MAX {
         builder.push_text(&[byte]).unwrap();
     }
@@ -83,7 +85,8 @@ fn hostile_ids_cost_time_in_proportion_to_their_number() {
                 let (left, right) = (repeat(left), repeat(right));
                 let start = Instant::now();
                 let batch = aligner.align(&left, &right).unwrap();
-                // Without optimization and on a busy machine: milliseconds where it is built for use.
+                // Without optimization and on a busy machine: milliseconds where it is built for
+                // use.
                 assert!(start.elapsed().as_secs() < 20, "case {case}");
                 assert_eq!(
                     batch.student_bounds.last(),
@@ -101,6 +104,60 @@ fn hostile_ids_cost_time_in_proportion_to_their_number() {
                     Some(&(tokens as i64)),
                     "case {case}"
                 );
+            }
+        }
+    }
+}
+
+/// An id that another thread of the caller's program overwrites now and then, as Python can.
+#[derive(Clone, Copy)]
+struct Overwritten(u32);
+
+thread_local! {
+    static STATE: Cell<u64> = const { Cell::new(0x9E37_79B9_7F4A_7C15) };
+}
+
+impl TokenId for Overwritten {
+    fn index(self) -> usize {
+        let state = STATE.get();
+        let next = state ^ state << 13;
+        let next = next ^ next >> 7;
+        let next = next ^ next << 17;
+        STATE.set(next);
+        match next % 16 {
+            0 => [32, 97, 98, 169, 195, 256, 257, 258, 259][next as usize / 16 % 9],
+            _ => self.0 as usize,
+        }
+    }
+
+    fn value(self) -> i64 {
+        i64::from(self.0)
+    }
+}
+
+#[test]
+fn ids_that_are_overwritten_during_a_call_panic_nowhere() {
+    for dummy_prefix in [DummyPrefix::Never, DummyPrefix::Every] {
+        let (student, teacher) = (vocab(dummy_prefix), vocab(DummyPrefix::Never));
+        for whole_characters in [false, true] {
+            let options = AlignOptions {
+                role_pairs: None,
+                whole_characters,
+            };
+            let aligner = Aligner::new(student.clone(), teacher.clone(), options).unwrap();
+            for (left, right) in cases() {
+                let repeat = |unit: &[u32]| -> Vec<Overwritten> {
+                    unit.iter()
+                        .copied()
+                        .cycle()
+                        .take(3000)
+                        .map(Overwritten)
+                        .collect()
+                };
+                let batch = aligner.align(&repeat(&left), &repeat(&right)).unwrap();
+                assert!(batch.student_bounds.is_sorted() && batch.teacher_bounds.is_sorted());
+                assert_eq!(batch.student_bounds.last(), Some(&3000));
+                assert_eq!(batch.teacher_bounds.last(), Some(&3000));
             }
         }
     }

@@ -10,11 +10,12 @@ use proptest::prelude::*;
 use xtoken::align::Scratch;
 use xtoken::align::{Ragged, align_batch};
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Family, Role, Vocab,
-    VocabBuilder, reference,
+    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Error, Role, Spelling, Threads,
+    Vocab, VocabBuilder, reference,
 };
 
-/// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of characters.
+/// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of
+/// characters.
 const BYTES: [u8; 8] = *b"aab \xC3\xA9\xE2\x9F";
 
 #[derive(Debug, Clone)]
@@ -29,7 +30,7 @@ fn token() -> impl Strategy<Value = Vec<u8>> {
 
 fn vocab(dummy: impl Strategy<Value = DummyPrefix>) -> impl Strategy<Value = Arc<Vocab>> {
     (vec(token(), 1..12), dummy).prop_map(|(tokens, dummy_prefix)| {
-        let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
         builder.push_special("<s>").unwrap();
         builder.push_special("</s>").unwrap();
         builder.push_special("<other>").unwrap();
@@ -324,9 +325,10 @@ proptest! {
         let (s, s_ranges) = flat(&student, pairs.iter().map(|pair| &pair.0).collect());
         let (t, t_ranges) = flat(&teacher, pairs.iter().map(|pair| &pair.1).collect());
         let aligner = Aligner::new(student, teacher, AlignOptions::default()).unwrap();
-        let batch = |threads| {
+        let batch = |threads: usize| {
+            let threads = Threads::new(threads).unwrap();
             let student = Ragged { ids: &s, ranges: &s_ranges };
-            align_batch(&aligner, student, Ragged { ids: &t, ranges: &t_ranges }, threads).unwrap()
+            align_batch(&aligner, student, Ragged { ids: &t, ranges: &t_ranges }, &threads).unwrap()
         };
         let one = batch(1);
         prop_assert_eq!(&batch(0), &one);
@@ -360,7 +362,7 @@ fn cuts_a_character(text: &[u8], at: usize) -> bool {
 
 #[test]
 fn roles_pair_only_specials() {
-    let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
     builder.push_text(b"a").unwrap();
     let mut vocab = builder.build();
     vocab.set_role(Role::Eos, Some(0)).unwrap();

@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Family, Role, Vocab, VocabBuilder};
+use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};
 
 /// A row: name, the tokens of both sides, the options, the chunks.
 ///
-/// Tokens stand between `|`, `<...>` is special, `<unused>` a hole. Options: `s1` and `t1` put a dummy
-/// prefix before the first text of a side, `s*` and `t*` after each special as well, `chars` keeps
-/// characters whole. Chunks: `=` exact, `!` mismatch, `S` and `T` one-sided, `P` a special pair; then
-/// the number of tokens where it is not one a side.
+/// Tokens stand between `|`, `<...>` is special, `<unused>` a hole. Options: `s1` and `t1` put a
+/// dummy prefix before the first text of a side, `s*` and `t*` after each special as well, `chars`
+/// keeps characters whole. Chunks: `=` exact, `!` mismatch, `S` and `T` one-sided, `P` a special
+/// pair; then the number of tokens where it is not one a side.
 type Row = (
     &'static str,
     &'static str,
@@ -101,7 +101,7 @@ fn bytes_of(token: &str) -> Vec<u8> {
 
 /// A vocabulary of the tokens of one side, and their ids.
 fn side(tokens: &str, dummy_prefix: DummyPrefix) -> (Arc<Vocab>, Vec<u32>) {
-    let mut builder = VocabBuilder::new(Family::Metaspace, dummy_prefix);
+    let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy_prefix);
     let mut roles = Vec::new();
     let tokens = tokens.split('|').filter(|token| !token.is_empty());
     let ids = tokens

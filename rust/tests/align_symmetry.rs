@@ -9,8 +9,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use xtoken::{
-    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Family, Role, TokenKind, Vocab,
-    VocabBuilder,
+    AlignOptions, Aligner, AlignmentBatch, ChunkKind, DummyPrefix, Role, Spelling, TokenKind,
+    Vocab, VocabBuilder,
 };
 
 /// Letters that often agree, spaces, and parts of characters.
@@ -46,7 +46,7 @@ fn vocab() -> impl Strategy<Value = Arc<Vocab>> {
         ][..],
     );
     (vec(token(), 1..24), dummy).prop_map(|(tokens, dummy)| {
-        let mut builder = VocabBuilder::new(Family::Metaspace, dummy);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), dummy);
         // A token for each byte, so that any text can be spelled.
         for byte in BYTES {
             builder.push_text(&[byte]).unwrap();

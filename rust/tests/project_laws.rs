@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use xtoken::projection::{Canonical, Options, Reverse, Rule, build};
 use xtoken::segment::{Model, Scores};
-use xtoken::{Error, Token, Tokenizer};
+use xtoken::{Error, Threads, Token, Tokenizer};
 
 /// All single bytes of a small alphabet, then these tokens in order of rank.
 fn ranked(tokens: &[Vec<u8>]) -> Tokenizer {
@@ -68,8 +68,8 @@ proptest! {
         reverse in prop::sample::select(vec![Reverse::Off, Reverse::Unmatched, Reverse::All]),
     ) {
         let (student, teacher) = (ranked(&student), ranked(&teacher));
-        let options = Options { decay, top_k, max_pieces, reverse, threads: 1, ..Options::default() };
-        let w = build(&student, &teacher, &options).unwrap();
+        let options = Options { decay, top_k, max_pieces, reverse, ..Options::default() };
+        let w = build(&student, &teacher, &options, &Threads::one()).unwrap();
         prop_assert_eq!(w.indptr.len(), student.vocab.len() + 1);
         for s in 0..student.vocab.len() {
             let row = w.indptr[s] as usize..w.indptr[s + 1] as usize;
@@ -91,7 +91,7 @@ proptest! {
     #[test]
     fn equal_vocabularies_give_the_identity(tokens in tokens()) {
         let tokenizer = ranked(&tokens);
-        let w = build(&tokenizer, &tokenizer, &Options::default()).unwrap();
+        let w = build(&tokenizer, &tokenizer, &Options::default(), &Threads::one()).unwrap();
         let identity: Vec<i64> = (0..tokenizer.vocab.len() as i64).collect();
         prop_assert_eq!(w.indices, identity);
         prop_assert!(w.rules.iter().all(|&rule| rule == Rule::Exact));
@@ -117,7 +117,7 @@ proptest! {
         stored[at] = byte;
         if let Ok(tokenizer) = postcard::from_bytes::<Tokenizer>(&stored) {
             let _ = tokenizer.segment(b"abcdabcd");
-            let _ = build(&tokenizer, &tokenizer, &Options { threads: 1, ..Options::default() });
+            let _ = build(&tokenizer, &tokenizer, &Options::default(), &Threads::one());
         }
     }
 
@@ -287,10 +287,10 @@ fn of_equal_tokens_the_row_goes_to_the_one_that_the_model_emits() {
     assert_eq!(teacher.vocab.id_of(b"b b"), Some(0));
     assert_eq!(teacher.id_of(b"b b"), Some(4));
     let student = ranked(&[]);
-    let w = build(&teacher, &teacher, &Options::default()).unwrap();
+    let w = build(&teacher, &teacher, &Options::default(), &Threads::one()).unwrap();
     assert_eq!(w.indices, [4, 1, 2, 3, 4]);
     assert_eq!(w.rules[0], Rule::Duplicate);
-    assert!(build(&student, &teacher, &Options::default()).is_ok());
+    assert!(build(&student, &teacher, &Options::default(), &Threads::one()).is_ok());
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn options_outside_their_range_are_refused_by_name() {
             "token id 9 is outside",
         ),
     ] {
-        let error = build(&tokenizer, &tokenizer, &options)
+        let error = build(&tokenizer, &tokenizer, &options, &Threads::one())
             .unwrap_err()
             .to_string();
         assert!(error.contains(expected), "{error}");
@@ -364,7 +364,7 @@ fn canonical_differences_vanish_in_the_rows() {
         canonical,
         ..Options::default()
     };
-    let w = build(&student, &teacher, &options).unwrap();
+    let w = build(&student, &teacher, &options, &Threads::one()).unwrap();
     assert_eq!(w.indices, [1, 0, 2]);
     assert_eq!(w.rules, [Rule::Canonical, Rule::Canonical, Rule::Exact]);
 }
@@ -378,7 +378,10 @@ fn the_models_of_files_and_ranks_are_named_and_told_apart() {
     assert_eq!(names, ["BPE", "Unigram", "WordPiece"]);
     let digests: Vec<[u8; 32]> = FILES
         .iter()
-        .filter_map(|file| from_json(file).model.map(|model| model.digest()))
+        .filter_map(|file| {
+            let tokenizer = from_json(file);
+            Some(tokenizer.model.as_ref()?.digest(&tokenizer.vocab))
+        })
         .collect();
     assert!(digests[0] != digests[1] && digests[1] != digests[2]);
     assert_eq!(Model::from_ranks(&ranked(&[]).vocab).name(), "BPE");

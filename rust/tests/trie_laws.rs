@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use xtoken::Threads;
 use xtoken::trie::PieceTrie;
 
 const PIECES: usize = 5;
@@ -65,7 +66,7 @@ proptest! {
             Some(*end)
         }).collect();
         let starts: Vec<i64> = [0].into_iter().chain(ends.iter().copied()).take(ends.len()).collect();
-        let found = trie.lookup(&ids, &starts, &ends, max_depth, "teacher", 1).unwrap();
+        let found = trie.lookup(&ids, &starts, &ends, max_depth, "teacher", &Threads::one()).unwrap();
         let mut at = 0;
         for (index, chunk) in (0..).zip(&chunks) {
             let chunk: Vec<u32> = chunk.iter().map(|&id| id as u32).collect();
@@ -79,6 +80,6 @@ proptest! {
             }
         }
         prop_assert_eq!(at, found.node.len());
-        prop_assert_eq!(&trie.lookup(&ids, &starts, &ends, max_depth, "teacher", 3).unwrap(), &found);
+        prop_assert_eq!(&trie.lookup(&ids, &starts, &ends, max_depth, "teacher", &Threads::new(3).unwrap()).unwrap(), &found);
     }
 }

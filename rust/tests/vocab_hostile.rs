@@ -1,4 +1,5 @@
-//! Damaged and hostile vocabulary files: an error or a vocabulary that works, never a panic or a hang.
+//! Damaged and hostile vocabulary files: an error or a vocabulary that works, never a panic or a
+//! hang.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 

@@ -41,8 +41,8 @@ pub(crate) fn join<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, writer: &mut W
 #[derive(Default)]
 struct OneSidedGroup {
     end: usize,
-    /// A character is cut at the start or the end of a group with tokens of both sides. As their order
-    /// is a matter of convention, all of the group then cuts it.
+    /// A character is cut at the start or the end of a group with tokens of both sides. As their
+    /// order is a matter of convention, all of the group then cuts it.
     is_cut: bool,
 }
 
@@ -105,8 +105,8 @@ fn cuts<S: TokenId, T: TokenId>(walk: &Walk<'_, S, T>, (i, j): Boundary) -> bool
 fn inside_character<I: TokenId>(side: &Side<'_, I>, at: usize) -> bool {
     let is_continuation = |byte: u8| byte & 0xC0 == 0x80;
     let end = side.ids.len().min(at + REACH + 1);
-    let next = (at..end).find(|&at| !side.bytes(at).is_empty());
-    let Some(next) = next.filter(|&next| is_continuation(side.bytes(next)[0])) else {
+    let next = (at..end).find_map(|at| Some((at, *side.bytes(at).first()?)));
+    let Some((next, _)) = next.filter(|&(_, byte)| is_continuation(byte)) else {
         return false;
     };
     let (mut without_text, mut distance) = (next - at, 0);

@@ -2,7 +2,7 @@
 
 use super::output::{Boundary, ChunkKind, Sink, Writer};
 use super::resync::{self, Outcome};
-use super::side::TokenId;
+use super::side::{Side, TokenId};
 use super::walk::{Stop, Walk};
 
 /// An id outside its vocabulary.
@@ -53,17 +53,24 @@ pub(super) fn align_sides<S: TokenId, T: TokenId>(
     }
 }
 
-/// Whether the student's text is the greater where both differ: something that the two sides have in
-/// common whichever of them is called the student.
+/// Whether the student's text is the greater where both differ: something that the two sides have
+/// in common whichever of them is called the student.
 fn is_greater<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     (i, j): Boundary,
     (left, right): (usize, usize),
 ) -> bool {
-    let rest = |span: Option<(usize, usize)>, from| from..span.map_or(from, |(_, end)| end);
-    let left = &walk.student.blob[rest(walk.student.span(i), left)];
-    let right = &walk.teacher.blob[rest(walk.teacher.span(j), right)];
+    let left = rest(&walk.student, i, left);
+    let right = rest(&walk.teacher, j, right);
     left > right
+}
+
+/// The bytes of a token from the place `from` in the blob on. None where the caller has overwritten
+/// the id since it was read: an array of another language may change under the call.
+fn rest<'a, I: TokenId>(side: &Side<'a, I>, at: usize, from: usize) -> &'a [u8] {
+    side.span(at)
+        .and_then(|(_, end)| side.blob.get(from..end))
+        .unwrap_or_default()
 }
 
 /// Writes the tokens between two boundaries as one that differs, or one by one where only one side

@@ -2,10 +2,10 @@
 //!
 //! A chunk boundary stands at each byte where a student and a teacher token both end, and nowhere
 //! else: the finest segmentation in which both sides of each chunk spell the same bytes. Bytes are
-//! compared, never lengths alone. Where the texts differ, [`resync`] finds the way on.
+//! compared, never lengths alone. Where the texts differ, `resync` finds where they agree again.
 //!
-//! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but that
-//! of tokens that stand alone at the same place the student's are always listed first.
+//! Exchanging student and teacher exchanges the sides of the answer and changes nothing else, but
+//! that of tokens that stand alone at the same place the student's are always listed first.
 
 mod batch;
 mod characters;
@@ -19,12 +19,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-pub(crate) use batch::pool;
 pub use batch::{MIN_PARALLEL_TOKENS, Ragged, align_batch};
 pub use output::{AlignmentBatch, ChunkKind, Counts};
 pub use side::TokenId;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 use crate::vocab::Role;
 use crate::vocab::{DummyPrefix, TokenKind, Vocab};
 use differences::BadId;
@@ -47,6 +46,29 @@ pub struct AlignOptions {
 }
 
 /// Aligns token sequences of one student and one teacher vocabulary.
+///
+/// ```
+/// use std::sync::Arc;
+/// use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Spelling, Vocab, VocabBuilder};
+///
+/// fn vocab(tokens: &[&str]) -> xtoken::Result<Arc<Vocab>> {
+///     let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+///     for token in tokens {
+///         builder.push_text(token.as_bytes())?;
+///     }
+///     Ok(Arc::new(builder.build()))
+/// }
+///
+/// let student = vocab(&["un", "known", "!"])?;
+/// let teacher = vocab(&["unk", "nown", "?"])?;
+/// let aligner = Aligner::new(student, teacher, AlignOptions::default())?;
+/// // "unknown!" and "unknown?": no token ends at the same byte before the end of the word.
+/// let chunks = aligner.align(&[0u32, 1, 2], &[0u32, 1, 2])?;
+/// assert_eq!(chunks.student_bounds, [0, 2, 3]);
+/// assert_eq!(chunks.kinds, [ChunkKind::Exact as u8, ChunkKind::Mismatch as u8]);
+/// assert_eq!(chunks.counts[0].exact_bytes, 7);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Aligner {
     student: Arc<Vocab>,
@@ -205,13 +227,7 @@ fn is_special(vocab: &Vocab, id: u32) -> bool {
 }
 
 fn special_id(vocab: &Vocab, id: i64, side: &'static str) -> Result<u32> {
-    let known = u32::try_from(id)
-        .ok()
-        .filter(|&id| (id as usize) < vocab.len());
-    let known = known.ok_or(Error::NoSuchId {
-        id,
-        size: vocab.len(),
-    })?;
+    let known = checked_id(id, vocab.len())?;
     if !is_special(vocab, known) {
         return Err(Error::Option {
             name: "role_pairs",

@@ -46,6 +46,24 @@ pub struct Counts {
 /// Sequence `b` has the chunks `chunk_indptr[b]..chunk_indptr[b + 1]` of `kinds`; as each sequence
 /// has one bound more than chunks, its bounds are `chunk_indptr[b] + b..=chunk_indptr[b + 1] + b`.
 /// Chunk `c` of a sequence covers its tokens `bounds[c]..bounds[c + 1]` on either side.
+///
+/// ```
+/// use xtoken::AlignmentBatch;
+///
+/// // Two sequences: the first has chunks of 2:1 and 1:1 tokens, the second one chunk of 1:1.
+/// let batch = AlignmentBatch {
+///     student_bounds: vec![0, 2, 3, 0, 1],
+///     teacher_bounds: vec![0, 1, 2, 0, 1],
+///     kinds: vec![0, 0, 0],
+///     chunk_indptr: vec![0, 2, 3],
+///     counts: vec![Default::default(); 2],
+/// };
+/// let bounds_of = |b: usize| {
+///     let (start, end) = (batch.chunk_indptr[b] as usize, batch.chunk_indptr[b + 1] as usize);
+///     &batch.student_bounds[start + b..=end + b]
+/// };
+/// assert_eq!((bounds_of(0), bounds_of(1)), (&[0, 2, 3][..], &[0, 1][..]));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlignmentBatch {
     /// Token bounds in the student's sequences.
@@ -56,7 +74,7 @@ pub struct AlignmentBatch {
     pub kinds: Vec<u8>,
     /// Where the chunks of each sequence begin, and at last their number.
     pub chunk_indptr: Vec<i64>,
-    /// One entry a sequence.
+    /// One entry per sequence.
     pub counts: Vec<Counts>,
 }
 
@@ -85,8 +103,8 @@ impl AlignmentBatch {
         self.counts.is_empty()
     }
 
-    /// Makes room for sequences of so many tokens on both sides together: growing step by step would
-    /// copy what is there. Memory that is never written to is never mapped.
+    /// Makes room for sequences of so many tokens on both sides together: growing step by step
+    /// would copy what is there. Memory that is never written to is never mapped.
     pub fn reserve(&mut self, sequences: usize, tokens: usize) {
         self.student_bounds
             .reserve(tokens + sequences + SHORT_SERIES);
@@ -207,7 +225,8 @@ impl<'a> Writer<'a> {
         self.batch.kinds[kinds + to] = self.batch.kinds[kinds + chunk];
     }
 
-    /// Puts one chunk that ends with the chunk `last` at the place `to`; `bytes` are no longer exact.
+    /// Puts one chunk that ends with the chunk `last` at the place `to`; `bytes` are no longer
+    /// exact.
     pub(crate) fn replace(&mut self, last: usize, to: usize, (kind, bytes): (ChunkKind, usize)) {
         self.keep(last, to);
         self.batch.kinds[self.before.1 + to] = kind as u8;
@@ -270,8 +289,8 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Appends the first `count` of [`SHORT_SERIES`] values. All of them are written, whatever the count: a
-/// loop would end where nobody can foresee it.
+/// Appends the first `count` of [`SHORT_SERIES`] values. All of them are written, whatever the
+/// count: a loop would end where nobody can foresee it.
 #[inline(always)]
 fn extend_short<T: Copy>(values: &mut Vec<T>, count: usize, of: impl Fn(i64) -> T) {
     let len = values.len();

@@ -128,7 +128,8 @@ impl<'a, I: TokenId> Side<'a, I> {
             if self.is_special(at) {
                 break;
             }
-            let bytes = &self.blob[start + skipped..end];
+            // None where the caller has overwritten the id since `skipped` was counted.
+            let bytes = self.blob.get(start + skipped..end).unwrap_or_default();
             skipped = 0;
             let here = bytes.iter().take_while(|&&byte| byte == b' ').count();
             spaces += here;

@@ -1,4 +1,17 @@
 //! The equal-byte walk: from one common boundary to the next for as long as the bytes agree.
+//!
+//! A boundary `(i, j)` stands before student token `i` and teacher token `j`. From each, the side
+//! that is behind reads its next token until both have read the same number of bytes:
+//!
+//! ```text
+//! student   | un | known | ! |        from (0, 0): un against unk, 2 bytes agree
+//! teacher   | unk | nown | ! |                     known against k: 1 byte; the teacher is used up
+//!                                                  nown against nown: both end, a chunk of 2:2
+//!                                     from (2, 2): ! against !, a chunk of 1:1
+//! ```
+//!
+//! Most chunks are 1:1. For these, `same` holds the teacher id with the student token's bytes: one
+//! read both finds the chunk and proves its bytes equal, without touching the text.
 
 use std::cmp::Ordering;
 
@@ -143,6 +156,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
         }
         let chunk = (i, j);
         let mut agreed = 0;
+        // `left` and `right` are what is left of the tokens at `i` and `j`, as ranges of the blobs.
         loop {
             let len = (left.1 - left.0).min(right.1 - right.0);
             if !bytes_agree(self.student.blob, left.0, self.teacher.blob, right.0, len) {
@@ -167,7 +181,8 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
             if sink.enough(walked + agreed) {
                 return Err(Stop::Enough);
             }
-            // One side is inside a token; the other goes on, past tokens without text.
+            // One side is inside a token, as after `un` against `unk`: the other reads its next
+            // token, past those without text.
             let mut after_text = true;
             while left.0 == left.1 {
                 i += 1;
@@ -180,7 +195,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 left = self.student.span(i).ok_or(Stop::BadId)?;
                 let has_text = left.0 < left.1;
                 if self.has_dummy && !after_text && has_text && self.student.starts_segment(i) {
-                    let skipped = self.teacher.token_len(j) - (right.1 - right.0);
+                    let skipped = self.teacher.token_len(j).saturating_sub(right.1 - right.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, 0), (j, skipped)).0;
                     left.0 += usize::from(extra);
                 }
@@ -198,7 +213,7 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 right = self.teacher.span(j).ok_or(Stop::BadId)?;
                 let has_text = right.0 < right.1;
                 if self.has_dummy && !after_text && has_text && self.teacher.starts_segment(j) {
-                    let skipped = self.student.token_len(i) - (left.1 - left.0);
+                    let skipped = self.student.token_len(i).saturating_sub(left.1 - left.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, skipped), (j, 0)).1;
                     right.0 += usize::from(extra);
                 }
@@ -207,8 +222,8 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
         }
     }
 
-    /// Passes tokens without text at `before`, those from `at` on not yet told to the sink, up to the
-    /// next pair of specials that correspond or to text on both sides.
+    /// Passes tokens without text at `before`, those from `at` on not yet told to the sink, up to
+    /// the next pair of specials that correspond or to text on both sides.
     #[cold]
     fn zero_width<K: Sink>(
         &self,

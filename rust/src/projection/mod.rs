@@ -15,7 +15,8 @@ pub use pieces::Pieces;
 
 use canonical::CanonicalIndex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
+use crate::parallel::Threads;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::TokenKind;
 
@@ -83,6 +84,23 @@ impl Rule {
 }
 
 /// W in CSR form, with the rule of each row and the pieces that it was made from.
+///
+/// ```
+/// use xtoken::projection::{Options, Rule, build};
+/// use xtoken::{Threads, Token, Tokenizer};
+///
+/// let tokenizer = |tokens: &[&str]| {
+///     Tokenizer::from_tokens(tokens.iter().map(|token| Token::Text((*token).into())), true)
+/// };
+/// let (student, teacher) = (tokenizer(&["a", "b", "ab"])?, tokenizer(&["a", "b"])?);
+/// let w = build(&student, &teacher, &Options::default(), &Threads::one())?;
+/// assert_eq!(w.rules, [Rule::Exact, Rule::Exact, Rule::Forward]);
+/// // Row 2, "ab": the teacher's "a", and "b" with a tenth of its weight.
+/// let row = w.indptr[2] as usize..w.indptr[3] as usize;
+/// assert_eq!(w.indices[row.clone()], [0, 1]);
+/// assert!((w.weights[row][0] - 10.0 / 11.0).abs() < 1e-6);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Projection {
     /// Offsets into `indices` and `weights`, `V_s + 1` of them.
@@ -97,7 +115,8 @@ pub struct Projection {
     pub reverse_rows: usize,
     /// The teacher's pieces of each student token.
     pub pieces: Pieces,
-    /// The mirror: the student's pieces of each teacher token; none where the student cannot segment.
+    /// The mirror: the student's pieces of each teacher token; none where the student cannot
+    /// segment.
     pub teacher_pieces: Option<Pieces>,
 }
 
@@ -106,21 +125,21 @@ pub struct Projection {
 /// # Errors
 /// [`Error::Option`] for an option outside its range, [`Error::NoSuchId`] for a declared special
 /// pair outside its vocabulary, [`Error::NoModel`] or [`Error::Unsupported`] where a token must be
-/// segmented and the other side cannot.
-pub fn build(student: &Tokenizer, teacher: &Tokenizer, options: &Options) -> Result<Projection> {
+/// segmented and the other side cannot; [`Error::Interrupted`] where the caller gives up.
+pub fn build(
+    student: &Tokenizer,
+    teacher: &Tokenizer,
+    options: &Options,
+    threads: &Threads<'_>,
+) -> Result<Projection> {
     options.check()?;
     for &(s, t) in &options.special_pairs {
         for (id, vocab) in [(s, &student.vocab), (t, &teacher.vocab)] {
-            if id as usize >= vocab.len() {
-                return Err(Error::NoSuchId {
-                    id: i64::from(id),
-                    size: vocab.len(),
-                });
-            }
+            checked_id(i64::from(id), vocab.len())?;
         }
     }
-    let pieces = Pieces::spell(student, teacher, "teacher", options.threads)?;
-    let teacher_pieces = match Pieces::spell(teacher, student, "student", options.threads) {
+    let pieces = Pieces::spell(student, teacher, "teacher", threads)?;
+    let teacher_pieces = match Pieces::spell(teacher, student, "student", threads) {
         Ok(pieces) => Some(pieces),
         // Only the reverse rule must have them.
         Err(Error::NoModel { .. } | Error::Unsupported { .. })

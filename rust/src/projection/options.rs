@@ -44,8 +44,6 @@ pub struct Options {
     /// Special tokens without a common role pair where the words of their names overlap by at
     /// least this much (Jaccard index); above 1 they never do.
     pub name_similarity: f64,
-    /// Threads that work at once; 0 is one a core, 1 starts none.
-    pub threads: usize,
 }
 
 impl Default for Options {
@@ -60,7 +58,6 @@ impl Default for Options {
             special_pairs: Vec::new(),
             ignored_roles: Vec::new(),
             name_similarity: 0.6,
-            threads: 0,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The teacher's pieces of every student token: computed once, read by W and by the piece trie.
 
-use std::num::NonZero;
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::parallel::{self, Threads};
 use crate::tokenizer::Tokenizer;
+
+/// Tokens that a thread spells at a time.
+const TOKENS_PER_TASK: usize = 4096;
 
 /// The pieces of each token of one vocabulary in another, in CSR form.
 ///
@@ -19,26 +22,29 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// Spells each token of `from` in tokens of `to`, on so many threads (0: one a core).
+    /// Spells each token of `from` in tokens of `to`.
     ///
     /// # Errors
     /// As [`Tokenizer::require_model`], where a token has no byte-equal partner; `side` is what the
-    /// message calls `to`.
+    /// message calls `to`; [`Error::Interrupted`](crate::Error::Interrupted) where the caller gives
+    /// up.
     pub fn spell(
         from: &Tokenizer,
         to: &Tokenizer,
         side: &'static str,
-        threads: usize,
+        threads: &Threads<'_>,
     ) -> Result<Self> {
-        let parts = in_blocks(from.vocab.len(), threads, |range| {
-            spell(from, to, side, range)
-        });
+        let len = from.vocab.len();
+        let parts = parallel::map(threads, len.div_ceil(TOKENS_PER_TASK), |task| {
+            let start = task * TOKENS_PER_TASK;
+            let end = len.min(start + TOKENS_PER_TASK);
+            spell(from, to, side, start as u32..end as u32)
+        })?;
         let mut pieces = Self {
             indptr: vec![0],
             ids: Vec::new(),
         };
         for part in parts {
-            let part = part?;
             let start = pieces.ids.len() as i64;
             pieces
                 .indptr
@@ -97,35 +103,4 @@ fn spell(
         block.indptr.push(block.ids.len() as i64);
     }
     Ok(block)
-}
-
-/// The answers of `work` for consecutive ranges that cover `0..len`, in order.
-///
-/// One thread runs in the caller, so that a forked process can go on.
-fn in_blocks<T: Send>(len: usize, threads: usize, work: impl Fn(Range<u32>) -> T + Sync) -> Vec<T> {
-    let available = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = if threads == 0 { available } else { threads }
-        .min(len.div_ceil(4096))
-        .max(1);
-    let bound = |at: usize| (len * at / threads) as u32;
-    if threads == 1 {
-        return vec![work(0..len as u32)];
-    }
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = (1..threads)
-            .map(|at| {
-                let range = bound(at)..bound(at + 1);
-                let work = &work;
-                scope.spawn(move || work(range))
-            })
-            .collect();
-        let mut answers = vec![work(0..bound(1))];
-        for handle in handles {
-            match handle.join() {
-                Ok(answer) => answers.push(answer),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        answers
-    })
 }

@@ -130,10 +130,10 @@ impl Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocab::{DummyPrefix, Family, VocabBuilder};
+    use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
 
     fn vocab(specials: &[&str]) -> Vocab {
-        let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+        let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
         for special in specials {
             builder.push_special(special).unwrap();
         }

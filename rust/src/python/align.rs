@@ -6,10 +6,9 @@ use std::sync::Arc;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use super::detached;
 use super::vocab::PyVocab;
-use crate::align::{AlignOptions, Aligner, AlignmentBatch};
-use crate::align::{Ragged, align_batch};
+use super::{contiguous, detached, interruptible};
+use crate::align::{AlignOptions, Aligner, AlignmentBatch, Ragged, align_batch};
 use crate::error::{Error, Result};
 
 /// The part of an aligner that runs without Python.
@@ -76,7 +75,7 @@ impl PyAligner {
         )
     }
 
-    /// Sequences `ids[starts[b]..ends[b]]` of both sides; `threads` 0 for one a core.
+    /// Sequences `ids[starts[b]..ends[b]]` of both sides; `threads` 0 for one per core.
     #[expect(
         clippy::too_many_arguments,
         reason = "flat arrays, called by xtoken.aligner alone"
@@ -96,7 +95,7 @@ impl PyAligner {
         let teacher_ranges = ranges("teacher", &teacher_starts, &teacher_ends)?;
         let student_ids = contiguous("student_ids", &student_ids)?;
         let teacher_ids = contiguous("teacher_ids", &teacher_ids)?;
-        let batch = detached(py, || {
+        let batch = interruptible(py, threads, |threads| {
             let student = Ragged {
                 ids: student_ids,
                 ranges: &student_ranges,
@@ -111,14 +110,6 @@ impl PyAligner {
     }
 }
 
-fn contiguous<'a>(name: &'static str, array: &'a PyReadonlyArray1<'_, i64>) -> Result<&'a [i64]> {
-    array.as_slice().map_err(|_| Error::Option {
-        name,
-        value: "an array with gaps between its elements".to_owned(),
-        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
-    })
-}
-
 fn ranges(
     side: &'static str,
     starts: &PyReadonlyArray1<'_, i64>,
@@ -131,7 +122,7 @@ fn ranges(
             what: format!("{side} ends"),
             found: ends.len(),
             expected: starts.len(),
-            remedy: "pass one end a start",
+            remedy: "pass one end per start",
         });
     }
     // A negative offset becomes one that no array reaches, and is refused with the others.

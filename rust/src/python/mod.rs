@@ -1,15 +1,20 @@
-//! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the answer.
+//! The Python extension module `xtoken._core`: parse the arguments, release the GIL, wrap the
+//! answer.
 
 mod align;
 mod project;
 mod trie;
 mod vocab;
 
+use std::cell::RefCell;
+
+use numpy::PyReadonlyArray1;
 use pyo3::create_exception;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::parallel::Threads;
 
 create_exception!(
     xtoken,
@@ -58,6 +63,7 @@ impl From<Error> for PyErr {
             Error::Unsupported { .. } | Error::NoModel { .. } => {
                 UnsupportedTokenizerError::new_err(message)
             }
+            Error::Interrupted => PyKeyboardInterrupt::new_err(message),
             Error::Option { .. } => OptionError::new_err(message),
         }
     }
@@ -66,6 +72,45 @@ impl From<Error> for PyErr {
 /// The one door between the languages: runs `work` without the GIL and maps its error.
 fn detached<T: Send>(py: Python<'_>, work: impl Send + FnOnce() -> Result<T>) -> PyResult<T> {
     py.detach(work).map_err(PyErr::from)
+}
+
+/// As [`detached`], for work on several threads or of long duration: Ctrl-C ends it, as whatever
+/// the signal's handler raises.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    threads: usize,
+    work: impl Send + FnOnce(&Threads<'_>) -> Result<T>,
+) -> PyResult<T> {
+    let (result, raised) = py.detach(|| {
+        let raised = RefCell::new(None);
+        let interrupted = || {
+            // An interpreter that shuts down cannot be asked, and nobody waits for the answer.
+            let signals = Python::try_attach(|py| py.check_signals());
+            let pending = match signals {
+                Some(Ok(())) => return false,
+                Some(Err(error)) => Some(error),
+                None => None,
+            };
+            raised.replace(pending);
+            true
+        };
+        let result =
+            Threads::new(threads).and_then(|threads| work(&threads.interrupted_by(&interrupted)));
+        (result, raised.into_inner())
+    });
+    match raised {
+        Some(error) => Err(error),
+        None => result.map_err(PyErr::from),
+    }
+}
+
+/// Borrows an array, which must have no gaps between its elements.
+fn contiguous<'a>(name: &'static str, array: &'a PyReadonlyArray1<'_, i64>) -> Result<&'a [i64]> {
+    array.as_slice().map_err(|_| Error::Option {
+        name,
+        value: "an array with gaps between its elements".to_owned(),
+        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
+    })
 }
 
 #[pymodule]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::detached;
+use super::interruptible;
 use super::vocab::PyVocab;
 use crate::error::{Error, Result};
 use crate::projection::{self, Canonical, Options, Projection, Reverse, Rule};
@@ -135,10 +135,17 @@ fn build_projection(
         special_pairs,
         ignored_roles: ignored_roles.iter().map(role).collect::<Result<_>>()?,
         name_similarity,
-        threads: count("threads", threads, 0, "at least 1, or None for one a core")?,
     };
     let (student, teacher) = (student.tokenizer(), teacher.tokenizer());
-    let w = detached(py, || projection::build(student, teacher, &options))?;
+    let threads = count(
+        "threads",
+        threads,
+        0,
+        "at least 1, or None for one per core",
+    )?;
+    let w = interruptible(py, threads, |threads| {
+        projection::build(student, teacher, &options, threads)
+    })?;
     Ok(PyProjectionArrays::new(py, w))
 }
 

@@ -4,9 +4,9 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use super::detached;
 use super::vocab::PyVocab;
-use crate::error::{Error, Result};
+use super::{contiguous, detached, interruptible};
+use crate::error::{Error, Result, checked_id};
 use crate::projection::Pieces;
 use crate::trie::{PieceTrie, ROOT};
 
@@ -36,7 +36,7 @@ impl PyPieceTrie {
     ) -> PyResult<Self> {
         let (tokens, pieces) = (tokens.get().tokenizer(), pieces.get().tokenizer());
         let side = side_name(side)?;
-        let trie = detached(py, || {
+        let trie = interruptible(py, threads, |threads| {
             let of = Pieces::spell(tokens, pieces, side, threads)?;
             PieceTrie::new(of, pieces.vocab.len())
         })?;
@@ -53,12 +53,7 @@ impl PyPieceTrie {
         let indptr = contiguous("indptr", &indptr)?;
         let ids = contiguous("ids", &ids)?;
         let trie = detached(py, || {
-            let id = |&id: &i64| {
-                u32::try_from(id).map_err(|_| Error::NoSuchId {
-                    id,
-                    size: piece_count,
-                })
-            };
+            let id = |&id: &i64| checked_id(id, piece_count);
             let pieces = Pieces {
                 indptr: indptr.to_vec(),
                 ids: ids.iter().map(id).collect::<Result<_>>()?,
@@ -104,7 +99,7 @@ impl PyPieceTrie {
         let starts = contiguous("starts", &starts)?;
         let ends = contiguous("ends", &ends)?;
         let side = side_name(side)?;
-        let found = detached(py, || {
+        let found = interruptible(py, threads, |threads| {
             self.trie
                 .lookup(ids, starts, ends, max_depth, side, threads)
         })?;
@@ -169,14 +164,6 @@ impl PyPieceTrie {
 }
 
 type Reduced<'py> = (Bound<'py, PyAny>, (Array<'py>, Array<'py>, usize));
-
-fn contiguous<'a>(name: &'static str, array: &'a PyReadonlyArray1<'_, i64>) -> Result<&'a [i64]> {
-    array.as_slice().map_err(|_| Error::Option {
-        name,
-        value: "an array with gaps between its elements".to_owned(),
-        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
-    })
-}
 
 fn side_name(side: &str) -> Result<&'static str> {
     match side {

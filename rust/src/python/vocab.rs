@@ -7,11 +7,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyType};
 
 use super::detached;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 use crate::segment::Scores;
 use crate::tokenizer::{Token, Tokenizer};
 use crate::vocab::Role;
-use crate::vocab::{DummyPrefix, Family, TokenKind, Vocab};
+use crate::vocab::{DummyPrefix, TokenKind, Vocab};
 
 /// A vocabulary as bytes; immutable, hashable, safe to share between threads.
 #[pyclass(name = "Vocab", module = "xtoken._core", frozen)]
@@ -33,20 +33,12 @@ fn declare(mut tokenizer: Tokenizer, roles: &Roles) -> Result<Tokenizer> {
             value: format!("{name:?}"),
             expected: "keys among 'bos', 'eos', 'pad', 'unk', 'eot'",
         })?;
-        let id = id.map(|id| token_id(&tokenizer.vocab, id)).transpose()?;
+        let id = id
+            .map(|id| checked_id(id, tokenizer.vocab.len()))
+            .transpose()?;
         tokenizer.vocab.set_role(role, id)?;
     }
     Ok(tokenizer)
-}
-
-fn token_id(vocab: &Vocab, id: i64) -> Result<u32> {
-    u32::try_from(id)
-        .ok()
-        .filter(|&id| (id as usize) < vocab.len())
-        .ok_or(Error::NoSuchId {
-            id,
-            size: vocab.len(),
-        })
 }
 
 impl PyVocab {
@@ -66,7 +58,7 @@ impl PyVocab {
     }
 
     fn id(&self, id: i64) -> PyResult<u32> {
-        Ok(token_id(self.vocab(), id)?)
+        Ok(checked_id(id, self.vocab().len())?)
     }
 
     fn with(&self, id: i64, of: impl FnOnce(TokenKind) -> bool) -> PyResult<bool> {
@@ -136,14 +128,8 @@ impl PyVocab {
         roles: Roles,
     ) -> PyResult<Self> {
         Self::wrap(py, || {
-            if let Some((&id, _)) = special_tokens
-                .iter()
-                .find(|(id, _)| !(0..tokens.len() as i64).contains(id))
-            {
-                return Err(Error::NoSuchId {
-                    id,
-                    size: tokens.len(),
-                });
+            for &id in special_tokens.keys() {
+                checked_id(id, tokens.len())?;
             }
             let tokens = (0..)
                 .zip(tokens)
@@ -196,7 +182,7 @@ impl PyVocab {
         format!(
             "Vocab({} tokens, {}, {} special, fingerprint {}…)",
             self.vocab().len(),
-            self.vocab().family().name(),
+            self.vocab().spelling().name(),
             self.vocab().specials().count(),
             &self.vocab().fingerprint()[..12],
         )
@@ -223,12 +209,12 @@ impl PyVocab {
 
     #[getter]
     fn family(&self) -> &'static str {
-        self.vocab().family().name()
+        self.vocab().spelling().name()
     }
 
     #[getter]
     fn is_lossy(&self) -> bool {
-        self.vocab().family() == Family::WordPiece
+        self.vocab().spelling().is_lossy()
     }
 
     #[getter]

@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 
 use super::bpe_file::{Str, read_merges};
 use super::pairs::{Merge, PairTable};
-use super::units::{Units, Words};
+use super::symbols::{Symbols, Words};
 use super::{NONE, byte_fallback_ids, check_byte_table, unsupported};
 use crate::error::{Error, Result};
 use crate::vocab::Vocab;
-use crate::vocab::spelling::byte_to_char;
-use crate::vocab::tokenizer_json::{Spelling, TokenizerJson, parse_section};
+use crate::vocab::spelling::{Spelling, byte_to_char, single_char};
+use crate::vocab::tokenizer_json::{TokenizerJson, parse_section};
 
 /// Below this many symbols a scan for the lowest rank beats a heap.
 const SHORT: usize = 48;
@@ -31,14 +31,9 @@ pub struct Bpe {
 /// What a model is saved as; the pair table follows from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Stored {
-    units: Units,
+    symbols: Symbols,
     merges: Vec<Merge>,
     words: Words,
-}
-
-fn single_char(surface: &str) -> Option<char> {
-    let mut chars = surface.chars();
-    chars.next().filter(|_| chars.next().is_none())
 }
 
 impl Bpe {
@@ -65,23 +60,23 @@ impl Bpe {
         }
         let ids: FxHashMap<Str<'_>, u32> =
             parse_section(json.model.vocab.get(), "the vocabulary of tokenizer.json")?;
-        let units = match spelling {
-            Spelling::ByteLevel => Units::Bytes(
-                (0..=u8::MAX)
+        let symbols = match spelling {
+            Spelling::Bytes | Spelling::ByteLevel => Symbols {
+                chars: FxHashMap::default(),
+                bytes: (0..=u8::MAX)
                     .map(|byte| {
                         let mut buffer = [0; 4];
                         let surface: &str = byte_to_char(byte).encode_utf8(&mut buffer);
                         ids.get(surface).copied().unwrap_or(NONE)
                     })
                     .collect(),
-            ),
-            Spelling::Metaspace { replacement, .. } => Units::Chars {
-                ids: ids
+            },
+            Spelling::Metaspace { .. } => Symbols {
+                chars: ids
                     .iter()
                     .filter_map(|(surface, &id)| Some((single_char(&surface.0)?, id)))
                     .collect(),
-                space: *replacement,
-                byte_fallback: if json.model.byte_fallback == Some(true) {
+                bytes: if json.model.byte_fallback == Some(true) {
                     byte_fallback_ids(vocab)
                 } else {
                     vec![NONE; 256]
@@ -98,7 +93,7 @@ impl Bpe {
         };
         let merges = read_merges(json, &ids)?;
         Ok(Self::new(Stored {
-            units,
+            symbols,
             merges,
             words,
         }))
@@ -128,7 +123,10 @@ impl Bpe {
         }
         let words = Words::tokens(vocab, 0..vocab.len() as u32);
         Self::new(Stored {
-            units: Units::Bytes(bytes),
+            symbols: Symbols {
+                chars: FxHashMap::default(),
+                bytes,
+            },
             merges,
             words,
         })
@@ -140,7 +138,7 @@ impl Bpe {
             out.push(id);
             return true;
         }
-        if !self.stored.units.push(bytes, out) {
+        if !self.stored.symbols.push(vocab.spelling(), bytes, out) {
             return false;
         }
         BUFFERS.with_borrow_mut(|buffers| {
@@ -237,7 +235,7 @@ impl Bpe {
         }
     }
 
-    pub(super) fn update_digest(&self, sha: &mut Sha256) {
+    pub(super) fn update_digest(&self, spelling: &Spelling, sha: &mut Sha256) {
         let fields = self
             .stored
             .merges
@@ -246,23 +244,7 @@ impl Bpe {
         let bytes: Vec<u8> = fields.flat_map(u32::to_le_bytes).collect();
         sha.update((self.stored.merges.len() as u64).to_le_bytes());
         sha.update(&bytes);
-        let ids = |sha: &mut Sha256, ids: &[u32]| {
-            ids.iter().for_each(|id| sha.update(id.to_le_bytes()));
-        };
-        match &self.stored.units {
-            Units::Bytes(bytes) => ids(sha, bytes),
-            Units::Chars {
-                ids: chars,
-                space,
-                byte_fallback,
-            } => {
-                let mut chars: Vec<(char, u32)> = chars.iter().map(|(&c, &id)| (c, id)).collect();
-                chars.sort_unstable();
-                chars.iter().for_each(|&(c, id)| ids(sha, &[c as u32, id]));
-                ids(sha, &[*space as u32]);
-                ids(sha, byte_fallback);
-            }
-        }
+        self.stored.symbols.update_digest(spelling, sha);
         if let Words::Tokens { in_model, .. } = &self.stored.words {
             sha.update(b"whole words");
             in_model
@@ -291,10 +273,7 @@ impl TryFrom<Stored> for Bpe {
 
     /// Checks what building guarantees, as stored bytes may have been altered.
     fn try_from(stored: Stored) -> Result<Self> {
-        match &stored.units {
-            Units::Bytes(ids) => check_byte_table(ids)?,
-            Units::Chars { byte_fallback, .. } => check_byte_table(byte_fallback)?,
-        }
+        check_byte_table(&stored.symbols.bytes)?;
         Ok(Self::new(stored))
     }
 }

@@ -8,8 +8,8 @@
 mod bpe;
 mod bpe_file;
 mod pairs;
+mod symbols;
 mod unigram;
-mod units;
 mod wordpiece;
 
 use serde::{Deserialize, Serialize};
@@ -20,15 +20,30 @@ pub use unigram::{Scores, Unigram};
 pub use wordpiece::WordPiece;
 
 use crate::error::{Error, Result};
-use crate::vocab::tokenizer_json::{Spelling, TokenizerJson};
-use crate::vocab::{TokenKind, Vocab};
+use crate::vocab::{Spelling, TokenKind, TokenizerJson, Vocab};
 
 /// "No id" in the tables of the models; [`crate::VocabBuilder`] never gives it out.
 pub(crate) const NONE: u32 = u32::MAX;
 
-const SUPPORTED: &str = "BPE without affixes, Unigram and WordPiece";
+/// The models that can be read.
+pub(crate) const SUPPORTED: &str = "BPE without affixes, Unigram and WordPiece";
 
 /// A segmentation model; it goes with the [`Vocab`] that it was built for.
+///
+/// ```
+/// use xtoken::{DummyPrefix, Model, Spelling, VocabBuilder};
+///
+/// let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+/// for token in ["a", "b", "ab"] {
+///     builder.push_text(token.as_bytes())?;
+/// }
+/// let vocab = builder.build();
+/// let model = Model::from_ranks(&vocab);
+/// let mut pieces = Vec::new();
+/// assert!(model.segment(&vocab, b"abba", &mut pieces));
+/// assert_eq!(pieces, [2, 1, 0]);
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Model {
     /// Byte pair encoding, on bytes or on characters with byte fallback.
@@ -65,8 +80,8 @@ impl Model {
         }
     }
 
-    /// The model of a rank file: two neighbours merge where their bytes together are a token, the
-    /// lowest rank (here: id) first.
+    /// The model of a rank file, whose tokens are spelled as bytes: two neighbours merge where
+    /// their bytes together are a token, the lowest rank (here: id) first.
     #[must_use]
     pub fn from_ranks(vocab: &Vocab) -> Self {
         Model::Bpe(Bpe::from_ranks(vocab))
@@ -85,8 +100,7 @@ impl Model {
     /// Replaces `out` by the pieces of `bytes`.
     ///
     /// Returns `false`, with `out` empty, where the vocabulary cannot spell them; no bytes are
-    /// spelled by no pieces. `vocab` is the
-    /// vocabulary that the model was built for.
+    /// spelled by no pieces. `vocab` is the vocabulary that the model was built for.
     pub fn segment(&self, vocab: &Vocab, bytes: &[u8], out: &mut Vec<u32>) -> bool {
         out.clear();
         if bytes.is_empty() {
@@ -94,7 +108,7 @@ impl Model {
         }
         let complete = match self {
             Model::Bpe(model) => model.segment(vocab, bytes, out),
-            Model::Unigram(model) => model.segment(bytes, out),
+            Model::Unigram(model) => model.segment(vocab.spelling(), bytes, out),
             Model::WordPiece(model) => model.segment(vocab, bytes, out),
         };
         let spelled = complete && spells(vocab, out, bytes);
@@ -104,14 +118,15 @@ impl Model {
         spelled
     }
 
-    /// A stable hash of all that decides a segmentation, beside the vocabulary's own.
+    /// A stable hash of all that decides a segmentation, beside the vocabulary's own. `vocab` is
+    /// the vocabulary that the model was built for.
     #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
+    pub fn digest(&self, vocab: &Vocab) -> [u8; 32] {
         let mut sha = Sha256::new();
         sha.update(b"xtoken model 1\0");
         sha.update(self.name());
         match self {
-            Model::Bpe(model) => model.update_digest(&mut sha),
+            Model::Bpe(model) => model.update_digest(vocab.spelling(), &mut sha),
             Model::Unigram(model) => model.update_digest(&mut sha),
             Model::WordPiece(model) => model.update_digest(&mut sha),
         }

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::NONE;
 use super::bpe_file::Str;
 use crate::error::{Error, Result};
+use crate::vocab::Spelling;
 use crate::vocab::spelling::byte_to_char;
-use crate::vocab::tokenizer_json::{Spelling, TokenizerJson, parse_section};
+use crate::vocab::tokenizer_json::{TokenizerJson, parse_section};
 
 /// What an unknown character costs below the least probable token.
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -41,18 +42,8 @@ pub struct Unigram {
 struct Stored {
     /// Surface and score of each id.
     vocab: Vec<(String, f64)>,
-    alphabet: Alphabet,
     /// Id of each `<0xNN>`, or `NONE`; all `NONE` without byte fallback.
     byte_fallback: Vec<u32>,
-}
-
-/// How bytes are written in the surfaces.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-enum Alphabet {
-    /// As characters, with a replacement for the space.
-    Metaspace(char),
-    /// In the byte-level alphabet.
-    ByteLevel,
 }
 
 impl Unigram {
@@ -62,15 +53,11 @@ impl Unigram {
         scores: Scores,
     ) -> Result<Self> {
         let vocab = read_vocab(json.model.vocab.get(), scores)?;
-        let alphabet = match spelling {
-            Spelling::Metaspace { replacement, .. } => Alphabet::Metaspace(*replacement),
-            Spelling::ByteLevel => Alphabet::ByteLevel,
-            Spelling::WordPiece { .. } => {
-                return Err(super::unsupported(
-                    "Unigram with a WordPiece decoder".to_owned(),
-                ));
-            }
-        };
+        if let Spelling::WordPiece { .. } = spelling {
+            return Err(super::unsupported(
+                "Unigram with a WordPiece decoder".to_owned(),
+            ));
+        }
         let mut byte_fallback = vec![NONE; 256];
         if json.model.byte_fallback == Some(true) {
             // The surface counts, also where the decoder does not read it as a byte.
@@ -82,25 +69,29 @@ impl Unigram {
         }
         Stored {
             vocab,
-            alphabet,
             byte_fallback,
         }
         .try_into()
     }
 
     /// Appends the pieces; `false` where a character is unknown and has no byte tokens.
-    pub(super) fn segment(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
-        match self.stored.alphabet {
-            Alphabet::ByteLevel => {
+    pub(super) fn segment(&self, spelling: &Spelling, bytes: &[u8], out: &mut Vec<u32>) -> bool {
+        match spelling {
+            // No file has a unigram model of such tokens.
+            Spelling::Bytes | Spelling::WordPiece { .. } => false,
+            Spelling::ByteLevel => {
                 let text: String = bytes.iter().map(|&byte| byte_to_char(byte)).collect();
                 self.viterbi(&text, out)
             }
             // No token holds a part of a character, so invalid bytes cut the text into parts that
             // are segmented on their own.
-            Alphabet::Metaspace(space) => bytes.utf8_chunks().all(|chunk| {
+            Spelling::Metaspace { replacement, .. } => bytes.utf8_chunks().all(|chunk| {
                 let valid = chunk.valid();
                 let known = if valid.contains(' ') {
-                    self.viterbi(&valid.replace(' ', space.encode_utf8(&mut [0; 4])), out)
+                    self.viterbi(
+                        &valid.replace(' ', replacement.encode_utf8(&mut [0; 4])),
+                        out,
+                    )
                 } else {
                     self.viterbi(valid, out)
                 };

@@ -8,8 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::unsupported;
 use crate::error::Result;
-use crate::vocab::tokenizer_json::{Spelling, TokenizerJson};
-use crate::vocab::{TokenKind, Vocab};
+use crate::vocab::{Spelling, TokenKind, TokenizerJson, Vocab};
 
 /// A WordPiece model; its tokens are those of the vocabulary.
 #[derive(Debug, Clone, Serialize, Deserialize)]

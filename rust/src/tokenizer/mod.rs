@@ -1,6 +1,5 @@
 //! A vocabulary together with the model that segments bytes into its tokens.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
 use rustc_hash::FxHashMap;
@@ -8,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::segment::{Model, Scores};
+use crate::segment::{Model, SUPPORTED, Scores};
 use crate::vocab::rank_files;
 use crate::vocab::tokenizer_json::TokenizerJson;
-use crate::vocab::{DummyPrefix, Family, Vocab, VocabBuilder};
+use crate::vocab::{DummyPrefix, Spelling, Vocab, VocabBuilder, hex};
 
 /// One token for [`Tokenizer::from_tokens`].
 #[derive(Debug, Clone)]
@@ -27,6 +26,18 @@ pub enum Token {
 }
 
 /// What the tokens of a tokenizer are, and how it segments bytes into them.
+///
+/// ```
+/// use xtoken::Tokenizer;
+/// use xtoken::segment::Scores;
+///
+/// let json = br#"{"decoder": {"type": "ByteLevel"}, "model": {"type": "BPE",
+///     "vocab": {"l": 0, "o": 1, "w": 2, "lo": 3, "low": 4}, "merges": ["l o", "lo w"]}}"#;
+/// let tokenizer = Tokenizer::from_json(json, Scores::FromFile)?;
+/// assert_eq!(tokenizer.segment(b"lowlo")?, Some(vec![4, 3]));
+/// assert_eq!(tokenizer.segment(b"high")?, None, "it has no token for these bytes");
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "Stored")]
 pub struct Tokenizer {
@@ -77,8 +88,8 @@ impl TryFrom<Stored> for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, from a file or as a tokenizer in memory prints it. A model that is not supported leaves `model` empty: the
-    /// vocabulary is still exact.
+    /// Reads a `tokenizer.json`, from a file or as a tokenizer in memory prints it. A model that is
+    /// not supported leaves `model` empty: the vocabulary is still exact.
     ///
     /// # Errors
     /// [`Error::Format`] for a damaged file, [`Error::Unsupported`] where the bytes of the tokens
@@ -130,7 +141,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Option`] where the tokens do not fit 32-bit offsets.
     pub fn from_tokens(tokens: impl IntoIterator<Item = Token>, ranked: bool) -> Result<Self> {
-        let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+        let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
         for token in tokens {
             match token {
                 Token::Text(bytes) => builder.push_text(&bytes)?,
@@ -186,7 +197,7 @@ impl Tokenizer {
             (None, Some(found)) => Err(Error::Unsupported {
                 section: "model",
                 found: found.clone(),
-                supported: "BPE without affixes, Unigram and WordPiece",
+                supported: SUPPORTED,
             }),
             (None, None) => Err(Error::NoModel { side }),
         }
@@ -212,7 +223,7 @@ impl Tokenizer {
             let mut sha = Sha256::new();
             sha.update(b"xtoken tokenizer 1\0");
             if let Some(model) = &self.model {
-                sha.update(model.digest());
+                sha.update(model.digest(&self.vocab));
             }
             let mut emitted: Vec<(u32, u32)> = self.emitted.iter().map(|(&a, &b)| (a, b)).collect();
             emitted.sort_unstable();
@@ -222,13 +233,7 @@ impl Tokenizer {
             {
                 sha.update(id.to_le_bytes());
             }
-            sha.finalize()
-                .iter()
-                .fold(String::with_capacity(64), |mut hex, byte| {
-                    // Writing to a String cannot fail.
-                    let _ = write!(hex, "{byte:02x}");
-                    hex
-                })
+            hex(&sha.finalize())
         })
     }
 }

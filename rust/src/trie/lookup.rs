@@ -2,16 +2,14 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::PieceTrie;
-use crate::align::pool;
 use crate::error::{Error, Result};
+use crate::parallel::{self, Threads};
 
 /// Chunks that one thread looks up at a time.
-const CHUNKS_A_TASK: usize = 4096;
+const CHUNKS_PER_TASK: usize = 4096;
 /// Chunks whose answers are held back before they are appended.
-const CHUNKS_A_BLOCK: usize = 256;
+const CHUNKS_PER_BLOCK: usize = 256;
 
 /// One (chunk, depth) at which a loss can compare: the node of the chunk's first `depth` pieces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,8 +30,8 @@ impl PieceTrie {
     ///
     /// # Errors
     /// [`Error::Shape`] where a chunk is no range of `ids`, [`Error::IdOutOfRange`] for an id of a
-    /// chunk outside the pieces' vocabulary; `side` names it. `threads` = 0
-    /// is one a core, 1 stays on this thread.
+    /// chunk outside the pieces' vocabulary; `side` names it; [`Error::Interrupted`]
+    /// where the caller gives up.
     pub fn lookup(
         &self,
         ids: &[i64],
@@ -41,14 +39,14 @@ impl PieceTrie {
         ends: &[i64],
         max_depth: usize,
         side: &'static str,
-        threads: usize,
+        threads: &Threads<'_>,
     ) -> Result<PrefixNodes> {
         if starts.len() != ends.len() {
             return Err(Error::Shape {
                 what: "chunk ends".to_owned(),
                 found: ends.len(),
                 expected: starts.len(),
-                remedy: "pass one start and one end a chunk",
+                remedy: "pass one start and one end per chunk",
             });
         }
         let call = Lookup {
@@ -59,15 +57,25 @@ impl PieceTrie {
             max_depth,
             side,
         };
-        let tasks = starts.len().div_ceil(CHUNKS_A_TASK);
-        if threads == 1 || tasks < 2 {
-            return call.of(0..starts.len());
-        }
-        let run = |task: usize| {
-            call.of(task * CHUNKS_A_TASK..starts.len().min((task + 1) * CHUNKS_A_TASK))
+        let tasks = starts.len().div_ceil(CHUNKS_PER_TASK);
+        let chunks_of = |task: usize| {
+            let start = task * CHUNKS_PER_TASK;
+            start..starts.len().min(start + CHUNKS_PER_TASK)
         };
-        let parts: Vec<PrefixNodes> = pool(threads)?
-            .install(|| (0..tasks).into_par_iter().map(run).collect::<Result<_>>())?;
+        if threads.count() == 1 || tasks < 2 {
+            let mut watch = threads.watch();
+            let mut found = PrefixNodes::default();
+            for task in 0..tasks {
+                call.append(chunks_of(task), &mut found)?;
+                watch.check()?;
+            }
+            return Ok(found);
+        }
+        let parts = parallel::map(threads, tasks, |task| {
+            let mut found = PrefixNodes::default();
+            call.append(chunks_of(task), &mut found)?;
+            Ok(found)
+        })?;
         Ok(PrefixNodes::concat(&parts))
     }
 }
@@ -103,18 +111,17 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// The nodes of some chunks.
-    fn of(&self, chunks: Range<usize>) -> Result<PrefixNodes> {
-        let mut found = PrefixNodes::default();
+    /// Appends the nodes of some chunks.
+    fn append(&self, chunks: Range<usize>, found: &mut PrefixNodes) -> Result<()> {
         if self.max_depth == 0 {
-            return Ok(found);
+            return Ok(());
         }
         // Whether a chunk's first piece has a choice cannot be predicted: every chunk is written,
         // and kept or not by where the next one goes.
-        let mut held = [(0usize, 0u32); CHUNKS_A_BLOCK];
-        for block in chunks.clone().step_by(CHUNKS_A_BLOCK) {
+        let mut held = [(0usize, 0u32); CHUNKS_PER_BLOCK];
+        for block in chunks.clone().step_by(CHUNKS_PER_BLOCK) {
             let mut count = 0;
-            for chunk in block..chunks.end.min(block + CHUNKS_A_BLOCK) {
+            for chunk in block..chunks.end.min(block + CHUNKS_PER_BLOCK) {
                 let range =
                     chunk_range(self.starts[chunk], self.ends[chunk], chunk, self.ids.len())?;
                 if range.is_empty() {
@@ -124,17 +131,17 @@ impl Lookup<'_> {
                 held[count] = (chunk, entry.node());
                 count += usize::from(entry.has_choice());
                 if entry.has_children() && range.len() > 1 {
-                    flush(&held[..count], &mut found);
+                    flush(&held[..count], found);
                     count = 0;
-                    self.deeper(chunk, entry.node(), range, &mut found)?;
+                    self.deeper(chunk, entry.node(), range, found)?;
                 }
             }
-            flush(&held[..count], &mut found);
+            flush(&held[..count], found);
         }
-        Ok(found)
+        Ok(())
     }
 
-    /// Goes on from the node of the chunk's first piece.
+    /// Descends from the node of the chunk's first piece.
     fn deeper(
         &self,
         chunk: usize,

@@ -13,16 +13,31 @@ use std::ops::Range;
 pub use lookup::PrefixNodes;
 pub use slots::Slots;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 use crate::projection::Pieces;
 
 /// "No piece": there are fewer than 2^32 - 1.
 const NONE: u32 = u32::MAX;
 const MOST_PIECES: usize = 1 << 30;
+/// The root's table has an entry for each id of the pieces' vocabulary.
+const MOST_IDS: usize = 1 << 26;
 /// The node of the empty prefix.
 pub const ROOT: u32 = 0;
 
 /// Tokens as sequences of pieces, by prefix; see the module.
+///
+/// ```
+/// use xtoken::projection::Pieces;
+/// use xtoken::trie::PieceTrie;
+///
+/// // Tokens 0 "2", 1 "20" and 2 "27", in pieces that are digits.
+/// let pieces: Pieces = [&[2u32][..], &[2, 0], &[2, 7]].iter().collect();
+/// let trie = PieceTrie::new(pieces, 10)?;
+/// let two = trie.find(&[2]).expect("three tokens begin with this piece");
+/// assert_eq!(trie.below(two), [0, 1, 2]);
+/// assert_eq!(trie.slot_count(two), 3, "to end, or to continue with 0 or 7");
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceTrie {
     pieces: Pieces,
@@ -230,7 +245,14 @@ fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
             remedy: "build them again from the two tokenizers",
         });
     }
-    // Nodes are numbered in 30 bits, and there is at most one a piece.
+    if piece_count > MOST_IDS {
+        return Err(Error::Option {
+            name: "piece_count",
+            value: piece_count.to_string(),
+            expected: "the size of a vocabulary, at most 2^26",
+        });
+    }
+    // Nodes are numbered in 30 bits, and there is at most one per piece.
     if pieces.ids.len() >= MOST_PIECES || pieces.indptr.len() >= NONE as usize {
         return Err(Error::Option {
             name: "tokens",
@@ -238,13 +260,10 @@ fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
             expected: "fewer than 2^30",
         });
     }
-    match pieces.ids.iter().find(|&&id| id as usize >= piece_count) {
-        Some(&id) => Err(Error::NoSuchId {
-            id: i64::from(id),
-            size: piece_count,
-        }),
-        None => Ok(()),
+    for &id in &pieces.ids {
+        checked_id(i64::from(id), piece_count)?;
     }
+    Ok(())
 }
 
 /// The tokens with pieces in order of their sequences, then ids.
@@ -270,6 +289,7 @@ fn sorted_tokens(pieces: &Pieces) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::Threads;
 
     /// Tokens 0: "2", 1: "20", 2: "201", 3: "27", 4: special, 5: "20" again, 6: "9".
     fn numerals() -> PieceTrie {
@@ -299,14 +319,23 @@ mod tests {
         let trie = numerals();
         let ids = [2, 0, 1, 9, 2, 7, 3];
         let found = trie
-            .lookup(&ids, &[0, 3, 4, 6], &[3, 4, 6, 7], 8, "teacher", 1)
+            .lookup(
+                &ids,
+                &[0, 3, 4, 6],
+                &[3, 4, 6, 7],
+                8,
+                "teacher",
+                &Threads::one(),
+            )
             .unwrap();
         // "201" at 2 and 20, where it is not the only one; "9" and "3" nowhere; "27" at 2.
         assert_eq!(found.chunk, [0, 0, 2]);
         assert_eq!(found.depth, [1, 2, 1]);
         let nodes = [trie.find(&[2]), trie.find(&[2, 0]), trie.find(&[2])];
         assert_eq!(found.node, nodes.map(|node| i64::from(node.unwrap())));
-        let one = trie.lookup(&ids, &[0], &[3], 1, "teacher", 1).unwrap();
+        let one = trie
+            .lookup(&ids, &[0], &[3], 1, "teacher", &Threads::one())
+            .unwrap();
         assert_eq!(one.depth, [1]);
     }
 
@@ -326,7 +355,7 @@ mod tests {
     fn bad_ids_ranges_and_offsets_are_refused() {
         let trie = numerals();
         let look = |ids: &[i64], start, end| {
-            trie.lookup(ids, &[start], &[end], 8, "teacher", 0)
+            trie.lookup(ids, &[start], &[end], 8, "teacher", &Threads::uncapped(2))
                 .unwrap_err()
                 .to_string()
         };
@@ -334,13 +363,26 @@ mod tests {
         assert!(look(&[-1], 0, 1).contains("teacher_ids[0] = -1"));
         assert!(look(&[2], 0, 2).contains("chunk 0 is tokens [0, 2)"));
         assert!(look(&[2], -1, 1).contains("[-1, 1)"));
-        assert!(trie.lookup(&[2], &[0], &[], 8, "teacher", 0).is_err());
+        assert!(
+            trie.lookup(&[2], &[0], &[], 8, "teacher", &Threads::uncapped(2))
+                .is_err()
+        );
         assert!(PieceTrie::new([[10]].iter().collect(), 10).is_err());
         let broken = Pieces {
             indptr: vec![0, 2],
             ids: vec![1],
         };
         assert!(PieceTrie::new(broken, 10).is_err());
+        for piece_count in [1 << 62, 1 << 40, MOST_IDS + 1] {
+            let error = PieceTrie::new([[1]].iter().collect(), piece_count).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "piece_count = {piece_count} is out of range; \
+                     expected the size of a vocabulary, at most 2^26"
+                )
+            );
+        }
     }
 
     #[test]
@@ -350,7 +392,7 @@ mod tests {
         assert_eq!(trie.find(&[0]), None);
         assert_eq!(trie.slots().ptr, [0, 0]);
         assert!(
-            trie.lookup(&[0], &[0], &[1], 8, "teacher", 0)
+            trie.lookup(&[0], &[0], &[1], 8, "teacher", &Threads::uncapped(2))
                 .unwrap()
                 .node
                 .is_empty()

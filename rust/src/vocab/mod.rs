@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use roles::Role;
+pub use spelling::Spelling;
 pub use tokenizer_json::TokenizerJson;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_id};
 
 /// What an id is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,36 +45,24 @@ pub enum DummyPrefix {
     Every = 2,
 }
 
-/// How the tokens are spelled in the tokenizer's own files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Family {
-    /// Explicit bytes: lists, tiktoken and tekken rank files.
-    Bytes,
-    /// The byte-level alphabet of GPT-2.
-    ByteLevel,
-    /// SentencePiece's `▁`, with or without `<0xNN>` byte tokens.
-    Metaspace,
-    /// BERT's `##`; lossy: case, accents and white space are not in the tokens.
-    WordPiece,
-}
-
-impl Family {
-    /// The name that users see.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Family::Bytes => "bytes",
-            Family::ByteLevel => "byte-level",
-            Family::Metaspace => "sentencepiece",
-            Family::WordPiece => "wordpiece (lossy)",
-        }
-    }
-}
-
 /// The bytes and the kind of each id in `0..len`, with the lookup from bytes to id.
 ///
 /// All token bytes lie in one buffer; token `i` is `bytes[starts[i]..starts[i + 1]]`. Special and
 /// unused ids are empty there.
+///
+/// ```
+/// use xtoken::{DummyPrefix, Role, Spelling, VocabBuilder};
+///
+/// let mut builder = VocabBuilder::new(Spelling::ByteLevel, DummyPrefix::Never);
+/// let bos = builder.push_special("<s>")?;
+/// let the = builder.push_text(b" the")?;
+/// let vocab = builder.build();
+/// assert_eq!(vocab.id_of(b" the"), Some(the));
+/// assert_eq!(vocab.token_bytes(bos), b"", "a control token contributes no text");
+/// assert_eq!(vocab.role(Role::Bos), Some(bos));
+/// assert_eq!(vocab.decode_bytes(&[0, 1, 1])?, b" the the");
+/// # Ok::<(), xtoken::Error>(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "Parts", into = "Parts")]
 pub struct Vocab {
@@ -92,7 +81,7 @@ struct Parts {
     special_texts: Vec<(u32, String)>,
     roles: [Option<u32>; Role::ALL.len()],
     dummy_prefix: DummyPrefix,
-    family: Family,
+    spelling: Spelling,
 }
 
 /// Collects a vocabulary id by id.
@@ -102,9 +91,9 @@ pub struct VocabBuilder {
 }
 
 impl VocabBuilder {
-    /// An empty vocabulary of one family.
+    /// An empty vocabulary of tokens in one spelling.
     #[must_use]
-    pub fn new(family: Family, dummy_prefix: DummyPrefix) -> Self {
+    pub fn new(spelling: Spelling, dummy_prefix: DummyPrefix) -> Self {
         Self {
             parts: Parts {
                 bytes: Vec::new(),
@@ -113,7 +102,7 @@ impl VocabBuilder {
                 special_texts: Vec::new(),
                 roles: [None; Role::ALL.len()],
                 dummy_prefix,
-                family,
+                spelling,
             },
         }
     }
@@ -182,6 +171,16 @@ impl VocabBuilder {
     pub fn build(self) -> Vocab {
         Vocab::from_parts(self.parts)
     }
+}
+
+/// Two hexadecimal digits per byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -363,8 +362,8 @@ impl Vocab {
         self.parts.roles[role as usize]
     }
 
-    /// The token for text that the vocabulary lacks, unless it marks a sequence's bounds as well. It
-    /// stands within text: what follows it has no dummy prefix.
+    /// The token for text that the vocabulary lacks, unless it marks a sequence's bounds as well.
+    /// It stands within text: what follows it has no dummy prefix.
     #[must_use]
     pub fn unknown(&self) -> Option<u32> {
         let bounds = [Role::Bos, Role::Eos, Role::EndOfTurn].map(|role| self.role(role));
@@ -377,13 +376,8 @@ impl Vocab {
     /// # Errors
     /// [`Error::NoSuchId`] where the id is outside the vocabulary.
     pub fn set_role(&mut self, role: Role, id: Option<u32>) -> Result<()> {
-        if let Some(id) = id
-            && id as usize >= self.len()
-        {
-            return Err(Error::NoSuchId {
-                id: i64::from(id),
-                size: self.len(),
-            });
+        if let Some(id) = id {
+            checked_id(i64::from(id), self.len())?;
         }
         self.parts.roles[role as usize] = id;
         Ok(())
@@ -397,21 +391,15 @@ impl Vocab {
 
     /// How the tokens are spelled in the tokenizer's files.
     #[must_use]
-    pub fn family(&self) -> Family {
-        self.parts.family
+    pub fn spelling(&self) -> &Spelling {
+        &self.parts.spelling
     }
 
     /// A stable hash of everything that alignment and projection read from a vocabulary, but for
     /// the roles: bytes, kinds, special texts and the dummy prefix. 64 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        self.fingerprint
-            .iter()
-            .fold(String::with_capacity(64), |mut hex, byte| {
-                // Writing to a String cannot fail.
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            })
+        hex(&self.fingerprint)
     }
 
     /// The bytes of a sequence of ids, one token after the other, with the dummy prefix of its
@@ -424,13 +412,7 @@ impl Vocab {
         let mut at_start = self.parts.dummy_prefix != DummyPrefix::Never;
         let unknown = self.unknown();
         for &id in ids {
-            let token = u32::try_from(id)
-                .ok()
-                .filter(|&token| (token as usize) < self.len())
-                .ok_or(Error::NoSuchId {
-                    id,
-                    size: self.len(),
-                })?;
+            let token = checked_id(id, self.len())?;
             let mut bytes = self.parts.token_bytes(token);
             if self.kind(token) == TokenKind::Special {
                 at_start |= self.parts.dummy_prefix == DummyPrefix::Every && Some(token) != unknown;
@@ -449,7 +431,7 @@ mod tests {
     use super::*;
 
     fn small() -> Vocab {
-        let mut builder = VocabBuilder::new(Family::Metaspace, DummyPrefix::Every);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), DummyPrefix::Every);
         builder.push_special("<s>").unwrap();
         builder.push_byte_fallback(b'A').unwrap();
         builder.push_text(b"A").unwrap();
@@ -507,7 +489,7 @@ mod tests {
         let one = small();
         assert_eq!(one.fingerprint(), small().fingerprint());
         assert_eq!(one.fingerprint().len(), 64);
-        let mut builder = VocabBuilder::new(Family::Metaspace, DummyPrefix::Every);
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), DummyPrefix::Every);
         builder.push_special("<t>").unwrap();
         builder.push_byte_fallback(b'A').unwrap();
         builder.push_text(b"A").unwrap();

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::{DummyPrefix, Family, Vocab, VocabBuilder};
+use super::{DummyPrefix, Spelling, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
 
 const TIKTOKEN_REMEDY: &str = "pass a file of lines 'base64-of-the-token rank'";
@@ -162,7 +162,7 @@ fn assemble(
     remedy: &'static str,
 ) -> Result<Vocab> {
     tokens.sort_by_key(|(id, _)| *id);
-    let mut builder = VocabBuilder::new(Family::Bytes, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
     for (id, token) in tokens {
         if (id as usize) < builder.len() || id as usize > builder.len() + (1 << 20) {
             let reason = format!("id {id} follows id {}", builder.len() as i64 - 1);

@@ -1,11 +1,69 @@
 //! Surfaces to bytes: how tokenizers print a token, and what the print stands for.
 //!
-//! Three spellings occur: the byte-level alphabet of GPT-2 (a bijection between the 256 bytes and 256
-//! printable characters, computed here from its rule), the metaspace `▁` for a space, and `<0xNN>`
-//! for a single byte.
+//! Three spellings occur: the byte-level alphabet of GPT-2 (a bijection between the 256 bytes and
+//! 256 printable characters, computed here from its rule), the metaspace `▁` for a space, and
+//! `<0xNN>` for a single byte.
+
+use serde::{Deserialize, Serialize};
 
 /// SentencePiece's visible space, U+2581.
 pub const METASPACE: char = '\u{2581}';
+
+/// How a tokenizer's own files write the bytes of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Spelling {
+    /// Explicit bytes: lists, tiktoken and tekken rank files.
+    Bytes,
+    /// One character of GPT-2's byte-level alphabet per byte.
+    ByteLevel,
+    /// SentencePiece: a replacement character stands for a space, and `<0xNN>` for a byte.
+    Metaspace {
+        /// Usually `▁`.
+        replacement: char,
+        /// Whether the decoder turns `<0xNN>` into a byte.
+        byte_fallback: bool,
+    },
+    /// BERT: a prefix continues a word, otherwise a space precedes. Lossy: case, accents and white
+    /// space are not in the tokens.
+    WordPiece {
+        /// Usually `##`.
+        prefix: String,
+    },
+}
+
+impl Spelling {
+    /// The spelling of SentencePiece models with byte fallback.
+    #[must_use]
+    pub fn sentencepiece() -> Self {
+        Spelling::Metaspace {
+            replacement: METASPACE,
+            byte_fallback: true,
+        }
+    }
+
+    /// The name that users see.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Spelling::Bytes => "bytes",
+            Spelling::ByteLevel => "byte-level",
+            Spelling::Metaspace { .. } => "sentencepiece",
+            Spelling::WordPiece { .. } => "wordpiece (lossy)",
+        }
+    }
+
+    /// Whether the tokens do not determine the text.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        matches!(self, Spelling::WordPiece { .. })
+    }
+}
+
+/// The character of a string that holds no other.
+pub(crate) fn single_char(text: &str) -> Option<char> {
+    let mut chars = text.chars();
+    chars.next().filter(|_| chars.next().is_none())
+}
 
 /// The character that byte-level tokenizers print for `byte`.
 ///
@@ -44,8 +102,8 @@ impl Default for ByteLevel {
 }
 
 impl ByteLevel {
-    /// Appends the bytes that `surface` stands for; `false`, and nothing appended, where a character
-    /// is outside the alphabet.
+    /// Appends the bytes that `surface` stands for; `false`, and nothing appended, where a
+    /// character is outside the alphabet.
     pub fn push_bytes(&self, surface: &str, out: &mut Vec<u8>) -> bool {
         let start = out.len();
         for c in surface.chars() {

@@ -1,4 +1,5 @@
-//! Reads Hugging Face's `tokenizer.json`: the bytes of each token, from the decoder that it declares.
+//! Reads Hugging Face's `tokenizer.json`: the bytes of each token, from the decoder that it
+//! declares.
 
 use std::borrow::Cow;
 
@@ -7,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::spelling::{ByteLevel, METASPACE, byte_fallback};
-use super::{DummyPrefix, Family, Role, TokenKind, Vocab, VocabBuilder};
+use super::spelling::{ByteLevel, METASPACE, Spelling, byte_fallback, single_char};
+use super::{DummyPrefix, Role, TokenKind, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
 
 /// The parts of a `tokenizer.json` that say what its tokens are and how its model segments.
@@ -81,25 +82,6 @@ pub struct ModelJson<'a> {
     pub max_input_chars_per_word: Option<usize>,
 }
 
-/// How a tokenizer spells bytes in its surfaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Spelling {
-    /// One character of the byte-level alphabet a byte.
-    ByteLevel,
-    /// A replacement character stands for a space; `<0xNN>` for a byte where `byte_fallback`.
-    Metaspace {
-        /// Usually `▁`.
-        replacement: char,
-        /// Whether the decoder turns `<0xNN>` into a byte.
-        byte_fallback: bool,
-    },
-    /// The prefix continues a word, otherwise a space precedes.
-    WordPiece {
-        /// Usually `##`.
-        prefix: String,
-    },
-}
-
 const REMEDY: &str = "pass the tokenizer.json of a Hugging Face fast tokenizer";
 
 impl<'a> TokenizerJson<'a> {
@@ -149,7 +131,9 @@ impl<'a> TokenizerJson<'a> {
                     });
                 }
                 "Replace" if section == "decoder" && part["content"] == " " => {
-                    let Some(replacement) = single_char(&part["pattern"]["String"]) else {
+                    let Some(replacement) =
+                        part["pattern"]["String"].as_str().and_then(single_char)
+                    else {
                         return Err(unsupported(section, part));
                     };
                     spelling = Some(Spelling::Metaspace {
@@ -269,16 +253,15 @@ impl<'a> TokenizerJson<'a> {
         added.sort_by_key(|token| token.id);
         let mut surfaces = self.surfaces()?.into_iter().peekable();
         let mut added = added.into_iter().peekable();
-        let (family, dummy_prefix) = match spelling {
-            Spelling::ByteLevel => (Family::ByteLevel, self.dummy_prefix()),
-            Spelling::Metaspace { .. } => (Family::Metaspace, self.dummy_prefix()),
-            Spelling::WordPiece { .. } => (Family::WordPiece, DummyPrefix::Every),
+        let dummy_prefix = match spelling {
+            Spelling::WordPiece { .. } => DummyPrefix::Every,
+            _ => self.dummy_prefix(),
         };
+        let mut builder = VocabBuilder::new(spelling.clone(), dummy_prefix);
         let reader = SurfaceReader {
             spelling,
             byte_level: ByteLevel::default(),
         };
-        let mut builder = VocabBuilder::new(family, dummy_prefix);
         let mut unknown = None;
         loop {
             let next = match (surfaces.peek(), added.peek()) {
@@ -344,6 +327,7 @@ struct SurfaceReader {
 impl SurfaceReader {
     fn push(&self, surface: &str, builder: &mut VocabBuilder) -> Result<u32> {
         match &self.spelling {
+            Spelling::Bytes => builder.push_text(surface.as_bytes()),
             Spelling::ByteLevel => {
                 let mut bytes = Vec::with_capacity(surface.len());
                 if !self.byte_level.push_bytes(surface, &mut bytes) {
@@ -375,7 +359,7 @@ impl SurfaceReader {
             Spelling::Metaspace { replacement, .. } => {
                 content.replace(*replacement, " ").into_bytes()
             }
-            Spelling::ByteLevel => content.as_bytes().to_vec(),
+            Spelling::Bytes | Spelling::ByteLevel => content.as_bytes().to_vec(),
             Spelling::WordPiece { .. } => format!(" {content}").into_bytes(),
         }
     }
@@ -409,11 +393,6 @@ fn flatten(section: &Value) -> Vec<&Value> {
     } else {
         vec![section]
     }
-}
-
-fn single_char(value: &Value) -> Option<char> {
-    let mut chars = value.as_str()?.chars();
-    chars.next().filter(|_| chars.next().is_none())
 }
 
 fn unsupported(section: &'static str, part: &Value) -> Error {

@@ -75,8 +75,8 @@ impl Output {
                 && batch.teacher_bounds.capacity() >= filled.bounds
                 && batch.kinds.capacity() >= filled.chunks
         );
-        // SAFETY: `OutputSlots` hands out the spare room from its start on without a gap, `put` writes all
-        // of each place before it returns, and `filled` counts what was handed out.
+        // SAFETY: `OutputSlots` hands out the spare room from its start on without a gap, `put`
+        // writes all of each place before it returns, and `filled` counts what was handed out.
         unsafe {
             batch.student_bounds.set_len(filled.bounds);
             batch.teacher_bounds.set_len(filled.bounds);

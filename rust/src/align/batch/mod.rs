@@ -4,15 +4,13 @@ mod in_order;
 
 use std::cmp::Reverse;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use in_order::Output;
-use rayon::ThreadPool;
-use rustc_hash::FxHashMap;
 
 use super::{Aligner, AlignmentBatch, Scratch, TokenId};
 use crate::error::{Error, Result};
+use crate::parallel::{self, Threads};
 
 /// Sequences that lie in one array, each in its own range.
 #[derive(Debug, Clone, Copy)]
@@ -49,24 +47,23 @@ impl<'a, I> Ragged<'a, I> {
 /// another one takes about as long as aligning them.
 pub const MIN_PARALLEL_TOKENS: usize = 1 << 18;
 
-/// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes a chunk)
+/// Tokens of both sides that a thread takes at a time. What it writes for them (17 bytes per chunk)
 /// stays in its own cache until it is copied to its slice.
 const BLOCK_TOKENS: usize = 1 << 15;
 
 /// The alignments of all sequences, in order; the same for any number of threads.
 ///
-/// `threads` is the most that work at once, the caller's among them; 0 for one a core. One thread
-/// never touches rayon, so that a forked process can go on, nor does a batch of less than
-/// [`MIN_PARALLEL_TOKENS`].
+/// A batch of less than [`MIN_PARALLEL_TOKENS`] stays on the calling thread.
 ///
 /// # Errors
 /// [`Error::Shape`] where the two sides differ in number or a range lies outside its ids;
-/// [`Error::IdOutOfRange`] for the first sequence with an id outside its vocabulary.
+/// [`Error::IdOutOfRange`] for the first sequence with an id outside its vocabulary;
+/// [`Error::Interrupted`] where the caller gives up.
 pub fn align_batch<S: TokenId, T: TokenId>(
     aligner: &Aligner,
     student: Ragged<'_, S>,
     teacher: Ragged<'_, T>,
-    threads: usize,
+    threads: &Threads<'_>,
 ) -> Result<AlignmentBatch> {
     student.check("student")?;
     teacher.check("teacher")?;
@@ -84,9 +81,15 @@ pub fn align_batch<S: TokenId, T: TokenId>(
         teacher,
     };
     let all = 0..student.ranges.len();
-    if threads == 1 || all.len() < 2 || work.tokens(&all) < MIN_PARALLEL_TOKENS {
+    let tokens = work.tokens(&all);
+    if threads.count() == 1 || all.len() < 2 || tokens < MIN_PARALLEL_TOKENS {
+        let mut watch = threads.watch();
         let mut batch = AlignmentBatch::default();
-        work.align(all, &mut batch)?;
+        batch.reserve(all.len(), tokens);
+        for block in work.cut(BLOCK_TOKENS) {
+            work.align(block, &mut batch)?;
+            watch.check()?;
+        }
         batch.shrink();
         return Ok(batch);
     }
@@ -126,38 +129,23 @@ impl<S: TokenId, T: TokenId> Work<'_, S, T> {
     }
 
     /// All sequences on several threads: each takes the next block, and puts what it made of it in
-    /// its place as soon as that is known.
-    fn align_blocks(&self, threads: usize, block_tokens: usize) -> Result<AlignmentBatch> {
-        let pool = pool(threads)?;
+    /// its slice of the output as soon as that is known.
+    fn align_blocks(&self, threads: &Threads<'_>, block_tokens: usize) -> Result<AlignmentBatch> {
         let blocks = self.cut(block_tokens);
         // A block of one long sequence is begun early: others fill the time that it takes.
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         order.sort_by_key(|&at| Reverse(self.tokens(&blocks[at]) / (2 * block_tokens)));
-        let taken = AtomicUsize::new(0);
-        let failed = Mutex::new(None);
         let sequences = self.student.ranges.len();
         let mut output = Output::new(sequences, self.tokens(&(0..sequences)));
         let slots = output.slots(blocks.len());
-        let work = || {
-            while let Some(&at) = order.get(taken.fetch_add(1, Ordering::Relaxed)) {
-                let mut batch = spare();
-                match self.align(blocks[at].clone(), &mut batch) {
-                    Ok(()) => slots.put(at, batch, keep_spare),
-                    Err(error) => keep_first(&failed, at, error),
-                }
-            }
-        };
-        pool.in_place_scope(|scope| {
-            for _ in 1..pool.current_num_threads().min(blocks.len()) {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
+        parallel::for_each(threads, &order, |at| {
+            let mut batch = spare();
+            self.align(blocks[at].clone(), &mut batch)?;
+            slots.put(at, batch, keep_spare);
+            Ok(())
+        })?;
         let filled = slots.finish();
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, error)) => Err(error),
-            None => Ok(output.into_batch(filled)),
-        }
+        Ok(output.into_batch(filled))
     }
 
     /// Cuts the sequences into blocks of about so many tokens; a longer sequence stands alone.
@@ -181,14 +169,6 @@ impl<S: TokenId, T: TokenId> Work<'_, S, T> {
     }
 }
 
-/// Keeps the error of the earliest block.
-fn keep_first(failed: &Mutex<Option<(usize, Error)>>, at: usize, error: Error) {
-    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-    if failed.as_ref().is_none_or(|(earliest, _)| at < *earliest) {
-        *failed = Some((at, error));
-    }
-}
-
 fn in_sequence(error: Error, at: usize) -> Error {
     match error {
         Error::IdOutOfRange {
@@ -206,27 +186,6 @@ fn in_sequence(error: Error, at: usize) -> Error {
         },
         other => other,
     }
-}
-
-/// The pool with this many threads, 0 for one a core. Pools are kept; a process that was forked
-/// starts its own, as threads do not outlive a fork.
-pub(crate) fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
-    type Pools = FxHashMap<(u32, usize), Arc<ThreadPool>>;
-    static POOLS: Mutex<Option<Pools>> = Mutex::new(None);
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let pools = pools.get_or_insert_default();
-    let key = (std::process::id(), threads);
-    if let Some(pool) = pools.get(&key) {
-        return Ok(Arc::clone(pool));
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = Arc::new(pool.map_err(|error| Error::Option {
-        name: "threads",
-        value: format!("{threads} ({error})"),
-        expected: "as many threads as the system allows",
-    })?);
-    pools.insert(key, Arc::clone(&pool));
-    Ok(pool)
 }
 
 /// Memory of earlier blocks: writing to it again costs no page faults.

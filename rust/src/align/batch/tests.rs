@@ -2,12 +2,14 @@
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::align::AlignOptions;
-use crate::vocab::{DummyPrefix, Family, VocabBuilder};
+use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
 
 fn aligner() -> Aligner {
-    let mut builder = VocabBuilder::new(Family::ByteLevel, DummyPrefix::Never);
+    let mut builder = VocabBuilder::new(Spelling::ByteLevel, DummyPrefix::Never);
     for token in ["a", "b", "ab", "ba", "c", " "] {
         builder.push_text(token.as_bytes()).unwrap();
     }
@@ -48,7 +50,7 @@ fn both(
     with_work(pairs, |work| {
         let mut one = AlignmentBatch::default();
         let result = work.align(0..pairs.len(), &mut one);
-        let blocks = work.align_blocks(threads, block_tokens);
+        let blocks = work.align_blocks(&Threads::uncapped(threads), block_tokens);
         [result.map(|()| one), blocks]
     })
 }

@@ -1,6 +1,7 @@
 //! Long differences: finds text that both sides share by hashing what follows each boundary.
 //!
-//! Stretches double until one holds a common anchor, so the work is in proportion to what is skipped.
+//! Stretches double until one holds a common anchor, so the work is in proportion to what is
+//! skipped.
 
 use hashbrown::HashTable;
 
@@ -143,8 +144,9 @@ impl Table {
     }
 }
 
-/// The first pair of boundaries in the common end of both texts, and the bytes after it. It is looked
-/// for in the last bytes only, being too short for an anchor; the ends themselves where there is none.
+/// The first pair of boundaries in the common end of both texts, and the bytes after it. It is
+/// looked for in the last bytes only, being too short for an anchor; the ends themselves where
+/// there is none.
 pub(super) fn common_end<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,

@@ -1,8 +1,8 @@
 //! The cheapest path over the next tokens, through as many differences as it takes.
 //!
-//! A path leads from the difference, and from each place where text that agreed ends, to places whose
-//! first bytes agree. They are found by bits, a row for each token of the first side, in squares that
-//! double.
+//! A path leads from the difference, and from each place where text that agreed ends, to places
+//! whose first bytes agree. They are found by bits, a row for each token of the first side, in
+//! squares that double.
 
 use super::bitset::{Columns, Tried, bits_below};
 use super::bucket_queue::{BucketQueue, MAX_COST};

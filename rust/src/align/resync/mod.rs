@@ -2,11 +2,11 @@
 //!
 //! The states are pairs of token boundaries. Skipping a token costs its bytes, following bytes that
 //! agree costs nothing, so the cheapest path loses the fewest bytes to chunks that are not exact:
-//! the same goal as the exact dynamic program over all pairs of boundaries. The first state in order
-//! of cost from which enough agrees is taken for the answer; how much is enough grows with what was
-//! skipped. Three stages, each for what the one before cannot settle, and each of bounded work:
-//! [`nearby`] at the next few tokens, [`local_search`] among the next 64, [`hash_anchor`] for longer
-//! differences.
+//! the same goal as the exact dynamic program over all pairs of boundaries. The first state in
+//! order of cost from which enough agrees is taken for the answer; how much is enough grows with
+//! what was skipped. Three stages, each for what the one before cannot settle, and each of bounded
+//! work: [`nearby`] at the next few tokens, [`local_search`] among the next 64, [`hash_anchor`] for
+//! longer differences.
 
 mod bitset;
 mod bucket_queue;
@@ -93,8 +93,8 @@ impl Sink for Probe {
     fn one_sided(&mut self, _: Boundary, _: ChunkKind, _: usize) {}
 }
 
-/// Fills the plan with the jumps that lead from the difference at `from` to agreement. Ties fall the
-/// way of the first side, which is the teacher's if `swapped`.
+/// Fills the plan with the jumps that lead from the difference at `from` to agreement. Ties fall
+/// the way of the first side, which is the teacher's if `swapped`.
 pub(crate) fn search<S: TokenId, T: TokenId>(
     walk: &Walk<'_, S, T>,
     from: Boundary,

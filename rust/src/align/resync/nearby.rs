@@ -1,7 +1,7 @@
 //! Fast path: try every resynchronization point among the next six tokens of either side.
 //!
-//! Gives the answer of [`super::local_search`] where one skip from the difference is convincing before any
-//! other place agrees in part; anything else is left to it.
+//! Gives the answer of [`super::local_search`] where one skip from the difference is convincing
+//! before any other place agrees in part; anything else is left to it.
 
 use super::token_window::{Frame, TokenWindow};
 use super::{Probe, enough};

@@ -8,7 +8,7 @@ use cpu_time::ProcessTime;
 use serde_json::json;
 use xtoken::align::Scratch;
 use xtoken::align::{Ragged, align_batch};
-use xtoken::{AlignOptions, Aligner, AlignmentBatch, reference};
+use xtoken::{AlignOptions, Aligner, AlignmentBatch, Threads, reference};
 
 use super::input::{self, Result, Side, pieces, read_ids, read_text};
 use super::output::emit;
@@ -27,7 +27,8 @@ pub struct Arguments {
     /// Threads of the batch that is timed by the clock.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Tokens of that batch, both sides together; the sequences are repeated until they are so many.
+    /// Tokens of that batch, both sides together; the sequences are repeated until they are so
+    /// many.
     #[arg(long, default_value_t = 8_000_000)]
     thread_tokens: usize,
 }
@@ -144,7 +145,14 @@ fn timed(
             );
         }
     };
-    let mut fresh = || keep(align_batch(aligner, student.ragged(), teacher.ragged(), 1));
+    let mut fresh = || {
+        keep(align_batch(
+            aligner,
+            student.ragged(),
+            teacher.ragged(),
+            &Threads::one(),
+        ))
+    };
     let mut floor = || {
         for at in rows.clone() {
             keep((student.byte_len(at), teacher.byte_len(at)));
@@ -154,7 +162,7 @@ fn timed(
         arguments.input.rounds,
         &mut [&mut align, &mut fresh, &mut floor],
     );
-    let batch = align_batch(aligner, student.ragged(), teacher.ragged(), 1)?;
+    let batch = align_batch(aligner, student.ragged(), teacher.ragged(), &Threads::one())?;
     let sum = |of: fn(&xtoken::Counts) -> i64| batch.counts.iter().map(of).sum::<i64>();
     let nanoseconds = |at: usize| seconds[at].least * 1e9 / tokens as f64;
     emit(&json!({
@@ -184,7 +192,12 @@ fn threaded(
     let (student, teacher) = (student.repeated(times), teacher.repeated(times));
     let timed = |threads: usize| -> Result<([f64; 2], AlignmentBatch)> {
         let (start, cpu) = (Instant::now(), ProcessTime::now());
-        let batch = align_batch(aligner, student.ragged(), teacher.ragged(), threads)?;
+        let batch = align_batch(
+            aligner,
+            student.ragged(),
+            teacher.ragged(),
+            &Threads::new(threads)?,
+        )?;
         let taken = [start.elapsed(), cpu.elapsed()];
         Ok((taken.map(|taken| taken.as_secs_f64()), batch))
     };

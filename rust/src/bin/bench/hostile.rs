@@ -32,7 +32,8 @@ const CASES: [Case; 4] = [
     }),
 ];
 
-/// Each case on half of the text, then on that half twice over: the same kind of text at two lengths.
+/// Each case on half of the text, then on that half twice over: the same kind of text at two
+/// lengths.
 pub fn run(
     aligner: &Aligner,
     pair: &str,

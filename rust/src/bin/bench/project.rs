@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use xtoken::Tokenizer;
 use xtoken::projection::{Options, Pieces, Reverse, Rule, build};
 use xtoken::segment::Scores;
+use xtoken::{Threads, Tokenizer};
 
 use super::input::Result;
 use super::timing::{compare, keep};
@@ -27,20 +27,26 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (student, teacher) = (read(&arguments.student)?, read(&arguments.teacher)?);
     let options = Options {
-        threads: 1,
         ..Options::default()
     };
     let with_reverse = Options {
         reverse: Reverse::Unmatched,
         ..options.clone()
     };
-    let w = build(&student, &teacher, &options)?;
+    let w = build(&student, &teacher, &options, &Threads::one())?;
     let seconds = compare(
         arguments.rounds,
         &mut [
-            &mut || keep(build(&student, &teacher, &options)),
-            &mut || keep(build(&student, &teacher, &with_reverse)),
-            &mut || keep(Pieces::spell(&student, &teacher, "teacher", 1)),
+            &mut || keep(build(&student, &teacher, &options, &Threads::one())),
+            &mut || keep(build(&student, &teacher, &with_reverse, &Threads::one())),
+            &mut || {
+                keep(Pieces::spell(
+                    &student,
+                    &teacher,
+                    "teacher",
+                    &Threads::one(),
+                ))
+            },
             &mut || keep(every_token_by_the_model(&student, &teacher)),
         ],
     );

@@ -2,23 +2,20 @@
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::NONE;
-use crate::vocab::{TokenKind, Vocab};
+use crate::vocab::{Spelling, TokenKind, Vocab};
 
-/// The symbols that a word starts from.
+/// The ids of the symbols that a word starts from; which of the two tables counts is a matter of
+/// the vocabulary's spelling.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Units {
-    /// The id of each of the 256 bytes, or `NONE`.
-    Bytes(Vec<u32>),
-    /// A character each; one without a token is spelled in byte tokens, as are bytes that are not
-    /// valid UTF-8.
-    Chars {
-        ids: FxHashMap<char, u32>,
-        /// What stands for a space, usually `▁`.
-        space: char,
-        byte_fallback: Vec<u32>,
-    },
+pub(super) struct Symbols {
+    /// The id of each character that is a token; empty where symbols are bytes.
+    pub chars: FxHashMap<char, u32>,
+    /// The id of each of the 256 bytes, or `NONE`. Where symbols are characters, these spell a
+    /// character without a token and bytes that are not valid UTF-8.
+    pub bytes: Vec<u32>,
 }
 
 /// Which whole words skip the merges.
@@ -34,45 +31,46 @@ pub(super) enum Words {
     },
 }
 
-impl Units {
+impl Symbols {
     /// Appends the symbols of `bytes`; `false` where one has no id.
-    pub fn push(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
+    pub fn push(&self, spelling: &Spelling, bytes: &[u8], out: &mut Vec<u32>) -> bool {
         let mut known = true;
-        let mut push = |id: u32, out: &mut Vec<u32>| {
-            known &= id != NONE;
-            out.push(id);
-        };
-        match self {
-            Units::Bytes(ids) => {
-                bytes
-                    .iter()
-                    .for_each(|&byte| push(ids[usize::from(byte)], out));
+        let mut push_bytes = |bytes: &[u8], out: &mut Vec<u32>| {
+            for &byte in bytes {
+                let id = self.bytes[usize::from(byte)];
+                known &= id != NONE;
+                out.push(id);
             }
-            Units::Chars {
-                ids,
-                space,
-                byte_fallback,
-            } => {
-                for chunk in bytes.utf8_chunks() {
-                    for c in chunk.valid().chars() {
-                        match ids.get(if c == ' ' { space } else { &c }) {
-                            Some(&id) => push(id, out),
-                            None => {
-                                let mut buffer = [0; 4];
-                                let surface = if c == ' ' { *space } else { c };
-                                for byte in surface.encode_utf8(&mut buffer).bytes() {
-                                    push(byte_fallback[usize::from(byte)], out);
-                                }
-                            }
-                        }
-                    }
-                    chunk.invalid().iter().for_each(|&byte| {
-                        push(byte_fallback[usize::from(byte)], out);
-                    });
+        };
+        let Spelling::Metaspace { replacement, .. } = spelling else {
+            push_bytes(bytes, out);
+            return known;
+        };
+        for chunk in bytes.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                let surface = if c == ' ' { *replacement } else { c };
+                match self.chars.get(&surface) {
+                    Some(&id) => out.push(id),
+                    None => push_bytes(surface.encode_utf8(&mut [0; 4]).as_bytes(), out),
                 }
             }
+            push_bytes(chunk.invalid(), out);
         }
         known
+    }
+
+    /// Adds the tables to a digest, in a stable order.
+    pub fn update_digest(&self, spelling: &Spelling, sha: &mut Sha256) {
+        let ids = |sha: &mut Sha256, ids: &[u32]| {
+            ids.iter().for_each(|id| sha.update(id.to_le_bytes()));
+        };
+        if let Spelling::Metaspace { replacement, .. } = spelling {
+            let mut chars: Vec<(char, u32)> = self.chars.iter().map(|(&c, &id)| (c, id)).collect();
+            chars.sort_unstable();
+            chars.iter().for_each(|&(c, id)| ids(sha, &[c as u32, id]));
+            ids(sha, &[*replacement as u32]);
+        }
+        ids(sha, &self.bytes);
     }
 }
 
