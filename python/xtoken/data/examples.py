@@ -42,8 +42,8 @@ class Example:
     ) -> Example:
         """An example all of whose tokens count in the loss."""
         student, teacher = (np.asarray(ids, dtype=np.int64) for ids in (student_ids, teacher_ids))
-        masks = (np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher))
-        return cls(student, teacher, *masks, alignment)
+        masks = [np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher)]
+        return cls(student, teacher, masks[0], masks[1], alignment)
 
     def cut(self, student_end: int, teacher_end: int, aligner: Aligner) -> Example:
         """The first tokens of both sides, aligned anew; the ends are a chunk boundary."""

@@ -25,7 +25,7 @@ from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.output import balance, combine, global_normalizer
-from xtoken.losses.registry import LOSSES
+from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
@@ -141,12 +141,12 @@ class Distiller(nn.Module):
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
-        self.spec = None if loss == "ce" else LOSSES[loss]
+        self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)
         if self.spec is not None:
             self.spec.check_options(self.options)
             self.parts = PairParts.from_projection(
                 pair.projection,
-                needs=loss,
+                needs=self.spec.name,
                 learnable=options.get("learnable_projection", False),
                 threshold=options.get("threshold", 0.6),
             )
@@ -227,7 +227,7 @@ class Distiller(nn.Module):
         batch: Batch,
         *,
         totals: Counts | None = None,
-        kd_scale: float | Tensor | None = None,
+        kd_scale: float | None = None,
     ) -> DistillOutput:
         """The loss of one batch.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs
-from xtoken.losses.multi_teacher import Confidence, confidence_weights
+from xtoken.losses.multi_teacher import Confidence, TeacherTerm, multi_teacher
 from xtoken.losses.output import combine
 from xtoken.pair import Pair
 from xtoken.tensors.teacher_signal import Teacher
@@ -146,7 +146,7 @@ class MultiDistiller(nn.Module):
         batch: MultiBatch,
         *,
         totals: Sequence[Counts] | None = None,
-        kd_scale: float | Tensor | None = None,
+        kd_scale: float | None = None,
     ) -> DistillOutput:
         """The loss of one batch; `teachers` are the signals in the order of the distillers."""
         members = self._members()
@@ -165,53 +165,34 @@ class MultiDistiller(nn.Module):
                 max(totals[0].tokens, 1.0),
                 vocab_size=members[0].pair.sizes[0],
             ).loss
-        inputs = []
+        terms = []
         for member, teacher, part, count in zip(
             members, teachers, batch.batches, totals, strict=True
         ):
             member.check(teacher, part)
-            inputs.append(
-                LossInputs(
-                    student,
-                    teacher,
-                    part.chunks,
-                    student_ids=part.student_ids,
-                    teacher_ids=part.teacher_ids,
-                    normalizer=max(count.chunks, 1.0),
-                )
+            inputs = LossInputs(
+                student,
+                teacher,
+                part.chunks,
+                student_ids=part.student_ids,
+                teacher_ids=part.teacher_ids,
+                normalizer=max(count.chunks, 1.0),
             )
-        metrics: dict[str, Tensor] = {}
-        losses: list[Tensor] = []
-        counts: list[Tensor] = []
-        if isinstance(self.weights, str):
-            factors = confidence_weights(inputs, self.weights)  # [teachers][C]
-            inputs = [
-                replace(given, chunk_weights=factor)
-                for given, factor in zip(inputs, factors, strict=True)
-            ]
-            scales = [1.0] * len(members)
-        else:
-            scales = [float(weight) for weight in self.weights]
-        for index, (member, given, scale) in enumerate(zip(members, inputs, scales, strict=True)):
             assert member.spec is not None
-            output = member.spec.function(given, member.parts, member.options)
-            losses.append(scale * output.loss)
-            counts.append(output.num_chunks)
-            metrics |= {f"teacher{index}/{name}": x for name, x in output.metrics.items()}
-            metrics[f"teacher{index}/loss"] = output.loss.detach()
-        kd = torch.stack(losses).sum()
+            terms.append(TeacherTerm(member.spec.name, inputs, member.parts, member.options))
+        output = multi_teacher(terms, weights=self.weights)
         weight = kd_scale
         if weight is None and self.kd_weight != "balanced":
             weight = self.kd_weight
-        loss, scale_metric = combine(kd, ce, kd_weight=weight, ce_weight=self.ce_weight)
+        loss, scale_metric = combine(output.loss, ce, kd_weight=weight, ce_weight=self.ce_weight)
         return DistillOutput(
             loss,
-            kd,
+            output.loss,
             ce,
             scale_metric["kd_scale"],
-            torch.stack(counts).sum(),
+            output.num_chunks,
             batch.tokens,
-            {**metrics, **scale_metric},
+            {**output.metrics, **scale_metric},
         )
 
 

@@ -140,7 +140,9 @@ def _draw_line(columns: list[_Column], top: float, pair: Pair) -> str:
                 start += size + _GAP
         upper, lower = rows[0] + _BOX, rows[1]
         (a, b), (c, d) = spans
-        ribbon = f"M{a:.1f},{upper:.0f}L{b:.1f},{upper:.0f}L{d:.1f},{lower:.0f}L{c:.1f},{lower:.0f}Z"
+        ribbon = (
+            f"M{a:.1f},{upper:.0f}L{b:.1f},{upper:.0f}L{d:.1f},{lower:.0f}L{c:.1f},{lower:.0f}Z"
+        )
         shown = f'<path class="ribbon" d="{ribbon}"/>' if a < b and c < d else ""
         parts.append(f'<g class="{column.css}">{shown}{"".join(drawn)}</g>')
         x += column.width + 2 * _GAP

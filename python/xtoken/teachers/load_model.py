@@ -35,7 +35,8 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        # Through Any: transformers declares the model alone.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **options
         )
     # transformers raises many kinds here, from OSError to safetensors' own class.
@@ -45,6 +46,8 @@ def load_causal_lm(
             f"({' '.join(str(error).split())}); pass a directory with one, saved by "
             "model.save_pretrained, or a hub name"
         ) from error
+    model: nn.Module = loaded[0]
+    found: dict[str, Any] = loaded[1]
     lacking = [*found.get("missing_keys", ()), *map(_name, found.get("mismatched_keys", ()))]
     if lacking:
         raise ModelSourceError(
@@ -59,8 +62,7 @@ def load_causal_lm(
             f"({_first(foreign)})",
             stacklevel=2,
         )
-    loaded: nn.Module = model
-    return loaded
+    return model
 
 
 def _name(entry: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from xtoken.distillation import Distiller, DistillLossName
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
-from xtoken.losses.registry import LOSSES as KNOWN_LOSSES
+from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 
 TeacherDtype = Literal["float32", "bfloat16", "auto"]
@@ -150,7 +150,7 @@ class DistillConfig:
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("kd_weight", "ce_weight", "temperature")
         }
-        read = () if self.loss == "ce" else KNOWN_LOSSES[self.loss].options
+        read = () if self.loss == "ce" else find_loss(self.loss).options
         values: dict[str, Any] = {
             "direction": self.direction,
             "beta": self.beta,

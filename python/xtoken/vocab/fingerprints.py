@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from xtoken.errors import PairError
@@ -42,3 +43,18 @@ def check_fingerprint(
     """Raise PairError where two fingerprints of one side differ; None is unknown and matches."""
     if expected is not None and found is not None and expected != found:
         raise PairError(f"{what} is of {side} {found[:12]}, expected {expected[:12]}; {remedy}")
+
+
+def common_pair(pairs: Iterable[PairFingerprint | None], what: str) -> PairFingerprint | None:
+    """The pair that several parts have in common, None where none of them knows its own.
+
+    Raises:
+        PairError: they are of several pairs.
+    """
+    found: PairFingerprint | None = None
+    for pair in pairs:
+        if found is None:
+            found = pair
+        elif pair is not found:
+            found.check(pair, what, "pass parts that were made from the same two tokenizers")
+    return found
