@@ -21,7 +21,7 @@ from demo.teacher import prepare_teacher
 from xtoken.data import TextSplit
 from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig
-from xtoken.training.models import load_pair
+from xtoken.training.models import load_models
 from xtoken.training.prepare import Materials, Reporter, open_store, prepare
 from xtoken.training.trainer import DistillTrainer
 
@@ -55,7 +55,7 @@ class Bench:
             prepare_student(student, [d.text for d in self.corpus.train], seed=seed)
         train = sample(self.corpus.train, passages, NUMBER_SHARE, 0)
         texts = TextSplit([d.text for d in train], [d.text for d in self.held_out], 0)
-        pair = load_pair(student, prepare_teacher(self.folder / "teacher"))
+        pair = load_models(student, prepare_teacher(self.folder / "teacher"))
         materials = prepare(pair, texts, config, self.reporter)
         if len(materials.held_out) != len(self.kinds):
             raise RuntimeError("a held-out passage was left out; the kinds no longer fit")

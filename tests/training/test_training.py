@@ -24,7 +24,7 @@ from xtoken.training import (
     HeldOutEvaluator,
     Materials,
     ModelPair,
-    load_pair,
+    load_models,
     open_teachers,
     prepare,
     train,
@@ -43,13 +43,13 @@ CONFIG = DistillConfig(
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
-    return load_pair(*write_pair(tmp_path_factory.mktemp("pair")))
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    return load_models(*write_pair(tmp_path_factory.mktemp("pair")))
 
 
 @pytest.fixture(scope="module")
-def materials(pair: ModelPair) -> Materials:
-    return prepare(pair, split_held_out(tiny_texts(80), 0.2), CONFIG)
+def materials(models: ModelPair) -> Materials:
+    return prepare(models, split_held_out(tiny_texts(80), 0.2), CONFIG)
 
 
 class KeepGradient(TrainerCallback):
@@ -179,8 +179,8 @@ def test_a_uniform_model_has_the_known_score(materials: Materials, excess: int) 
 
 
 def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
-    pair = materials.pair
-    model = pair.load_student().double().eval()
+    pair, models = materials.pair, materials.models
+    model = models.load_student().double().eval()
     nats, count = 0.0, 0
     for example in materials.held_out.examples:
         ids = torch.from_numpy(example.student_ids)[None]
@@ -195,7 +195,7 @@ def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
         evaluator = HeldOutEvaluator(
             materials.held_out.examples, pair.student_vocab, batch_size=batch_size
         )
-        score = evaluator.score(pair.load_student().train())
+        score = evaluator.score(models.load_student().train())
         assert score.bits_per_byte == pytest.approx(expected, rel=1e-5)
 
 
@@ -205,11 +205,11 @@ def test_evaluation_restores_the_mode_of_the_model(materials: Materials) -> None
     assert model.training
 
 
-def test_text_without_numerals_has_no_numeral_scores(pair: ModelPair) -> None:
+def test_text_without_numerals_has_no_numeral_scores(models: ModelPair) -> None:
     texts = split_held_out([f"no figure here, only {word}" for word in ("oak", "elm", "fir")], 0.5)
-    materials = prepare(pair, texts, CONFIG)
-    evaluator = HeldOutEvaluator(materials.held_out.examples, pair.student_vocab)
-    score = evaluator.score(pair.load_student())
+    materials = prepare(models, texts, CONFIG)
+    evaluator = HeldOutEvaluator(materials.held_out.examples, models.pair.student_vocab)
+    score = evaluator.score(models.load_student())
     assert score.numeral_positions == 0
     assert math.isnan(score.numeral_mass)
     assert math.isnan(score.numeral_nll)

@@ -29,7 +29,7 @@ from xtoken.training import (
     DistillConfig,
     DistillTrainer,
     Materials,
-    load_pair,
+    load_models,
     open_teachers,
     prepare,
     train,
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def materials(folder: Path) -> Materials:
-    models = load_pair(folder / "student", folder / "teacher")
+    models = load_models(folder / "student", folder / "teacher")
     return prepare(models, split_held_out(tiny_texts(20), 0.2), CONFIG)
 
 
@@ -83,7 +83,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
 ) -> None:
     config = replace(CONFIG, checkpoint_every=checkpoint_every)
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match=r"after step 3 of 6.*pass --resume") as raised:
+    with pytest.raises(InterruptedRunError, match=r"after step 4 of 6.*pass --resume") as raised:
         run(
             materials,
             config,
@@ -94,7 +94,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
     assert signal.getsignal(number) == before
     assert not (tmp_path / "cut" / "result.json").exists()
     result = run(materials, config, tmp_path / "cut", resume=True)
-    assert result.steps_before == 3
+    assert result.steps_before == 4
     run(materials, config, tmp_path / "whole")
     for name in ("student/model.safetensors", "metrics.jsonl"):
         cut, whole = (tmp_path / part / name for part in ("cut", "whole"))
@@ -165,7 +165,7 @@ def test_a_model_whose_files_lack_tensors_is_refused(folder: Path, tmp_path: Pat
         for name in sorted(tensors)[1:4]:
             del tensors[name]
         save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    models = load_pair(tmp_path / "student", tmp_path / "teacher")
+    models = load_models(tmp_path / "student", tmp_path / "teacher")
     with pytest.raises(ModelSourceError, match=r"student .* lacks 3 tensors of its architecture"):
         models.load_student()
     with pytest.raises(ModelSourceError, match=r"teacher .* lacks 3 tensors .* would be random"):
@@ -184,7 +184,7 @@ def test_examples_longer_than_a_models_positions_are_refused_beforehand(
             (copy / file.name).write_bytes(file.read_bytes())
     config = tmp_path / "teacher" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
-    models = load_pair(tmp_path / "student", tmp_path / "teacher")
+    models = load_models(tmp_path / "student", tmp_path / "teacher")
     texts = split_held_out(tiny_texts(20), 0.2)
     with pytest.raises(OptionError, match=r"max_tokens = 65, but the teacher .* has 64 positions"):
         prepare(models, texts, replace(CONFIG, max_tokens=65))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tiny_models import write_pair
 
-from xtoken.training import load_pair
+from xtoken.training import load_models
 
 LOAD = """
-from xtoken.training import load_pair
-pair = load_pair("owner/student", "owner/teacher")
-print(len(pair.student_vocab), pair.load_student().config.vocab_size)
+from xtoken.training import load_models
+models = load_models("owner/student", "owner/teacher")
+print(len(models.pair.student_vocab), models.load_student().config.vocab_size)
 """
 
 
@@ -37,4 +37,4 @@ def test_models_are_found_by_their_hub_names(tmp_path: Path) -> None:
 def test_a_path_that_is_no_directory_is_not_looked_up_on_a_hub(tmp_path: Path) -> None:
     for missing in ("nowhere", str(tmp_path / "nowhere"), "./a/b", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=r"does not exist; pass .* hub \(owner/model\)"):
-            load_pair(missing, missing)
+            load_models(missing, missing)

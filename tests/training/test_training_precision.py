@@ -17,7 +17,7 @@ from xtoken.training import (
     DistillTrainer,
     HeldOutEvaluator,
     Materials,
-    load_pair,
+    load_models,
     open_teachers,
     prepare,
     train,
@@ -31,7 +31,7 @@ CONFIG = DistillConfig(
 
 @pytest.fixture(scope="module")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
-    pair = load_pair(*write_pair(tmp_path_factory.mktemp("pair")))
+    pair = load_models(*write_pair(tmp_path_factory.mktemp("pair")))
     return prepare(pair, split_held_out(tiny_texts(60), 0.2), CONFIG)
 
 
@@ -123,12 +123,12 @@ def test_the_teacher_is_loaded_in_the_dtype_that_is_asked_for(
     materials: Materials, tmp_path: Path
 ) -> None:
     cpu = torch.device("cpu")
-    pair = materials.pair
-    half = pair.load_teacher(cpu, "bfloat16")
+    models = materials.models
+    half = models.load_teacher(cpu, "bfloat16")
     assert next(half.model.parameters()).dtype == torch.bfloat16
-    assert half.fingerprint != pair.load_teacher(cpu).fingerprint
+    assert half.fingerprint != models.load_teacher(cpu).fingerprint
     half.model.save_pretrained(tmp_path)
-    pair.teacher_tokenizer.save_pretrained(tmp_path)
-    saved = replace(pair, teacher_source=str(tmp_path))
+    models.pair.teacher_tokenizer.save_pretrained(tmp_path)
+    saved = replace(models, teacher_source=str(tmp_path))
     assert saved.load_teacher(cpu, "auto").fingerprint == half.fingerprint
     assert next(saved.load_teacher(cpu).model.parameters()).dtype == torch.float32

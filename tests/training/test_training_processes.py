@@ -33,8 +33,8 @@ config = DistillConfig(
     steps=1, batch_size=batch_size, top_k=64, teacher_top_k=64, max_tokens=96, device="cpu",
     max_grad_norm=1e9, kd_weight="balanced",
 )
-pair = load_pair(folder / "student", folder / "teacher")
-materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+models = load_models(folder / "student", folder / "teacher")
+materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
 rank = os.environ.get("RANK", "alone")
 teachers = open_teachers(materials, config, [config.loss], folder / f"cache-{rank}")
 
@@ -44,7 +44,7 @@ class Keep(TrainerCallback):
         torch.save(gradient, folder / f"gradient-{rank}.pt")
 
 trainer = DistillTrainer(
-    pair.load_student(), config, distiller=config.distiller(materials.pair),
+    models.load_student(), config, distiller=config.distiller(materials.pair),
     teacher=teachers[config.loss], train_examples=materials.train, collator=DistillCollator(),
     output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
 )
@@ -67,9 +67,9 @@ from xtoken.training.arguments import run_device
 
 folder, fate = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(top_k=64, teacher_top_k=64, max_tokens=96, device="cpu")
-pair = load_pair(folder / "student", folder / "teacher")
-materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
-teacher = pair.load_teacher(run_device(config))
+models = load_models(folder / "student", folder / "teacher")
+materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = models.load_teacher(run_device(config))
 store = open_store(materials, teacher, 64, folder / "shared")
 first = (teacher.tokens_computed, store.sequences_computed)
 if fate == "dies" and os.environ["RANK"] == "1":
@@ -101,8 +101,8 @@ config = DistillConfig(
     steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
     checkpoint_every=3,
 )
-pair = load_pair(folder / "student", folder / "teacher")
-materials = prepare(pair, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+models = load_models(folder / "student", folder / "teacher")
+materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
 teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
 add = History.add
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from xtoken.data import split_held_out
 from xtoken.errors import ResumeError
-from xtoken.training import DistillConfig, Materials, load_pair, open_teachers, prepare, train
+from xtoken.training import DistillConfig, Materials, load_models, open_teachers, prepare, train
 from xtoken.training.metrics_log import read_history
 from xtoken.training.run import RunResult
 
@@ -45,7 +45,7 @@ def write_dropout(student: Path) -> None:
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     student, teacher = write_pair(tmp_path_factory.mktemp("pair"))
     write_dropout(student)
-    made = prepare(load_pair(student, teacher), split_held_out(tiny_texts(20), 0.2), CONFIG)
+    made = prepare(load_models(student, teacher), split_held_out(tiny_texts(20), 0.2), CONFIG)
     assert -(-len(made.train) // CONFIG.batch_size) == 4
     return made
 

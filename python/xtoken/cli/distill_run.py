@@ -34,7 +34,7 @@ from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.checkpoints import forget
 from xtoken.training.config import DistillConfig
-from xtoken.training.models import load_pair
+from xtoken.training.models import load_models
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
@@ -100,7 +100,7 @@ def run(request: Request) -> None:
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
     texts = _texts(request)
-    pair = load_pair(request.student, request.teacher)
+    pair = load_models(request.student, request.teacher)
     for side, file in request.chat_templates.items():
         if file is not None:
             getattr(pair.pair, f"{side}_tokenizer").chat_template = _chat_template(side, file)

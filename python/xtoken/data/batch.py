@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -42,6 +43,18 @@ class Batch:
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.student_loss_mask)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the student takes an input of this name, as `transformers.Trainer` asks."""
+        return name in self.student
+
+    def __getitem__(self, name: str) -> Tensor:
+        """An input of the student by name."""
+        return self.student[name]
+
+    def keys(self) -> KeysView[str]:
+        """The names of the student's inputs."""
+        return self.student.keys()
 
     @property
     def student_ids(self) -> Tensor:

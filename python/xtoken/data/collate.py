@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +72,8 @@ class DistillCollator:
             self.teacher_pad_id,
         )
         alignments = AlignmentBatch.stack([example.alignment for example in examples])
-        chunks = ChunkBatch.from_alignments(alignments, student[2], teacher[2])
+        alignments = replace(alignments, student_columns=student[2], teacher_columns=teacher[2])
+        chunks = ChunkBatch.from_alignments(alignments)
         return Batch(
             student=student[0],
             teacher=teacher[0],
@@ -88,7 +90,7 @@ class DistillCollator:
         ids: list[NDArray[np.int64]],
         loss_masks: list[NDArray[np.bool_]],
         pad_id: int,
-    ) -> tuple[dict[str, Tensor], Tensor, list[int]]:
+    ) -> tuple[dict[str, Tensor], Tensor, NDArray[np.int64]]:
         longest = max(map(len, ids))
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = np.full((len(ids), width), pad_id, dtype=np.int64)
@@ -109,7 +111,7 @@ class DistillCollator:
         if any(offsets):
             # Positions count tokens. Only with padding on the left: not every model takes them.
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        return inputs, torch.from_numpy(loss), offsets
+        return inputs, torch.from_numpy(loss), np.asarray(offsets, dtype=np.int64)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -20,7 +20,7 @@ from xtoken.distillation.options import (
     DistillLossName,
     KdWeight,
 )
-from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
@@ -132,6 +132,12 @@ class Distiller(nn.Module):
             raise OptionError(f"a distiller has no option {unknown!r}; it knows {', '.join(known)}")
         if loss == "auto":
             loss = pair.audit().recommendation
+        mine = pair.fingerprints
+        if loss == "same-vocab-kl" and mine.student != mine.teacher:
+            raise PairError(
+                f"loss = 'same-vocab-kl' needs one tokenizer on both sides, but the student's is "
+                f"{mine.student[:12]}, the teacher's {mine.teacher[:12]}; use 'p-kl' or 'prefix-kl'"
+            )
         self.pair = pair
         self.loss_name: DistillLossName = loss
         self.kd_weight: KdWeight = options.get("kd_weight", 1.0)

@@ -1,6 +1,6 @@
 """Distillation on `transformers.Trainer`: settings, losses of a step, evaluation, a whole run.
 
-    pair = load_pair("student", "teacher")
+    pair = load_models("student", "teacher")
     texts = split_held_out(read_documents("data.jsonl"), 0.1)
     config = DistillConfig(steps=500)
     materials = prepare(pair, texts, config)
@@ -15,7 +15,7 @@ from xtoken.training.config import DistillConfig as DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator as HeldOutEvaluator
 from xtoken.training.evaluate import HeldOutScore as HeldOutScore
 from xtoken.training.models import ModelPair as ModelPair
-from xtoken.training.models import load_pair as load_pair
+from xtoken.training.models import load_models as load_models
 from xtoken.training.prepare import Materials as Materials
 from xtoken.training.prepare import open_teachers as open_teachers
 from xtoken.training.prepare import prepare as prepare

@@ -59,7 +59,7 @@ class ModelPair:
         return LiveTeacher(model.to(device))
 
 
-def load_pair(student: Path | str, teacher: Path | str) -> ModelPair:
+def load_models(student: Path | str, teacher: Path | str) -> ModelPair:
     """Read both tokenizers.
 
     Args:
