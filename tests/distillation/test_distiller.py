@@ -16,7 +16,14 @@ from xtoken import Pair
 from xtoken.data import Conversation, DistillCollator, make_examples
 from xtoken.distillation import Batch, Counts, Distiller
 from xtoken.distillation.options import LOSS_NAMES, LossFields
-from xtoken.errors import ArgumentTypeError, DataError, OptionError, PairError
+from xtoken.errors import (
+    ArgumentTypeError,
+    DataError,
+    OptionError,
+    PairError,
+    ShapeError,
+    TokenIdError,
+)
 from xtoken.losses import LmHead, TeacherTopK
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.p_kl.loss import p_kl
@@ -327,3 +334,39 @@ def test_teachers_of_other_students_are_refused(pair: Pair) -> None:
         xtoken.distiller([])
     with pytest.raises(OptionError, match="expected 1 numbers of at least 0"):
         xtoken.distiller([pair], weights=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("loss", ["prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm"])
+def test_heads_narrower_than_their_tokenizers_leave_the_last_tokens_out(
+    models: tuple[Any, Any], pair: Pair, loss: Any
+) -> None:
+    distiller = pair.distiller(loss)
+    batch = distiller.collate([TEXTS[0]])
+    rows, columns = (int(ids.max()) + 1 for ids in (batch.student_ids, batch.teacher_ids))
+    rows, columns = max(rows, pair.sizes[0] - 10), max(columns, pair.sizes[1] - 10)
+    student, teacher = signals(models, batch)
+    with pytest.warns(UserWarning, match="count as unused"):
+        output = distiller(student[..., :rows], teacher[..., :columns], batch)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    if loss == "p-kl":  # the same as mass that is nowhere
+        for logits, size in ((student, rows), (teacher, columns)):
+            logits.data[..., size:] = -torch.inf
+        expected = distiller(student, teacher, batch)
+        assert float(output.loss.detach()) == pytest.approx(float(expected.loss), rel=1e-4)
+
+
+def test_a_token_beyond_the_head_is_refused_where_a_text_holds_it(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    distiller = pair.distiller("p-kl")
+    batch = distiller.collate([TEXTS[0]])
+    student, teacher = signals(models, batch)
+    batch.student_ids[0, 3] = pair.sizes[0] - 1
+    with (
+        pytest.warns(UserWarning, match="count as unused"),
+        pytest.raises(TokenIdError, match="resize_token_embeddings"),
+    ):
+        distiller(student[..., :-1], teacher, batch)
+    with pytest.raises(ShapeError, match="this is another model's tokenizer"):
+        distiller(student[..., :400], teacher, batch)

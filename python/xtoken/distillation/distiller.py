@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack, cast
@@ -20,8 +21,9 @@ from xtoken.distillation.options import (
     DistillLossName,
     KdWeight,
 )
-from xtoken.errors import ArgumentTypeError, OptionError, PairError
+from xtoken.errors import ArgumentTypeError, OptionError, PairError, ShapeError, TokenIdError
 from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.output import balance, combine, global_normalizer
@@ -29,6 +31,7 @@ from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.vocab.display import special_name
 
 Item = str | Conversation | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """What `collate` takes: a text, a conversation (also as messages), or an example."""
@@ -147,6 +150,9 @@ class Distiller(nn.Module):
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
+        self._threshold = options.get("threshold", 0.6)
+        # By the widths of heads that are narrower than a tokenizer.
+        self._limited: dict[tuple[int, ...], PairParts] = {}
         self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)
         if self.spec is not None:
             self.spec.check_options(self.options)
@@ -154,7 +160,7 @@ class Distiller(nn.Module):
                 pair.projection,
                 needs=self.spec.name,
                 learnable=options.get("learnable_projection", False),
-                threshold=options.get("threshold", 0.6),
+                threshold=self._threshold,
             )
         self.collator = DistillCollator(
             pad_id(pair.student.source),
@@ -252,6 +258,7 @@ class Distiller(nn.Module):
             NonFiniteError: a logit is NaN or infinite.
         """
         self.check(teacher, batch)
+        parts = self._parts_for(student, teacher, batch)
         totals = totals or self.counts(batch)
         ce = None
         if self.ce_weight != 0 or self.kd_weight == "balanced":
@@ -260,9 +267,9 @@ class Distiller(nn.Module):
                 batch.student_ids,
                 batch.student_loss_mask,
                 max(totals.tokens, 1.0),
-                vocab_size=self.pair.sizes[0],
+                vocab_size=self.pair.sizes[0] if parts is None else parts.sizes[0],
             ).loss
-        if self.spec is None or not self.needs_teacher or teacher is None:
+        if self.spec is None or not self.needs_teacher or teacher is None or parts is None:
             assert ce is not None
             zero = torch.zeros((), device=ce.device)
             return DistillOutput(self.ce_weight * ce, None, ce, zero, zero.long(), batch.tokens)
@@ -274,7 +281,7 @@ class Distiller(nn.Module):
             teacher_ids=batch.teacher_ids,
             normalizer=max(totals.chunks, 1.0),
         )
-        output = self.spec.function(inputs, self.parts, self.options)
+        output = self.spec.function(inputs, parts, self.options)
         weight = kd_scale
         if weight is None and self.kd_weight != "balanced":
             weight = self.kd_weight
@@ -292,6 +299,54 @@ class Distiller(nn.Module):
     def balance(self, ce: float, kd: float) -> float:
         """The weight of the distillation loss that balances these two values; see `balance`."""
         return float(balance(torch.tensor(kd), torch.tensor(ce)))
+
+    def _parts_for(
+        self, student: Student, teacher: Teacher | None, batch: Batch
+    ) -> PairParts | None:
+        """The parts of the pair, cut to the heads where a head is narrower than its tokenizer."""
+        if self.spec is None:
+            return None
+        sizes = self.parts.sizes
+        widths = (_columns(student), _columns(teacher))
+        heads = tuple(
+            size if width is None else min(size, width)
+            for size, width in zip(sizes, widths, strict=True)
+        )
+        if heads == sizes:
+            return self.parts
+        if heads not in self._limited:
+            self._limited[heads] = self._limited_parts(heads[0], heads[1])
+        ids = (batch.student_ids, batch.teacher_ids)
+        for side, head, size, rows in zip(("student", "teacher"), heads, sizes, ids, strict=True):
+            if int(rows.max()) >= head:
+                raise TokenIdError(
+                    f"the batch holds {side} token {int(rows.max())}, but the {side}'s head has "
+                    f"{head} columns; call model.resize_token_embeddings({size}), or leave out the "
+                    "texts with that token"
+                )
+        return self._limited[heads].to(batch.device)
+
+    def _limited_parts(self, rows: int, columns: int) -> PairParts:
+        sizes = self.parts.sizes
+        for side, head, size in zip(("student", "teacher"), (rows, columns), sizes, strict=True):
+            if head < size - max(64, size // 100):
+                raise ShapeError(
+                    f"the {side}'s head has {head} columns, its tokenizer {size} tokens; this is "
+                    "another model's tokenizer, or call model.resize_token_embeddings"
+                )
+            if head < size:
+                vocab = self.pair.sides[side == "teacher"].vocab
+                warnings.warn(
+                    f"the {side}'s head has {head} columns, its tokenizer {size} tokens: the last "
+                    f"{size - head} ({special_name(vocab, head)}, ...) count as unused",
+                    stacklevel=4,
+                )
+        assert self.spec is not None
+        return PairParts.from_projection(
+            self.pair.projection.limited(rows, columns),
+            needs=self.spec.name,
+            threshold=self._threshold,
+        )
 
     def check(self, teacher: Teacher | None, batch: Batch) -> None:
         """Refuse a batch or a teacher's signal of another pair or class.
@@ -319,6 +374,13 @@ class Distiller(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.loss_name!r}, kd_weight={self.kd_weight}, ce_weight={self.ce_weight}"
+
+
+def _columns(signal: Student | Teacher | None) -> int | None:
+    """The columns of a head; None where they are spread over processes or only some are stored."""
+    if isinstance(signal, LmHead):
+        return signal.weight.shape[0]
+    return signal.shape[-1] if isinstance(signal, Tensor) else None
 
 
 def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:

@@ -16,7 +16,7 @@ from xtoken.projection import file, topk_pt
 from xtoken.projection.arrays import EMPTY_RULES, RULE_CODES, ProjectionArrays
 from xtoken.projection.cache import build_cached
 from xtoken.projection.common_set import common_set as find_common_set
-from xtoken.projection.csr import Csr, reweighted
+from xtoken.projection.csr import Csr, offsets, reweighted
 from xtoken.projection.explain import Explanation
 from xtoken.projection.explain import explain as explain_row
 from xtoken.projection.options import (
@@ -261,6 +261,50 @@ class Projection(ProjectionArrays):
             options=replace(self.options, origin="learned"),
         )
 
+    def limited(self, rows: int, columns: int) -> Projection:
+        """W between the first tokens of both sides, for heads that are narrower than a tokenizer.
+
+        Gemma-3's text models have one column less than their tokenizer has tokens. Rows and columns
+        beyond are left out, rows are scaled to sum to 1 again, and tokens whose pieces lie beyond
+        have none.
+
+        Args:
+            rows: at most V_s.
+            columns: at most V_t.
+
+        Raises:
+            ShapeError: a number is outside its range.
+        """
+        for name, value, size in (
+            ("rows", rows, self.shape[0]),
+            ("columns", columns, self.shape[1]),
+        ):
+            if not 0 < value <= size:
+                raise ShapeError(f"{name} = {value}, expected 1 to {size}, W's own number")
+        row_of = self.csr.row_of()
+        kept = (row_of < rows) & (self.indices < columns)
+        row_of, indices = row_of[kept], self.indices[kept]
+        sums = np.bincount(row_of, self.weights[kept], rows)
+        lengths = np.bincount(row_of, minlength=rows)
+        rules = self.rules[:rows].copy()
+        rules[(lengths == 0) & (np.diff(self.indptr[: rows + 1]) > 0)] = RULE_CODES["unspellable"]
+        pieces = _limited_pieces(self.pieces_indptr, self.pieces, rows, columns)
+        mirror: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None] = (None, None)
+        if self.teacher_pieces_indptr is not None and self.teacher_pieces is not None:
+            mirror = _limited_pieces(self.teacher_pieces_indptr, self.teacher_pieces, columns, rows)
+        return replace(
+            self,
+            indptr=offsets(lengths),
+            indices=indices,
+            weights=(self.weights[kept] / sums[row_of]).astype(np.float32),
+            shape=(rows, columns),
+            rules=rules,
+            pieces_indptr=pieces[0],
+            pieces=pieces[1],
+            teacher_pieces_indptr=mirror[0],
+            teacher_pieces=mirror[1],
+        )
+
     def export_topk_pt(self, path: str | PathLike[str]) -> None:
         """Write the dense table that NeMo-RL reads; see `xtoken.projection.topk_pt`."""
         topk_pt.export_topk_pt(self, path)
@@ -308,3 +352,14 @@ class Projection(ProjectionArrays):
             f"Projection({self.shape[0]} x {self.shape[1]}, {len(self.indices)} entries, "
             f"student {self.student_fingerprint[:12]}…, teacher {self.teacher_fingerprint[:12]}…)"
         )
+
+
+def _limited_pieces(
+    indptr: NDArray[np.int64], pieces: NDArray[np.int64], tokens: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces of the first tokens; none of one with a piece outside [0, size)."""
+    owner = np.repeat(np.arange(tokens), np.diff(indptr[: tokens + 1]))
+    pieces = pieces[: indptr[tokens]]
+    whole = np.bincount(owner, pieces >= size, tokens) == 0
+    kept = whole[owner]
+    return offsets(np.bincount(owner[kept], minlength=tokens)), pieces[kept]
