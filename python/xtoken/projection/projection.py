@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xtoken._core import PROJECTION_RULES, Vocab, build_projection
 from xtoken._files import cache_directory
+from xtoken.errors import ShapeError
 from xtoken.projection import file, topk_pt
 from xtoken.projection.arrays import EMPTY_RULES, RULE_CODES, ProjectionArrays
 from xtoken.projection.cache import build_cached
