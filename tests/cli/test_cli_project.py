@@ -90,11 +90,11 @@ def test_export_and_import_exchange_the_table(pair: list[str], tmp_path: Path) -
 def test_audit_prints_tables_json_and_a_page(pair: list[str], tmp_path: Path) -> None:
     page = tmp_path / "audit.html"
     printed = run("audit", *pair, "--html", str(page))
-    assert "recommended: P-KL" in printed
+    assert "recommended: prefix KL (the default)" in printed
     assert "three-digit numerals" in printed
     assert "<!doctype html>" in page.read_text()
     result = json.loads(run("audit", *pair, "--json"))
-    assert result["recommendation"] == "p-kl"
+    assert result["recommendation"] == "prefix-kl"
     assert result["classes"][0]["name"] == "one-digit numerals"
 
 
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_line(
     assert "reverse = 'x'" in fails(capsys, "build", *pair, "--out", str(out), "--reverse", "x")
     unknown = ["--special-role", "eot=<x>,<y>"]
     error = fails(capsys, "build", *pair, "--out", str(out), *unknown)
-    assert "special_roles['eot'][0] = '<x>' is no token" in error
+    assert "special_roles['eot'][0] = '<x>' is not in the vocabulary" in error
     nowhere = str(tmp_path / "none" / "w.safetensors")
     assert "No such file" in fails(capsys, "build", *pair, "--out", nowhere)
     assert "is not one token of the student" in fails(capsys, "explain", "of the", *pair)
