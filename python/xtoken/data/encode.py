@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -11,8 +12,9 @@ import numpy as np
 from xtoken import Vocab
 from xtoken.data.chat_template import ChatTemplate, Rendering
 from xtoken.data.conversations import Conversation
-from xtoken.data.documents import Document
+from xtoken.data.documents import Document, check_text
 from xtoken.data.loss_mask import Encoded, RenderingEncoder
+from xtoken.data.stops import StopTokens, stop_tokens
 
 Printed: TypeAlias = str | Rendering
 
@@ -24,21 +26,46 @@ class Encoder:
         tokenizer: a `transformers` tokenizer; a fast one with a chat template for conversations.
         side: "student" or "teacher", for messages.
         vocab: of the tokenizer; made when needed if absent.
+        date: the day that a chat template prints, see `ChatTemplate`.
+        generation_config: of the model, see `stop_tokens`.
     """
 
-    def __init__(self, tokenizer: Any, side: str = "student", *, vocab: Vocab | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        side: str = "student",
+        *,
+        vocab: Vocab | None = None,
+        date: datetime.date | None = None,
+        generation_config: object = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._side = side
-        self._vocab = vocab
+        self._given_vocab = vocab
+        self._date = date
+        self._generation_config = generation_config
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The chat template; plain texts need none."""
-        return ChatTemplate(self._tokenizer, side=self._side)
+        return ChatTemplate(self._tokenizer, side=self._side, date=self._date)
+
+    @functools.cached_property
+    def stops(self) -> StopTokens:
+        """What ends a turn and a text."""
+        template = self.template if getattr(self._tokenizer, "chat_template", None) else None
+        config = self._generation_config
+        return stop_tokens(self._tokenizer, self._vocab, config, template=template)
+
+    @functools.cached_property
+    def _vocab(self) -> Vocab:
+        return self._given_vocab or Vocab.from_tokenizer(self._tokenizer)
 
     @functools.cached_property
     def _renderings(self) -> RenderingEncoder:
-        return RenderingEncoder(self._tokenizer, side=self._side, vocab=self._vocab)
+        return RenderingEncoder(
+            self._tokenizer, side=self._side, vocab=self._vocab, stops=self.stops
+        )
 
     def encode_conversation(self, conversation: Conversation) -> list[Encoded]:
         """Tokenize a conversation as the chat template prints it: `apply_chat_template`'s ids.
@@ -74,12 +101,13 @@ class Encoder:
 
 
 def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tuple[Printed, ...]]:
-    """Return what a document is for each of the encoders, as rows of one entry an encoder.
+    """Return what a document is for each of the encoders, as rows of one entry per encoder.
 
     One row, unless one of the templates prints an earlier answer otherwise once more follows:
     then one for each answer of the assistant.
     """
     if isinstance(document, str):
+        check_text(document, f"text {document[:40]!r}")
         return [(document,) * len(encoders)]
     templates = [encoder.template for encoder in encoders]
     whole = [template.whole(document) for template in templates]
@@ -89,5 +117,6 @@ def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tupl
     messages = document.messages
     return [
         tuple(template.last(document, messages[:end]) for template in templates)
-        for end in document.answer_ends
+        for end, learned in zip(document.answer_ends, document.answers_learned, strict=True)
+        if learned
     ]
