@@ -77,16 +77,23 @@ class ChatTemplate:
         side: "student" or "teacher", for messages.
         date: the day that the template prints where it asks for today's; None takes today's, once.
             A run that is resumed on another day passes the day that it began.
+        backend: of the tokenizer; made when needed if absent.
     Raises:
         DataError: if the tokenizer has no chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, *, side: str = "student", date: datetime.date | None = None
+        self,
+        tokenizer: Any,
+        *,
+        side: str = "student",
+        date: datetime.date | None = None,
+        backend: TextBackend | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._side = side
         self._date = date or datetime.date.today()
+        self._backend = backend
         self._turn_ends: dict[str, TurnEnd] = {}
         try:
             source = tokenizer.get_chat_template()
@@ -97,7 +104,8 @@ class ChatTemplate:
                 "with; set tokenizer.chat_template, or put a chat_template.jinja beside its "
                 "tokenizer.json"
             ) from error
-        self.prints_date: bool = _DATE_FUNCTION in source
+        templates = getattr(tokenizer, "chat_template", None)
+        self.prints_date: bool = _DATE_FUNCTION in f"{source}{templates}"
         """Whether the text may depend on the day."""
 
     def whole(self, conversation: Conversation) -> Rendering | None:
@@ -162,9 +170,10 @@ class ChatTemplate:
         source = self._source(conversation)
         if source not in self._turn_ends:
             printed = functools.partial(self._printed, source=source)
-            backend = TextBackend(self._tokenizer, side=self._side)
+            if self._backend is None:
+                self._backend = TextBackend(self._tokenizer, side=self._side)
             self._turn_ends[source] = read_turn_end(
-                printed, backend, self._tokenizer.eos_token_id, self._tokenizer.bos_token_id
+                printed, self._backend, self._tokenizer.eos_token_id, self._tokenizer.bos_token_id
             )
         return self._turn_ends[source]
 
@@ -369,12 +378,3 @@ class ChatTemplate:
             f"{conversation.source}: the {self._side}'s chat template cannot print it "
             f"({' '.join(str(error).split())}); change the messages or the template"
         )
-
-
-def _add_blocks(
-    found: _Answers, blocks: list[Span], content_end: int | None, learned: bool
-) -> None:
-    """Add an answer's generation blocks, of which the last holds the end of its content."""
-    for at, block in enumerate(blocks, 1):
-        found.add(block, content_end if at == len(blocks) else None, learned)
-

@@ -86,8 +86,8 @@ class Conversation:
             )
         if not learned:
             raise DataError(
-                f"{source}: every message of role 'assistant' has weight 0 or train false, expected "
-                "at least one that is learned; leave the line out"
+                f"{source}: every message of role 'assistant' has weight 0 or train false, "
+                "expected at least one that is learned; leave the line out"
             )
         if tools is not None and not (
             isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
@@ -144,9 +144,7 @@ def _checked(message: object, at: int, source: str) -> Message:
         found = f".role = {_shown(role)}" if "role" in message else f" has fields {list(message)}"
         raise DataError(f"{name}{found}, expected a role among {', '.join(ROLES)}; rename it")
     # Chat templates print a None as "None".
-    rest = {
-        str(key): without_nulls(value) for key, value in message.items() if value is not None
-    }
+    rest = {str(key): without_nulls(value) for key, value in message.items() if value is not None}
     content = rest.get("content")
     if role == "assistant" and rest.get("tool_calls"):
         content = rest.setdefault("content", "")
@@ -161,8 +159,8 @@ def _checked(message: object, at: int, source: str) -> Message:
     for key, allowed in _LEARNED.items():
         if role == "assistant" and key in rest and rest[key] not in allowed:
             raise DataError(
-                f"{name}.{key} = {_shown(rest[key])}, expected {allowed[0]!r} or {allowed[1]!r}, as "
-                "an answer is learned or it is not; leave the field out"
+                f"{name}.{key} = {_shown(rest[key])}, expected {allowed[0]!r} or {allowed[1]!r}, "
+                "as an answer is learned or it is not; leave the field out"
             )
     return {"role": role, "content": content} | rest
 

@@ -47,6 +47,7 @@ class RenderingEncoder:
         side: "student" or "teacher", for messages.
         vocab: of the tokenizer; made here if absent.
         stops: of the tokenizer; found here if absent.
+        backend: of the tokenizer; made here if absent.
     Raises:
         DataError: if the tokenizer is not a fast one.
     """
@@ -58,8 +59,9 @@ class RenderingEncoder:
         side: str = "student",
         vocab: Vocab | None = None,
         stops: StopTokens | None = None,
+        backend: TextBackend | None = None,
     ) -> None:
-        self._backend = TextBackend(tokenizer, side=side)
+        self._backend = backend or TextBackend(tokenizer, side=side)
         vocab = vocab or Vocab.from_tokenizer(tokenizer)
         self._stops = (stops or stop_tokens(tokenizer, vocab)).all
         self._control = self._stops | vocab.special_tokens.keys()
@@ -108,7 +110,9 @@ class RenderingEncoder:
     def _last(self, text: str, answer: Answer, tokens: Tokens, first: int, last: int) -> int:
         """Find the end of a turn whose content's end is not known, by the markers alone."""
         ids, places = tokens
-        closing = next((at for at in range(last, first, -1) if int(ids[at - 1]) in self._control), 0)
+        closing = next(
+            (at for at in range(last, first, -1) if int(ids[at - 1]) in self._control), 0
+        )
         if closing and not text[places[closing - 1, 1] : answer.end].strip():
             return closing
         # Blocks of `{% generation %}` may leave the end of the turn out.
