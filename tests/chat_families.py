@@ -399,6 +399,27 @@ _ENDINGS: dict[str, tuple[tuple[str, ...], dict[str, bool], str, str | None, str
         ("</s>",),
         (),
     ),
+    "a prompt after all, asked for or not": (
+        ("<|user|>", "<|assistant|>", "<|end|>"),
+        {},
+        "{% for message in messages %}"
+        "{{ '<|{}|>\\n'.format(message['role']) + message['content'] }}{{ '<|end|>\\n' }}"
+        "{% endfor %}{{ '<|assistant|>\\n' }}",
+        None,
+        "</s>",
+        ("<|end|>",),
+        ("<|end|>",),
+    ),
+    "a system prompt is asked for": (
+        (*_CHATML, "<|endoftext|>"),
+        {},
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('No system prompt') }}"
+        "{% endif %}" + _turns("", _CHATML_TURN, _text("<|im_end|>\n")),
+        None,
+        "<|endoftext|>",
+        ("<|im_end|>",),
+        ("<|im_end|>",),
+    ),
     "eos after each": (
         ("<s>",),
         {},

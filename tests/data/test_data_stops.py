@@ -29,6 +29,7 @@ from xtoken.tensors.chunks import ChunkBatch
 
 TALK = Conversation.from_messages(
     [
+        {"role": "system", "content": "Answer."},
         {"role": "user", "content": "Are you there?"},
         {"role": "assistant", "content": "Yes, I am."},
         {"role": "user", "content": "And now?"},
