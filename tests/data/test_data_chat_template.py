@@ -497,7 +497,7 @@ def test_a_message_that_a_template_leaves_out_is_refused(role: str) -> None:
     )
     messages = [
         {"role": "user", "content": "Go."},
-        {"role": role, "content": "Be brief."},
+        {"role": role, "content": "Go"},
         {"role": "assistant", "content": "Gone."},
     ]
     tokenizer = with_template(family("smollm2").tokenizer, template)

@@ -18,6 +18,8 @@ Span = tuple[int, int]
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Takes an answer's place to find what a template puts around it.
 _MARK = "XTOKENMARK"
+# Contents of so many characters stand in no text by chance.
+_TELLING = 20
 _DATE_FUNCTION = "strftime_now"
 _DATE_CODES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 
@@ -264,7 +266,9 @@ class ChatTemplate:
         """Refuse a prompt that the template leaves out, as some do with roles they do not know."""
         for at, message in enumerate(messages):
             content = message["content"].strip()
-            if message["role"] == "assistant" or content in text:
+            # A short content may stand in the text by chance.
+            found = content in text and (len(content) >= _TELLING or message["role"] == "user")
+            if message["role"] == "assistant" or not content or found:
                 continue
             others = [*messages[:at], *messages[at + 1 :]]
             if self._try_print(others, conversation) == text:
