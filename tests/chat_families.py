@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizer_zoo as zoo
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from demo.student import PATTERN
@@ -207,3 +207,263 @@ def _dressed(backend: Tokenizer, markers: list[str], bos: str | None, eos: str) 
     backend = _copy(backend)
     backend.add_special_tokens(markers)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A tokenizer whose template ends a turn in its own way.
+
+    Args:
+        tokenizer: a `transformers` fast tokenizer.
+        last: the markers after the last answer of a conversation, in order.
+        earlier: those after an answer that another message follows.
+        eos: the tokenizer's own.
+    """
+
+    tokenizer: Any
+    last: tuple[str, ...]
+    earlier: tuple[str, ...]
+    eos: str
+
+    def ids(self, markers: tuple[str, ...]) -> list[int]:
+        """Ids of markers."""
+        found: list[int] = self.tokenizer.convert_tokens_to_ids(list(markers))
+        return found
+
+
+def _turns(opening: str, before: str, after: str, *, model: str = "assistant") -> str:
+    """A template of turns that all begin and end alike."""
+    role = f"('{model}' if message['role'] == 'assistant' else message['role'])"
+    return (
+        f"{{{{ '{opening}' }}}}{{% for message in messages %}}"
+        f"{{{{ '{before}'.format({role}) + message['content'] }}}}{after}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ '{before}'.format('{model}') }}}}{{% endif %}}"
+    )
+
+
+def _text(printed: str) -> str:
+    return "{{ '" + printed.replace("\n", "\\n") + "' }}"
+
+
+_CHATML = ("<|im_start|>", "<|im_end|>")
+_CHATML_TURN = "<|im_start|>{}\\n"
+# Name: markers, options of each marker, template, BOS, EOS, and the ends of turns.
+_ENDINGS: dict[str, tuple[tuple[str, ...], dict[str, bool], str, str | None, str, Any, Any]] = {
+    "chatml": (
+        (*_CHATML, "<|endoftext|>"),
+        {},
+        _turns("", _CHATML_TURN, _text("<|im_end|>\n")),
+        None,
+        "<|endoftext|>",
+        ("<|im_end|>",),
+        ("<|im_end|>",),
+    ),
+    "gemma3": (
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        {},
+        _turns("<bos>", "<start_of_turn>{}\\n", _text("<end_of_turn>\n"), model="model"),
+        "<bos>",
+        "<eos>",
+        ("<end_of_turn>",),
+        ("<end_of_turn>",),
+    ),
+    "gemma4": (
+        ("<bos>", "<eos>", "<|turn>", "<turn|>"),
+        {},
+        _turns("<bos>", "<|turn>{}\\n", _text("<turn|>\n"), model="model"),
+        "<bos>",
+        "<eos>",
+        ("<turn|>",),
+        ("<turn|>",),
+    ),
+    "gpt-oss": (
+        ("<|startoftext|>", "<|return|>", "<|start|>", "<|message|>", "<|end|>", "<|endoftext|>"),
+        {},
+        _turns(
+            "<|start|>system<|message|>You are ChatGPT.<|end|>",
+            "<|start|>{}<|message|>",
+            "{% if message['role'] == 'assistant' and loop.last and not add_generation_prompt %}"
+            "{{ '<|return|>' }}{% else %}{{ '<|end|>' }}{% endif %}",
+        ),
+        "<|startoftext|>",
+        "<|return|>",
+        ("<|return|>",),
+        ("<|end|>",),
+    ),
+    "gpt-oss, whatever is asked for": (
+        ("<|startoftext|>", "<|return|>", "<|start|>", "<|message|>", "<|end|>", "<|endoftext|>"),
+        {},
+        _turns(
+            "<|start|>system<|message|>You are ChatGPT.<|end|>",
+            "<|start|>{}<|message|>",
+            "{{ '<|return|>' if message['role'] == 'assistant' and loop.last else '<|end|>' }}",
+        ),
+        "<|startoftext|>",
+        "<|return|>",
+        ("<|return|>",),
+        ("<|end|>",),
+    ),
+    "phi4": (
+        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        {},
+        _turns("", "<|{}|>", _text("<|end|>")) + "{% if not add_generation_prompt %}"
+        "{{ eos_token }}{% endif %}",
+        "<|endoftext|>",
+        "<|endoftext|>",
+        ("<|end|>",),
+        ("<|end|>",),
+    ),
+    "phi3, which swallows white space": (
+        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        {"rstrip": True},
+        _turns("", "<|{}|>\\n", _text("<|end|>\n")) + "{% if not add_generation_prompt %}"
+        "{{ eos_token }}{% endif %}",
+        None,
+        "<|endoftext|>",
+        ("<|end|>",),
+        ("<|end|>",),
+    ),
+    "swallows white space before": (
+        ("<|bye|>", "<|im_start|>", "</s>"),
+        {"lstrip": True, "rstrip": True},
+        _turns("", _CHATML_TURN, _text("\n<|bye|>\n")),
+        None,
+        "</s>",
+        ("<|bye|>",),
+        ("<|bye|>",),
+    ),
+    "llama3 base config": (
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|hdr|>", "<|/hdr|>", "<|eot_id|>"),
+        {},
+        _turns("<|begin_of_text|>", "<|hdr|>{}<|/hdr|>\\n\\n", _text("<|eot_id|>")),
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        ("<|eot_id|>",),
+        ("<|eot_id|>",),
+    ),
+    "unknown names": (
+        ("[[GO]]", "[[HALT]]", "[[OVER]]"),
+        {},
+        _turns("", "[[GO]]{}:\\n", _text("[[HALT]]\n")),
+        None,
+        "[[OVER]]",
+        ("[[HALT]]",),
+        ("[[HALT]]",),
+    ),
+    "not declared special": (
+        ("[[GO]]", "[[HALT]]"),
+        {"special": False},
+        _turns("", "[[GO]]{}:\\n", _text("[[HALT]]\n")),
+        None,
+        "</s>",
+        ("[[HALT]]",),
+        ("[[HALT]]",),
+    ),
+    "two markers": (
+        ("[[GO]]", "[[DONE]]", "[[OVER]]"),
+        {},
+        _turns("", "[[GO]]{}:\\n", _text("[[DONE]][[OVER]]\n")),
+        None,
+        "</s>",
+        ("[[DONE]]", "[[OVER]]"),
+        ("[[DONE]]", "[[OVER]]"),
+    ),
+    "no marker after the last": (
+        ("[[GO]]", "[[HALT]]"),
+        {},
+        _turns("", "[[GO]]{}:\\n", "{% if not loop.last %}{{ '[[HALT]]\\n' }}{% endif %}"),
+        None,
+        "</s>",
+        ("[[HALT]]",),
+        ("[[HALT]]",),
+    ),
+    "separator": (
+        ("[[SEP]]",),
+        {},
+        "{% for message in messages %}{{ '' if loop.first else '[[SEP]]' }}"
+        "{{ message['role'] + ':\n' + message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[[SEP]]assistant:\n' }}{% endif %}",
+        None,
+        "</s>",
+        ("[[SEP]]",),
+        ("[[SEP]]",),
+    ),
+    "eos after the last alone": (
+        ("<|system|>", "<|user|>", "<|assistant|>"),
+        {},
+        _turns(
+            "", "<|{}|>\\n", "{% if loop.last %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+        ),
+        None,
+        "</s>",
+        ("</s>",),
+        (),
+    ),
+    "a prompt after all, asked for or not": (
+        ("<|user|>", "<|assistant|>", "<|end|>"),
+        {},
+        "{% for message in messages %}"
+        "{{ '<|{}|>\\n'.format(message['role']) + message['content'] }}{{ '<|end|>\\n' }}"
+        "{% endfor %}{{ '<|assistant|>\\n' }}",
+        None,
+        "</s>",
+        ("<|end|>",),
+        ("<|end|>",),
+    ),
+    "a system prompt is asked for": (
+        (*_CHATML, "<|endoftext|>"),
+        {},
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('No system prompt') }}"
+        "{% endif %}" + _turns("", _CHATML_TURN, _text("<|im_end|>\n")),
+        None,
+        "<|endoftext|>",
+        ("<|im_end|>",),
+        ("<|im_end|>",),
+    ),
+    "eos after each": (
+        ("<s>",),
+        {},
+        _turns("<s>", "{}:\\n", _text("</s>\n")),
+        "<s>",
+        "</s>",
+        ("</s>",),
+        ("</s>",),
+    ),
+    "system prompt of its own": (
+        (*_CHATML, "<|endoftext|>"),
+        {},
+        _turns("<|im_start|>system\\nBe good.<|im_end|>\\n", _CHATML_TURN, _text("<|im_end|>\n")),
+        None,
+        "<|im_end|>",
+        ("<|im_end|>",),
+        ("<|im_end|>",),
+    ),
+}
+ENDINGS = tuple(_ENDINGS)
+
+
+@functools.cache
+def ending(name: str, *, blocks: str = "none") -> Ending:
+    """A small tokenizer by the name of how its template ends a turn.
+
+    Args:
+        name: of `ENDINGS`.
+        blocks: "none", or generation blocks around the "content" alone.
+    """
+    markers, options, template, bos, eos, last, earlier = _ENDINGS[name]
+    if blocks == "content":
+        template = template.replace(
+            " + message['content'] }}",
+            " }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
+            "{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}",
+        )
+        assert "{% generation %}" in template
+    backend = _copy(zoo.byte_level_bpe())
+    special = options.get("special", True)
+    flags = {flag: value for flag, value in options.items() if flag != "special"}
+    backend.add_tokens(
+        [AddedToken(text, special=special, normalized=False, **flags) for text in markers]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    tokenizer.chat_template = template
+    return Ending(tokenizer, last, earlier, eos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import functools
 from typing import Any
 
@@ -399,3 +400,161 @@ def test_the_families_here_print_what_their_pieces_say() -> None:
             text = known.tokenizer.apply_chat_template(talk.messages, tokenize=False)
             assert text == "".join(piece for piece, _ in pieces)
     assert "<think>" in QWEN3
+
+
+THINKING_BLOCKS = (
+    "{% set ns = namespace(query=0) %}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{% set said = m['content'] %}{% if loop.index0 < ns.query %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ said + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_no_answer_is_learned_without_its_thought_with_generation_blocks_or_without(
+    blocks: bool,
+) -> None:
+    template = THINKING_BLOCKS
+    if not blocks:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    contents = ["1+1?", "<think>\nsum\n</think>\n\n2", "2+2?", "<think>\nmore\n</think>\n\n4"]
+    rows = Encoder(tokenizer).encode_conversation(conversation(contents))
+    assert [said(row, tokenizer) for row in rows] == [
+        [contents[1] + "<|im_end|>"],
+        [contents[3] + "<|im_end|>"],
+    ]
+
+
+CALLS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{{ '<call>' + (call.function | tojson) + '</call>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def calling(content: str, *names: str) -> Conversation:
+    calls = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in names]
+    return Conversation.from_messages(
+        [
+            {"role": "user", "content": "Go."},
+            {"role": "assistant", "content": content, "tool_calls": calls},
+            {"role": "tool", "content": "Done."},
+            {"role": "assistant", "content": "It is done."},
+        ],
+        source="calls.jsonl:3",
+    )
+
+
+@pytest.mark.parametrize("content", ["", "I will call walk and run."])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_template_that_drops_tool_calls_is_refused_with_the_line(
+    content: str, blocks: bool
+) -> None:
+    template = generation_blocks("message['content'] + '<|im_end|>'", "'\n'")
+    if not blocks:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    with pytest.raises(DataError, match=r"calls\.jsonl:3: the student's chat template prints noth"):
+        Encoder(tokenizer).encode_conversation(calling(content, "walk"))
+
+
+def test_a_template_that_prints_one_call_of_two_is_refused_and_one_that_prints_both_is_not() -> (
+    None
+):
+    talk = calling("", "walk", "run")
+    whole = with_template(family("smollm2").tokenizer, CALLS)
+    assert '"name": "run"' in said(encode(talk, whole), whole)[0]
+    first = CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    with pytest.raises(DataError, match=r"prints nothing of messages\[1\]\.tool_calls\[1\]"):
+        Encoder(with_template(family("smollm2").tokenizer, first)).encode_conversation(talk)
+
+
+def test_an_answer_of_which_only_the_frame_is_printed_is_refused() -> None:
+    talk = Conversation.from_messages(
+        [
+            {"role": "user", "content": "Go."},
+            {"role": "assistant", "content": "", "reasoning_content": "Hm."},
+        ]
+    )
+    with pytest.raises(
+        DataError, match=r"prints nothing of messages\[1\], of role 'assistant'; le"
+    ):
+        Encoder(family("smollm2").tokenizer).encode_conversation(talk)
+
+
+@pytest.mark.parametrize("role", ["system", "tool", "developer"])
+def test_a_message_that_a_template_leaves_out_is_refused(role: str) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "Go."},
+        {"role": role, "content": "Go"},
+        {"role": "assistant", "content": "Gone."},
+    ]
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    with pytest.raises(DataError, match=rf"prints nothing of messages\[1\], of role '{role}'"):
+        Encoder(tokenizer).encode_conversation(Conversation.from_messages(messages))
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}])
+@pytest.mark.parametrize("name", ["smollm2", "qwen3", "blocks"])
+def test_an_answer_of_weight_0_is_read_and_not_learned(name: str, flag: dict[str, Any]) -> None:
+    tokenizer = family("smollm2" if name == "blocks" else name).tokenizer
+    if name == "blocks":
+        inside = "message['content'] + '<|im_end|>'"
+        tokenizer = with_template(tokenizer, generation_blocks(inside, "'\n'"))
+    messages = conversation(CONTENTS["several turns"]).messages
+    messages[3] |= flag
+    talk = Conversation.from_messages(messages)
+    assert talk.answers_learned == [True, False, True]
+    rows = Encoder(tokenizer).encode_conversation(talk)
+    learned = "".join(tokenizer.decode(row.ids[row.loss_mask].tolist()) for row in rows)
+    assert "1, 2, 3" not in learned
+    assert learned.count("<|im_end|>") == 2
+    assert "1, 2, 3" in tokenizer.decode(rows[-1].ids.tolist())
+
+
+DATED = (
+    "{% macro day() %}{{ strftime_now('%-d %B, 100%%') }}{% endmacro %}"
+    "{{ 'Today is ' + strftime_now('%Y-%m-%d') + ', ' + day() + '\n' }}"
+    "{% if strftime_now is defined %}{{ 'known\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_template_that_prints_the_date_prints_the_day_of_the_run(blocks: bool) -> None:
+    template = DATED + generation_blocks("message['content'] + '<|im_end|>'", "'\n'")
+    if not blocks:
+        template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    talk = conversation(CONTENTS["plain"])
+    day = datetime.date(2031, 7, 4)
+    (row,) = Encoder(tokenizer, date=day).encode_conversation(talk)
+    text = tokenizer.decode(row.ids.tolist())
+    assert text.startswith("Today is 2031-07-04, 4 July, 100%\nknown\n<|im_start|>user")
+    (again,) = Encoder(copy.deepcopy(tokenizer), date=day).encode_conversation(talk)
+    assert again.ids.tolist() == row.ids.tolist()
+    assert said(row, tokenizer) == ["It is 144.<|im_end|>"]
+
+
+def test_without_a_given_day_the_date_is_todays_and_templates_without_one_say_so() -> None:
+    tokenizer = with_template(
+        family("smollm2").tokenizer,
+        DATED + generation_blocks("message['content'] + '<|im_end|>'", "'\n'"),
+    )
+    talk = conversation(CONTENTS["plain"])
+    before = tokenizer.apply_chat_template(talk.messages, tokenize=False)
+    (row,) = Encoder(tokenizer).encode_conversation(talk)
+    after = tokenizer.apply_chat_template(talk.messages, tokenize=False)
+    assert tokenizer.decode(row.ids.tolist()) in (before, after)
+    assert ChatTemplate(tokenizer).prints_date
+    assert not ChatTemplate(family("smollm2").tokenizer).prints_date

@@ -120,6 +120,29 @@ def test_the_split_of_conversations_is_disjoint_and_stays_when_more_come() -> No
             [{"role": "user", "content": "ab\ud83d"}, ASSISTANT],
             r"messages\[0\]\.content holds half a character, '\\ud83d', at 2",
         ),
+        (
+            [
+                USER,
+                ASSISTANT | {"tool_calls": [{"function": {"name": "a", "arguments": ["\ud83d"]}}]},
+            ],
+            r"messages\[1\]\.tool_calls\[0\]\.function\.arguments\[0\] holds half a character",
+        ),
+        (
+            [USER, ASSISTANT | {"extra": {"\ud83d": 1}}],
+            r"a key of messages\[1\]\.extra holds half a character",
+        ),
+        (
+            [USER, ASSISTANT | {"weight": 0.5}],
+            r"messages\[1\]\.weight = 0\.5, expected 0 or 1, as an answer is learned or it is",
+        ),
+        (
+            [USER, ASSISTANT | {"train": "no"}],
+            r"messages\[1\]\.train = 'no', expected False or True",
+        ),
+        (
+            [USER, ASSISTANT | {"weight": 0}],
+            r"every message of role 'assistant' has weight 0 or train false, expected at least one",
+        ),
     ],
 )
 def test_messages_of_another_form_are_refused_with_the_place(messages: Any, message: str) -> None:
@@ -175,3 +198,88 @@ def test_bad_lines_are_named_with_the_remedy(tmp_path: Path) -> None:
         read_documents(write_lines(path, {"body": 3}), field="body")
     with pytest.raises(DataError, match=r":1 has no string in field 'text' and no messages"):
         read_documents(write_lines(path, ["text"]))
+
+
+def test_nulls_that_arrow_adds_at_any_depth_are_dropped_and_those_in_lists_and_strings_stay() -> (
+    None
+):
+    call = {
+        "type": "function",
+        "id": None,
+        "function": {
+            "name": "lookup",
+            "arguments": {
+                "city": "Paris",
+                "unit": None,
+                "at": {"x": None, "y": [None, {"z": None}]},
+            },
+        },
+    }
+    as_text = {"function": {"name": "f", "arguments": '{"unit": null}'}}
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "lookup",
+            "parameters": {
+                "properties": {
+                    "city": {"type": "string", "enum": ["Paris", None], "default": None},
+                    "unit": None,
+                }
+            },
+        },
+    }
+    talk = Conversation.from_messages(
+        [USER, {"role": "assistant", "content": None, "tool_calls": [call, as_text]}], tools=[tool]
+    )
+    assert talk.messages[1]["tool_calls"] == [
+        {
+            "type": "function",
+            "function": {
+                "name": "lookup",
+                "arguments": {"city": "Paris", "at": {"y": [None, {}]}},
+            },
+        },
+        as_text,
+    ]
+    assert talk.tools is not None
+    assert talk.tools[0]["function"]["parameters"] == {
+        "properties": {"city": {"type": "string", "enum": ["Paris", None]}}
+    }
+    # What was given is left as it was.
+    assert call["id"] is None
+
+
+def test_tool_calls_that_arrow_wrote_are_taught_as_they_were_made(tmp_path: Path) -> None:
+    def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return {"messages": [USER | {"tool_calls": None}, answer]}
+
+    path = write_lines(
+        tmp_path / "data.jsonl",
+        row("lookup", {"city": "Paris", "a": None, "b": None}),
+        row("add", {"city": None, "a": 1, "b": 2}),
+    )
+    made = []
+    for talk in read_documents(path):
+        assert isinstance(talk, Conversation)
+        assert list(talk.messages[0]) == ["role", "content"]
+        made.append(talk.messages[1]["tool_calls"][0]["function"]["arguments"])
+    assert made == [{"city": "Paris"}, {"a": 1, "b": 2}]
+
+
+def test_a_conversation_ends_with_the_last_answer_that_is_learned() -> None:
+    talk = Conversation.from_messages([USER, ASSISTANT, USER, ASSISTANT | {"weight": 0}])
+    assert talk.messages == [USER, ASSISTANT]
+    talk = Conversation.from_messages([USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT])
+    assert talk.answers_learned == [False, True]
+
+
+def test_messages_nested_too_deeply_are_refused_in_one_line() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(DataError, match="a:1: messages or tools are nested too deeply; flatten"):
+        Conversation.from_messages([USER | {"extra": deep}, ASSISTANT], source="a:1")
+    with pytest.raises(DataError, match="nested too deeply"):
+        Conversation.from_messages([USER, ASSISTANT], tools=[{"x": deep}])

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from xtoken.data import Documents, Encoder, LeftOut, read_documents
 from xtoken.data.documents import cut_passages, keep_apart, read_texts, split_held_out
+from xtoken.data.encode import print_document
 from xtoken.errors import DataError
 
 # Two topics have the same text.
@@ -106,3 +108,71 @@ def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
         keep_apart(["a", "b"], ["a", "b"])
     with pytest.raises(ValueError, match="max_chars = 0"):
         cut_passages("text", 0)
+
+
+BAD_LINES = {
+    "half a character": ('"\\ud800"', r"field 'text' holds half a character, '\\ud800', at 0; exp"),
+    "half in the middle": ('"ab\\ud83d cd"', r"field 'text' holds half a character.*at 2"),
+    "5,000 digits": ("9" * 5000, r"is not JSON \(a number of too many digits\); write one object"),
+    "deep lists": ("[" * 100_000, r"is not JSON \(lists or objects nested too deeply\)"),
+    "deep objects": ('{"a":' * 100_000, r"is not JSON \(lists or objects nested too deeply\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+@pytest.mark.parametrize("field", ["text", "messages"])
+def test_a_line_that_cannot_be_read_is_one_error_with_file_and_line(
+    case: str, field: str, tmp_path: Path
+) -> None:
+    value, message = BAD_LINES[case]
+    if field == "messages" and case.startswith("half"):
+        value = f'[{{"role": "user", "content": {value}}}, {{"role": "assistant", "content": "a"}}]'
+        message = message.replace("field 'text'", r"messages\[0\]\.content")
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n{{"{field}": {value}}}\n')
+    with pytest.raises(DataError, match=rf"data\.jsonl:2:? {message}") as raised:
+        read_documents(path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+def test_half_a_character_is_refused_by_the_encoder_too() -> None:
+    with pytest.raises(DataError, match=r"text 'ab.ud800' holds half a character"):
+        print_document("ab\ud800", [Encoder(None)])
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
+def test_a_file_of_another_encoding_is_named_with_line_and_byte(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes('{"text": "one"}\n{"text": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(
+        DataError, match=rf"{name}:2 is not UTF-8 at byte 29 of the file, 0xe9; conv"
+    ):
+        read_documents(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(DataError, match=rf"{name}:2 is not UTF-8 at byte 32 of the file, 0xe9"):
+        read_documents(path)
+    path.write_bytes("text".encode("utf-16"))
+    with pytest.raises(DataError, match=rf"{name}:1 is not UTF-8 at byte 0 of the file, 0xff"):
+        read_documents(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    lines = tmp_path / "data.jsonl"
+    # Two files, each with its mark, joined.
+    lines.write_bytes('\ufeff{"text": "one"}\r\n\ufeff{"text": "two"}\n'.encode())
+    assert read_documents(lines) == ["one", "two"]
+    passages = tmp_path / "data.txt"
+    passages.write_bytes("\ufeffone\r\n\r\ntwo".encode())
+    assert read_documents(passages) == ["one\n\ntwo"]
+
+
+def test_blank_texts_are_left_out_and_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", ["one", " ", "two", ""])
+    documents = read_documents(path)
+    assert isinstance(documents, Documents)
+    assert documents == ["one", "two"]
+    assert documents.left_out == (
+        LeftOut(f"{path}:2", "its text is blank"),
+        LeftOut(f"{path}:4", "its text is blank"),
+    )

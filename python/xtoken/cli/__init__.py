@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-from xtoken import __version__
+from xtoken._core import __version__
 from xtoken.cli.command import App, run
 
 app = App(

@@ -1,9 +1,13 @@
 """From files of texts and conversations to padded, aligned batches."""
 
+from xtoken.data.align_turns import align_by_turns as align_by_turns
+from xtoken.data.align_turns import turn_end_chunks as turn_end_chunks
 from xtoken.data.batch import Batch as Batch
 from xtoken.data.collate import DistillCollator as DistillCollator
 from xtoken.data.conversations import Conversation as Conversation
 from xtoken.data.documents import Document as Document
+from xtoken.data.documents import Documents as Documents
+from xtoken.data.documents import LeftOut as LeftOut
 from xtoken.data.documents import TextSplit as TextSplit
 from xtoken.data.documents import cut_passages as cut_passages
 from xtoken.data.documents import keep_apart as keep_apart
@@ -15,3 +19,6 @@ from xtoken.data.examples import Example as Example
 from xtoken.data.examples import ExampleSet as ExampleSet
 from xtoken.data.examples import make_examples as make_examples
 from xtoken.data.loss_mask import Encoded as Encoded
+from xtoken.data.stops import StopTokens as StopTokens
+from xtoken.data.stops import stop_pairs as stop_pairs
+from xtoken.data.stops import stop_tokens as stop_tokens

@@ -13,10 +13,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = dict[str, Any]
 
+# Fields by which data says that an answer is not to be learned, with their values.
+_LEARNED: dict[str, tuple[object, object]] = {"weight": (0, 1), "train": (False, True)}
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages up to the last one of the assistant; those after it teach nothing.
+    """Messages up to the last one of the assistant that is learned; those after it teach nothing.
 
     Hashable, and equal to another with the same messages, wherever each was read.
 
@@ -40,13 +43,29 @@ class Conversation:
             messages: a list of `{"role": ..., "content": ...}` with strings. Roles are system,
                 developer, user, assistant and tool. What else a message holds (`tool_calls`,
                 `reasoning_content`) is handed to the chat template. An assistant message with
-                `tool_calls` may have no content.
+                `tool_calls` may have no content; one with `"weight": 0` (OpenAI) or
+                `"train": false` is read and not learned.
             tools: a list of JSON schemas of functions, for the chat template; None for no tools.
             source: where they were read.
+
+        A field of an object that is null counts as absent, at any depth of messages and tools:
+        Arrow gives each object the fields of all others, and its nulls cannot be told from meant
+        ones. A null in a list stays (`"enum": ["a", null]`), and so does one inside a string
+        (`"arguments": "{\\"unit\\": null}"`).
+
         Raises:
             DataError: if a message has another form, the assistant speaks first or never, or says
-                nothing.
+                nothing, or a string holds half a character.
         """
+        try:
+            return cls._from_messages(messages, tools, source)
+        except RecursionError as error:
+            raise DataError(
+                f"{source}: messages or tools are nested too deeply; flatten them"
+            ) from error
+
+    @classmethod
+    def _from_messages(cls, messages: object, tools: object, source: str) -> Conversation:
         if not isinstance(messages, list | tuple):
             raise DataError(
                 f"{source}: messages = {_shown(messages)}, expected a list of objects with role "
@@ -54,6 +73,7 @@ class Conversation:
             )
         checked = [_checked(message, at, source) for at, message in enumerate(messages)]
         roles = [message["role"] for message in checked]
+        learned = [at for at, message in enumerate(checked, 1) if _is_learned(message)]
         if "assistant" not in roles:
             raise DataError(
                 f"{source}: none of {len(roles)} messages is of role 'assistant', expected at "
@@ -64,6 +84,11 @@ class Conversation:
                 f"{source}: messages[0] is of role 'assistant', expected 'system' or 'user', as "
                 "nothing prompts it; leave the message out or put a prompt before it"
             )
+        if not learned:
+            raise DataError(
+                f"{source}: every message of role 'assistant' has weight 0 or train false, "
+                "expected at least one that is learned; leave the line out"
+            )
         if tools is not None and not (
             isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
         ):
@@ -71,9 +96,13 @@ class Conversation:
                 f"{source}: tools = {_shown(tools)}, expected a list of objects, the JSON schemas "
                 "of functions; write them as OpenAI and TRL do"
             )
-        last = len(roles) - roles[::-1].index("assistant")
+        tools = without_nulls(tools) or None
+        for name, value in (("messages", checked), ("tools", tools)):
+            place, fault = _half_within(value, name) or ("", "")
+            if fault:
+                raise DataError(f"{source}: {place} {fault}")
         try:
-            return cls(json.dumps(checked[:last]), json.dumps(tools or None), source)
+            return cls(json.dumps(checked[: learned[-1]]), json.dumps(tools), source)
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{source}: messages or tools hold what JSON cannot ({error}); use strings, "
@@ -96,6 +125,12 @@ class Conversation:
         roles = [message["role"] for message in self.messages]
         return [at for at, role in enumerate(roles, 1) if role == "assistant"]
 
+    @property
+    def answers_learned(self) -> list[bool]:
+        """Whether each message of the assistant is learned; see `weight` in `from_messages`."""
+        answers = [message for message in self.messages if message["role"] == "assistant"]
+        return [_is_learned(message) for message in answers]
+
 
 def _checked(message: object, at: int, source: str) -> Message:
     name = f"{source}: messages[{at}]"
@@ -109,7 +144,7 @@ def _checked(message: object, at: int, source: str) -> Message:
         found = f".role = {_shown(role)}" if "role" in message else f" has fields {list(message)}"
         raise DataError(f"{name}{found}, expected a role among {', '.join(ROLES)}; rename it")
     # Chat templates print a None as "None".
-    rest = {str(key): value for key, value in message.items() if value is not None}
+    rest = {str(key): without_nulls(value) for key, value in message.items() if value is not None}
     content = rest.get("content")
     if role == "assistant" and rest.get("tool_calls"):
         content = rest.setdefault("content", "")
@@ -121,14 +156,53 @@ def _checked(message: object, at: int, source: str) -> Message:
         raise DataError(
             f"{name}.content = {content!r}, expected what the assistant says; leave the line out"
         )
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{name}.content holds half a character, {content[error.start]!r}, at {error.start}; "
-            "expected Unicode text; write whole characters"
-        ) from error
+    for key, allowed in _LEARNED.items():
+        if role == "assistant" and key in rest and rest[key] not in allowed:
+            raise DataError(
+                f"{name}.{key} = {_shown(rest[key])}, expected {allowed[0]!r} or {allowed[1]!r}, "
+                "as an answer is learned or it is not; leave the field out"
+            )
     return {"role": role, "content": content} | rest
+
+
+def _is_learned(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and all(message.get(key, True) for key in _LEARNED)
+
+
+def without_nulls(value: Any) -> Any:
+    """Drop the fields that are null, at any depth; nulls in lists stay."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def half_character(text: str) -> str | None:
+    """Say which half of a character a text holds, with the remedy; None for Unicode text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"holds half a character, {text[error.start]!r}, at {error.start}; expected Unicode "
+            "text; write whole characters"
+        )
+    return None
+
+
+def _half_within(value: object, place: str) -> tuple[str, str] | None:
+    """Return the first string that holds half a character, by its place, and what it holds."""
+    if isinstance(value, str):
+        fault = half_character(value)
+        return None if fault is None else (place, fault)
+    items: list[tuple[str, object]] = []
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            shown = f"{place}.{key}" if isinstance(key, str) and key.isidentifier() else place
+            items += [(f"a key of {place}", key), (shown, item)]
+    elif isinstance(value, list | tuple):
+        items += [(f"{place}[{at}]", item) for at, item in enumerate(value)]
+    return next((found for where, item in items if (found := _half_within(item, where))), None)
 
 
 def _speaks(message: Mapping[str, Any]) -> bool:

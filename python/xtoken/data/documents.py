@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from xtoken.data.conversations import Conversation
+from xtoken.data.conversations import Conversation, half_character
 from xtoken.errors import DataError
 
 Document: TypeAlias = str | Conversation
@@ -26,44 +26,77 @@ class TextSplit:
     dropped: int
 
 
-def read_documents(path: Path | str, *, field: str | None = None) -> list[Document]:
+@dataclass(frozen=True)
+class LeftOut:
+    """A line of a file that gave no document.
+
+    Args:
+        source: file and line.
+        reason: why, in a few words.
+    """
+
+    source: str
+    reason: str
+
+
+class Documents(list[Document]):
+    """The documents of a file in its order, and the lines that gave none."""
+
+    def __init__(self, documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) -> None:
+        super().__init__(documents)
+        self.left_out = tuple(left_out)
+
+
+def read_documents(path: Path | str, *, field: str | None = None) -> Documents:
     """Read the texts and conversations of a file.
 
     Args:
-        path: a `.jsonl` file, one object a line with a text or a list of messages, beside which
+        path: a `.jsonl` file, one object per line with a text or a list of messages, beside which
             may be `tools`; or a `.txt` file, which is cut at blank lines into passages of at most
-            2,000 characters.
+            2,000 characters. Both in UTF-8; a byte order mark is dropped.
         field: the field of a `.jsonl` object that holds either; None reads a string in `text`,
             and where there is none the list in `messages`.
-    Returns: the documents in file order; empty texts are left out.
+    Returns: the documents in file order; lines with a blank text are left out, and named in
+        `left_out`.
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if the ending is another, a line is not such an object, a conversation cannot be
-            used (see `Conversation.from_messages`), or no document is left.
+        DataError: if the ending is another, a line is not such an object or holds half a
+            character, a conversation cannot be used (see `Conversation.from_messages`), or no
+            document is left.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist; pass a .jsonl or .txt file")
-    documents: list[Document]
     if path.suffix == ".txt":
-        documents = [*cut_passages(_decode(path), TXT_PASSAGE_CHARS)]
+        documents = Documents(cut_passages(_decode(path), TXT_PASSAGE_CHARS))
     elif path.suffix == ".jsonl":
-        # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
-        lines = _decode(path).split("\n")
-        documents = [
-            _document(line, field, f"{path}:{number}")
-            for number, line in enumerate(lines, 1)
-            if line.strip()
-        ]
+        documents = _lines(_decode(path), field, path)
     else:
         raise DataError(
             f"data file {path} ends in {path.suffix or 'nothing'!r}, expected .jsonl or .txt; "
-            "convert it to one JSON object with a text field a line"
+            "convert it to one JSON object with a text field per line"
         )
-    documents = [item for item in documents if not isinstance(item, str) or item.strip()]
     if not documents:
         raise DataError(f"data file {path} holds no text; give at least one document")
     return documents
+
+
+def _lines(content: str, field: str | None, path: Path) -> Documents:
+    documents: list[Document] = []
+    left_out = []
+    # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
+    for number, line in enumerate(content.split("\n"), 1):
+        # Files that were joined have a mark at each beginning.
+        line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        source = f"{path}:{number}"
+        document = _document(line, field, source)
+        if isinstance(document, str) and not document.strip():
+            left_out.append(LeftOut(source, "its text is blank"))
+        else:
+            documents.append(document)
+    return Documents(documents, left_out)
 
 
 def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
@@ -84,19 +117,27 @@ def read_texts(path: Path | str, *, text_field: str = "text") -> list[str]:
 
 
 def _decode(path: Path) -> str:
+    content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        # The codec counts from behind the byte order mark.
+        start = error.start + len(content) - len(error.object)
+        line = content.count(b"\n", 0, start) + 1
         raise DataError(
-            f"data file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8"
+            f"{path}:{line} is not UTF-8 at byte {start} of the file, {content[start]:#04x}; "
+            "convert the file to UTF-8"
         ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _document(line: str, field: str | None, place: str) -> Document:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON ({error.msg}); write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON ({_reason(error)}); write one object per line") from (
+            error
+        )
     fields: dict[str, Any] = value if isinstance(value, dict) else {}
     if field is None:
         field = "messages" if fields.get("text") is None and "messages" in fields else "text"
@@ -105,10 +146,29 @@ def _document(line: str, field: str | None, place: str) -> Document:
         remedy = "no list of messages; name the field that holds either"
     found = fields.get(field)
     if isinstance(found, str):
+        check_text(found, f"{place}: field {field!r}")
         return found
     if isinstance(found, list) or (field == "messages" and field in fields):
         return Conversation.from_messages(found, tools=fields.get("tools"), source=place)
     raise DataError(f"{place} has no string in field {field!r} and {remedy}")
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "lists or objects nested too deeply"
+    return "a number of too many digits"
+
+
+def check_text(text: str, place: str) -> None:
+    """Refuse a text with half a character, which no tokenizer takes.
+
+    Raises: DataError, which begins with the place.
+    """
+    fault = half_character(text)
+    if fault is not None:
+        raise DataError(f"{place} {fault}")
 
 
 def cut_passages(text: str, max_chars: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -9,12 +10,19 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xtoken._core import Vocab
+from xtoken.data.backend import TextBackend
 from xtoken.data.chat_template import ChatTemplate, Rendering
 from xtoken.data.conversations import Conversation
-from xtoken.data.documents import Document
-from xtoken.data.loss_mask import Encoded, RenderingEncoder
+from xtoken.data.documents import Document, check_text
+from xtoken.data.loss_mask import NO_RANGES, Encoded, RenderingEncoder
+from xtoken.data.stops import StopTokens, stop_tokens
 
 Printed: TypeAlias = str | Rendering
+
+# A head of a long text has these tokens more than are kept, as those at its end may be others.
+_SPARE_TOKENS = 64
+# Most texts have fewer; a head that turns out too short is made longer.
+_CHARS_PER_TOKEN = 16
 
 
 class Encoder:
@@ -24,21 +32,58 @@ class Encoder:
         tokenizer: a `transformers` tokenizer; a fast one with a chat template for conversations.
         side: "student" or "teacher", for messages.
         vocab: of the tokenizer; made when needed if absent.
+        date: the day that a chat template prints, see `ChatTemplate`.
+        generation_config: of the model, see `stop_tokens`.
     """
 
-    def __init__(self, tokenizer: Any, side: str = "student", *, vocab: Vocab | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        side: str = "student",
+        *,
+        vocab: Vocab | None = None,
+        date: datetime.date | None = None,
+        generation_config: object = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._side = side
-        self._vocab = vocab
+        self._given_vocab = vocab
+        self._date = date
+        self._generation_config = generation_config
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The chat template; plain texts need none."""
-        return ChatTemplate(self._tokenizer, side=self._side)
+        return ChatTemplate(
+            self._tokenizer, side=self._side, date=self._date, backend=self._backend
+        )
+
+    @functools.cached_property
+    def stops(self) -> StopTokens:
+        """What ends a turn and a text."""
+        template = self.template if getattr(self._tokenizer, "chat_template", None) else None
+        config = self._generation_config
+        return stop_tokens(self._tokenizer, self._vocab, config, template=template)
+
+    @functools.cached_property
+    def _backend(self) -> TextBackend | None:
+        # One that is not fast is refused where its tokens are needed.
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None else TextBackend(self._tokenizer, side=self._side)
+
+    @functools.cached_property
+    def _vocab(self) -> Vocab:
+        return self._given_vocab or Vocab.from_tokenizer(self._tokenizer)
 
     @functools.cached_property
     def _renderings(self) -> RenderingEncoder:
-        return RenderingEncoder(self._tokenizer, side=self._side, vocab=self._vocab)
+        return RenderingEncoder(
+            self._tokenizer,
+            side=self._side,
+            vocab=self._vocab,
+            stops=self.stops,
+            backend=self._backend,
+        )
 
     def encode_conversation(self, conversation: Conversation) -> list[Encoded]:
         """Tokenize a conversation as the chat template prints it: `apply_chat_template`'s ids.
@@ -54,32 +99,62 @@ class Encoder:
         """
         return self.encode([row[0] for row in print_document(conversation, [self])])
 
-    def encode(self, printed: Sequence[Printed]) -> list[Encoded]:
+    def encode(self, printed: Sequence[Printed], *, max_tokens: int | None = None) -> list[Encoded]:
         """Return each text with the special tokens that the tokenizer adds, all of it in the loss
-        mask, and each rendering with what the assistant says in the mask."""
+        mask, and each rendering with what the assistant says in the mask.
+
+        Args:
+            printed: texts and renderings.
+            max_tokens: tokens that will be kept of each. Of a text that is far longer only a head
+                is tokenized, some tokens more than these: they are those of the whole text.
+        """
+        if max_tokens is not None:
+            printed = [self._head(item, max_tokens + _SPARE_TOKENS) for item in printed]
         texts = [item for item in printed if isinstance(item, str)]
         renderings = [item for item in printed if not isinstance(item, str)]
         from_texts = iter(self._texts(texts) if texts else [])
         from_renderings = iter(self._renderings(renderings) if renderings else [])
         return [next(from_texts if isinstance(item, str) else from_renderings) for item in printed]
 
+    def _head(self, printed: Printed, count: int) -> Printed:
+        """Return a head that has as many tokens, or all if there are not many more."""
+        text = printed if isinstance(printed, str) else printed.text
+        length = count * _CHARS_PER_TOKEN
+        while 2 * length < len(text):
+            end = _word_end(text, length)
+            head = text[:end] if isinstance(printed, str) else printed.head(end)
+            (encoded,) = self.encode([head])
+            if len(encoded.ids) >= count:
+                return head
+            length *= 4
+        return printed
+
     def _texts(self, texts: list[str]) -> list[Encoded]:
         # verbose=False: a text beyond the model's length is cut later, so no warning is due.
         rows = self._tokenizer(texts, verbose=False)["input_ids"]
-        none = np.zeros((0, 2), dtype=np.int64)
         return [
-            Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), none)
+            Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), NO_RANGES)
             for ids in rows
         ]
 
 
+def _word_end(text: str, length: int) -> int:
+    """Return the last end of a word before `length`, where tokenizers cut; `length` in a long
+    word."""
+    at = max(text.rfind(mark, length - length // 4, length) for mark in " \n")
+    while at > 0 and text[at - 1].isspace():
+        at -= 1
+    return at if at > length // 2 else length
+
+
 def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tuple[Printed, ...]]:
-    """Return what a document is for each of the encoders, as rows of one entry an encoder.
+    """Return what a document is for each of the encoders, as rows of one entry per encoder.
 
     One row, unless one of the templates prints an earlier answer otherwise once more follows:
     then one for each answer of the assistant.
     """
     if isinstance(document, str):
+        check_text(document, f"text {document[:40]!r}")
         return [(document,) * len(encoders)]
     templates = [encoder.template for encoder in encoders]
     whole = [template.whole(document) for template in templates]
@@ -89,5 +164,6 @@ def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tupl
     messages = document.messages
     return [
         tuple(template.last(document, messages[:end]) for template in templates)
-        for end in document.answer_ends
+        for end, learned in zip(document.answer_ends, document.answers_learned, strict=True)
+        if learned
     ]

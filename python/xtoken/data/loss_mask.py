@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, processors
 
 from xtoken._core import Vocab
-from xtoken.data.chat_template import Rendering, Span
-from xtoken.errors import DataError
+from xtoken.data.backend import Ids, Ranges, TextBackend, Tokens
+from xtoken.data.chat_template import Answer, Rendering
+from xtoken.data.stops import StopTokens, stop_tokens
 
-Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Ranges = NDArray[np.int64]
+
+NO_RANGES: Ranges = np.zeros((0, 2), dtype=np.int64)
 
 
 class Encoded(NamedTuple):
@@ -25,16 +25,18 @@ class Encoded(NamedTuple):
         ids: [T] int64.
         loss_mask: [T] bool, the tokens a loss may predict.
         turns: [N, 2] int64, the token ranges of the assistant's turns; none in plain text.
+        stops: [N, 2] int64, the markers at the end of each turn; empty ranges without any.
     """
 
     ids: Ids
     loss_mask: Mask
     turns: Ranges
+    stops: Ranges = NO_RANGES
 
     def cut(self, length: int) -> Encoded:
         """Return the first tokens of it."""
-        turns = np.minimum(self.turns, length)
-        return Encoded(self.ids[:length], self.loss_mask[:length], turns)
+        turns, stops = np.minimum(self.turns, length), np.minimum(self.stops, length)
+        return Encoded(self.ids[:length], self.loss_mask[:length], turns, stops)
 
 
 class RenderingEncoder:
@@ -44,65 +46,79 @@ class RenderingEncoder:
         tokenizer: a `transformers` fast tokenizer.
         side: "student" or "teacher", for messages.
         vocab: of the tokenizer; made here if absent.
+        stops: of the tokenizer; found here if absent.
+        backend: of the tokenizer; made here if absent.
     Raises:
         DataError: if the tokenizer is not a fast one.
     """
 
     def __init__(
-        self, tokenizer: Any, *, side: str = "student", vocab: Vocab | None = None
+        self,
+        tokenizer: Any,
+        *,
+        side: str = "student",
+        vocab: Vocab | None = None,
+        stops: StopTokens | None = None,
+        backend: TextBackend | None = None,
     ) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
-            raise DataError(
-                f"the {side}'s tokenizer is {type(tokenizer).__name__}, expected a fast one, which "
-                "says where its tokens lie in the text; convert it to tokenizer.json"
-            )
-        # A copy, so that the settings of the caller's stay. Post-processors of byte-level models
-        # leave spaces out of the offsets, and what others add is in the text already.
-        self._backend = Tokenizer.from_str(backend.to_str())
-        self._backend.post_processor = processors.ByteLevel(trim_offsets=False)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = backend.encode_special_tokens
+        self._backend = backend or TextBackend(tokenizer, side=side)
         vocab = vocab or Vocab.from_tokenizer(tokenizer)
-        self._control = np.array(sorted(vocab.special_tokens), dtype=np.int64)
-        self._ends = {vocab.roles.get("eos"), vocab.roles.get("eot"), tokenizer.eos_token_id}
+        self._stops = (stops or stop_tokens(tokenizer, vocab)).all
+        self._control = self._stops | vocab.special_tokens.keys()
 
     def __call__(self, renderings: Sequence[Rendering]) -> list[Encoded]:
         """Return ids, loss mask and turns of each rendering.
 
-        A token is in the mask if it lies in a span whole, and, where control tokens close the
-        span, not in the white space after them: the model stops before it says that.
+        A token is in the mask if it lies in an answer whole, and not behind the end of the turn:
+        the model stops before it says that.
         """
-        encodings = self._backend.encode_batch([item.text for item in renderings])
+        encoded = self._backend.encode([item.text for item in renderings])
         return [
-            self._encoded(rendering, encoding)
-            for rendering, encoding in zip(renderings, encodings, strict=True)
+            self._encoded(rendering, tokens)
+            for rendering, tokens in zip(renderings, encoded, strict=True)
         ]
 
-    def _encoded(self, rendering: Rendering, encoding: Any) -> Encoded:
-        ids = np.array(encoding.ids, dtype=np.int64)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        turns = [self._turn(rendering.text, span, ids, offsets) for span in rendering.spans]
-        mask = np.zeros(len(ids), dtype=np.bool_)
-        for first, last in turns:
-            mask[first:last] = True
-        return Encoded(ids, mask, np.array(turns, dtype=np.int64).reshape(-1, 2))
+    def _encoded(self, rendering: Rendering, tokens: Tokens) -> Encoded:
+        found = [self._turn(rendering.text, answer, tokens) for answer in rendering.answers]
+        mask = np.zeros(len(tokens.ids), dtype=np.bool_)
+        for answer, (first, _, last) in zip(rendering.answers, found, strict=True):
+            mask[first:last] = answer.learned
+        places = np.array(found, dtype=np.int64).reshape(-1, 3)
+        return Encoded(tokens.ids, mask, places[:, [0, 2]], places[:, 1:])
 
-    def _turn(self, text: str, span: Span, ids: Ids, offsets: Ranges) -> tuple[int, int]:
-        start, end = span
+    def _turn(self, text: str, answer: Answer, tokens: Tokens) -> tuple[int, int, int]:
+        """Return the first token of an answer, its first marker at the end, and where it ends."""
+        starts, ends = tokens.places[:, 0], tokens.places[:, 1]
         # A token of no width (a prefix before the first word) belongs to what follows it.
-        inside = (offsets[:, 0] >= start) & (offsets[:, 0] < end) & (offsets[:, 1] <= end)
-        tokens = inside.nonzero()[0]
-        if not len(tokens):
-            at = int((offsets[:, 0] < start).sum())
-            return at, at
-        first, last = int(tokens[0]), int(tokens[-1]) + 1
-        closing = np.isin(ids[first:last], self._control).nonzero()[0]
-        if len(closing) and not text[offsets[first + closing[-1], 1] : end].strip():
-            return first, first + int(closing[-1]) + 1
+        inside = (starts >= answer.start) & (starts < answer.end) & (ends <= answer.end)
+        found = inside.nonzero()[0]
+        if not len(found):
+            at = int((starts < answer.start).sum())
+            return at, at, at
+        first, last = int(found[0]), int(found[-1]) + 1
+        if answer.content_end is None:
+            last = self._last(text, answer, tokens, first, last)
+            stop = last
+            while stop > first and int(tokens.ids[stop - 1]) in self._stops:
+                stop -= 1
+            return first, stop, last
+        stop = first + int((starts[first:last] < answer.content_end).sum())
+        while stop < last and int(tokens.ids[stop]) not in self._stops:
+            stop += 1
+        return first, stop, last
+
+    def _last(self, text: str, answer: Answer, tokens: Tokens, first: int, last: int) -> int:
+        """Find the end of a turn whose content's end is not known, by the markers alone."""
+        ids, places = tokens
+        closing = next(
+            (at for at in range(last, first, -1) if int(ids[at - 1]) in self._control), 0
+        )
+        if closing and not text[places[closing - 1, 1] : answer.end].strip():
+            return closing
         # Blocks of `{% generation %}` may leave the end of the turn out.
-        while last < len(ids) and offsets[last, 0] == end and int(ids[last]) in self._ends:
-            end = int(offsets[last, 1])
-            last += 1
-        return first, last
+        after = last
+        while after < len(ids) and not text[answer.end : places[after, 0]].strip():
+            if int(ids[after]) in self._stops:
+                return after + 1
+            after += 1
+        return last

@@ -1,0 +1,86 @@
+"""The tokens that stop a model: those that end its turns, and its end of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtoken._core import Vocab
+from xtoken.data.chat_template import ChatTemplate
+from xtoken.errors import DataError
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """The tokens that stop one side.
+
+    Args:
+        end_of_turn: what the chat template prints after an answer, that of a conversation's last
+            message first; empty without a template, or where it ends a turn by plain text. An
+            added token counts whether it is declared special or not.
+        eos: the end of a text: the tokenizer's own, then what else the generation config lists.
+    """
+
+    end_of_turn: tuple[int, ...]
+    eos: tuple[int, ...]
+
+    @property
+    def all(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset(self.end_of_turn) | frozenset(self.eos)
+
+
+def stop_tokens(
+    tokenizer: Any,
+    vocab: Vocab | None = None,
+    generation_config: object = None,
+    *,
+    template: ChatTemplate | None = None,
+) -> StopTokens:
+    """Find what stops a model: read off its chat template's own output, not from known names.
+
+    Args:
+        tokenizer: a `transformers` tokenizer.
+        vocab: of the tokenizer, for an EOS that the tokenizer does not declare.
+        generation_config: a `GenerationConfig`, or the content of a `generation_config.json`, whose
+            `eos_token_id` is an id, a list of ids, or absent.
+        template: of the tokenizer; made here if absent.
+    """
+    if template is None:
+        try:
+            template = ChatTemplate(tokenizer)
+        except DataError:
+            template = None
+    end_of_turn: tuple[int, ...] = ()
+    if template is not None:
+        end_of_turn = template.turn_end().markers
+    listed = [tokenizer.eos_token_id, None if vocab is None else vocab.roles.get("eos")]
+    listed += _listed(generation_config)
+    eos = tuple(dict.fromkeys(int(token) for token in listed if token is not None))
+    return StopTokens(end_of_turn, eos)
+
+
+def stop_pairs(student: StopTokens, teacher: StopTokens) -> list[tuple[int, int]]:
+    """Pair the stops of two sides: ends of turn with ends of turn, ends of text with ends of text.
+
+    All that may meet, the likeliest first: an end of turn of one side that the other side ends by
+    its end of text is among them.
+    """
+    pairs = [(s, t) for s in student.end_of_turn for t in teacher.end_of_turn]
+    pairs += [(s, t) for s in student.eos for t in teacher.eos]
+    if not student.end_of_turn or not teacher.end_of_turn:
+        left = student.end_of_turn or student.eos
+        pairs += [(s, t) for s in left for t in teacher.end_of_turn or teacher.eos]
+    return list(dict.fromkeys(pairs))
+
+
+def _listed(config: object) -> list[int]:
+    """Return the ids that a generation config stops at."""
+    if isinstance(config, Mapping):
+        found = config.get("eos_token_id")
+    else:
+        found = getattr(config, "eos_token_id", None)
+    if found is None:
+        return []
+    return [int(token) for token in found] if isinstance(found, list | tuple) else [int(found)]

@@ -1,0 +1,86 @@
+"""Heads of long texts: what is kept is what the whole text gives."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+import time
+
+import pytest
+from chat_families import ending, family
+
+from xtoken.data import Conversation, Encoded, Encoder
+from xtoken.data.encode import print_document
+
+PROSE = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+SIZE = 24_000
+LONG = {
+    name: (unit * (SIZE // len(unit) + 1))[:SIZE]
+    for name, unit in {
+        "prose": PROSE,
+        "one word": "abcdefghij",
+        "one letter": "a",
+        "spaces": " ",
+        "line breaks": "\n",
+        "rules": "=" * 300 + "\n",
+        "numbers": "".join(map(str, range(7000))),
+        "no space": "从教师那里学到了年",
+        "combining": "e\u0301",
+        "emoji": "👩‍👩‍👧‍👦",
+        "prose without spaces": "".join(PROSE.split()),
+    }.items()
+}
+FAMILIES = ("smollm2", "deepseek", "gemma", "mistral", "qwen3")
+
+
+def first(encoded: Encoded, count: int) -> tuple[list[int], list[bool]]:
+    return encoded.ids[:count].tolist(), encoded.loss_mask[:count].tolist()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("case", LONG)
+def test_the_head_of_a_long_text_has_the_tokens_of_the_whole(case: str, name: str) -> None:
+    encoder = Encoder(family(name).tokenizer)
+    (whole,) = encoder.encode([LONG[case]])
+    for max_tokens in (2, 32, 500):
+        (head,) = encoder.encode([LONG[case]], max_tokens=max_tokens)
+        assert first(head, max_tokens + 1) == first(whole, max_tokens + 1)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma", "qwen3"])
+@pytest.mark.parametrize("where", ["question", "answer", "both"])
+def test_the_head_of_a_long_conversation_has_the_tokens_mask_and_turns_of_the_whole(
+    where: str, name: str
+) -> None:
+    encoder = Encoder(family(name).tokenizer)
+    question = "Why? " + (PROSE[:SIZE] if where != "answer" else "")
+    answer = "Because. " + (PROSE[:SIZE] if where != "question" else "")
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    talk = Conversation.from_messages(messages)
+    printed = [row[0] for row in print_document(talk, [encoder])]
+    (whole,) = encoder.encode(printed)
+    for max_tokens in (2, 32, 500):
+        (head,) = encoder.encode(printed, max_tokens=max_tokens)
+        assert len(head.ids) < len(whole.ids)
+        cut, expected = head.cut(max_tokens), whole.cut(max_tokens)
+        assert first(cut, max_tokens) == first(expected, max_tokens)
+        assert cut.turns.tolist() == expected.turns.tolist()
+        assert cut.stops.tolist() == expected.stops.tolist()
+
+
+def test_a_text_that_is_not_much_longer_is_tokenized_whole() -> None:
+    encoder = Encoder(ending("chatml").tokenizer)
+    text = PROSE[:2000]
+    (whole,) = encoder.encode([text])
+    (same,) = encoder.encode([text], max_tokens=32)
+    assert same.ids.tolist() == whole.ids.tolist()
+
+
+def test_a_line_of_5_mb_costs_what_is_kept_of_it() -> None:
+    encoder = Encoder(ending("chatml").tokenizer)
+    text = (PROSE * 12)[:5_000_000]
+    encoder.encode(["warm"])
+    started = time.perf_counter()
+    (head,) = encoder.encode([text], max_tokens=32)
+    # The whole takes seconds.
+    assert time.perf_counter() - started < 0.5
+    assert 96 <= len(head.ids) < 2000
