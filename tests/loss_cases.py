@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pydoc_data import topics
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -14,10 +13,42 @@ from tokenizer_zoo import byte_level_bpe
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from xtoken import Aligner, Projection, losses
-from xtoken.losses import LossOutput
-from xtoken.tensors.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, TEACHER_ONLY, ChunkBatch
+from xtoken import Aligner, Alignment, ChunkKind, Projection
+from xtoken.losses import LOSSES, CommonSet, LossInputs, LossOptions, LossOutput, PairParts
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.projection import SparseProjection
+
+EXACT, MISMATCH, STUDENT_ONLY, TEACHER_ONLY, SPECIAL = ChunkKind
+INPUTS = ("student_ids", "teacher_ids", "normalizer", "chunk_weights")
+
+
+def loss_of(name: str, student, teacher, chunks, pair: PairParts, **given) -> LossOutput:
+    """A loss by name, its inputs and options by keyword."""
+    inputs = {key: given.pop(key) for key in INPUTS if key in given}
+    loss = LOSSES[name].function
+    return loss(LossInputs(student, teacher, chunks, **inputs), pair, LossOptions(**given))
+
+
+def p_kl(student, teacher, projection: SparseProjection, chunks, **given) -> LossOutput:
+    """P-KL under a W, whatever else the pair holds."""
+    return loss_of("p-kl", student, teacher, chunks, w_alone(projection), **given)
+
+
+def w_alone(projection: SparseProjection) -> PairParts:
+    return PairParts(projection.shape, projection=projection)
+
+
+def common_set(student_ids, teacher_ids) -> CommonSet:
+    return CommonSet(torch.tensor(student_ids), torch.tensor(teacher_ids))
+
+
+def pair_of(projection: SparseProjection) -> PairParts:
+    """W with the common sets that the laws over all losses use."""
+    ids = [i for i in (1, 4, 6, 9) if i < min(projection.shape)]
+    common = common_set(ids, ids)
+    return PairParts(
+        projection.shape, projection=projection, strict_common=common, relaxed_common=common
+    )
 
 
 @dataclass
@@ -31,12 +62,25 @@ class Case:
     usable: ChunkBatch
     student_mask: Tensor
     teacher_mask: Tensor
-    projection: SparseProjection
+    pair: PairParts
+    shared: PairParts  # one vocabulary of the smaller size
     v_s: int
     v_t: int
 
+    @property
+    def projection(self) -> SparseProjection:
+        return self.pair.projection
 
-def random_alignment(rng: np.random.Generator, chunks: int) -> SimpleNamespace:
+    def loss(self, name: str, **given) -> LossOutput:
+        """A loss of this batch; see `loss_of`, whose arguments may be given otherwise."""
+        arguments = {
+            "student": self.student_logits, "teacher": self.teacher_logits, "chunks": self.usable,
+            "pair": self.pair, **given,
+        }  # fmt: skip
+        return loss_of(name, **arguments)
+
+
+def random_alignment(rng: np.random.Generator, chunks: int) -> Alignment:
     """Bounds and kinds as the aligner gives them: 1:1, n:m, one-sided, mismatched, special."""
     student, teacher, kinds = [0], [0], []
     for _ in range(chunks):
@@ -46,8 +90,8 @@ def random_alignment(rng: np.random.Generator, chunks: int) -> SimpleNamespace:
         student.append(student[-1] + n)
         teacher.append(teacher[-1] + m)
         kinds.append(kind)
-    return SimpleNamespace(
-        student_bounds=np.array(student), teacher_bounds=np.array(teacher), kind=np.array(kinds)
+    return Alignment(
+        np.array(student), np.array(teacher), np.array(kinds, np.uint8), np.zeros(4, np.int64)
     )
 
 
@@ -102,7 +146,8 @@ def make_case(
     return Case(
         logits[0].requires_grad_(), logits[1], ids[0], ids[1], alignments, chunk_batch,
         chunk_batch.usable(*masks), *masks,
-        SparseProjection.from_csr(*random_csr(rng, v_s, v_t)), v_s, v_t,
+        pair_of(SparseProjection.from_csr(*random_csr(rng, v_s, v_t))),
+        PairParts((min(v_s, v_t),) * 2), v_s, v_t,
     )  # fmt: skip
 
 
@@ -154,7 +199,7 @@ def real_case(
     return Case(
         sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments,
         all_chunks, all_chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2],
-        projection, *projection.shape,
+        pair_of(projection), PairParts((min(projection.shape),) * 2), *projection.shape,
     )  # fmt: skip
 
 
@@ -162,7 +207,7 @@ def same_model(seed: int = 3, case: Case | None = None) -> Case:
     """A student that is its teacher: one vocabulary, one segmentation, chunks of any size."""
     case = make_case(seed, v_s=12, v_t=12) if case is None else case
     chunks = case.usable
-    same = ChunkBatch(
+    same = ChunkBatch.from_ranges(
         chunks.sample, chunks.student_start, chunks.student_end, chunks.student_start,
         chunks.student_end, chunks.kind,
     )  # fmt: skip
@@ -172,7 +217,8 @@ def same_model(seed: int = 3, case: Case | None = None) -> Case:
         teacher_ids=case.student_ids,
         usable=same,
         teacher_mask=case.student_mask,
-        projection=SparseProjection.identity(case.v_s),
+        pair=pair_of(SparseProjection.identity(case.v_s)),
+        shared=PairParts((case.v_s, case.v_s)),
         v_t=case.v_s,
     )
 
@@ -215,51 +261,28 @@ def relayout(case: Case, order: list[int], *, left: bool = False, extra: int = 0
 
 
 def every_loss() -> dict[str, Callable[..., LossOutput]]:
-    """Each loss as a function of a case and of options common to all."""
+    """Each loss as a function of a case and of inputs and options common to all."""
 
-    def sizes(case: Case) -> dict[str, int]:
-        return {"student_vocab_size": case.v_s, "teacher_vocab_size": case.v_t}
+    def loss(name: str, **fixed: object) -> Callable[..., LossOutput]:
+        def call(case: Case, **given: object) -> LossOutput:
+            return case.loss(name, **fixed, **given)
 
-    def tensors(case: Case) -> tuple[Tensor, Tensor]:
-        return case.student_logits, case.teacher_logits
+        return call
 
-    def projected(**fixed: object) -> Callable[..., LossOutput]:
-        def loss(case: Case, **options: object) -> LossOutput:
-            return losses.p_kl(*tensors(case), case.projection, case.usable, **fixed, **options)
+    def same_vocab_kl(case: Case, **given: object) -> LossOutput:
+        return case.loss("same-vocab-kl", pair=case.shared, **given)
 
-        return loss
-
-    def common(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
-        def loss(case: Case, **options: object) -> LossOutput:
-            pairs = torch.tensor([1, 4, 6, 9])
-            return function(
-                *tensors(case), case.usable, student_ids_common=pairs, teacher_ids_common=pairs,
-                **sizes(case), **options,
-            )  # fmt: skip
-
-        return loss
-
-    def uld(case: Case, **options: object) -> LossOutput:
-        return losses.uld(*tensors(case), case.usable, **sizes(case), **options)
-
-    def same_vocab_kl(case: Case, **options: object) -> LossOutput:
-        return losses.same_vocab_kl(
-            *tensors(case), case.usable, vocab_size=min(case.v_s, case.v_t), **options
-        )
-
-    def alm(case: Case, **options: object) -> LossOutput:
-        return losses.alm(
-            *tensors(case), case.usable, student_ids=case.student_ids,
-            teacher_ids=case.teacher_ids, **sizes(case), **options,
-        )  # fmt: skip
+    def alm(case: Case, **given: object) -> LossOutput:
+        ids = {"student_ids": case.student_ids, "teacher_ids": case.teacher_ids}
+        return case.loss("alm", **ids, **given)
 
     return {
-        "p_kl": projected(),
-        "p_kl chunk top-k": projected(top_k=3, top_k_scope="chunk"),
-        "p_kl microbatch top-k": projected(top_k=5, top_k_scope="microbatch"),
-        "h_kl": common(losses.h_kl),
-        "gold": common(losses.gold),
-        "uld": uld,
+        "p_kl": loss("p-kl"),
+        "p_kl chunk top-k": loss("p-kl", top_k=3, top_k_scope="chunk"),
+        "p_kl microbatch top-k": loss("p-kl", top_k=5, top_k_scope="microbatch"),
+        "h_kl": loss("h-kl"),
+        "gold": loss("gold"),
+        "uld": loss("uld"),
         "same_vocab_kl": same_vocab_kl,
         "alm": alm,
     }

@@ -8,7 +8,7 @@ import numpy as np
 from loss_cases import Case, make_case
 from torch import Tensor
 
-from xtoken.losses import TrieSlots, first_pieces
+from xtoken.losses import PairParts, TrieSlots, first_pieces
 from xtoken.tensors.projection import SparseProjection
 from xtoken.trie import PieceTrie
 
@@ -18,17 +18,15 @@ class PrefixCase:
     batch: Case
     student_pieces: list[list[int]]
     teacher_pieces: list[list[int]]
-    projection: SparseProjection
-    student_trie: TrieSlots
-    teacher_trie: TrieSlots | None
+    pair: PairParts
 
-    def options(self) -> dict[str, Tensor | TrieSlots | None]:
-        """What every call needs beside logits, W and chunks."""
-        return {
-            "student_ids": self.batch.student_ids,
-            "teacher_ids": self.batch.teacher_ids,
-            "teacher_trie": self.teacher_trie,
-        }
+    @property
+    def projection(self) -> SparseProjection:
+        return self.pair.projection
+
+    def ids(self) -> dict[str, Tensor]:
+        """What every call needs beside logits, pair and chunks."""
+        return {"student_ids": self.batch.student_ids, "teacher_ids": self.batch.teacher_ids}
 
 
 def random_pieces(rng: np.random.Generator, tokens: int, pieces: int) -> list[list[int]]:
@@ -76,4 +74,7 @@ def make_prefix_case(seed: int = 0, *, v_s: int = 16, v_t: int = 13, **options) 
     student_trie = TrieSlots(PieceTrie.from_pieces(student_pieces, v_t))
     teacher_trie = TrieSlots(PieceTrie.from_pieces(teacher_pieces, v_s, side="student"))
     projection = first_pieces(csr_of(student_pieces, v_t, 0.1), student_trie)
-    return PrefixCase(batch, student_pieces, teacher_pieces, projection, student_trie, teacher_trie)
+    pair = PairParts(
+        (v_s, v_t), projection=projection, student_trie=student_trie, teacher_trie=teacher_trie
+    )
+    return PrefixCase(batch, student_pieces, teacher_pieces, pair)

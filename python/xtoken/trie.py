@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import _core
 from xtoken._core import Vocab
-from xtoken.errors import OptionError
+from xtoken.errors import OptionError, TokenIdError
+from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -69,10 +70,18 @@ class PieceTrie:
     Special and unused tokens are in no node, nor is a token that the pieces cannot spell.
     """
 
-    def __init__(self, core: _core.PieceTrie, side: Side) -> None:
-        """Wrap a trie of the core; `side` says whose tokens the pieces are."""
+    def __init__(
+        self, core: _core.PieceTrie, side: Side, pair: PairFingerprint | None = None
+    ) -> None:
+        """Wrap a trie of the core.
+
+        Args:
+            side: whose tokens the pieces are.
+            pair: the two vocabularies, where known; not part of equality.
+        """
         self._core = core
         self.side = side
+        self.pair = pair
 
     @classmethod
     def build(
@@ -89,7 +98,9 @@ class PieceTrie:
         Raises:
             UnsupportedTokenizerError: `pieces` has no model that can segment.
         """
-        return cls(_core.PieceTrie.build(tokens, pieces, side, _thread_count(threads)), side)
+        core = _core.PieceTrie.build(tokens, pieces, side, _thread_count(threads))
+        names = (tokens.fingerprint, pieces.fingerprint)
+        return cls(core, side, PairFingerprint(*(names if side == "teacher" else names[::-1])))
 
     @classmethod
     def from_pieces(
@@ -108,7 +119,8 @@ class PieceTrie:
     def from_projection(cls, projection: Projection) -> PieceTrie:
         """The student's tokens as the teacher's pieces, which a projection keeps."""
         indptr, pieces = projection.pieces_indptr, projection.pieces
-        return cls(_core.PieceTrie.from_pieces(indptr, pieces, projection.shape[1]), "teacher")
+        core = _core.PieceTrie.from_pieces(indptr, pieces, projection.shape[1])
+        return cls(core, "teacher", projection.pair)
 
     def __len__(self) -> int:
         """Number of nodes, the root among them."""
@@ -125,8 +137,8 @@ class PieceTrie:
     def __hash__(self) -> int:
         return hash(self._core)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_core": self._core, "side": self.side}
+    def __getstate__(self) -> dict[str, object]:
+        return {"_core": self._core, "side": self.side, "pair": self.pair}
 
     @property
     def piece_count(self) -> int:
@@ -154,7 +166,7 @@ class PieceTrie:
         """
         indptr, ids = self._core.pieces()
         if not 0 <= token_id < len(indptr) - 1:
-            raise _core.TokenIdError(
+            raise TokenIdError(
                 f"token id {token_id} is outside the vocabulary (V = {len(indptr) - 1}); "
                 f"valid ids are 0..{len(indptr) - 1}"
             )
@@ -224,17 +236,22 @@ class PairTries:
     student: PieceTrie
     teacher: PieceTrie
 
+    @property
+    def pair(self) -> PairFingerprint | None:
+        """The two vocabularies, where known."""
+        return common_pair((self.student.pair, self.teacher.pair), "teacher")
+
     @classmethod
-    def build(cls, student: Any, teacher: Any, *, threads: int = 0) -> PairTries:
+    def build(cls, student: object, teacher: object, *, threads: int = 0) -> PairTries:
         """From two tokenizers, paths or vocabularies (see `Vocab.from_tokenizer`).
 
         Raises:
             UnsupportedTokenizerError: a tokenizer's bytes or model are not known exactly.
         """
-        student, teacher = Vocab.from_tokenizer(student), Vocab.from_tokenizer(teacher)
+        one, other = Vocab.from_tokenizer(student), Vocab.from_tokenizer(teacher)
         return cls(
-            PieceTrie.build(student, teacher, side="teacher", threads=threads),
-            PieceTrie.build(teacher, student, side="student", threads=threads),
+            PieceTrie.build(one, other, side="teacher", threads=threads),
+            PieceTrie.build(other, one, side="student", threads=threads),
         )
 
     @classmethod
@@ -254,7 +271,10 @@ class PairTries:
         teacher = _core.PieceTrie.from_pieces(
             projection.teacher_pieces_indptr, projection.teacher_pieces, student_size
         )
-        return cls(PieceTrie.from_projection(projection), PieceTrie(teacher, "student"))
+        return cls(
+            PieceTrie.from_projection(projection),
+            PieceTrie(teacher, "student", projection.pair),
+        )
 
 
 def _thread_count(threads: int) -> int:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from loss_cases import every_loss, make_case, relayout
 
+from xtoken.errors import ShapeError
 from xtoken.losses import VocabShard, cross_entropy, global_normalizer
 
 WORLD = 2
@@ -88,9 +89,9 @@ def vocabulary_parallel(rank: int) -> None:
     ce = cross_entropy(case.student_logits, ids, mask, vocab_size=case.v_s).loss
     local = case.student_logits.detach()[..., rank * 8 : rank * 8 + 8]
     assert torch.allclose(cross_entropy(VocabShard(local), ids, mask, vocab_size=13).loss, ce)
-    with pytest.raises(ValueError, match="the shards together has 6 columns, fewer than"):
+    with pytest.raises(ShapeError, match="the shards together has 6 columns, fewer than"):
         every_loss()["p_kl"](replace(case, student_logits=VocabShard(local[..., :3])))
-    with pytest.raises(ValueError, match=r"the shard has shape \(3,\)"):
+    with pytest.raises(ShapeError, match=r"the shard has shape \(3,\)"):
         every_loss()["p_kl"](replace(case, student_logits=VocabShard(torch.zeros(3))))
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_cases import Case, every_loss, make_case
+from loss_cases import Case, every_loss, make_case, p_kl
 from torch import Tensor
 
-from xtoken.losses import LmHead, LossOutput, TeacherTopK, cross_entropy, p_kl
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses import LmHead, LossOutput, TeacherTopK, cross_entropy
 
 LOSSES = every_loss()
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -84,17 +85,17 @@ def test_bfloat16_states_give_gradients_of_their_dtype() -> None:
 
 def test_states_and_weights_that_do_not_fit_are_refused() -> None:
     hidden, weight = torch.randn(1, 4, 8), torch.randn(20, 8)
-    with pytest.raises(ValueError, match="expected \\[B, T_s, H\\]"):
+    with pytest.raises(ShapeError, match="expected \\[B, T_s, H\\]"):
         LmHead(hidden[0], weight)
-    with pytest.raises(ValueError, match="hidden has 7 features, weight 8"):
+    with pytest.raises(ShapeError, match="hidden has 7 features, weight 8"):
         LmHead(hidden[..., :7], weight)
-    with pytest.raises(ValueError, match=r"bias has shape \(19,\), expected \(20,\)"):
+    with pytest.raises(ShapeError, match=r"bias has shape \(19,\), expected \(20,\)"):
         LmHead(hidden, weight, torch.zeros(19))
-    with pytest.raises(ValueError, match=r"softcap = 0\.0 must be above 0"):
+    with pytest.raises(OptionError, match=r"softcap = 0\.0 must be above 0"):
         LmHead(hidden, weight, softcap=0.0)
     case = make_case(5)
     short = LmHead(torch.randn(*case.student_ids.shape, 8), torch.randn(12, 8))
-    with pytest.raises(ValueError, match="the lm_head's weight has 12 columns, fewer than the"):
+    with pytest.raises(ShapeError, match="the lm_head's weight has 12 columns, fewer than the"):
         LOSSES["p_kl"](replace(case, student_logits=short))
 
 

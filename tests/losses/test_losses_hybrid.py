@@ -6,21 +6,22 @@ from itertools import product
 
 import pytest
 import torch
-from loss_cases import make_case
+from loss_cases import common_set, loss_of, make_case
 
-from xtoken.losses import Gold, TeacherTopK, gold
+from xtoken.errors import OptionError, ShapeError, TokenIdError
+from xtoken.losses import CommonSet, PairParts, TeacherTopK
 from xtoken.losses.engine.sorting import sorted_l1
-from xtoken.tensors.chunks import EXACT, ChunkBatch
+from xtoken.tensors.chunks import ChunkBatch
 
 import reference_losses as reference
 
 COMMON = [(0, 3), (2, 0), (5, 5), (7, 10), (12, 1)]
-SIZES = {"student_vocab_size": 13, "teacher_vocab_size": 11}
 
 
-def common_ids() -> dict[str, torch.Tensor]:
-    student, teacher = (torch.tensor(ids) for ids in zip(*COMMON, strict=True))
-    return {"student_ids_common": student, "teacher_ids_common": teacher}
+def gold(student, teacher, chunks, common=None, sizes=(13, 11), **given):
+    pairs = list(zip(*COMMON, strict=True)) if common is None else common
+    pair = PairParts(sizes, strict_common=common_set(*map(list, pairs)))
+    return loss_of("gold", student, teacher, chunks, pair, **given)
 
 
 @pytest.mark.parametrize("merge", ["chain", "last", "mean"])
@@ -35,8 +36,7 @@ def test_value_and_gradient_are_those_of_the_loop(merge: str, direction: str) ->
         case.student_logits, case.teacher_logits, case.usable, COMMON, 13, 11, **options
     )
     fast = gold(
-        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
-        normalizer=1.0, block_size=2, **options,
+        case.student_logits, case.teacher_logits, case.usable, normalizer=1.0, block_size=2, **options,
     ).loss  # fmt: skip
     assert torch.allclose(fast, slow, rtol=1e-9)
     (found,) = torch.autograd.grad(fast, case.student_logits)
@@ -52,7 +52,7 @@ def test_gradcheck(merge: str, direction: str) -> None:
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         return gold(
-            logits, case.teacher_logits, case.usable, **common_ids(), **SIZES, merge=merge,
+            logits, case.teacher_logits, case.usable, merge=merge,
             direction=direction,
         ).loss  # fmt: skip
 
@@ -63,8 +63,7 @@ def test_the_common_kl_pushes_every_uncommon_token_down_by_its_share_of_the_comm
     """Proposition 1: the gradient on an uncommon student logit j is p[j] * M_C."""
     case = make_case(3)
     found = gold(
-        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
-        uld_weight=0.0, normalizer=1.0,
+        case.student_logits, case.teacher_logits, case.usable, uld_weight=0.0, normalizer=1.0,
     ).loss  # fmt: skip
     (grad,) = torch.autograd.grad(found, case.student_logits)
     uncommon = [s for s in range(13) if s not in [a for a, _ in COMMON]]
@@ -85,12 +84,9 @@ def test_a_teacher_sure_of_the_digits_lowers_the_students_numeral() -> None:
     for position in range(3):
         teacher_logits[0, position, position] = 8.0
     one = torch.tensor([1])
-    chunks = ChunkBatch(one * 0, one, one + 1, one, one + 3, one * EXACT)
-    common = {
-        "student_ids_common": torch.arange(1, 7),
-        "teacher_ids_common": torch.arange(6),
-    }
-    loss = gold(student_logits, teacher_logits, chunks, **common).loss
+    chunks = ChunkBatch.from_ranges(one * 0, one, one + 1, one, one + 3)
+    common = [list(range(1, 7)), list(range(6))]
+    loss = gold(student_logits, teacher_logits, chunks, common, (7, 6)).loss
     (grad,) = torch.autograd.grad(loss, student_logits)
     assert grad[0, 0, 0].item() > 0
 
@@ -99,7 +95,7 @@ def test_a_stored_top_k_of_the_whole_vocabulary_says_what_the_logits_say() -> No
     case = make_case(4)
     stored = TeacherTopK.from_logits(case.teacher_logits, 11, vocab_size=11)
     found, wanted = (
-        gold(case.student_logits, teacher, case.usable, **common_ids(), **SIZES).loss
+        gold(case.student_logits, teacher, case.usable).loss
         for teacher in (stored, case.teacher_logits)
     )
     assert torch.allclose(found, wanted)
@@ -108,11 +104,11 @@ def test_a_stored_top_k_of_the_whole_vocabulary_says_what_the_logits_say() -> No
 def test_an_empty_and_a_full_common_set_are_the_two_halves() -> None:
     case = make_case(5, v_s=11, v_t=11)
     none = torch.zeros(0, dtype=torch.int64)
-    every = torch.arange(11)
-    sizes = {"student_vocab_size": 11, "teacher_vocab_size": 11}
+    every = list(range(11))
     args = (case.student_logits, case.teacher_logits, case.usable)
-    only_uld = gold(*args, student_ids_common=none, teacher_ids_common=none, **sizes)
-    only_kl = gold(*args, student_ids_common=every, teacher_ids_common=every, **sizes)
+    empty = PairParts((11, 11), strict_common=CommonSet(none, none))
+    only_uld = loss_of("gold", *args, empty)
+    only_kl = gold(*args, [every, every], (11, 11))
     assert only_uld.metrics["kl"].item() == 0.0
     assert only_kl.metrics["uld"].item() == 0.0
     count = len(case.usable)
@@ -146,38 +142,28 @@ def test_sorted_l1_is_that_of_a_plain_sort(dtype: torch.dtype, n: int, m: int) -
         assert torch.allclose(sorted_l1(p, q), wanted)
 
 
-def test_the_module_holds_the_common_set() -> None:
+@pytest.mark.parametrize("name", ["gold", "h-kl"])
+def test_no_common_token_and_no_weight_on_the_rest_is_zero_with_a_graph(name: str) -> None:
     case = make_case(6)
-    module = Gold(*common_ids().values(), **SIZES, uld_weight=0.5)
-    found = module(case.student_logits, case.teacher_logits, case.usable, normalizer=2.0)
-    wanted = gold(
-        case.student_logits, case.teacher_logits, case.usable, **common_ids(), **SIZES,
-        uld_weight=0.5, normalizer=2.0,
-    )  # fmt: skip
-    assert torch.equal(found.loss, wanted.loss)
+    none = CommonSet(*[torch.zeros(0, dtype=torch.int64)] * 2)
+    pair = PairParts((13, 11), strict_common=none, relaxed_common=none)
+    loss = case.loss(name, pair=pair, uld_weight=0.0).loss
+    (grad,) = torch.autograd.grad(loss, case.student_logits)
+    assert loss.item() == 0.0
+    assert not grad.any()
 
 
 def test_a_common_set_that_is_not_one_to_one_is_refused() -> None:
     case = make_case(7)
     args = (case.student_logits, case.teacher_logits, case.usable)
-    for student, teacher, match in (
-        ([0, 0], [1, 2], "student_ids_common names a token twice"),
-        ([0, 1], [2, 2], "teacher_ids_common names a token twice"),
-        ([13], [0], r"spans \[13, 13\], outside the vocabulary \(V = 13\)"),
-        ([0, 1], [0], "two lists of one length"),
+    for student, teacher, error, match in (
+        ([0, 0], [1, 2], TokenIdError, "student_ids names a token twice"),
+        ([0, 1], [2, 2], TokenIdError, "teacher_ids names a token twice"),
+        ([13], [0], TokenIdError, r"spans \[13, 13\], outside the vocabulary \(V = 13\)"),
+        ([0, 1], [0], ShapeError, "two lists of one length"),
+        ([0.0], [0], ShapeError, r"expected torch\.int64"),
     ):
-        with pytest.raises(ValueError, match=match):
-            gold(
-                *args, student_ids_common=torch.tensor(student),
-                teacher_ids_common=torch.tensor(teacher), **SIZES,
-            )  # fmt: skip
-    with pytest.raises(ValueError, match=r"uld_weight = -1\.0"):
-        gold(*args, **common_ids(), **SIZES, uld_weight=-1.0)
-    with pytest.raises(ValueError, match=r"expected torch\.int64"):
-        gold(
-            *args, student_ids_common=torch.tensor([0.0]), teacher_ids_common=torch.tensor([0]),
-            **SIZES,
-        )  # fmt: skip
-    stored = TeacherTopK.from_logits(case.teacher_logits, 3, vocab_size=11)
-    with pytest.raises(ValueError, match="pass teacher_vocab_size"):
-        gold(args[0], stored, args[2], **common_ids())
+        with pytest.raises(error, match=match):
+            gold(*args, common=[student, teacher])
+    with pytest.raises(OptionError, match=r"uld_weight = -1\.0"):
+        gold(*args, uld_weight=-1.0)

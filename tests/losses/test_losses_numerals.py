@@ -7,9 +7,8 @@ import torch
 from tokenizer_zoo import byte_level_bpe, deepseek
 
 from xtoken import Aligner, Projection
-from xtoken.losses import gold, p_kl
+from xtoken.losses import LossInputs, LossOptions, PairParts, gold, p_kl
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.projection import SparseProjection
 
 NUMERALS = ["10", "42", "99", "201", "314", "777", "999"]
 
@@ -45,18 +44,14 @@ def test_a_teacher_sure_of_the_digits_raises_the_numeral_under_p_kl_and_lowers_i
     for place, digit in enumerate(digits):
         teacher_logits[0, first + place - 1, digit] = 20.0
 
-    w = SparseProjection.from_projection(projection)
-    pairs = torch.from_numpy(projection.common_set("strict"))
-    args = (student_logits, teacher_logits)
+    pair = PairParts.from_projection(projection, needs={"projection", "strict_common"})
+    inputs = LossInputs(student_logits, teacher_logits, chunk)
     losses = {
-        "all columns": p_kl(*args, w, chunk),
-        "top-k of the chunk": p_kl(*args, w, chunk, top_k=64),
-        "top-k of the batch": p_kl(*args, w, chunk, top_k=64, top_k_scope="microbatch"),
-        "gold": gold(
-            *args, chunk, student_ids_common=pairs[:, 0].contiguous(),
-            teacher_ids_common=pairs[:, 1].contiguous(),
-        ),
-    }  # fmt: skip
+        "all columns": p_kl(inputs, pair),
+        "top-k of the chunk": p_kl(inputs, pair, LossOptions(top_k=64)),
+        "top-k of the batch": p_kl(inputs, pair, LossOptions(top_k=64, top_k_scope="microbatch")),
+        "gold": gold(inputs, pair),
+    }
     for name, result in losses.items():
         (grad,) = torch.autograd.grad(result.loss, student_logits)
         slope = grad[0, at - 1, token].item()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from loss_cases import loss_of
 from prefix_cases import make_prefix_case
 from test_losses_distributed import WORLD, on_two_processes
 
-from xtoken.losses import VocabShard, global_normalizer, prefix_kl
+from xtoken.losses import VocabShard, global_normalizer
 
 
-def call(case, logits, chunks, **options):
-    return prefix_kl(
-        logits, case.batch.teacher_logits, case.projection, case.student_trie, chunks,
-        **case.options(), **options,
-    )  # fmt: skip
+def call(case, logits, chunks, **given):
+    arguments = (logits, case.batch.teacher_logits, chunks, case.pair)
+    return loss_of("prefix-kl", *arguments, **case.ids(), **given)
 
 
 def data_parallel(rank: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from typing import Any
+
 
 import numpy.typing as npt
 
@@ -13,6 +13,7 @@ from xtoken._core import Vocab
 from xtoken.align.alignment import Alignment, AlignmentBatch
 from xtoken.align.ids import Batch, Ids, as_ids, as_ragged
 from xtoken.errors import OptionError
+from xtoken.vocab.fingerprints import PairFingerprint
 
 # Changes whenever the same ids may get another alignment: stored ones are then made anew.
 _ANSWERS = 2
@@ -44,8 +45,8 @@ class Aligner:
 
     def __init__(
         self,
-        student_vocab: Any,
-        teacher_vocab: Any,
+        student_vocab: object,
+        teacher_vocab: object,
         *,
         role_pairs: Collection[tuple[int, int]] | None = None,
         whole_characters: bool = False,
@@ -55,6 +56,9 @@ class Aligner:
         self.teacher_vocab = Vocab.from_tokenizer(teacher_vocab)
         self.threads = threads
         self._threads = _thread_count(threads)
+        self._pair = PairFingerprint(
+            self.student_vocab.fingerprint, self.teacher_vocab.fingerprint
+        )
         pairs = None if role_pairs is None else [(int(s), int(t)) for s, t in role_pairs]
         self.whole_characters = whole_characters
         self._core = _core.Aligner(self.student_vocab, self.teacher_vocab, pairs, whole_characters)
@@ -81,7 +85,7 @@ class Aligner:
     def __repr__(self) -> str:
         return f"Aligner({self.student_vocab!r}, {self.teacher_vocab!r}, threads={self.threads})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         options = (self.role_pairs, self.whole_characters, self.threads)
         return _rebuild, (self.student_vocab, self.teacher_vocab, *options)
 
@@ -94,13 +98,13 @@ class Aligner:
 
         Raises:
             TokenIdError: an id is outside its vocabulary.
-            TypeError: an array is not of int64.
+            ArgumentTypeError: an array is not of int64.
             ShapeError: an array is not one-dimensional and contiguous.
         """
         student = as_ids("student_ids", student_ids)
         teacher = as_ids("teacher_ids", teacher_ids)
         bounds_s, bounds_t, kind, _, counts = self._core.align(student, teacher)
-        return Alignment(bounds_s, bounds_t, kind, counts[0])
+        return Alignment(bounds_s, bounds_t, kind, counts[0], self._pair)
 
     def align_batch(
         self,
@@ -134,7 +138,7 @@ class Aligner:
 
         Raises:
             TokenIdError: an id is outside its vocabulary.
-            TypeError: an array is not of int64.
+            ArgumentTypeError: an array is not of int64.
             ShapeError: the arrays do not fit together, or a mask has a hole.
         """
         count = self._threads if threads is None else _thread_count(threads)
@@ -143,7 +147,7 @@ class Aligner:
         arrays = self._core.align_flat(
             left.ids, left.starts, left.ends, right.ids, right.starts, right.ends, count
         )
-        return AlignmentBatch(*arrays, left.columns, right.columns)
+        return AlignmentBatch(*arrays, left.columns, right.columns, self._pair)
 
 
 def _rebuild(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xtoken.errors import ShapeError
+from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,8 @@ class Alignment:
     """[C], values of `ChunkKind`."""
     byte_counts: Int64
     """[4]: bytes of the student's text, of the teacher's, in EXACT chunks; coarse chunks."""
+    pair: PairFingerprint | None = None
+    """The vocabularies of the ids, where known; not part of equality."""
 
     def __len__(self) -> int:
         """The number of chunks."""
@@ -163,6 +166,8 @@ class AlignmentBatch:
     """[B]: the column of each sequence's first token; 0 but for padding on the left."""
     teacher_columns: Int64
     """[B]: the same for the teacher's."""
+    pair: PairFingerprint | None = None
+    """The vocabularies of the ids, where known; not part of equality."""
 
     def __len__(self) -> int:
         """The number of sequences."""
@@ -180,6 +185,7 @@ class AlignmentBatch:
             self.teacher_bounds[bounds],
             self.kind[start:end],
             self.byte_counts[index],
+            self.pair,
         )
 
     def __iter__(self) -> Iterator[Alignment]:
@@ -227,7 +233,11 @@ class AlignmentBatch:
 
     @classmethod
     def stack(cls, alignments: Sequence[Alignment]) -> AlignmentBatch:
-        """A batch of alignments that were made one by one."""
+        """A batch of alignments that were made one by one, with padding on the right.
+
+        Raises:
+            PairError: the alignments are of several pairs.
+        """
         counts = [len(alignment) for alignment in alignments]
         return cls(
             _concatenate([alignment.student_bounds for alignment in alignments], np.int64),
@@ -237,6 +247,7 @@ class AlignmentBatch:
             np.array([alignment.byte_counts for alignment in alignments], np.int64).reshape(-1, 4),
             np.zeros(len(alignments), np.int64),
             np.zeros(len(alignments), np.int64),
+            common_pair([alignment.pair for alignment in alignments], "alignments"),
         )
 
     def _sizes(self) -> tuple[Int64, Int64]:
@@ -271,10 +282,13 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-def _same_arrays(one: Any, other: Any) -> bool:
+def _array_names(arrays: Alignment | AlignmentBatch) -> list[str]:
+    return [field.name for field in fields(arrays) if field.name != "pair"]
+
+
+def _same_arrays(one: Alignment | AlignmentBatch, other: Alignment | AlignmentBatch) -> bool:
     return all(
-        np.array_equal(getattr(one, field.name), getattr(other, field.name))
-        for field in fields(one)
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in _array_names(one)
     )
 
 
@@ -326,6 +340,5 @@ def _to_torch(
     import torch
 
     return {
-        field.name: torch.from_numpy(getattr(arrays, field.name)).to(device)
-        for field in fields(arrays)
+        name: torch.from_numpy(getattr(arrays, name)).to(device) for name in _array_names(arrays)
     }

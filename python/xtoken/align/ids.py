@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xtoken.errors import OptionError, ShapeError
+from xtoken.errors import ArgumentTypeError, OptionError, ShapeError
 
 Ids: TypeAlias = "Sequence[int] | npt.NDArray[np.int64]"
 Batch: TypeAlias = "Sequence[Ids] | npt.NDArray[np.int64]"
@@ -29,7 +29,7 @@ def as_ids(name: str, ids: Any) -> npt.NDArray[np.int64]:
     """One sequence as a contiguous int64 array; a list is converted, an array must be one already.
 
     Raises:
-        TypeError: not integers, or an array of another dtype.
+        ArgumentTypeError: not integers, or an array of another dtype.
         ShapeError: not one-dimensional, or an array that is not contiguous.
     """
     return _array(name, ids, 1)
@@ -45,7 +45,7 @@ def as_ragged(
     """A batch in any of its forms as one flat array.
 
     Raises:
-        TypeError: not integers, or an array of another dtype.
+        ArgumentTypeError: not integers, or an array of another dtype.
         ShapeError: the arrays do not fit together, or a mask has a hole.
         OptionError: more than one of mask, lengths and indptr.
     """
@@ -78,7 +78,7 @@ def _array(name: str, ids: Any, dimensions: int) -> npt.NDArray[np.int64]:
         array = array.astype(np.int64)
     if array.dtype != np.int64:
         if is_array or array.dtype.kind not in "iu":
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"{name} is of dtype {array.dtype} where int64 is expected; "
                 "pass .astype(numpy.int64) of it"
             )

@@ -8,90 +8,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from xtoken.losses.engine.checks import check_batch, check_finite, check_token_ids
-from xtoken.losses.engine.divergence import Direction, check_direction, divergence
+from xtoken.errors import OptionError
+from xtoken.losses.engine.checks import check_token_ids
+from xtoken.losses.engine.divergence import Direction, divergence
+from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, chunk_rows
-from xtoken.losses.engine.module import LossModule
-from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
-from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows, upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 
 def alm(
-    student_logits: Student,
-    teacher: Teacher,
-    chunks: ChunkBatch,
-    *,
-    student_ids: Tensor,
-    teacher_ids: Tensor,
-    student_vocab_size: int | None = None,
-    teacher_vocab_size: int | None = None,
-    temperature: float = 100.0,
-    direction: Direction = "forward",
-    beta: float = 0.5,
-    normalizer: float | Tensor | None = None,
-    chunk_weights: Tensor | None = None,
-    block_size: int | None = None,
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
 ) -> LossOutput:
     """Mean over chunks of the divergence between two binarised chunk likelihoods.
 
     Args:
-        student_logits: [B, T_s, V_s'] float, raw; or an `LmHead` or `VocabShard`.
-        teacher: [B, T_t, V_t'] float raw logits, or a `TeacherTopK` with `token_log_probs`.
-        chunks: the chunks to count, from `ChunkBatch.usable`.
-        student_ids, teacher_ids: [B, T_s], [B, T_t] int64, the tokens of the chunks.
-        student_vocab_size, teacher_vocab_size: V_s and V_t where an lm_head is padded.
-        temperature: > 0, the root taken of the likelihoods, 100 as in the paper; the softmax
-            itself stays at 1 and the loss is not rescaled.
-        direction, beta: of the divergence between (p, 1 - p) and (q, 1 - q).
-        normalizer, chunk_weights, block_size: as in `p_kl`.
+        inputs: with both sides' ids; a `TeacherTopK` needs `token_log_probs`.
+        pair: its sizes alone.
+        options: `temperature` is the root taken of the likelihoods, 100 as in the paper; the
+            softmax itself stays at 1 and the loss is not rescaled. `direction` and `beta` are those
+            of the divergence between (p, 1 - p) and (q, 1 - q).
 
     Returns: loss in nats per chunk, >= 0. Metrics: `kl` (the same divergence), and the mean chunk
         log-likelihoods `student_log_prob` and `teacher_log_prob`.
 
     Raises:
-        ValueError: as `p_kl`; a token outside its vocabulary; a top-k without `token_log_probs`.
+        XTokenError: as `p_kl`; a token outside its vocabulary; a top-k without `token_log_probs`.
 
     Source: Minixhofer et al. 2025, arXiv 2503.20083, without its outcome debiasing and thresholds.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature = {temperature} must be above 0")
-    check_direction(direction, beta)
-    source = student_rows(student_logits, student_vocab_size)
-    check_batch(source, teacher, chunks, student_ids, teacher_ids)
-    where = chunk_rows(chunks, "student", source.positions[1], None)
+    return run_loss(SPEC, _blocks, inputs, pair, options)
+
+
+SPEC = LossSpec.of("alm", alm, needs_ids=True, temperature=100.0)
+
+
+def _blocks(call: LossCall) -> tuple[AlmBlocks, int]:
+    student_ids, teacher_ids = call.ids()
+    where = call.student_chunks(None)
     targets = student_ids.flatten()[where.index + 1]
-    check_token_ids(targets, source.vocab_size, "student")
+    check_token_ids(targets, call.source.vocab_size, "student")
     loss = AlmBlocks(
         student=where,
         targets=targets,
-        teacher=teacher_chunk_log_probs(teacher, teacher_ids, chunks, teacher_vocab_size),
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
+        teacher=teacher_chunk_log_probs(
+            call.teacher, teacher_ids, call.chunks, call.pair.sizes[1]
+        ),
+        temperature=call.temperature,
+        direction=call.options.direction,
+        beta=call.options.beta,
     )
-    result = reduce_chunks(
-        loss,
-        source,
-        rows_per_block=block_size or block_rows(source.vocab_size, chunks.device),
-        normalizer=normalizer,
-        weights=chunk_weights,
-    )
-    check_finite(result.loss, source, teacher, chunks, None)
-    return result
+    return loss, call.source.vocab_size
 
 
 @torch.no_grad()
 def teacher_chunk_log_probs(
-    teacher: Teacher, teacher_ids: Tensor, chunks: ChunkBatch, vocab_size: int | None
+    teacher: Teacher, teacher_ids: Tensor, chunks: ChunkBatch, vocab_size: int
 ) -> Tensor:
     """[C] the teacher's log-likelihood of each chunk's tokens."""
     where = chunk_rows(chunks, "teacher", teacher_positions(teacher)[1], None)
@@ -103,12 +85,12 @@ def teacher_chunk_log_probs(
 
 @torch.no_grad()
 def teacher_token_log_probs(
-    teacher: Teacher, teacher_ids: Tensor, index: Tensor, vocab_size: int | None
+    teacher: Teacher, teacher_ids: Tensor, index: Tensor, vocab_size: int
 ) -> Tensor:
     """[N] log-probability of the token after each of the flattened positions `index`."""
     if isinstance(teacher, TeacherTopK):
         if teacher.token_log_probs is None:
-            raise ValueError(
+            raise OptionError(
                 "the stored top-k lacks token_log_probs, the teacher's log-probability of each "
                 "next token; make it with TeacherTopK.from_logits(logits, k, ids=teacher_ids)"
             )
@@ -170,9 +152,3 @@ def _toss(log_prob: Tensor) -> Tensor:
     log_prob = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
     return torch.stack([log_prob, torch.log(-torch.expm1(log_prob))], -1)
 
-
-class ALM(LossModule):
-    """`alm` with its options held; call it with `student_ids` and `teacher_ids`."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(alm, options)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xtoken._checks import expect
+from xtoken.errors import ShapeError
 from xtoken.losses.engine.checks import check_token_ids
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.inputs import check_normalizer
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.rows import block_rows
 
@@ -38,30 +41,39 @@ def cross_entropy(
         `top1_accuracy`.
 
     Raises:
-        ValueError: shapes that do not fit, or a counted id outside the vocabulary.
+        ShapeError: shapes that do not fit.
+        TokenIdError: a counted id outside the vocabulary.
+
+    >>> ids = torch.tensor([[0, 1]])
+    >>> cross_entropy(torch.zeros(1, 2, 4), ids, ids >= 0).metrics["ce"].item()
+    1.3862943649291992
     """
     source = student_rows(student_logits, vocab_size)
     for name, value in (("student_ids", student_ids), ("mask", mask)):
+        expect(value, Tensor, name, f"pass {name} as a tensor [B, T_s]")
         if tuple(value.shape) != source.positions:
-            raise ValueError(
+            raise ShapeError(
                 f"{name} has shape {tuple(value.shape)}, expected {source.positions} like the "
                 "logits"
             )
     if mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype}, expected torch.bool")
+        raise ShapeError(f"mask is {mask.dtype}, expected torch.bool")
+    if normalizer is not None:
+        check_normalizer(normalizer)
     length = source.positions[1]
     sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
     index = sample * length + token
     targets = student_ids[sample, token + 1]
     check_token_ids(targets, source.vocab_size, "student")
     loss = CrossEntropyBlocks(student=ChunkRows(index, None, len(index)), targets=targets)
-    return reduce_chunks(
+    result, _ = reduce_chunks(
         loss,
         source,
         rows_per_block=block_size or block_rows(source.vocab_size, index.device),
         normalizer=normalizer,
         weights=None,
     )
+    return result
 
 
 @dataclass(eq=False, kw_only=True)

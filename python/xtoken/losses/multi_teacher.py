@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from xtoken._checks import check_number, expect
+from xtoken.errors import ArgumentTypeError, OptionError, ShapeError
 from xtoken.losses.alm import teacher_token_log_probs
 from xtoken.losses.engine.merge import chunk_rows
-from xtoken.losses.engine.student_input import Student
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
-from xtoken.tensors.chunks import ChunkBatch
+from xtoken.losses.registry import LossName, find_loss
+from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows, upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
@@ -25,24 +28,20 @@ class TeacherTerm:
     """One teacher of many.
 
     Attributes:
-        loss: a loss of this package, or a module of one.
-        teacher: what it says, as the loss takes it.
-        chunks: the usable chunks of the student with this teacher.
-        options: further arguments of the loss, such as `projection`, `top_k`, `normalizer`.
-        teacher_ids: [B, T_t] int64, needed to weight by `ce`.
-        vocab_size: V_t where the lm_head is padded; for confidences.
+        loss: its name, a key of `xtoken.losses.registry.LOSSES`.
+        inputs: the student, which is the same in all terms, this teacher, and the usable chunks of
+            the two; with `teacher_ids` to weight by `ce`.
+        pair: the parts of the student with this teacher.
+        options: of the loss.
     """
 
-    loss: Callable[..., LossOutput]
-    teacher: Teacher
-    chunks: ChunkBatch
-    options: dict[str, Any] = field(default_factory=dict)
-    teacher_ids: Tensor | None = None
-    vocab_size: int | None = None
+    loss: LossName
+    inputs: LossInputs
+    pair: PairParts
+    options: LossOptions = DEFAULT_OPTIONS
 
 
 def multi_teacher(
-    student_logits: Student,
     terms: Sequence[TeacherTerm],
     *,
     weights: Sequence[float] | Confidence | None = None,
@@ -51,9 +50,8 @@ def multi_teacher(
     """The weighted sum of each teacher's loss.
 
     Args:
-        student_logits: as the losses take it.
-        terms: one a teacher, any mix of losses.
-        weights: one number >= 0 a teacher; None for equal ones that sum to 1; or a confidence, by
+        terms: one per teacher, any mix of losses.
+        weights: one number >= 0 per teacher; None for equal ones that sum to 1; or a confidence, by
             which each *sample* weights the teachers, so that the loss does not depend on how a
             batch is cut: weights proportional to exp(sharpness * score), summing to 1 over the
             teachers with a chunk in the sample. The score is minus the teacher's cross-entropy
@@ -66,32 +64,40 @@ def multi_teacher(
         `teacher{i}/`, with the mean `weight` over its chunks.
 
     Raises:
-        ValueError: no terms, wrong weights, or what a confidence needs is missing.
+        OptionError: no terms, wrong weights, or what a confidence needs is missing.
+        ShapeError: terms of several students.
     """
     if not terms:
-        raise ValueError("terms is empty; pass one TeacherTerm a teacher")
+        raise OptionError("terms is empty; pass one TeacherTerm per teacher")
+    for i, term in enumerate(terms):
+        expect(term, TeacherTerm, f"terms[{i}]", "pass TeacherTerm(loss, inputs, pair)")
+        if term.inputs.student is not terms[0].inputs.student:
+            raise ShapeError(
+                f"terms[{i}] has another student than terms[0]; pass the same logits in all terms"
+            )
+    check_number("sharpness", sharpness, 0, rule="must be a finite number of at least 0")
     factors: list[Tensor | None] = [None] * len(terms)
     static = [1.0 / len(terms)] * len(terms)
     if isinstance(weights, str):
         if weights not in get_args(Confidence):
-            raise ValueError(
+            raise OptionError(
                 f"weights = {weights!r}, expected numbers or {', '.join(get_args(Confidence))}"
             )
         scores = torch.stack([sample_scores(term, weights) for term in terms])  # [K, B]
         shares = torch.softmax(sharpness * scores, 0).nan_to_num(nan=0.0)
         static = [1.0] * len(terms)
-        factors = [share[term.chunks.sample] for share, term in zip(shares, terms, strict=True)]
+        factors = [
+            share[term.inputs.chunks.sample] for share, term in zip(shares, terms, strict=True)
+        ]
     elif weights is not None:
-        static = [float(weight) for weight in weights]
-        if len(static) != len(terms) or min(static) < 0:
-            raise ValueError(f"weights = {static}, expected {len(terms)} numbers >= 0")
+        static = _static_weights(weights, len(terms))
     losses, metrics = [], {}
     for i, (term, weight, factor) in enumerate(zip(terms, static, factors, strict=True)):
-        more: dict[str, Any] = {} if factor is None else {"chunk_weights": factor}
-        result = term.loss(
-            student_logits=student_logits, teacher=term.teacher, chunks=term.chunks,
-            **term.options, **more,
-        )  # fmt: skip
+        inputs = term.inputs
+        if factor is not None:
+            own = inputs.chunk_weights
+            inputs = replace(inputs, chunk_weights=factor if own is None else factor * own)
+        result = find_loss(term.loss).function(inputs, term.pair, term.options)
         losses.append((weight * result.loss, result.num_chunks))
         metrics.update({f"teacher{i}/{name}": x for name, x in result.metrics.items()})
         mean = factor.mean() if factor is not None and len(factor) else torch.tensor(weight)
@@ -100,19 +106,32 @@ def multi_teacher(
     return LossOutput(total, torch.stack([count for _, count in losses]).sum(), metrics)
 
 
+def _static_weights(weights: Sequence[float], count: int) -> list[float]:
+    try:
+        static = [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"weights = {weights!r}, expected {count} numbers >= 0, one per teacher"
+        ) from error
+    if len(static) != count or not all(0 <= weight < float("inf") for weight in static):
+        raise OptionError(f"weights = {static}, expected {count} finite numbers >= 0")
+    return static
+
+
 @torch.no_grad()
 def sample_scores(term: TeacherTerm, confidence: Confidence) -> Tensor:
     """[B] how sure a teacher is of each sample, -inf where it has no chunk there."""
-    teacher, chunks = term.teacher, term.chunks
+    teacher, chunks, size = term.inputs.teacher, term.inputs.chunks, term.pair.sizes[1]
     batch, length = teacher_positions(teacher)
     where = chunk_rows(chunks, "teacher", length, None)
     sample = where.index // length
     if confidence == "ce":
-        if term.teacher_ids is None:
-            raise ValueError("weights='ce' needs TeacherTerm.teacher_ids")
-        values = -teacher_token_log_probs(teacher, term.teacher_ids, where.index, term.vocab_size)
+        ids = term.inputs.teacher_ids
+        if ids is None:
+            raise OptionError("weights='ce' needs teacher_ids in the inputs of each TeacherTerm")
+        values = -teacher_token_log_probs(teacher, ids, where.index, size)
     else:
-        values = _row_statistic(teacher, where.index, term.vocab_size, confidence)
+        values = _row_statistic(teacher, where.index, size, confidence)
     sums = values.new_zeros(batch).index_add_(0, sample, values)
     if confidence == "max_prob":
         counts = torch.bincount(sample, minlength=batch)
@@ -123,7 +142,7 @@ def sample_scores(term: TeacherTerm, confidence: Confidence) -> Tensor:
 
 
 def _row_statistic(
-    teacher: Teacher, index: Tensor, vocab_size: int | None, confidence: Confidence
+    teacher: Teacher, index: Tensor, vocab_size: int, confidence: Confidence
 ) -> Tensor:
     """[N] entropy in nats, or largest probability, at flattened positions; a stored top-k's tail
     counts as one entry, which bounds the entropy from below."""

@@ -8,6 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xtoken._checks import check_number
+from xtoken.errors import ShapeError
+
+# The balance's bound: a distillation loss below a thousandth of the cross-entropy is rounding, not
+# something to learn, and without a bound the weight of a student that agrees grows beyond 10^5.
+MAX_BALANCE = 1e3
+
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
@@ -41,19 +48,11 @@ def global_normalizer(num_chunks: int | Tensor, group: dist.ProcessGroup | None 
 
 
 def inverse_normalizer(normalizer: float | Tensor | None, count: int) -> float | Tensor:
-    """1 / normalizer, `count` where none was given.
-
-    Raises:
-        ValueError: the normalizer is not above 0, or a tensor of more than one element.
-    """
+    """1 / normalizer, `count` where none was given; see `xtoken.losses.inputs.check_normalizer`."""
     if normalizer is None:
         return 1.0 / max(count, 1)
     if isinstance(normalizer, Tensor):
-        if normalizer.numel() != 1:
-            raise ValueError(f"normalizer has shape {tuple(normalizer.shape)}, expected a scalar")
         return normalizer.detach().reshape(()).reciprocal()
-    if not normalizer > 0:
-        raise ValueError(f"normalizer = {normalizer} must be above 0: a number of chunks")
     return 1.0 / normalizer
 
 
@@ -75,26 +74,37 @@ def combine(
             partial KL) or `ce` is absent the scale is 1.
         ce_weight: fixed weight of `ce`.
 
-    Returns: the scalar, and the detached metric `kd_scale`.
+    Returns: the scalar, and the detached metrics `kd_scale` and `kd_scale_clipped`, 1 where the
+        balance met its bound, `MAX_BALANCE`.
 
     Raises:
-        ValueError: a negative weight, or a loss that is not a scalar.
+        OptionError: a negative weight.
+        ShapeError: a loss that is not a scalar.
+
+    >>> total, metrics = combine(torch.tensor(0.5), torch.tensor(2.0))
+    >>> total.item(), metrics["kd_scale"].item()
+    (4.0, 4.0)
     """
     for name, value in (("kd", kd), ("ce", ce)):
         if value is not None and value.dim() != 0:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected a scalar")
+            raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected a scalar")
     for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
-        if weight is not None and not weight >= 0:
-            raise ValueError(f"{name} = {weight} must not be negative")
-    scale = balance(kd, ce) if kd_weight is None else torch.full_like(kd.detach(), kd_weight)
+        if weight is not None:
+            check_number(name, weight, 0, rule="must not be negative: a finite factor")
+    clipped = torch.zeros_like(kd.detach())
+    if kd_weight is None:
+        scale = balance(kd, ce)
+        clipped = (scale >= MAX_BALANCE).to(kd.dtype)
+    else:
+        scale = torch.full_like(kd.detach(), kd_weight)
     total = scale * kd
     if ce is not None:
         total = total + ce_weight * ce
-    return total, {"kd_scale": scale}
+    return total, {"kd_scale": scale, "kd_scale_clipped": clipped}
 
 
 def balance(kd: Tensor, ce: Tensor | None) -> Tensor:
-    """sg(ce / kd), 1 where kd is not above 0 or ce is None.
+    """sg(ce / kd), at most `MAX_BALANCE`; 1 where kd is not above 0 or ce is None.
 
     A partial KL (GOLD, H-KL) can be below 0; balanced by a negative factor it would be maximized.
     """
@@ -102,4 +112,5 @@ def balance(kd: Tensor, ce: Tensor | None) -> Tensor:
     if ce is None:
         return torch.ones_like(kd)
     usable = kd > 0
-    return torch.where(usable, ce.detach() / torch.where(usable, kd, torch.ones_like(kd)), 1.0)
+    scale = ce.detach() / torch.where(usable, kd, torch.ones_like(kd))
+    return torch.where(usable, scale.clamp(max=MAX_BALANCE), 1.0)

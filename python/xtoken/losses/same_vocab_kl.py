@@ -4,92 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from xtoken.losses.engine.checks import check_batch, check_finite, check_temperature
-from xtoken.losses.engine.divergence import Direction, check_direction, divergence
-from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
-from xtoken.losses.engine.module import LossModule
-from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
-from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.errors import OptionError, PairError
+from xtoken.losses.engine.divergence import Direction, divergence
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.merge import ChunkRows, merge_rows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.engine.tail import safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
-from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.rows import block_rows
-from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 def same_vocab_kl(
-    student_logits: Student,
-    teacher: Teacher,
-    chunks: ChunkBatch,
-    *,
-    vocab_size: int | None = None,
-    tail_bucket: bool = False,
-    student_ids: Tensor | None = None,
-    teacher_ids: Tensor | None = None,
-    merge: Merge = "chain",
-    temperature: float = 1.0,
-    direction: Direction = "forward",
-    beta: float = 0.5,
-    normalizer: float | Tensor | None = None,
-    chunk_weights: Tensor | None = None,
-    block_size: int | None = None,
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
 ) -> LossOutput:
     """Mean divergence over tokens; forward KL by default.
 
     Args:
-        student_logits: [B, T_s, V'] float, raw; or an `LmHead` or `VocabShard`.
-        teacher: [B, T_t, V''] float raw logits, or a `TeacherTopK`: both sides are then
-            renormalized over each row's stored entries, or given a tail bucket.
-        chunks: `ChunkBatch.from_mask(mask)`, or the chunks of an alignment.
-        vocab_size: V of the shared tokenizer, where an lm_head is padded or the teacher a top-k.
-        tail_bucket: with a `TeacherTopK`, one more entry for all that is not stored.
-        student_ids, teacher_ids: [B, T] int64; only checked against the batch here.
-        merge, temperature, direction, beta, normalizer, chunk_weights, block_size: as in `p_kl`.
+        inputs: `chunks` from `ChunkBatch.from_mask(mask)`, or of an alignment. With a
+            `TeacherTopK` both sides are renormalized over each row's stored entries, or given a
+            tail bucket for all that is not stored.
+        pair: of equal sizes; no further part.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics: `kl`, `teacher_mass` (stored),
         `top1_agreement`.
 
     Raises:
-        ValueError: as `p_kl`; sides of different width without `vocab_size`; `tail_bucket` with
-            full logits, which leave no tail.
+        XTokenError: as `p_kl`; sides of different sizes; `tail_bucket=True` with full logits, which
+            leave no tail.
     """
-    check_temperature(temperature)
-    check_direction(direction, beta)
-    stored = isinstance(teacher, TeacherTopK)
-    if tail_bucket and not stored:
-        raise ValueError("tail_bucket=True, but full logits leave no tail; pass a TeacherTopK")
-    source = student_rows(student_logits, vocab_size)
-    check_batch(source, teacher, chunks, student_ids, teacher_ids)
-    rows = TeacherRows.of(
-        teacher, chunks, vocab_size, temperature, merge, renormalized=not tail_bucket
-    )
-    if rows.vocab_size != source.vocab_size:
-        raise ValueError(
-            f"the student has {source.vocab_size} columns, the teacher {rows.vocab_size}; "
-            "pass vocab_size, the size of the tokenizer that they share"
+    return run_loss(SPEC, _blocks, inputs, pair, options)
+
+
+SPEC = LossSpec.of("same-vocab-kl", same_vocab_kl, "merge", "tail_bucket")
+
+
+def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
+    student_size, teacher_size = call.pair.sizes
+    if student_size != teacher_size:
+        raise PairError(
+            f"the student has {student_size} tokens, the teacher {teacher_size}; pass a pair of "
+            "one tokenizer, or another loss"
         )
+    options, stored = call.options, isinstance(call.teacher, TeacherTopK)
+    if options.tail_bucket is True and not stored:
+        raise OptionError("tail_bucket=True, but full logits leave no tail; pass a TeacherTopK")
     loss = SameVocabBlocks(
-        student=chunk_rows(chunks, "student", source.positions[1], merge),
-        teacher=rows,
-        tail_bucket=tail_bucket,
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
+        student=call.student_chunks(options.merge),
+        teacher=call.teacher_rows(options.merge, renormalized=not options.tail_bucket),
+        tail_bucket=bool(options.tail_bucket) and stored,
+        temperature=call.temperature,
+        direction=options.direction,
+        beta=options.beta,
     )
-    result = reduce_chunks(
-        loss,
-        source,
-        rows_per_block=block_size or block_rows(source.vocab_size, chunks.device),
-        normalizer=normalizer,
-        weights=chunk_weights,
-    )
-    check_finite(result.loss, source, teacher, chunks, merge)
-    return result
+    return loss, student_size
 
 
 @dataclass(eq=False, kw_only=True)
@@ -118,10 +93,13 @@ class SameVocabBlocks(BlockLoss):
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
             log_student = every.gather(1, columns)
             if self.tail_bucket:
-                rest = torch.logsumexp(every.scatter(1, columns, -torch.inf), -1)
-                tail = torch.log1p(-mass.clamp(max=1.0))
-                log_student = torch.cat([log_student, rest[:, None]], 1)
-                log_teacher = torch.cat([log_teacher, tail[:, None]], 1)
+                size = self.teacher.vocab_size
+                log_teacher, log_student = with_tail(
+                    log_teacher, log_student,
+                    self.teacher.log_outside(block.start, block.stop, mass, columns),
+                    safe_logsumexp(every.scatter(1, columns, -torch.inf)),
+                    (columns < size).sum(1) < size,
+                )  # fmt: skip
             log_teacher = torch.log_softmax(log_teacher, -1)
             log_student = torch.log_softmax(log_student, -1)
         else:
@@ -131,10 +109,3 @@ class SameVocabBlocks(BlockLoss):
         best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
         sums = torch.stack([loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)])
         return loss * self.temperature**2, sums
-
-
-class SameVocabKL(LossModule):
-    """`same_vocab_kl` with its options held."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(same_vocab_kl, options)

@@ -12,6 +12,7 @@ from xtoken._core import PROJECTION_RULES, Vocab
 from xtoken.errors import OptionError, TokenIdError
 from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
+from xtoken.vocab.fingerprints import PairFingerprint
 
 RULE_CODES = {name: code for code, name in enumerate(PROJECTION_RULES)}
 EMPTY_RULES = ("unused", "unspellable", "unpaired")
@@ -55,6 +56,11 @@ class ProjectionArrays:
     teacher_pieces_indptr: NDArray[np.int64] | None = None
     teacher_pieces: NDArray[np.int64] | None = None
     student_model_fingerprint: str = ""
+
+    @property
+    def pair(self) -> PairFingerprint:
+        """The fingerprints of both vocabularies, as all that is made from this carries them."""
+        return PairFingerprint(self.student_fingerprint, self.teacher_fingerprint)
 
     @property
     def csr(self) -> Csr:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-# The integers of `xtoken.align.alignment.ChunkKind`: this file knows torch and no alignment.
-EXACT, MISMATCH, STUDENT_ONLY, TEACHER_ONLY, SPECIAL = range(5)
+from xtoken._checks import expect
+from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
+from xtoken.errors import OptionError, ShapeError
+from xtoken.tensors.segments import offsets_of, ragged_arange
+from xtoken.vocab.fingerprints import PairFingerprint
 
 _INDEX_FIELDS = ("sample", "student_start", "student_end", "teacher_start", "teacher_end", "kind")
+_TENSORS = (*_INDEX_FIELDS, "has_predictor")
+_SIDES = ("student", "teacher")
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkBatch:
     """The chunks of a padded batch, one row a chunk: half-open token ranges in both sequences.
 
+    `from_alignments` makes it; `usable` keeps the chunks that a loss counts.
+
     Attributes:
         sample: [C] int64, row of the batch the chunk belongs to.
         student_start, student_end: [C] int64, token range in the padded [B, T_s] ids.
         teacher_start, teacher_end: [C] int64, token range in the padded [B, T_t] ids.
         kind: [C] int64, a value of `ChunkKind`.
-        has_predictor: [C] bool, a position before the chunk predicts its first token on both
-            sides. Left out, it is `start >= 1`, which is right where padding stands on the right;
-            with left padding a sample's first token follows a pad, which predicts nothing.
+        has_predictor: [C] bool, on both sides each token of the chunk follows a token of its own
+            document, which predicts it. Padding on the left and packed documents are told here.
+        pair: the vocabularies of the ids, where known.
     """
 
     sample: Tensor
@@ -35,157 +43,301 @@ class ChunkBatch:
     teacher_start: Tensor
     teacher_end: Tensor
     kind: Tensor
-    has_predictor: Tensor | None = None
+    has_predictor: Tensor
+    pair: PairFingerprint | None = None
 
     def __post_init__(self) -> None:
         count = self.sample.shape
-        for name in _INDEX_FIELDS:
+        for name in _TENSORS:
             value = getattr(self, name)
-            if value.dtype != torch.int64 or value.dim() != 1 or value.shape != count:
-                raise ValueError(
-                    f"{name} is {value.dtype} {tuple(value.shape)}, expected int64 "
+            wanted = torch.bool if name == "has_predictor" else torch.int64
+            if value.dtype != wanted or value.dim() != 1 or value.shape != count:
+                raise ShapeError(
+                    f"{name} is {value.dtype} {tuple(value.shape)}, expected {wanted} "
                     f"{tuple(count)} like sample; build the batch with ChunkBatch.from_alignments"
                 )
-        if self.has_predictor is None:
-            first = (self.student_start >= 1) & (self.teacher_start >= 1)
-            object.__setattr__(self, "has_predictor", first)
 
     def __len__(self) -> int:
         return self.sample.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.sample.device
 
     @classmethod
     def from_alignments(
         cls,
-        alignments: Sequence[Any],
+        alignments: AlignmentBatch | Sequence[Alignment],
         student_offsets: Sequence[int] | None = None,
         teacher_offsets: Sequence[int] | None = None,
+        *,
+        student_document_starts: Tensor | None = None,
+        teacher_document_starts: Tensor | None = None,
     ) -> ChunkBatch:
         """Flatten one alignment a sample into one batch, on the CPU.
 
         Args:
-            alignments: B objects with numpy arrays `student_bounds` [C+1], `teacher_bounds` [C+1]
-                and `kind` [C]; C may differ from sample to sample.
-            student_offsets, teacher_offsets: B ints, the column at which each sample's first token
-                stands in the padded ids (left padding); None means 0.
+            alignments: what `Aligner.align_batch` gives, with the columns at which it found each
+                sample's first token; or one `Alignment` a sample.
+            student_offsets, teacher_offsets: B ints, for a sequence of alignments: the column at
+                which each sample's first token stands in the padded ids (left padding); None
+                means 0.
+            student_document_starts, teacher_document_starts: [B, T] bool, for packed rows: the
+                first token of each document, as `position_ids == 0` says. No chunk that holds one
+                is predicted. None means one document a row.
 
         Raises:
-            ValueError: the number of offsets is not B, or the bounds of a sample do not fit `kind`.
+            ArgumentTypeError: neither of both classes.
+            ShapeError: the number of offsets is not B, the bounds of a sample do not fit `kind`, or
+                the document starts do not cover the chunks.
+            OptionError: offsets beside an `AlignmentBatch`, which has its own.
+            PairError: alignments of several pairs.
+
+        >>> import numpy as np
+        >>> one = Alignment(np.array([0, 1, 3]), np.array([0, 1, 2]), np.zeros(2, np.uint8),
+        ...                 np.zeros(4, np.int64))
+        >>> ChunkBatch.from_alignments([one]).student_end.tolist()
+        [1, 3]
         """
-        parts: list[list[Tensor]] = []
-        shifts = [
-            _offsets(student_offsets, len(alignments), "student_offsets"),
-            _offsets(teacher_offsets, len(alignments), "teacher_offsets"),
-        ]
-        for index, alignment in enumerate(alignments):
-            kind = torch.as_tensor(alignment.kind).to(torch.int64)
-            row = [torch.full_like(kind, index)]
-            predicted = torch.ones_like(kind, dtype=torch.bool)
-            for side, offsets in zip(("student", "teacher"), shifts, strict=True):
-                bounds = torch.as_tensor(getattr(alignment, f"{side}_bounds")).to(torch.int64)
-                if bounds.shape[0] != kind.shape[0] + 1:
-                    raise ValueError(
-                        f"alignments[{index}].{side}_bounds has {bounds.shape[0]} entries, "
-                        f"expected {kind.shape[0] + 1}: one more than kind"
-                    )
-                predicted &= bounds[:-1] >= 1
-                row += [bounds[:-1] + offsets[index], bounds[1:] + offsets[index]]
-            parts.append([*row, kind, predicted])
-        if not parts:
-            return cls.empty()
-        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        if isinstance(alignments, AlignmentBatch):
+            if student_offsets is not None or teacher_offsets is not None:
+                raise OptionError(
+                    "student_offsets and teacher_offsets are for a sequence of alignments; an "
+                    "AlignmentBatch has its own columns: pass it alone"
+                )
+            batch = alignments
+        else:
+            batch = _stacked(alignments, student_offsets, teacher_offsets)
+        sizes = np.diff(batch.chunk_indptr)
+        sample = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        # A sequence has one bound more than chunks.
+        at = np.arange(len(sample), dtype=np.int64) + sample
+        predicted = np.ones(len(sample), np.bool_)
+        ranges = []
+        for bounds, columns in (
+            (batch.student_bounds, batch.student_columns),
+            (batch.teacher_bounds, batch.teacher_columns),
+        ):
+            start = bounds[at]
+            predicted &= start >= 1
+            shift = columns[sample]
+            ranges += [start + shift, bounds[at + 1] + shift]
+        for side, starts, (start, end) in (
+            ("student", student_document_starts, ranges[:2]),
+            ("teacher", teacher_document_starts, ranges[2:]),
+        ):
+            if starts is not None:
+                name = f"{side}_document_starts"
+                predicted &= _counts_inside(starts, name, sample, start, end) == 0
+        first, last, teacher_first, teacher_last = map(torch.from_numpy, ranges)
+        return cls(
+            torch.from_numpy(sample),
+            first,
+            last,
+            teacher_first,
+            teacher_last,
+            torch.from_numpy(batch.kind.astype(np.int64)),
+            torch.from_numpy(predicted),
+            batch.pair,
+        )
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> ChunkBatch:
-        """One 1:1 EXACT chunk for every token of `mask` [B, T] bool: both sides share a tokenizer.
+    def from_ranges(
+        cls,
+        sample: Tensor,
+        student_start: Tensor,
+        student_end: Tensor,
+        teacher_start: Tensor,
+        teacher_end: Tensor,
+        kind: Tensor | ChunkKind = ChunkKind.EXACT,
+    ) -> ChunkBatch:
+        """Chunks typed by hand, in rows of one document that are padded on the right.
 
-        A token whose predecessor is outside the sample has no predictor; with left padding keep
-        the first real token out of `mask`.
+        Args:
+            sample, student_start, student_end, teacher_start, teacher_end: [C] int64.
+            kind: [C] int64, or one kind for all.
         """
-        if mask.dim() != 2:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected [B, T]")
+        if not isinstance(kind, Tensor):
+            kind = torch.full_like(sample, int(kind))
+        predicted = (student_start >= 1) & (teacher_start >= 1)
+        return cls(
+            sample, student_start, student_end, teacher_start, teacher_end, kind, predicted
+        )
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, document_starts: Tensor | None = None) -> ChunkBatch:
+        """One 1:1 EXACT chunk for every token of `mask`: both sides share a tokenizer.
+
+        Args:
+            mask: [B, T] bool, the tokens that count.
+            document_starts: [B, T] bool, the first token of each document, which nothing predicts;
+                the first column is one in any case. With left padding pass it, or keep each
+                sample's first token out of `mask`.
+        """
+        if mask.dim() != 2 or mask.dtype != torch.bool:
+            raise ShapeError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool [B, T]")
         sample, start = mask.nonzero(as_tuple=True)
-        return cls(sample, start, start + 1, start, start + 1, torch.full_like(start, EXACT))
+        chunks = cls.from_ranges(sample, start, start + 1, start, start + 1)
+        if document_starts is None:
+            return chunks
+        if document_starts.shape != mask.shape or document_starts.dtype != torch.bool:
+            raise ShapeError(
+                f"document_starts is {document_starts.dtype} {tuple(document_starts.shape)}, "
+                f"expected bool {tuple(mask.shape)} like mask"
+            )
+        return replace(
+            chunks, has_predictor=chunks.has_predictor & ~document_starts[sample, start]
+        )
 
     @classmethod
     def empty(cls, device: torch.device | str | None = None) -> ChunkBatch:
         """A batch without chunks."""
-        return cls(*(torch.zeros(0, dtype=torch.int64, device=device) for _ in _INDEX_FIELDS))
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls.from_ranges(none, none, none, none, none)
 
     def to(self, device: torch.device | str) -> ChunkBatch:
         """The same chunks on another device."""
-        return ChunkBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> ChunkBatch:
+        """The same chunks in pinned memory, for a copy to a GPU that waits for nothing."""
+        return self._mapped(Tensor.pin_memory)
 
     def select(self, index: Tensor) -> ChunkBatch:
         """The chunks at `index`: int64 positions or a [C] bool mask."""
-        return ChunkBatch(*(getattr(self, f.name)[index] for f in fields(self)))
+        if index.dtype == torch.bool:
+            index = index.nonzero().flatten()  # once, and not again for every field
+        return self._mapped(lambda tensor: tensor[index])
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> ChunkBatch:
+        return ChunkBatch(
+            function(self.sample),
+            function(self.student_start),
+            function(self.student_end),
+            function(self.teacher_start),
+            function(self.teacher_end),
+            function(self.kind),
+            function(self.has_predictor),
+            self.pair,
+        )
 
     def usable(
-        self, student_mask: Tensor, teacher_mask: Tensor, *, admit: Sequence[int] = (EXACT,)
+        self,
+        student_mask: Tensor,
+        teacher_mask: Tensor,
+        *,
+        admit: Collection[int] = (ChunkKind.EXACT,),
     ) -> ChunkBatch:
         """The chunks that a loss counts, in order.
 
-        A chunk counts when its kind is in `admit`, neither side is empty, a position predicts its
-        first token on both sides, and all its tokens are inside both masks.
+        A chunk counts when its kind is in `admit`, neither side is empty, each token is predicted
+        by one of its own document on both sides, and all its tokens are inside both masks.
 
         Args:
             student_mask: [B, T_s] bool, the token counts in the loss (prompt and padding do not).
             teacher_mask: [B, T_t] bool.
-            admit: kinds to count; EXACT alone by default.
+            admit: kinds to count; EXACT alone by default. SPECIAL takes in the ends of turns that
+                the masks hold.
 
         Raises:
-            ValueError: a mask is not [B, T] bool, or a chunk lies outside of it.
+            ShapeError: a mask is not [B, T] bool, or a chunk lies outside of it.
         """
-        assert self.has_predictor is not None
         self.check_within(student_mask.shape, teacher_mask.shape)
-        keep = torch.zeros_like(self.has_predictor)
-        for kind in admit:
-            keep |= self.kind == int(kind)
-        keep &= self.has_predictor
-        for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
+        keep = self.has_predictor
+        if set(admit) != set(ChunkKind):
+            kinds = self.kind.new_tensor(sorted(int(kind) for kind in admit))
+            keep = keep & (self.kind[:, None] == kinds).any(1)
+        for side, mask in zip(_SIDES, (student_mask, teacher_mask), strict=True):
             if mask.dtype != torch.bool:
-                raise ValueError(f"{side}_mask is {mask.dtype}, expected torch.bool")
-            start, end = getattr(self, f"{side}_start"), getattr(self, f"{side}_end")
-            keep &= (end > start) & (start >= 1)
-            counted = torch.nn.functional.pad(mask.cumsum(1), (1, 0))  # [B, T + 1]
-            inside = counted[self.sample, end] - counted[self.sample, start]
-            keep &= inside == end - start
+                raise ShapeError(f"{side}_mask is {mask.dtype}, expected torch.bool")
+            start, end = self._range(side)
+            # One running sum over all rows: a chunk does not leave its row.
+            counted = offsets_of(mask.flatten())
+            row = self.sample * mask.shape[1]
+            inside = counted[row + end] - counted[row + start]
+            keep = keep & (inside == end - start) & (end > start)
         return self.select(keep)
 
     def check_within(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
         """Raise where a chunk lies outside [B, T_s] or [B, T_t]: the alignment of another batch."""
         if len(self) == 0:
             return
+        samples = int(self.sample.max()) + 1
         for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
             if len(shape) != 2:
-                raise ValueError(f"{side} ids or mask have shape {tuple(shape)}, expected [B, T]")
-            samples, length = int(self.sample.max()) + 1, int(getattr(self, f"{side}_end").max())
+                raise ShapeError(f"{side} ids or mask have shape {tuple(shape)}, expected [B, T]")
+            length = int(self._range(side)[1].max())
             if samples > shape[0] or length > shape[1]:
-                raise ValueError(
+                raise ShapeError(
                     f"chunks reach sample {samples - 1} and {side} token {length - 1}, but the "
                     f"batch is {tuple(shape)}; pass the alignments of this batch"
                 )
+
+    def _range(self, side: str) -> tuple[Tensor, Tensor]:
+        if side == "student":
+            return self.student_start, self.student_end
+        return self.teacher_start, self.teacher_end
 
     def chunk_ids(self, side: str, shape: Sequence[int]) -> Tensor:
         """[B, T] int64: the chunk each token of `side` ("student" or "teacher") is in, -1 for none.
 
         Made for inspection; the losses work on the ranges.
         """
-        start, end = getattr(self, f"{side}_start"), getattr(self, f"{side}_end")
+        start, end = self._range(side)
         sizes = end - start
         chunk = torch.repeat_interleave(torch.arange(len(self), device=self.device), sizes)
-        inner = torch.arange(chunk.shape[0], device=self.device) - (sizes.cumsum(0) - sizes)[chunk]
         ids = torch.full(tuple(shape), -1, dtype=torch.int64, device=self.device)
-        ids[self.sample[chunk], start[chunk] + inner] = chunk
+        ids[self.sample[chunk], ragged_arange(start, sizes)] = chunk
         return ids
 
 
-def _offsets(offsets: Sequence[int] | None, count: int, name: str) -> list[int]:
+def _stacked(
+    alignments: Sequence[Alignment],
+    student_offsets: Sequence[int] | None,
+    teacher_offsets: Sequence[int] | None,
+) -> AlignmentBatch:
+    hint = "pass what Aligner.align_batch gives, or one Aligner.align(...) for each sample"
+    expect(alignments, (AlignmentBatch, list, tuple), "alignments", hint)
+    for index, one in enumerate(alignments):
+        expect(one, Alignment, f"alignments[{index}]", hint)
+        for side, bounds in (("student", one.student_bounds), ("teacher", one.teacher_bounds)):
+            if len(bounds) != len(one.kind) + 1:
+                raise ShapeError(
+                    f"alignments[{index}].{side}_bounds has {len(bounds)} entries, "
+                    f"expected {len(one.kind) + 1}: one more than kind"
+                )
+    return replace(
+        AlignmentBatch.stack(alignments),
+        student_columns=_offsets(student_offsets, len(alignments), "student_offsets"),
+        teacher_columns=_offsets(teacher_offsets, len(alignments), "teacher_offsets"),
+    )
+
+
+def _offsets(offsets: Sequence[int] | None, count: int, name: str) -> NDArray[np.int64]:
     if offsets is None:
-        return [0] * count
+        return np.zeros(count, np.int64)
     if len(offsets) != count:
-        raise ValueError(f"{name} has {len(offsets)} entries, expected {count}: one a sample")
-    return [int(offset) for offset in offsets]
+        raise ShapeError(f"{name} has {len(offsets)} entries, expected {count}: one a sample")
+    return np.asarray(offsets, dtype=np.int64)
+
+
+def _counts_inside(
+    flags: Tensor,
+    name: str,
+    sample: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """[C] how many flags of [B, T] are set in each range of its row."""
+    if flags.dim() != 2 or flags.dtype != torch.bool:
+        raise ShapeError(f"{name} is {flags.dtype} {tuple(flags.shape)}, expected bool [B, T]")
+    rows, width = flags.shape
+    if len(sample) and (int(sample.max()) >= rows or int(end.max()) > width):
+        raise ShapeError(
+            f"{name} has shape {tuple(flags.shape)}, but the chunks reach sample "
+            f"{int(sample.max())} and token {int(end.max()) - 1}; pass that of the padded ids"
+        )
+    sums = np.concatenate(([0], np.cumsum(flags.cpu().numpy().reshape(-1), dtype=np.int64)))
+    counts: NDArray[np.int64] = sums[sample * width + end] - sums[sample * width + start]
+    return counts

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from xtoken.tensors.sparse_ops import SparseMap, offsets_of, project_rows
-from xtoken.tensors.sparse_ops import log_project as log_project
-from xtoken.tensors.sparse_ops import ragged_arange as ragged_arange
+from xtoken._checks import expect
+from xtoken.errors import OptionError, ShapeError, TokenIdError
+from xtoken.projection import Projection
+from xtoken.tensors.segments import offsets_of, ragged_arange
+from xtoken.tensors.sparse_ops import SparseMap, project_rows
+from xtoken.vocab.fingerprints import PairFingerprint
 
 
 def places_of(mask: Tensor) -> Tensor:
@@ -36,11 +39,11 @@ class ColumnSlice:
     entries: Tensor
     map: SparseMap
 
-    def among(self, rows: Tensor) -> ColumnSlice:
+    def reindexed(self, rows: Tensor) -> ColumnSlice:
         """The same with `rows` [n] int64, ascending, as its inputs; they include its own."""
         if self.rows is None or len(rows) == len(self.rows):
             return self
-        sparse = self.map.among(torch.searchsorted(rows, self.rows), len(rows))
+        sparse = self.map.reindexed(torch.searchsorted(rows, self.rows), len(rows))
         return replace(self, rows=rows, map=sparse)
 
 
@@ -55,6 +58,10 @@ class SparseProjection(nn.Module):
     `supported_ids`, the same as ascending ids; `column_of` [V_t + 1] int64, the place of each id
     among them (their number where unsupported, and for the id past the last); `empty_rows` [V_s]
     bool and `empty_ids`, the rows without an entry.
+
+    Attributes:
+        shape: (V_s, V_t).
+        fingerprint: the pair of vocabularies, where known.
     """
 
     indptr: Tensor
@@ -77,6 +84,7 @@ class SparseProjection(nn.Module):
         shape: tuple[int, int],
         *,
         learnable: bool = False,
+        fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
         Args:
@@ -86,9 +94,10 @@ class SparseProjection(nn.Module):
             shape: (V_s, V_t).
 
         Raises:
-            ValueError: the arrays do not fit one another or the shape.
+            ShapeError: the arrays do not fit one another or the shape.
         """
         super().__init__()
+        self.fingerprint = fingerprint
         _check_csr(indptr, indices, weights, shape)
         student_size, teacher_size = shape
         self.shape = (int(student_size), int(teacher_size))
@@ -121,12 +130,13 @@ class SparseProjection(nn.Module):
     @classmethod
     def from_csr(
         cls,
-        indptr: Any,
-        indices: Any,
-        weights: Any,
+        indptr: ArrayLike | Tensor,
+        indices: ArrayLike | Tensor,
+        weights: ArrayLike | Tensor,
         shape: tuple[int, int],
         *,
         learnable: bool = False,
+        fingerprint: PairFingerprint | None = None,
     ) -> SparseProjection:
         """From numpy arrays or tensors of a CSR matrix, explicit zeros dropped.
 
@@ -138,19 +148,30 @@ class SparseProjection(nn.Module):
         ptr, ids = (torch.as_tensor(x).to(torch.int64) for x in (indptr, indices))
         if values.shape == ids.shape and bool((values == 0).any()):
             # A column reached by zeros alone would count as supported, at an infinite KL.
-            kept = torch.nn.functional.pad((values != 0).cumsum(0), (1, 0))
+            kept = offsets_of(values != 0)
             ids, values, ptr = ids[values != 0], values[values != 0], kept[ptr]
-        return cls(ptr, ids, values, (int(shape[0]), int(shape[1])), learnable=learnable)
+        return cls(
+            ptr, ids, values, (int(shape[0]), int(shape[1])),
+            learnable=learnable, fingerprint=fingerprint,
+        )  # fmt: skip
 
     @classmethod
-    def from_projection(cls, projection: Any, *, learnable: bool = False) -> SparseProjection:
-        """From an `xtoken.Projection` (numpy): attributes indptr, indices, weights, shape."""
+    def from_projection(
+        cls, projection: Projection, *, learnable: bool = False
+    ) -> SparseProjection:
+        """W of a pair as a module.
+
+        Raises:
+            ArgumentTypeError: not a `Projection`.
+        """
+        expect(projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair")
         return cls.from_csr(
             projection.indptr,
             projection.indices,
             projection.weights,
             projection.shape,
             learnable=learnable,
+            fingerprint=projection.pair,
         )
 
     @classmethod
@@ -184,7 +205,7 @@ class SparseProjection(nn.Module):
     def columns(self, ids: Tensor) -> ColumnSlice:
         """The map onto teacher columns `ids` [K] int64, and the student rows that reach them."""
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.shape[1]):
-            raise ValueError(
+            raise TokenIdError(
                 f"column ids span [{int(ids.min())}, {int(ids.max())}], expected ids below "
                 f"V_t = {self.shape[1]}; pass the teacher this W was built for"
             )
@@ -207,10 +228,10 @@ class SparseProjection(nn.Module):
         Returns: [R, V_t] or [R, K]; differentiable in probs and in learnable weights.
 
         Raises:
-            ValueError: probs or columns do not fit W's shape.
+            ShapeError: probs or columns do not fit W's shape.
         """
         if probs.dim() != 2 or probs.shape[1] != self.shape[0]:
-            raise ValueError(
+            raise ShapeError(
                 f"probs has shape {tuple(probs.shape)}, expected [R, {self.shape[0]}]; "
                 "drop the lm_head's padding, or pass the student this W was built for"
             )
@@ -225,7 +246,7 @@ class SparseProjection(nn.Module):
         if columns is None:
             return rows
         if columns.shape[0] != probs.shape[0]:
-            raise ValueError(
+            raise ShapeError(
                 f"columns has {columns.shape[0]} rows, expected {probs.shape[0]} like probs"
             )
         return rows.gather(1, columns)
@@ -233,7 +254,7 @@ class SparseProjection(nn.Module):
     def row_slice(self, start: int, stop: int) -> SparseProjection:
         """W's rows [start, stop): the part of a student vocabulary shard; [stop - start, V_t]."""
         if not 0 <= start <= stop <= self.shape[0]:
-            raise ValueError(f"rows [{start}, {stop}) are not inside V_s = {self.shape[0]}")
+            raise ShapeError(f"rows [{start}, {stop}) are not inside V_s = {self.shape[0]}")
         low, high = int(self.indptr[start]), int(self.indptr[stop])
         return SparseProjection(
             self.indptr[start : stop + 1] - low,
@@ -247,9 +268,9 @@ class SparseProjection(nn.Module):
         """W's columns [start, stop); rows may then sum to less than 1. Not for learnable weights,
         whose softmax runs over whole rows."""
         if not 0 <= start <= stop <= self.shape[1]:
-            raise ValueError(f"columns [{start}, {stop}) are not inside V_t = {self.shape[1]}")
+            raise ShapeError(f"columns [{start}, {stop}) are not inside V_t = {self.shape[1]}")
         if self.free is not None:
-            raise ValueError("a learnable W cannot be cut by columns; cut it before training")
+            raise OptionError("a learnable W cannot be cut by columns; cut it before training")
         keep = (self.indices >= start) & (self.indices < stop)
         counts = torch.bincount(self.row_of[keep], minlength=self.shape[0])
         return SparseProjection(
@@ -258,6 +279,20 @@ class SparseProjection(nn.Module):
             self.weights[keep],
             (self.shape[0], stop - start),
         )
+
+    def to_projection(self, base: Projection) -> Projection:
+        """The learned weights as an `xtoken.Projection`, to save, explain or export.
+
+        Args:
+            base: what this was made from.
+
+        Raises:
+            PairError: it is of another pair.
+        """
+        base = expect(base, Projection, "base", "pass the xtoken.Projection this was made from")
+        if self.fingerprint is not None:
+            self.fingerprint.check(base.pair, "base", "pass the projection this was made from")
+        return base.with_weights(self.values().detach().cpu().numpy())
 
     def extra_repr(self) -> str:
         kind = ", learnable" if self.free is not None else ""
@@ -268,20 +303,20 @@ def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[in
     student_size, teacher_size = shape
     for name, value in (("indptr", indptr), ("indices", indices)):
         if value.dtype != torch.int64 or value.dim() != 1:
-            raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, expected int64 [n]")
+            raise ShapeError(f"{name} is {value.dtype} {tuple(value.shape)}, expected int64 [n]")
     if indptr.shape[0] != student_size + 1:
-        raise ValueError(
+        raise ShapeError(
             f"indptr has {indptr.shape[0]} entries, expected V_s + 1 = {student_size + 1}"
         )
     nnz = indices.shape[0]
     if weights.shape != indices.shape:
-        raise ValueError(f"weights has {tuple(weights.shape)} entries, expected {nnz} like indices")
+        raise ShapeError(f"weights has {tuple(weights.shape)} entries, expected {nnz} like indices")
     if int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
-        raise ValueError(f"indptr must rise from 0 to nnz = {nnz}; this is no CSR matrix")
+        raise ShapeError(f"indptr must rise from 0 to nnz = {nnz}; this is no CSR matrix")
     if nnz and (int(indices.min()) < 0 or int(indices.max()) >= teacher_size):
-        raise ValueError(
+        raise ShapeError(
             f"indices span [{int(indices.min())}, {int(indices.max())}], expected ids below "
             f"V_t = {teacher_size}"
         )
     if not bool(torch.isfinite(weights).all()) or bool((weights <= 0).any()):
-        raise ValueError("weights must be finite and above 0; from_csr drops explicit zeros")
+        raise ShapeError("weights must be finite and above 0; from_csr drops explicit zeros")

@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def ragged_arange(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Concatenate `range(starts[i], starts[i] + sizes[i])` for all i; int64 in, int64 out."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    inner = torch.arange(owner.shape[0], device=sizes.device) - (sizes.cumsum(0) - sizes)[owner]
-    return starts[owner] + inner
-
-
-def offsets_of(counts: Tensor) -> Tensor:
-    """[n] counts to [n + 1] offsets: 0, then the running sums."""
-    return F.pad(counts.cumsum(0), (1, 0))
+from xtoken.tensors.segments import offsets_of, ragged_arange, segment_logsumexp
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +45,7 @@ class SparseMap:
             offsets_of(torch.bincount(inputs, minlength=n_in)),
         )
 
-    def among(self, places: Tensor, n_in: int) -> SparseMap:
+    def reindexed(self, places: Tensor, n_in: int) -> SparseMap:
         """The same with its inputs at `places` [old n_in] int64, ascending, among `n_in`."""
         inputs = places[self.inputs]
         ptr = offsets_of(torch.bincount(inputs, minlength=n_in))
@@ -165,16 +155,7 @@ def _log_sums(logits: Tensor, values: Tensor, sparse: SparseMap, columns: Tensor
     """log of the sums of `columns`, [R, K], by a segment log-sum-exp; -inf without any mass."""
     entries, column = _entries(sparse, columns)
     terms = logits[:, sparse.inputs[entries]] + torch.log(values[entries].to(logits.dtype))
-    return _segment_logsumexp(terms, column, len(columns))
-
-
-def _segment_logsumexp(terms: Tensor, segment: Tensor, count: int) -> Tensor:
-    where = segment.expand_as(terms)
-    top = terms.new_full((terms.shape[0], count), -torch.inf)
-    top = top.scatter_reduce(1, where, terms.detach(), "amax")
-    top = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
-    sums = torch.zeros_like(top).index_add(1, segment, torch.exp(terms - top.gather(1, where)))
-    return torch.log(sums) + top
+    return segment_logsumexp(terms, column, len(columns))
 
 
 def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
@@ -188,7 +169,7 @@ def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
     """
     if torch.compiler.is_compiling():  # no branch on data there: all of it in log space
         terms = logits[:, sparse.inputs] + torch.log(values.to(logits.dtype))
-        return _segment_logsumexp(terms, sparse.outputs, sparse.output_ptr.shape[0] - 1)
+        return segment_logsumexp(terms, sparse.outputs, sparse.output_ptr.shape[0] - 1)
     result: Tensor = _LogProject.apply(logits, values, sparse)
     return result
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from xtoken._checks import check_number, expect
+from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
 from xtoken.tensors.rows import block_rows, upcast
+
+# What the rounding of log-probabilities may add to a mass of 1.
+_MASS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
+_HALF_TOLERANCE = 6e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,25 +29,56 @@ class TeacherTopK:
         temperature: > 0, the one the log-probabilities were taken at.
         token_log_probs: [B, T_t] float or None; at position p the log-probability of token p + 1,
             which need not be among the k. The losses on chunk likelihoods ask for it.
+        vocab_size: V_t where known; no id is beyond it.
+        teacher_fingerprint: of the teacher's vocabulary, where known.
+
+    Args:
+        validate: look at the numbers: log-probabilities of distinct ids that sum to 1 at most. On
+            the CPU alone, where it waits for nothing; False for what was checked before.
+
+    Raises:
+        ShapeError: dtypes or shapes that do not fit.
+        OptionError: numbers that are no log-probabilities, or a token twice in a row.
+        TokenIdError: an id below 0, or beyond `vocab_size`.
+        NonFiniteError: a log-probability that is NaN.
+
+    >>> signal = TeacherTopK(torch.tensor([[[7, 2]]]), torch.tensor([[[-0.1, -3.0]]]))
+    >>> signal.ids.shape[2]
+    2
     """
 
     ids: Tensor
     log_probs: Tensor
     temperature: float = 1.0
     token_log_probs: Tensor | None = None
+    vocab_size: int | None = None
+    teacher_fingerprint: str | None = None
+    validate: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, validate: bool) -> None:
+        hint = "pass TeacherTopK.from_logits(logits, k), or tensors ids and log_probs"
+        expect(self.ids, Tensor, "ids", hint)
+        expect(self.log_probs, Tensor, "log_probs", hint)
         if self.ids.dtype != torch.int64 or self.ids.dim() != 3:
-            raise ValueError(
+            raise ShapeError(
                 f"ids is {self.ids.dtype} {tuple(self.ids.shape)}, expected int64 [B, T_t, k]"
             )
         if self.log_probs.shape != self.ids.shape or not self.log_probs.is_floating_point():
-            raise ValueError(
+            raise ShapeError(
                 f"log_probs is {self.log_probs.dtype} {tuple(self.log_probs.shape)}, "
                 f"expected float {tuple(self.ids.shape)} like ids"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature} must be above 0")
+        tokens = self.token_log_probs
+        if tokens is not None and (
+            tokens.shape != self.ids.shape[:2] or not tokens.is_floating_point()
+        ):
+            raise ShapeError(
+                f"token_log_probs is {tokens.dtype} {tuple(tokens.shape)}, "
+                f"expected float {tuple(self.ids.shape[:2])} like ids"
+            )
+        check_temperature(self.temperature)
+        if validate and self.ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_numbers(self)
 
     @classmethod
     @torch.no_grad()
@@ -51,24 +90,32 @@ class TeacherTopK:
         vocab_size: int | None = None,
         temperature: float = 1.0,
         ids: Tensor | None = None,
+        teacher_fingerprint: str | None = None,
     ) -> TeacherTopK:
         """Take the top k of full logits, a few rows at a time.
 
         Args:
             logits: [B, T_t, V_t'] float.
-            k: entries a position, by falling log-probability; more than there are takes all.
+            k: entries per position, by falling log-probability; more than there are takes all.
             vocab_size: V_t where the lm_head is padded.
             temperature: > 0, divides the logits.
             ids: [B, T_t] int64 tokens, for `token_log_probs`.
+            teacher_fingerprint: of the teacher's vocabulary, where known.
 
         Raises:
-            ValueError: logits are not [B, T_t, V_t'], k is below 1, or ids do not fit.
+            ShapeError: logits are not [B, T_t, V_t'], or ids do not fit.
+            OptionError: k is below 1, or a temperature that is not above 0.
+            TokenIdError: an id outside the vocabulary.
+            NonFiniteError: a logit is NaN or +inf.
+
+        >>> TeacherTopK.from_logits(torch.tensor([[[0.0, 2.0, 1.0]]]), 2).ids.tolist()
+        [[[1, 2]]]
         """
         positions = teacher_positions(logits)
-        if k < 1:
-            raise ValueError(f"k = {k} must be at least 1")
+        check_number("k", k, 1, rule="must be at least 1", whole=True)
+        check_temperature(temperature)
         if ids is not None and tuple(ids.shape) != positions:
-            raise ValueError(
+            raise ShapeError(
                 f"ids has shape {tuple(ids.shape)}, expected {positions} like the logits"
             )
         following = None if ids is None else ids.roll(-1, 1).flatten()  # the last is cut off below
@@ -76,7 +123,7 @@ class TeacherTopK:
         flat = logits.flatten(0, 1)[:, :vocab_size]
         size = flat.shape[1]
         if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(
+            raise TokenIdError(
                 f"ids span [{int(ids.min())}, {int(ids.max())}], outside the teacher vocabulary "
                 f"(V_t = {size}); pass the teacher's own ids"
             )
@@ -89,23 +136,43 @@ class TeacherTopK:
                 tokens = rows.gather(1, following[start : start + step, None]).squeeze(1)
             found.append((best.indices, best.values, tokens.clone()))
         if not found:
-            raise ValueError(f"logits has shape {tuple(logits.shape)}: there is no position")
+            raise ShapeError(f"logits has shape {tuple(logits.shape)}: there is no position")
         kept, log_probs, tokens = (torch.cat(part) for part in zip(*found, strict=True))
+        nan = torch.isnan(log_probs[:, 0])  # NaN is first in a top k
+        if bool(nan.any()):
+            position = int(nan.nonzero()[0])
+            raise NonFiniteError(
+                f"logits[{position // positions[1]}, {position % positions[1]}] holds NaN or +inf, "
+                "expected finite logits or -inf; look at the teacher's precision and its mask"
+            )
         shape = (*positions, min(k, size))
         token_log_probs = None
         if ids is not None:
             token_log_probs = tokens.view(positions)
             token_log_probs[:, -1] = 0.0  # nothing follows the last
-        return cls(kept.view(shape), log_probs.view(shape), temperature, token_log_probs)
+        return cls(
+            kept.view(shape), log_probs.view(shape), temperature, token_log_probs,
+            vocab_size, teacher_fingerprint, validate=False,
+        )  # fmt: skip
 
     def to(self, device: torch.device | str) -> TeacherTopK:
         """The same signal on another device."""
+        return self._moved(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> TeacherTopK:
+        """The same signal in pinned memory, for a copy to a GPU that waits for nothing."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> TeacherTopK:
         tokens = self.token_log_probs
         return TeacherTopK(
-            self.ids.to(device),
-            self.log_probs.to(device),
+            move(self.ids),
+            move(self.log_probs),
             self.temperature,
-            None if tokens is None else tokens.to(device),
+            None if tokens is None else move(tokens),
+            self.vocab_size,
+            self.teacher_fingerprint,
+            validate=False,
         )
 
 
@@ -114,7 +181,63 @@ Teacher = Tensor | TeacherTopK
 
 def teacher_positions(teacher: Teacher) -> tuple[int, int]:
     """(B, T_t) of a teacher signal."""
+    expect(
+        teacher, (Tensor, TeacherTopK), "teacher",
+        "pass the teacher's logits [B, T_t, V_t'], or a TeacherTopK of them",
+    )  # fmt: skip
     shape = teacher.ids.shape if isinstance(teacher, TeacherTopK) else teacher.shape
     if len(shape) != 3:
-        raise ValueError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")
+        raise ShapeError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")
     return shape[0], shape[1]
+
+
+def check_temperature(temperature: object) -> None:
+    """Raise OptionError unless the temperature is a finite number above 0."""
+    check_number(
+        "temperature", temperature, 0, inside=True,
+        rule="must be above 0 and finite; 1.0 leaves the logits as they are",
+    )  # fmt: skip
+
+
+def _check_numbers(signal: TeacherTopK) -> None:
+    """Raise unless each row is a part of a distribution over distinct tokens."""
+    log_probs, ids = upcast(signal.log_probs.detach()), signal.ids
+    if ids.numel() == 0:
+        return
+    tolerance = _MASS_TOLERANCE.get(signal.log_probs.dtype, _HALF_TOLERANCE)
+    mass = torch.exp(log_probs).sum(-1)  # NaN fails the test below too
+    if not bool((mass <= 1 + tolerance).all()):
+        row = (~(mass <= 1 + tolerance)).nonzero()[0].tolist()
+        if bool(torch.isnan(mass[*row])):
+            raise NonFiniteError(
+                f"log_probs[{row[0]}, {row[1]}] holds NaN, expected log-probabilities or -inf; "
+                "the teacher overflowed: compute its predictions again"
+            )
+        raise OptionError(
+            f"log_probs[{row[0]}, {row[1]}] sums to {float(mass[*row]):.4g} as probabilities, "
+            "expected 1 at most: log-probabilities under the full vocabulary; "
+            "pass logits through TeacherTopK.from_logits"
+        )
+    named = torch.isneginf(log_probs).logical_not_()
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0:
+        raise TokenIdError(f"ids hold {low}; pad a short row with log_probs = -inf")
+    if signal.vocab_size is not None and high >= signal.vocab_size:
+        raise TokenIdError(
+            f"ids hold {high}, outside the teacher vocabulary (V_t = {signal.vocab_size}); "
+            "pass the predictions of this teacher"
+        )
+    # Pads get ids of their own, so that only a token named twice is found beside itself.
+    width = ids.shape[-1]
+    pads = -1 - np.arange(width, dtype=np.int64)
+    rows = np.where(named.numpy(), ids.numpy(), pads).reshape(-1, width)
+    rows = rows.astype(np.int32) if high < 2**31 else rows
+    rows.sort(axis=1)
+    twice = np.argwhere(rows[:, 1:] == rows[:, :-1])
+    if len(twice):
+        row, column = twice[0].tolist()
+        at = divmod(row, ids.shape[1])
+        raise OptionError(
+            f"ids[{at[0]}, {at[1]}] names token {rows[row, column]} twice, expected distinct "
+            "tokens; pad a short row with log_probs = -inf"
+        )

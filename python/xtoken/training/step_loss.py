@@ -10,11 +10,11 @@ from torch import Tensor
 
 from xtoken.data.collate import DistillBatch
 from xtoken.errors import OptionError
-from xtoken.losses import TeacherTopK, combine, cross_entropy
+from xtoken.losses import LossInputs, LossOutput, TeacherTopK, combine, cross_entropy
 from xtoken.projection import Projection
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.training.config import DistillConfig
-from xtoken.training.distill_loss import make_loss
+from xtoken.training.distill_loss import DistillLoss
 
 
 class TeacherSource(Protocol):
@@ -73,7 +73,7 @@ class Objective:
             raise OptionError(
                 f"loss = {config.loss!r} needs W of the pair; pass Projection.build(...)"
             )
-        self._loss = make_loss(config, projection, device)
+        self._loss = DistillLoss(config, projection, device)
 
     def counts(self, batch: DistillBatch) -> tuple[int, int]:
         """Return the numbers of predicted tokens and of usable chunks of a batch."""
@@ -107,13 +107,15 @@ class Objective:
         )
         if not self.needs_teacher or signal is None:
             return Parts(ce.loss, None, {})
-        output = self._loss(
-            student_logits,
-            signal,
-            _usable(batch),
-            student_ids=batch["student_ids"],
-            teacher_ids=batch["teacher_ids"],
-            normalizer=max(chunk_total, 1.0),
+        output: LossOutput = self._loss(
+            LossInputs(
+                student_logits,
+                signal,
+                _usable(batch),
+                student_ids=batch["student_ids"],
+                teacher_ids=batch["teacher_ids"],
+                normalizer=max(chunk_total, 1.0),
+            )
         )
         share = float(output.num_chunks) / max(chunk_total, 1.0)
         shares = {name: float(value) * share for name, value in output.metrics.items()}

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Direction = Literal["forward", "reverse", "jsd"]
-
-
-def check_direction(direction: str, beta: float) -> None:
-    """Raise ValueError for an unknown direction, or a JSD whose beta is not inside (0, 1)."""
-    if direction not in get_args(Direction):
-        raise ValueError(
-            f"direction = {direction!r}, expected one of {', '.join(get_args(Direction))}"
-        )
-    if direction == "jsd" and not 0.0 < beta < 1.0:
-        raise ValueError(
-            f"beta = {beta} must be inside (0, 1); its ends are direction='forward' and 'reverse'"
-        )
 
 
 def kl_sum(log_a: Tensor, log_b: Tensor) -> Tensor:

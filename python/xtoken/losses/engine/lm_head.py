@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses.engine.student_rows import zero_grads
 from xtoken.tensors.rows import upcast
 
 # Chosen columns of an lm_head copied at a time: 8 MB of float32 weights at 2,048 features.
@@ -36,21 +38,21 @@ class LmHead:
 
     def __post_init__(self) -> None:
         if self.hidden.dim() != 3 or self.weight.dim() != 2:
-            raise ValueError(
+            raise ShapeError(
                 f"hidden {tuple(self.hidden.shape)} and weight {tuple(self.weight.shape)}: "
                 "expected [B, T_s, H] and [V_s, H]"
             )
         if self.hidden.shape[2] != self.weight.shape[1]:
-            raise ValueError(
+            raise ShapeError(
                 f"hidden has {self.hidden.shape[2]} features, weight {self.weight.shape[1]}; "
                 "pass the lm_head of the model that made the hidden states"
             )
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(
+            raise ShapeError(
                 f"bias has shape {tuple(self.bias.shape)}, expected ({self.weight.shape[0]},)"
             )
         if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"softcap = {self.softcap} must be above 0, or None for no cap")
+            raise OptionError(f"softcap = {self.softcap} must be above 0, or None for no cap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +105,7 @@ class LmHeadRows:
         return raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
-        return [
-            torch.zeros_like(tensor) if need else None
-            for tensor, need in zip(self.tensors(), needed, strict=True)
-        ]
+        return zero_grads(self.tensors(), needed)
 
     def add_grads(
         self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor

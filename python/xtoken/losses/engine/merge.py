@@ -9,19 +9,19 @@ distributions normalizes away:
 * `last`: the last predictor's distribution times the probabilities of the tokens before;
 * `mean`: the mean of the predictors' log-probabilities; normalized, the softmax of the mean logits.
 
-The factors are kept by `ChunkLogProbs` in alm.py, the loss that uses them.
+ALM, the loss that uses the factors, reads all rows of a chunk itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.projection import ragged_arange
+from xtoken.tensors.segments import offsets_of, ragged_arange
 
 Merge = Literal["chain", "last", "mean"]
 
@@ -69,12 +69,7 @@ def chunk_rows(chunks: ChunkBatch, side: str, length: int, merge: Merge | None) 
         side: "student" or "teacher".
         length: T of that side, the stride of the flattened positions.
         merge: which rows to take; None takes all of them, as `mean` does.
-
-    Raises:
-        ValueError: unknown merge.
     """
-    if merge is not None and merge not in get_args(Merge):
-        raise ValueError(f"merge = {merge!r}, expected one of {', '.join(get_args(Merge))}")
     start, end = getattr(chunks, f"{side}_start"), getattr(chunks, f"{side}_end")
     base = chunks.sample * length
     if merge == "chain":
@@ -82,8 +77,7 @@ def chunk_rows(chunks: ChunkBatch, side: str, length: int, merge: Merge | None) 
     if merge == "last":
         return ChunkRows(base + end - 2, None, len(chunks))
     sizes = end - start
-    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    return ChunkRows(ragged_arange(base + start - 1, sizes), ptr, len(chunks))
+    return ChunkRows(ragged_arange(base + start - 1, sizes), offsets_of(sizes), len(chunks))
 
 
 def merge_rows(rows: Tensor, segments: Tensor | None, count: int) -> Tensor:

@@ -85,7 +85,8 @@ class BlockLoss:
 def sum_over_chunks(
     loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
 ) -> tuple[Tensor, Tensor]:
-    """`scale` times the sum of the loss over all chunks, and the metric sums [M] (detached)."""
+    """`scale` times the sum of the loss over all chunks; and, detached, the metric sums with one
+    more, which is finite where all of the gradient is: [M + 1]."""
     if torch.compiler.is_compiling():
         return _traced(loss, source, scale, rows_per_block)
     # Half precision is raised to float32 by the sources; autocast must not lower it again.
@@ -103,29 +104,21 @@ def reduce_chunks(
     rows_per_block: int,
     normalizer: float | Tensor | None,
     weights: Tensor | None,
-) -> LossOutput:
+) -> tuple[LossOutput, Tensor]:
     """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
 
     Args:
         weights: [C] a factor on each chunk's loss.
+
+    Returns: the output, and a detached scalar that is finite where all of the gradient is.
     """
     count = loss.student.count
-    if weights is not None:
-        if tuple(weights.shape) != (count,):
-            raise ValueError(
-                f"chunk_weights has shape {tuple(weights.shape)}, expected ({count},): one a chunk"
-            )
-        loss.weights = weights.detach()
+    loss.weights = None if weights is None else weights.detach()
     inverse = inverse_normalizer(normalizer, count)
     total, sums = sum_over_chunks(loss, source, inverse, rows_per_block)
-    return loss_output(loss, total, sums, count)
-
-
-def loss_output(loss: BlockLoss, total: Tensor, sums: Tensor, count: int) -> LossOutput:
-    """The total with the metric sums as means over `count` chunks."""
-    means = (sums / max(count, 1)).unbind()
+    *means, slope = (sums / max(count, 1)).unbind()
     metrics = dict(zip(loss.metric_names, means, strict=True))
-    return LossOutput(total, torch.tensor(count, device=total.device), metrics)
+    return LossOutput(total, torch.tensor(count, device=total.device), metrics), slope
 
 
 def _traced(
@@ -142,7 +135,7 @@ def _traced(
         sums = sums + metrics
     if loss.student.count == 0:
         total = total + source.tensors()[0].flatten()[:0].sum()
-    return total * scale, sums
+    return total * scale, torch.cat([sums, sums.new_zeros(1)])
 
 
 class _RowBlocks(torch.autograd.Function):
@@ -202,17 +195,19 @@ def _run(
     ]
     total: Tensor | None = None
     sums: Tensor | None = None
+    slopes: list[Tensor] = []
     width = source.vocab_size if loss.columns is None else len(loss.columns)
     for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
         value, metrics = _run_rows(
-            loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads
+            loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads, slopes
         )
         total = value if total is None else total + value
         sums = metrics if sums is None else sums + metrics
     if total is None or sums is None:
         total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
         sums = total.new_zeros(len(loss.metric_names))
-    return total * scale, sums, [*grads, *param_grads]
+    slope = torch.stack(slopes).sum()[None] if slopes else sums.new_zeros(1)
+    return total * scale, torch.cat([sums, slope.to(sums.dtype)]), [*grads, *param_grads]
 
 
 def _run_rows(
@@ -224,6 +219,7 @@ def _run_rows(
     chunks: tuple[int, int],
     grads: list[Tensor | None],
     param_grads: list[Tensor | None],
+    slopes: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Loss and metric sums of the chunks whose rows are made together; adds to the gradients.
 
@@ -243,6 +239,8 @@ def _run_rows(
             value, metrics, grad_rows, more = loss.value_and_grad(
                 part, block, loss.params, needed[split:], scale
             )
+            # A sum over what was just written costs little, and NaN or inf come through.
+            slopes.append(grad_rows.sum())
             if len(part) == len(rows):
                 rows = grad_rows
             else:  # these rows are done with: their gradient takes their place

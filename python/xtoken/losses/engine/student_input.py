@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from xtoken._checks import expect
+from xtoken.errors import ShapeError
 from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
 
 Student = Tensor | LmHead | VocabShard
+
+
+def check_student(student: Student) -> None:
+    """Raise ArgumentTypeError unless it is one of the three classes."""
+    expect(
+        student, (Tensor, LmHead, VocabShard), "student",
+        "pass the model's logits [B, T_s, V_s'], or LmHead(hidden, weight)",
+    )  # fmt: skip
 
 
 def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
@@ -18,9 +28,9 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
     torch 2.5.
 
     Raises:
-        ValueError: not [B, T_s, V_s'] or fewer columns than `vocab_size`.
-        TypeError: neither a tensor nor one of this file's classes.
+        ShapeError: not [B, T_s, V_s'] or fewer columns than `vocab_size`.
     """
+    check_student(student)
     if isinstance(student, LmHead):
         size = _checked_size(student.weight.shape[0], vocab_size, "the lm_head's weight")
         return LmHeadRows(student, size)
@@ -28,18 +38,14 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
         student = _shard_of(student)
     if isinstance(student, VocabShard):
         if student.logits.dim() != 3:
-            raise ValueError(
+            raise ShapeError(
                 f"the shard has shape {tuple(student.logits.shape)}, expected [B, T_s, V_r]"
             )
-        shard = ShardRows.of(student, vocab_size)
+        shard = ShardRows.build(student, vocab_size)
         _checked_size(sum(shard.sizes), vocab_size, "the shards together")
         return shard
-    if not isinstance(student, Tensor):
-        raise TypeError(
-            f"student_logits is {type(student).__name__}, expected a tensor, LmHead or VocabShard"
-        )
     if student.dim() != 3 or not student.is_floating_point():
-        raise ValueError(
+        raise ShapeError(
             f"student_logits is {student.dtype} {tuple(student.shape)}, "
             "expected float [B, T_s, V_s]"
         )
@@ -58,7 +64,7 @@ def _shard_of(student: Tensor) -> VocabShard | Tensor:
     ]
     others = [p for i, p in enumerate(student.placements) if i not in cut and not p.is_replicate()]
     if others or len(cut) > 1:
-        raise ValueError(
+        raise ShapeError(
             f"student_logits is placed {student.placements}; expected one Shard({last}) and else "
             "Replicate(); redistribute it first"
         )
@@ -70,7 +76,7 @@ def _shard_of(student: Tensor) -> VocabShard | Tensor:
 
 def _checked_size(found: int, vocab_size: int | None, name: str) -> int:
     if vocab_size is not None and found < vocab_size:
-        raise ValueError(
+        raise ShapeError(
             f"{name} has {found} columns, fewer than the student vocabulary of {vocab_size}; "
             "pass the student whose tokenizer this is"
         )

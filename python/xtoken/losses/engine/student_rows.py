@@ -47,6 +47,14 @@ class StudentRows(Protocol):
         """Add to `grads` what `grad`, the gradient of `rows(index, columns)`, means for them."""
 
 
+def zero_grads(tensors: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
+    """Contiguous zeros like each tensor whose gradient is needed, None for the others."""
+    return [
+        torch.zeros_like(tensor, memory_format=torch.contiguous_format) if need else None
+        for tensor, need in zip(tensors, needed, strict=True)
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class LogitRows:
     """Rows of logits [B, T_s, V_s'], of which the first `vocab_size` columns count."""
@@ -72,7 +80,7 @@ class LogitRows:
         return upcast(flat if columns is None else flat.index_select(1, columns))
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
-        return [torch.zeros_like(self.logits, memory_format=torch.contiguous_format)]
+        return zero_grads(self.tensors(), needed)
 
     def add_grads(
         self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
+
+# Where less than this is left, 1 - sum has lost its digits in float32.
+_FAINT = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +36,11 @@ class TeacherRows:
     log_totals: Tensor | None = None
 
     @classmethod
-    def of(
+    def build(
         cls,
         signal: Teacher,
         chunks: ChunkBatch,
-        vocab_size: int | None,
+        vocab_size: int,
         temperature: float,
         merge: Merge,
         *,
@@ -48,36 +52,34 @@ class TeacherRows:
                 read at another temperature than it was taken at.
 
         Raises:
-            ValueError: V_t' < V_t; a top-k at another temperature, or under `mean`.
+            ShapeError: V_t' < V_t.
+            OptionError: a top-k at another temperature, or under `mean`.
+            PairError: a top-k of another vocabulary.
         """
         _, length = teacher_positions(signal)
         if isinstance(signal, TeacherTopK):
             if merge == "mean":
-                raise ValueError(
+                raise OptionError(
                     "merge='mean' needs the teacher's full logits: the top-k of the positions "
                     "differ; use merge='chain' with a stored top-k"
                 )
             if temperature != signal.temperature and not renormalized:
-                raise ValueError(
+                raise OptionError(
                     f"the stored top-k was taken at temperature {signal.temperature}, the loss "
                     f"asks for {temperature}; store it at {temperature}, or pass full logits"
                 )
-            if signal.ids.numel() and int(signal.ids.min()) < 0:
-                raise ValueError(
-                    f"ids hold {int(signal.ids.min())}; pad a short row with log_probs = -inf"
+            if signal.vocab_size is not None and signal.vocab_size != vocab_size:
+                raise PairError(
+                    f"the stored top-k is of a teacher of {signal.vocab_size} tokens, the pair's "
+                    f"teacher has V_t = {vocab_size}; pass the predictions of this pair's teacher"
                 )
-            if vocab_size is None:
-                raise ValueError("a stored top-k does not tell V_t; pass teacher_vocab_size")
-            size = vocab_size
-        else:
-            if vocab_size is not None and signal.shape[2] < vocab_size:
-                raise ValueError(
-                    f"teacher logits have {signal.shape[2]} columns, fewer than V_t = {vocab_size};"
-                    " pass the teacher this W or common set was built for"
-                )
-            size = signal.shape[2] if vocab_size is None else vocab_size
+        elif signal.shape[2] < vocab_size:
+            raise ShapeError(
+                f"teacher logits have {signal.shape[2]} columns, fewer than V_t = {vocab_size};"
+                " pass the teacher this pair was built for"
+            )
         rows = chunk_rows(chunks, "teacher", length, merge)
-        return cls(signal, rows, size, temperature)
+        return cls(signal, rows, vocab_size, temperature)
 
     @property
     def stored_power(self) -> float:
@@ -100,15 +102,46 @@ class TeacherRows:
             found = torch.log_softmax(self._logits(start, stop), -1)
         return found if columns is None else found.index_select(1, columns)
 
-    def _logits(self, start: int, stop: int, columns: Tensor | None = None) -> Tensor:
-        """[stop - start, V_t] merged logits by temperature, or those at `columns`."""
+    def _logits(
+        self, start: int, stop: int, columns: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """[stop - start, V_t] merged logits by temperature, or those at `columns`; of the `chosen`
+        chunks alone where these are given, counted from `start`."""
         assert isinstance(self.signal, Tensor)
         index, segments = self.where.block(start, stop)
+        if chosen is not None:
+            if segments is not None:
+                return self._logits(start, stop, columns)[chosen]
+            index = index[chosen]
         flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
         if columns is not None:
             flat = flat.index_select(1, columns)
         rows = merge_rows(upcast(flat), segments, stop - start)
         return rows if self.temperature == 1.0 else rows / self.temperature
+
+    @torch.no_grad()
+    def log_outside(self, start: int, stop: int, mass: Tensor, kept: Tensor | None) -> Tensor:
+        """[stop - start] log of the mass outside of the kept columns.
+
+        Args:
+            mass: [stop - start], that of the kept ones.
+            kept: [K] int64 columns, or [stop - start, K] each row's own; None for all.
+        """
+        rest = 1.0 - mass
+        if isinstance(self.signal, TeacherTopK) or torch.compiler.is_compiling():
+            # What is not stored is not known below one rounding, which is its floor.
+            return torch.log(rest.clamp(min=torch.finfo(rest.dtype).eps))
+        log_rest = torch.log(rest.clamp(min=0.0))
+        if kept is None:
+            return log_rest.fill_(-torch.inf)
+        faint = (rest < _FAINT).nonzero().flatten()  # 1 - mass has lost its digits
+        if faint.numel() == 0:
+            return log_rest
+        logits = self._logits(start, stop, chosen=faint)
+        total = torch.logsumexp(logits, -1)
+        own = kept[faint] if kept.dim() == 2 else kept.expand(len(faint), -1)
+        others = torch.logsumexp(logits.scatter(1, own, -torch.inf), -1)
+        return log_rest.index_copy(0, faint, (others - total).to(log_rest.dtype))
 
     @torch.no_grad()
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

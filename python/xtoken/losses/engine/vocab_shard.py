@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xtoken.losses.engine.student_rows import zero_grads
 from xtoken.tensors.rows import upcast
 
 
@@ -38,7 +39,7 @@ class ShardRows:
     vocab_size: int
 
     @classmethod
-    def of(cls, shard: VocabShard, vocab_size: int | None) -> ShardRows:
+    def build(cls, shard: VocabShard, vocab_size: int | None) -> ShardRows:
         world, local = dist.get_world_size(shard.group), shard.logits.shape[-1]
         sizes: list[int] = [0] * world
         held = [torch.zeros(1, dtype=torch.int64, device=shard.logits.device) for _ in sizes]
@@ -84,7 +85,7 @@ class ShardRows:
         return upcast(torch.cat([p[:, :n] for p, n in zip(parts, counts, strict=True)], 1))
 
     def new_grads(self, needed: tuple[bool, ...]) -> list[Tensor | None]:
-        return [torch.zeros_like(self.logits, memory_format=torch.contiguous_format)]
+        return zero_grads(self.tensors(), needed)
 
     def add_grads(
         self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor

@@ -1,4 +1,4 @@
-"""KL on a common set of token pairs plus sorted L1 on the rest: what GOLD and H-KL share."""
+"""KL on a common set of token pairs plus sorted L1 on the rest: GOLD, H-KL and ULD share it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xtoken.losses.engine.checks import check_batch, check_finite, check_temperature
-from xtoken.losses.engine.divergence import Direction, check_direction, divergence
-from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
-from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
+from xtoken.losses.engine.divergence import Direction, divergence
+from xtoken.losses.engine.merge import ChunkRows, merge_rows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.sorting import sorted_l1
-from xtoken.losses.engine.student_input import Student, student_rows
 from xtoken.losses.engine.teacher_rows import TeacherRows
-from xtoken.losses.output import LossOutput
-from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.rows import block_rows
-from xtoken.tensors.teacher_signal import Teacher
+from xtoken.tensors.pair_parts import CommonSet
 
 
 @dataclass(eq=False, kw_only=True)
@@ -51,7 +47,7 @@ class HybridBlocks(BlockLoss):
             logits = logits / self.temperature
         log_student = torch.log_softmax(logits, -1)
         log_teacher = self.teacher.log_probs(block.start, block.stop)
-        zero = log_student.new_zeros(len(block))
+        zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one
         kl = uld = zero
         masses = [zero, zero, zero]
         if len(self.student_common):
@@ -73,62 +69,27 @@ class HybridBlocks(BlockLoss):
         return loss, torch.stack([x.detach().sum() for x in (kl, uld, *masses)])
 
 
-def hybrid(
-    student_logits: Student,
-    teacher: Teacher,
-    chunks: ChunkBatch,
-    *,
-    student_ids_common: Tensor,
-    teacher_ids_common: Tensor,
-    student_ids: Tensor | None,
-    teacher_ids: Tensor | None,
-    student_vocab_size: int | None,
-    teacher_vocab_size: int | None,
-    common_weight: float,
-    uld_weight: float,
-    merge: Merge,
-    temperature: float,
-    direction: Direction,
-    beta: float,
-    normalizer: float | Tensor | None,
-    chunk_weights: Tensor | None,
-    block_size: int | None,
-) -> LossOutput:
-    """The loss behind `gold`, `h_kl` and `uld`; see there."""
-    check_temperature(temperature)
-    check_direction(direction, beta)
-    for name, weight in (("common_weight", common_weight), ("uld_weight", uld_weight)):
-        if not weight >= 0:
-            raise ValueError(f"{name} = {weight} must not be negative")
-    source = student_rows(student_logits, student_vocab_size)
-    check_batch(source, teacher, chunks, student_ids, teacher_ids)
-    rows = TeacherRows.of(teacher, chunks, teacher_vocab_size, temperature, merge)
-    device = source.tensors()[0].device
-    check_common(student_ids_common, teacher_ids_common, source.vocab_size, rows.vocab_size)
-    student_common, teacher_common = student_ids_common.to(device), teacher_ids_common.to(device)
+def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlocks, int]:
+    """The loss behind `gold`, `h_kl` and `uld`, which has no common set."""
+    student_size, teacher_size = call.pair.sizes
+    none = torch.zeros(0, dtype=torch.int64, device=call.device)
+    student_common = none if common is None else common.student_ids
+    teacher_common = none if common is None else common.teacher_ids
+    options = call.options
     loss = HybridBlocks(
-        student=chunk_rows(chunks, "student", source.positions[1], merge),
-        teacher=rows,
+        student=call.student_chunks(options.merge),
+        teacher=call.teacher_rows(options.merge),
         student_common=student_common,
         teacher_common=teacher_common,
-        student_rest=_others(student_common, source.vocab_size),
-        teacher_rest=_others(teacher_common, rows.vocab_size),
-        common_weight=common_weight,
-        uld_weight=uld_weight,
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
+        student_rest=_others(student_common, student_size),
+        teacher_rest=_others(teacher_common, teacher_size),
+        common_weight=options.common_weight,
+        uld_weight=options.uld_weight,
+        temperature=call.temperature,
+        direction=options.direction,
+        beta=options.beta,
     )
-    result = reduce_chunks(
-        loss,
-        source,
-        rows_per_block=block_size
-        or block_rows(max(source.vocab_size, rows.vocab_size), chunks.device),
-        normalizer=normalizer,
-        weights=chunk_weights,
-    )
-    check_finite(result.loss, source, teacher, chunks, merge)
-    return result
+    return loss, max(student_size, teacher_size)
 
 
 def _others(ids: Tensor, size: int) -> Tensor:
@@ -136,27 +97,3 @@ def _others(ids: Tensor, size: int) -> Tensor:
     taken = torch.zeros(size, dtype=torch.int8, device=ids.device)
     taken[ids] = 1
     return torch.argsort(taken, stable=True)[: size - len(ids)]
-
-
-def check_common(student_ids: Tensor, teacher_ids: Tensor, v_s: int, v_t: int) -> None:
-    """Raise ValueError unless the two lists are one-to-one pairs inside their vocabularies."""
-    if student_ids.shape != teacher_ids.shape or student_ids.dim() != 1:
-        raise ValueError(
-            f"student_ids_common {tuple(student_ids.shape)} and teacher_ids_common "
-            f"{tuple(teacher_ids.shape)} must be two lists of one length: pair i is (s_i, t_i)"
-        )
-    if torch.compiler.is_compiling():
-        return
-    for name, ids, size in (
-        ("student_ids_common", student_ids, v_s),
-        ("teacher_ids_common", teacher_ids, v_t),
-    ):
-        if ids.dtype != torch.int64:
-            raise ValueError(f"{name} is {ids.dtype}, expected torch.int64")
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-            raise ValueError(
-                f"{name} spans [{int(ids.min())}, {int(ids.max())}], outside the vocabulary "
-                f"(V = {size}); pass the common set of this pair"
-            )
-        if len(torch.unique(ids)) != len(ids):
-            raise ValueError(f"{name} names a token twice; the common set must be one-to-one")

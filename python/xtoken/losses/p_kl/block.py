@@ -12,15 +12,26 @@ from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.sorting import top_k as best_of
+from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.p_kl.closed_form import Tail, forward_kl
-from xtoken.tensors.projection import ColumnSlice, log_project
+from xtoken.tensors.projection import ColumnSlice
+from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 @dataclass(eq=False, kw_only=True)
 class PKLBlocks(BlockLoss):
-    """P-KL of a block of chunks; the function a kernel would replace."""
+    """P-KL of a block of chunks; the function a kernel would replace.
+
+    Attributes:
+        part: W on the columns that are kept in any chunk.
+        column_of: [V_t + 1] int64, the place of each teacher id among them.
+        chunk_top_k: columns that each chunk keeps of them; None keeps them all.
+        tail_bucket: whether there is a tail at all.
+        all_columns: a chunk that keeps this many columns has nothing left for a tail; None where
+            each chunk has something left.
+    """
 
     student: ChunkRows
     columns: Tensor | None
@@ -31,6 +42,7 @@ class PKLBlocks(BlockLoss):
     empty_rows: Tensor
     chunk_top_k: int | None
     tail_bucket: bool
+    all_columns: int | None
     temperature: float
     direction: Direction
     beta: float
@@ -59,12 +71,13 @@ class PKLBlocks(BlockLoss):
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
         best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
         if self.tail_bucket:
-            others = logits + torch.log(params[1].to(logits.dtype))
+            others = logits + log_shares(params[1].to(logits.dtype))
             if columns is not None:
                 others = torch.cat([others, every.scatter(1, columns, -torch.inf)], 1)
-            rest = torch.logsumexp(others, -1)
-            log_teacher = torch.cat([log_teacher, _log_tail(mass)[:, None]], 1)
-            log_student = torch.cat([log_student, rest[:, None]], 1)
+            log_teacher, log_student = with_tail(
+                log_teacher, log_student, self._teacher_tail(block, columns, mass),
+                safe_logsumexp(others), self._has_tail(columns),
+            )  # fmt: skip
         loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
         sums = [loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)]
         if self.columns is None:
@@ -108,7 +121,11 @@ class PKLBlocks(BlockLoss):
         if self.tail_bucket:
             outside = params[1].to(probs.dtype)
             inside = outside if chosen is None else outside[chosen]
-            tail = Tail(_log_tail(mass), probs @ outside, inside)
+            log_tail = self._teacher_tail(block, places, mass)
+            has_tail = self._has_tail(places)
+            if has_tail is not None and not bool(has_tail.all()):
+                return None
+            tail = Tail(log_tail, probs @ outside, inside)
         elif chosen is None:
             del probs  # as large as the table
         weights = logits.new_ones(len(block))
@@ -168,14 +185,23 @@ class PKLBlocks(BlockLoss):
         log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
         return columns, log_teacher
 
+    def _teacher_tail(self, block: Block, places: Tensor | None, mass: Tensor) -> Tensor:
+        """[R] log of what the kept columns leave of the teacher's mass."""
+        ids = self.part.columns
+        if places is not None and isinstance(self.teacher.signal, Tensor):
+            ids = places if ids is None else ids[places]
+        return self.teacher.log_outside(block.start, block.stop, mass, ids)
+
+    def _has_tail(self, places: Tensor | None) -> Tensor | None:
+        """[R] bool, whether W reaches columns outside of those that a chunk keeps; None for yes."""
+        if self.all_columns is None or places is None:
+            return None
+        kept = places < self.part.map.output_ptr.shape[0] - 1
+        return kept.sum(1) < self.all_columns
+
     def _empty_mass(self, logits: Tensor) -> Tensor:
         empty = torch.logsumexp(logits.index_select(1, self.empty_rows), -1)
         return torch.exp(empty - torch.logsumexp(logits, -1))
-
-
-def _log_tail(mass: Tensor) -> Tensor:
-    """[R] log of what the kept columns leave of the teacher's mass."""
-    return torch.log1p(-mass.clamp(max=1.0))
 
 
 def _renormalized(log_teacher: Tensor, log_student: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,73 +7,28 @@ columns p~ is 0 and the KL infinite, which an epsilon would only hide. (X-Token,
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
-
 import torch
 from torch import Tensor
 
-from xtoken.losses.engine.checks import check_batch, check_finite, check_temperature
-from xtoken.losses.engine.divergence import Direction, check_direction
-from xtoken.losses.engine.merge import Merge, chunk_rows
-from xtoken.losses.engine.module import LossModule
-from xtoken.losses.engine.row_blocks import reduce_chunks
-from xtoken.losses.engine.student_input import Student, student_rows
-from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.errors import OptionError, PairError
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.teacher_rows import TeacherRows, top_columns
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.block import PKLBlocks as PKLBlocks
-from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
-from xtoken.tensors.rows import block_rows
-from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
-
-Scope = Literal["chunk", "microbatch"]
+from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 def p_kl(
-    student_logits: Student,
-    teacher: Teacher,
-    projection: SparseProjection,
-    chunks: ChunkBatch,
-    *,
-    student_ids: Tensor | None = None,
-    teacher_ids: Tensor | None = None,
-    top_k: int | None = None,
-    top_k_scope: Scope = "chunk",
-    tail_bucket: bool = False,
-    merge: Merge = "chain",
-    temperature: float = 1.0,
-    direction: Direction = "forward",
-    beta: float = 0.5,
-    normalizer: float | Tensor | None = None,
-    chunk_weights: Tensor | None = None,
-    full_metrics: bool = False,
-    block_size: int | None = None,
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
 ) -> LossOutput:
     """Mean divergence over chunks in the teacher's vocabulary; forward KL by default.
 
     Args:
-        student_logits: [B, T_s, V_s'] float, raw; carries the gradient. Or an `LmHead` (fused) or
-            `VocabShard`. Columns from V_s on are dropped.
-        teacher: [B, T_t, V_t'] float raw logits, detached here, columns from V_t on dropped; or a
-            `TeacherTopK`.
-        projection: W [V_s, V_t]; learnable weights receive a gradient. Its sizes are checked; a W
-            of another pair of the same sizes is told by `Projection.load(path, student, teacher)`.
-        chunks: the chunks to count, from `ChunkBatch.usable`.
-        student_ids, teacher_ids: [B, T_s], [B, T_t] int64; only checked against the batch here.
-        top_k: teacher columns kept among the supported ones; None or more than there are keeps all.
-            With a `TeacherTopK` in chunk scope the columns are the stored ones, `top_k` the best.
-        top_k_scope: "chunk", each chunk's own best columns; "microbatch", one set for the batch by
-            total teacher mass (sparser work, and the cheapest path).
-        tail_bucket: one more column on each side for all mass outside the kept ones, the student's
-            mass on empty rows of W included.
-        temperature: > 0, divides both sides' logits; the loss is multiplied by its square.
-        direction, beta: see `divergence`.
-        normalizer: what the sum over chunks is divided by, len(chunks) where None.
-        chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
-        full_metrics: read whole student rows where the loss needs only some columns, so that
-            `empty_row_mass` is known.
-        block_size: chunks worked on at a time; None chooses by cache size.
+        pair: with `projection`, W; its learnable weights receive a gradient.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics:
         `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `top1_agreement` (within
@@ -81,113 +36,113 @@ def p_kl(
         are read.
 
     Raises:
-        ValueError: shapes, vocabulary sizes or options that do not fit; NaN or +inf logits; the
-            chunks of another batch; a tail bucket that the student cannot put mass in.
+        XTokenError: shapes, vocabularies or options that do not fit; NaN or +inf logits; a tail
+            bucket that the student cannot put mass in.
+
+    >>> from xtoken.tensors.chunks import ChunkBatch
+    >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
+    >>> chunks = ChunkBatch.from_mask(torch.tensor([[False, True]]))
+    >>> student = torch.zeros(1, 2, 3, requires_grad=True)
+    >>> teacher = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    >>> output = p_kl(LossInputs(student, teacher, chunks), pair)
+    >>> round(output.loss.item(), 3)
+    0.433
+    >>> output.loss.backward()
     """
-    loss, source, per_block = p_kl_blocks(
-        student_logits,
-        teacher,
-        projection,
-        chunks,
-        student_ids=student_ids,
-        teacher_ids=teacher_ids,
-        top_k=top_k,
-        top_k_scope=top_k_scope,
-        tail_bucket=tail_bucket,
-        merge=merge,
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
-        full_metrics=full_metrics,
-        block_size=block_size,
-    )
-    result = reduce_chunks(
-        loss,
-        source,
-        normalizer=normalizer,
-        weights=chunk_weights,
-        rows_per_block=per_block,
-    )
-    check_finite(result.loss, source, teacher, chunks, merge)
-    return result
+    return run_loss(SPEC, _blocks, inputs, pair, options)
 
 
-def p_kl_blocks(
-    student_logits: Student,
-    teacher: Teacher,
-    projection: SparseProjection,
-    chunks: ChunkBatch,
-    *,
-    student_ids: Tensor | None,
-    teacher_ids: Tensor | None,
-    top_k: int | None,
-    top_k_scope: Scope,
-    tail_bucket: bool,
-    merge: Merge,
-    temperature: float,
-    direction: Direction,
-    beta: float,
-    full_metrics: bool,
-    block_size: int | None,
-) -> tuple[PKLBlocks, StudentRows, int]:
-    """Check the arguments of `p_kl`; return the loss by blocks, its rows and chunks a block."""
-    check_temperature(temperature)
-    check_direction(direction, beta)
-    if top_k_scope not in get_args(Scope):
-        raise ValueError(f"top_k_scope = {top_k_scope!r}, expected 'chunk' or 'microbatch'")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k = {top_k} must be at least 1, or None for all columns")
-    student_size, teacher_size = projection.shape
-    source = student_rows(student_logits, student_size)
-    check_batch(source, teacher, chunks, student_ids, teacher_ids)
-    if projection.indptr.device != chunks.device:
-        raise ValueError(
-            f"W is on {projection.indptr.device}, the student on {chunks.device}; "
-            f"pass projection.to({str(chunks.device)!r})"
-        )
+SPEC = LossSpec.of(
+    "p-kl", p_kl, "merge", "top_k", "top_k_scope", "tail_bucket", "full_metrics"
+)  # fmt: skip
+
+
+def _blocks(call: LossCall) -> tuple[PKLBlocks, int]:
+    assert call.pair.projection is not None
+    return p_kl_blocks(call, call.pair.projection)
+
+
+def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks, int]:
+    """The loss by blocks, and its widest row; the root of prefix KL too."""
+    options, teacher = call.options, call.teacher
     if not torch.compiler.is_compiling() and not bool(projection.supported.any()):
-        raise ValueError("W reaches no teacher column: all its rows are empty; rebuild it")
-    rows = TeacherRows.of(
-        teacher, chunks, teacher_size, temperature, merge, renormalized=not tail_bucket
-    )
-    device = source.tensors()[0].device
-    widest = max(student_size, teacher_size)
-    per_chunk = top_k_scope == "chunk" and (top_k is not None or isinstance(teacher, TeacherTopK))
+        raise PairError("W reaches no teacher column: all its rows are empty; rebuild it")
+    rows = call.teacher_rows(options.merge, renormalized=not options.tail_bucket)
+    widest = max(projection.shape)
+    top_k, stored = options.top_k, isinstance(teacher, TeacherTopK)
+    per_chunk = options.top_k_scope == "chunk" and (top_k is not None or stored)
     part, column_of = projection.full(), projection.column_of
-    if top_k is not None and not per_chunk and len(chunks):
-        per_block = block_size or block_rows(widest, device)
-        columns, rows = top_columns(rows, projection.supported, top_k, per_block)
+    if top_k is not None and not per_chunk and len(call.chunks):
+        columns, rows = top_columns(
+            rows, projection.supported, top_k, call.rows_per_block(widest)
+        )
         part = projection.columns(columns)
     elif per_chunk and isinstance(teacher, TeacherTopK):
         part, column_of = _stored_columns(projection, rows)
         # No row of the teacher's vocabulary is ever made.
-        widest = max(student_size, part.map.output_ptr.shape[0], teacher.ids.shape[-1])
-    per_block = block_size or block_rows(widest, device)
+        widest = max(projection.shape[0], part.map.output_ptr.shape[0], teacher.ids.shape[-1])
+    has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
     params = [projection.values()[part.entries]]
-    if tail_bucket:
-        outside = _mass_outside(projection, part)
-        if not per_chunk and not bool((outside > 0).any()):
-            raise ValueError(
-                "tail_bucket=True, but W sends no student token outside the kept columns: the KL "
-                "of a teacher with any mass there is infinite; pass top_k, or tail_bucket=False"
-            )
-        params.append(outside)
+    if has_tail:
+        params.append(_mass_outside(projection, part))
     loss = PKLBlocks(
-        student=chunk_rows(chunks, "student", source.positions[1], merge),
+        student=call.student_chunks(options.merge),
         # Only what the kept columns can come from is read, where nothing asks for whole rows.
-        columns=None if tail_bucket or full_metrics else part.rows,
+        columns=None if has_tail or options.full_metrics else part.rows,
         params=tuple(params),
         teacher=rows,
         part=part,
         column_of=column_of,
         empty_rows=projection.empty_ids,
-        chunk_top_k=(top_k or teacher_size) if per_chunk else None,
-        tail_bucket=tail_bucket,
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
+        chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
+        tail_bucket=has_tail,
+        all_columns=all_columns,
+        temperature=call.temperature,
+        direction=options.direction,
+        beta=options.beta,
     )
-    return loss, source, per_block
+    return loss, widest
+
+
+def _tail(
+    call: LossCall,
+    projection: SparseProjection,
+    rows: TeacherRows,
+    part: ColumnSlice,
+    per_chunk: bool,
+) -> tuple[bool, int | None]:
+    """Whether there is a tail, and the number of kept columns that leaves none to a chunk.
+
+    The student has mass in it where W reaches columns that are not kept, and, for True, on empty
+    rows of W. A chunk without either has no tail; if no chunk has one, True is refused.
+    """
+    wanted = call.options.tail_bucket
+    if not wanted:
+        return False, None
+    supported = len(projection.supported_ids)
+    if wanted is True and len(projection.empty_ids):
+        return True, None
+    if not per_chunk:
+        kept = part.map.output_ptr.shape[0] - 1
+    else:
+        kept = min(call.options.top_k or supported, supported)
+        if isinstance(call.teacher, TeacherTopK):
+            kept = min(kept, call.teacher.ids.shape[-1])
+    if kept < supported:
+        return True, None
+    if per_chunk and isinstance(call.teacher, TeacherTopK) and len(call.chunks):
+        # A chunk may hold ids that W does not reach, and so fewer columns.
+        ids = rows.top_k(0, len(call.chunks))[0]
+        reached = (projection.column_of[ids] < supported).sum(1)
+        if bool((reached < supported).any()):
+            return True, supported
+    if wanted is True and len(call.chunks):
+        raise OptionError(
+            "tail_bucket=True, but W sends no student token outside the kept columns: the KL "
+            "of a teacher with any mass there is infinite; pass a smaller top_k, or "
+            "tail_bucket='auto'"
+        )
+    return False, None
 
 
 def _stored_columns(projection: SparseProjection, rows: TeacherRows) -> tuple[ColumnSlice, Tensor]:
@@ -209,14 +164,3 @@ def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:
     outside = 1.0 - inside
     # A row wholly inside sums to 1 up to rounding; what is left there is no mass.
     return torch.where(outside > 1e-5, outside, torch.zeros_like(outside))
-
-
-class PKL(LossModule):
-    """`p_kl` with W and its options held; W's learnable weights are this module's parameters."""
-
-    def __init__(self, projection: SparseProjection, **options: Any) -> None:
-        super().__init__(p_kl, options)
-        self.projection = projection
-
-    def held(self) -> dict[str, Any]:
-        return {"projection": self.projection}

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
-from xtoken.losses.p_kl.loss import PKLBlocks
+from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
 from xtoken.losses.prefix_kl.targets import PrefixBlock, PrefixPart
-from xtoken.tensors.projection import places_of, ragged_arange
+from xtoken.tensors.projection import places_of
+from xtoken.tensors.segments import offsets_of, ragged_arange
 
 
 @dataclass(eq=False, kw_only=True)
@@ -173,5 +174,4 @@ def with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
     if not mirrored:
         return first
     sizes = mirrored[0].deepest + 1
-    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    return ChunkRows(ragged_arange(first.index, sizes), ptr, first.count)
+    return ChunkRows(ragged_arange(first.index, sizes), offsets_of(sizes), first.count)

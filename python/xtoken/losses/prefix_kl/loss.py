@@ -17,83 +17,39 @@ tokens as student pieces; chunks of several on both sides keep the root. Ours, b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from xtoken.losses.engine.checks import check_finite
-from xtoken.losses.engine.divergence import Direction
-from xtoken.losses.engine.module import LossModule
-from xtoken.losses.engine.row_blocks import reduce_chunks
-from xtoken.losses.engine.student_input import Student
+from xtoken.errors import OptionError
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
-from xtoken.losses.p_kl.loss import Scope, p_kl_blocks
+from xtoken.losses.p_kl.loss import p_kl_blocks
 from xtoken.losses.prefix_kl.block import PrefixKLBlocks, columns_of_all, with_later_rows
-from xtoken.losses.prefix_kl.compared_prefixes import TrieSlots, first_pieces, prefix_items
+from xtoken.losses.prefix_kl.compared_prefixes import prefix_items
 from xtoken.losses.prefix_kl.targets import PrefixPart
 from xtoken.losses.prefix_kl.teacher_entries import TeacherEntries
-from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.projection import SparseProjection
-from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def prefix_kl(
-    student_logits: Student,
-    teacher: Teacher,
-    projection: SparseProjection,
-    student_trie: TrieSlots,
-    chunks: ChunkBatch,
-    *,
-    student_ids: Tensor,
-    teacher_ids: Tensor,
-    teacher_trie: TrieSlots | None = None,
-    max_depth: int | None = None,
-    depth_weights: Sequence[float] = (1.0,),
-    min_mass: float = 1e-3,
-    end: bool = True,
-    top_k: int | None = None,
-    top_k_scope: Scope = "chunk",
-    tail_bucket: bool = False,
-    temperature: float = 1.0,
-    direction: Direction = "forward",
-    beta: float = 0.5,
-    normalizer: float | Tensor | None = None,
-    chunk_weights: Tensor | None = None,
-    block_size: int | None = None,
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
 ) -> LossOutput:
     """P-KL on first pieces plus the divergences at every further piece; forward KL by default.
 
     Runs eagerly inside `torch.compile`: its shapes are those of the text, and it calls the core.
 
     Args:
-        student_logits: [B, T_s, V_s'] float, raw; carries the gradient. Or an `LmHead` (fused) or
-            `VocabShard`. Columns from V_s on are dropped.
-        teacher: [B, T_t, V_t'] float raw logits, detached here; or a `TeacherTopK`, whose unknown
-            mass at a prefix counts in END: a child that is not among the stored ids counts there
-            on both sides, or on neither where no token ends.
-        projection: W [V_s, V_t] with `decay = 0`, one entry a row at most: `first_pieces` makes it
-            of any W. Its root is compared as in `p_kl`.
-        student_trie: the student's tokens as teacher pieces; for chunks of one student token.
-        chunks: the chunks to count, from `ChunkBatch.usable`.
-        student_ids, teacher_ids: [B, T_s], [B, T_t] int64.
-        teacher_trie: the teacher's tokens as student pieces; for chunks of several student tokens
-            and one teacher token. None keeps these at the root.
-        max_depth: longest prefix; None for no limit, 0 for the root alone.
-        depth_weights: weight of depth 0, 1, ...; the last one holds for all deeper ones. The
-            default is the plain sum.
-        min_mass: a prefix at which no token ends is skipped where the teacher has less than this on
-            its children together.
-        end: False leaves out END and the depth at the chunk's own end, for ablations.
-        top_k, top_k_scope, tail_bucket: of the root, as in `p_kl`.
-        temperature: > 0, divides both sides' logits; the loss is multiplied by its square.
-        direction, beta: see `divergence`.
-        normalizer: what the sum over chunks is divided by, len(chunks) where None.
-        chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
-        block_size: chunks worked on at a time; None chooses by cache size.
+        inputs: with both sides' ids. The unknown mass of a `TeacherTopK` at a prefix counts in END:
+            a child that is not among the stored ids counts there on both sides, or on neither where
+            no token ends.
+        pair: with `first_pieces`, which is compared as in `p_kl`, and `student_trie`, for chunks of
+            one student token; and, unless `options.mirror` is off, `teacher_trie`, for chunks of
+            several student tokens and one teacher token.
+        options: `top_k`, `top_k_scope` and `tail_bucket` are those of the root, as in `p_kl`.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics of
         `p_kl` of the root, and: `prefix_kl`, the divergence beyond the root, in nats per chunk;
@@ -101,48 +57,56 @@ def prefix_kl(
         prefix, 1 for full logits (0 where no prefix was compared).
 
     Raises:
-        ValueError: as `p_kl`; W with several entries in a row; W or a trie of another pair; ids
-            outside a trie's vocabulary; options outside their range; a stored top-k at another
-            temperature.
-        TokenIdError: a token id inside a chunk is outside its vocabulary.
+        XTokenError: as `p_kl`; a token id inside a chunk that is outside its vocabulary; a stored
+            top-k at another temperature.
     """
-    _check_options(max_depth, depth_weights, min_mass)
-    _check_pair(projection, student_trie, teacher_trie)
-    root, source, per_block = p_kl_blocks(
-        student_logits,
-        teacher,
-        projection,
-        chunks,
-        student_ids=student_ids,
-        teacher_ids=teacher_ids,
-        top_k=top_k,
-        top_k_scope=top_k_scope,
-        tail_bucket=tail_bucket,
-        merge="chain",
-        temperature=temperature,
-        direction=direction,
-        beta=beta,
-        full_metrics=False,
-        block_size=block_size,
-    )
-    if isinstance(teacher, TeacherTopK) and teacher.temperature != temperature:
-        raise ValueError(
+    if torch.compiler.is_compiling():
+        # Made here and not by a decorator, which would import the compiler with the losses.
+        eager: LossOutput = torch.compiler.disable(prefix_kl)(inputs, pair, options)  # type: ignore[no-untyped-call]
+        return eager
+    result = run_loss(SPEC, _blocks, inputs, pair, options)
+    prefixes = result.metrics["prefixes"]
+    # Summed over prefixes, so far divided by chunks.
+    known = result.metrics["prefix_teacher_mass"] / torch.where(prefixes > 0, prefixes, 1.0)
+    return replace(result, metrics={**result.metrics, "prefix_teacher_mass": known})
+
+
+SPEC = LossSpec.of(
+    "prefix-kl", prefix_kl, "top_k", "top_k_scope", "tail_bucket", "max_depth", "depth_weights",
+    "min_mass", "end", "mirror", needs_ids=True,
+)  # fmt: skip
+
+
+def _blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
+    pair, options, chunks, teacher = call.pair, call.options, call.chunks, call.teacher
+    assert pair.first_pieces is not None
+    assert pair.student_trie is not None
+    root, widest = p_kl_blocks(call, pair.first_pieces)
+    if isinstance(teacher, TeacherTopK) and teacher.temperature != call.temperature:
+        raise OptionError(
             f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
-            f"{temperature}; store it at {temperature}, or pass full logits"
+            f"{call.temperature}; store it at {call.temperature}, or pass full logits"
         )
-    entries = TeacherEntries.beside(root.teacher)
+    student_ids, teacher_ids = call.ids()
+    entries = TeacherEntries.from_rows(root.teacher)
     at = chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1
     parts: list[PrefixPart] = []
     for side, trie, ids in (
-        ("teacher", student_trie, teacher_ids),
-        ("student", teacher_trie, student_ids),
+        ("teacher", pair.student_trie, teacher_ids),
+        ("student", pair.teacher_trie if options.mirror else None, student_ids),
     ):
-        if trie is not None and max_depth != 0:
-            items = prefix_items(trie, chunks, ids, side, max_depth=max_depth, last_depth=end)
-            parts.append(PrefixPart(trie, items, side == "student", entries, at, min_mass, end))
+        if trie is not None and options.max_depth != 0:
+            items = prefix_items(
+                trie, chunks, ids, side, max_depth=options.max_depth, last_depth=options.end
+            )
+            parts.append(
+                PrefixPart(
+                    trie, items, side == "student", entries, at, options.min_mass, options.end
+                )
+            )
     columns = columns_of_all(root.columns, parts)
     if root.columns is not None:  # the root reads the same rows
-        part = root.part if columns is None else root.part.among(columns)
+        part = root.part if columns is None else root.part.reindexed(columns)
         root = replace(root, columns=columns, part=part)
     loss = PrefixKLBlocks(
         student=with_later_rows(root.student, parts),
@@ -150,74 +114,6 @@ def prefix_kl(
         params=root.params,
         root=root,
         parts=parts,
-        depth_weights=tuple(float(weight) for weight in depth_weights),
+        depth_weights=tuple(float(weight) for weight in options.depth_weights),
     )
-    result = reduce_chunks(
-        loss,
-        source,
-        rows_per_block=per_block,
-        normalizer=normalizer,
-        weights=chunk_weights,
-    )
-    check_finite(result.loss, source, teacher, chunks, None)
-    prefixes = result.metrics["prefixes"]
-    # Summed over prefixes, so far divided by chunks.
-    known = result.metrics["prefix_teacher_mass"] / torch.where(prefixes > 0, prefixes, 1.0)
-    return replace(result, metrics={**result.metrics, "prefix_teacher_mass": known})
-
-
-def _check_options(max_depth: int | None, depth_weights: Sequence[float], min_mass: float) -> None:
-    if max_depth is not None and max_depth < 0:
-        raise ValueError(f"max_depth = {max_depth} must be at least 0, or None for no limit")
-    if len(depth_weights) == 0 or not all(0 <= weight < float("inf") for weight in depth_weights):
-        raise ValueError(
-            f"depth_weights = {tuple(depth_weights)}, expected one finite weight of at least 0 for "
-            "depth 0, 1, ...; the last holds for all deeper ones"
-        )
-    if not 0 <= min_mass < 1:
-        raise ValueError(f"min_mass = {min_mass}, expected a probability below 1")
-
-
-def _check_pair(
-    projection: SparseProjection, student_trie: TrieSlots, teacher_trie: TrieSlots | None
-) -> None:
-    sizes = projection.shape
-    tries = [("student", student_trie, sizes), ("teacher", teacher_trie, sizes[::-1])]
-    for name, trie, expected in tries:
-        if trie is not None and (trie.token_count, trie.piece_count) != expected:
-            raise ValueError(
-                f"the {name} trie has {trie.token_count} tokens and {trie.piece_count} pieces, "
-                f"expected {expected[0]} and {expected[1]}; build W and both tries from the same "
-                "two tokenizers"
-            )
-    if bool((projection.indptr.diff() > 1).any()):
-        raise ValueError(
-            "W has several entries in a row, but the root of prefix KL is P-KL with decay = 0; "
-            "pass first_pieces(projection, student_trie)"
-        )
-
-
-class PrefixKL(LossModule):
-    """`prefix_kl` with W, the tries and its options held."""
-
-    def __init__(
-        self, projection: SparseProjection, tries: Any, *, mirror: bool = True, **options: Any
-    ) -> None:
-        """
-        Args:
-            projection: W of the pair, with any decay; its first pieces are used.
-            tries: an `xtoken.trie.PairTries`.
-            mirror: whether chunks of several student tokens and one teacher token are compared
-                beyond the root.
-        """
-        super().__init__(prefix_kl, options)
-        self.student_trie = TrieSlots(tries.student)
-        self.teacher_trie = TrieSlots(tries.teacher) if mirror else None
-        self.projection = first_pieces(projection, self.student_trie)
-
-    def held(self) -> dict[str, Any]:
-        return {
-            "projection": self.projection,
-            "student_trie": self.student_trie,
-            "teacher_trie": self.teacher_trie,
-        }
+    return loss, widest

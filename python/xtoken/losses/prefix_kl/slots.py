@@ -8,14 +8,13 @@ all that is no child in END. Everything is in log space, flat, and a segment ope
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
-from xtoken.losses.prefix_kl.compared_prefixes import TrieSlots
-from xtoken.tensors.projection import ragged_arange
+from xtoken.tensors.segments import ragged_arange, segment_logsumexp
+from xtoken.tensors.trie import TrieSlots
 
 # What a slot has in place of a piece.
 END, NOWHERE = -1, -2
@@ -47,7 +46,7 @@ class SlotLayout:
     token_ends: list[int]
 
     @classmethod
-    def of(cls, trie: TrieSlots, node: Tensor) -> SlotLayout:
+    def build(cls, trie: TrieSlots, node: Tensor) -> SlotLayout:
         """The slots of `node` [N] int64, one item each."""
         start = trie.slot_ptr[node]
         counts = trie.slot_ptr[node + 1] - start
@@ -104,30 +103,6 @@ class SlotLayout:
         )
 
 
-class _LogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, segment: Tensor, count: int) -> Tensor:
-        top = values.new_full((count,), -torch.inf).scatter_reduce_(0, segment, values, "amax")
-        shift = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
-        exps = torch.exp(values - shift[segment])
-        sums = torch.zeros_like(top).index_add_(0, segment, exps)
-        ctx.save_for_backward(exps, sums, segment)
-        return torch.log(sums).add_(shift)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        exps, sums, segment = ctx.saved_tensors
-        # An empty segment passes nothing on: 0 / 0 there is no gradient.
-        share = torch.where(sums > 0, grad / sums, torch.zeros_like(sums))
-        return exps * share[segment], None, None
-
-
-def segment_logsumexp(values: Tensor, segment: Tensor, count: int) -> Tensor:
-    """[count] log of the sum of exp(values [K]) by segment [K] int64; -inf for none."""
-    result: Tensor = _LogSumExp.apply(values, segment, count)
-    return result
-
-
 def below_log_mass(layout: SlotLayout, values: Tensor) -> Tensor:
     """[S] log mass of each slot, up to a factor an item, from the tokens' logits [K]."""
     return segment_logsumexp(values, layout.token_slot, len(layout.item))
@@ -162,7 +137,7 @@ class SlotTargets:
     negentropy: Tensor
 
     @classmethod
-    def of(cls, layout: SlotLayout, log_mass: Tensor, counted: Tensor, end: bool) -> SlotTargets:
+    def build(cls, layout: SlotLayout, log_mass: Tensor, counted: Tensor, end: bool) -> SlotTargets:
         """
         Args:
             log_mass: [S] the teacher's, up to a factor an item.

@@ -1,4 +1,4 @@
-"""The items of prefix KL, by block: what the teacher says of them, and what the student's rows do.
+"""Teacher targets and student masses of the compared prefixes, per block.
 
 The teacher's side is made for many chunks at once, as it is many small operations; the student's
 with each block of rows.
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.row_blocks import Block
-from xtoken.losses.prefix_kl.compared_prefixes import PrefixItems, TrieSlots
+from xtoken.losses.prefix_kl.compared_prefixes import PrefixItems
 from xtoken.losses.prefix_kl.slots import SlotLayout, SlotTargets, below_log_mass, next_log_mass
 from xtoken.losses.prefix_kl.teacher_entries import TeacherEntries
+from xtoken.tensors.trie import TrieSlots
 
 # Tokens below the nodes that are laid out at a time: a few arrays of 16 MB.
 _TOKENS_AT_ONCE = 2**21
@@ -132,7 +133,7 @@ class PrefixPart:
     @torch.no_grad()
     def _make(self, low: int, high: int) -> PrefixBlock:
         chunk, depth = self.items.chunk[low:high], self.items.depth[low:high]
-        layout = SlotLayout.of(self.trie, self.items.node[low:high])
+        layout = SlotLayout.build(self.trie, self.items.node[low:high])
         make = self._below if self.mirrored else self._next
         layout, targets, known = make(layout, self.teacher_first[chunk], depth)
         if self.places is not None:
@@ -150,7 +151,7 @@ class PrefixPart:
             # What is not stored is in `rest`, and so in END.
             layout = layout.without(torch.isneginf(children), self.end)
         log_mass = next_log_mass(layout, children, rest)
-        return layout, SlotTargets.of(layout, log_mass, counted, self.end), known
+        return layout, SlotTargets.build(layout, log_mass, counted, self.end), known
 
     def _below(self, layout: SlotLayout, at: Tensor, depth: Tensor) -> _Made:
         """The teacher's tokens below each prefix."""
@@ -164,7 +165,7 @@ class PrefixPart:
             unknown = torch.isneginf(log_mass)
             counted = ~layout.has_end | ~unknown[layout.first]
             layout = layout.without(unknown, self.end)
-        return layout, SlotTargets.of(layout, log_mass, counted, self.end), known
+        return layout, SlotTargets.build(layout, log_mass, counted, self.end), known
 
 
 _Made = tuple[SlotLayout, SlotTargets, Tensor]

@@ -14,7 +14,7 @@ from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_position
 
 # Where less than this is left, 1 - sum has lost its digits in float32.
 _FAINT = 1e-3
-# Numbers read at a time, as in row_blocks.py.
+# Numbers read at a time: twice the blocks of rows, as an entry is read once.
 _BLOCK_NUMBERS = {"cpu": 2**21, "cuda": 2**25}
 
 
@@ -35,7 +35,7 @@ class TeacherEntries:
     log_totals: Tensor
 
     @classmethod
-    def beside(cls, rows: TeacherRows) -> TeacherEntries:
+    def from_rows(cls, rows: TeacherRows) -> TeacherEntries:
         """Entries of the signal whose rows a loss reads, with the denominators it knows.
 
         Args:

@@ -1,0 +1,69 @@
+"""What a loss is called, what it needs and which options it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from xtoken.errors import OptionError
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.pair_parts import PARTS_OF_LOSS, LossName, PairParts, Part
+
+# Every loss reads them.
+_COMMON = frozenset({"direction", "beta", "temperature", "block_size"})
+
+
+class LossFunction(Protocol):
+    """The signature of every loss."""
+
+    def __call__(
+        self, inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
+    ) -> LossOutput: ...
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """One loss of the library.
+
+    Attributes:
+        name: as the trainer and the command line call it.
+        function: computes it.
+        options: the names of the `LossOptions` that it reads.
+        needs_ids: whether it reads `student_ids` and `teacher_ids`.
+        temperature: what `LossOptions.temperature = None` means.
+    """
+
+    name: LossName
+    function: LossFunction
+    options: frozenset[str]
+    needs_ids: bool = False
+    temperature: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        name: LossName,
+        function: LossFunction,
+        *options: str,
+        needs_ids: bool = False,
+        temperature: float = 1.0,
+        without: frozenset[str] = frozenset(),
+    ) -> LossSpec:
+        """A loss that reads `options` and those that all read but `without`."""
+        read = (_COMMON | set(options)) - without
+        return cls(name, function, read, needs_ids, temperature)
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """What it reads of a pair beside the sizes; see `PairParts.from_projection`."""
+        return PARTS_OF_LOSS[self.name]
+
+    def check_options(self, options: LossOptions) -> None:
+        """Raise OptionError for an option that is set and that this loss does not read."""
+        for name in options.changed():
+            if name not in self.options:
+                raise OptionError(
+                    f"{name} = {getattr(options, name)!r} is not an option of {self.name}; it "
+                    f"reads {', '.join(sorted(self.options))}"
+                )

@@ -1,0 +1,170 @@
+"""One call of a loss: checks first, then the sum over blocks of chunks, then the finite check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xtoken._checks import expect
+from xtoken.errors import OptionError, PairError
+from xtoken.losses.engine.checks import check_batch, check_finite
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows
+from xtoken.losses.engine.row_blocks import BlockLoss, reduce_chunks
+from xtoken.losses.engine.student_input import student_rows
+from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.inputs import LossInputs, LossOptions
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.rows import block_rows
+from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.vocab.fingerprints import check_fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class LossCall:
+    """The checked arguments of one call.
+
+    Attributes:
+        source: the student's rows.
+        temperature: the one of the options, or the loss's own.
+    """
+
+    inputs: LossInputs
+    pair: PairParts
+    options: LossOptions
+    source: StudentRows
+    temperature: float
+
+    @property
+    def chunks(self) -> ChunkBatch:
+        return self.inputs.chunks
+
+    @property
+    def teacher(self) -> Teacher:
+        return self.inputs.teacher
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.tensors()[0].device
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """Both sides' ids, of a loss that needs them."""
+        assert self.inputs.student_ids is not None
+        assert self.inputs.teacher_ids is not None
+        return self.inputs.student_ids, self.inputs.teacher_ids
+
+    def student_chunks(self, merge: Merge | None) -> ChunkRows:
+        """The student's rows of each chunk."""
+        return chunk_rows(self.chunks, "student", self.source.positions[1], merge)
+
+    def teacher_rows(self, merge: Merge, *, renormalized: bool = False) -> TeacherRows:
+        """The teacher's rows of each chunk; see `TeacherRows.build`."""
+        return TeacherRows.build(
+            self.teacher, self.chunks, self.pair.sizes[1], self.temperature, merge,
+            renormalized=renormalized,
+        )  # fmt: skip
+
+    def rows_per_block(self, widest: int) -> int:
+        """Chunks worked on at a time, by the widest row that is held of each."""
+        return self.options.block_size or block_rows(widest, self.device)
+
+
+# Makes the loss of a checked call, and says how wide its widest row is.
+MakeBlocks = Callable[[LossCall], tuple[BlockLoss, int]]
+
+
+def run_loss(
+    spec: LossSpec, make: MakeBlocks, inputs: LossInputs, pair: PairParts, options: LossOptions
+) -> LossOutput:
+    """The loss of one batch: the only way from arguments to a `LossOutput`."""
+    call = checked_call(spec, inputs, pair, options)
+    loss, widest = make(call)
+    result, slope = reduce_chunks(
+        loss,
+        call.source,
+        rows_per_block=call.rows_per_block(widest),
+        normalizer=inputs.normalizer,
+        weights=inputs.chunk_weights,
+    )
+    check_finite(result.loss, slope, call.source, inputs)
+    return result
+
+
+def checked_call(
+    spec: LossSpec, inputs: LossInputs, pair: PairParts, options: LossOptions
+) -> LossCall:
+    """Refuse what does not belong together, and name the call that was meant."""
+    expect(inputs, LossInputs, "inputs", "pass LossInputs(student, teacher, chunks)")
+    expect(
+        pair, PairParts, "pair",
+        f"pass PairParts.from_projection(projection, needs={spec.name!r})",
+    )  # fmt: skip
+    expect(options, LossOptions, "options", "pass LossOptions(...)")
+    if not torch.compiler.is_compiling():
+        spec.check_options(options)
+    _check_parts(spec, pair, options)
+    source = student_rows(inputs.student, pair.sizes[0])
+    check_batch(source, inputs)
+    device = source.tensors()[0].device
+    for name, tensor in _tensors_of(spec, pair):
+        if tensor.device != device:
+            raise PairError(
+                f"{name} of the pair is on {tensor.device}, the student on {device}; "
+                f"pass pair.to({str(device)!r})"
+            )
+    if spec.needs_ids:
+        for name, ids in (("student_ids", inputs.student_ids), ("teacher_ids", inputs.teacher_ids)):
+            if ids is None:
+                raise OptionError(
+                    f"{spec.name} needs {name}; pass LossInputs(..., {name}=the ids [B, T] that "
+                    "the model was run on)"
+                )
+    if pair.fingerprint is not None:
+        pair.fingerprint.check(
+            inputs.chunks.pair, "chunks", "pass the alignments of this pair's Aligner"
+        )
+        if isinstance(inputs.teacher, TeacherTopK):
+            check_fingerprint(
+                pair.fingerprint.teacher, inputs.teacher.teacher_fingerprint, "teacher", "teacher",
+                "pass the predictions of this pair's teacher",
+            )  # fmt: skip
+    temperature = spec.temperature if options.temperature is None else options.temperature
+    return LossCall(inputs, pair, options, source, temperature)
+
+
+def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
+    wanted = {
+        "projection": ("projection",),
+        "tries": ("student_trie", "teacher_trie") if options.mirror else ("student_trie",),
+        "strict_common": ("strict_common",),
+        "relaxed_common": ("relaxed_common",),
+    }
+    for part in sorted(spec.parts):
+        for name in wanted[part]:
+            if getattr(pair, name) is None:
+                raise PairError(
+                    f"the pair has no {name}, which {spec.name} needs; "
+                    f"pass PairParts.from_projection(projection, needs={spec.name!r})"
+                )
+
+
+def _tensors_of(spec: LossSpec, pair: PairParts) -> list[tuple[str, Tensor]]:
+    """One tensor of each part that the loss reads."""
+    found = []
+    if "projection" in spec.parts and pair.projection is not None:
+        found.append(("projection", pair.projection.indptr))
+    if "tries" in spec.parts and pair.student_trie is not None:
+        found.append(("student_trie", pair.student_trie.tokens))
+    for name, common in (
+        ("strict_common", pair.strict_common),
+        ("relaxed_common", pair.relaxed_common),
+    ):
+        if name in spec.parts and common is not None:
+            found.append((name, common.student_ids))
+    return found

@@ -1,0 +1,214 @@
+"""What every loss takes: the tensors of one batch, and the options of all losses by one name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from xtoken._checks import check_choice, check_number, expect
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.engine.merge import Merge
+from xtoken.losses.engine.student_input import Student, check_student
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.teacher_signal import Teacher, check_temperature, teacher_positions
+
+Scope = Literal["chunk", "microbatch"]
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """One batch as a loss takes it.
+
+    Attributes:
+        student: [B, T_s, V_s'] float logits, raw; they carry the gradient. Or an `LmHead` (fused:
+            the logits are never made) or a `VocabShard`. Columns from V_s on are dropped.
+        teacher: [B, T_t, V_t'] float logits, raw, detached here, columns from V_t on dropped; or
+            a `TeacherTopK`, whose unstored tokens have no known probability.
+        chunks: the chunks to count, from `ChunkBatch.usable`.
+        student_ids, teacher_ids: [B, T_s] and [B, T_t] int64, the tokens that the models were run
+            on. Prefix KL and ALM read them; the others compare their shapes with the logits'.
+        normalizer: what the sum over chunks is divided by, > 0; their number where None. With
+            gradient accumulation the number of the whole step, in data parallel that of
+            `global_normalizer`.
+        chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
+
+    Raises:
+        ArgumentTypeError: a value of another class; the message says which call makes it.
+        ShapeError: shapes that do not fit.
+        OptionError: a normalizer that is not above 0.
+
+    >>> chunks = ChunkBatch.from_mask(torch.tensor([[False, True, True]]))
+    >>> inputs = LossInputs(torch.zeros(1, 3, 5), torch.zeros(1, 3, 5), chunks)
+    >>> len(inputs.chunks)
+    2
+    """
+
+    student: Student
+    teacher: Teacher
+    chunks: ChunkBatch
+    student_ids: Tensor | None = None
+    teacher_ids: Tensor | None = None
+    normalizer: float | Tensor | None = None
+    chunk_weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_student(self.student)
+        teacher_positions(self.teacher)
+        expect(
+            self.chunks, ChunkBatch, "chunks",
+            "pass ChunkBatch.from_alignments(alignments).usable(student_mask, teacher_mask)",
+        )  # fmt: skip
+        for name, ids in (("student_ids", self.student_ids), ("teacher_ids", self.teacher_ids)):
+            if ids is not None:
+                expect(ids, Tensor, name, f"pass {name} as an int64 tensor [B, T]")
+                if ids.dtype != torch.int64:
+                    raise ShapeError(f"{name} is {ids.dtype}, expected torch.int64")
+        if self.chunk_weights is not None:
+            expect(
+                self.chunk_weights, Tensor, "chunk_weights", "pass a float tensor, one per chunk"
+            )
+            if tuple(self.chunk_weights.shape) != (len(self.chunks),):
+                raise ShapeError(
+                    f"chunk_weights has shape {tuple(self.chunk_weights.shape)}, expected "
+                    f"({len(self.chunks)},): one per chunk"
+                )
+        if self.normalizer is not None:
+            check_normalizer(self.normalizer)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The options of all losses; each loss refuses one that it does not read.
+
+    Attributes:
+        direction: "forward" is KL(teacher || student), "reverse" KL(student || teacher), "jsd" the
+            generalized Jensen-Shannon divergence.
+        beta: the teacher's share of the mean in "jsd", inside (0, 1).
+        temperature: > 0, divides both sides' logits; the loss is multiplied by its square. In ALM
+            the root taken of the likelihoods. None means the loss's own, 1 (100 for ALM).
+        merge: from the predictor rows of a chunk to one distribution: "chain" the first one's,
+            "last" the last one's, "mean" that of the mean logits.
+        top_k: teacher columns kept among those that W reaches; None or more than there are keeps
+            all. With a `TeacherTopK` in chunk scope the columns are the stored ones, `top_k` the
+            best of them.
+        top_k_scope: "chunk", each chunk's own best columns; "microbatch", one set for the batch by
+            total teacher mass (sparser work, and the cheapest path).
+        tail_bucket: one more column on each side for all mass outside the kept ones, the student's
+            on empty rows of W included. True refuses a tail in which the student cannot have mass;
+            "auto" has one exactly where W reaches columns outside the kept ones.
+        common_weight, uld_weight: factors of the partial KL and of the sorted L1, >= 0.
+        max_depth: longest prefix of prefix KL; None for no limit, 0 for the root alone.
+        depth_weights: weight of depth 0, 1, ...; the last one holds for all deeper ones. The
+            default is the plain sum.
+        min_mass: a prefix at which no token ends is skipped where the teacher has less than this
+            on its children together; in [0, 1).
+        end: False leaves out END and the depth at the chunk's own end, for ablations.
+        mirror: whether chunks of several student tokens and one teacher token are compared beyond
+            the root.
+        full_metrics: read whole student rows where the loss needs only some columns, so that
+            `empty_row_mass` is known.
+        block_size: chunks worked on at a time; None chooses by cache size.
+
+    Raises:
+        OptionError: a value outside its range.
+
+    >>> LossOptions(top_k=512, tail_bucket="auto").temperature is None
+    True
+    >>> LossOptions(beta=2.0, direction="jsd")
+    Traceback (most recent call last):
+    ...
+    xtoken.OptionError: beta = 2.0 must be inside (0, 1); its ends are direction='forward' and \
+'reverse'
+    """
+
+    direction: Direction = "forward"
+    beta: float = 0.5
+    temperature: float | None = None
+    merge: Merge = "chain"
+    top_k: int | None = None
+    top_k_scope: Scope = "chunk"
+    tail_bucket: bool | Literal["auto"] = False
+    common_weight: float = 1.0
+    uld_weight: float = 1.0
+    max_depth: int | None = None
+    depth_weights: tuple[float, ...] = (1.0,)
+    min_mass: float = 1e-3
+    end: bool = True
+    mirror: bool = True
+    full_metrics: bool = False
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():  # options made inside a traced step
+            return
+        check_choice("direction", self.direction, get_args(Direction))
+        beta = "must be inside (0, 1); its ends are direction='forward' and 'reverse'"
+        check_number("beta", self.beta, 0, inside=True, rule=beta)
+        if self.beta >= 1:
+            raise OptionError(f"beta = {self.beta!r} {beta}")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+        check_choice("merge", self.merge, get_args(Merge))
+        if self.top_k is not None:
+            rule = "must be a whole number of at least 1, or None for all columns"
+            check_number("top_k", self.top_k, 1, rule=rule, whole=True)
+        check_choice("top_k_scope", self.top_k_scope, get_args(Scope))
+        check_choice("tail_bucket", self.tail_bucket, (False, True, "auto"))
+        for name in ("common_weight", "uld_weight"):
+            rule = "must not be negative: a finite factor of at least 0"
+            check_number(name, getattr(self, name), 0, rule=rule)
+        if self.max_depth is not None:
+            rule = "must be a whole number of at least 0, or None for no limit"
+            check_number("max_depth", self.max_depth, 0, rule=rule, whole=True)
+        self._check_depth_weights()
+        rule = "must be a probability below 1"
+        check_number("min_mass", self.min_mass, 0, rule=rule)
+        if self.min_mass >= 1:
+            raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
+        for name in ("end", "mirror", "full_metrics"):
+            check_choice(name, getattr(self, name), (False, True))
+        if self.block_size is not None:
+            rule = "must be a whole number of at least 1, or None to choose it by cache size"
+            check_number("block_size", self.block_size, 1, rule=rule, whole=True)
+
+    def _check_depth_weights(self) -> None:
+        weights = self.depth_weights
+        good = isinstance(weights, tuple | list) and len(weights) > 0
+        if not good or not all(
+            isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < math.inf
+            for x in weights
+        ):
+            raise OptionError(
+                f"depth_weights = {weights!r}, expected one finite weight of at least 0 for "
+                "depth 0, 1, ...; the last holds for all deeper ones"
+            )
+        object.__setattr__(self, "depth_weights", tuple(weights))
+
+    def changed(self) -> list[str]:
+        """The names of the options that are not at their defaults."""
+        return [
+            field.name
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(DEFAULT_OPTIONS, field.name)
+        ]
+
+
+DEFAULT_OPTIONS = LossOptions()
+
+
+def check_normalizer(normalizer: object) -> None:
+    """Raise OptionError unless the normalizer is above 0, where that can be seen without waiting
+    for a GPU: on a device the loss tells it."""
+    rule = "must be above 0: a number of chunks, or None for those of this batch"
+    if not isinstance(normalizer, Tensor):
+        check_number("normalizer", normalizer, 0, inside=True, rule=rule)
+        return
+    if normalizer.numel() != 1:
+        raise ShapeError(f"normalizer has shape {tuple(normalizer.shape)}, expected a scalar")
+    if normalizer.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_number("normalizer", normalizer.item(), 0, inside=True, rule=rule)
