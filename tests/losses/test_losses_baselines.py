@@ -26,7 +26,6 @@ from xtoken.tensors.projection import SparseProjection
 import reference_losses as reference
 
 
-
 def uld(*args, **given):
     return loss_of("uld", *args, PairParts((13, 11)), **given)
 
@@ -257,9 +256,7 @@ def test_confident_teachers_weigh_more_sample_by_sample(confidence: str) -> None
     shares = torch.softmax(2.0 * torch.tensor(scores, dtype=torch.float64), 0)
     wanted = sum(
         LOSSES[term.loss]
-        .function(
-            replace(term.inputs, chunk_weights=share[term.inputs.chunks.sample]), term.pair
-        )
+        .function(replace(term.inputs, chunk_weights=share[term.inputs.chunks.sample]), term.pair)
         .loss
         for term, share in zip(terms, shares, strict=True)
     )
@@ -270,9 +267,7 @@ def test_a_stored_top_k_of_all_tokens_is_as_confident_as_its_logits() -> None:
     terms = terms_of()
     inputs = terms[0].inputs
     stored = TeacherTopK.from_logits(inputs.teacher, 11, vocab_size=11, ids=inputs.teacher_ids)
-    first = replace(
-        terms[0], inputs=replace(inputs, teacher=stored), options=LossOptions(top_k=11)
-    )
+    first = replace(terms[0], inputs=replace(inputs, teacher=stored), options=LossOptions(top_k=11))
     other = [first, terms[1]]
     for confidence in ("ce", "entropy", "max_prob"):
         found, wanted = (multi_teacher(x, weights=confidence).loss for x in (other, terms))

@@ -330,7 +330,9 @@ def test_a_logit_that_is_nan_or_infinite_is_named(bad: float) -> None:
     source = int(case.projection.row_of[0])
     with torch.no_grad():
         case.student_logits[sample, position, source] = bad
-    with pytest.raises(NonFiniteError, match=rf"student_logits\[{sample}, {position}, {source}\] = "):
+    with pytest.raises(
+        NonFiniteError, match=rf"student_logits\[{sample}, {position}, {source}\] = "
+    ):
         p_kl(case.student_logits, case.teacher_logits, case.projection, case.usable)
     case = make_case(15)
     case.teacher_logits[sample, int(case.usable.teacher_start[0]) - 1, 2] = bad

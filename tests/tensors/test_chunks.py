@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import make_case
+from loss_cases import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, make_case
 
-from xtoken.tensors.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, ChunkBatch
+from xtoken import Alignment
+from xtoken.errors import ShapeError
+from xtoken.tensors.chunks import ChunkBatch
 
 
-def alignment(student: list[int], teacher: list[int], kind: list[int]) -> SimpleNamespace:
-    return SimpleNamespace(
-        student_bounds=np.array(student), teacher_bounds=np.array(teacher), kind=np.array(kind)
+def alignment(student: list[int], teacher: list[int], kind: list[int]) -> Alignment:
+    return Alignment(
+        np.array(student), np.array(teacher), np.array(kind, np.uint8), np.zeros(4, np.int64)
     )
 
 
@@ -101,26 +101,26 @@ def test_an_empty_batch_has_no_chunks_anywhere() -> None:
 def test_selecting_and_moving_keep_every_field(two_samples: ChunkBatch) -> None:
     picked = two_samples.select(torch.tensor([2, 4])).to("cpu")
     assert picked.student_start.tolist() == [2, 2]
-    assert picked.has_predictor is not None
     assert picked.has_predictor.tolist() == [True, True]
 
 
 def test_wrong_offsets_bounds_masks_and_dtypes_are_refused(two_samples: ChunkBatch) -> None:
     one = alignment([0, 1], [0, 1], [EXACT])
-    with pytest.raises(ValueError, match="student_offsets has 2 entries, expected 1"):
+    with pytest.raises(ShapeError, match="student_offsets has 2 entries, expected 1"):
         ChunkBatch.from_alignments([one], [0, 0])
-    with pytest.raises(ValueError, match="teacher_bounds has 3 entries, expected 2"):
+    with pytest.raises(ShapeError, match="teacher_bounds has 3 entries, expected 2"):
         ChunkBatch.from_alignments([alignment([0, 1], [0, 1, 2], [EXACT])])
-    with pytest.raises(ValueError, match=r"student_mask is torch\.int64"):
+    with pytest.raises(ShapeError, match=r"student_mask is torch\.int64"):
         two_samples.usable(mask((2, 4)).long(), mask((2, 4)))
-    with pytest.raises(ValueError, match="alignments of this batch"):
+    with pytest.raises(ShapeError, match="alignments of this batch"):
         two_samples.usable(mask((1, 4)), mask((2, 4)))
-    with pytest.raises(ValueError, match="teacher token 3"):
+    with pytest.raises(ShapeError, match="teacher token 3"):
         two_samples.usable(mask((2, 4)), mask((2, 3)))
-    with pytest.raises(ValueError, match=r"expected \[B, T\]"):
+    with pytest.raises(ShapeError, match=r"expected bool \[B, T\]"):
         ChunkBatch.from_mask(torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"kind is torch.int32"):
-        ChunkBatch(*([torch.zeros(1, dtype=torch.int64)] * 5), torch.zeros(1, dtype=torch.int32))
+    zero = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ShapeError, match=r"kind is torch.int32"):
+        ChunkBatch.from_ranges(zero, zero, zero, zero, zero, zero.to(torch.int32))
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sets(st.integers(0, 4)), st.floats(0.0, 0.3))

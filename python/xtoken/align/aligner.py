@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 
-
 import numpy.typing as npt
 
 from xtoken import _core
@@ -56,9 +55,7 @@ class Aligner:
         self.teacher_vocab = Vocab.from_tokenizer(teacher_vocab)
         self.threads = threads
         self._threads = _thread_count(threads)
-        self._pair = PairFingerprint(
-            self.student_vocab.fingerprint, self.teacher_vocab.fingerprint
-        )
+        self._pair = PairFingerprint(self.student_vocab.fingerprint, self.teacher_vocab.fingerprint)
         pairs = None if role_pairs is None else [(int(s), int(t)) for s, t in role_pairs]
         self.whole_characters = whole_characters
         self._core = _core.Aligner(self.student_vocab, self.teacher_vocab, pairs, whole_characters)

@@ -27,9 +27,7 @@ from xtoken.tensors.rows import block_rows, upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 
-def alm(
-    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
-) -> LossOutput:
+def alm(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
     """Mean over chunks of the divergence between two binarised chunk likelihoods.
 
     Args:
@@ -61,9 +59,7 @@ def _blocks(call: LossCall) -> tuple[AlmBlocks, int]:
     loss = AlmBlocks(
         student=where,
         targets=targets,
-        teacher=teacher_chunk_log_probs(
-            call.teacher, teacher_ids, call.chunks, call.pair.sizes[1]
-        ),
+        teacher=teacher_chunk_log_probs(call.teacher, teacher_ids, call.chunks, call.pair.sizes[1]),
         temperature=call.temperature,
         direction=call.options.direction,
         beta=call.options.beta,
@@ -151,4 +147,3 @@ def _toss(log_prob: Tensor) -> Tensor:
     """
     log_prob = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
     return torch.stack([log_prob, torch.log(-torch.expm1(log_prob))], -1)
-

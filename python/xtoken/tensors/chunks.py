@@ -161,9 +161,7 @@ class ChunkBatch:
         if not isinstance(kind, Tensor):
             kind = torch.full_like(sample, int(kind))
         predicted = (student_start >= 1) & (teacher_start >= 1)
-        return cls(
-            sample, student_start, student_end, teacher_start, teacher_end, kind, predicted
-        )
+        return cls(sample, student_start, student_end, teacher_start, teacher_end, kind, predicted)
 
     @classmethod
     def from_mask(cls, mask: Tensor, document_starts: Tensor | None = None) -> ChunkBatch:
@@ -186,9 +184,7 @@ class ChunkBatch:
                 f"document_starts is {document_starts.dtype} {tuple(document_starts.shape)}, "
                 f"expected bool {tuple(mask.shape)} like mask"
             )
-        return replace(
-            chunks, has_predictor=chunks.has_predictor & ~document_starts[sample, start]
-        )
+        return replace(chunks, has_predictor=chunks.has_predictor & ~document_starts[sample, start])
 
     @classmethod
     def empty(cls, device: torch.device | str | None = None) -> ChunkBatch:

@@ -197,7 +197,9 @@ class PairParts(nn.Module):
             OptionError: an unknown part or loss; a threshold out of range; the projection has no
                 pieces to make tries of; `learnable` where the loss does not train W.
         """
-        expect(projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair")
+        expect(
+            projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair"
+        )
         parts = _parts_named(needs)
         if learnable and (parts & {"projection", "tries"}) != {"projection"}:
             raise OptionError(

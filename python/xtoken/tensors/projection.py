@@ -164,7 +164,9 @@ class SparseProjection(nn.Module):
         Raises:
             ArgumentTypeError: not a `Projection`.
         """
-        expect(projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair")
+        expect(
+            projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair"
+        )
         return cls.from_csr(
             projection.indptr,
             projection.indices,

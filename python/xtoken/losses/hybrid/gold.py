@@ -10,9 +10,7 @@ from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import PairParts
 
 
-def gold(
-    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
-) -> LossOutput:
+def gold(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
     """Mean over chunks of `common_weight` * partial KL + `uld_weight` * sorted L1.
 
     Args:
@@ -29,7 +27,9 @@ def gold(
     Source: baseline as defined in X-Token, arXiv 2605.21699; the partial KL's gradient pushes every
         uncommon token down (its Proposition 1).
     """
-    return run_loss(SPEC, lambda call: hybrid_blocks(call, pair.strict_common), inputs, pair, options)
+    return run_loss(
+        SPEC, lambda call: hybrid_blocks(call, pair.strict_common), inputs, pair, options
+    )
 
 
 SPEC = LossSpec.of("gold", gold, "merge", "common_weight", "uld_weight")

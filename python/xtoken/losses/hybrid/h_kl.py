@@ -10,9 +10,7 @@ from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import PairParts
 
 
-def h_kl(
-    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
-) -> LossOutput:
+def h_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
     """Mean over chunks of `common_weight` * partial KL + `uld_weight` * sorted L1.
 
     Args:
@@ -28,7 +26,9 @@ def h_kl(
     Source: X-Token, arXiv 2605.21699. It differs from GOLD by its common set alone, which takes in
         pairs such as `Hundreds` and `Hund` that strict equality throws away.
     """
-    return run_loss(SPEC, lambda call: hybrid_blocks(call, pair.relaxed_common), inputs, pair, options)
+    return run_loss(
+        SPEC, lambda call: hybrid_blocks(call, pair.relaxed_common), inputs, pair, options
+    )
 
 
 SPEC = LossSpec.of("h-kl", h_kl, "merge", "common_weight", "uld_weight")

@@ -10,9 +10,7 @@ from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import PairParts
 
 
-def uld(
-    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
-) -> LossOutput:
+def uld(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
     """Mean over chunks of the L1 distance between the two distributions, each sorted.
 
     Args:

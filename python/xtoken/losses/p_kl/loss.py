@@ -22,9 +22,7 @@ from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
-def p_kl(
-    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
-) -> LossOutput:
+def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
     """Mean divergence over chunks in the teacher's vocabulary; forward KL by default.
 
     Args:
@@ -73,9 +71,7 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
     per_chunk = options.top_k_scope == "chunk" and (top_k is not None or stored)
     part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(call.chunks):
-        columns, rows = top_columns(
-            rows, projection.supported, top_k, call.rows_per_block(widest)
-        )
+        columns, rows = top_columns(rows, projection.supported, top_k, call.rows_per_block(widest))
         part = projection.columns(columns)
     elif per_chunk and isinstance(teacher, TeacherTopK):
         part, column_of = _stored_columns(projection, rows)
