@@ -180,7 +180,7 @@ def test_what_was_made_for_another_pair_is_refused_at_every_seam(tokenizers, pro
     with pytest.raises(PairError, match="projection is of student"):
         PairParts(projection.shape, projection=sparse, fingerprint=projection.pair)
     foreign = replace(alignment, pair=other)
-    with pytest.raises(PairError, match="alignments is of student a{12}"):
+    with pytest.raises(PairError, match=r"alignments is of student a{12}"):
         ChunkBatch.from_alignments([alignment, foreign])
     with pytest.raises(PairError, match="base is of student"):
         sparse.to_projection(projection)
@@ -222,7 +222,7 @@ def test_options_are_checked_where_they_are_made() -> None:
 )
 def test_a_normalizer_that_is_not_above_zero_is_refused(normalizer) -> None:
     case = make_case(0)
-    with pytest.raises(XTokenError, match="normalizer = .* must be above 0"):
+    with pytest.raises(XTokenError, match=r"normalizer = .* must be above 0"):
         case.loss("p-kl", normalizer=normalizer)
-    with pytest.raises(XTokenError, match="normalizer = .* must be above 0"):
+    with pytest.raises(XTokenError, match=r"normalizer = .* must be above 0"):
         cross_entropy(case.student_logits, case.student_ids, case.student_mask, normalizer)
