@@ -15,10 +15,8 @@ from xtoken.audit.audit import audit
 from xtoken.audit.page import render
 from xtoken.audit.prefix_coverage import ClassSupervision, supervision
 from xtoken.cli import app
-from xtoken.losses import PrefixKL
+from xtoken.losses import LossInputs, LossOptions, PairParts, prefix_kl
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.projection import SparseProjection
-from xtoken.trie import PairTries
 
 TEXT = "In 1969, 201 of 42 words;\tif x == 7:\n    return naïve 世界 + extraordinarily(3.14)\n" * 3
 
@@ -48,12 +46,9 @@ def test_its_chunks_and_prefixes_are_those_of_the_loss(counted) -> None:
         torch.randn(1, len(side), size, generator=generator)
         for side, size in zip(ids, projection.shape, strict=True)
     ]
-    loss = PrefixKL(
-        SparseProjection.from_projection(projection),
-        PairTries.from_projection(projection),
-        min_mass=0.0,
-    )
-    out = loss(*logits, chunks, student_ids=tensors[0], teacher_ids=tensors[1])
+    inputs = LossInputs(*logits, chunks, student_ids=tensors[0], teacher_ids=tensors[1])
+    pair = PairParts.from_projection(projection, needs="prefix-kl")
+    out = prefix_kl(inputs, pair, LossOptions(min_mass=0.0))
     assert sum(item.chunks for item in found) == len(chunks)
     prefixes = sum(item.prefixes for item in found)
     assert prefixes > 0

@@ -36,13 +36,9 @@ def test_value_and_gradient_are_those_of_the_loop(merge: str, direction: str) ->
         case.student_logits, case.teacher_logits, case.usable, COMMON, 13, 11, **options
     )
     fast = gold(
-        case.student_logits,
-        case.teacher_logits,
-        case.usable,
-        normalizer=1.0,
-        block_size=2,
+        case.student_logits, case.teacher_logits, case.usable, normalizer=1.0, block_size=2,
         **options,
-    ).loss
+    ).loss  # fmt: skip
     assert torch.allclose(fast, slow, rtol=1e-9)
     (found,) = torch.autograd.grad(fast, case.student_logits)
     (wanted,) = torch.autograd.grad(slow, case.student_logits)

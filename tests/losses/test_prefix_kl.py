@@ -9,23 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_cases import loss_of as any_loss_of
+from loss_cases import p_kl
 from prefix_cases import PrefixCase, csr_of, make_prefix_case
 from torch import Tensor
 
-from xtoken.losses import (
-    LmHead,
-    PrefixKL,
-    TeacherTopK,
-    TrieSlots,
-    first_pieces,
-    p_kl,
-    prefix_kl,
-)
+from xtoken.errors import NonFiniteError, OptionError, PairError, ShapeError, TokenIdError
+from xtoken.losses import LmHead, PairParts, TeacherTopK, TrieSlots, first_pieces
 from xtoken.losses.prefix_kl import block as prefix_kl_blocks
-from xtoken.losses.prefix_kl.slots import segment_logsumexp
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.projection import SparseProjection
-from xtoken.trie import PairTries, PieceTrie
+from xtoken.tensors.segments import segment_logsumexp
+from xtoken.trie import PieceTrie
 
 from reference_prefix_kl import prefix_kl as reference_prefix_kl
 
@@ -39,10 +34,19 @@ def loss_of(case: PrefixCase, *, logits: Tensor | None = None, stored_k=None, **
         teacher = TeacherTopK.from_logits(
             teacher, stored_k, vocab_size=batch.v_t, temperature=options.get("temperature", 1.0)
         )
-    chunks = options.pop("chunks", batch.usable)
-    options = {**case.options(), **options}
+    given = {"chunks": batch.usable, "pair": case.pair, "teacher": teacher, **case.ids(), **options}
     student = batch.student_logits if logits is None else logits
-    return prefix_kl(student, teacher, case.projection, case.student_trie, chunks, **options)
+    return any_loss_of("prefix-kl", student, **given)
+
+
+def prefix_kl(student, teacher, projection, student_trie, chunks, *, teacher_trie=None, **given):
+    """Prefix KL with parts made by hand; no mirror without a `teacher_trie`."""
+    pair = PairParts(
+        projection.shape, projection=projection, student_trie=student_trie,
+        teacher_trie=teacher_trie,
+    )  # fmt: skip
+    given.setdefault("mirror", teacher_trie is not None)
+    return any_loss_of("prefix-kl", student, teacher, chunks, pair, **given)
 
 
 def twin_of(case: PrefixCase, **options) -> Tensor:
@@ -55,8 +59,6 @@ def twin_of(case: PrefixCase, **options) -> Tensor:
 
 def assert_like_the_twin(case: PrefixCase, **options) -> None:
     twin_options = dict(options)
-    if options.pop("mirror", True) is False:
-        options["teacher_trie"] = None
     expected = twin_of(case, **twin_options)
     found = loss_of(case, normalizer=1.0, **options).loss
     torch.testing.assert_close(found, expected)
@@ -199,7 +201,7 @@ def walk_all_tokens(student_row: Tensor, depth: int, letters: int):
     sample = torch.arange(count)
     one = torch.ones_like(sample)
     lengths = torch.tensor([len(sequence) for sequence in pieces])
-    chunks = ChunkBatch(sample, one, one + 1, one, one + lengths, torch.zeros_like(sample))
+    chunks = ChunkBatch.from_ranges(sample, one, one + 1, one, one + lengths)
     student = student_row.expand(count, 2, count).contiguous()
     slots = TrieSlots(trie)
     projection = first_pieces(csr_of(pieces, letters + 1, 0.1), slots)
@@ -366,12 +368,11 @@ def test_what_lies_beyond_the_root_does_not_depend_on_the_columns_of_the_root(
     for seed in range(3):
         case = make_prefix_case(seed, batch=2, chunks=8, v_s=40, dtype=torch.float64)
         logits = case.batch.student_logits
-        if not mirror:
-            case.teacher_trie = None
 
         def beyond(case=case, logits=logits, **options) -> tuple[Tensor, Tensor]:
-            whole = loss_of(case, direction=direction, block_size=3, **options)
-            root = loss_of(case, max_depth=0, direction=direction, **options)
+            options = {"direction": direction, "mirror": mirror, **options}
+            whole = loss_of(case, block_size=3, **options)
+            root = loss_of(case, max_depth=0, **options)
             value = whole.loss - root.loss
             return value, torch.autograd.grad(value, logits)[0]
 
@@ -388,7 +389,7 @@ def test_it_tells_one_numeral_from_another_where_p_kl_cannot() -> None:
     for position, piece in enumerate((2, 0, 1, 10)):
         teacher[0, position, piece] = 9.0
     one = torch.tensor([1])
-    chunks = ChunkBatch(torch.tensor([0]), one, one + 1, one, one + 3, torch.tensor([0]))
+    chunks = ChunkBatch.from_ranges(torch.tensor([0]), one, one + 1, one, one + 3)
     ids = {"student_ids": torch.tensor([[4, 2]]), "teacher_ids": torch.tensor([[9, 2, 0, 1]])}
     root = p_kl(student, teacher, projection, chunks).loss
     (blind,) = torch.autograd.grad(root, student)
@@ -419,11 +420,7 @@ def test_the_padding_of_a_short_stored_row_hides_no_stored_id() -> None:
         torch.cat([stored.log_probs, torch.full(pads, -torch.inf)], -1),
     )
     expected = loss_of(case, stored_k=4, max_depth=9)
-    batch = case.batch
-    found = prefix_kl(
-        batch.student_logits, padded, case.projection, case.student_trie, batch.usable,
-        **case.options(),
-    )  # fmt: skip
+    found = loss_of(case, teacher=padded)
     torch.testing.assert_close(found.metrics["prefix_kl"], expected.metrics["prefix_kl"])
 
 
@@ -433,7 +430,7 @@ def test_small_ends_keep_their_digits_in_float32() -> None:
     trie = TrieSlots(PieceTrie.from_pieces(pieces, 3))
     projection = first_pieces(csr_of(pieces, 3, 0.1), trie)
     one = torch.tensor([1])
-    chunks = ChunkBatch(torch.tensor([0]), one, one + 1, one, one + 1, torch.tensor([0]))
+    chunks = ChunkBatch.from_ranges(torch.tensor([0]), one, one + 1, one, one + 1)
     ids = {"student_ids": torch.zeros(1, 2).long(), "teacher_ids": torch.tensor([[2, 0]])}
     teacher = torch.tensor([[[0.0, 0.0, 0.0], [10.0, 8.0, -10.0]]])
     student = torch.tensor([[[-10.0, 10.0, 8.0], [0.0, 0.0, 0.0]]])
@@ -453,7 +450,9 @@ def test_logits_without_mass_below_a_prefix_are_skipped_and_infinite_ones_refuse
     logits = case.batch.student_logits.detach().clone()
     sample, position = int(case.batch.usable.sample[1]), int(case.batch.usable.student_start[1])
     logits[sample, position - 1, 1] = torch.nan
-    with pytest.raises(ValueError, match=rf"student_logits\[{sample}, {position - 1}, 1\] = nan"):
+    with pytest.raises(
+        NonFiniteError, match=rf"student_logits\[{sample}, {position - 1}, 1\] = nan"
+    ):
         loss_of(case, logits=logits)
 
 
@@ -470,51 +469,49 @@ def test_logits_without_mass_below_a_prefix_are_skipped_and_infinite_ones_refuse
     ],
 )
 def test_options_outside_their_range_are_refused(options, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         loss_of(make_prefix_case(0), **options)
 
 
 def test_what_belongs_to_another_pair_or_batch_is_refused() -> None:
     case, other = make_prefix_case(0), make_prefix_case(0, v_s=20)
-    batch = case.batch
-    call = (batch.student_logits, batch.teacher_logits)
-    with pytest.raises(ValueError, match="the student trie has 20 tokens"):
-        prefix_kl(*call, case.projection, other.student_trie, batch.usable, **case.options())
-    options = {**case.options(), "teacher_trie": other.teacher_trie}
-    with pytest.raises(ValueError, match="the teacher trie has 13 tokens and 20 pieces"):
-        prefix_kl(*call, case.projection, case.student_trie, batch.usable, **options)
-    several = csr_of(case.student_pieces, batch.v_t, 0.5)
-    with pytest.raises(ValueError, match="several entries in a row"):
-        prefix_kl(*call, several, case.student_trie, batch.usable, **case.options())
-    with pytest.raises(ValueError, match="W is 16 x 13, the trie of 20"):
-        first_pieces(case.projection, other.student_trie)
-    with pytest.raises(ValueError, match="teacher_ids has shape"):
+    batch, pair = case.batch, case.pair
+    parts = {"projection": pair.projection, "student_trie": pair.student_trie}
+    with pytest.raises(PairError, match="student_trie has 20 tokens and 13 pieces, expected 16"):
+        PairParts((16, 13), **{**parts, "student_trie": other.pair.student_trie})
+    with pytest.raises(PairError, match="teacher_trie has 13 tokens and 20 pieces, expected 13"):
+        PairParts((16, 13), **parts, teacher_trie=other.pair.teacher_trie)
+    with pytest.raises(PairError, match="projection is 16 x 13, expected 20 x 13"):
+        PairParts((20, 13), projection=pair.projection)
+    with pytest.raises(PairError, match="W is 16 x 13, the trie of 20"):
+        first_pieces(case.projection, other.pair.student_trie)
+    with pytest.raises(PairError, match="the pair has no teacher_trie, which prefix-kl needs"):
+        loss_of(case, pair=PairParts((16, 13), **parts))
+    with pytest.raises(ShapeError, match="teacher_ids has shape"):
         loss_of(case, teacher_ids=batch.teacher_ids[:, :-1])
     outside = batch.teacher_ids.clone()
     outside[batch.teacher_mask] = 99
-    with pytest.raises(ValueError, match=r"= 99 is outside the teacher vocabulary \(V = 13\)"):
+    with pytest.raises(TokenIdError, match=r"= 99 is outside the teacher vocabulary \(V = 13\)"):
         loss_of(case, teacher_ids=outside)
     stored = TeacherTopK.from_logits(batch.teacher_logits, 4, vocab_size=13, temperature=2.0)
-    with pytest.raises(ValueError, match="temperature 2"):
-        prefix_kl(
-            batch.student_logits, stored, case.projection, case.student_trie, batch.usable,
-            **case.options(),
-        )  # fmt: skip
+    with pytest.raises(OptionError, match="temperature 2"):
+        loss_of(case, teacher=stored)
 
 
-def test_the_module_makes_first_pieces_of_any_w_and_passes_its_options_on() -> None:
+def test_a_pair_makes_first_pieces_of_any_w() -> None:
     case = make_prefix_case(8, batch=2, chunks=8)
-    tries = PairTries(case.student_trie.trie, case.teacher_trie.trie)
-    module = PrefixKL(csr_of(case.student_pieces, case.batch.v_t, 0.1), tries, max_depth=2)
-    batch = case.batch
-    ids = {"student_ids": batch.student_ids, "teacher_ids": batch.teacher_ids}
-    out = module(batch.student_logits, batch.teacher_logits, batch.usable, **ids)
-    torch.testing.assert_close(out.loss, loss_of(case, max_depth=2).loss)
-    assert "max_depth=2" in repr(module)
-    flat = PrefixKL(csr_of(case.student_pieces, batch.v_t, 0.1), tries, mirror=False)
-    out = flat(batch.student_logits, batch.teacher_logits, batch.usable, **ids)
-    torch.testing.assert_close(out.loss, loss_of(case, teacher_trie=None).loss)
-    assert next(iter(module.student_trie.buffers())).dtype == torch.int64
+    pair = case.pair
+    several = PairParts(
+        pair.sizes,
+        projection=csr_of(case.student_pieces, case.batch.v_t, 0.1),
+        student_trie=pair.student_trie,
+        teacher_trie=pair.teacher_trie,
+    )
+    assert bool((several.projection.indptr.diff() > 1).any())
+    for options in ({"max_depth": 2}, {"mirror": False}):
+        found, wanted = (loss_of(case, pair=x, **options).loss for x in (several, pair))
+        torch.testing.assert_close(found, wanted)
+    assert next(iter(several.student_trie.buffers())).dtype == torch.int64
 
 
 def test_first_pieces_keeps_the_special_pairs_of_w() -> None:

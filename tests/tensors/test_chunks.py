@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import make_case
+from loss_cases import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, make_case, real_pair
 
-from xtoken.tensors.chunks import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, ChunkBatch
+from xtoken import Aligner, Alignment
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses import LossInputs, PairParts, p_kl, same_vocab_kl
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.vocab.fingerprints import PairFingerprint
 
 
-def alignment(student: list[int], teacher: list[int], kind: list[int]) -> SimpleNamespace:
-    return SimpleNamespace(
-        student_bounds=np.array(student), teacher_bounds=np.array(teacher), kind=np.array(kind)
+def alignment(student: list[int], teacher: list[int], kind: list[int]) -> Alignment:
+    return Alignment(
+        np.array(student), np.array(teacher), np.array(kind, np.uint8), np.zeros(4, np.int64)
     )
 
 
@@ -101,26 +105,116 @@ def test_an_empty_batch_has_no_chunks_anywhere() -> None:
 def test_selecting_and_moving_keep_every_field(two_samples: ChunkBatch) -> None:
     picked = two_samples.select(torch.tensor([2, 4])).to("cpu")
     assert picked.student_start.tolist() == [2, 2]
-    assert picked.has_predictor is not None
     assert picked.has_predictor.tolist() == [True, True]
 
 
 def test_wrong_offsets_bounds_masks_and_dtypes_are_refused(two_samples: ChunkBatch) -> None:
     one = alignment([0, 1], [0, 1], [EXACT])
-    with pytest.raises(ValueError, match="student_offsets has 2 entries, expected 1"):
+    with pytest.raises(ShapeError, match="student_offsets has 2 entries, expected 1"):
         ChunkBatch.from_alignments([one], [0, 0])
-    with pytest.raises(ValueError, match="teacher_bounds has 3 entries, expected 2"):
+    with pytest.raises(ShapeError, match="teacher_bounds has 3 entries, expected 2"):
         ChunkBatch.from_alignments([alignment([0, 1], [0, 1, 2], [EXACT])])
-    with pytest.raises(ValueError, match=r"student_mask is torch\.int64"):
+    with pytest.raises(ShapeError, match=r"student_mask is torch\.int64"):
         two_samples.usable(mask((2, 4)).long(), mask((2, 4)))
-    with pytest.raises(ValueError, match="alignments of this batch"):
+    with pytest.raises(ShapeError, match="alignments of this batch"):
         two_samples.usable(mask((1, 4)), mask((2, 4)))
-    with pytest.raises(ValueError, match="teacher token 3"):
+    with pytest.raises(ShapeError, match="teacher token 3"):
         two_samples.usable(mask((2, 4)), mask((2, 3)))
-    with pytest.raises(ValueError, match=r"expected \[B, T\]"):
+    with pytest.raises(ShapeError, match=r"expected bool \[B, T\]"):
         ChunkBatch.from_mask(torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"kind is torch.int32"):
-        ChunkBatch(*([torch.zeros(1, dtype=torch.int64)] * 5), torch.zeros(1, dtype=torch.int32))
+    zero = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ShapeError, match=r"kind is torch.int32"):
+        ChunkBatch.from_ranges(zero, zero, zero, zero, zero, zero.to(torch.int32))
+
+
+def padded(rows: list[list[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """[B, T] ids and attention mask."""
+    width = max(map(len, rows)) + 1
+    ids, attention = np.zeros((2, len(rows), width), np.int64)
+    for row, values in enumerate(rows):
+        at = slice(width - len(values), width) if left else slice(0, len(values))
+        ids[row, at], attention[row, at] = values, 1
+    return ids, attention
+
+
+def test_a_batch_of_alignments_brings_the_columns_of_its_padding() -> None:
+    student, teacher, projection = real_pair()
+    texts = ["In 1991, 201 of them.", "A longer text: 3401 numbers, and 20,126 more."]
+    sides = [[t.encode(x, add_special_tokens=False).ids for x in texts] for t in (student, teacher)]
+    aligner = Aligner(student, teacher, threads=1)
+    pair = PairParts(projection.shape, projection=projection)
+    generator = torch.Generator().manual_seed(0)
+    tokens = [
+        [torch.randn(len(ids), size, generator=generator) for ids in rows]
+        for rows, size in zip(sides, projection.shape, strict=True)
+    ]
+    losses = []
+    for left in (False, True):
+        ids, masks = zip(*(padded(rows, left) for rows in sides), strict=True)
+        batch = aligner.align_batch(*ids, student_mask=masks[0], teacher_mask=masks[1])
+        chunks = ChunkBatch.from_alignments(batch)
+        logits = []
+        for rows, mask, size in zip(tokens, masks, projection.shape, strict=True):
+            side = torch.full((*mask.shape, size), 17.0)
+            side[torch.from_numpy(mask) > 0] = torch.cat(rows)
+            logits.append(side)
+        usable = chunks.usable(*(torch.from_numpy(mask) > 0 for mask in masks))
+        assert len(usable) > 10
+        losses.append(p_kl(LossInputs(*logits, usable), pair).loss)
+        # One alignment a sample and its column say the same.
+        one_by_one = ChunkBatch.from_alignments(
+            list(batch), batch.student_columns.tolist(), batch.teacher_columns.tolist()
+        )
+        for name in ("sample", "student_start", "student_end", "teacher_end", "has_predictor"):
+            assert torch.equal(getattr(one_by_one, name), getattr(chunks, name)), name
+    assert torch.allclose(*losses)
+    with pytest.raises(OptionError, match="an AlignmentBatch has its own columns"):
+        ChunkBatch.from_alignments(batch, [0, 0])
+
+
+def test_no_document_of_a_packed_row_is_predicted_by_the_one_before() -> None:
+    """Two documents in one row; the chunk over the seam holds tokens of both."""
+    packed = alignment([0, 1, 2, 3, 4], [0, 1, 3, 4, 5], [EXACT] * 4)
+    seam = alignment([0, 1, 3, 4], [0, 1, 4, 5], [EXACT] * 3)
+    starts = [torch.zeros(2, n, dtype=torch.bool) for n in (4, 5)]
+    starts[0][:, [0, 2]] = True
+    starts[1][:, [0, 3]] = True
+    all_true = mask((2, 4)), mask((2, 5))
+    without = ChunkBatch.from_alignments([packed, seam]).usable(*all_true)
+    assert without.student_start.tolist() == [1, 2, 3, 1, 3]
+    chunks = ChunkBatch.from_alignments(
+        [packed, seam], student_document_starts=starts[0], teacher_document_starts=starts[1]
+    )
+    assert chunks.usable(*all_true).student_start.tolist() == [1, 3, 3]
+    with pytest.raises(ShapeError, match=r"student_document_starts has shape \(2, 3\)"):
+        ChunkBatch.from_alignments([packed, seam], student_document_starts=starts[0][:, :3])
+    with pytest.raises(ShapeError, match=r"teacher_document_starts is torch\.int64"):
+        ChunkBatch.from_alignments([packed, seam], teacher_document_starts=starts[1].long())
+
+
+def test_a_mask_with_document_starts_predicts_no_first_token() -> None:
+    starts = torch.tensor([[False, True, False, True]])
+    chunks = ChunkBatch.from_mask(mask((1, 4), (0, 0)), starts)
+    assert chunks.has_predictor.tolist() == [False, True, False]
+    everything = mask((1, 4)), mask((1, 4))
+    assert chunks.usable(*everything).student_start.tolist() == [2]
+    with pytest.raises(ShapeError, match="expected bool"):
+        ChunkBatch.from_mask(mask((1, 4)), starts[:, :3])
+
+
+def test_chunks_without_a_predictor_are_refused_by_the_losses() -> None:
+    starts = torch.tensor([[False, True, False]])
+    chunks = ChunkBatch.from_mask(mask((1, 3), (0, 0)), starts)
+    logits = torch.zeros(1, 3, 4)
+    with pytest.raises(ShapeError, match="a chunk has no predictor"):
+        same_vocab_kl(LossInputs(logits, logits, chunks), PairParts((4, 4)))
+
+
+def test_a_pinned_or_moved_batch_keeps_its_pair() -> None:
+    pair = PairFingerprint("a" * 32, "b" * 32)
+    one = replace(alignment([0, 1, 2], [0, 1, 2], [EXACT, EXACT]), pair=pair)
+    chunks = ChunkBatch.from_alignments([one])
+    assert chunks.select(torch.tensor([1])).to("cpu").pair == pair
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sets(st.integers(0, 4)), st.floats(0.0, 0.3))

