@@ -349,11 +349,6 @@ def test_heads_narrower_than_their_tokenizers_leave_the_last_tokens_out(
         output = distiller(student[..., :rows], teacher[..., :columns], batch)
     output.loss.backward()
     assert torch.isfinite(output.loss)
-    if loss == "p-kl":  # the same as mass that is nowhere
-        for logits, size in ((student, rows), (teacher, columns)):
-            logits.data[..., size:] = -torch.inf
-        expected = distiller(student, teacher, batch)
-        assert float(output.loss.detach()) == pytest.approx(float(expected.loss.detach()), rel=1e-4)
 
 
 def test_a_token_beyond_the_head_is_refused_where_a_text_holds_it(
