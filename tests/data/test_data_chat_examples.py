@@ -14,7 +14,8 @@ from chat_families import family
 from test_data_chat_template import CONTENTS, conversation
 
 from xtoken import Aligner, ChunkKind, Vocab
-from xtoken.data import Conversation, DistillCollator, Example, make_examples
+from xtoken.data import Conversation, Example, make_examples
+from xtoken.distillation import DistillCollator
 from xtoken.errors import DataError
 from xtoken.pair import Pair
 from xtoken.tensors.chunks import ChunkBatch

@@ -12,7 +12,8 @@ from tiny_models import tiny_texts, write_pair
 from transformers import AutoTokenizer
 
 from xtoken import Aligner, Vocab
-from xtoken.data import DistillCollator, Example, make_examples
+from xtoken.data import Example, make_examples
+from xtoken.distillation import DistillCollator
 from xtoken.errors import DataError
 
 TEXTS = tiny_texts(30)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import xtoken
 from xtoken import Pair
-from xtoken.data import Conversation, DistillCollator, make_examples
-from xtoken.distillation import Batch, Counts, Distiller
+from xtoken.data import Conversation, make_examples
+from xtoken.distillation import Batch, Counts, DistillCollator, Distiller
 from xtoken.distillation.options import LOSS_NAMES, LossFields
 from xtoken.errors import (
     ArgumentTypeError,

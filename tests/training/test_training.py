@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Vocab
-from xtoken.data import DistillCollator, split_held_out
-from xtoken.distillation import Counts
+from xtoken.data import split_held_out
+from xtoken.distillation import Counts, DistillCollator
 from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.projection import Projection
 from xtoken.training import (

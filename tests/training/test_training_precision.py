@@ -11,7 +11,8 @@ from tiny_models import tiny_texts, write_pair
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from xtoken.data import DistillCollator, split_held_out
+from xtoken.data import split_held_out
+from xtoken.distillation import DistillCollator
 from xtoken.training import (
     DistillConfig,
     DistillTrainer,

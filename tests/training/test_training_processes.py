@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from xtoken.data import DistillCollator, read_texts, split_held_out
+from xtoken.distillation import DistillCollator
+from xtoken.data import read_texts, split_held_out
 from xtoken.training import *
 from xtoken.training.metrics_log import History
 

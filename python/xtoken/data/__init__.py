@@ -2,8 +2,6 @@
 
 from xtoken.data.align_turns import align_by_turns as align_by_turns
 from xtoken.data.align_turns import turn_end_chunks as turn_end_chunks
-from xtoken.data.batch import Batch as Batch
-from xtoken.data.collate import DistillCollator as DistillCollator
 from xtoken.data.conversations import Conversation as Conversation
 from xtoken.data.documents import Document as Document
 from xtoken.data.documents import Documents as Documents

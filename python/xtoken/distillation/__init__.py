@@ -1,6 +1,7 @@
 """The door: a pair's loss as one module, from texts to a gradient."""
 
-from xtoken.data.batch import Batch as Batch
+from xtoken.distillation.batch import Batch as Batch
+from xtoken.distillation.collate import DistillCollator as DistillCollator
 from xtoken.distillation.distiller import Counts as Counts
 from xtoken.distillation.distiller import Distiller as Distiller
 from xtoken.distillation.distiller import DistillOutput as DistillOutput

@@ -10,10 +10,10 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from xtoken.data.batch import Batch
-from xtoken.data.collate import DistillCollator, pad_id
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example, make_examples
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.distillation.options import (
     LOSS_FIELDS,
     LOSS_NAMES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict, get_args
 
-from xtoken.data.collate import PaddingSide
+from xtoken.distillation.collate import PaddingSide
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import Scope

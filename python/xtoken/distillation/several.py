@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from xtoken.data.batch import Batch
 from xtoken.data.examples import Example, cut_together
+from xtoken.distillation.batch import Batch
 from xtoken.distillation.distiller import Counts, Distiller, DistillOutput, Item
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.cross_entropy import cross_entropy

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from xtoken.data.batch import Batch
-from xtoken.data.collate import DistillCollator
 from xtoken.data.examples import ExampleSet
 from xtoken.distillation import Counts, Distiller, DistillOutput
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import DistillCollator
 from xtoken.errors import NonFiniteError, OptionError
 from xtoken.teachers import TeacherSource
 from xtoken.teachers.forward import causal_logits

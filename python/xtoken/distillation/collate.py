@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.align import AlignmentBatch
-from xtoken.data.batch import Batch
 from xtoken.data.examples import Example
+from xtoken.distillation.batch import Batch
 from xtoken.errors import DataError, OptionError
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.vocab.fingerprints import PairFingerprint
