@@ -558,3 +558,30 @@ def test_without_a_given_day_the_date_is_todays_and_templates_without_one_say_so
     assert tokenizer.decode(row.ids.tolist()) in (before, after)
     assert ChatTemplate(tokenizer).prints_date
     assert not ChatTemplate(family("smollm2").tokenizer).prints_date
+
+
+def with_arguments(arguments: object) -> Conversation:
+    call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
+    return Conversation.from_messages(
+        [
+            {"role": "user", "content": "Go."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+    )
+
+
+def test_arguments_of_a_call_that_come_out_in_another_notation_are_refused() -> None:
+    tokenizer = family("smollm2").tokenizer
+    as_object, as_text = with_arguments({"city": "Paris"}), with_arguments('{"city": "Paris"}')
+    to_json = with_template(tokenizer, CALLS)
+    raw = with_template(
+        tokenizer, CALLS.replace("(call.function | tojson)", "call.function.arguments ~ ''")
+    )
+    assert '{"city": "Paris"}' in said(encode(as_object, to_json), to_json)[0]
+    assert '{"city": "Paris"}' in said(encode(as_text, raw), raw)[0]
+    with pytest.raises(
+        DataError, match=r"prints messages\[1\]\.tool_calls\[0\]\.function\.arguments"
+    ):
+        Encoder(to_json).encode_conversation(as_text)
+    with pytest.raises(DataError, match=r"arguments as Python has it; write them as a string of J"):
+        Encoder(raw).encode_conversation(as_object)

@@ -163,6 +163,41 @@ def test_the_ends_of_a_turn_are_one_chunk_of_both_sides_stops_inside_both_masks(
         assert len(batch) == len(alignment)
 
 
+def test_the_end_of_a_call_of_tools_is_learned_and_paired_as_an_end_of_turn() -> None:
+    how = ending("gpt-oss")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(how.tokenizer.backend_tokenizer.to_str()),
+        eos_token="<|return|>",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]})
+    tokenizer.chat_template = how.tokenizer.chat_template.replace(
+        "{% if message['role'] == 'assistant' and loop.last",
+        "{% if message.tool_calls %}{{ message.tool_calls[0].function | tojson }}{{ '<|call|>' }}"
+        "{% elif message['role'] == 'assistant' and loop.last",
+    )
+    names = ("<|return|>", "<|end|>", "<|call|>")
+    assert stop_tokens(tokenizer).end_of_turn == tuple(tokenizer.convert_tokens_to_ids([*names]))
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "me"}}}
+    talk = Conversation.from_messages(
+        [TALK.messages[1], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    )
+    (left,) = Encoder(tokenizer).encode_conversation(talk)
+    assert ends([left], tokenizer) == [("<|call|>",)]
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=ending("chatml").tokenizer.backend_tokenizer, eos_token="<|endoftext|>"
+    )
+    other.chat_template = ending("chatml").tokenizer.chat_template.replace(
+        " + message['content'] }}",
+        " + message['content'] }}{% if message.tool_calls %}"
+        "{{ message.tool_calls[0].function | tojson }}{% endif %}",
+    )
+    (right,) = Encoder(other).encode_conversation(talk)
+    aligner = Aligner(Vocab.from_tokenizer(tokenizer), Vocab.from_tokenizer(other))
+    (alignment,) = align_by_turns(aligner, [left], [right])
+    (chunk,) = turn_end_chunks(alignment, left, right)
+    assert alignment.kind[chunk] == ChunkKind.SPECIAL
+
+
 def test_a_cut_keeps_ends_of_turns_whole_or_leaves_them_out() -> None:
     (left,) = encoder("chatml").encode_conversation(TALK)
     (right,) = encoder("gemma3").encode_conversation(TALK)

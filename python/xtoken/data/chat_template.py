@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -259,6 +260,29 @@ class ChatTemplate:
             if self._try_print([*messages[:-1], fewer], conversation) == text:
                 place = f"messages[{at}].tool_calls[{call}]"
                 raise self._unprinted(conversation, place, answer["role"])
+            self._check_arguments(
+                calls[call], f"messages[{at}].tool_calls[{call}]", said, conversation
+            )
+
+    def _check_arguments(
+        self, call: object, place: str, said: str, conversation: Conversation
+    ) -> None:
+        """Refuse arguments that come out in another notation than the template is written for."""
+        function = call.get("function", call) if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, dict) and arguments:
+            wrong, seen, remedy = str(arguments), "as Python has it", "a string of JSON"
+            right = json.dumps(arguments, ensure_ascii=False)
+        elif isinstance(arguments, str) and arguments.lstrip()[:1] == "{":
+            wrong = json.dumps(arguments, ensure_ascii=False)
+            right, seen, remedy = f'"{arguments}"', "as a string within JSON", "an object"
+        else:
+            return
+        if wrong != right and wrong in said:
+            raise DataError(
+                f"{conversation.source}: the {self._side}'s chat template prints {place}.function."
+                f"arguments {seen}; write them as {remedy}"
+            )
 
     def _check_prompts(
         self, messages: list[Message], text: str, conversation: Conversation

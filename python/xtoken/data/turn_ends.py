@@ -10,6 +10,8 @@ from xtoken.data.backend import TextBackend, Tokens
 from xtoken.data.conversations import Message
 
 _QUESTION, _ANSWER, _NEXT = "XTOKENQUESTION", "XTOKENANSWER", "XTOKENNEXT"
+_ARGUMENT = "XTOKENARGUMENT"
+_CALL: Message = {"type": "function", "function": {"name": "f", "arguments": {"x": _ARGUMENT}}}
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class TurnEnd:
             character that is no white space where it holds no marker.
         later: where `text` holds no marker, what ends an answer once more follows, up to its last
             marker.
-        markers: the added tokens that end a turn, those of a last message first.
+        markers: the added tokens that end a turn, those of a last message first, that of a call
+            of tools last.
     """
 
     footer: str | None
@@ -82,6 +85,7 @@ def read_turn_end(
     for opening in ([], [{"role": "system", "content": "XTOKENSYSTEM"}]):
         ask = [*opening, {"role": "user", "content": _QUESTION}]
         answered = [*ask, {"role": "assistant", "content": _ANSWER}]
+        called: list[Message] = [*ask, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
         longer = [*answered, {"role": "user", "content": _NEXT}]
 
         last = _between(printer, answered, _ANSWER)
@@ -94,10 +98,11 @@ def read_turn_end(
             _between(printer, ask, None, _QUESTION),
             _between(printer, ask, _QUESTION),
             _between(printer, ask, _QUESTION, prompted=True),
+            _between(printer, called, _ARGUMENT),
         )
         texts = [text or "" for text in parts]
         markers = backend.markers - ({bos} if bos != eos else set())
-        end, before_prompt, before_next, header, question, prompt = (
+        end, before_prompt, before_next, header, question, prompt, call = (
             _Piece(text, tokens, frozenset(markers))
             for text, tokens in zip(texts, backend.encode(texts), strict=True)
         )
@@ -106,11 +111,11 @@ def read_turn_end(
             _without_prompt(before_prompt, generation),
             _without_header(before_next, header),
         )
-        return _turn_end(end, followed)
+        return _turn_end(end, followed, call)
     return none
 
 
-def _turn_end(last: _Piece, followed: Sequence[_Piece]) -> TurnEnd:
+def _turn_end(last: _Piece, followed: Sequence[_Piece], call: _Piece) -> TurnEnd:
     end = last.head(len(last.ids))
     agreeing = [piece for piece in followed if piece.found[:1] == last.found[:1]]
     for piece in agreeing:
@@ -123,6 +128,10 @@ def _turn_end(last: _Piece, followed: Sequence[_Piece]) -> TurnEnd:
         text = last.text.rstrip() or last.text
         later = others[0].text if others else ""
     found = [*end.found, *(token for piece in others for token in piece.found)]
+    closed = call.head(len(call.ids))
+    # Where more is printed after a last answer than its end, it is after a call too.
+    if last.found == end.found and not call.text[len(closed.text) :].strip():
+        found += closed.found[-1:]
     return TurnEnd(last.text, text, later, tuple(dict.fromkeys(found)))
 
 
