@@ -204,7 +204,9 @@ def test_a_bad_corpus_is_one_line_that_says_what_to_do(
     assert "none.jsonl" in fails(capsys, *batch, str(tmp_path / "none.jsonl"))
     assert "none.parquet" in fails(capsys, *batch, str(tmp_path / "none.parquet"))
     assert "--rows 0" in fails(capsys, *batch, source, "--rows", "0")
-    assert "line 1 has no text in 'body'" in fails(capsys, *batch, source, "--text-field", "body")
+    assert "texts.jsonl:1 has no string in field 'body'" in fails(
+        capsys, *batch, source, "--text-field", "body"
+    )
     (tmp_path / "out" / "note").touch()
     assert "of another text_field" in fails(capsys, *batch, source)
     full = tmp_path / "full"

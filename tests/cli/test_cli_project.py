@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_line(
     assert "reverse = 'x'" in fails(capsys, "build", *pair, "--out", str(out), "--reverse", "x")
     unknown = ["--special-role", "eot=<x>,<y>"]
     error = fails(capsys, "build", *pair, "--out", str(out), *unknown)
-    assert "special_roles['eot'][0] = '<x>' is no token" in error
+    assert "special_roles['eot'][0] = '<x>' is not in the vocabulary" in error
     nowhere = str(tmp_path / "none" / "w.safetensors")
     assert "No such file" in fails(capsys, "build", *pair, "--out", nowhere)
     assert "is not one token of the student" in fails(capsys, "explain", "of the", *pair)

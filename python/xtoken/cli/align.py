@@ -12,9 +12,10 @@ from rich.console import Console
 
 from xtoken import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
-from xtoken.cli.sides import Side, read_side, read_text
+from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.errors import OptionError
 from xtoken.vocab.display import visible_token
+from xtoken.vocab.side import Side
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 
 def align(
-    student: Annotated[Path, typer.Option(help="tokenizer.json (.xz too) or its directory.")],
-    teacher: Annotated[Path, typer.Option(help="The same for the teacher.")],
+    student: Student,
+    teacher: Teacher,
     file: Annotated[
         Path, typer.Argument(help="UTF-8 text; - for standard input.", allow_dash=True)
     ] = Path("-"),
@@ -33,7 +34,7 @@ def align(
         Path | None, typer.Option(help="Align a corpus: a .jsonl or .parquet of texts.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --batch: directory to write, or to go on with.")
+        Path | None, typer.Option(help="With --batch: directory to write, or to complete.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="With --batch: the column of texts.")] = "text",
     rows: Annotated[
@@ -50,7 +51,7 @@ def align(
         bool, typer.Option("--whole-characters", help="Never cut a UTF-8 character.")
     ] = False,
     limit: Annotated[int, typer.Option(help="Chunks that are shown; --json has all.")] = 2000,
-    threads: Annotated[int | None, typer.Option(help="With --batch; default one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(help="With --batch; default one per core.")] = None,
 ) -> None:
     """Align two tokenizations of one text, or of each text of a corpus.
 
@@ -70,7 +71,9 @@ def align(
         _print_corpus(align_corpus(corpus, aligner, *sides), out, as_json)
         return
     text = read_text(file)
-    student_ids, teacher_ids = (side.encode([text], special_tokens)[0] for side in sides)
+    student_ids, teacher_ids = (
+        side.encode([text], add_special_tokens=special_tokens)[0] for side in sides
+    )
     alignment = aligner.align(student_ids, teacher_ids)
     if as_json:
         typer.echo(json.dumps(_as_json(alignment, *sides, student_ids, teacher_ids)))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,8 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xtoken import Aligner, AlignmentBatch, Coverage
-from xtoken.cli.sides import Side
-from xtoken.errors import FormatError, OptionError
+from xtoken._extras import needs_extra
+from xtoken._files import read_json, sha256_of, temporary_beside, write_text
+from xtoken.errors import FormatError, MissingFileError, OptionError
+from xtoken.vocab.side import Side
 
 # Hidden, so that `datasets` reads the parquet files beside it and nothing else.
 _STATE = ".xtoken-align"
@@ -33,14 +33,14 @@ class Corpus:
         source: .jsonl or .parquet.
         text_field: the column of texts.
         out: directory of `part-NNNNN.parquet`.
-        rows_a_file: rows in each of them but the last.
+        rows_per_file: rows in each of them but the last.
         special_tokens: whether each tokenizer adds its own.
     """
 
     source: Path
     text_field: str
     out: Path
-    rows_a_file: int
+    rows_per_file: int
     special_tokens: bool
 
 
@@ -62,8 +62,8 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
         FormatError: a row holds no text.
         OSError: a file cannot be read or written.
     """
-    if corpus.rows_a_file < 1:
-        raise OptionError(f"--rows {corpus.rows_a_file} is out of range; expected 1 or more")
+    if corpus.rows_per_file < 1:
+        raise OptionError(f"--rows {corpus.rows_per_file} is out of range; expected 1 or more")
     total, texts = _read_texts(corpus)
     state = corpus.out / _STATE
     _claim(corpus, aligner, state)
@@ -71,16 +71,16 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
     with _progress() as progress:
         task = progress.add_task("aligning", total=total)
         while True:
-            part = list(islice(texts, corpus.rows_a_file))
+            part = list(islice(texts, corpus.rows_per_file))
             if not part:
                 break
             name = f"part-{files:05d}"
             done, file = state / f"{name}.json", corpus.out / f"{name}.parquet"
             if not (done.is_file() and file.is_file()):
                 own = _write_part(file, part, rows, aligner, student, teacher, corpus)
-                _replace(done, json.dumps(asdict(own)).encode())
+                write_text(done, json.dumps(asdict(own)))
                 made_now += 1
-            own = Coverage(**json.loads(done.read_text()))
+            own = _read_coverage(done)
             coverage = own if coverage is None else coverage + own
             rows, files = rows + len(part), files + 1
             progress.update(task, completed=rows)
@@ -103,14 +103,15 @@ def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
     """Writes down what the directory is of, or checks that it is of the same."""
     claim = {
         "aligner": aligner.fingerprint,
-        "source": _digest(corpus.source),
+        "source": sha256_of(corpus.source),
         "text_field": corpus.text_field,
-        "rows_a_file": corpus.rows_a_file,
+        "rows_per_file": corpus.rows_per_file,
         "special_tokens": corpus.special_tokens,
     }
     file = state / "claim.json"
     if file.is_file():
-        held = json.loads(file.read_text())
+        found = read_json(file, "the mark of an alignment,")
+        held = found if isinstance(found, dict) else {}
         differing = [name for name, value in claim.items() if held.get(name) != value]
         if differing:
             raise OptionError(
@@ -120,38 +121,31 @@ def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
         return
     if corpus.out.is_dir() and any(corpus.out.iterdir()):
         raise OptionError(
-            f"{corpus.out} is not empty and no alignment of this command; pass a new --out"
+            f"{corpus.out} is not empty and was not written by `xtoken align --batch`; choose "
+            "another --out"
         )
     state.mkdir(parents=True)
-    _replace(file, json.dumps(claim).encode())
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_text(file, json.dumps(claim))
 
 
 def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
     """The number of rows, and their texts one by one."""
+    # It brings torch with it, which the other commands on tokenizers do without.
+    from xtoken.data.documents import read_texts
+
     if corpus.source.suffix == ".jsonl":
-        with corpus.source.open("rb") as lines:
-            total = sum(1 for line in lines if line.strip())
-        return total, _jsonl_texts(corpus)
+        texts = read_texts(corpus.source, text_field=corpus.text_field)
+        return len(texts), iter(texts)
     if corpus.source.suffix == ".parquet":
         parquet = _pyarrow("pyarrow.parquet")
         if not corpus.source.is_file():
-            raise FileNotFoundError(f"{corpus.source} does not exist; pass a .jsonl or .parquet")
-        source = parquet.ParquetFile(corpus.source)
+            raise MissingFileError(f"{corpus.source} does not exist; pass a .jsonl or .parquet")
+        try:
+            source = parquet.ParquetFile(corpus.source)
+        except _pyarrow().lib.ArrowException as error:
+            raise FormatError(
+                f"{corpus.source} is not a parquet file ({error}); write it again"
+            ) from error
         if corpus.text_field not in source.schema_arrow.names:
             raise FormatError(
                 f"{corpus.source} has the columns {', '.join(source.schema_arrow.names)} and no "
@@ -159,21 +153,6 @@ def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
             )
         return source.metadata.num_rows, _parquet_texts(source, corpus)
     raise OptionError(f"--batch {corpus.source} is neither .jsonl nor .parquet; convert it first")
-
-
-def _jsonl_texts(corpus: Corpus) -> Iterator[str]:
-    with corpus.source.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise FormatError(
-                    f"{corpus.source} line {number} is not JSON: {error}; pass one object a line"
-                ) from error
-            text = row.get(corpus.text_field) if isinstance(row, dict) else None
-            yield _checked(text, corpus, f"line {number}")
 
 
 def _parquet_texts(source: Any, corpus: Corpus) -> Iterator[str]:
@@ -207,7 +186,9 @@ def _write_part(
         [
             row
             for start in range(0, len(texts), _ENCODED_AT_ONCE)
-            for row in side.encode(texts[start : start + _ENCODED_AT_ONCE], corpus.special_tokens)
+            for row in side.encode(
+                texts[start : start + _ENCODED_AT_ONCE], add_special_tokens=corpus.special_tokens
+            )
         ]
         for side in (student, teacher)
     ]
@@ -218,9 +199,8 @@ def _write_part(
         "teacher_ids": pa.array(ids[1], pa.list_(pa.int64())),
         **_alignment_columns(batch),
     }
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    parquet.write_table(pa.table(columns), partial)
-    partial.replace(file)
+    with temporary_beside(file) as temporary:
+        parquet.write_table(pa.table(columns), temporary)
     return batch.coverage
 
 
@@ -240,10 +220,16 @@ def _alignment_columns(batch: AlignmentBatch) -> dict[str, Any]:
     }
 
 
-def _pyarrow(module: str = "pyarrow") -> Any:
+def _read_coverage(file: Path) -> Coverage:
+    values = read_json(file, "the coverage of a finished part,")
+    fields = values if isinstance(values, dict) else {}
+    counts = {name: value for name, value in fields.items() if isinstance(value, int)}
     try:
+        return Coverage(**counts)
+    except TypeError as error:
+        raise FormatError(f"{file} is damaged; remove it, and the part is made again") from error
+
+
+def _pyarrow(module: str = "pyarrow") -> Any:
+    with needs_extra():
         return importlib.import_module(module)
-    except ImportError as error:
-        raise OptionError(
-            "--batch needs pyarrow, which is not installed; pip install pyarrow, or xtoken[train]"
-        ) from error

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xtoken import Alignment, ChunkKind, Coverage
-from xtoken.cli.sides import Side
 from xtoken.vocab.display import visible_token
+from xtoken.vocab.side import Side
 
 # Two shades for exact chunks, so that neighbours can be told apart.
 _SHADES = ("black on bright_green", "black on green")

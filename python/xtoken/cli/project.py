@@ -15,9 +15,20 @@ import typer
 from rich.console import Console
 
 from xtoken import Aligner, Projection, Vocab
+from xtoken._files import write_text
 from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.cli import project_tables as tables
-from xtoken.cli.sides import read_side, read_text
+from xtoken.cli.sides import (
+    MaybeStudent,
+    MaybeTeacher,
+    Student,
+    Teacher,
+    read_side,
+    read_text,
+)
+from xtoken.vocab import read_tokenizer
+from xtoken.vocab.display import is_utf8
+from xtoken.vocab.side import Side, labels
 
 project = typer.Typer(
     help="The projection W between two vocabularies.",
@@ -25,11 +36,6 @@ project = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_TOKENIZER = "Directory or file of a tokenizer."
-Student = Annotated[Path, typer.Option("--student", help=f"{_TOKENIZER} The student's.")]
-Teacher = Annotated[Path, typer.Option("--teacher", help=f"{_TOKENIZER} The teacher's.")]
-MaybeStudent = Annotated[Path | None, typer.Option("--student", help=f"{_TOKENIZER}")]
-MaybeTeacher = Annotated[Path | None, typer.Option("--teacher", help=f"{_TOKENIZER}")]
 File = Annotated[Path, typer.Argument(help="A file that `xtoken project build` wrote.")]
 TopK = Annotated[int, typer.Option(help="The most entries of a row.")]
 Decay = Annotated[float, typer.Option(help="Weight of a piece over that of the one before.")]
@@ -66,7 +72,7 @@ def build(
     canonical: Canonical = None,
     reverse: ReverseRule = "off",
     special_role: SpecialRole = None,
-    threads: Annotated[int | None, typer.Option(help="Threads; one a core by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; one per core by default.")] = None,
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
     vocabs = _read(student, teacher)
@@ -119,7 +125,7 @@ def explain(
 def export_table(
     file: File, out: Annotated[Path, typer.Option(help="File to write (.pt).")]
 ) -> None:
-    """Write W as the dense top-k table that NeMo-RL and TRL read."""
+    """Write W as the dense top-k table that NeMo-RL reads."""
     with _working("writing the table"):
         Projection.load(file).export_topk_pt(out)
     Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
@@ -127,7 +133,7 @@ def export_table(
 
 @project.command("import")
 def import_table(
-    table: Annotated[Path, typer.Argument(help="A .pt table of NeMo-RL or TRL.")],
+    table: Annotated[Path, typer.Argument(help="A .pt table of NeMo-RL.")],
     student: Student,
     teacher: Teacher,
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
@@ -168,7 +174,8 @@ def audit(
     if html is not None:
         from xtoken.audit.page import render
 
-        html.write_text(render(result, w, _name(student), _name(teacher)), encoding="utf-8")
+        names = labels(Side("student", student), Side("teacher", teacher))
+        write_text(html, render(result, w, *names))
     if as_json:
         json.dump(result.to_dict(), sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -187,11 +194,11 @@ class _Sample(NamedTuple):
     ids: tuple[list[int], list[int]]
 
 
-def _read_sample(student: Path, teacher: Path, text: Path) -> _Sample:
+def _read_sample(student: str, teacher: str, text: Path) -> _Sample:
     with _working("reading the tokenizers and the text"):
         content = read_text(text)
         sides = read_side("student", student), read_side("teacher", teacher)
-        one, other = (side.encode([content], True)[0] for side in sides)
+        one, other = (side.encode([content])[0] for side in sides)
     return _Sample((sides[0].vocab, sides[1].vocab), (one, other))
 
 
@@ -214,32 +221,34 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _read(student: Path, teacher: Path) -> tuple[Vocab, Vocab]:
+def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:
     with _working("reading the tokenizers"):
-        return Vocab.from_path(student), Vocab.from_path(teacher)
+        return read_tokenizer(student), read_tokenizer(teacher)
 
 
-def _load(file: Path, student: Path | None, teacher: Path | None) -> Projection:
+def _load(file: Path, student: str | None, teacher: str | None) -> Projection:
     with _working("reading W"):
         return Projection.load(
             file,
-            None if student is None else Vocab.from_path(student),
-            None if teacher is None else Vocab.from_path(teacher),
+            None if student is None else read_tokenizer(student),
+            None if teacher is None else read_tokenizer(teacher),
         )
 
 
 def _token(text: str, is_id: bool) -> int | str | bytes:
     if is_id:
-        if not re.fullmatch(r"\d+", text):
+        if not re.fullmatch(r"[0-9]{1,10}", text):
             raise typer.BadParameter(f"{text!r} is not an id; leave --ids out for tokens")
         return int(text)
+    # Bytes that the shell's encoding does not know come as halves of characters.
+    spelled = text.encode("utf-8", "surrogateescape")
     if "\\" not in text:
-        return text
+        return text if is_utf8(spelled) else spelled
     escapes = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}
     return re.sub(
         rb"\\(?:([ntr\\])|x([0-9a-fA-F]{2}))",
         lambda found: escapes[found[1]] if found[1] else bytes.fromhex(found[2].decode()),
-        text.encode(),
+        spelled,
     )
 
 
@@ -249,9 +258,3 @@ def _special_role(text: str) -> tuple[str, tuple[str, str]]:
     if not (role and student and comma and teacher) or "," in teacher:
         raise typer.BadParameter(f"{text!r} is not of the form ROLE=STUDENT,TEACHER")
     return role, (student, teacher)
-
-
-def _name(path: Path) -> str:
-    """What a person calls the tokenizer: the directory's name, also for a file in it."""
-    path = path.resolve()
-    return path.name if path.is_dir() else path.parent.name

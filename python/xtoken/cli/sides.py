@@ -1,84 +1,47 @@
-"""A tokenizer named on the command line: its vocabulary, and the encoder of its file."""
+"""What the command line names: tokenizers and text files."""
 
 from __future__ import annotations
 
-import lzma
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tokenizers import Tokenizer
+import typer
 
-from xtoken import Vocab
-from xtoken.errors import FormatError, OptionError, UnsupportedTokenizerError
+from xtoken.errors import MissingFileError, OptionError
+from xtoken.vocab.side import Side, SideName
 
-
-@dataclass(frozen=True)
-class Side:
-    """One tokenizer of a pair.
-
-    Args:
-        name: `student` or `teacher`.
-        path: where it was read from.
-        vocab: what its tokens are.
-        tokenizer: makes ids of text.
-    """
-
-    name: str
-    path: Path
-    vocab: Vocab
-    tokenizer: Tokenizer
-
-    def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-        """The ids of each text, with the special tokens that the tokenizer adds or without."""
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=special_tokens)
-        return [encoding.ids for encoding in encodings]
-
-    def surface(self, token_id: int) -> str:
-        """How a special or unused token is named."""
-        text = self.vocab.special_tokens.get(token_id)
-        return f"<unused {token_id}>" if text is None else text
+_HELP = "Directory or file of a tokenizer (tokenizer.json, .xz too), or a hub name (owner/model)."
+Student = Annotated[str, typer.Option("--student", help=f"The student's tokenizer. {_HELP}")]
+Teacher = Annotated[str, typer.Option("--teacher", help="The same for the teacher.")]
+MaybeStudent = Annotated[str | None, typer.Option("--student", help=f"The student's. {_HELP}")]
+MaybeTeacher = Annotated[str | None, typer.Option("--teacher", help="The same for the teacher.")]
 
 
-def read_side(name: str, path: Path) -> Side:
-    """Read a tokenizer.json (.xz too) or the directory that holds one.
+def read_side(name: SideName, source: str) -> Side:
+    """Read a tokenizer that is to encode text.
 
     Raises:
-        FileNotFoundError: there is none.
-        FormatError, UnsupportedTokenizerError: it cannot be read.
-        UnsupportedTokenizerError: the file describes tokens but cannot encode text.
+        MissingFileError: there is none.
+        ModelSourceError: the hub does not give it.
+        FormatError, UnsupportedTokenizerError: it cannot be read, or cannot encode text.
     """
-    vocab = Vocab.from_path(path)
-    file = path
-    if path.is_dir():
-        names = ("tokenizer.json", "tokenizer.json.xz")
-        file = next((path / name for name in names if (path / name).is_file()), path)
-    if file.is_dir() or file.name.removesuffix(".xz").rpartition(".")[2] != "json":
-        raise _no_encoder(name, path)
-    content = file.read_bytes()
-    try:
-        text = (lzma.decompress(content) if file.suffix == ".xz" else content).decode()
-        # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
-        tokenizer = Tokenizer.from_str(text)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{file} is not UTF-8: {error}; copy it again") from error
-    except Exception as error:
-        raise _no_encoder(name, path) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return Side(name, path, vocab, tokenizer)
+    side = Side(name, source)
+    # First, as the vocabulary is then the tokenizer's own.
+    _ = side.tokenizer
+    _ = side.vocab
+    return side
 
 
 def read_text(file: Path) -> str:
     """The text of a file, `-` for standard input.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         OptionError: it is a directory, or not UTF-8.
     """
     if str(file) != "-" and not file.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"text file {file} does not exist; pass a UTF-8 text, or - for standard input"
         )
     if file.is_dir():
@@ -90,10 +53,3 @@ def read_text(file: Path) -> str:
         raise OptionError(
             f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
         ) from error
-
-
-def _no_encoder(name: str, path: Path) -> UnsupportedTokenizerError:
-    return UnsupportedTokenizerError(
-        f"--{name} {path} lists tokens but holds no encoder for text; pass the tokenizer.json of a "
-        "Hugging Face fast tokenizer, or the directory with it"
-    )

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from xtoken import Vocab
-from xtoken.vocab import load_tokenizer
+from xtoken.vocab import Side, read_content
 from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible
+from xtoken.vocab.load import is_hub_name
 
 _EXAMPLES = 3
 
@@ -35,8 +36,9 @@ def vocab(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
 ) -> None:
     """Show what a vocabulary is: family, size, special tokens by role, traps found."""
-    loaded = load_tokenizer(path)
-    facts = describe(loaded.vocab, loaded.content)
+    side = Side("student", path)
+    content = b"" if is_hub_name(path) else read_content(path)[1]
+    facts = describe(side.vocab, content)
     if as_json:
         typer.echo(json.dumps(facts))
     else:

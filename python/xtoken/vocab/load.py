@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import socket
+import urllib.request
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from xtoken._core import Vocab
 from xtoken.errors import (
     FormatError,
     MissingFileError,
     ModelSourceError,
     UnsupportedTokenizerError,
 )
-from xtoken.vocab.read import read_content
+from xtoken.vocab.read import read_content, read_object, read_path
+from xtoken.vocab.source import TokenizerSource
 
 # "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
+_FILE_ENDINGS = (".json", ".xz", ".model", ".tiktoken", ".safetensors", ".pt", ".gguf")
 
 
 def is_hub_name(source: str | PathLike[str]) -> bool:
-    """Whether a source that is no path has the form of a hub name, owner/model."""
-    return not Path(source).exists() and HUB_NAME.fullmatch(str(source)) is not None
+    """Whether a source that is no path has the form of a hub name, owner/model.
+
+    Neither the name of a file, nor one whose owner is a directory here, has: it is a path with a
+    slip in it, and stays on this machine.
+    """
+    found = HUB_NAME.fullmatch(str(source))
+    if found is None or str(source).endswith(_FILE_ENDINGS):
+        return False
+    return not Path(source).exists() and not Path(found[1]).is_dir()
+
+
+def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
+    """The vocabulary of a tokenizer object, path or hub name; see `Vocab.from_tokenizer`."""
+    if isinstance(tokenizer, Vocab):
+        return tokenizer
+    if not isinstance(tokenizer, str | PathLike):
+        return read_object(tokenizer)
+    return (
+        read_object(load_tokenizer(tokenizer)) if is_hub_name(tokenizer) else read_path(tokenizer)
+    )
 
 
 def load_tokenizer(source: str | PathLike[str]) -> Any:
@@ -56,11 +82,16 @@ def _by_transformers(source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # Warnings of the hub's client and of transformers are no use beside the one line below.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, local_files_only=is_hub_name(source) and not _hub_is_reachable()
+            )
     # transformers raises many kinds here, down to KeyError and bare Exception.
     except Exception as error:
         raise ModelSourceError(
-            f"{source} has no tokenizer that transformers can read ({' '.join(str(error).split())})"
+            f"{source} has no tokenizer that transformers can read ({_one_line(error)})"
             "; pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
         ) from error
     if not tokenizer.is_fast:
@@ -72,15 +103,30 @@ def _by_transformers(source: str) -> Any:
 
 
 def _from_hub(name: str) -> Any:
-    from tokenizers import Tokenizer
+    from huggingface_hub import hf_hub_download
 
     try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as error:  # bare Exception for whatever the network says
+        file = hf_hub_download(name, "tokenizer.json", local_files_only=not _hub_is_reachable())
+    # Its own classes, those of its transport, and OSError.
+    except Exception as error:
         raise ModelSourceError(
-            f"{name} could not be read from the hub ({' '.join(str(error).split())}); pass a "
+            f"{name} could not be read from the hub ({_one_line(error)}); pass a "
             "directory, or check the name and the network"
         ) from error
+    return _by_tokenizers(Path(file))
+
+
+def _hub_is_reachable() -> bool:
+    """Whether to ask the hub, or its local cache alone: its client retries for a minute."""
+    if "https" in urllib.request.getproxies():
+        return True  # only the client can tell
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+        with socket.create_connection((endpoint.hostname or "", port), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _by_tokenizers(path: Path) -> Any:
@@ -100,3 +146,7 @@ def _by_tokenizers(path: Path) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,14 +1,11 @@
-"""Read a tokenizer: which objects, files and hub names are one, and how each becomes a `Vocab`."""
+"""Which objects and files are tokenizers, and how each becomes a `Vocab`."""
 
 from __future__ import annotations
 
 import lzma
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xtoken._core import Vocab
 from xtoken._files import JsonValue, read_json
@@ -16,101 +13,35 @@ from xtoken.errors import (
     ArgumentTypeError,
     FormatError,
     MissingFileError,
-    ModelSourceError,
     UnsupportedTokenizerError,
 )
 from xtoken.vocab.display import special_id
-from xtoken.vocab.source import (
-    FastTokenizer,
-    SerializableTokenizer,
-    TiktokenEncoding,
-    TokenizerSource,
-)
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from xtoken.vocab.source import FastTokenizer, SerializableTokenizer, TiktokenEncoding
 
 _ROLES = ("bos", "eos", "pad", "unk")
-_DIRECTORY_FILES = ("tokenizer.json", "tokenizer.json.xz", "tekken.json")
-_HUB_NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
+DIRECTORY_FILES = ("tokenizer.json", "tokenizer.json.xz", "tekken.json")
 # The largest tokenizers have about 40 MB.
 MAX_FILE_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
-class LoadedTokenizer:
-    """A tokenizer that was read.
-
-    Attributes:
-        name: what people call it: the directory, the hub name, or the class.
-        vocab: what its tokens are.
-        content: its file unpacked, or what it prints as a `tokenizer.json`; empty where there is
-            none, as for a `Vocab`.
-    """
-
-    name: str
-    vocab: Vocab
-    content: bytes
-
-    def encoder(self) -> Tokenizer:
-        """What makes ids of text, without padding and truncation.
-
-        Raises:
-            UnsupportedTokenizerError: only the tokens are known, as from a tiktoken file.
-        """
-        from tokenizers import Tokenizer
-
-        try:
-            # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
-            encoder = Tokenizer.from_buffer(self.content)
-        except Exception as error:
-            raise UnsupportedTokenizerError(
-                f"{self.name} lists tokens but holds no encoder for text; pass the tokenizer.json "
-                "of a Hugging Face fast tokenizer, or the directory with it"
-            ) from error
-        encoder.no_padding()
-        encoder.no_truncation()
-        return encoder
-
-
-def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
-    """The vocabulary of a tokenizer object, path or hub name; see `Vocab.from_tokenizer`."""
-    return tokenizer if isinstance(tokenizer, Vocab) else load_tokenizer(tokenizer).vocab
-
-
-def load_tokenizer(source: TokenizerSource) -> LoadedTokenizer:
-    """Read a tokenizer from whatever holds one.
-
-    Args:
-        source: a fast tokenizer of `transformers`, a `tokenizers.Tokenizer`, a tiktoken `Encoding`,
-            a `Vocab`, a directory or file (see `Vocab.from_path`), or the name of a model on the
-            hub, `owner/model`. A name is fetched only if there is no such path, nor a directory of
-            the owner's name, in which a mistyped path would lie.
+def read_object(tokenizer: FastTokenizer | SerializableTokenizer | TiktokenEncoding) -> Vocab:
+    """The vocabulary of a tokenizer object; see `Vocab.from_tokenizer`.
 
     Raises:
-        ArgumentTypeError: it is none of these.
-        MissingFileError: there is no such file, or the directory holds no tokenizer.
-        ModelSourceError: the hub does not give it.
-        FormatError, UnsupportedTokenizerError: it cannot be read.
+        ArgumentTypeError: it is none that can be read.
+        UnsupportedTokenizerError: its tokens cannot be read exactly as bytes.
     """
-    if isinstance(source, Vocab):
-        return LoadedTokenizer(f"the vocabulary {source.fingerprint[:12]}", source, b"")
-    if isinstance(source, str | PathLike):
-        return _load_named(source)
-    name = str(getattr(source, "name_or_path", "") or type(source).__name__)
-    if isinstance(source, FastTokenizer):
-        content = _printed(source.backend_tokenizer, name)
-        roles = _declared_roles(source)
-        vocab = Vocab.from_tokenizer_json(content, from_memory=True, roles=roles)
-        return LoadedTokenizer(name, vocab, content)
-    if isinstance(source, SerializableTokenizer):
-        content = _printed(source, name)
-        return LoadedTokenizer(name, Vocab.from_tokenizer_json(content, from_memory=True), content)
-    if isinstance(source, TiktokenEncoding):
-        name = str(getattr(source, "name", name))
-        return LoadedTokenizer(name, _read_tiktoken_encoding(source), b"")
+    if isinstance(tokenizer, FastTokenizer):
+        content = _printed(tokenizer.backend_tokenizer)
+        return Vocab.from_tokenizer_json(
+            content, from_memory=True, roles=_declared_roles(tokenizer)
+        )
+    if isinstance(tokenizer, SerializableTokenizer):
+        return Vocab.from_tokenizer_json(_printed(tokenizer), from_memory=True)
+    if isinstance(tokenizer, TiktokenEncoding):
+        return _read_tiktoken_encoding(tokenizer)
     raise ArgumentTypeError(
-        f"{type(source).__name__} is not a tokenizer that can be read; expected a transformers "
+        f"{type(tokenizer).__name__} is not a tokenizer that can be read; expected a transformers "
         "fast tokenizer (use_fast=True), a tokenizers.Tokenizer, a tiktoken.Encoding, a path or a "
         "hub name"
     )
@@ -118,7 +49,8 @@ def load_tokenizer(source: TokenizerSource) -> LoadedTokenizer:
 
 def read_path(path: str | PathLike[str]) -> Vocab:
     """The vocabulary in a directory or file; see `Vocab.from_path`."""
-    return _load_path(Path(path), source_name(path)).vocab
+    file, content = read_content(path)
+    return _read_file(file, content, _read_config(file.parent) if Path(path).is_dir() else {})
 
 
 def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
@@ -130,10 +62,10 @@ def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
     """
     path = Path(path)
     if path.is_dir():
-        file = next((path / name for name in _DIRECTORY_FILES if (path / name).is_file()), None)
+        file = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
         if file is None:
             raise MissingFileError(
-                f"{path} holds none of {', '.join(_DIRECTORY_FILES)}; save the tokenizer there "
+                f"{path} holds none of {', '.join(DIRECTORY_FILES)}; save the tokenizer there "
                 "with save_pretrained, or pass the file"
             )
         path = file
@@ -146,84 +78,6 @@ def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
         raise _too_large(path, "has")
     content = path.read_bytes()
     return path, _unpacked(content, path) if path.suffix == ".xz" else content
-
-
-def source_name(source: str | PathLike[str]) -> str:
-    """What people call the tokenizer in a path: its directory, or the stem of another file."""
-    path = Path(source)
-    if path.name in _DIRECTORY_FILES:
-        return path.resolve().parent.name
-    return path.resolve().name if path.is_dir() else path.name.partition(".")[0]
-
-
-def source_names(student: str | PathLike[str], teacher: str | PathLike[str]) -> tuple[str, str]:
-    """What people call two tokenizers; of equal names, as much of the paths as tells them apart."""
-    names = source_name(student), source_name(teacher)
-    if names[0] != names[1]:
-        return names
-    parts = [Path(source).resolve().parts for source in (student, teacher)]
-    for length in range(1, max(map(len, parts))):
-        ends = ["/".join(part[-length:]) for part in parts]
-        if ends[0] != ends[1]:
-            return ends[0], ends[1]
-    return names
-
-
-def _load_named(source: str | PathLike[str]) -> LoadedTokenizer:
-    path = Path(source)
-    found = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
-    # With a directory of the owner's name the rest is a path with a slip in it, and stays here.
-    if found is None or path.exists() or Path(found["owner"]).is_dir():
-        return _load_path(path, source_name(source))
-    directory = _fetch(str(source))
-    if any((directory / name).is_file() for name in _DIRECTORY_FILES):
-        return _load_path(directory, str(source))
-    return _convert(str(source), directory)
-
-
-def _fetch(name: str) -> Path:
-    """The tokenizer's files of a model on the hub, from the local cache or from the hub."""
-    from huggingface_hub import snapshot_download
-
-    wanted = [
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "tekken.json",
-        "*.model",
-    ]
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*wanted, "vocab.*", "merges.txt"]))
-    # The client raises its own classes, those of its transport, and OSError.
-    except Exception as error:
-        raise ModelSourceError(
-            f"{name} is no directory here and cannot be fetched from the hub "
-            f"({' '.join(str(error).split())[:200]}); check the name, the network and the login, "
-            "or pass a directory"
-        ) from error
-
-
-def _convert(name: str, directory: Path) -> LoadedTokenizer:
-    """A model without a `tokenizer.json`, which transformers makes of its other files."""
-    try:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    # transformers raises many kinds here, down to KeyError and bare Exception.
-    except Exception as error:
-        raise ModelSourceError(
-            f"{name} has none of {', '.join(_DIRECTORY_FILES)}, and transformers cannot convert "
-            f"what it has ({' '.join(str(error).split())[:200]}); pass the directory of a "
-            "converted tokenizer"
-        ) from error
-    loaded = load_tokenizer(tokenizer)
-    return LoadedTokenizer(name, loaded.vocab, loaded.content)
-
-
-def _load_path(path: Path, name: str) -> LoadedTokenizer:
-    file, content = read_content(path)
-    config = _read_config(file.parent) if path.is_dir() else {}
-    return LoadedTokenizer(name, _read_file(file, content, config), content)
 
 
 def _unpacked(content: bytes, path: Path) -> bytes:
@@ -280,14 +134,14 @@ def _role_id(vocab: Vocab, token: JsonValue) -> int | None:
     return special_id(vocab, text) if isinstance(text, str) else None
 
 
-def _printed(tokenizer: SerializableTokenizer, name: str) -> bytes:
+def _printed(tokenizer: SerializableTokenizer) -> bytes:
     try:
         return tokenizer.to_str().encode()
     # A part written in Python cannot be printed; tokenizers raises bare Exception.
     except Exception as error:
         raise UnsupportedTokenizerError(
-            f"{name} cannot be printed as a tokenizer.json ({error}); a part of it is Python code, "
-            "replace it with one of the tokenizers library"
+            f"the tokenizer cannot be printed as a tokenizer.json ({error}); a part of it is "
+            "Python code, replace it with one of the tokenizers library"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from xtoken._core import Vocab
 from xtoken.errors import PairError, UnsupportedTokenizerError
 from xtoken.vocab.load import is_hub_name, load_tokenizer
+from xtoken.vocab.read import DIRECTORY_FILES
 
 SideName = Literal["student", "teacher"]
 
@@ -89,8 +90,11 @@ class Side:
         if self._label is not None:
             return self._label
         if self.is_path:
-            text = str(self.source)
-            return Path(text).name or text
+            path = Path(str(self.source))
+            # A tokenizer.json is called as its folder, which is called as the model.
+            if path.name in DIRECTORY_FILES:
+                return path.resolve().parent.name
+            return path.name.partition(".json")[0] or path.resolve().name
         name = getattr(self.source, "name_or_path", "") or ""
         return Path(name).name or type(self.source).__name__
 
@@ -105,6 +109,19 @@ class Side:
 
     def __repr__(self) -> str:
         return f"Side({self.name!r}, {self.label!r})"
+
+
+def labels(student: Side, teacher: Side) -> tuple[str, str]:
+    """Short names of two sides; of equal ones, as much of their paths as tells them apart."""
+    names = student.label, teacher.label
+    if names[0] != names[1] or not (student.is_path and teacher.is_path):
+        return names
+    parts = [Path(str(side.source)).resolve().parts for side in (student, teacher)]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if ends[0] != ends[1]:
+            return ends[0], ends[1]
+    return names
 
 
 def encode_texts(
