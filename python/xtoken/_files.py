@@ -54,9 +54,13 @@ def temporary_beside(path: Path | str) -> Iterator[Path]:
     """Give the path of an empty file that becomes `path` when the block ends without an error.
 
     For writers that want a path. The content is on the disk before the name is, and the mode is
-    that of any new file.
+    that of any new file. A device or a pipe is written as it is.
     """
-    path = Path(path)
+    # Through a link, what it points to is replaced.
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path  # a device or a pipe, which must not be replaced by a file
+        return
     remove_unfinished(path.parent)
     # Beside the target, so that the rename stays in one file system; a short part of the name, as
     # names may have 255 bytes.

@@ -207,8 +207,11 @@ def test_a_bad_corpus_is_one_line_that_says_what_to_do(
     assert "texts.jsonl:1 has no string in field 'body'" in fails(
         capsys, *batch, source, "--text-field", "body"
     )
-    (tmp_path / "out" / "note").touch()
-    assert "of another text_field" in fails(capsys, *batch, source)
+    assert not Path(out).exists()
+    both = tmp_path / "both.jsonl"
+    both.write_text('{"text": "a", "body": "b"}\n')
+    run(*batch, str(both), "--text-field", "body")
+    assert "of another text_field" in fails(capsys, *batch, str(both))
     full = tmp_path / "full"
     full.mkdir()
     (full / "note").touch()
@@ -217,8 +220,8 @@ def test_a_bad_corpus_is_one_line_that_says_what_to_do(
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "a"}\n{"text"\n')
     new = [*align, "--out", str(tmp_path / "new"), "--batch"]
-    assert "line 2 is not JSON" in fails(capsys, *new, str(broken))
+    assert "broken.jsonl:2 is not JSON" in fails(capsys, *new, str(broken))
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     newer = [*align, "--out", str(tmp_path / "newer"), "--batch"]
-    assert "holds no row" in fails(capsys, *newer, str(empty))
+    assert "holds no text" in fails(capsys, *newer, str(empty))

@@ -1,19 +1,15 @@
-"""The `xtoken` command: one file a group of commands; errors of the user's making are one line."""
+"""The `xtoken` command: one file per group of commands."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from xtoken import __version__
-from xtoken.errors import XTokenError
+from xtoken.cli.command import App, run
 
-app = typer.Typer(
+app = App(
     name="xtoken",
     help="Distil a language model from a teacher whose tokenizer is different.",
     no_args_is_help=True,
@@ -40,14 +36,5 @@ for _group in _GROUPS:
 
 
 def main() -> None:
-    """Run the command; exit code 1 and one line on stderr for bad input, 2 for bad usage."""
-    try:
-        app()
-    except (XTokenError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader of our output has gone, as `head` does: nothing to say.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True, soft_wrap=True, highlight=False).print(message)
-        raise SystemExit(1) from None
+    """Run the command; see `xtoken.cli.command.run` for the exit codes."""
+    run(app)

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from xtoken import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
+from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.errors import OptionError
 from xtoken.vocab.display import visible_token
 from xtoken.vocab.side import Side
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the command."""
     app.command()(align)
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from xtoken.cli.command import App
 from xtoken.errors import OptionError
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the command."""
     app.command()(distill)
 

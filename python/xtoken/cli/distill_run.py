@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from transformers.utils import logging as transformers_logging
 
+from xtoken._files import write_text
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
@@ -29,11 +30,11 @@ from xtoken.cli.distill_tables import (
 )
 from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
 from xtoken.distillation import DistillLossName
-from xtoken.errors import DataError
+from xtoken.errors import DataError, MissingFileError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.checkpoints import forget
-from xtoken.training.config import DistillConfig
+from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.models import load_models
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
@@ -136,8 +137,9 @@ def quiet_transformers() -> None:
 
 
 def _config(request: Request) -> DistillConfig:
-    base = DistillConfig() if request.config is None else DistillConfig.load(request.config)
-    return replace(base, **request.settings)
+    # Merged before they are checked: the file may need the option beside it.
+    settings = {} if request.config is None else read_settings(request.config)
+    return DistillConfig.from_settings(settings | request.settings)
 
 
 def _texts(request: Request) -> TextSplit:
@@ -151,7 +153,7 @@ def _chat_template(side: str, file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--{side}-chat-template {file} does not exist; pass a file with a Jinja template"
         ) from None
     except UnicodeDecodeError as error:
@@ -194,7 +196,7 @@ def _show_earlier(console: Console, result: RunResult, resume: bool) -> None:
 
 def _write_comparison(out: Path, results: list[RunResult]) -> None:
     summaries = [result.summary() for result in results]
-    (out / "comparison.json").write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
-    (out / "comparison.md").write_text(comparison_markdown(results), encoding="utf-8")
+    write_text(out / "comparison.json", json.dumps(summaries, indent=2) + "\n")
+    write_text(out / "comparison.md", comparison_markdown(results))
     if len(results) > 1:
         draw_curves({result.loss: result.records for result in results}, out / "comparison.png")

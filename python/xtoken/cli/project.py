@@ -18,6 +18,7 @@ from xtoken import Aligner, Projection, Vocab
 from xtoken._files import write_text
 from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.cli import project_tables as tables
+from xtoken.cli.command import App
 from xtoken.cli.sides import (
     MaybeStudent,
     MaybeTeacher,
@@ -30,7 +31,7 @@ from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
 from xtoken.vocab.side import Side, labels
 
-project = typer.Typer(
+project = App(
     help="The projection W between two vocabularies.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -56,7 +57,7 @@ SpecialRole = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the group of commands."""
     app.add_typer(project, name="project")
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xtoken import Vocab
+from xtoken.cli.command import App
 from xtoken.vocab import Side, read_content
 from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible
 from xtoken.vocab.load import is_hub_name
@@ -19,7 +20,7 @@ from xtoken.vocab.load import is_hub_name
 _EXAMPLES = 3
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the command."""
     app.command()(vocab)
 

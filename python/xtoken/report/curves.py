@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from xtoken._extras import needs_extra
+from xtoken._files import temporary_beside
+from xtoken.errors import OptionError
+
 Records = Sequence[Mapping[str, float]]
 
 # Panel: the record's name, the title with its unit, and how it is drawn.
@@ -19,18 +23,22 @@ PANELS = (
 
 
 def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
-    """Draw the training and held-out curves of runs into one picture, one colour a run.
+    """Draw the training and held-out curves of runs into one picture, one colour per run.
 
     Args:
         runs: records by the name of the run; a record has `step` and any of the panels' names.
         path: where the PNG is written.
-    Raises: ValueError if there is no run.
+
+    Raises:
+        OptionError: there is no run.
+        MissingExtraError: matplotlib is not installed.
     """
     if not runs:
-        raise ValueError("0 runs, expected at least 1; there is nothing to draw")
+        raise OptionError("0 runs, expected at least 1; there is nothing to draw")
     # The object interface: no global state, no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs_extra():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -59,7 +67,8 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with temporary_beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _moving_mean(values: Sequence[float], width: int) -> list[float]:

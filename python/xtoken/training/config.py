@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xtoken._files import JsonValue, parse_json, write_text
 from xtoken.distillation import Distiller, DistillLossName
-from xtoken.errors import OptionError
+from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
@@ -182,23 +183,26 @@ class DistillConfig:
 
         Raises: OptionError if the text is no JSON object, a key is unknown, or a value cannot work.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise OptionError(f"the configuration is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise OptionError(f"the configuration is a {type(values).__name__}, expected an object")
+        return cls.from_settings(_settings(text, "the configuration"))
+
+    @classmethod
+    def from_settings(cls, values: dict[str, JsonValue]) -> DistillConfig:
+        """Settings by name, of any part of them; the rest have their defaults.
+
+        Raises: OptionError if a name is unknown, or a value cannot work.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise OptionError(
                 f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
             )
-        return cls(**values)
+        # Their types are checked by the class itself, with its own message.
+        return cls(**values)  # type: ignore[arg-type]
 
     def save(self, path: Path | str) -> None:
         """Write `to_json` to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path | str) -> DistillConfig:
@@ -206,11 +210,31 @@ class DistillConfig:
 
         Raises: FileNotFoundError if there is no such file; OptionError as `from_json`.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"configuration file {path} does not exist; pass a JSON file of settings"
-            )
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_settings(read_settings(path))
+
+
+def read_settings(path: Path | str) -> dict[str, JsonValue]:
+    """The settings in a file, by name; neither the names nor the values are checked yet.
+
+    Raises:
+        MissingFileError: there is no such file.
+        OptionError: it is not a JSON object in UTF-8.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(
+            f"configuration file {path} does not exist; pass a JSON file of settings"
+        )
+    return _settings(Path(path).read_bytes(), f"configuration file {path}")
+
+
+def _settings(content: str | bytes, name: str) -> dict[str, JsonValue]:
+    try:
+        values = parse_json(content)
+    except FormatError as error:
+        raise OptionError(f"{name} {error}") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"{name} is a {type(values).__name__}, expected an object")
+    return values
 
 
 _AT_LEAST_ONE = (
