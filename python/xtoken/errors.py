@@ -43,6 +43,10 @@ class StoreError(XTokenError):
     """A file of the teacher's store is damaged or belongs to something else."""
 
 
+class DamagedStoreError(StoreError):
+    """A file of the teacher's store is not as it was written."""
+
+
 class ResumeError(XTokenError):
     """A run cannot be resumed; the message names the difference or the damage."""
 

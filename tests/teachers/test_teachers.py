@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
+import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +16,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xtoken.errors import StoreError
-from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
-from xtoken.teachers.store import TOKENS_A_SHARD
+from xtoken.errors import NonFiniteError, OptionError, PairError, StoreError
+from xtoken.teachers import LiveTeacher, Predictions, StoreKey, TopKStore
+from xtoken.teachers.shard import Shard, write_shard
+from xtoken.teachers.store import TOKENS_PER_SHARD
 
 VOCAB, TOP_K = 300, 17
 
@@ -121,7 +129,7 @@ def test_a_second_epoch_and_a_second_run_compute_nothing(tmp_path: Path) -> None
 
 def test_many_tokens_go_into_several_files_and_all_are_found(tmp_path: Path) -> None:
     teacher = make_teacher()
-    sequences = make_sequences([250] * (TOKENS_A_SHARD // 250 + 2))
+    sequences = make_sequences([250] * (TOKENS_PER_SHARD // 250 + 2))
     TopKStore(tmp_path, key_of(teacher)).fill(teacher, sequences)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     store = TopKStore(tmp_path, key_of(teacher))
@@ -160,8 +168,177 @@ def test_a_file_of_another_teacher_or_setting_is_refused_and_kept(tmp_path: Path
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     teacher = make_teacher()
     teacher.model.save_pretrained(tmp_path)
-    with pytest.raises(StoreError, match="has format = "):
+    with pytest.raises(StoreError, match="holds no teacher predictions"):
         TopKStore(tmp_path, key_of(teacher))
+
+
+def stored(tmp_path: Path, lengths: tuple[int, ...] = (3, 2)) -> tuple[LiveTeacher, Path]:
+    """A store of one small file."""
+    teacher = make_teacher()
+    TopKStore(tmp_path, key_of(teacher)).fill(teacher, make_sequences(list(lengths)))
+    (path,) = tmp_path.glob("*.safetensors")
+    return teacher, path
+
+
+def test_every_flipped_bit_and_every_cut_of_a_file_is_found(tmp_path: Path) -> None:
+    """Seeded; XTOKEN_FLIPS=750 draws more."""
+    teacher, path = stored(tmp_path)
+    content, draws = path.read_bytes(), random.Random(0)
+    for _ in range(int(os.environ.get("XTOKEN_FLIPS", "150"))):
+        altered = bytearray(content)
+        bit = draws.randrange(8 * len(content))
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        with pytest.raises(StoreError) as found:
+            Shard(path, key_of(teacher))
+        assert "\n" not in str(found.value), bit
+    for _ in range(30):
+        path.write_bytes(content[: draws.randrange(len(content))])
+        with pytest.raises(StoreError):
+            Shard(path, key_of(teacher))
+
+
+def test_a_flipped_bit_is_computed_again_and_the_damaged_file_is_kept(tmp_path: Path) -> None:
+    teacher, path = stored(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    store = TopKStore(tmp_path, key_of(teacher))
+    assert (len(store), store.files_discarded) == (0, 1)
+    assert path.with_name(path.name + ".damaged").read_bytes() == content
+    assert store.fill(teacher, make_sequences([3, 2])) == 2
+    assert len(TopKStore(tmp_path, key_of(teacher))) == 2
+
+
+def test_a_file_that_lacks_a_tensor_is_damaged(tmp_path: Path) -> None:
+    teacher, path = stored(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"starts"', b'"startz"'))
+    with pytest.raises(StoreError, match="was altered: its checksum differs"):
+        Shard(path, key_of(teacher))
+    (length,) = struct.unpack("<Q", content[:8])
+    path.write_bytes(content[:8] + b"[" * length + content[8 + length :])
+    with pytest.raises(StoreError, match="is not a safetensors file"):
+        Shard(path, key_of(teacher))
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, path = stored(tmp_path)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("xtoken._tensor_files._header", refused)
+    with pytest.raises(StoreError, match=r"cannot be opened \(Permission denied\); correct its"):
+        TopKStore(tmp_path, key_of(teacher))
+    assert path.exists()
+
+
+def test_foreign_files_are_never_touched(tmp_path: Path) -> None:
+    teacher = make_teacher()
+    for name in ("model.safetensors", "0" * 24 + ".safetensors.bak"):
+        (tmp_path / name).write_bytes(b"not whole")
+    with pytest.raises(StoreError, match="it is not of this store: move it elsewhere"):
+        TopKStore(tmp_path, key_of(teacher))
+    assert (tmp_path / "model.safetensors").read_bytes() == b"not whole"
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        _, path = stored(tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, sys; from xtoken._files import write_atomically\n"
+        "write_atomically(sys.argv[1], lambda file: os.kill(os.getpid(), 9))"
+    )
+    target = tmp_path / "w.safetensors"
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (left,) = tmp_path.glob(".*.xtoken-tmp")
+    parts = left.name.split("-")
+    alive = tmp_path / "-".join([parts[0], str(os.getpid()), *parts[2:]])
+    alive.write_bytes(b"half")
+    teacher = make_teacher()
+    assert len(TopKStore(tmp_path, key_of(teacher))) == 0
+    assert not left.exists()
+    assert alive.exists()
+    os.utime(alive, (0, 0))
+    TopKStore(tmp_path, key_of(teacher))
+    assert not alive.exists()
+
+
+def test_predictions_that_no_softmax_gives_are_not_stored(tmp_path: Path) -> None:
+    key = StoreKey("teacher", 2, "float32")
+    ids = np.array([[0, 1], [4, 2]])
+    log_probs = np.log(np.array([[0.5, 0.25], [0.6, 0.4]], dtype=np.float32))
+    good = Predictions(ids, log_probs, np.zeros(2, dtype=np.float32))
+    write_shard(tmp_path / "good", key, [b"d" * 16], [good])
+    nan = log_probs.copy()
+    nan[1, 1] = np.nan
+    for wrong, error, message in (
+        ({"log_probs": nan}, NonFiniteError, r"nan at position 1 of a sequence of 2.*float32"),
+        ({"log_probs": log_probs + 9}, StoreError, r"position 1 sum to 8103.*not logits"),
+        ({"ids": np.array([[3, 3], [4, 2]])}, StoreError, "names a teacher column twice"),
+        ({"ids": np.array([[-1, 3], [4, 2]])}, StoreError, "or below 0"),
+    ):
+        with pytest.raises(error, match=message):
+            write_shard(tmp_path / "wrong", key, [b"d" * 16], [replace(good, **wrong)])
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_teacher_that_overflows_leaves_nothing_in_the_store(tmp_path: Path) -> None:
+    teacher = make_teacher()
+    next(teacher.model.parameters()).data.fill_(float("nan"))
+    store = TopKStore(tmp_path, key_of(teacher))
+    with pytest.raises(NonFiniteError, match="it overflows in its dtype"):
+        store.fill(teacher, make_sequences([4]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    teacher = make_teacher()
+    key = replace(key_of(teacher), tokenizer="a" * 64)
+    TopKStore(tmp_path, key).fill(teacher, make_sequences([4]))
+    with pytest.raises(PairError, match=r"teacher tokenizer aaaaaaaaaaaa, expected bbbbbbbbbbbb"):
+        TopKStore(tmp_path, replace(key, tokenizer="b" * 64))
+    store = TopKStore(tmp_path, replace(key, tokenizer=""))
+    assert len(store) == 1
+    with pytest.raises(PairError, match="fill a store of another folder"):
+        TopKStore(tmp_path, key).require_tokenizer("c" * 64)
+
+
+def test_a_full_disk_costs_the_store_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_teacher()
+    sequences = make_sequences([6, 4])
+    expected = TopKStore(tmp_path / "whole", key_of(teacher))
+    expected.fill(teacher, sequences)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("xtoken._files.to_disk", full)
+    store = TopKStore(tmp_path / "full", key_of(teacher))
+    with pytest.warns(UserWarning, match="No space left on device"):
+        store.fill(teacher, sequences)
+    assert len(store) == 2
+    assert store.fill(teacher, sequences) == 0
+    for ids in sequences:
+        assert np.array_equal(store.get(ids).log_probs, expected.get(ids).log_probs)
+    assert not list((tmp_path / "full").iterdir())
+    needed = TopKStore(tmp_path / "full", key_of(teacher), required=True)
+    with pytest.raises(OSError, match="No space left"):
+        needed.fill(teacher, sequences)
 
 
 def test_an_unfinished_write_is_never_read(tmp_path: Path) -> None:
@@ -188,10 +365,10 @@ def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
         store.get(ids)
     with pytest.raises(StoreError, match="is for teacher"):
         store.fill(make_teacher(seed=1), [ids])
-    with pytest.raises(StoreError, match="dtype = 'int8'"):
+    with pytest.raises(OptionError, match="dtype = 'int8'"):
         TopKStore(tmp_path, key_of(teacher, "int8"))
-    with pytest.raises(StoreError, match="top_k = 0"):
+    with pytest.raises(OptionError, match="top_k = 0"):
         TopKStore(tmp_path, StoreKey(teacher.fingerprint, 0, "float32"))
     wide = TopKStore(tmp_path, StoreKey(teacher.fingerprint, VOCAB + 1, "float32"))
-    with pytest.raises(StoreError, match="the teacher has 300 columns; pass a smaller top_k"):
+    with pytest.raises(OptionError, match="the teacher has 300 columns; pass a smaller top_k"):
         wide.fill(teacher, [ids])

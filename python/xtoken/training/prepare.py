@@ -116,7 +116,7 @@ def open_store(
     """
     reporter = reporter or Silent()
     join_processes(teacher.device)
-    key = StoreKey(teacher.fingerprint, top_k, "float32")
+    key = StoreKey(teacher.fingerprint, top_k, "float32", materials.pair.teacher_vocab.fingerprint)
     folder = cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}"
     # The first process removes damaged files before another looks, and may write them anew.
     stored = on_first_process(lambda: len(TopKStore(folder, key)))
