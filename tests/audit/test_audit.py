@@ -10,7 +10,7 @@ import pytest
 import tokenizer_zoo as zoo
 
 from xtoken import Projection, Vocab
-from xtoken.audit.audit import Audit, audit
+from xtoken.audit.audit import DEFAULT_LOSS, Audit, audit, recommended_loss
 from xtoken.audit.page import render
 from xtoken.errors import OptionError
 from xtoken.vocab.classes import class_of, classes
@@ -75,11 +75,11 @@ def test_every_used_id_that_is_emitted_has_one_class() -> None:
         assert vocab.is_byte_fallback(token_id)
 
 
-def test_numerals_outside_the_common_set_speak_for_p_kl(packed: Audit) -> None:
+def test_numerals_outside_the_common_set_speak_for_the_default_loss(packed: Audit) -> None:
     assert coverage(packed, "two-digit numerals") == (0, 100)
     assert coverage(packed, "three-digit numerals") == (0, 1000)
     assert coverage(packed, "one-digit numerals") == (10, 10)
-    assert packed.recommendation == "p-kl"
+    assert packed.recommendation == recommended_loss(packed) == DEFAULT_LOSS == "prefix-kl"
     assert "0 of 100 two-digit numerals" in packed.reason
     assert "0 of 1,000 three-digit numerals" in packed.reason
 
@@ -90,6 +90,19 @@ def test_numerals_inside_the_common_set_speak_for_h_kl() -> None:
     assert relaxed == total > 900
     assert result.recommendation == "h-kl"
     assert "of the student are in the common set" in result.reason
+
+
+def test_the_default_of_a_run_is_the_default_of_the_audit() -> None:
+    from xtoken.training import DistillConfig
+
+    assert DistillConfig().loss == DEFAULT_LOSS
+
+
+def test_without_pieces_to_compare_p_kl_is_recommended(packed: Audit) -> None:
+    classes = tuple(replace(item, prefixed=0, prefixes=0) for item in packed.classes)
+    without = replace(packed, classes=classes)
+    assert without.recommendation == "p-kl"
+    assert "Prefix KL would add nothing" in without.reason
 
 
 def test_byte_tokens_that_are_never_emitted_do_not_count_against_a_class() -> None:
@@ -160,7 +173,8 @@ def test_the_page_needs_nothing_but_itself_and_holds_the_numerals() -> None:
     assert data is not None
     content = json.loads(data[1])
     assert content["student"] == "</script>"
-    assert content["audit"]["recommendation"] == "p-kl"
+    assert content["audit"]["recommendation"] == "prefix-kl"
+    assert content["audit"]["reason"] == result.reason
     rows = {row[1]: row for row in content["rows"]}
     assert rows["'201'"][3] == "forward"
     assert rows["'201'"][4] == [["'2'", 0.9009], ["'0'", 0.0901], ["'1'", 0.009]]

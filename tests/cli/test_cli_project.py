@@ -90,11 +90,11 @@ def test_export_and_import_exchange_the_table(pair: list[str], tmp_path: Path) -
 def test_audit_prints_tables_json_and_a_page(pair: list[str], tmp_path: Path) -> None:
     page = tmp_path / "audit.html"
     printed = run("audit", *pair, "--html", str(page))
-    assert "recommended: P-KL" in printed
+    assert "recommended: prefix KL (the default)" in printed
     assert "three-digit numerals" in printed
     assert "<!doctype html>" in page.read_text()
     result = json.loads(run("audit", *pair, "--json"))
-    assert result["recommendation"] == "p-kl"
+    assert result["recommendation"] == "prefix-kl"
     assert result["classes"][0]["name"] == "one-digit numerals"
 
 

@@ -2,3 +2,4 @@
 
 from xtoken.audit.audit import Audit as Audit
 from xtoken.audit.audit import audit as audit
+from xtoken.audit.audit import recommended_loss as recommended_loss

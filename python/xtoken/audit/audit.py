@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xtoken._core import Vocab
 from xtoken.audit.prefix_coverage import ClassSupervision
@@ -18,6 +19,9 @@ from xtoken.vocab.display import surface
 # Tokens whose loss the paper's Table of failures is about: where they fall out of the common set,
 # H-KL and GOLD match them by rank to unrelated tokens and push them down through the softmax.
 CRITICAL = (*NUMERALS, PUNCTUATION)
+# What `distill` and `Pair.distiller` use unless told otherwise.
+DEFAULT_LOSS: Final = "prefix-kl"
+RecommendedLoss: TypeAlias = Literal["prefix-kl", "p-kl", "h-kl"]
 # Below this share of a critical class in the common set, the class counts as outside.
 CRITICAL_SHARE = 0.9
 
@@ -64,6 +68,7 @@ class Audit:
     Attributes:
         student_size, teacher_size: ids.
         student_family, teacher_family: how the tokens are spelled; see `Vocab.family`.
+        student_fingerprint, teacher_fingerprint: of the vocabularies.
         shared_strings: tokens that both print alike, as strict string matching counts them.
         shared_bytes: byte strings that are tokens on both sides.
         student_tokens, teacher_tokens: distinct byte strings on each side.
@@ -71,8 +76,6 @@ class Audit:
         threshold: of the relaxed common set.
         classes: coverage by class, in reading order.
         stats: `Projection.stats()`.
-        recommendation: the loss that the coverage speaks for.
-        reason: why, in a sentence or two with the numbers.
         notes: what else a user should know before training.
         supervision: where prefix KL compares in a sample of text; empty where none was given.
     """
@@ -92,21 +95,27 @@ class Audit:
     threshold: float
     classes: tuple[ClassCoverage, ...]
     stats: dict[str, int]
-    recommendation: Literal["p-kl", "h-kl"]
-    reason: str
     notes: tuple[str, ...]
     supervision: tuple[ClassSupervision, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def recommendation(self) -> RecommendedLoss:
+        """The loss that the coverage speaks for; see `recommended_loss`."""
+        return recommended_loss(self)
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence or two with the numbers."""
+        return _reason(self)
+
+    def to_dict(self) -> dict[str, object]:
         """Plain values, as the command prints them with `--json`."""
-        return asdict(self)
+        advice = {"recommendation": self.recommendation, "reason": self.reason}
+        return asdict(self) | advice
 
 
 def audit(projection: Projection, threshold: float = 0.6) -> Audit:
-    """Count what a pair has in common, by class, and recommend P-KL or H-KL.
-
-    The paper's advice: H-KL where the classes that matter (numerals, punctuation) are in the common
-    set, P-KL where they are not, because what is outside is matched by rank to unrelated tokens.
+    """Count what a pair has in common, by class, and recommend a loss; see `recommended_loss`.
 
     Args:
         projection: built, or loaded with its tokenizers.
@@ -120,7 +129,6 @@ def audit(projection: Projection, threshold: float = 0.6) -> Audit:
     strict = projection.common_set("strict")
     relaxed = projection.common_set("relaxed", threshold)
     coverage = _coverage(projection, student, teacher, strict, relaxed)
-    recommendation, reason = _recommend(coverage)
     student_texts, teacher_texts = _byte_strings(student), _byte_strings(teacher)
     return Audit(
         student_size=len(student),
@@ -138,8 +146,6 @@ def audit(projection: Projection, threshold: float = 0.6) -> Audit:
         threshold=threshold,
         classes=coverage,
         stats=projection.stats(),
-        recommendation=recommendation,
-        reason=reason,
         notes=_notes(projection, coverage, student, teacher),
     )
 
@@ -148,8 +154,8 @@ def _coverage(
     projection: Projection,
     student: Vocab,
     teacher: Vocab,
-    strict: np.ndarray[Any, np.dtype[np.int64]],
-    relaxed: np.ndarray[Any, np.dtype[np.int64]],
+    strict: NDArray[np.int64],
+    relaxed: NDArray[np.int64],
 ) -> tuple[ClassCoverage, ...]:
     in_strict = np.isin(np.arange(len(student)), strict[:, 0])
     in_relaxed = np.isin(np.arange(len(student)), relaxed[:, 0])
@@ -181,19 +187,44 @@ def _coverage(
     )
 
 
-def _recommend(coverage: tuple[ClassCoverage, ...]) -> tuple[Literal["p-kl", "h-kl"], str]:
-    critical = [item for item in coverage if item.critical and item.total]
-    outside = [item for item in critical if item.share < CRITICAL_SHARE]
-    if outside:
-        return "p-kl", (
-            f"{_list(outside)} of the student are in the common set. H-KL and GOLD would match the "
-            "others by rank to unrelated tokens and push them down through the softmax; P-KL "
-            "projects them on the teacher's tokens for the same text, and prefix KL, which starts "
-            "from P-KL, also tells apart those that share a first piece."
+def recommended_loss(audit: Audit) -> RecommendedLoss:
+    """The loss that suits a pair.
+
+    The default, prefix KL, wherever tokens that matter (numerals, punctuation) are outside the
+    common set: H-KL and GOLD would match them by rank to unrelated tokens. P-KL in its place where
+    no token can be compared beyond its first piece, as under a W without pieces. H-KL, by the
+    paper's advice, where all that matters is in the common set.
+    """
+    if not _outside(audit):
+        return "h-kl"
+    return DEFAULT_LOSS if any(item.prefixes for item in audit.classes) else "p-kl"
+
+
+def _critical(audit: Audit) -> list[ClassCoverage]:
+    return [item for item in audit.classes if item.critical and item.total]
+
+
+def _outside(audit: Audit) -> list[ClassCoverage]:
+    return [item for item in _critical(audit) if item.share < CRITICAL_SHARE]
+
+
+def _reason(audit: Audit) -> str:
+    outside = _outside(audit)
+    if not outside:
+        return (
+            f"{_list(_critical(audit))} of the student are in the common set, so a KL on matched "
+            "tokens reaches all that matters, and H-KL is the sharper loss there."
         )
-    return "h-kl", (
-        f"{_list(critical)} of the student are in the common set, so a KL on matched tokens "
-        "reaches all that matters, and H-KL is the sharper loss there."
+    common = (
+        f"{_list(outside)} of the student are in the common set. H-KL and GOLD would match the "
+        "others by rank to unrelated tokens and push them down through the softmax; P-KL projects "
+        "them on the teacher's tokens for the same text"
+    )
+    if recommended_loss(audit) == "p-kl":
+        return f"{common}. Prefix KL would add nothing: W has no pieces to compare."
+    return (
+        f"{common}, and prefix KL, which starts from P-KL, also tells apart those that share a "
+        "first piece."
     )
 
 

@@ -15,6 +15,8 @@ from xtoken.audit.audit import Audit
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.projection.explain import REASONS, Explanation
 
+_LOSSES = {"prefix-kl": "prefix KL (the default)", "p-kl": "P-KL", "h-kl": "H-KL"}
+
 
 def statistics(w: Projection) -> Group:
     """Rows by rule, the options, and the numerals where the student is known."""
@@ -136,4 +138,4 @@ def supervision(result: Audit) -> Table:
 def recommendation(result: Audit) -> Panel:
     """The loss to use, why, and what to know."""
     lines = [result.reason, *(f"- {note}" for note in result.notes)]
-    return Panel("\n".join(lines), title=f"recommended: {result.recommendation.upper()}")
+    return Panel("\n".join(lines), title=f"recommended: {_LOSSES[result.recommendation]}")

@@ -1,0 +1,147 @@
+"""Files that are there whole or not at all, locks, JSON, warnings of caches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from xtoken import _files
+from xtoken._files import locked, parse_json, read_json, temporary_beside, to_disk, write_text
+from xtoken.errors import FormatError, MissingFileError
+
+SITE = str(Path(_files.__file__).parent.parent)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fails(file: object) -> None:
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        _files.write_atomically(path, fails)
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_of_any_new_file(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file", "text")
+        with locked(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == mode
+
+
+def test_a_name_of_255_bytes_and_one_of_another_script_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "模" * 85):
+        write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+
+
+def test_a_device_is_written_and_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "text")
+    reader.join()
+    assert read == ["text"]
+    assert pipe.is_fifo()
+
+
+def test_through_a_link_the_file_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "file", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_flushed_through_a_handle_that_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    (tmp_path / "file").write_text("text")
+    modes: list[int] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+    )
+    to_disk(tmp_path / "file")
+    assert modes == [os.O_RDWR]
+
+
+def test_two_processes_hold_a_lock_one_after_the_other(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from xtoken._files import locked\n"
+        "with locked(sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SITE},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(TimeoutError), locked(tmp_path / "lock", timeout=0.1):
+        pass
+    process.communicate("\n")
+    with locked(tmp_path / "lock", timeout=10):
+        pass
+
+
+def test_unfinished_files_of_the_living_stay(tmp_path: Path) -> None:
+    with temporary_beside(tmp_path / "one") as first:
+        with temporary_beside(tmp_path / "two"):
+            pass
+        assert first.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff{}", "is not UTF-8 at byte 0"),
+        (b"{", "is not JSON"),
+        (b"", "is not JSON"),
+        (b"[" * 10**5, "is nested too deeply"),
+        (b"1" * 5000, "is not JSON"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(FormatError, match=f"settings .*file {message}") as refused:
+        read_json(tmp_path / "file", "settings")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(MissingFileError, match="settings none does not exist"):
+        read_json("none", "settings")
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_json(b"\xef\xbb\xbf[1]") == [1]
