@@ -45,7 +45,7 @@ test-rust:  ## Run the Rust tests (no Python needed)
 test-python: setup  ## Run the Python tests on the installed wheel
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## Check formats, lints, types and stubs
+lint: setup  ## Check formats, lints, types, stubs and the direction of imports
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets --features bench -- -D warnings
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
@@ -53,6 +53,7 @@ lint: setup  ## Check formats, lints, types and stubs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest xtoken._core
+	PYTHONPATH=python $(BIN)/lint-imports --no-cache
 
 format:  ## Rewrite the sources in the house format
 	cargo fmt --all

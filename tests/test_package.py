@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,18 @@ def test_the_command_explains_itself_and_gives_its_version():
     )
     assert run("--version").stdout == f"xtoken {xtoken.__version__}\n"
     assert "tokenizer is different" in run("--help").stdout
+
+
+def test_no_wing_imports_from_the_package_itself():
+    """The import contract in pyproject.toml cannot see through the root."""
+    root = Path(xtoken.__file__).parent
+    found = {
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in root.rglob("*.py")
+        if path != root / "__init__.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and node.module == "xtoken"
+        and {alias.name for alias in node.names} - {"_core", "__version__"}
+    }
+    assert not found

@@ -112,7 +112,7 @@ def test_the_byte_alphabet_is_the_one_that_the_core_inverts() -> None:
     tokenizer.decoder = decoders.ByteLevel()
     vocab = read_tokenizer(tokenizer)
     assert [vocab.token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
-    assert [surface(vocab, i) for i in range(256)] == list(BYTE_ALPHABET.values())
+    assert [surface(vocab, i) for i in range(256)] == [BYTE_ALPHABET[i] for i in range(256)]
 
 
 def test_a_token_is_shown_as_its_tokenizer_spells_it() -> None:
@@ -135,7 +135,7 @@ def test_a_tokenizer_with_a_python_part_is_refused(tmp_path: Path) -> None:
         def to_str(self) -> str:
             raise Exception("Custom PreTokenizer cannot be serialized")
 
-    with pytest.raises(ValueError, match="cannot be printed as a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"cannot be printed as a tokenizer\.json"):
         read_tokenizer(Custom())
 
 

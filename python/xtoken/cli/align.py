@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from xtoken import Aligner, Alignment, ChunkKind, Coverage
+from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, read_side, read_text

@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xtoken import Aligner, AlignmentBatch, Coverage
 from xtoken._extras import needs_extra
 from xtoken._files import read_json, sha256_of, temporary_beside, write_text
+from xtoken.align import Aligner, AlignmentBatch, Coverage
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.vocab.side import Side
 

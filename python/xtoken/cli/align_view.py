@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xtoken import Alignment, ChunkKind, Coverage
+from xtoken.align import Alignment, ChunkKind, Coverage
 from xtoken.vocab.display import visible_token
 from xtoken.vocab.side import Side
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from rich.table import Table
 
-from xtoken import AlignmentBatch
+from xtoken.align import AlignmentBatch
 from xtoken.data import Example
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.tensors.chunks import ChunkBatch

@@ -14,8 +14,9 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.console import Console
 
-from xtoken import Aligner, Projection, Vocab
+from xtoken._core import Vocab
 from xtoken._files import write_text
+from xtoken.align import Aligner
 from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.cli import project_tables as tables
 from xtoken.cli.command import App
@@ -27,6 +28,7 @@ from xtoken.cli.sides import (
     read_side,
     read_text,
 )
+from xtoken.projection import Projection
 from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
 from xtoken.vocab.side import Side, labels

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from xtoken import Vocab
+from xtoken._core import Vocab
 from xtoken.cli.command import App
 from xtoken.vocab import Side, read_content
 from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xtoken import Aligner, Alignment, AlignmentBatch
+from xtoken.align import Aligner, Alignment, AlignmentBatch
 from xtoken.data.loss_mask import Encoded, Ranges
 
 

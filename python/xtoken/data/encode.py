@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xtoken import Vocab
+from xtoken._core import Vocab
 from xtoken.data.chat_template import ChatTemplate, Rendering
 from xtoken.data.conversations import Conversation
 from xtoken.data.documents import Document

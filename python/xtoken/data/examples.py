@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken import Aligner, Alignment, Vocab
+from xtoken._core import Vocab
+from xtoken.align import Aligner, Alignment
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.documents import Document
 from xtoken.data.encode import Encoder, print_document

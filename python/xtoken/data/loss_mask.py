@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 
-from xtoken import Vocab
+from xtoken._core import Vocab
 from xtoken.data.chat_template import Rendering, Span
 from xtoken.errors import DataError
 

@@ -1,1 +1,1 @@
-"""Pictures of a run."""
+"""Pictures of an alignment and of runs."""

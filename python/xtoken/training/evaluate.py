@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xtoken import Vocab
+from xtoken._core import Vocab
 from xtoken.data.examples import Example
 from xtoken.teachers.forward import causal_logits
 

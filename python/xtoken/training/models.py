@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xtoken import Vocab
+from xtoken._core import Vocab
 from xtoken.errors import ModelSourceError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher

@@ -22,6 +22,8 @@ _ROLES = ("bos", "eos", "pad", "unk")
 DIRECTORY_FILES = ("tokenizer.json", "tokenizer.json.xz", "tekken.json")
 # The largest tokenizers have about 40 MB.
 MAX_FILE_BYTES = 256 << 20
+# The strongest setting of xz unpacks with 65 MB.
+_XZ_MEMORY = 256 << 20
 
 
 def read_object(tokenizer: FastTokenizer | SerializableTokenizer | TiktokenEncoding) -> Vocab:
@@ -84,7 +86,7 @@ def _unpacked(content: bytes, path: Path) -> bytes:
     parts, size = [], 0
     try:
         while content:
-            decoder = lzma.LZMADecompressor(memlimit=MAX_FILE_BYTES)
+            decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
             parts.append(decoder.decompress(content, MAX_FILE_BYTES - size + 1))
             size += len(parts[-1])
             if size > MAX_FILE_BYTES:

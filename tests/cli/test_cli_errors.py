@@ -1,0 +1,292 @@
+"""The command as the shell runs it: whatever is wrong ends in one line, never in a traceback."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tokenizer_zoo as zoo
+import typer
+from tiny_models import tiny_texts, write_jsonl, write_pair
+
+import xtoken
+from xtoken.cli import app
+from xtoken.cli.command import Command
+
+SOURCE = str(Path(xtoken.__file__).parent.parent)
+RUN = "from xtoken.cli import main; main()"
+
+
+def command(
+    *arguments: str | Path, code: str = RUN, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(os.fsencode, arguments)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": SOURCE, "TERM": "dumb", **environment},
+        timeout=300,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[bytes], exit_code: int = 1) -> str:
+    """What the command said on stderr, which must be one line."""
+    errors = done.stderr.decode()
+    assert "Traceback" not in errors, errors
+    assert done.returncode == exit_code, errors
+    assert errors.count("\n") == 1, errors
+    return errors
+
+
+@pytest.fixture(name="pair", scope="module")
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    zoo.byte_level_bpe(2000, 3).save(str(folder / "student.json"))
+    zoo.byte_level_bpe(2000, 1).save(str(folder / "teacher.json"))
+    return ["--student", str(folder / "student.json"), "--teacher", str(folder / "teacher.json")]
+
+
+@pytest.fixture(name="models", scope="module")
+def _models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("models")
+    student, teacher = write_pair(folder)
+    data = write_jsonl(folder / "data.jsonl", tiny_texts(60))
+    sources = ["--student", str(student), "--teacher", str(teacher), "--data", str(data)]
+    return [*sources, "--device", "cpu", "--max-tokens", "80", "--batch-size", "2"]
+
+
+def all_commands() -> dict[str, object]:
+    root = typer.main.get_command(app)
+    found: dict[str, object] = {}
+    pending = [("", root)]
+    while pending:
+        name, item = pending.pop()
+        inner = getattr(item, "commands", None)
+        if inner is None:
+            found[name.strip()] = item
+        else:
+            pending += [(f"{name} {key}", value) for key, value in inner.items()]
+    return found
+
+
+def test_all_commands_refuse_options_that_are_given_twice() -> None:
+    commands = all_commands()
+    assert {"vocab", "align", "distill", "project build", "project audit"} <= set(commands)
+    assert all(isinstance(item, Command) for item in commands.values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("align", "--student", "a", "--student=b", "--teacher", "c"),
+        ("project", "build", "--out", "a", "--out", "b"),
+        ("distill", "--teacher", "A", "--teacher", "B"),
+        ("distill", "--data", "A", "--data", "B"),
+        ("distill", "--resume", "--resume"),
+        ("distill", "--tail-bucket", "--no-tail-bucket"),
+    ],
+)
+def test_an_option_given_twice_is_refused(arguments: tuple[str, ...]) -> None:
+    assert "is given 2 times, and only the last would count" in one_line(command(*arguments))
+
+
+def test_options_that_may_be_repeated_are_taken(pair: list[str], tmp_path: Path) -> None:
+    roles = ("--special-role", "a=<|begin_of_text|>,<|end_of_text|>")
+    other = ("--special-role", "b=<|end_of_text|>,<|begin_of_text|>")
+    done = command("project", "build", *pair, "--out", tmp_path / "w", *roles, *other)
+    assert done.returncode == 0, done.stderr
+
+
+def test_numbers_of_twenty_digits_are_refused(pair: list[str], tmp_path: Path) -> None:
+    number = "9" * 20
+    text = tmp_path / "text"
+    text.write_text("text")
+    out = ("--out", str(tmp_path / "w"))
+    for arguments in (
+        ("align", *pair, "--threads", number, str(text)),
+        ("project", "build", *pair, *out, "--top-k", number),
+        ("project", "build", *pair, *out, "--threads", number),
+        ("project", "build", *pair, *out, "--top-k", "9" * 12),
+    ):
+        assert "out of range" in one_line(command(*arguments))
+    many = command("project", "build", *pair, *out, "--top-k", "9" * 9_999)
+    assert many.returncode in (1, 2)
+    assert b"Traceback" not in many.stderr
+
+
+def test_bytes_that_are_no_text_are_tokens_and_names(pair: list[str]) -> None:
+    shown = command("project", "explain", b"\xff".decode("utf-8", "surrogateescape"), *pair)
+    assert shown.returncode == 0, shown.stderr
+    assert rb"b'\xff'" in shown.stdout
+    assert "does not exist" in one_line(command("vocab", os.fsdecode(b"/tmp/\xff")))
+
+
+def test_a_terminal_of_one_column_or_of_ascii_is_printed_on(pair: list[str]) -> None:
+    for environment in ({"COLUMNS": "1"}, {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "x"}):
+        for arguments in (("vocab", pair[1]), ("project", "audit", *pair), ("--help",)):
+            done = command(*arguments, **environment)
+            assert done.returncode == 0, (environment, arguments, done.stderr)
+
+
+def test_a_wrong_file_in_place_of_a_table_is_one_line(pair: list[str], tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"PK\x03\x04")
+    for wrong in (pair[1], str(tmp_path), str(tmp_path / "none"), str(tmp_path / "short")):
+        out = ("--out", str(tmp_path / "w"))
+        one_line(command("project", "import", wrong, *pair, *out))
+        one_line(command("project", "show", wrong))
+        one_line(command("project", "export", wrong, *out))
+
+
+NO_EXTRA = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.mark.parametrize("blocked", ["transformers", "torch", "accelerate", "matplotlib"])
+def test_without_the_extra_one_line_says_what_to_install(
+    pair: list[str], models: list[str], tmp_path: Path, blocked: str
+) -> None:
+    code = NO_EXTRA.format(blocked=(blocked,)) + RUN
+    out = ("--out", str(tmp_path / "run"))
+    message = one_line_at_the_end(command("distill", *models, *out, "--steps", "1", code=code))
+    extra = "torch" if blocked == "torch" else "train"
+    assert f'this needs {blocked}, which is not installed; pip install "xtoken[{extra}]"' in message
+    assert command("project", "audit", *pair, code=code).returncode == 0
+    if blocked == "torch":
+        w, table = str(tmp_path / "w"), str(tmp_path / "w.pt")
+        assert command("project", "build", *pair, "--out", w, code=code).returncode == 0
+        exported = command("project", "export", w, "--out", table, code=code)
+        assert 'pip install "xtoken[torch]"' in one_line(exported)
+
+
+def one_line_at_the_end(done: subprocess.CompletedProcess[bytes]) -> str:
+    """As `one_line`, for a command that may warn or show progress before."""
+    errors = done.stderr.decode()
+    assert "Traceback" not in errors, errors
+    assert done.returncode == 1, errors
+    return errors.rstrip("\n").rpartition("\n")[2]
+
+
+def test_a_diverged_run_ends_in_one_line(models: list[str], tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "run"), "--teacher-cache", str(tmp_path / "cache"))
+    done = command("distill", *models, *out, "--steps", "6", "--learning-rate", "1e30")
+    message = one_line_at_the_end(done)
+    assert message.startswith("error: ")
+    assert "diverged" in message
+
+
+def test_settings_that_need_the_option_beside_them_are_read_after_merging(
+    models: list[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    # Alone it is refused: more columns than are stored.
+    config.write_text(json.dumps({"top_k": 600, "steps": 1, "loss": "ce"}))
+    run = ("distill", *models, "--config", str(config), "--out", str(tmp_path / "run"))
+    assert "top_k = 600, expected at most teacher_top_k = 512" in one_line(command(*run))
+    assert command(*run, "--top-k", "32").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"lösung": 1}'.encode("latin-1"), "is not UTF-8 at byte 3"),
+        (b"[" * 10**5, "is nested too deeply"),
+        (b'{"steps":' + b"[" * 10**5 + b"]" * 10**5 + b"}", "is nested too deeply"),
+        (b'{"steps": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"[]", "is a list, expected an object"),
+        (b'{"steps": 1e400}', "steps = inf, expected a whole number"),
+        (b'{"steps": "many"}', "steps = 'many', expected a whole number"),
+        (b'{"learning_rate": NaN}', "learning_rate = nan, expected more than 0"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used_is_one_line(
+    models: list[str], tmp_path: Path, content: bytes, message: str
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_bytes(content)
+    run = ("distill", *models, "--config", str(config), "--out", str(tmp_path / "run"))
+    assert message in one_line(command(*run))
+
+
+def test_interrupts_are_one_line_with_the_shells_exit_code(pair: list[str]) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, "align", *pair],  # waits for standard input
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": SOURCE},
+        )
+        time.sleep(2)
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == code, errors
+        assert errors.count(b"\n") == 1
+        assert b"Traceback" not in errors
+
+
+def test_a_disk_that_is_full_is_one_line(pair: list[str], tmp_path: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no /dev/full")
+    message = one_line(command("project", "build", *pair, "--out", "/dev/full"))
+    assert "No space left on device" in message
+    missing = command("project", "build", *pair, "--out", tmp_path / "none" / "w")
+    assert "No such file or directory" in one_line(missing)
+
+
+def test_a_bug_is_one_line_that_asks_for_a_report(pair: list[str]) -> None:
+    code = f"import xtoken.cli.vocab as v; v.describe = lambda *_: 1 / 0\n{RUN}"
+    message = one_line(command("vocab", pair[1], code=code))
+    assert "ZeroDivisionError: division by zero; this is a bug in xtoken" in message
+    traced = command("vocab", pair[1], code=code, XTOKEN_TRACEBACK="1")
+    assert b"Traceback" in traced.stderr
+
+
+WORDS = (
+    *("", "-", "--", "x", "0", "-1", "1e400", "nan", "9" * 20, "/", "/dev/null", "\udcff", "\n"),
+    *("owner", "a" * 300, "--json", "--student", "--teacher", "--out", "--threads=0", "--ids"),
+)
+
+
+def test_drawn_arguments_never_end_in_a_traceback(tmp_path: Path) -> None:
+    """Seeded, in one process; XTOKEN_FUZZ=2000 draws more."""
+    code = (
+        "import io, json, sys, contextlib\n"
+        "from xtoken.cli import main\n"
+        "for line in sys.stdin:\n"
+        "    sys.argv = ['xtoken', *json.loads(line)]\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+    )
+    draws = random.Random(0)
+    names = [name.split() for name in all_commands()]
+    lines = []
+    for _ in range(int(os.environ.get("XTOKEN_FUZZ", "150"))):
+        words = [draws.choice(WORDS) for _ in range(draws.randrange(7))]
+        lines.append(json.dumps([*draws.choice(names), *words]))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": SOURCE, "XTOKEN_CACHE": "off"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    bugs = [line for line in done.stderr.splitlines() if "this is a bug" in line]
+    assert not bugs, list(itertools.islice(bugs, 5))
