@@ -30,7 +30,7 @@ def missing_extra(error: ImportError) -> MissingExtraError | None:
     if extra is None:
         return None
     return MissingExtraError(
-        f'this needs {module}, which is not installed; pip install "xtoken[{extra}]"', name=module
+        f'this needs {module}, which is not installed; pip install "xtoken[{extra}]"'
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tokenizer_zoo as zoo
@@ -21,22 +24,76 @@ import xtoken
 from xtoken.cli import app
 from xtoken.cli.command import Command
 
+
+class Done(NamedTuple):
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
 SOURCE = str(Path(xtoken.__file__).parent.parent)
 RUN = "from xtoken.cli import main; main()"
 
 
-def command(
-    *arguments: str | Path, code: str = RUN, **environment: str
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+WORKER = """
+import contextlib, io, json, os, sys
+from xtoken.cli import main
+
+answers = os.fdopen(os.dup(1), "w")
+for line in sys.stdin:
+    sys.argv = ["xtoken", *json.loads(line)]
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in "oe"]
+    code = 0
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException as error:
+            print(f"Traceback of {error!r}", file=sys.stderr)
+    for stream in streams:
+        stream.flush()
+    said = [stream.buffer.getvalue().decode() for stream in streams]
+    print(json.dumps([code or 0, *said]), file=answers, flush=True)
+"""
+
+
+@functools.cache
+def worker() -> subprocess.Popen[str]:
+    """A process that runs one command after another: torch is imported once."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE, "TERM": "dumb"},
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def command(*arguments: str | Path, code: str = RUN, **environment: str) -> Done:
+    """Run a command; in a process of its own where it is to have another environment."""
+    if code == RUN and not environment:
+        process = worker()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([str(item) for item in arguments]) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        return Done(answer[0], answer[1].encode(), answer[2].encode())
+    done = subprocess.run(
         [sys.executable, "-c", code, *map(os.fsencode, arguments)],
         capture_output=True,
         env={**os.environ, "PYTHONPATH": SOURCE, "TERM": "dumb", **environment},
         timeout=300,
     )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def one_line(done: subprocess.CompletedProcess[bytes], exit_code: int = 1) -> str:
+def one_line(done: Done, exit_code: int = 1) -> str:
     """What the command said on stderr, which must be one line."""
     errors = done.stderr.decode()
     assert "Traceback" not in errors, errors
@@ -173,7 +230,7 @@ def test_without_the_extra_one_line_says_what_to_install(
         assert 'pip install "xtoken[torch]"' in one_line(exported)
 
 
-def one_line_at_the_end(done: subprocess.CompletedProcess[bytes]) -> str:
+def one_line_at_the_end(done: Done) -> str:
     """As `one_line`, for a command that may warn or show progress before."""
     errors = done.stderr.decode()
     assert "Traceback" not in errors, errors
