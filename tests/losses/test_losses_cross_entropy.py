@@ -6,7 +6,9 @@ import pytest
 import torch
 from loss_cases import make_case
 
+from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.losses import balance, combine, cross_entropy, global_normalizer
+from xtoken.losses.output import MAX_BALANCE
 
 import reference_losses as reference
 
@@ -45,13 +47,13 @@ def test_nothing_to_count_gives_zero_with_a_graph() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     case = make_case(4)
-    with pytest.raises(ValueError, match=r"mask has shape \(1, 1\)"):
+    with pytest.raises(ShapeError, match=r"mask has shape \(1, 1\)"):
         cross_entropy(case.student_logits, case.student_ids, torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"mask is torch\.int64"):
+    with pytest.raises(ShapeError, match=r"mask is torch\.int64"):
         cross_entropy(case.student_logits, case.student_ids, case.student_mask.long())
     ids = case.student_ids.clone()
     ids[case.student_mask] = 13
-    with pytest.raises(ValueError, match=r"student_ids holds 13, outside the student vocabulary"):
+    with pytest.raises(TokenIdError, match=r"student_ids holds 13, outside the student vocabulary"):
         cross_entropy(case.student_logits, ids, case.student_mask, vocab_size=13)
 
 
@@ -76,10 +78,21 @@ def test_a_partial_kl_below_zero_is_not_turned_round() -> None:
     assert combine(kd, ce)[0].item() == 1.5
 
 
+def test_the_balance_is_bounded_and_says_so() -> None:
+    kd, ce = torch.tensor(4.7e-5), torch.tensor(7.4)
+    total, metrics = combine(kd, ce)
+    assert metrics["kd_scale"].item() == MAX_BALANCE == 1000
+    assert metrics["kd_scale_clipped"].item() == 1.0
+    assert total.item() == pytest.approx(7.4 + 0.047)
+    for clear in (combine(torch.tensor(0.5), ce), combine(kd, ce, kd_weight=5000.0)):
+        assert clear[1]["kd_scale_clipped"].item() == 0.0
+
+
 def test_wrong_weights_and_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"kd_weight = -1\.0"):
-        combine(torch.tensor(1.0), kd_weight=-1.0)
-    with pytest.raises(ValueError, match=r"ce has shape \(2,\)"):
+    for weight in (-1.0, float("nan"), float("inf"), True):
+        with pytest.raises(OptionError, match=r"kd_weight = "):
+            combine(torch.tensor(1.0), kd_weight=weight)
+    with pytest.raises(ShapeError, match=r"ce has shape \(2,\)"):
         combine(torch.tensor(1.0), torch.ones(2))
 
 

@@ -10,7 +10,10 @@ import torch
 from loss_cases import Case, every_loss, make_case, real_case, relayout, same_model
 from torch import Tensor
 
+from xtoken.errors import NonFiniteError, ShapeError
 from xtoken.losses import LossOutput
+from xtoken.losses.engine.row_blocks import BlockLoss
+from xtoken.losses.p_kl.loss import PKLBlocks
 from xtoken.tensors.chunks import ChunkBatch
 
 LOSSES = every_loss()
@@ -169,7 +172,7 @@ def test_chunk_weights_weigh_chunks_and_nothing_else(make: Make, loss: Loss) -> 
     found = loss(case, chunk_weights=weights, normalizer=1.0).loss
     wanted = sum(w.double() * x for w, x in zip(weights, alone, strict=True))
     assert torch.allclose(found, wanted)
-    with pytest.raises(ValueError, match="chunk_weights has shape"):
+    with pytest.raises(ShapeError, match="chunk_weights has shape"):
         loss(case, chunk_weights=weights[1:])
 
 
@@ -192,15 +195,46 @@ def test_nan_and_infinite_logits_are_refused_by_place(make: Make, loss: Loss) ->
         sample = int(case.usable.sample[0])
         getattr(case, f"{side}_logits").data[sample, row, : case.v_t] = bad
         name = "student_logits" if side == "student" else "teacher"
-        with pytest.raises(ValueError, match=rf"{name}\[{sample}, {row}, \d+\] = "):
+        with pytest.raises(NonFiniteError, match=rf"{name}\[{sample}, {row}, \d+\] = "):
             loss(case)
+
+
+class _NoSlope(torch.autograd.Function):
+    """A finite value whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * torch.nan
+
+
+@all_losses
+def test_a_finite_loss_whose_gradient_is_nan_is_refused(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(11)
+    plain = BlockLoss.total
+
+    def planted(self, *args) -> tuple[Tensor, Tensor]:
+        total, metrics = plain(self, *args)
+        return _NoSlope.apply(total), metrics
+
+    monkeypatch.setattr(BlockLoss, "total", planted)
+    monkeypatch.setattr(PKLBlocks, "_closed_form", lambda *_: None)
+    with pytest.raises(NonFiniteError, match="but its gradient is not finite"):
+        loss(case)
+    with torch.no_grad():
+        assert torch.isfinite(loss(case).loss)
 
 
 @all_losses
 def test_the_alignment_of_another_batch_is_refused(loss: Loss) -> None:
     case = make_case(12)
     longer = make_case(13, chunks=30)
-    with pytest.raises(ValueError, match="pass the alignments of this batch"):
+    with pytest.raises(ShapeError, match="pass the alignments of this batch"):
         loss(replace(case, usable=longer.usable))
 
 
