@@ -71,5 +71,9 @@ class MissingExtraError(XTokenError, ImportError):
     """A part of the package needs an extra that is not installed; the message gives the command."""
 
 
+class LowCoverageWarning(UserWarning):
+    """Much of one and the same text lies in no chunk that a loss counts."""
+
+
 class UnavailableCacheWarning(UserWarning):
     """A cache cannot be read or written; the call goes through without it."""

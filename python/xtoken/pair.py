@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -13,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
 from xtoken._files import write_atomically
-from xtoken.align import Aligner, Alignment
+from xtoken.align import Aligner, Alignment, Coverage
 from xtoken.align.ids import Ids
 from xtoken.audit import Audit
 from xtoken.audit import audit as audit_projection
 from xtoken.audit.prefix_coverage import supervision
+from xtoken.data.documents import Document
+from xtoken.data.encode import Encoder
+from xtoken.data.examples import ExampleSet, encode_examples
 from xtoken.errors import (
     ArgumentTypeError,
     FormatError,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 _FORMAT = "xtoken-pair"
 _FORMAT_VERSION = 1
 _FILE = "pair.json"
+_LEAST_COVERED = 0.9
 _PROJECTION_FILE = "projection.safetensors"
 
 
@@ -201,6 +206,51 @@ class Pair:
             )
         return self.aligner.align(student, teacher)
 
+    def encoders(self, date: datetime.date | None = None) -> tuple[Encoder, Encoder]:
+        """Both sides' encoders of texts and conversations.
+
+        Args:
+            date: the day that chat templates print; None for today.
+        """
+        student, teacher = (
+            Encoder(
+                side.tokenizer,
+                side.name,
+                vocab=side.vocab,
+                date=date,
+                generation_config=side.generation_config,
+            )
+            for side in self.sides
+        )
+        return student, teacher
+
+    def examples(
+        self,
+        documents: Sequence[Document],
+        *,
+        max_tokens: int | None = None,
+        date: datetime.date | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ExampleSet:
+        """Tokenize texts and conversations on both sides, align and cut; see `encode_examples`.
+
+        Args:
+            documents: texts, `Conversation`s, or both.
+            max_tokens: longest example on either side, cut at a chunk boundary; None for no limit.
+            date: the day that chat templates print; None for today.
+            progress: called with (documents done, documents to do).
+
+        Raises:
+            DataError: a conversation cannot be printed, or no example is left.
+        """
+        return encode_examples(
+            documents,
+            self.encoders(date),
+            self.aligner,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+
     @property
     def sides(self) -> tuple[Side, Side]:
         """Student and teacher."""
@@ -299,6 +349,32 @@ class Pair:
         built = self.__dict__.get("projection")
         w = "W not built yet" if built is None else f"W of {len(built.indices):,} entries"
         return f"Pair({names}; {w})"
+
+
+def low_coverage(pair: Pair, covered: float, coverage: Coverage) -> str | None:
+    """A warning where chunks teach less than 90 % of the student's tokens, with the likely cause.
+
+    Args:
+        covered: share of the student's tokens in the loss that lie in usable chunks.
+        coverage: of the same texts.
+    """
+    if covered >= _LEAST_COVERED:
+        return None
+    lossy = [side.name for side in pair.sides if side.vocab.is_lossy]
+    sizes = coverage.student_bytes, coverage.teacher_bytes
+    if lossy:
+        cause = f"the {lossy[0]}'s WordPiece vocabulary loses case and white space"
+    elif abs(sizes[0] - sizes[1]) > 0.01 * max(sizes):
+        cause = (
+            f"the two sides spell different texts ({sizes[0]:,} and {sizes[1]:,} bytes): unknown "
+            "tokens, a normalizer, a template, or a tokenizer that was damaged in a conversion"
+        )
+    else:
+        cause = "the two sides spell different bytes: a normalizer or a template of one side"
+    return (
+        f"chunks teach {covered:.0%} of the student's tokens; likely cause: {cause}; look at a "
+        "text with pair.align(text) or xtoken align"
+    )
 
 
 def _vocab_state(vocab: Vocab) -> bytes:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from xtoken import Aligner, Vocab
 from xtoken.data import Example, make_examples
 from xtoken.distillation import DistillCollator
-from xtoken.errors import DataError
+from xtoken.errors import DataError, OptionError
 
 TEXTS = tiny_texts(30)
 
@@ -83,7 +83,7 @@ def test_texts_without_two_tokens_are_left_out_and_counted(tokenizers: tuple) ->
     assert (len(made), made.empty) == (1, 1)
     with pytest.raises(DataError, match="none of 1 examples has a student token in the loss"):
         make_examples([""], *tokenizers, max_tokens=100)
-    with pytest.raises(DataError, match="max_tokens = 1, expected at least 2"):
+    with pytest.raises(OptionError, match="max_tokens = 1, expected at least 2"):
         make_examples(TEXTS, *tokenizers, max_tokens=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,18 +24,22 @@ from rich.progress import (
 from transformers.utils import logging as transformers_logging
 
 from xtoken._files import write_text
+from xtoken.align import AlignmentBatch
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
+    loss_tokens,
     projection_table,
     result_table,
+    taught_tokens,
 )
 from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
 from xtoken.distillation import DistillLossName
 from xtoken.errors import DataError, MissingFileError
+from xtoken.pair import low_coverage
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
-from xtoken.training.checkpoints import forget
+from xtoken.training.checkpoints import forget, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.models import load_models
 from xtoken.training.prepare import Materials, Update, open_teachers, prepare
@@ -96,7 +102,7 @@ def run(request: Request) -> None:
     quiet_transformers()
     console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
-    config = _config(request)
+    config = _dated(_config(request), request)
     losses: list[DistillLossName] = [config.loss]
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
@@ -142,6 +148,14 @@ def _config(request: Request) -> DistillConfig:
     return DistillConfig.from_settings(settings | request.settings)
 
 
+def _dated(config: DistillConfig, request: Request) -> DistillConfig:
+    """Fix the day that chat templates print: that of the run that is resumed, or today."""
+    if config.date is not None:
+        return config
+    earlier = saved_settings(request.out).get("date") if request.resume else None
+    return replace(config, date=str(earlier or datetime.date.today().isoformat()))
+
+
 def _texts(request: Request) -> TextSplit:
     texts = read_documents(request.data, field=request.text_field)
     if request.held_out is None:
@@ -165,6 +179,7 @@ def _chat_template(side: str, file: Path) -> str:
 def _show_materials(console: Console, materials: Materials, texts: TextSplit) -> None:
     console.print(projection_table(materials.projection))
     console.print(coverage_table(materials))
+    _warn_of_coverage(console, materials)
     if texts.dropped:
         console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
@@ -173,6 +188,15 @@ def _show_materials(console: Console, materials: Materials, texts: TextSplit) ->
                 f"{name} examples: {part.cut} cut at max_tokens, {part.empty} left out with "
                 "nothing in the loss"
             )
+
+
+def _warn_of_coverage(console: Console, materials: Materials) -> None:
+    coverage = AlignmentBatch.stack([item.alignment for item in materials.train.examples]).coverage
+    tokens = sum(map(loss_tokens, materials.train.examples))
+    taught = sum(map(taught_tokens, materials.train.examples))
+    advice = low_coverage(materials.pair, taught / tokens if tokens else 1.0, coverage)
+    if advice is not None:
+        console.print(f"[bold yellow]warning:[/] {escape(advice)}", soft_wrap=True)
 
 
 def _show_store(console: Console, teachers: Mapping[str, object]) -> None:

@@ -108,7 +108,7 @@ def coverage_table(materials: Materials) -> Table:
                 "student tokens in exact chunks": f"{coverage.student_token_share:.2%}",
                 "teacher tokens in exact chunks": f"{coverage.teacher_token_share:.2%}",
                 "student bytes in exact chunks": f"{coverage.student_byte_share:.2%}",
-                "student tokens in the loss": f"{sum(map(_loss_tokens, part.examples)):,}",
+                "student tokens in the loss": f"{sum(map(loss_tokens, part.examples)):,}",
                 "chunks in the loss": f"{sum(map(_loss_chunks, part.examples)):,}",
             }
         )
@@ -117,11 +117,22 @@ def coverage_table(materials: Materials) -> Table:
     return table
 
 
-def _loss_tokens(example: Example) -> int:
+def loss_tokens(example: Example) -> int:
+    """The student tokens that cross-entropy counts."""
     return int(example.student_loss_mask[1:].sum())  # nothing predicts a first token
 
 
+def taught_tokens(example: Example) -> int:
+    """The student tokens in chunks that a loss counts."""
+    chunks = _usable(example)
+    return int((chunks.student_end - chunks.student_start).sum())
+
+
 def _loss_chunks(example: Example) -> int:
+    return len(_usable(example))
+
+
+def _usable(example: Example) -> ChunkBatch:
     chunks = ChunkBatch.from_alignments([example.alignment])
     masks = (example.student_loss_mask, example.teacher_loss_mask)
-    return len(chunks.usable(*(torch.from_numpy(mask)[None] for mask in masks)))
+    return chunks.usable(*(torch.from_numpy(mask)[None] for mask in masks))

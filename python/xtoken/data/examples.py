@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from xtoken._core import Vocab
 from xtoken.align import Aligner, Alignment
 from xtoken.data.align_turns import align_by_turns
-from xtoken.data.documents import Document
+from xtoken.data.documents import Document, LeftOut
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.loss_mask import Encoded
-from xtoken.errors import DataError
+from xtoken.errors import DataError, OptionError
 
 BATCH = 256
 Ids = NDArray[np.int64]
@@ -65,12 +66,17 @@ class ExampleSet:
     Args:
         examples: those with a student token in the loss, in the order of the documents.
         cut: number of examples that were longer than `max_tokens` and lost their tail.
-        empty: number of examples left out because no student token in the loss remained.
+        left_out: examples that no student token in the loss remained of, by document and reason.
     """
 
     examples: list[Example]
     cut: int
-    empty: int
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def empty(self) -> int:
+        """Number of examples left out."""
+        return len(self.left_out)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -84,8 +90,35 @@ def make_examples(
     student_tokenizer: Any,
     teacher_tokenizer: Any,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     aligner: Aligner | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExampleSet:
+    """Tokenize documents on both sides and align; `Pair.examples` without the pair.
+
+    Args:
+        documents: texts, conversations, or both.
+        student_tokenizer, teacher_tokenizer: `transformers` tokenizers.
+        aligner: of these tokenizers; made here if absent.
+        max_tokens, progress: see `encode_examples`, as for the rest.
+    """
+    if aligner is None:
+        aligner = Aligner(
+            Vocab.from_tokenizer(student_tokenizer), Vocab.from_tokenizer(teacher_tokenizer)
+        )
+    encoders = (
+        Encoder(student_tokenizer, "student", vocab=aligner.student_vocab),
+        Encoder(teacher_tokenizer, "teacher", vocab=aligner.teacher_vocab),
+    )
+    return encode_examples(documents, encoders, aligner, max_tokens=max_tokens, progress=progress)
+
+
+def encode_examples(
+    documents: Sequence[Document],
+    encoders: tuple[Encoder, Encoder],
+    aligner: Aligner,
+    *,
+    max_tokens: int | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleSet:
     """Tokenize documents on both sides and align.
@@ -100,35 +133,34 @@ def make_examples(
 
     Args:
         documents: texts, conversations, or both.
-        student_tokenizer, teacher_tokenizer: `transformers` tokenizers.
-        max_tokens: longest example on either side, at least 2.
-        aligner: of these tokenizers; made here if absent.
+        encoders: of student and teacher.
+        aligner: of the two.
+        max_tokens: longest example on either side, at least 2; None for no limit.
         progress: called with (documents done, documents to do).
     Raises:
         DataError: if `max_tokens` is below 2, a conversation cannot be printed, or no example is
             left.
     """
-    if max_tokens < 2:
-        raise DataError(
+    if max_tokens is not None and max_tokens < 2:
+        raise OptionError(
             f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss"
         )
-    if aligner is None:
-        aligner = Aligner(
-            Vocab.from_tokenizer(student_tokenizer), Vocab.from_tokenizer(teacher_tokenizer)
-        )
-    encoders = (
-        Encoder(student_tokenizer, "student", vocab=aligner.student_vocab),
-        Encoder(teacher_tokenizer, "teacher", vocab=aligner.teacher_vocab),
-    )
     examples: list[Example] = []
+    sources: list[str] = []
     cut = 0
     for start in range(0, len(documents), BATCH):
         batch = documents[start : start + BATCH]
-        rows = [row for document in batch for row in print_document(document, encoders)]
-        student = encoders[0].encode([row[0] for row in rows])
-        teacher = encoders[1].encode([row[1] for row in rows])
+        rows = []
+        for index, document in enumerate(batch, start):
+            printed = print_document(document, encoders)
+            rows += printed
+            sources += [getattr(document, "source", f"documents[{index}]")] * len(printed)
+        student = encoders[0].encode([row[0] for row in rows], max_tokens=max_tokens)
+        teacher = encoders[1].encode([row[1] for row in rows], max_tokens=max_tokens)
         alignments = align_by_turns(aligner, student, teacher)
         for index, alignment in enumerate(alignments):
+            if max_tokens is None:
+                break
             ends = _fitting_ends(alignment, max_tokens)
             if ends != (len(student[index].ids), len(teacher[index].ids)):
                 student[index] = student[index].cut(ends[0])
@@ -139,13 +171,19 @@ def make_examples(
         if progress is not None:
             progress(min(start + BATCH, len(documents)), len(documents))
     # Nothing predicts a first token.
-    kept = [example for example in examples if example.student_loss_mask[1:].any()]
+    taught = [bool(example.student_loss_mask[1:].any()) for example in examples]
+    kept = list(itertools.compress(examples, taught))
+    left_out = tuple(
+        LeftOut(source, "no student token in the loss")
+        for source, counts in zip(sources, taught, strict=True)
+        if not counts
+    )
     if not kept:
         raise DataError(
             f"none of {len(examples)} examples has a student token in the loss within max_tokens = "
             f"{max_tokens}; give longer texts or raise max_tokens"
         )
-    return ExampleSet(kept, cut=cut, empty=len(examples) - len(kept))
+    return ExampleSet(kept, cut=cut, left_out=left_out)
 
 
 def _fitting_ends(alignment: Alignment, max_tokens: int) -> tuple[int, int]:

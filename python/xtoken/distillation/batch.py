@@ -95,6 +95,13 @@ class Batch:
 
         return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})
 
+    @property
+    def covered(self) -> float:
+        """Share of the student tokens in the loss mask that the chunks teach; 1 where there is no
+        token. A host number: on a GPU it waits."""
+        taught = int((self.chunks.student_end - self.chunks.student_start).sum())
+        return taught / self.tokens if self.tokens else 1.0
+
     def __repr__(self) -> str:
         shapes = f"student {list(self.student_ids.shape)}, teacher {list(self.teacher_ids.shape)}"
         return f"Batch({len(self)} examples, {shapes}, {len(self.chunks)} chunks, {self.device})"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.data.conversations import Conversation
-from xtoken.data.examples import Example, make_examples
+from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.distillation.options import (
@@ -21,22 +21,30 @@ from xtoken.distillation.options import (
     DistillLossName,
     KdWeight,
 )
-from xtoken.errors import ArgumentTypeError, OptionError, PairError, ShapeError, TokenIdError
+from xtoken.errors import (
+    ArgumentTypeError,
+    LowCoverageWarning,
+    OptionError,
+    PairError,
+    ShapeError,
+    TokenIdError,
+)
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.output import balance, combine, global_normalizer
 from xtoken.losses.registry import LossSpec, find_loss
-from xtoken.pair import Pair
+from xtoken.pair import Pair, low_coverage
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.vocab.display import special_name
 
+# Of fewer tokens a share says little.
+_ENOUGH_TOKENS = 50
+
 Item = str | Conversation | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """What `collate` takes: a text, a conversation (also as messages), or an example."""
-
-_NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class Distiller(nn.Module):
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
+        self._warned = False
         self._threshold = options.get("threshold", 0.6)
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
@@ -186,7 +195,13 @@ class Distiller(nn.Module):
             DataError: an item cannot be used; the message says why.
             ArgumentTypeError: an item is none of these.
         """
-        return self.collator(self.examples(items))
+        batch = self.collator(self.examples(items))
+        if self.needs_teacher and batch.tokens >= _ENOUGH_TOKENS and not self._warned:
+            advice = low_coverage(self.pair, batch.covered, batch.coverage)
+            if advice is not None:
+                self._warned = True
+                warnings.warn(advice, LowCoverageWarning, stacklevel=2)
+        return batch
 
     def examples(self, items: Sequence[Item]) -> list[Example]:
         """The examples that `collate` pads: tokenized, aligned and cut at `max_tokens`.
@@ -198,14 +213,8 @@ class Distiller(nn.Module):
             if isinstance(item, Example):
                 examples.append(item)
                 continue
-            made = make_examples(
-                [_document(item, index)],
-                self.pair.student_tokenizer,
-                self.pair.teacher_tokenizer,
-                max_tokens=_NO_LIMIT if self.max_tokens is None else self.max_tokens,
-                aligner=self.pair.aligner,
-            )
-            examples += made.examples
+            documents = [_document(item, index)]
+            examples += self.pair.examples(documents, max_tokens=self.max_tokens).examples
         return examples
 
     def batch(

@@ -82,6 +82,12 @@ def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
     return start
 
 
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that was begun in a folder; none where there was none."""
+    run = _read_identity(_read_json(folder / RUN_FILE))
+    return {} if run is None else run.settings
+
+
 def _find_start(folder: Path, run: RunIdentity) -> Start:
     found = _read_identity(_read_json(folder / RUN_FILE))
     if found is None and (folder / RUN_FILE).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 import types
@@ -53,6 +54,8 @@ class DistillConfig:
         learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine
             decay to a tenth, clipping by the norm.
         max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
+        date: the day that chat templates print, as YYYY-MM-DD; None for today. A resumed run needs
+            the same, to learn the same texts.
         eval_every: steps between evaluations on the held-out part; 0 for only before and after.
         eval_batch_size: examples a forward pass of the evaluation.
         checkpoint_every: steps between checkpoints, from which `train(resume=True)` goes on; 0 for
@@ -90,6 +93,7 @@ class DistillConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_tokens: int = 512
+    date: str | None = None
     eval_every: int = 0
     eval_batch_size: int = 16
     checkpoint_every: int = 0
@@ -124,6 +128,13 @@ class DistillConfig:
                 f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
+        if self.date is not None:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise OptionError(
+                    f"date = {self.date!r}, expected a day as YYYY-MM-DD, or None for today"
+                ) from error
         renormalized = self.loss == "p-kl" and not self.tail_bucket
         if (
             not (self.loss == "ce" or renormalized)

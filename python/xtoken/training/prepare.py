@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.data import ExampleSet, TextSplit, make_examples
+from xtoken.data import ExampleSet, TextSplit
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TeacherSource, TopKStore
@@ -87,12 +88,10 @@ def prepare(
     for title, part in (("align training texts", texts.train), ("align held-out", texts.held_out)):
         with reporter.progress(title, len(part)) as update:
             parts.append(
-                make_examples(
+                pair.examples(
                     part,
-                    pair.student_tokenizer,
-                    pair.teacher_tokenizer,
                     max_tokens=config.max_tokens,
-                    aligner=pair.aligner,
+                    date=None if config.date is None else datetime.date.fromisoformat(config.date),
                     progress=functools.partial(_advance, update),
                 )
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from xtoken._core import Vocab
+from xtoken._files import read_json
 from xtoken.errors import PairError, UnsupportedTokenizerError
 from xtoken.vocab.load import is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
@@ -83,6 +84,19 @@ class Side:
             if not is_hub_name(self.source):
                 return Vocab.from_path(self.source)
         return Vocab.from_tokenizer(self.tokenizer)
+
+    @cached_property
+    def generation_config(self) -> Mapping[str, object] | None:
+        """The content of the model's `generation_config.json`, where it lies beside the tokenizer:
+        it lists what stops the model."""
+        place = self.source if self.is_path else getattr(self.source, "name_or_path", None)
+        if not isinstance(place, str | PathLike) or not str(place):
+            return None
+        file = Path(place) / "generation_config.json"
+        if not file.is_file():
+            return None
+        content = read_json(file, "generation config")
+        return content if isinstance(content, dict) else None
 
     @property
     def label(self) -> str:
