@@ -93,7 +93,7 @@ class PieceTrie:
             tokens: the vocabulary whose tokens are sorted into the trie.
             pieces: the vocabulary that spells them.
             side: the name of `pieces` in messages.
-            threads: 0 for one a core, 1 for none beside the caller's.
+            threads: 0 for one per core, 1 for none beside the caller's.
 
         Raises:
             UnsupportedTokenizerError: `pieces` has no model that can segment.
@@ -210,7 +210,7 @@ class PieceTrie:
                 are read.
             starts, ends: [C] int64, chunk `c` is `ids[starts[c]:ends[c]]`.
             max_depth: longest prefix, None for no limit.
-            threads: 0 for one a core, 1 for none beside the caller's. The GIL is released.
+            threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
 
         Raises:
             ShapeError: a chunk is no range of `ids`.

@@ -226,8 +226,6 @@ def test_a_finite_loss_whose_gradient_is_nan_is_refused(
     monkeypatch.setattr(PKLBlocks, "_closed_form", lambda *_: None)
     with pytest.raises(NonFiniteError, match="but its gradient is not finite"):
         loss(case)
-    with torch.no_grad():
-        assert torch.isfinite(loss(case).loss)
 
 
 @all_losses

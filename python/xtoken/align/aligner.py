@@ -33,7 +33,7 @@ class Aligner:
             in both vocabularies, an empty list pairs none.
         whole_characters: join chunks whose boundary would cut a UTF-8 character, so that each chunk
             can be shown as text.
-        threads: the most threads that `align_batch` uses; None for one a core. One thread starts
+        threads: the most threads that `align_batch` uses; None for one per core. One thread starts
             none, so that a forked process (a DataLoader worker) can use it safely; neither does a
             batch of less than 2^18 tokens, which is done before another thread has woken.
 

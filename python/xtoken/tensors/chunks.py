@@ -316,7 +316,7 @@ def _offsets(offsets: Sequence[int] | None, count: int, name: str) -> NDArray[np
     if offsets is None:
         return np.zeros(count, np.int64)
     if len(offsets) != count:
-        raise ShapeError(f"{name} has {len(offsets)} entries, expected {count}: one a sample")
+        raise ShapeError(f"{name} has {len(offsets)} entries, expected {count}: one per sample")
     return np.asarray(offsets, dtype=np.int64)
 
 

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.student_rows import zero_grads
-from xtoken.tensors.rows import upcast
 
 # Chosen columns of an lm_head copied at a time: 8 MB of float32 weights at 2,048 features.
 _TILE = 1024
+
+_HALVES = (torch.float16, torch.bfloat16)
+# A product of 16-bit numbers that is given in float32 as it was summed; on GPUs, from torch 2.8 on.
+_HAS_OUT_DTYPE = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +94,11 @@ class LmHeadRows:
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         head = self.head
         hidden = head.hidden.flatten(0, 1).index_select(0, index)
-        parts = [
-            torch.nn.functional.linear(
-                hidden,
-                head.weight[tile].to(hidden.dtype),
-                None if head.bias is None else head.bias[tile].to(hidden.dtype),
-            )
-            for tile in self._tiles(columns)
-        ]
-        raw = upcast(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        parts = []
+        for tile in self._tiles(columns):
+            part = _product(hidden, head.weight[tile].t())
+            parts.append(part if head.bias is None else part + head.bias[tile].to(part.dtype))
+        raw = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if head.scale != 1.0:
             raw = raw * head.scale
         return raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
@@ -117,7 +116,6 @@ class LmHeadRows:
         if head.scale != 1.0:
             grad = grad * head.scale
         hidden = head.hidden.flatten(0, 1).index_select(0, index)
-        grad = grad.to(hidden.dtype)
         grad_hidden, grad_weight = grads[0], grads[1]
         grad_bias = grads[2] if len(grads) == 3 else None
         done = 0
@@ -127,16 +125,35 @@ class LmHeadRows:
             done += len(weight)
             if grad_hidden is not None:
                 flat = grad_hidden.view(-1, grad_hidden.shape[-1])
-                flat.index_add_(0, index, (part @ weight.to(part.dtype)).to(flat.dtype))
+                flat.index_add_(0, index, _gradient_product(part, weight).to(flat.dtype))
             if grad_weight is not None:
                 _add_product(grad_weight, tile, part.t(), hidden)
             if grad_bias is not None:
                 grad_bias[tile] += part.sum(0).to(grad_bias.dtype)
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32 or float64: logits rounded to 16 bits would change the gradient of a
+    small KL by a fifth."""
+    both = left.dtype if left.dtype == right.dtype else None
+    if both in _HALVES and left.device.type == "cuda" and _HAS_OUT_DTYPE:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    return left.to(wide) @ right.to(wide)
+
+
+def _gradient_product(grad: Tensor, other: Tensor) -> Tensor:
+    """grad @ other; on a GPU in the other's 16 bits, whose rounding stays relative here."""
+    if other.dtype in _HALVES and grad.device.type == "cuda":
+        return grad.to(other.dtype) @ other
+    return _product(grad, other)
+
+
 def _add_product(target: Tensor, tile: Tensor | slice, left: Tensor, right: Tensor) -> None:
     """target[tile] += left @ right, in place."""
-    if isinstance(tile, slice):
+    if isinstance(tile, Tensor):
+        target.index_add_(0, tile, _gradient_product(left, right).to(target.dtype))
+    elif left.dtype == target.dtype == right.dtype or target.device.type == "cuda":
         target[tile].addmm_(left.to(target.dtype), right.to(target.dtype))
     else:
-        target.index_add_(0, tile, (left @ right).to(target.dtype))
+        target[tile] += _product(left, right).to(target.dtype)

@@ -74,7 +74,7 @@ def forward_kl(
     Args:
         table: [n_in, R] the student's probabilities, at the loss's temperature; up to a factor a
             row.
-        log_teacher: [R, K] log-probabilities at the kept columns, up to a factor a row; -inf is
+        log_teacher: [R, K] log-probabilities at the kept columns, up to a factor per row; -inf is
             no mass.
         places: [R, K] int64, the outputs of `sparse` that are kept, n_out where there is none;
             None keeps all, in order.

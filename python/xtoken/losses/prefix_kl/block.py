@@ -22,7 +22,7 @@ class PrefixKLBlocks(BlockLoss):
     """Prefix KL of a block of chunks.
 
     A chunk's first row is the predictor of its first token. The mirrored construction also reads
-    the rows after it, one a depth.
+    the rows after it, one per depth.
     """
 
     student: ChunkRows

@@ -1,6 +1,6 @@
 """The forward KL over trie slots with its gradient in closed form; what a kernel replaces.
 
-With m the student's mass of a slot, up to a factor an item, and q the teacher's probability there,
+With m the student's mass of a slot, up to a factor per item, and q the teacher's probability there,
 
     loss = sum q (log q - log m) + log sum m,    d loss / d m = 1 / sum m - q / m,
 

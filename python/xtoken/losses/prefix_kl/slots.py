@@ -104,7 +104,7 @@ class SlotLayout:
 
 
 def below_log_mass(layout: SlotLayout, values: Tensor) -> Tensor:
-    """[S] log mass of each slot, up to a factor an item, from the tokens' logits [K]."""
+    """[S] log mass of each slot, up to a factor per item, from the tokens' logits [K]."""
     return segment_logsumexp(values, layout.token_slot, len(layout.item))
 
 
@@ -140,7 +140,7 @@ class SlotTargets:
     def build(cls, layout: SlotLayout, log_mass: Tensor, counted: Tensor, end: bool) -> SlotTargets:
         """
         Args:
-            log_mass: [S] the teacher's, up to a factor an item.
+            log_mass: [S] the teacher's, up to a factor per item.
             counted: [N] bool.
             end: whether END is a slot.
         """
@@ -170,7 +170,7 @@ class SlotTargets:
         """[N] divergence of the two models over each item's valid slots.
 
         Args:
-            log_mass: [S] the student's, up to a factor an item.
+            log_mass: [S] the student's, up to a factor per item.
         """
         log_student, some = _normalized(layout, log_mass, self.valid)
         terms = divergence(self.log_probs[:, None], log_student[:, None], direction, beta)  # [S]

@@ -78,7 +78,7 @@ class PrefixBlock:
         return torch.add(self.layout.tokens, at, alpha=rows.shape[1])
 
     def student_log_mass(self, picked: Tensor) -> Tensor:
-        """[S] log mass of each slot, up to a factor an item."""
+        """[S] log mass of each slot, up to a factor per item."""
         if not self.mirrored:
             return below_log_mass(self.layout, picked)
         layout, inside = self.layout, self.layout.child
