@@ -225,7 +225,7 @@ class ChunkBatch:
         student_mask: Tensor,
         teacher_mask: Tensor,
         *,
-        admit: Collection[int] = (ChunkKind.EXACT,),
+        admit: Collection[int] = (ChunkKind.EXACT, ChunkKind.SPECIAL),
     ) -> ChunkBatch:
         """The chunks that a loss counts, in order.
 
@@ -235,7 +235,7 @@ class ChunkBatch:
         Args:
             student_mask: [B, T_s] bool, the token counts in the loss (prompt and padding do not).
             teacher_mask: [B, T_t] bool.
-            admit: kinds to count; EXACT alone by default. SPECIAL takes in the ends of turns that
+            admit: kinds to count; by default EXACT and SPECIAL, the ends of turns and texts that
                 the masks hold.
 
         Raises:
