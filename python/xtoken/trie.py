@@ -85,7 +85,7 @@ class PieceTrie:
 
     @classmethod
     def build(
-        cls, tokens: Vocab, pieces: Vocab, *, side: Side = "teacher", threads: int = 0
+        cls, tokens: Vocab, pieces: Vocab, *, side: Side = "teacher", threads: int | None = None
     ) -> PieceTrie:
         """Segment every token of one vocabulary with the other's own model.
 
@@ -93,7 +93,7 @@ class PieceTrie:
             tokens: the vocabulary whose tokens are sorted into the trie.
             pieces: the vocabulary that spells them.
             side: the name of `pieces` in messages.
-            threads: 0 for one per core, 1 for none beside the caller's.
+            threads: None for one per core, 1 for none beside the caller's.
 
         Raises:
             UnsupportedTokenizerError: `pieces` has no model that can segment.
@@ -201,7 +201,7 @@ class PieceTrie:
         ends: Ints,
         *,
         max_depth: int | None = None,
-        threads: int = 0,
+        threads: int | None = None,
     ) -> PrefixNodes:
         """The nodes of all prefixes of all chunks at which there is something to decide.
 
@@ -210,7 +210,7 @@ class PieceTrie:
                 are read.
             starts, ends: [C] int64, chunk `c` is `ids[starts[c]:ends[c]]`.
             max_depth: longest prefix, None for no limit.
-            threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
+            threads: None for one per core, 1 for none beside the caller's. The GIL is released.
 
         Raises:
             ShapeError: a chunk is no range of `ids`.
@@ -219,8 +219,8 @@ class PieceTrie:
         depth = _NO_LIMIT if max_depth is None else max_depth
         if depth < 0:
             raise OptionError(f"max_depth = {depth} is out of range; expected at least 0, or None")
-        threads = _thread_count(threads)
-        return PrefixNodes(*self._core.lookup(ids, starts, ends, depth, self.side, threads))
+        count = _thread_count(threads)
+        return PrefixNodes(*self._core.lookup(ids, starts, ends, depth, self.side, count))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class PairTries:
         return common_pair((self.student.pair, self.teacher.pair), "teacher")
 
     @classmethod
-    def build(cls, student: object, teacher: object, *, threads: int = 0) -> PairTries:
+    def build(cls, student: object, teacher: object, *, threads: int | None = None) -> PairTries:
         """From two tokenizers, paths or vocabularies (see `Vocab.from_tokenizer`).
 
         Raises:
@@ -277,7 +277,10 @@ class PairTries:
         )
 
 
-def _thread_count(threads: int) -> int:
-    if threads < 0:
-        raise OptionError(f"threads = {threads} is out of range; expected at least 0")
+def _thread_count(threads: int | None) -> int:
+    """What the core takes, where 0 is one per core."""
+    if threads is None:
+        return 0
+    if threads < 1:
+        raise OptionError(f"threads = {threads} is out of range; expected 1 or more, or None")
     return threads

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 import xtoken
 from xtoken import Aligner, Alignment, ChunkKind, Vocab
+from xtoken.errors import ArgumentTypeError
 
 from reference_alignment import finest_chunks, most_exact_bytes
 
@@ -311,11 +312,11 @@ def test_an_aligner_is_picklable_and_keeps_its_options() -> None:
             xtoken.TokenIdError,
             r"student_ids\[1, 1\] = 9",
         ),
-        (lambda a: a.align([0.5], [0]), TypeError, "student_ids is of dtype float64"),
-        (lambda a: a.align(["a"], [0]), TypeError, "student_ids is of dtype <U1"),
+        (lambda a: a.align([0.5], [0]), ArgumentTypeError, "student_ids is of dtype float64"),
+        (lambda a: a.align(["a"], [0]), ArgumentTypeError, "student_ids is of dtype <U1"),
         (
             lambda a: a.align(np.array([0], np.int32), [0]),
-            TypeError,
+            ArgumentTypeError,
             "student_ids is of dtype int32 where int64",
         ),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -37,3 +39,9 @@ def test_the_loss_is_one_graph_with_the_same_value_and_gradient(name: str) -> No
     assert torch.allclose(found, wanted, rtol=1e-5)
     gradients = [torch.autograd.grad(x, case.student_logits)[0] for x in (found, wanted)]
     assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_importing_the_losses_imports_no_compiler() -> None:
+    code = "import sys, xtoken.losses; print('torch._dynamo' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -15,7 +15,7 @@ from xtoken.errors import OptionError
 from xtoken.vocab.fingerprints import PairFingerprint
 
 # Changes whenever the same ids may get another alignment: stored ones are then made anew.
-_ANSWERS = 2
+_ALGORITHM_VERSION = 2
 
 
 class Aligner:
@@ -69,7 +69,7 @@ class Aligner:
     def fingerprint(self) -> str:
         """Stable hash of all that an answer depends on but the ids: 32 hexadecimal digits."""
         depends_on = (
-            _ANSWERS,
+            _ALGORITHM_VERSION,
             self.student_vocab.fingerprint,
             self.teacher_vocab.fingerprint,
             self.student_vocab.roles.get("unk"),
