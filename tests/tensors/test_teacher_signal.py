@@ -71,6 +71,19 @@ def test_a_signal_of_another_vocabulary_is_refused_by_the_losses() -> None:
         same_vocab_kl(inputs, PairParts((9, 9)))
 
 
+def test_a_signal_whose_tokens_the_teacher_does_not_have_is_refused_by_the_losses() -> None:
+    chunks = ChunkBatch.from_mask(torch.tensor([[False, True]]))
+    log_probs = torch.log(torch.tensor([[[0.7, 0.2], [0.7, 0.2]]]))
+    logits = torch.zeros(1, 2, 9)
+    for ids, foreign in (([20, 21], True), ([20, 3], True), ([3, 20], False)):
+        stored = TeacherTopK(torch.tensor([[ids, ids]]), log_probs)
+        if foreign:
+            with pytest.raises(PairError, match=r"names token 2\d, .* beyond V_t = 9; pass"):
+                same_vocab_kl(LossInputs(logits, stored, chunks), PairParts((9, 9)))
+        else:  # an lm_head's padding
+            same_vocab_kl(LossInputs(logits, stored, chunks), PairParts((9, 9)))
+
+
 def test_a_moved_signal_keeps_what_is_known_of_it() -> None:
     ids = torch.zeros(1, 3, dtype=torch.int64)
     stored = TeacherTopK.from_logits(

@@ -79,6 +79,8 @@ class TeacherRows:
                 " pass the teacher this pair was built for"
             )
         rows = chunk_rows(chunks, "teacher", length, merge)
+        if isinstance(signal, TeacherTopK):
+            _check_vocabulary(signal, rows.index, vocab_size)
         return cls(signal, rows, vocab_size, temperature)
 
     @property
@@ -167,6 +169,26 @@ class TeacherRows:
         mask = torch.zeros(self.vocab_size + 1, dtype=torch.bool, device=ids.device)
         mask[ids.flatten()] = True
         return mask[:-1]
+
+
+@torch.no_grad()
+def _check_vocabulary(signal: TeacherTopK, index: Tensor, vocab_size: int) -> None:
+    """Raise PairError where most of the stored mass is on ids that the teacher does not have.
+
+    Some may be on the padding of an lm_head, which is dropped; then it is little.
+    """
+    if torch.compiler.is_compiling() or not len(index):
+        return
+    ids = signal.ids.flatten(0, 1).index_select(0, index)
+    beyond = ids >= vocab_size
+    if not bool(beyond.any()):
+        return
+    mass = torch.exp(upcast(signal.log_probs.detach().flatten(0, 1).index_select(0, index)))
+    if bool(mass[beyond].sum() > 0.5 * mass.sum()):
+        raise PairError(
+            f"the stored top-k names token {int(ids.max())}, and most of its mass is beyond "
+            f"V_t = {vocab_size}; pass the predictions of this pair's teacher"
+        )
 
 
 @torch.no_grad()
