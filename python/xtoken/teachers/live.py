@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class LiveTeacher:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        **options: Any,
+        **options: object,
     ) -> LiveTeacher:
         """Load a teacher with `transformers`; `options` go to its `from_pretrained`.
 

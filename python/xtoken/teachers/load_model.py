@@ -18,7 +18,7 @@ def load_causal_lm(
     *,
     side: str,
     dtype: torch.dtype | str = torch.float32,
-    **options: Any,
+    **options: object,
 ) -> nn.Module:
     """A model with `transformers`, whose every tensor comes from its files.
 
