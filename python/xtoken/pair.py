@@ -35,6 +35,7 @@ from xtoken.projection.options import Reverse, SpecialRoles, options_for
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint
 from xtoken.vocab.side import Side, SideName
+from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -93,8 +94,8 @@ class Pair:
 
     def __init__(
         self,
-        student: Any,
-        teacher: Any,
+        student: TokenizerSource | Side,
+        teacher: TokenizerSource | Side,
         *,
         cache_dir: str | PathLike[str] | bool | None = None,
         threads: int | None = None,
@@ -128,12 +129,12 @@ class Pair:
         return self.teacher.vocab
 
     @property
-    def student_tokenizer(self) -> Any:
+    def student_tokenizer(self) -> LoadedTokenizer:
         """The student's tokenizer object, read from its path or hub name where one was given."""
         return self.student.tokenizer
 
     @property
-    def teacher_tokenizer(self) -> Any:
+    def teacher_tokenizer(self) -> LoadedTokenizer:
         """The teacher's tokenizer object."""
         return self.teacher.tokenizer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from xtoken.data.documents import Document, LeftOut
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.loss_mask import Encoded
 from xtoken.errors import DataError, OptionError
+from xtoken.vocab.source import LoadedTokenizer
 
 BATCH = 256
 Ids = NDArray[np.int64]
@@ -87,8 +87,8 @@ class ExampleSet:
 
 def make_examples(
     documents: Sequence[Document],
-    student_tokenizer: Any,
-    teacher_tokenizer: Any,
+    student_tokenizer: LoadedTokenizer,
+    teacher_tokenizer: LoadedTokenizer,
     *,
     max_tokens: int | None,
     aligner: Aligner | None = None,

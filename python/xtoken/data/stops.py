@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from xtoken._core import Vocab
 from xtoken.data.chat_template import ChatTemplate
 from xtoken.errors import DataError
+from xtoken.vocab.source import LoadedTokenizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StopTokens:
 
 
 def stop_tokens(
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     vocab: Vocab | None = None,
     generation_config: object = None,
     *,
@@ -55,7 +55,10 @@ def stop_tokens(
     end_of_turn: tuple[int, ...] = ()
     if template is not None:
         end_of_turn = template.turn_end().markers
-    listed = [tokenizer.eos_token_id, None if vocab is None else vocab.roles.get("eos")]
+    listed = [
+        getattr(tokenizer, "eos_token_id", None),
+        None if vocab is None else vocab.roles.get("eos"),
+    ]
     listed += _listed(generation_config)
     eos = tuple(dict.fromkeys(int(token) for token in listed if token is not None))
     return StopTokens(end_of_turn, eos)

@@ -58,7 +58,7 @@ class RunResult:
     records: list[dict[str, float]]
     steps_before: int = 0
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return the result without the records, for a JSON file."""
         return {
             "loss": self.loss,
@@ -210,7 +210,7 @@ def _write(
     out: Path, result: RunResult, materials: Materials, config: DistillConfig, student: nn.Module
 ) -> None:
     cast(Any, student).save_pretrained(out / "student")
-    materials.pair.student_tokenizer.save_pretrained(out / "student")
+    cast(Any, materials.pair.student_tokenizer).save_pretrained(out / "student")
     materials.projection.save(out / "projection.safetensors")
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")

@@ -10,7 +10,6 @@ import urllib.request
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from xtoken._core import Vocab
@@ -21,7 +20,7 @@ from xtoken.errors import (
     UnsupportedTokenizerError,
 )
 from xtoken.vocab.read import read_content, read_object, read_path
-from xtoken.vocab.source import TokenizerSource
+from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 # "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
@@ -51,7 +50,7 @@ def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
     )
 
 
-def load_tokenizer(source: str | PathLike[str]) -> Any:
+def load_tokenizer(source: str | PathLike[str]) -> LoadedTokenizer:
     """The tokenizer of a directory, a tokenizer.json or a model on the hub.
 
     A directory or hub name is read by transformers where it is installed, with its chat template;
@@ -78,7 +77,7 @@ def load_tokenizer(source: str | PathLike[str]) -> Any:
     return _by_tokenizers(path)
 
 
-def _by_transformers(source: str) -> Any:
+def _by_transformers(source: str) -> LoadedTokenizer:
     from transformers import AutoTokenizer
 
     try:
@@ -102,7 +101,7 @@ def _by_transformers(source: str) -> Any:
     return tokenizer
 
 
-def _from_hub(name: str) -> Any:
+def _from_hub(name: str) -> LoadedTokenizer:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -129,7 +128,7 @@ def _hub_is_reachable() -> bool:
         return False
 
 
-def _by_tokenizers(path: Path) -> Any:
+def _by_tokenizers(path: Path) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
     file, content = read_content(path)

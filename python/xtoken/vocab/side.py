@@ -13,6 +13,7 @@ from xtoken._files import read_json
 from xtoken.errors import PairError, UnsupportedTokenizerError
 from xtoken.vocab.load import is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
+from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 SideName = Literal["student", "teacher"]
 
@@ -31,7 +32,7 @@ class Side:
     def __init__(
         self,
         name: SideName,
-        source: object | str | PathLike[str],
+        source: TokenizerSource,
         *,
         vocab: Vocab | None = None,
         label: str | None = None,
@@ -48,7 +49,7 @@ class Side:
         return isinstance(self.source, str | PathLike)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> LoadedTokenizer:
         """The tokenizer object; of a `Vocab` there is none.
 
         Raises:

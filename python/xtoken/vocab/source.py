@@ -43,7 +43,8 @@ class TiktokenEncoding(Protocol):
         ...
 
 
+LoadedTokenizer: TypeAlias = FastTokenizer | SerializableTokenizer | TiktokenEncoding
+"""A tokenizer object that encodes text."""
+
 # A path is a directory or a file; a string may also be the name of a model on the hub.
-TokenizerSource: TypeAlias = (
-    Vocab | str | PathLike[str] | FastTokenizer | SerializableTokenizer | TiktokenEncoding
-)
+TokenizerSource: TypeAlias = Vocab | str | PathLike[str] | LoadedTokenizer
