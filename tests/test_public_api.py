@@ -26,6 +26,7 @@ WITH_ANY: frozenset[str] = frozenset(
         "xtoken.align.aligner",
         "xtoken.align.ids",
         "xtoken.data.examples",
+        "xtoken.data.stops",
         "xtoken.pair",
         "xtoken.training.run",
         "xtoken.training.trainer",
