@@ -219,7 +219,12 @@ class TopKStore:
             columns[row, mask] = torch.from_numpy(stored.ids)
             log_probs[row, mask] = torch.from_numpy(stored.log_probs)
             token_log_probs[row, mask] = torch.from_numpy(stored.token_log_probs)
-        signal = TeacherTopK(columns, log_probs, token_log_probs=token_log_probs)
+        signal = TeacherTopK(
+            columns,
+            log_probs,
+            token_log_probs=token_log_probs,
+            teacher_fingerprint=self.key.tokenizer or None,
+        )
         return signal.to(ids.device)
 
 
