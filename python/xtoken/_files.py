@@ -14,11 +14,11 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -30,6 +30,7 @@ JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "Jso
 
 # Names of unfinished files say which process writes them: .NAME.HOST-PID-RANDOM.xtoken-tmp
 _UNFINISHED = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.xtoken-tmp")
+_CHECKSUM = "checksum"
 # Older than any write that still runs; for files of other machines, whose processes we cannot see.
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -160,6 +161,23 @@ def locked(path: Path | str, timeout: float = -1) -> Iterator[None]:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
     with FileLock(path, timeout=timeout, mode=Path(path).stat().st_mode & 0o777):
         yield
+
+
+def sealed(values: Mapping[str, object]) -> str:
+    """An object as JSON text with a checksum of its own, which `unsealed` compares."""
+    return json.dumps({**values, _CHECKSUM: _seal(values)}, indent=2) + "\n"
+
+
+def unsealed(value: object) -> dict[str, Any] | None:
+    """The values that `sealed` wrote, without the checksum; None where they were altered."""
+    if not isinstance(value, dict):
+        return None
+    values = {name: part for name, part in value.items() if name != _CHECKSUM}
+    return values if value.get(_CHECKSUM) == _seal(values) else None
+
+
+def _seal(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path | str, purpose: str) -> JsonValue:

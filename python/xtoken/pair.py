@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
-from xtoken._files import write_atomically
+from xtoken._files import read_json, sealed, sha256_of, unsealed, write_atomically
 from xtoken.align import Aligner, Alignment, Coverage
 from xtoken.align.ids import Ids
 from xtoken.audit import Audit
@@ -304,9 +304,9 @@ class Pair:
             "student_label": self.student.label,
             "teacher_label": self.teacher.label,
             "options": self._projection_options(),
+            "files": _checksums(folder),
         }
-        text = json.dumps(content, indent=2) + "\n"
-        _write(folder / _FILE, text.encode())
+        _write(folder / _FILE, sealed(content).encode())
 
     @classmethod
     def load(cls, directory: str | PathLike[str]) -> Pair:
@@ -318,6 +318,7 @@ class Pair:
         """
         folder = Path(directory)
         content = _read_description(folder / _FILE)
+        _check_files(folder, content["files"])
         sides = [_read_side(folder, name, content) for name in ("student", "teacher")]
         pair = cls(*sides, **_read_options(content["options"]))
         projection = Projection.load(
@@ -403,22 +404,43 @@ def _save_tokenizer(side: Side, folder: Path) -> None:
         _write(folder / "tokenizer.json", tokenizer.to_str().encode())
 
 
+def _checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file that a saved pair consists of."""
+    tokenizers = [path for name in ("student", "teacher") for path in (folder / name).rglob("*")]
+    files = [folder / _PROJECTION_FILE, *folder.glob("*.vocab"), *tokenizers]
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(files)
+        if path.is_file()
+    }
+
+
+def _check_files(folder: Path, expected: dict[str, str]) -> None:
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            raise MissingFileError(f"{folder / name} does not exist; save the pair again")
+        if sha256_of(folder / name) != checksum:
+            raise FormatError(
+                f"{folder / name} was altered: its checksum differs; save the pair again"
+            )
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; write it with Pair.save")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"] == _FORMAT and {"fingerprint", "options"} <= set(content)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{path} is not a saved pair: {error}; save the pair again") from error
-    if not known:
+    found = read_json(path, "saved pair")
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise FormatError(f"{path} is not a saved pair; expected one that Pair.save wrote")
-    if content["format_version"] > _FORMAT_VERSION:
+    version = found.get("format_version")
+    if not isinstance(version, int) or version > _FORMAT_VERSION:
         raise FormatError(
-            f"{path} has format {content['format_version']}, this version of xtoken reads up to "
+            f"{path} has format {str(version)[:20]}, this version of xtoken reads up to "
             f"{_FORMAT_VERSION}; update xtoken or save the pair again"
         )
-    return dict(content)
+    content = unsealed(found)
+    if content is None:
+        raise FormatError(f"{path} was altered: its checksum differs; save the pair again")
+    return content
 
 
 def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xtoken._extras import needs_extra
-from xtoken._files import read_json, sha256_of, temporary_beside, write_text
+from xtoken._files import read_json, sealed, sha256_of, temporary_beside, unsealed, write_text
 from xtoken.align import Aligner, AlignmentBatch, Coverage
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.vocab.side import Side
@@ -76,11 +76,11 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
                 break
             name = f"part-{files:05d}"
             done, file = state / f"{name}.json", corpus.out / f"{name}.parquet"
-            if not (done.is_file() and file.is_file()):
+            own = _read_finished(done, file)
+            if own is None:
                 own = _write_part(file, part, rows, aligner, student, teacher, corpus)
-                write_text(done, json.dumps(asdict(own)))
+                write_text(done, sealed({"sha256": sha256_of(file), **asdict(own)}))
                 made_now += 1
-            own = _read_coverage(done)
             coverage = own if coverage is None else coverage + own
             rows, files = rows + len(part), files + 1
             progress.update(task, completed=rows)
@@ -200,7 +200,8 @@ def _write_part(
         **_alignment_columns(batch),
     }
     with temporary_beside(file) as temporary:
-        parquet.write_table(pa.table(columns), temporary)
+        # Checksums for readers that ask for them; our own is beside the file.
+        parquet.write_table(pa.table(columns), temporary, write_page_checksum=True)
     return batch.coverage
 
 
@@ -220,14 +221,17 @@ def _alignment_columns(batch: AlignmentBatch) -> dict[str, Any]:
     }
 
 
-def _read_coverage(file: Path) -> Coverage:
-    values = read_json(file, "the coverage of a finished part,")
-    fields = values if isinstance(values, dict) else {}
-    counts = {name: value for name, value in fields.items() if isinstance(value, int)}
+def _read_finished(done: Path, file: Path) -> Coverage | None:
+    """The coverage of a part that is there as it was written; otherwise it is made again."""
+    if not (done.is_file() and file.is_file()):
+        return None
     try:
-        return Coverage(**counts)
-    except TypeError as error:
-        raise FormatError(f"{file} is damaged; remove it, and the part is made again") from error
+        values = unsealed(read_json(done, "the coverage of a finished part,"))
+        if values is None or values.pop("sha256") != sha256_of(file):
+            return None
+        return Coverage(**values)
+    except (FormatError, KeyError, TypeError):
+        return None
 
 
 def _pyarrow(module: str = "pyarrow") -> Any:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import to_disk, write_atomically
+from xtoken._files import sealed, sha256_of, to_disk, unsealed, write_text
 from xtoken.errors import ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
@@ -24,6 +25,9 @@ from xtoken.training.run_identity import RunIdentity
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
+SUMS_FILE = "SHA256SUMS"
+# What the result of a run consists of, besides `result.json`.
+_WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE, "curves.png")
 LOCK_FILE = ".lock"
 
 
@@ -37,12 +41,14 @@ class Checkpoint:
         step: optimizer steps done.
         seconds: wall time of the training until then.
         run: what it is a checkpoint of.
+        metrics: what `metrics.jsonl` was as far as it was written, see `_prefix`.
     """
 
     path: Path
     step: int
     seconds: float
     run: RunIdentity
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
     if checkpoint is None:
         return Start(False, None, [])
     checkpoint.run.require(run, checkpoint.path)
+    _check_metrics(folder, checkpoint)
     records = records_until(folder / METRICS_FILE, checkpoint.step)
     known = [int(record["step"]) for record in records if "ce" in record]
     if known != list(range(1, checkpoint.step + 1)):
@@ -113,6 +120,23 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
             "(another --out, or --overwrite)"
         )
     return Start(False, checkpoint, records)
+
+
+def _check_metrics(folder: Path, checkpoint: Checkpoint) -> None:
+    """Refuse metrics that are not what they were; which steps they lack is told by the caller."""
+    path, then = folder / METRICS_FILE, checkpoint.metrics
+    if path.is_file() and path.stat().st_size >= then["bytes"]:
+        if _prefix(path, then["bytes"]) != then:
+            raise ResumeError(
+                f"{path} was altered before the end of {checkpoint.path.name}: its checksum "
+                "differs; put the file back, or start anew (another --out, or --overwrite)"
+            )
+
+
+def _prefix(path: Path, length: int | None = None) -> dict[str, Any]:
+    """The length and SHA-256 of a file's first bytes, or of all of them."""
+    content = path.read_bytes()[:length] if path.is_file() else b""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def forget(folder: Path) -> None:
@@ -126,7 +150,7 @@ def forget(folder: Path) -> None:
             f"{folders[max(folders)]} is no checkpoint of a run of xtoken; pass another directory, "
             "or remove it"
         )
-    for name in (RESULT_FILE, RUN_FILE):
+    for name in (RESULT_FILE, SUMS_FILE, RUN_FILE):
         (folder / name).unlink(missing_ok=True)
     for path in folders.values():
         shutil.rmtree(path)
@@ -158,17 +182,20 @@ def _checkpoint_folders(folder: Path) -> dict[int, Path]:
 
 
 def _read_checkpoint(path: Path, step: int) -> Checkpoint | None:
-    mark = _read_json(path / RUN_FILE)
+    mark = unsealed(_read_json(path / RUN_FILE)) or {}
     run = _read_identity(mark.get("run"))
-    if run is None or mark.get("step") != step or mark.get("files") != _sizes(path):
+    # Sizes first, as they cost nothing.
+    if run is None or mark.get("step") != step or mark.get("sizes") != _sizes(path):
         return None
-    return Checkpoint(path, step, float(mark["seconds"]), run)
+    if mark.get("sha256") != _checksums(path):
+        return None
+    return Checkpoint(path, step, float(mark["seconds"]), run, mark["metrics"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -189,10 +216,44 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
+def _checksums(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / name) for name in _sizes(folder)}
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write an object as a file that is there whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_result(folder: Path, values: dict[str, Any]) -> None:
+    """Write the checksums of what a run left behind and, last, that it is finished."""
     text = json.dumps(values, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    sums = {RESULT_FILE: hashlib.sha256(text.encode()).hexdigest()}
+    for name in _WRITTEN:
+        inside = [path for path in (folder / name).rglob("*") if path.is_file()]
+        for path in inside or [folder / name]:
+            sums[path.relative_to(folder).as_posix()] = sha256_of(path)
+    lines = (f"{checksum}  {name}\n" for name, checksum in sorted(sums.items()))
+    write_text(folder / SUMS_FILE, "".join(lines))
+    write_text(folder / RESULT_FILE, text)
+
+
+def check_sums(folder: Path, names: Iterable[str]) -> None:
+    """Refuse files of a finished run that are not as they were written.
+
+    Raises: ResumeError that names the file.
+    """
+    if not (folder / SUMS_FILE).is_file():
+        return  # a run of a release that wrote none
+    lines = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    sums = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+    for name in names:
+        path = folder / name
+        if not path.is_file() or sums.get(name) != sha256_of(path):
+            raise ResumeError(
+                f"{path} is missing or was altered: its checksum is not that of {SUMS_FILE}; put "
+                "the file back, or start anew (another --out, or --overwrite)"
+            )
 
 
 class MarkCheckpoints(TrainerCallback):
@@ -229,6 +290,8 @@ class MarkCheckpoints(TrainerCallback):
             "run": dataclasses.asdict(self.run),
             "step": state.global_step,
             "seconds": self.seconds(),
-            "files": sizes,
+            "metrics": _prefix(self.folder / METRICS_FILE),
+            "sizes": sizes,
+            "sha256": _checksums(path),
         }
-        write_json(path / RUN_FILE, mark)
+        write_text(path / RUN_FILE, sealed(mark))

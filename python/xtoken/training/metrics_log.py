@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from xtoken._files import to_disk, write_atomically
+from xtoken._files import parse_json, to_disk, write_atomically
+from xtoken.errors import FormatError
 
 
 class History:
@@ -50,12 +51,28 @@ def read_history(path: Path | str) -> list[dict[str, float]]:
     """Read the records of a file that `History` wrote; null becomes NaN.
 
     A last line without its end, as of a run that is being written or was killed, is left out.
+
+    Raises:
+        FormatError: a line is no record.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
-    return [
-        {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-        for line in lines
-    ]
+    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    return [_record(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _record(line: bytes, where: str) -> dict[str, float]:
+    try:
+        found = parse_json(line)
+    except FormatError as error:
+        raise FormatError(f"{where} {error}") from error
+    fields = found if isinstance(found, dict) else {}
+    numbers = {
+        name: math.nan if value is None else value
+        for name, value in fields.items()
+        if value is None or isinstance(value, int | float)
+    }
+    if "step" not in numbers or len(numbers) != len(fields):
+        raise FormatError(f"{where} is no record of a run: {line[:40]!r}; put the file back")
+    return numbers
 
 
 def records_until(path: Path | str, step: int) -> list[dict[str, float]]:

@@ -24,7 +24,8 @@ from xtoken.training.checkpoints import (
     Checkpoint,
     MarkCheckpoints,
     begin,
-    write_json,
+    check_sums,
+    write_result,
 )
 from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
@@ -81,8 +82,9 @@ def train(
     """Train the student of the pair, fresh from its directory, and write what came of it.
 
     Written into `out`: `student/` (model and tokenizer, for `from_pretrained`),
-    `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png` and `result.json`; with
-    `checkpoint_every`, also the Trainer's `checkpoint-N/` of the newest two.
+    `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png`, `SHA256SUMS` (of all
+    these, for `sha256sum --check`) and `result.json`; with `checkpoint_every`, also the Trainer's
+    `checkpoint-N/` of the newest two.
 
     Args:
         materials: from `prepare`.
@@ -214,11 +216,11 @@ def _write(
     materials.projection.save(out / "projection.safetensors")
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")
-    # Last: it says that the run is finished.
-    write_json(out / RESULT_FILE, result.summary())
+    write_result(out, result.summary())
 
 
 def _read_result(out: Path) -> RunResult:
+    check_sums(out, (RESULT_FILE, METRICS_FILE))
     values = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
     return RunResult(
         loss=values["loss"],
