@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +23,12 @@ MESSAGES = [
     {"role": "user", "content": "And the sun?"},
     {"role": "assistant", "content": "150 million km."},
 ]
+FAMILIES = tuple(
+    name
+    for name in ENDINGS
+    if name
+    in ("chatml", "gemma3", "gemma4", "gpt-oss", "phi4", "llama3 base config", "unknown names")
+)
 # What the teacher may split its probability of stopping into.
 STOP, GO_ON = 0.37, 0.63
 
@@ -54,12 +62,10 @@ def agreeing(pair: Pair, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def only_stops(batch: Batch) -> Batch:
-    from dataclasses import replace
-
     return replace(batch, chunks=batch.chunks.select(stop_chunks(batch)))
 
 
-@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(ENDINGS, ENDINGS)])
+@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(FAMILIES, ENDINGS)])
 def test_ends_of_turns_are_among_the_counted_chunks(student: str, teacher: str) -> None:
     pair = pair_of(student, teacher)
     batch = pair.distiller("p-kl").collate([MESSAGES])
@@ -73,7 +79,7 @@ def test_ends_of_turns_are_among_the_counted_chunks(student: str, teacher: str) 
 
 
 @pytest.mark.parametrize("loss", ["p-kl", "prefix-kl", "h-kl", "gold", "alm"])
-@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(ENDINGS, ENDINGS)])
+@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(FAMILIES, FAMILIES)])
 def test_an_agreeing_pair_has_no_loss_and_no_gradient_where_it_stops(
     student: str, teacher: str, loss: Any
 ) -> None:
@@ -109,8 +115,6 @@ def test_stops_that_the_student_lacks_are_added_to_the_one_that_it_has() -> None
 
 
 def _with_eos(tokenizer: Any, eos: str) -> Any:
-    import copy
-
     changed = copy.deepcopy(tokenizer)
     changed.eos_token = eos
     return changed
