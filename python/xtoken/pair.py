@@ -22,6 +22,7 @@ from xtoken.audit.prefix_coverage import supervision
 from xtoken.data.documents import Document
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import ExampleSet, encode_examples
+from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import (
     ArgumentTypeError,
     FormatError,
@@ -118,15 +119,15 @@ class Pair:
             self.student, self.teacher, cache_dir=self.cache_dir, threads=self.threads, **made
         )
 
-    @property
+    @cached_property
     def student_vocab(self) -> Vocab:
-        """What each student token contributes to the text."""
-        return self.student.vocab
+        """What each student token contributes to the text, and what stops the student."""
+        return vocab_with_stops(self.student)
 
-    @property
+    @cached_property
     def teacher_vocab(self) -> Vocab:
-        """What each teacher token contributes to the text."""
-        return self.teacher.vocab
+        """What each teacher token contributes to the text, and what stops the teacher."""
+        return vocab_with_stops(self.teacher)
 
     @property
     def student_tokenizer(self) -> LoadedTokenizer:
@@ -152,7 +153,7 @@ class Pair:
     def fingerprint(self) -> str:
         """Stable hash of both tokenizers and of how the projection is built: 32 hex digits."""
         sides = [
-            [vocab.fingerprint, vocab.model_fingerprint, sorted(vocab.roles.items())]
+            [vocab.fingerprint, vocab.model_fingerprint, sorted(vocab.roles.items()), vocab.stops]
             for vocab in (self.student_vocab, self.teacher_vocab)
         ]
         options = options_for(self.student_vocab, self.teacher_vocab, **self._projection_options())
@@ -217,11 +218,13 @@ class Pair:
             Encoder(
                 side.tokenizer,
                 side.name,
-                vocab=side.vocab,
+                vocab=vocab,
                 date=date,
                 generation_config=side.generation_config,
             )
-            for side in self.sides
+            for side, vocab in zip(
+                self.sides, (self.student_vocab, self.teacher_vocab), strict=True
+            )
         )
         return student, teacher
 
@@ -292,8 +295,8 @@ class Pair:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.projection.save(folder / _PROJECTION_FILE)
-        for side in self.sides:
-            _write(folder / f"{side.name}.vocab", _vocab_state(side.vocab))
+        for side, vocab in zip(self.sides, (self.student_vocab, self.teacher_vocab), strict=True):
+            _write(folder / f"{side.name}.vocab", _vocab_state(vocab))
             _save_tokenizer(side, folder / side.name)
         content = {
             "format": _FORMAT,

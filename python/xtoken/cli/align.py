@@ -14,6 +14,7 @@ from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
+from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
 from xtoken.vocab.display import visible_token
 from xtoken.vocab.side import Side
@@ -62,9 +63,8 @@ def align(
     if (batch is None) != (out is None):
         raise OptionError("--batch and --out go together; pass both or neither")
     sides = read_side("student", student), read_side("teacher", teacher)
-    aligner = Aligner(
-        sides[0].vocab, sides[1].vocab, whole_characters=whole_characters, threads=threads
-    )
+    vocabs = [vocab_with_stops(side) for side in sides]
+    aligner = Aligner(*vocabs, whole_characters=whole_characters, threads=threads)
     if batch is not None and out is not None:
         from xtoken.cli.align_corpus import Corpus, align_corpus
 

@@ -28,6 +28,7 @@ from xtoken.cli.sides import (
     read_side,
     read_text,
 )
+from xtoken.data.stops import vocab_with_stops
 from xtoken.projection import Projection
 from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
@@ -202,7 +203,7 @@ def _read_sample(student: str, teacher: str, text: Path) -> _Sample:
         content = read_text(text)
         sides = read_side("student", student), read_side("teacher", teacher)
         one, other = (side.encode([content])[0] for side in sides)
-    return _Sample((sides[0].vocab, sides[1].vocab), (one, other))
+    return _Sample((vocab_with_stops(sides[0]), vocab_with_stops(sides[1])), (one, other))
 
 
 def _supervision(w: Projection, sample: _Sample) -> tuple[ClassSupervision, ...]:
@@ -226,7 +227,10 @@ def _nothing() -> Iterator[None]:
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:
     with _working("reading the tokenizers"):
-        return read_tokenizer(student), read_tokenizer(teacher)
+        return (
+            vocab_with_stops(Side("student", student)),
+            vocab_with_stops(Side("teacher", teacher)),
+        )
 
 
 def _load(file: Path, student: str | None, teacher: str | None) -> Projection:

@@ -111,6 +111,7 @@ def _joined(row: _Row, pieces: AlignmentBatch, start: int, end: int) -> Alignmen
         _chained([part.teacher_bounds for part in parts]),
         np.concatenate([part.kind for part in parts]),
         np.sum([part.byte_counts for part in parts], axis=0, dtype=np.int64),
+        parts[0].pair,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xtoken._core import Vocab
 from xtoken.data.chat_template import ChatTemplate
 from xtoken.errors import DataError
+from xtoken.vocab.side import Side
 from xtoken.vocab.source import LoadedTokenizer
 
 
@@ -87,3 +88,24 @@ def _listed(config: object) -> list[int]:
     if found is None:
         return []
     return [int(token) for token in found] if isinstance(found, list | tuple) else [int(found)]
+
+
+def vocab_with_stops(side: Side) -> Vocab:
+    """The vocabulary of a side, with all that stops it: what its chat template prints after an
+    answer, its end of text, and what its generation config lists.
+
+    A directory with a chat template is read by transformers, which prints it; without transformers
+    the roles of the special tokens alone are known.
+    """
+    if isinstance(side.source, Vocab):
+        return side.source
+    stops: StopTokens | None = None
+    if side.has_template:
+        stops = stop_tokens(side.tokenizer, side.vocab, side.generation_config)
+    vocab = side.vocab
+    end_of_turn = () if stops is None else stops.end_of_turn
+    eos = _listed(side.generation_config) if stops is None else list(stops.eos)
+    ids = [token for token in (*end_of_turn, *eos) if token < len(vocab)]
+    if end_of_turn and end_of_turn[0] < len(vocab):
+        vocab = vocab.with_roles({"eot": end_of_turn[0]})
+    return vocab.with_stops(ids) if ids else vocab

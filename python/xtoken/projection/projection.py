@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xtoken._core import PROJECTION_RULES, Vocab, build_projection
 from xtoken._files import cache_directory
+from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import ShapeError
 from xtoken.projection import file, topk_pt
 from xtoken.projection.arrays import EMPTY_RULES, RULE_CODES, ProjectionArrays
@@ -27,7 +28,8 @@ from xtoken.projection.options import (
     check_count,
     options_for,
 )
-from xtoken.vocab import TokenizerSource, read_tokenizer
+from xtoken.vocab import TokenizerSource
+from xtoken.vocab.side import Side
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +104,8 @@ class Projection(ProjectionArrays):
             TokenIdError: a special token in `special_roles` does not exist.
             UnsupportedTokenizerError: a tokenizer cannot be read or segmented exactly.
         """
-        student = read_tokenizer(student_tokenizer)
-        teacher = read_tokenizer(teacher_tokenizer)
+        student = vocab_with_stops(Side("student", student_tokenizer))
+        teacher = vocab_with_stops(Side("teacher", teacher_tokenizer))
         options = options_for(
             student,
             teacher,

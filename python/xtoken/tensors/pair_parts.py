@@ -12,6 +12,7 @@ from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
 from xtoken.tensors.projection import SparseProjection
+from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
@@ -100,6 +101,7 @@ class PairParts(nn.Module):
         student_trie: the student's tokens as teacher pieces.
         teacher_trie: the mirror.
         strict_common, relaxed_common: the common sets of GOLD and of H-KL.
+        stop_fold: the teacher's stop tokens that no student token stands for.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -112,6 +114,7 @@ class PairParts(nn.Module):
     teacher_trie: TrieSlots | None
     strict_common: CommonSet | None
     relaxed_common: CommonSet | None
+    stop_fold: StopFold | None
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class PairParts(nn.Module):
         teacher_trie: TrieSlots | None = None,
         strict_common: CommonSet | None = None,
         relaxed_common: CommonSet | None = None,
+        stop_fold: StopFold | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -170,6 +174,7 @@ class PairParts(nn.Module):
             if common is not None:
                 common.check_sizes(self.sizes)
         self.fingerprint = _common_fingerprint(known)
+        self.stop_fold = stop_fold
         self.first_pieces = None
         if projection is not None and student_trie is not None:
             self.first_pieces = first_pieces(projection, student_trie)
@@ -221,11 +226,19 @@ class PairParts(nn.Module):
             relaxed_common=_common(projection, "relaxed", threshold)
             if "relaxed_common" in parts
             else None,
+            stop_fold=_stop_fold(projection),
             fingerprint=projection.pair,
         )
 
     def extra_repr(self) -> str:
         return f"{self.sizes[0]} student and {self.sizes[1]} teacher tokens"
+
+
+def _stop_fold(projection: Projection) -> StopFold | None:
+    sources, targets = projection.stop_fold_from, projection.stop_fold_to
+    if sources is None or targets is None or not len(sources):
+        return None
+    return StopFold(sources.tolist(), targets.tolist())
 
 
 def _parts_named(needs: LossName | Collection[Part]) -> frozenset[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -14,6 +15,8 @@ from xtoken.errors import PairError, UnsupportedTokenizerError
 from xtoken.vocab.load import is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
+
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 SideName = Literal["student", "teacher"]
 
@@ -85,6 +88,22 @@ class Side:
             if not is_hub_name(self.source):
                 return Vocab.from_path(self.source)
         return Vocab.from_tokenizer(self.tokenizer)
+
+    @cached_property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template, which this installation can print."""
+        if not isinstance(self.source, str | PathLike):
+            return bool(getattr(self.source, "chat_template", None))
+        if importlib.util.find_spec("transformers") is None:
+            return False
+        if "tokenizer" in self.__dict__ or is_hub_name(self.source):
+            return bool(getattr(self.tokenizer, "chat_template", None))
+        folder = Path(self.source)
+        if any((folder / name).is_file() for name in _TEMPLATE_FILES):
+            return True
+        file = folder / "tokenizer_config.json"
+        config = read_json(file, "tokenizer config") if file.is_file() else None
+        return isinstance(config, dict) and bool(config.get("chat_template"))
 
     @cached_property
     def generation_config(self) -> Mapping[str, object] | None:

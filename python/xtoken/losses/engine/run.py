@@ -67,7 +67,7 @@ class LossCall:
         """The teacher's rows of each chunk; see `TeacherRows.build`."""
         return TeacherRows.build(
             self.teacher, self.chunks, self.pair.sizes[1], self.temperature, merge,
-            renormalized=renormalized,
+            renormalized=renormalized, fold=self.pair.stop_fold,
         )  # fmt: skip
 
     def rows_per_block(self, widest: int) -> int:

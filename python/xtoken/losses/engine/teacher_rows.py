@@ -11,6 +11,7 @@ from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.rows import upcast
+from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 # Where less than this is left, 1 - sum has lost its digits in float32.
@@ -26,6 +27,7 @@ class TeacherRows:
         where: the rows each chunk reads.
         vocab_size: V_t; what lies beyond it has no mass.
         temperature: divides the logits.
+        fold: the stop tokens that are added to another.
         log_totals: [C] the log of each chunk's softmax denominator, where it is known already.
     """
 
@@ -33,6 +35,7 @@ class TeacherRows:
     where: ChunkRows
     vocab_size: int
     temperature: float
+    fold: StopFold | None = None
     log_totals: Tensor | None = None
 
     @classmethod
@@ -45,9 +48,11 @@ class TeacherRows:
         merge: Merge,
         *,
         renormalized: bool = False,
+        fold: StopFold | None = None,
     ) -> TeacherRows:
         """
         Args:
+            fold: the teacher's stop tokens that are added to another.
             renormalized: the loss renormalizes over stored entries, so that a stored top-k may be
                 read at another temperature than it was taken at.
 
@@ -81,7 +86,7 @@ class TeacherRows:
         rows = chunk_rows(chunks, "teacher", length, merge)
         if isinstance(signal, TeacherTopK):
             _check_vocabulary(signal, rows.index, vocab_size)
-        return cls(signal, rows, vocab_size, temperature)
+        return cls(signal, rows, vocab_size, temperature, fold)
 
     @property
     def stored_power(self) -> float:
@@ -116,10 +121,16 @@ class TeacherRows:
                 return self._logits(start, stop, columns)[chosen]
             index = index[chosen]
         flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
-        if columns is not None:
-            flat = flat.index_select(1, columns)
-        rows = merge_rows(upcast(flat), segments, stop - start)
-        return rows if self.temperature == 1.0 else rows / self.temperature
+        kept = flat if columns is None else flat.index_select(1, columns)
+        rows = merge_rows(upcast(kept), segments, stop - start)
+        if self.temperature != 1.0:
+            rows = rows / self.temperature
+        if self.fold is None:
+            return rows
+        if columns is None:
+            return self.fold.dense(rows)
+        whole = merge_rows(upcast(flat), segments, stop - start) / self.temperature
+        return self.fold.chosen(rows, whole, columns)
 
     @torch.no_grad()
     def log_outside(self, start: int, stop: int, mass: Tensor, kept: Tensor | None) -> Tensor:
@@ -159,6 +170,8 @@ class TeacherRows:
         if self.signal.temperature != self.temperature:
             stored = stored * (self.signal.temperature / self.temperature)
         stored = stored.masked_fill(ids >= self.vocab_size, -torch.inf)
+        if self.fold is not None:
+            ids, stored = self.fold.stored(ids, stored)
         ids = ids.masked_fill(torch.isneginf(stored), self.vocab_size)
         return ids, stored
 
@@ -168,7 +181,7 @@ class TeacherRows:
         ids = self.signal.ids.flatten(0, 1)[self.where.index].clamp(max=self.vocab_size)
         mask = torch.zeros(self.vocab_size + 1, dtype=torch.bool, device=ids.device)
         mask[ids.flatten()] = True
-        return mask[:-1]
+        return mask[:-1] if self.fold is None else self.fold.named(mask[:-1])
 
 
 @torch.no_grad()
