@@ -1,12 +1,14 @@
 """The rules of the projection W in plain Python: dictionaries, one row at a time, no speed.
 
-Segmentation is Hugging Face's own model, called through `tokenizers`.
+Segmentation is Hugging Face's own tokenizer, called through `tokenizers`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -27,14 +29,61 @@ def byte_alphabet() -> dict[int, str]:
 _ALPHABET = byte_alphabet()
 
 
+def inside_text(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that puts no space of its own, strips nothing and knows no control tokens."""
+    spec: dict[str, Any] = json.loads(tokenizer.to_str())
+    in_model = tokenizer.get_vocab(with_added_tokens=False)
+    spec["added_tokens"] = [
+        token | {"content": f"\U000f0000{i}"} if token["special"] else token
+        for i, token in enumerate(spec["added_tokens"])
+        if not (token["special"] and token["content"] in in_model)
+    ]
+    spec["normalizer"] = _without_edges(spec["normalizer"])
+    spec["pre_tokenizer"] = _without_edges(spec["pre_tokenizer"])
+    spec["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def _without_edges(section: Any) -> Any:
+    if section is None or section["type"] in ("Prepend", "Strip"):
+        return None
+    section = dict(section)
+    for key in ("normalizers", "pretokenizers"):
+        if key in section:
+            section[key] = [part for part in map(_without_edges, section[key]) if part]
+    if section["type"] == "ByteLevel":
+        section["add_prefix_space"] = False
+    if section["type"] == "Metaspace":
+        section.pop("add_prefix_space", None)
+        section["prepend_scheme"] = "never"
+    return section
+
+
 def hugging_face_segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
-    """What Hugging Face's model makes of bytes; `None` where its pieces do not spell them."""
+    """What Hugging Face's tokenizer makes of bytes inside a text, and its model of bytes that are
+    no text or that the normalizer changes; `None` where the pieces do not spell them."""
+    inside = inside_text(tokenizer)
+
+    def as_text(token: bytes) -> list[int] | None:
+        try:
+            text = token.decode()
+        except UnicodeDecodeError:
+            return None
+        if "▁" in text and vocab.family == "sentencepiece":
+            return None
+        changed = inside.normalizer.normalize_str(text) if inside.normalizer else text
+        if vocab.family == "sentencepiece":
+            changed = changed.replace("▁", " ")
+        ids: list[int] | None = inside.encode(text).ids if changed == text else None
+        return ids
 
     def text_pieces(surface: str) -> list[int]:
         return [piece.id for piece in tokenizer.model.tokenize(surface)]
 
     def segment(token: bytes) -> list[int] | None:
-        if vocab.family == "byte-level":
+        if (whole := as_text(token)) is not None:
+            pieces = whole
+        elif vocab.family == "byte-level":
             pieces = text_pieces("".join(_ALPHABET[byte] for byte in token))
         elif vocab.family == "sentencepiece":
             pieces = _sentencepiece(token, tokenizer, text_pieces)

@@ -38,7 +38,7 @@ class Vocab:
     """What each id of a vocabulary contributes to the text, as bytes.
 
     Immutable, picklable, safe to share between threads. Two vocabularies are equal when their
-    fingerprints and roles are.
+    fingerprints, roles and stops are.
     """
 
     @staticmethod
@@ -67,7 +67,11 @@ class Vocab:
 
     @staticmethod
     def from_tokenizer_json(
-        json: bytes, *, from_memory: bool = False, roles: Mapping[str, int | None] = ...
+        json: bytes,
+        *,
+        from_memory: bool = False,
+        roles: Mapping[str, int | None] = ...,
+        declared: Sequence[tuple[str, bool | None]] = ...,
     ) -> Vocab:
         """Read the content of a `tokenizer.json`.
 
@@ -77,13 +81,27 @@ class Vocab:
                 to the last bit; those of a file are read as Hugging Face reads them.
             roles: ids of the roles `bos`, `eos`, `pad`, `unk`, `eot`; those that are left out are
                 guessed from the texts of the special tokens, `None` takes one away.
+            declared: texts of tokens that a configuration beside the file declares, and whether
+                each is a control token (`None`: unless the file adds it as text); those that the
+                file lacks get the next ids.
         """
 
     @staticmethod
     def from_tiktoken(
-        file: bytes, special_tokens: Mapping[str, int], *, roles: Mapping[str, int | None] = ...
+        file: bytes,
+        special_tokens: Mapping[str, int],
+        *,
+        roles: Mapping[str, int | None] = ...,
+        pattern: str | None = None,
     ) -> Vocab:
-        """Read the content of a tiktoken rank file; `special_tokens` maps texts to ids."""
+        """Read the content of a tiktoken rank file.
+
+        Args:
+            file: lines of base64 and rank.
+            special_tokens: texts to ids.
+            pattern: the regular expression that cuts text into words, which the file does not
+                hold; without it the pieces of a token are those of the merges alone.
+        """
 
     @staticmethod
     def from_tekken(file: bytes, *, roles: Mapping[str, int | None] = ...) -> Vocab:
@@ -96,6 +114,7 @@ class Vocab:
         *,
         ranked: bool = False,
         roles: Mapping[str, int | None] = ...,
+        pattern: str | None = None,
     ) -> Vocab:
         """Build from explicit bytes.
 
@@ -104,6 +123,7 @@ class Vocab:
             special_tokens: ids that contribute nothing, with their texts.
             ranked: ids are the merge ranks of a byte pair encoding, as in a tiktoken file;
                 otherwise the vocabulary cannot segment bytes (see `segment`).
+            pattern: the regular expression that cuts text into words before they are segmented.
         """
 
     def with_roles(self, roles: Mapping[str, int | None]) -> Vocab:
@@ -113,6 +133,13 @@ class Vocab:
             OptionError: a key is no role.
             TokenIdError: an id is outside the vocabulary.
         """
+    def with_stops(self, ids: Sequence[int]) -> Vocab:
+        """A copy with other declared stop tokens, in order of preference: what a turn ends with
+        first, as a chat template prints it, then what `generation_config` lists.
+
+        Raises:
+            TokenIdError: an id is outside the vocabulary.
+        """
     @classmethod
     def _from_state(cls, state: bytes) -> Vocab: ...
     def __len__(self) -> int: ...
@@ -120,7 +147,9 @@ class Vocab:
     def __hash__(self) -> int: ...
     @property
     def fingerprint(self) -> str:
-        """Stable hash of bytes, kinds and special texts: 64 hexadecimal digits."""
+        """Stable hash of what each id is (bytes, kinds and special texts): 64 hexadecimal digits.
+
+        Roles, stops and the dummy prefix take no part."""
     @property
     def family(self) -> str:
         """`bytes`, `byte-level`, `sentencepiece` or `wordpiece (lossy)`."""
@@ -130,10 +159,15 @@ class Vocab:
     @property
     def dummy_prefix(self) -> Literal["never", "first", "every"]:
         """Where the tokenizer puts a space of its own: `first` at the start of the sequence,
-        `every` after each special token as well but the unknown one, which stands within text."""
+        `every` after each special or added token as well but the unknown one, which stands within
+        text."""
     @property
     def roles(self) -> dict[str, int]:
         """The ids that play `bos`, `eos`, `pad`, `unk`, `eot`, where known."""
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """All that can stop a sequence, in order of preference: the ids given to `with_stops`, then
+        those of the roles `eot` and `eos`."""
     @property
     def special_tokens(self) -> dict[int, str]:
         """The special ids with their texts."""
@@ -159,10 +193,12 @@ class Vocab:
     def model(self) -> str | None:
         """How bytes are segmented: `BPE`, `Unigram`, `WordPiece`, or `None` if not known."""
     def segment(self, token: bytes) -> list[int] | None:
-        """The pieces that the tokenizer's own model makes of these bytes as one word.
+        """The pieces that the tokenizer makes of these bytes inside a text.
 
-        Neither normalizer, pre-tokenizer nor added tokens take part. The bytes need not be valid
-        UTF-8, and the pieces spell them exactly.
+        Added tokens that are text are matched first, then the pre-tokenizer cuts, then the model
+        segments; no dummy prefix is put. Bytes that are not valid UTF-8, and text that the
+        normalizer would change, go to the model as they are; so does all text of a WordPiece
+        vocabulary, which its tokens do not determine. The pieces spell the bytes exactly.
 
         Returns: token ids, none for no bytes; `None` where the vocabulary cannot spell the bytes.
 
@@ -240,6 +276,10 @@ class ProjectionArrays:
     def teacher_pieces(self) -> npt.NDArray[np.int64] | None: ...
     @property
     def reverse_rows(self) -> int: ...
+    @property
+    def stop_fold_from(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def stop_fold_to(self) -> npt.NDArray[np.int64]: ...
 
 def build_projection(
     student: Vocab,

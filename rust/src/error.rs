@@ -81,6 +81,18 @@ pub enum Error {
         /// The components that can be read.
         supported: &'static str,
     },
+    /// The tokens are spelled in one alphabet and read in another.
+    #[error(
+        "the tokenizer is broken: its vocabulary is {found}, but its pipeline is that of \
+         {expected}, so spaces are lost; pass the directory or its tokenizer.json instead, or load \
+         it with PreTrainedTokenizerFast or a newer transformers"
+    )]
+    MixedTokenizer {
+        /// The alphabet of the vocabulary.
+        found: &'static str,
+        /// The alphabet that the decoder reads.
+        expected: &'static str,
+    },
     /// The vocabulary carries no segmentation model, so bytes cannot be tokenized with it.
     #[error(
         "the {side} vocabulary has no tokenization model (it was built from explicit token bytes); \

@@ -1,4 +1,4 @@
-"""`Vocab.segment`: a tokenizer's own segmentation of bytes, against Hugging Face's models."""
+"""`Vocab.segment`: a tokenizer's own segmentation of bytes, against Hugging Face's tokenizers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,19 @@ from tokenizers.models import BPE
 from xtoken import Vocab
 from xtoken.errors import UnsupportedTokenizerError
 
-
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+from reference_projection import Segment, hugging_face_segment
 
 
-ALPHABET = byte_alphabet()
+@functools.cache
+def _segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
+    return hugging_face_segment(tokenizer, vocab)
 
 
 def reference(tokenizer: Tokenizer, vocab: Vocab, token: bytes) -> list[int] | None:
-    """What Hugging Face's model makes of the bytes; `None` where its pieces do not spell them."""
-    if vocab.family == "byte-level":
-        surface = "".join(ALPHABET[byte] for byte in token)
-    elif vocab.family == "sentencepiece":
-        surface = token.decode().replace(" ", "▁")
-    else:
-        surface = token.decode().removeprefix(" ")
+    """What Hugging Face makes of the bytes; `None` where its pieces do not spell them."""
+    if not vocab.is_lossy:
+        return _segment(tokenizer, vocab)(token)
+    surface = token.decode().removeprefix(" ")
     pieces = [piece.id for piece in tokenizer.model.tokenize(surface)]
     spelled = b"".join(vocab.token_bytes(piece) for piece in pieces)
     return pieces if spelled == token else None
@@ -67,7 +60,7 @@ def is_text(token: bytes) -> bool:
     return True
 
 
-def test_every_token_of_a_real_vocabulary_is_segmented_as_the_model_does(
+def test_every_token_of_a_real_vocabulary_is_segmented_as_the_tokenizer_does(
     pair: tuple[Tokenizer, Vocab],
 ) -> None:
     tokenizer, vocab = pair
@@ -86,7 +79,7 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_model_does(
 
 
 @given(text=st.text(max_size=80))
-def test_any_text_is_segmented_as_the_model_does(text: str) -> None:
+def test_any_text_is_segmented_as_the_tokenizer_does(text: str) -> None:
     for name, make in TEACHERS.items():
         tokenizer, vocab = make(), vocab_of(name)
         if text:

@@ -15,7 +15,7 @@ from xtoken.errors import OptionError
 from xtoken.vocab.fingerprints import PairFingerprint
 
 # Changes whenever the same ids may get another alignment: stored ones are then made anew.
-_ALGORITHM_VERSION = 2
+_ALGORITHM_VERSION = 3
 
 
 class Aligner:
@@ -72,6 +72,8 @@ class Aligner:
             _ALGORITHM_VERSION,
             self.student_vocab.fingerprint,
             self.teacher_vocab.fingerprint,
+            self.student_vocab.dummy_prefix,
+            self.teacher_vocab.dummy_prefix,
             self.student_vocab.roles.get("unk"),
             self.teacher_vocab.roles.get("unk"),
             self.role_pairs,

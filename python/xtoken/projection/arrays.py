@@ -33,6 +33,10 @@ class ProjectionArrays:
             or the teacher cannot spell it.
         teacher_pieces_indptr, teacher_pieces: the mirror, [V_t + 1] and [m] int64: the student's
             own pieces of each teacher token; None where the student has no model that can segment.
+        stop_fold_from, stop_fold_to: [f] int64, the teacher's stop tokens that no row reaches, and
+            for each the reached one that stands for it: all that stops a side is one event, so a
+            loss adds the teacher's probability of the former to that of the latter. None where
+            that is not known (an imported table, a file of an earlier version).
         options: what it was built with.
         student_fingerprint, teacher_fingerprint: of the two vocabularies.
         model_fingerprint, student_model_fingerprint: of the teacher's and the student's
@@ -56,6 +60,8 @@ class ProjectionArrays:
     teacher_pieces_indptr: NDArray[np.int64] | None = None
     teacher_pieces: NDArray[np.int64] | None = None
     student_model_fingerprint: str = ""
+    stop_fold_from: NDArray[np.int64] | None = None
+    stop_fold_to: NDArray[np.int64] | None = None
 
     @property
     def pair(self) -> PairFingerprint:

@@ -19,9 +19,12 @@ from xtoken.projection.options import ProjectionOptions
 def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str:
     """A hash of everything that W depends on: 32 hexadecimal digits."""
     depends_on = [
-        [[v.fingerprint, v.model_fingerprint, sorted(v.roles.items())] for v in (student, teacher)],
+        [
+            [v.fingerprint, v.model_fingerprint, sorted(v.roles.items()), v.stops]
+            for v in (student, teacher)
+        ],
         options.to_json(),
-        "pieces of both sides",
+        "pieces of both sides, stops as sets",
         FORMAT_VERSION,
         __version__,
     ]

@@ -32,9 +32,11 @@ _DTYPES = {
     "pieces": np.int64,
     "teacher_pieces_indptr": np.int64,
     "teacher_pieces": np.int64,
+    "stop_fold_from": np.int64,
+    "stop_fold_to": np.int64,
 }
-# Present where the student's tokenizer can segment.
-_OPTIONAL = ("teacher_pieces_indptr", "teacher_pieces")
+# Present where the student's tokenizer can segment, and where the stops are known.
+_OPTIONAL = ("teacher_pieces_indptr", "teacher_pieces", "stop_fold_from", "stop_fold_to")
 _ENTRIES = (
     *("shape", "options", "student_fingerprint", "teacher_fingerprint", "model_fingerprint"),
 )
@@ -140,6 +142,21 @@ def check(projection: ProjectionArrays) -> None:
             projection.teacher_pieces,
             np.ones(len(projection.teacher_pieces), dtype=np.float32),
             (columns, rows),
+        )
+    _check_folds(projection)
+
+
+def _check_folds(projection: ProjectionArrays) -> None:
+    folded, onto = projection.stop_fold_from, projection.stop_fold_to
+    if folded is None and onto is None:
+        return
+    columns = projection.shape[1]
+    if folded is None or onto is None or len(folded) != len(onto):
+        raise ShapeError("stop_fold_from and stop_fold_to must both be there, of one length")
+    ids = np.concatenate([folded, onto])
+    if ids.size and not (0 <= ids.min() and ids.max() < columns):
+        raise ShapeError(
+            f"stop_fold_from and stop_fold_to must hold ids of the teacher (V_t = {columns})"
         )
 
 

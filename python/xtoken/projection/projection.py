@@ -70,7 +70,8 @@ class Projection(ProjectionArrays):
         3. forward: the pieces that the teacher's own model makes of the token's bytes, piece i with
            weight in proportion to `decay ** i`.
         4. reverse: a teacher token that the student's model splits gives weight back to its pieces.
-        5. special tokens: by role, then by similar names.
+        5. special tokens: each of the student's stops (`Vocab.stops`) with the one that the teacher
+           prints at that place, the others by role, then by similar names.
 
         What has no correspondence by any of them is an empty row.
 
@@ -159,6 +160,8 @@ class Projection(ProjectionArrays):
             teacher_pieces_indptr=arrays.teacher_pieces_indptr,
             teacher_pieces=arrays.teacher_pieces,
             student_model_fingerprint=student.model_fingerprint,
+            stop_fold_from=arrays.stop_fold_from,
+            stop_fold_to=arrays.stop_fold_to,
         )
 
     def transposed(self) -> Csr:

@@ -8,13 +8,14 @@ from os import PathLike
 from pathlib import Path
 
 from xtoken._core import Vocab
-from xtoken._files import JsonValue, read_json
+from xtoken._files import JsonValue
 from xtoken.errors import (
     ArgumentTypeError,
     FormatError,
     MissingFileError,
     UnsupportedTokenizerError,
 )
+from xtoken.vocab.declared import declared_tokens, read_config, token_text
 from xtoken.vocab.display import special_id
 from xtoken.vocab.source import FastTokenizer, SerializableTokenizer, TiktokenEncoding
 
@@ -52,7 +53,7 @@ def read_object(tokenizer: FastTokenizer | SerializableTokenizer | TiktokenEncod
 def read_path(path: str | PathLike[str]) -> Vocab:
     """The vocabulary in a directory or file; see `Vocab.from_path`."""
     file, content = read_content(path)
-    return _read_file(file, content, _read_config(file.parent) if Path(path).is_dir() else {})
+    return _read_file(file, content, read_config(file.parent) if Path(path).is_dir() else {})
 
 
 def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
@@ -109,10 +110,11 @@ def _too_large(path: Path, verb: str) -> FormatError:
 def _read_file(path: Path, content: bytes, config: Mapping[str, JsonValue]) -> Vocab:
     if content.lstrip()[:1] == b"{":
         # Only tekken names the size that it is cut to.
-        read = (
-            Vocab.from_tekken if b'"default_vocab_size"' in content else Vocab.from_tokenizer_json
+        vocab = (
+            Vocab.from_tekken(content)
+            if b'"default_vocab_size"' in content
+            else Vocab.from_tokenizer_json(content, declared=declared_tokens(config))
         )
-        vocab = read(content)
         declared = {role: _role_id(vocab, config.get(f"{role}_token")) for role in _ROLES}
         return vocab.with_roles({role: i for role, i in declared.items() if i is not None})
     if content[:1] == b"\n" or not content[:16].isascii():
@@ -123,17 +125,9 @@ def _read_file(path: Path, content: bytes, config: Mapping[str, JsonValue]) -> V
     return Vocab.from_tiktoken(content, {})
 
 
-def _read_config(directory: Path) -> Mapping[str, JsonValue]:
-    file = directory / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    config = read_json(file, "tokenizer configuration")
-    return config if isinstance(config, dict) else {}
-
-
 def _role_id(vocab: Vocab, token: JsonValue) -> int | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return special_id(vocab, text) if isinstance(text, str) else None
+    text = token_text(token)
+    return None if text is None else special_id(vocab, text)
 
 
 def _printed(tokenizer: SerializableTokenizer) -> bytes:
@@ -155,8 +149,15 @@ def _declared_roles(tokenizer: FastTokenizer) -> dict[str, int | None]:
 def _read_tiktoken_encoding(encoding: TiktokenEncoding) -> Vocab:
     ranks, specials = encoding._mergeable_ranks, encoding._special_tokens
     size = max([*ranks.values(), *specials.values()]) + 1
+    # As in files: few ids have no token.
+    if size > 2 * len(ranks) + len(specials) + (1 << 17):
+        raise FormatError(
+            f"{encoding!r} has ids up to {size - 1} for {len(ranks)} tokens; pass an encoding "
+            "whose ids are in use"
+        )
     tokens = [b""] * size
     for token, rank in ranks.items():
         tokens[rank] = token
     special_tokens = {token_id: text for text, token_id in specials.items()}
-    return Vocab.from_tokens(tokens, special_tokens, ranked=True)
+    pattern: str | None = getattr(encoding, "_pat_str", None)
+    return Vocab.from_tokens(tokens, special_tokens, ranked=True, pattern=pattern)

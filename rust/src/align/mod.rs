@@ -31,15 +31,16 @@ use output::Writer;
 use side::Side;
 use walk::{ID_BITS, ID_MASK, Walk};
 
-/// Roles whose specials correspond unless the caller says otherwise. An unknown token stands for
-/// some text, so it has no counterpart.
-const PAIRED_ROLES: [Role; 4] = [Role::Bos, Role::Eos, Role::Pad, Role::EndOfTurn];
+/// Roles whose specials correspond unless the caller says otherwise, beside all that stops. An
+/// unknown token stands for some text, so it has no counterpart.
+const PAIRED_ROLES: [Role; 2] = [Role::Bos, Role::Pad];
 
 /// What an [`Aligner`] is asked to do beyond the default.
 #[derive(Debug, Clone, Default)]
 pub struct AlignOptions {
     /// Pairs of special tokens, (student id, teacher id), that form [`ChunkKind::Special`] chunks;
-    /// `None` pairs those that play the same role (BOS, EOS, padding, end of turn) on both sides.
+    /// `None` pairs each stop token ([`Vocab::stops`]) of one side with each of the other, BOS with
+    /// BOS and padding with padding.
     pub role_pairs: Option<Vec<(i64, i64)>>,
     /// Joins chunks whose boundary would cut a UTF-8 character.
     pub whole_characters: bool,
@@ -91,9 +92,8 @@ impl Aligner {
     /// is not special.
     pub fn new(student: Arc<Vocab>, teacher: Arc<Vocab>, options: AlignOptions) -> Result<Self> {
         let pairs = match options.role_pairs {
-            None => PAIRED_ROLES
-                .iter()
-                .filter_map(|&role| Some((student.role(role)?, teacher.role(role)?)))
+            None => default_pairs(&student, &teacher)
+                .into_iter()
                 .filter(|&(s, t)| is_special(&student, s) && is_special(&teacher, t))
                 .map(pair_key)
                 .collect(),
@@ -218,6 +218,18 @@ impl Aligner {
     }
 }
 
+fn default_pairs(student: &Vocab, teacher: &Vocab) -> Vec<(u32, u32)> {
+    let mut pairs: Vec<(u32, u32)> = PAIRED_ROLES
+        .iter()
+        .filter_map(|&role| Some((student.role(role)?, teacher.role(role)?)))
+        .collect();
+    let teacher_stops = teacher.stops();
+    for s in student.stops() {
+        pairs.extend(teacher_stops.iter().map(|&t| (s, t)));
+    }
+    pairs
+}
+
 fn pair_key((student_id, teacher_id): (u32, u32)) -> u64 {
     u64::from(student_id) << 32 | u64::from(teacher_id)
 }
@@ -242,11 +254,19 @@ fn special_id(vocab: &Vocab, id: i64, side: &'static str) -> Result<u32> {
 /// that do not fit or do not exist equal no id.
 fn same_bytes(student: &Vocab, teacher: &Vocab) -> Vec<u32> {
     let most = (u32::MAX >> ID_BITS) as usize;
+    // What follows an added token may have a dummy prefix, which the map would not see.
+    let starts_anew =
+        |vocab: &Vocab, id| vocab.dummy_prefix() == DummyPrefix::Every && vocab.is_added(id);
     (0..student.len() as u32)
         .map(|id| {
             let bytes = student.token_bytes(id);
             match teacher.id_of(bytes) {
-                Some(other) if other < ID_MASK && bytes.len() <= most => {
+                Some(other)
+                    if other < ID_MASK
+                        && bytes.len() <= most
+                        && !starts_anew(student, id)
+                        && !starts_anew(teacher, other) =>
+                {
                     (bytes.len() as u32) << ID_BITS | other
                 }
                 _ => ID_MASK,

@@ -42,6 +42,7 @@ pub(crate) struct Side<'a, I> {
     pub(crate) blob: &'a [u8],
     starts: &'a [u32],
     kinds: &'a [TokenKind],
+    added: &'a [u32],
     dummy: DummyPrefix,
     /// The id that stands for text which the vocabulary lacks; `usize::MAX` for none.
     unknown: usize,
@@ -56,6 +57,7 @@ impl<'a, I: TokenId> Side<'a, I> {
             blob: vocab.blob(),
             starts: vocab.starts(),
             kinds: vocab.kinds(),
+            added: vocab.added(),
             dummy: vocab.dummy_prefix(),
             unknown: vocab.unknown().map_or(usize::MAX, |id| id as usize),
             first_text: 0,
@@ -98,15 +100,26 @@ impl<'a, I: TokenId> Side<'a, I> {
         self.kinds.get(self.ids[at].index()) == Some(&TokenKind::Special)
     }
 
+    /// Whether the tokenizer cuts its text after the token at `at`: what follows is tokenized as a
+    /// text of its own.
+    fn ends_segment(&self, at: usize) -> bool {
+        let id = self.ids[at].index();
+        self.is_special(at) && id != self.unknown
+            || u32::try_from(id).is_ok_and(|id| self.added.binary_search(&id).is_ok())
+    }
+
+    /// Whether the tokenizer may put a space of its own right behind text: behind an added token.
+    #[inline(always)]
+    pub(crate) fn has_dummy_after_text(&self) -> bool {
+        self.dummy == DummyPrefix::Every && !self.added.is_empty()
+    }
+
     /// Whether the tokenizer may have put a space of its own before the token at `at`.
     #[inline(always)]
     pub(crate) fn starts_segment(&self, at: usize) -> bool {
         self.dummy != DummyPrefix::Never
             && (at == self.first_text
-                || self.dummy == DummyPrefix::Every
-                    && at > 0
-                    && self.is_special(at - 1)
-                    && self.ids[at - 1].index() != self.unknown)
+                || self.dummy == DummyPrefix::Every && at > 0 && self.ends_segment(at - 1))
     }
 
     /// Number of tokens without text from `at` on, counted up to `limit`.

@@ -77,6 +77,9 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
             if sink.enough(walked) {
                 return Stop::Enough;
             }
+            if self.starts_after_text((i, j)) {
+                continue;
+            }
             // Chunks of one token on either side: the map both finds and verifies them.
             let (start, mut bytes) = (i, 0);
             for (student_id, teacher_id) in self.student.ids[i..].iter().zip(&self.teacher.ids[j..])
@@ -102,6 +105,18 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 }
             }
         }
+    }
+
+    /// Whether one of the sides may have a dummy prefix at `at` though text precedes it.
+    #[inline(always)]
+    fn starts_after_text(&self, (i, j): Boundary) -> bool {
+        self.has_dummy
+            && (self.student.has_dummy_after_text()
+                && i < self.student.ids.len()
+                && self.student.starts_segment(i)
+                || self.teacher.has_dummy_after_text()
+                    && j < self.teacher.ids.len()
+                    && self.teacher.starts_segment(j))
     }
 
     /// One chunk with text, with the tokens without text before it; gives its end and its bytes.
@@ -138,8 +153,9 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 return Err(Stop::OneEnds { at, reached: at });
             }
         }
-        // A segment starts only after tokens without text, and where the walk does not know.
-        if self.has_dummy && (first || (i, j) != from) {
+        // A segment starts only after tokens without text or added tokens, and where the walk does
+        // not know.
+        if self.has_dummy && (first || (i, j) != from || self.starts_after_text(from)) {
             let (student_extra, teacher_extra) =
                 dummy_prefix(&self.student, &self.teacher, (i, 0), (j, 0));
             left.0 += usize::from(student_extra);
@@ -194,7 +210,8 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 }
                 left = self.student.span(i).ok_or(Stop::BadId)?;
                 let has_text = left.0 < left.1;
-                if self.has_dummy && !after_text && has_text && self.student.starts_segment(i) {
+                let may_start = !after_text || self.student.has_dummy_after_text();
+                if self.has_dummy && may_start && has_text && self.student.starts_segment(i) {
                     let skipped = self.teacher.token_len(j).saturating_sub(right.1 - right.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, 0), (j, skipped)).0;
                     left.0 += usize::from(extra);
@@ -212,7 +229,8 @@ impl<S: TokenId, T: TokenId> Walk<'_, S, T> {
                 }
                 right = self.teacher.span(j).ok_or(Stop::BadId)?;
                 let has_text = right.0 < right.1;
-                if self.has_dummy && !after_text && has_text && self.teacher.starts_segment(j) {
+                let may_start = !after_text || self.teacher.has_dummy_after_text();
+                if self.has_dummy && may_start && has_text && self.teacher.starts_segment(j) {
                     let skipped = self.student.token_len(i).saturating_sub(left.1 - left.0);
                     let extra = dummy_prefix(&self.student, &self.teacher, (i, skipped), (j, 0)).1;
                     right.0 += usize::from(extra);

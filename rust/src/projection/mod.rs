@@ -118,6 +118,8 @@ pub struct Projection {
     /// The mirror: the student's pieces of each teacher token; none where the student cannot
     /// segment.
     pub teacher_pieces: Option<Pieces>,
+    /// Teacher stops that no row reaches, each with the reached one that stands for it.
+    pub stop_folds: Vec<(u32, u32)>,
 }
 
 /// Builds W.
@@ -168,6 +170,7 @@ pub fn build(
         reverse_rows: 0,
         pieces,
         teacher_pieces,
+        stop_folds: Vec::new(),
     };
     w.indptr.push(0);
     let mut row: Vec<(u32, f64)> = Vec::new();
@@ -212,6 +215,7 @@ pub fn build(
         }
         w.push(&mut row, options.top_k, rule);
     }
+    w.stop_folds = specials::stop_folds(&teacher.vocab, options, &w.indices);
     Ok(w)
 }
 

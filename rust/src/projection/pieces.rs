@@ -93,10 +93,7 @@ fn spell(
         let bytes = from.vocab.token_bytes(token);
         if let Some(id) = to.id_of(bytes) {
             block.ids.push(id);
-        } else if !bytes.is_empty()
-            && to
-                .require_model(side)?
-                .segment(&to.vocab, bytes, &mut pieces)
+        } else if !bytes.is_empty() && to.segment_with(to.require_model(side)?, bytes, &mut pieces)
         {
             block.ids.extend_from_slice(&pieces);
         }

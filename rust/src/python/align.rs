@@ -56,11 +56,14 @@ impl PyAligner {
         Ok(Self { aligner })
     }
 
+    /// The pairs (student id, teacher id) of special tokens that become SPECIAL chunks, in order.
     #[getter]
     fn role_pairs(&self) -> Vec<(u32, u32)> {
         self.aligner.role_pairs()
     }
 
+    /// The alignment of one pair of sequences: student bounds, teacher bounds, kinds, chunk indptr and
+    /// byte counts.
     fn align<'py>(
         &self,
         py: Python<'py>,

@@ -60,7 +60,7 @@ impl From<Error> for PyErr {
             Error::IdOutOfRange { .. } | Error::NoSuchId { .. } => TokenIdError::new_err(message),
             Error::Shape { .. } | Error::Indptr { .. } => ShapeError::new_err(message),
             Error::Format { .. } => FormatError::new_err(message),
-            Error::Unsupported { .. } | Error::NoModel { .. } => {
+            Error::Unsupported { .. } | Error::MixedTokenizer { .. } | Error::NoModel { .. } => {
                 UnsupportedTokenizerError::new_err(message)
             }
             Error::Interrupted => PyKeyboardInterrupt::new_err(message),

@@ -14,15 +14,28 @@ use crate::vocab::Role;
 /// W in CSR form as Python sees it; each array is handed over without a copy.
 #[pyclass(name = "ProjectionArrays", module = "xtoken._core", frozen, get_all)]
 pub(super) struct PyProjectionArrays {
+    /// Offsets into `indices` and `weights`, one more than there are student ids.
     indptr: Py<PyArray1<i64>>,
+    /// Teacher ids; in a row by falling weight.
     indices: Py<PyArray1<i64>>,
+    /// Weights, above 0; a row sums to 1.
     weights: Py<PyArray1<f32>>,
+    /// What made each row: an index into `PROJECTION_RULES`.
     rules: Py<PyArray1<u8>>,
+    /// Offsets into `pieces`, one more than there are student ids.
     pieces_indptr: Py<PyArray1<i64>>,
+    /// The teacher's pieces of each student token.
     pieces: Py<PyArray1<i64>>,
+    /// Offsets into `teacher_pieces`; `None` where the student cannot segment.
     teacher_pieces_indptr: Option<Py<PyArray1<i64>>>,
+    /// The student's pieces of each teacher token; `None` where it cannot segment.
     teacher_pieces: Option<Py<PyArray1<i64>>>,
+    /// Rows to which the reverse rule gave an entry, beside those that it made alone.
     reverse_rows: usize,
+    /// Teacher stops that no row reaches.
+    stop_fold_from: Py<PyArray1<i64>>,
+    /// For each of them, the reached stop that stands for it.
+    stop_fold_to: Py<PyArray1<i64>>,
 }
 
 impl PyProjectionArrays {
@@ -32,6 +45,7 @@ impl PyProjectionArrays {
             let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
             ids.into_pyarray(py).unbind()
         };
+        let (from, to): (Vec<u32>, Vec<u32>) = w.stop_folds.into_iter().unzip();
         let (teacher_pieces_indptr, teacher_pieces) = match w.teacher_pieces {
             Some(pieces) => (
                 Some(pieces.indptr.into_pyarray(py).unbind()),
@@ -49,6 +63,8 @@ impl PyProjectionArrays {
             teacher_pieces_indptr,
             teacher_pieces,
             reverse_rows: w.reverse_rows,
+            stop_fold_from: ids(&from),
+            stop_fold_to: ids(&to),
         }
     }
 }
@@ -103,6 +119,7 @@ fn role(name: &String) -> Result<Role> {
     })
 }
 
+/// W of two vocabularies; see `xtoken.Projection.build`. `threads=0` is one per core.
 #[pyfunction]
 #[pyo3(signature = (
     student, teacher, *, top_k, decay, max_pieces, canonical, reverse, special_pairs, ignored_roles,

@@ -43,6 +43,7 @@ impl PyPieceTrie {
         Ok(Self { trie })
     }
 
+    /// From the pieces of each token, in CSR form.
     #[staticmethod]
     fn from_pieces(
         py: Python<'_>,
@@ -106,10 +107,12 @@ impl PyPieceTrie {
         Ok([found.chunk, found.depth, found.node].map(|column| PyArray1::from_vec(py, column)))
     }
 
+    /// The node of a prefix, or `None`.
     fn find(&self, prefix: Vec<u32>) -> Option<u32> {
         self.trie.find(&prefix)
     }
 
+    /// Size of the vocabulary that the pieces are from.
     #[getter]
     fn piece_count(&self) -> usize {
         self.trie.piece_count()
@@ -151,6 +154,7 @@ impl PyPieceTrie {
         ))
     }
 
+    /// A trie from what pickling stored.
     #[classmethod]
     fn _from_state(
         _cls: &Bound<'_, PyType>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyType};
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 
 use super::detached;
 use crate::error::{Error, Result, checked_id};
@@ -41,6 +41,13 @@ fn declare(mut tokenizer: Tokenizer, roles: &Roles) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
+fn cut_by(tokenizer: Tokenizer, pattern: Option<&str>) -> Result<Tokenizer> {
+    match pattern {
+        Some(pattern) => tokenizer.with_pattern(pattern),
+        None => Ok(tokenizer),
+    }
+}
+
 impl PyVocab {
     fn wrap(py: Python<'_>, build: impl Send + FnOnce() -> Result<Tokenizer>) -> PyResult<Self> {
         Ok(Self {
@@ -68,6 +75,8 @@ impl PyVocab {
 
 #[pymethods]
 impl PyVocab {
+    /// Read a transformers fast tokenizer, a `tokenizers.Tokenizer`, a tiktoken `Encoding`, a path, or
+    /// a `Vocab`, which is returned as it is.
     #[staticmethod]
     fn from_tokenizer<'py>(tokenizer: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         // Which Python objects are tokenizers is Python's to know.
@@ -75,6 +84,8 @@ impl PyVocab {
         readers.call_method1("read_tokenizer", (tokenizer,))
     }
 
+    /// Read a directory with a tokenizer, a `tokenizer.json` (`.xz` too), a tekken file or a tiktoken
+    /// rank file without special tokens.
     #[staticmethod]
     fn from_path<'py>(path: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         path.py()
@@ -82,50 +93,69 @@ impl PyVocab {
             .call_method1("read_path", (path,))
     }
 
+    /// Read the content of a `tokenizer.json`.
+    ///
+    /// `from_memory` says that a tokenizer in memory printed it, so that scores are read to the last bit;
+    /// `roles` are ids by role, `declared` the texts of tokens that a configuration beside the file
+    /// declares, and whether each is a control token (`None`: unless the file adds it as text).
     #[staticmethod]
-    #[pyo3(signature = (json, *, from_memory = false, roles = Roles::new()))]
+    #[pyo3(signature = (json, *, from_memory = false, roles = Roles::new(), declared = Vec::new()))]
     fn from_tokenizer_json(
         py: Python<'_>,
         json: &[u8],
         from_memory: bool,
         roles: Roles,
+        declared: Vec<(String, Option<bool>)>,
     ) -> PyResult<Self> {
         let scores = if from_memory {
             Scores::FromMemory
         } else {
             Scores::FromFile
         };
-        Self::wrap(py, || declare(Tokenizer::from_json(json, scores)?, &roles))
+        Self::wrap(py, || {
+            let tokenizer = Tokenizer::from_json_declared(json, scores, &declared)?;
+            declare(tokenizer, &roles)
+        })
     }
 
+    /// Read the content of a tiktoken rank file; `special_tokens` maps texts to ids, `pattern` is the
+    /// regular expression that cuts text into words, which the file does not hold.
     #[staticmethod]
-    #[pyo3(signature = (file, special_tokens, *, roles = Roles::new()))]
+    #[pyo3(signature = (file, special_tokens, *, roles = Roles::new(), pattern = None))]
     fn from_tiktoken(
         py: Python<'_>,
         file: &[u8],
         special_tokens: BTreeMap<String, u32>,
         roles: Roles,
+        pattern: Option<&str>,
     ) -> PyResult<Self> {
         let specials: Vec<(String, u32)> = special_tokens.into_iter().collect();
         Self::wrap(py, || {
-            declare(Tokenizer::from_tiktoken(file, &specials)?, &roles)
+            let tokenizer = Tokenizer::from_tiktoken(file, &specials)?;
+            declare(cut_by(tokenizer, pattern)?, &roles)
         })
     }
 
+    /// Read the content of a `tekken.json`.
     #[staticmethod]
     #[pyo3(signature = (file, *, roles = Roles::new()))]
     fn from_tekken(py: Python<'_>, file: &[u8], roles: Roles) -> PyResult<Self> {
         Self::wrap(py, || declare(Tokenizer::from_tekken(file)?, &roles))
     }
 
+    /// Build from explicit bytes: those of each id, and the texts of special ids.
+    ///
+    /// `ranked` says that ids are the merge ranks of a byte pair encoding; `pattern` is the regular
+    /// expression that cuts text into words before they are segmented.
     #[staticmethod]
-    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, ranked = false, roles = Roles::new()))]
+    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, ranked = false, roles = Roles::new(), pattern = None))]
     fn from_tokens(
         py: Python<'_>,
         tokens: Vec<Vec<u8>>,
         special_tokens: BTreeMap<i64, String>,
         ranked: bool,
         roles: Roles,
+        pattern: Option<&str>,
     ) -> PyResult<Self> {
         Self::wrap(py, || {
             for &id in special_tokens.keys() {
@@ -137,14 +167,26 @@ impl PyVocab {
                     Some(text) => Token::Special(text.clone()),
                     None => Token::Text(bytes),
                 });
-            declare(Tokenizer::from_tokens(tokens, ranked)?, &roles)
+            let tokenizer = Tokenizer::from_tokens(tokens, ranked)?;
+            declare(cut_by(tokenizer, pattern)?, &roles)
         })
     }
 
+    /// A copy with other ids for some of the roles bos, eos, pad, unk and eot; `None` takes one away.
     fn with_roles(&self, py: Python<'_>, roles: Roles) -> PyResult<Self> {
         Self::wrap(py, || declare((*self.tokenizer).clone(), &roles))
     }
 
+    /// A copy with other declared stop tokens, in order of preference: what a turn ends with first.
+    fn with_stops(&self, py: Python<'_>, ids: Vec<i64>) -> PyResult<Self> {
+        Self::wrap(py, || {
+            let mut tokenizer = (*self.tokenizer).clone();
+            tokenizer.vocab.set_stops(&ids)?;
+            Ok(tokenizer)
+        })
+    }
+
+    /// A vocabulary from what pickling stored.
     #[classmethod]
     fn _from_state(_cls: &Bound<'_, PyType>, py: Python<'_>, state: &[u8]) -> PyResult<Self> {
         Self::wrap(py, || {
@@ -192,6 +234,7 @@ impl PyVocab {
         other.cast::<Self>().is_ok_and(|other| {
             let other = other.get().vocab();
             self.vocab().fingerprint() == other.fingerprint()
+                && self.vocab().stops() == other.stops()
                 && Role::ALL
                     .iter()
                     .all(|&role| self.vocab().role(role) == other.role(role))
@@ -202,21 +245,27 @@ impl PyVocab {
         u64::from_str_radix(&self.vocab().fingerprint()[..16], 16).unwrap_or_default()
     }
 
+    /// Stable hash of what each id is (bytes, kinds and special texts): 64 hexadecimal digits. Roles,
+    /// stops and the dummy prefix take no part.
     #[getter]
     fn fingerprint(&self) -> String {
         self.vocab().fingerprint()
     }
 
+    /// `bytes`, `byte-level`, `sentencepiece` or `wordpiece (lossy)`.
     #[getter]
     fn family(&self) -> &'static str {
         self.vocab().spelling().name()
     }
 
+    /// Whether the tokens do not determine the text (WordPiece).
     #[getter]
     fn is_lossy(&self) -> bool {
         self.vocab().spelling().is_lossy()
     }
 
+    /// Where the tokenizer puts a space of its own: `never`, `first` at the start of the sequence, or
+    /// `every`: after each special or added token as well.
     #[getter]
     fn dummy_prefix(&self) -> &'static str {
         match self.vocab().dummy_prefix() {
@@ -226,6 +275,7 @@ impl PyVocab {
         }
     }
 
+    /// The ids that play `bos`, `eos`, `pad`, `unk`, `eot`, where known.
     #[getter]
     fn roles<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let roles = PyDict::new(py);
@@ -237,6 +287,14 @@ impl PyVocab {
         Ok(roles)
     }
 
+    /// All that can stop a sequence, in order of preference: the ids given to `with_stops`, then
+    /// those of the roles `eot` and `eos`.
+    #[getter]
+    fn stops<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.vocab().stops())
+    }
+
+    /// The special ids with their texts.
     #[getter]
     fn special_tokens(&self) -> BTreeMap<u32, String> {
         self.vocab()
@@ -245,6 +303,7 @@ impl PyVocab {
             .collect()
     }
 
+    /// The bytes that a token contributes; empty for special and unused ids.
     fn token_bytes<'py>(&self, py: Python<'py>, token_id: i64) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(
             py,
@@ -252,36 +311,52 @@ impl PyVocab {
         ))
     }
 
+    /// Whether the id is a control token, which contributes no text.
     fn is_special(&self, token_id: i64) -> PyResult<bool> {
         self.with(token_id, |kind| kind == TokenKind::Special)
     }
 
+    /// Whether the id is a hole.
     fn is_unused(&self, token_id: i64) -> PyResult<bool> {
         self.with(token_id, |kind| kind == TokenKind::Unused)
     }
 
+    /// Whether the id is a `<0xNN>` token.
     fn is_byte_fallback(&self, token_id: i64) -> PyResult<bool> {
         self.with(token_id, |kind| kind == TokenKind::ByteFallback)
     }
 
+    /// The id that spells exactly these bytes; of several, the one that the tokenizer emits. `None`
+    /// where there is none.
     fn id_of(&self, token: &[u8]) -> Option<u32> {
         self.tokenizer.id_of(token)
     }
 
+    /// The pieces that the tokenizer makes of these bytes inside a text, or `None` where it cannot spell
+    /// them.
+    ///
+    /// Added tokens that are text are matched first, then the pre-tokenizer cuts, then the model
+    /// segments; no dummy prefix is put. Bytes that are not valid UTF-8, and text that the normalizer
+    /// would change, go to the model as they are; so does all text of a WordPiece vocabulary. The pieces
+    /// spell the bytes exactly.
     fn segment(&self, py: Python<'_>, token: &[u8]) -> PyResult<Option<Vec<u32>>> {
         detached(py, || self.tokenizer().segment(token))
     }
 
+    /// Stable hash of how bytes become ids, beside `fingerprint`: 64 hexadecimal digits. Vocabularies
+    /// without a model share one.
     #[getter]
     fn model_fingerprint(&self, py: Python<'_>) -> PyResult<String> {
         detached(py, || Ok(self.tokenizer.model_fingerprint().to_owned()))
     }
 
+    /// How bytes are segmented: `BPE`, `Unigram`, `WordPiece`, or `None` where that is not known.
     #[getter]
     fn model(&self) -> Option<&'static str> {
         self.tokenizer.model.as_ref().map(|model| model.name())
     }
 
+    /// The bytes of a sequence, without the dummy prefix.
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(py, &self.vocab().decode_bytes(&ids)?))
     }

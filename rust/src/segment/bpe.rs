@@ -103,24 +103,7 @@ impl Bpe {
         let bytes = (0..=u8::MAX)
             .map(|byte| vocab.id_of(&[byte]).unwrap_or(NONE))
             .collect();
-        let mut merges = Vec::new();
-        for merged in 0..vocab.len() as u32 {
-            let token = vocab.token_bytes(merged);
-            if vocab.id_of(token) != Some(merged) {
-                continue;
-            }
-            for at in 1..token.len() {
-                let (left, right) = token.split_at(at);
-                if let (Some(left), Some(right)) = (vocab.id_of(left), vocab.id_of(right)) {
-                    merges.push(Merge {
-                        left,
-                        right,
-                        rank: merged,
-                        merged,
-                    });
-                }
-            }
-        }
+        let merges = merges_of_ranks(vocab);
         let words = Words::tokens(vocab, 0..vocab.len() as u32);
         Self::new(Stored {
             symbols: Symbols {
@@ -252,6 +235,71 @@ impl Bpe {
                 .for_each(|word| sha.update(word.to_le_bytes()));
         }
     }
+}
+
+/// Each token with each pair of tokens that it is cut into, the shortest left part first.
+///
+/// In sorted order all tokens that start as one does lie behind it, so the prefixes of a token that
+/// are tokens form a chain, as do the suffixes in the order of reversed bytes. Two chains are merged
+/// by length: a token of any length costs no more than it has such parts.
+fn merges_of_ranks(vocab: &Vocab) -> Vec<Merge> {
+    let mut ids: Vec<u32> = (0..vocab.len() as u32)
+        .filter(|&id| vocab.id_of(vocab.token_bytes(id)) == Some(id))
+        .collect();
+    ids.sort_unstable_by(|&a, &b| vocab.token_bytes(a).cmp(vocab.token_bytes(b)));
+    let prefix = nested(vocab, &ids, <[u8]>::starts_with);
+    ids.sort_unstable_by(|&a, &b| {
+        let reversed = |id| vocab.token_bytes(id).iter().rev();
+        reversed(a).cmp(reversed(b))
+    });
+    let suffix = nested(vocab, &ids, <[u8]>::ends_with);
+    ids.sort_unstable();
+    let len = |id: u32| vocab.token_bytes(id).len();
+    let mut merges = Vec::new();
+    let mut prefixes = Vec::new();
+    for merged in ids {
+        prefixes.clear();
+        let mut left = prefix[merged as usize];
+        while left != NONE {
+            prefixes.push(left);
+            left = prefix[left as usize];
+        }
+        let mut right = suffix[merged as usize];
+        for &left in prefixes.iter().rev() {
+            let wanted = len(merged) - len(left);
+            while right != NONE && len(right) > wanted {
+                right = suffix[right as usize];
+            }
+            if right != NONE && len(right) == wanted {
+                merges.push(Merge {
+                    left,
+                    right,
+                    rank: merged,
+                    merged,
+                });
+            }
+        }
+    }
+    merges
+}
+
+/// For each id the longest other token that `begins` it, given ids in an order in which those that
+/// a token begins follow it; `NONE` where there is none.
+fn nested(vocab: &Vocab, ids: &[u32], begins: fn(&[u8], &[u8]) -> bool) -> Vec<u32> {
+    let mut longest = vec![NONE; vocab.len()];
+    let mut open: Vec<u32> = Vec::new();
+    for &id in ids {
+        let token = vocab.token_bytes(id);
+        while open
+            .last()
+            .is_some_and(|&outer| !begins(token, vocab.token_bytes(outer)))
+        {
+            open.pop();
+        }
+        longest[id as usize] = open.last().copied().unwrap_or(NONE);
+        open.push(id);
+    }
+    longest
 }
 
 type Heap = BinaryHeap<Reverse<(u32, u32, u32, u32)>>;

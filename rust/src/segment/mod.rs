@@ -1,5 +1,5 @@
 //! A tokenizer's own segmentation of bytes: what its model (BPE, Unigram, WordPiece) makes of one
-//! word that is given as bytes, without normalizer, pre-tokenizer and added tokens.
+//! word that is given as bytes, and how its pre-tokenizer cuts text into such words.
 //!
 //! A token of another vocabulary need not be valid UTF-8, so nothing here passes through a decoded
 //! string. What a segmentation returns always spells the input: pieces that do not (an unknown
@@ -7,7 +7,9 @@
 
 mod bpe;
 mod bpe_file;
+mod occurrences;
 mod pairs;
+mod pretokenize;
 mod symbols;
 mod unigram;
 mod wordpiece;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use bpe::Bpe;
+pub use pretokenize::PreTokenizer;
 pub use unigram::{Scores, Unigram};
 pub use wordpiece::WordPiece;
 
@@ -26,7 +29,8 @@ use crate::vocab::{Spelling, TokenKind, TokenizerJson, Vocab};
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// The models that can be read.
-pub(crate) const SUPPORTED: &str = "BPE without affixes, Unigram and WordPiece";
+pub(crate) const SUPPORTED: &str = "BPE without affixes, Unigram and WordPiece, behind a \
+                                   normalizer and a pre-tokenizer that Hugging Face's crate reads";
 
 /// A segmentation model; it goes with the [`Vocab`] that it was built for.
 ///
@@ -75,7 +79,7 @@ impl Model {
         match kind {
             "BPE" => Bpe::from_json(json, &spelling, vocab).map(Model::Bpe),
             "Unigram" => Unigram::from_json(json, &spelling, scores).map(Model::Unigram),
-            "WordPiece" => WordPiece::from_json(json, &spelling).map(Model::WordPiece),
+            "WordPiece" => WordPiece::from_json(json, vocab).map(Model::WordPiece),
             other => Err(unsupported(other.to_owned())),
         }
     }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::NONE;
 use super::bpe_file::Str;
+use super::occurrences::{SHORT_TOKEN, occurrences};
 use crate::error::{Error, Result};
 use crate::vocab::Spelling;
 use crate::vocab::spelling::byte_to_char;
@@ -34,7 +35,10 @@ pub enum Scores {
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Unigram {
     stored: Stored,
+    /// All tokens of up to [`SHORT_TOKEN`] bytes.
     trie: SurfaceTrie,
+    /// The others, one id for each surface.
+    giants: Vec<u32>,
     unknown_score: f64,
 }
 
@@ -100,6 +104,19 @@ impl Unigram {
         }
     }
 
+    /// Place, length and id of each token of more than [`SHORT_TOKEN`] bytes, in order of places.
+    fn giants_in(&self, text: &str) -> Vec<(usize, usize, u32)> {
+        let mut found = Vec::new();
+        for &id in &self.giants {
+            let token = self.stored.vocab[id as usize].0.as_bytes();
+            occurrences(text.as_bytes(), token, |at| {
+                found.push((at, token.len(), id))
+            });
+        }
+        found.sort_unstable();
+        found
+    }
+
     fn push_bytes(&self, bytes: &[u8], out: &mut Vec<u32>) -> bool {
         let ids = bytes
             .iter()
@@ -119,6 +136,8 @@ impl Unigram {
             };
             size + 1
         ];
+        let giants = self.giants_in(text);
+        let mut giants = giants.iter().peekable();
         let mut ends = text.char_indices().map(|(at, c)| (at, at + c.len_utf8()));
         for (start, char_end) in &mut ends {
             let so_far = best[start].score;
@@ -128,6 +147,10 @@ impl Unigram {
                 best[start + length].offer(score, start, id);
                 single |= start + length == char_end;
             });
+            while let Some(&(_, length, id)) = giants.next_if(|(at, ..)| *at == start) {
+                let score = so_far + self.stored.vocab[id as usize].1;
+                best[start + length].offer(score, start, id);
+            }
             if !single {
                 best[char_end].offer(so_far + self.unknown_score, start, NONE);
             }
@@ -220,11 +243,20 @@ impl TryFrom<Stored> for Unigram {
             });
         }
         let trie = SurfaceTrie::new(&stored.vocab);
+        let giant = |(_, (surface, _)): &(u32, &(String, f64))| surface.len() > SHORT_TOKEN;
+        // Of two equal surfaces the later id counts, as in the trie.
+        let giants: FxHashMap<&str, u32> = (0..)
+            .zip(&stored.vocab)
+            .filter(giant)
+            .map(|(id, (surface, _))| (surface.as_str(), id))
+            .collect();
+        let giants = giants.into_values().collect();
         let scores = stored.vocab.iter().map(|&(_, score)| score);
         let unknown_score = scores.fold(f64::INFINITY, f64::min) - UNKNOWN_PENALTY;
         Ok(Self {
             stored,
             trie,
+            giants,
             unknown_score,
         })
     }
@@ -252,6 +284,9 @@ impl SurfaceTrie {
             ids: vec![NONE],
         };
         for (id, (surface, _)) in (0..).zip(vocab) {
+            if surface.len() > SHORT_TOKEN {
+                continue;
+            }
             let mut node = 0;
             for byte in surface.bytes() {
                 let fresh = trie.ids.len() as u32;

@@ -1,5 +1,6 @@
 //! A vocabulary as what its tokens contribute to the text: one byte string and one kind an id.
 
+mod holes;
 pub mod rank_files;
 mod roles;
 pub mod spelling;
@@ -41,7 +42,7 @@ pub enum DummyPrefix {
     Never = 0,
     /// At the start of the sequence.
     First = 1,
-    /// At the start of the sequence and after each special token.
+    /// At the start of the sequence and after each special or added token.
     Every = 2,
 }
 
@@ -79,7 +80,11 @@ struct Parts {
     kinds: Vec<TokenKind>,
     /// The text of each special id, in order of ids.
     special_texts: Vec<(u32, String)>,
+    /// Ids that are text and are matched before the model sees the text, in order.
+    added: Vec<u32>,
     roles: [Option<u32>; Role::ALL.len()],
+    /// Declared stop tokens, what a turn ends with first.
+    stops: Vec<u32>,
     dummy_prefix: DummyPrefix,
     spelling: Spelling,
 }
@@ -100,7 +105,9 @@ impl VocabBuilder {
                 starts: vec![0],
                 kinds: Vec::new(),
                 special_texts: Vec::new(),
+                added: Vec::new(),
                 roles: [None; Role::ALL.len()],
+                stops: Vec::new(),
                 dummy_prefix,
                 spelling,
             },
@@ -132,6 +139,16 @@ impl VocabBuilder {
             TokenKind::Normal
         };
         self.push(bytes, kind)
+    }
+
+    /// Appends a token that is text, but is matched before the model sees the text, so that what
+    /// stands before and behind it is tokenized on its own.
+    pub fn push_added(&mut self, bytes: &[u8]) -> Result<u32> {
+        let id = self.push_text(bytes)?;
+        if !bytes.is_empty() {
+            self.parts.added.push(id);
+        }
+        Ok(id)
     }
 
     /// Appends a token that stands for one byte where no normal token does.
@@ -197,7 +214,7 @@ impl Parts {
 
     fn digest(&self) -> [u8; 32] {
         let mut sha = Sha256::new();
-        sha.update(b"xtoken vocabulary 1\0");
+        sha.update(b"xtoken vocabulary 2\0");
         sha.update((self.kinds.len() as u64).to_le_bytes());
         for start in &self.starts {
             sha.update(start.to_le_bytes());
@@ -210,7 +227,6 @@ impl Parts {
             sha.update((text.len() as u64).to_le_bytes());
             sha.update(text.as_bytes());
         }
-        sha.update([self.dummy_prefix as u8]);
         sha.finalize().into()
     }
 }
@@ -236,7 +252,10 @@ impl TryFrom<Parts> for Vocab {
                 .iter()
                 .all(|&(id, _)| (id as usize) < size)
             && parts.special_texts.is_sorted_by(|a, b| a.0 < b.0)
-            && parts.roles.iter().flatten().all(|&id| (id as usize) < size);
+            && parts.added.last().is_none_or(|&id| (id as usize) < size)
+            && parts.added.is_sorted_by(|a, b| a < b)
+            && parts.roles.iter().flatten().all(|&id| (id as usize) < size)
+            && parts.stops.iter().all(|&id| (id as usize) < size);
         if !consistent {
             return Err(Error::Format {
                 what: "stored vocabulary",
@@ -356,6 +375,18 @@ impl Vocab {
             .map(|(id, text)| (*id, text.as_str()))
     }
 
+    /// The ids that are text and are matched before the model sees the text, in order.
+    #[must_use]
+    pub fn added(&self) -> &[u32] {
+        &self.parts.added
+    }
+
+    /// Whether `id` is text that is matched before the model sees the text.
+    #[must_use]
+    pub fn is_added(&self, id: u32) -> bool {
+        self.parts.added.binary_search(&id).is_ok()
+    }
+
     /// The id that plays `role`, declared or guessed from its text.
     #[must_use]
     pub fn role(&self, role: Role) -> Option<u32> {
@@ -383,6 +414,47 @@ impl Vocab {
         Ok(())
     }
 
+    /// All that can stop a sequence, in order of preference: the declared stop tokens, the end of
+    /// a turn, the end of a sequence. An id that no text produces stops nothing.
+    #[must_use]
+    pub fn stops(&self) -> Vec<u32> {
+        let roles = [Role::EndOfTurn, Role::Eos].map(|role| self.role(role));
+        let mut stops = Vec::new();
+        for id in self
+            .declared_stops()
+            .iter()
+            .copied()
+            .chain(roles.into_iter().flatten())
+        {
+            if !stops.contains(&id) && self.kind(id) != TokenKind::Unused {
+                stops.push(id);
+            }
+        }
+        stops
+    }
+
+    /// The stop tokens that were declared beside the roles.
+    #[must_use]
+    pub fn declared_stops(&self) -> &[u32] {
+        &self.parts.stops
+    }
+
+    /// Declares stop tokens, what a turn ends with first, in place of those declared before.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchId`] where an id is outside the vocabulary.
+    pub fn set_stops(&mut self, ids: &[i64]) -> Result<()> {
+        let mut stops = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let id = checked_id(id, self.len())?;
+            if !stops.contains(&id) {
+                stops.push(id);
+            }
+        }
+        self.parts.stops = stops;
+        Ok(())
+    }
+
     /// Where the tokenizer puts a space of its own.
     #[must_use]
     pub fn dummy_prefix(&self) -> DummyPrefix {
@@ -395,8 +467,10 @@ impl Vocab {
         &self.parts.spelling
     }
 
-    /// A stable hash of everything that alignment and projection read from a vocabulary, but for
-    /// the roles: bytes, kinds, special texts and the dummy prefix. 64 hexadecimal digits.
+    /// A stable hash of what each id is: bytes, kinds and special texts. 64 hexadecimal digits.
+    ///
+    /// Roles, stops and the dummy prefix take no part: they differ between a file and what a
+    /// library makes of it, where the tokens are the same.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         hex(&self.fingerprint)
@@ -414,8 +488,11 @@ impl Vocab {
         for &id in ids {
             let token = checked_id(id, self.len())?;
             let mut bytes = self.parts.token_bytes(token);
-            if self.kind(token) == TokenKind::Special {
-                at_start |= self.parts.dummy_prefix == DummyPrefix::Every && Some(token) != unknown;
+            let every = self.parts.dummy_prefix == DummyPrefix::Every;
+            if every && self.is_added(token) {
+                at_start = true;
+            } else if self.kind(token) == TokenKind::Special {
+                at_start |= every && Some(token) != unknown;
             } else if at_start && !bytes.is_empty() {
                 bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
                 at_start = false;
@@ -463,6 +540,19 @@ mod tests {
     }
 
     #[test]
+    fn the_dummy_prefix_is_left_out_after_added_text_and_not_before_it() {
+        let mut builder = VocabBuilder::new(Spelling::sentencepiece(), DummyPrefix::Every);
+        builder.push_text(b" the").unwrap();
+        builder.push_added(b" <think>").unwrap();
+        let vocab = builder.build();
+        assert_eq!(vocab.added(), [1]);
+        assert_eq!(
+            vocab.decode_bytes(&[1, 0, 0, 1, 0]).unwrap(),
+            b" <think>the the <think>the"
+        );
+    }
+
+    #[test]
     fn an_unknown_token_stands_within_text() {
         let mut vocab = small();
         vocab.set_role(Role::Unk, Some(0)).unwrap();
@@ -482,6 +572,32 @@ mod tests {
         vocab.set_role(Role::Bos, None).unwrap();
         assert_eq!(vocab.role(Role::Bos), None);
         assert!(vocab.set_role(Role::Eos, Some(6)).is_err());
+    }
+
+    #[test]
+    fn stops_are_the_declared_ones_then_the_end_of_a_turn_then_the_end_of_a_sequence() {
+        let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+        for text in ["<|endoftext|>", "<|call|>", "<|end|>", "<|return|>"] {
+            builder.push_special(text).unwrap();
+        }
+        let mut vocab = builder.build();
+        let fingerprint = vocab.fingerprint();
+        assert_eq!(vocab.stops(), [2, 0]);
+        vocab.set_stops(&[3, 1, 0, 3]).unwrap();
+        assert_eq!(vocab.stops(), [3, 1, 0, 2]);
+        assert_eq!(vocab.declared_stops(), [3, 1, 0]);
+        assert_eq!(vocab.fingerprint(), fingerprint);
+        let stored = serde_json::to_string(&vocab).unwrap();
+        let back: Vocab = serde_json::from_str(&stored).unwrap();
+        assert_eq!(back.stops(), vocab.stops());
+        let altered = stored.replacen("\"stops\":[3", "\"stops\":[9", 1);
+        assert!(serde_json::from_str::<Vocab>(&altered).is_err());
+        assert!(matches!(
+            vocab.set_stops(&[4]),
+            Err(Error::NoSuchId { id: 4, size: 4 })
+        ));
+        vocab.set_stops(&[]).unwrap();
+        assert_eq!(vocab.stops(), [2, 0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
+use super::holes::Holes;
 use super::{DummyPrefix, Spelling, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
 
@@ -60,6 +61,8 @@ struct Tekken {
 
 #[derive(Deserialize)]
 struct TekkenConfig {
+    #[serde(default)]
+    pattern: Option<String>,
     default_vocab_size: usize,
     default_num_special_tokens: u32,
 }
@@ -100,11 +103,11 @@ const TEKKEN_SPECIALS: [&str; 20] = [
     "[TOOL_CONTENT]",
 ];
 
-/// A `tekken.json`: specials take the first ids, then the ranks that the default size keeps.
+/// A `tekken.json`, and the regular expression that cuts its text: specials take the first ids, then the ranks that the default size keeps.
 ///
 /// # Errors
 /// [`Error::Format`] where it is not JSON of that shape.
-pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
+pub fn from_tekken(file: &[u8]) -> Result<(Vocab, Option<String>)> {
     let format = |reason: String| Error::Format {
         what: "tekken.json",
         reason,
@@ -148,7 +151,8 @@ pub fn from_tekken(file: &[u8]) -> Result<Vocab> {
             })?;
         tokens.push((specials + token.rank, RankFileToken::Text(bytes)));
     }
-    assemble(tokens, "tekken.json", TEKKEN_REMEDY)
+    let vocab = assemble(tokens, "tekken.json", TEKKEN_REMEDY)?;
+    Ok((vocab, tekken.config.pattern))
 }
 
 enum RankFileToken {
@@ -163,8 +167,9 @@ fn assemble(
 ) -> Result<Vocab> {
     tokens.sort_by_key(|(id, _)| *id);
     let mut builder = VocabBuilder::new(Spelling::Bytes, DummyPrefix::Never);
+    let mut holes = Holes::among(tokens.len());
     for (id, token) in tokens {
-        if (id as usize) < builder.len() || id as usize > builder.len() + (1 << 20) {
+        if (id as usize) < builder.len() {
             let reason = format!("id {id} follows id {}", builder.len() as i64 - 1);
             return Err(Error::Format {
                 what,
@@ -172,9 +177,7 @@ fn assemble(
                 remedy,
             });
         }
-        while builder.len() < id as usize {
-            builder.push_unused()?;
-        }
+        holes.fill(&mut builder, id, what, remedy)?;
         match token {
             RankFileToken::Text(bytes) => builder.push_text(&bytes)?,
             RankFileToken::Special(text) => builder.push_special(&text)?,
@@ -219,7 +222,8 @@ mod tests {
             "vocab": [{"rank": 0, "token_bytes": "YQ=="}, {"rank": 1, "token_bytes": "Yg=="},
                       {"rank": 2, "token_bytes": "Yw=="}],
             "special_tokens": [{"rank": 1, "token_str": "<s>"}]}"#;
-        let vocab = from_tekken(json).unwrap();
+        let (vocab, pattern) = from_tekken(json).unwrap();
+        assert_eq!(pattern, None);
         assert_eq!(vocab.len(), 5);
         assert_eq!(vocab.token_bytes(3), b"a");
         assert_eq!(vocab.special_text(1), Some("<s>"));

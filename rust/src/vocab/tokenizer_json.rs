@@ -3,12 +3,13 @@
 
 use std::borrow::Cow;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::spelling::{ByteLevel, METASPACE, Spelling, byte_fallback, single_char};
+use super::holes::Holes;
+use super::spelling::{ByteLevel, METASPACE, Spelling, byte_fallback, byte_to_char, single_char};
 use super::{DummyPrefix, Role, TokenKind, Vocab, VocabBuilder};
 use crate::error::{Error, Result};
 
@@ -42,6 +43,9 @@ pub struct AddedToken {
     /// Whether it is a control token; the others are literal text.
     #[serde(default)]
     pub special: bool,
+    /// Whether it is matched only where no letter or digit stands beside it.
+    #[serde(default)]
+    pub single_word: bool,
 }
 
 /// The `model` section; the large parts stay unparsed until they are asked for.
@@ -95,6 +99,49 @@ impl<'a> TokenizerJson<'a> {
             reason: error.to_string(),
             remedy: REMEDY,
         })
+    }
+
+    /// Takes over what a configuration beside the file declares: tokens by their texts, each a
+    /// control token, text, or `None`: a control token unless the file adds it as text. One that the
+    /// file lacks gets the next id, in order, as the libraries that read the configuration give it.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where the vocabulary is damaged.
+    pub fn declare(&mut self, declared: &[(String, Option<bool>)]) -> Result<()> {
+        if declared.is_empty() {
+            return Ok(());
+        }
+        let surfaces: FxHashMap<String, u32> = self
+            .surfaces()?
+            .into_iter()
+            .map(|(id, surface)| (surface, id))
+            .collect();
+        let added = self.added_tokens.iter().map(|token| token.id);
+        let last = surfaces.values().copied().chain(added).max();
+        let mut next = last.map_or(0, |last| last.saturating_add(1));
+        for (content, special) in declared {
+            let mut known = false;
+            for token in &mut self.added_tokens {
+                if token.content == *content {
+                    token.special = special.unwrap_or(token.special);
+                    known = true;
+                }
+            }
+            if known || content.is_empty() {
+                continue;
+            }
+            let id = surfaces.get(content).copied().unwrap_or_else(|| {
+                next = next.saturating_add(1);
+                next - 1
+            });
+            self.added_tokens.push(AddedToken {
+                id,
+                content: content.clone(),
+                special: special.unwrap_or(true),
+                single_word: false,
+            });
+        }
+        Ok(())
     }
 
     /// How this tokenizer spells bytes.
@@ -251,7 +298,9 @@ impl<'a> TokenizerJson<'a> {
         }
         let mut added: Vec<&AddedToken> = self.added_tokens.iter().collect();
         added.sort_by_key(|token| token.id);
-        let mut surfaces = self.surfaces()?.into_iter().peekable();
+        let surfaces = self.surfaces()?;
+        self.check_alphabet(&spelling, &surfaces)?;
+        let mut surfaces = surfaces.into_iter().peekable();
         let mut added = added.into_iter().peekable();
         let dummy_prefix = match spelling {
             Spelling::WordPiece { .. } => DummyPrefix::Every,
@@ -263,6 +312,7 @@ impl<'a> TokenizerJson<'a> {
             byte_level: ByteLevel::default(),
         };
         let mut unknown = None;
+        let mut holes = Holes::among(surfaces.len() + added.len());
         loop {
             let next = match (surfaces.peek(), added.peek()) {
                 (Some((id, _)), Some(token)) => (*id).min(token.id),
@@ -270,16 +320,7 @@ impl<'a> TokenizerJson<'a> {
                 (None, Some(token)) => token.id,
                 (None, None) => break,
             };
-            if next as usize > builder.len() + MAX_HOLE {
-                return Err(Error::Format {
-                    what: "tokenizer.json",
-                    reason: format!("id {next} follows id {}", builder.len()),
-                    remedy: REMEDY,
-                });
-            }
-            while builder.len() < next as usize {
-                builder.push_unused()?;
-            }
+            holes.fill(&mut builder, next, "tokenizer.json", REMEDY)?;
             let surface = surfaces
                 .next_if(|(id, _)| *id == next)
                 .map(|(_, surface)| surface);
@@ -295,7 +336,7 @@ impl<'a> TokenizerJson<'a> {
             }
             match (token, surface) {
                 (Some(token), _) if token.special => builder.push_special(&token.content)?,
-                (Some(token), _) => builder.push_text(&reader.added_bytes(&token.content))?,
+                (Some(token), _) => builder.push_added(&reader.added_bytes(&token.content))?,
                 (None, Some(surface)) if unknown == Some(next) => builder.push_special(&surface)?,
                 (None, Some(surface)) => reader.push(&surface, &mut builder)?,
                 (None, None) => builder.push_unused()?,
@@ -308,6 +349,47 @@ impl<'a> TokenizerJson<'a> {
         Ok(vocab)
     }
 
+    /// Refuses tokens that are spelled in one alphabet and read in another.
+    ///
+    /// Releases of transformers give a byte-level file whose configuration names a Llama tokenizer
+    /// the pipeline of SentencePiece: spaces then vanish from the text.
+    fn check_alphabet(&self, spelling: &Spelling, surfaces: &[(u32, String)]) -> Result<()> {
+        let added: FxHashSet<&str> = self
+            .added_tokens
+            .iter()
+            .map(|token| token.content.as_str())
+            .collect();
+        let tokens = || {
+            let surfaces = surfaces.iter().map(|(_, surface)| surface.as_str());
+            surfaces.filter(|surface| !added.contains(surface))
+        };
+        // A script may use either character; a vocabulary that spells spaces so is full of them.
+        let many = |space: char| {
+            let marked = tokens()
+                .filter(|surface| surface.starts_with(space))
+                .count();
+            marked > 0 && marked * MARKED >= surfaces.len()
+        };
+        let any = |space: char| tokens().any(|surface| surface.contains(space));
+        let whole_alphabet = || {
+            let single: FxHashSet<char> = tokens().filter_map(single_char).collect();
+            (0..=u8::MAX).all(|byte| single.contains(&byte_to_char(byte)))
+        };
+        let level_space = byte_to_char(b' ');
+        let (found, expected) = match spelling {
+            Spelling::Metaspace { replacement, .. }
+                if !any(*replacement) && (many(level_space) || whole_alphabet()) =>
+            {
+                ("byte-level (Ġ for a space)", "SentencePiece")
+            }
+            Spelling::ByteLevel if !any(level_space) && many(METASPACE) => {
+                ("SentencePiece (▁ for a space)", "the byte level")
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::MixedTokenizer { found, expected })
+    }
+
     fn is_unk(&self, id: u32, surface: &str) -> bool {
         self.model.unk_id == Some(id) || self.model.unk_token.as_deref() == Some(surface)
     }
@@ -316,8 +398,8 @@ impl<'a> TokenizerJson<'a> {
 const SUPPORTED: &str = "ByteLevel, Metaspace, WordPiece, and Sequences of Replace (of one character \
                          by a space), ByteFallback, Fuse and Strip";
 
-/// Ids further apart than this are damage, not holes: reading must not allocate without bound.
-const MAX_HOLE: usize = 1 << 20;
+/// Of this many tokens at least one starts with a space, or the alphabet is another.
+const MARKED: usize = 50;
 
 struct SurfaceReader {
     spelling: Spelling,
@@ -377,12 +459,12 @@ pub(crate) fn parse_section<'a, T: Deserialize<'a>>(
     })
 }
 
-fn component(part: &Value) -> &str {
+pub(crate) fn component(part: &Value) -> &str {
     part["type"].as_str().unwrap_or("(no type)")
 }
 
 /// The components of a section, with nested sequences opened.
-fn flatten(section: &Value) -> Vec<&Value> {
+pub(crate) fn flatten(section: &Value) -> Vec<&Value> {
     for key in ["decoders", "normalizers", "pretokenizers"] {
         if let Some(parts) = section[key].as_array() {
             return parts.iter().flat_map(flatten).collect();
