@@ -29,6 +29,8 @@ FAMILIES = tuple(
     if name
     in ("chatml", "gemma3", "gemma4", "gpt-oss", "phi4", "llama3 base config", "unknown names")
 )
+# One template of them asks for a system prompt, which others have no place for.
+TEACHERS = tuple(name for name in ENDINGS if name != "a system prompt is asked for")
 # What the teacher may split its probability of stopping into.
 STOP, GO_ON = 0.37, 0.63
 
@@ -65,7 +67,7 @@ def only_stops(batch: Batch) -> Batch:
     return replace(batch, chunks=batch.chunks.select(stop_chunks(batch)))
 
 
-@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(FAMILIES, ENDINGS)])
+@pytest.mark.parametrize(("student", "teacher"), [*itertools.product(FAMILIES, TEACHERS)])
 def test_ends_of_turns_are_among_the_counted_chunks(student: str, teacher: str) -> None:
     pair = pair_of(student, teacher)
     batch = pair.distiller("p-kl").collate([MESSAGES])

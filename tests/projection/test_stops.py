@@ -140,8 +140,9 @@ def test_the_end_of_a_turn_goes_to_the_end_of_a_turn_and_eos_to_eos() -> None:
 
 
 def test_one_marker_that_is_bos_eos_pad_and_unk_is_distilled_as_the_end() -> None:
-    from xtoken.losses import p_kl
+    from xtoken.losses import LossInputs, p_kl
     from xtoken.tensors.chunks import ChunkBatch
+    from xtoken.tensors.pair_parts import PairParts
     from xtoken.tensors.projection import SparseProjection
 
     def tokenizer(specials: list[str], **roles: str) -> PreTrainedTokenizerFast:
@@ -170,7 +171,9 @@ def test_one_marker_that_is_bos_eos_pad_and_unk_is_distilled_as_the_end() -> Non
     student_logits[..., [s, ids[1]]] = 0.0
     teacher_logits[..., [t, ids[1]]] = 0.0
     student_logits.requires_grad_()
-    loss = p_kl(student_logits, teacher_logits, SparseProjection.from_projection(w), chunks).loss
+    inputs = LossInputs(student_logits, teacher_logits, chunks)
+    parts = PairParts(w.shape, projection=SparseProjection.from_projection(w))
+    loss = p_kl(inputs, parts).loss
     loss.backward()
     assert student_logits.grad is not None
     assert abs(loss.item()) < 1e-5
