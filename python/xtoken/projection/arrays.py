@@ -37,6 +37,8 @@ class ProjectionArrays:
             for each the reached one that stands for it: all that stops a side is one event, so a
             loss adds the teacher's probability of the former to that of the latter. None where
             that is not known (an imported table, a file of an earlier version).
+        student_stops: [n] int64, the student's stop tokens, the preferred one first: of those that
+            claim one teacher token, it is the one-to-one partner. None where they are not known.
         options: what it was built with.
         student_fingerprint, teacher_fingerprint: of the two vocabularies.
         model_fingerprint, student_model_fingerprint: of the teacher's and the student's
@@ -62,6 +64,7 @@ class ProjectionArrays:
     student_model_fingerprint: str = ""
     stop_fold_from: NDArray[np.int64] | None = None
     stop_fold_to: NDArray[np.int64] | None = None
+    student_stops: NDArray[np.int64] | None = None
 
     @property
     def pair(self) -> PairFingerprint:

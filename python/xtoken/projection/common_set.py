@@ -30,7 +30,12 @@ def common_set(
         # A weight is stored as float32, so it is compared with the threshold as float32.
         enough = projection.weights[heaviest] >= np.float32(threshold)
         student_ids, heaviest = student_ids[enough], heaviest[enough]
-    order = np.argsort(-projection.weights[heaviest], kind="stable")
+    # Several stop tokens may claim one of the teacher's: the preferred one is its partner.
+    stops = projection.student_stops
+    rank = np.full(projection.shape[0], 0 if stops is None else len(stops), dtype=np.int64)
+    if stops is not None:
+        rank[stops[::-1]] = np.arange(len(stops))[::-1]
+    order = np.lexsort((student_ids, rank[student_ids], -projection.weights[heaviest]))
     _, first = np.unique(projection.indices[heaviest][order], return_index=True)
     winners = np.sort(order[first])
     return np.stack([student_ids[winners], projection.indices[heaviest[winners]]], axis=1)

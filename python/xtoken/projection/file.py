@@ -34,9 +34,13 @@ _DTYPES = {
     "teacher_pieces": np.int64,
     "stop_fold_from": np.int64,
     "stop_fold_to": np.int64,
+    "student_stops": np.int64,
 }
 # Present where the student's tokenizer can segment, and where the stops are known.
-_OPTIONAL = ("teacher_pieces_indptr", "teacher_pieces", "stop_fold_from", "stop_fold_to")
+_OPTIONAL = (
+    *("teacher_pieces_indptr", "teacher_pieces"),
+    *("stop_fold_from", "stop_fold_to", "student_stops"),
+)
 _ENTRIES = (
     *("shape", "options", "student_fingerprint", "teacher_fingerprint", "model_fingerprint"),
 )
@@ -147,6 +151,10 @@ def check(projection: ProjectionArrays) -> None:
 
 
 def _check_folds(projection: ProjectionArrays) -> None:
+    rows = projection.shape[0]
+    stops = projection.student_stops
+    if stops is not None and not bool(((stops >= 0) & (stops < rows)).all()):
+        raise ShapeError(f"student_stops must hold ids of the student (V_s = {rows})")
     folded, onto = projection.stop_fold_from, projection.stop_fold_to
     if folded is None and onto is None:
         return

@@ -164,6 +164,7 @@ class Projection(ProjectionArrays):
             student_model_fingerprint=student.model_fingerprint,
             stop_fold_from=arrays.stop_fold_from,
             stop_fold_to=arrays.stop_fold_to,
+            student_stops=np.asarray(student.stops, dtype=np.int64),
         )
 
     def transposed(self) -> Csr:
@@ -298,6 +299,10 @@ class Projection(ProjectionArrays):
         mirror: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None] = (None, None)
         if self.teacher_pieces_indptr is not None and self.teacher_pieces is not None:
             mirror = _limited_pieces(self.teacher_pieces_indptr, self.teacher_pieces, columns, rows)
+        stops, folds = self.student_stops, (self.stop_fold_from, self.stop_fold_to)
+        if folds[0] is not None and folds[1] is not None:
+            inside = (folds[0] < columns) & (folds[1] < columns)
+            folds = folds[0][inside], folds[1][inside]
         return replace(
             self,
             indptr=offsets(lengths),
@@ -309,6 +314,9 @@ class Projection(ProjectionArrays):
             pieces=pieces[1],
             teacher_pieces_indptr=mirror[0],
             teacher_pieces=mirror[1],
+            stop_fold_from=folds[0],
+            stop_fold_to=folds[1],
+            student_stops=None if stops is None else stops[stops < rows],
         )
 
     def export_topk_pt(self, path: str | PathLike[str]) -> None:

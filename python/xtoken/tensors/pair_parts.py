@@ -102,6 +102,8 @@ class PairParts(nn.Module):
         teacher_trie: the mirror.
         strict_common, relaxed_common: the common sets of GOLD and of H-KL.
         stop_fold: the teacher's stop tokens that no student token stands for.
+        student_stop_fold: the student's that claim a teacher token of a preferred one, for the
+            losses with one-to-one pairs.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -115,6 +117,7 @@ class PairParts(nn.Module):
     strict_common: CommonSet | None
     relaxed_common: CommonSet | None
     stop_fold: StopFold | None
+    student_stop_fold: StopFold | None
 
     def __init__(
         self,
@@ -126,6 +129,7 @@ class PairParts(nn.Module):
         strict_common: CommonSet | None = None,
         relaxed_common: CommonSet | None = None,
         stop_fold: StopFold | None = None,
+        student_stop_fold: StopFold | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -175,6 +179,7 @@ class PairParts(nn.Module):
                 common.check_sizes(self.sizes)
         self.fingerprint = _common_fingerprint(known)
         self.stop_fold = stop_fold
+        self.student_stop_fold = student_stop_fold
         self.first_pieces = None
         if projection is not None and student_trie is not None:
             self.first_pieces = first_pieces(projection, student_trie)
@@ -227,6 +232,7 @@ class PairParts(nn.Module):
             if "relaxed_common" in parts
             else None,
             stop_fold=_stop_fold(projection),
+            student_stop_fold=_student_stop_fold(projection),
             fingerprint=projection.pair,
         )
 
@@ -239,6 +245,18 @@ def _stop_fold(projection: Projection) -> StopFold | None:
     if sources is None or targets is None or not len(sources):
         return None
     return StopFold(sources.tolist(), targets.tolist())
+
+
+def _student_stop_fold(projection: Projection) -> StopFold | None:
+    claimed: dict[int, int] = {}
+    folds = {}
+    for stop in () if projection.student_stops is None else projection.student_stops.tolist():
+        columns, _ = projection.csr.row(stop)
+        if len(columns):
+            preferred = claimed.setdefault(int(columns[0]), stop)
+            if preferred != stop:
+                folds[stop] = preferred
+    return StopFold(list(folds), list(folds.values())) if folds else None
 
 
 def _parts_named(needs: LossName | Collection[Part]) -> frozenset[Part]:

@@ -41,6 +41,19 @@ class StopFold(nn.Module):
             rows[:, source] = -torch.inf
         return rows
 
+    def with_graph(self, rows: Tensor) -> Tensor:
+        """[R, V] logits, the sources' moved, differentiable; where both are -inf, so is the sum."""
+        for source, target in self.pairs:
+            one, other = rows[:, target], rows[:, source]
+            nothing = torch.isneginf(one) & torch.isneginf(other)
+            # The gradient of logaddexp(-inf, -inf) is NaN.
+            total = torch.logaddexp(one.masked_fill(nothing, 0.0), other.masked_fill(nothing, 0.0))
+            total = total.masked_fill(nothing, -torch.inf)
+            columns = torch.tensor([target, source], device=rows.device)
+            moved = torch.stack([total, torch.full_like(total, -torch.inf)], 1)
+            rows = rows.index_copy(1, columns, moved)
+        return rows
+
     def chosen(self, rows: Tensor, whole: Tensor, columns: Tensor) -> Tensor:
         """[R, K] at `columns` [K] of `whole` [R, V_t], as `dense` has them; changed in place."""
         for source, target in self.pairs:

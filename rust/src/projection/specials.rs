@@ -151,8 +151,14 @@ fn named_as_a_stop(
     let Some(representative) = teacher_stops.representative(pairs) else {
         return;
     };
-    let named: Vec<(u32, Name)> = names(teacher, |id| !teacher_stops.all.contains(&id));
+    let (named, others): (Vec<_>, Vec<_>) = names(teacher, |_| false)
+        .into_iter()
+        .partition(|(id, _)| teacher_stops.all.contains(id));
     for (s, name) in names(student, |id| pairs.iter().any(|pair| pair.0 == id)) {
+        // `<|turn>` opens what `<turn|>` ends: alike in words, and no stop.
+        if others.iter().any(|(_, other)| other.joined == name.joined) {
+            continue;
+        }
         let alike = named.iter().find(|(_, stop)| stop.joined == name.joined);
         if let Some(&(t, _)) = alike {
             let reached = pairs.iter().any(|pair| pair.1 == t);

@@ -15,6 +15,7 @@ from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.sorting import sorted_l1
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.pair_parts import CommonSet
+from xtoken.tensors.stop_fold import StopFold
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,6 +33,7 @@ class HybridBlocks(BlockLoss):
     teacher_common: Tensor
     student_rest: Tensor
     teacher_rest: Tensor
+    fold: StopFold | None
     common_weight: float
     uld_weight: float
     temperature: float
@@ -45,6 +47,8 @@ class HybridBlocks(BlockLoss):
         logits = merge_rows(rows, block.segments, len(block))
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        if self.fold is not None:
+            logits = self.fold.with_graph(logits)
         log_student = torch.log_softmax(logits, -1)
         log_teacher = self.teacher.log_probs(block.start, block.stop)
         zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one
@@ -83,6 +87,7 @@ def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlock
         teacher_common=teacher_common,
         student_rest=_others(student_common, student_size),
         teacher_rest=_others(teacher_common, teacher_size),
+        fold=None if common is None else call.pair.student_stop_fold,
         common_weight=options.common_weight,
         uld_weight=options.uld_weight,
         temperature=call.temperature,
