@@ -148,7 +148,8 @@ class Connection:
             except self._httpx.TransportError as error:
                 # Refused, reset, or cut off in the middle of an answer.
                 failure = f"{type(error).__name__}: {error}"
-            except ValueError as error:  # a whole answer that is not JSON: a proxy cut it
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                # A whole answer by its length, which something on the way cut.
                 failure = f"an answer that is not JSON ({error})"
             if tries > self.policy.retries or self.stopped.wait(pause):
                 raise UnavailableError(

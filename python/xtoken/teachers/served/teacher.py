@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
-from xtoken.errors import OptionError, ServerError, TokenIdError
+from xtoken.errors import OptionError, ServerError, TokenIdError, XTokenError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.served.answers import items, member, unasked
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
@@ -232,8 +232,8 @@ class ServedTeacher:
     def answers(self, sequences: Iterable[Ids], *, spread: bool = False) -> Iterator[Answered]:
         """Ask for sequences and give the answers as they come, in any order.
 
-        Where a request fails for good, the answers of the others that are under way still come;
-        then the error is raised.
+        Where a request fails for good, or a sequence cannot be asked for, the answers of the
+        requests that are under way still come; then the error is raised.
 
         Args:
             sequences: [T] int64 each, teacher ids, none empty.
@@ -252,7 +252,7 @@ class ServedTeacher:
         stopped = threading.Event()
         connection = self.connection.variant(stopped=stopped)
         question = self.question
-        failure: ServerError | None = None
+        failure: XTokenError | None = None
 
         def ask(group: list[Ids]) -> tuple[Answered, ServerError | None]:
             arrived: list[Predictions] = []
@@ -270,12 +270,18 @@ class ServedTeacher:
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="served-teacher") as pool:
             try:
                 under_way = {pool.submit(ask, first)}
-                while under_way:
+                while True:
                     while failure is None and len(under_way) < self.concurrency:
-                        group = next(requests, None)
+                        try:
+                            group = next(requests, None)
+                        except XTokenError as error:
+                            failure = error
+                            break
                         if group is None:
                             break
                         under_way.add(pool.submit(ask, group))
+                    if not under_way:
+                        break
                     done: set[Future[tuple[Answered, ServerError | None]]]
                     done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in done:
