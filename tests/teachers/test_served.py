@@ -31,7 +31,7 @@ from xtoken.teachers.served import (
     open_store,
 )
 from xtoken.teachers.served.fill import pace
-from xtoken.teachers.store import TOKENS_A_SHARD
+from xtoken.teachers.store import TOKENS_PER_SHARD
 
 APIS = ["vllm", "vllm-tokens", "sglang"]
 TOP_K = 16
@@ -639,7 +639,7 @@ def test_a_client_that_is_killed_keeps_what_arrived(
 def test_small_files_are_merged_when_they_make_a_large_one(serve: Serve, tmp_path: Path) -> None:
     server, teacher = serve("sglang", tokens_per_request=4000, top_k=2, max_model_len=512)
     rng = np.random.default_rng(0)
-    count = TOKENS_A_SHARD // 400 + 4
+    count = TOKENS_PER_SHARD // 400 + 4
     many = [rng.integers(0, 800, 400) for _ in range(count)]
     store = open_store(tmp_path, teacher)
     fill_store(store, teacher, many)

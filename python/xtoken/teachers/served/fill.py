@@ -18,7 +18,7 @@ from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.probe import Probe
 from xtoken.teachers.served.teacher import Answered, ServedTeacher
 from xtoken.teachers.shard import StoreKey
-from xtoken.teachers.store import TOKENS_A_SHARD, TopKStore
+from xtoken.teachers.store import TOKENS_PER_SHARD, TopKStore
 
 Ids = NDArray[np.int64]
 StoreDtype = Literal["float32", "float16"]
@@ -64,6 +64,7 @@ def open_store(
 
     Raises:
         StoreError: the folder holds predictions of another model or setting.
+        PairError: it holds predictions of another tokenizer.
         ServerError: the server cannot be reached, or serves something else than expected.
     """
     path = Path(directory) / _DESCRIPTION
@@ -75,7 +76,9 @@ def open_store(
                 f"{source.connection.url} serves {source.model} (digest "
                 f"{source.probe.digest[:12]}), which answers differently; use another folder"
             )
-    store = TopKStore(directory, StoreKey(source.fingerprint, source.width, dtype))
+    key = StoreKey(source.fingerprint, source.width, dtype, source.vocab_fingerprint)
+    # What a server was asked for must not be lost with the process.
+    store = TopKStore(directory, key, required=True)
     if not path.exists():
         source.probe.save(path)
     return store
@@ -162,8 +165,9 @@ class _Writer:
     def add(self, answered: Answered) -> None:
         path = self.store.add(answered.sequences, answered.predictions)
         self.sequences += len(answered.sequences)
-        self._small.append((path, answered))
-        if sum(item.tokens for _, item in self._small) >= TOKENS_A_SHARD:
+        if path is not None:
+            self._small.append((path, answered))
+        if sum(item.tokens for _, item in self._small) >= TOKENS_PER_SHARD:
             self._merge()
 
     def _merge(self) -> None:

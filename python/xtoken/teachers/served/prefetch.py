@@ -87,7 +87,11 @@ class PrefetchedTeacher:
         finally:
             self._use(distinct)
         return padded_signal(
-            lambda row: found[row.tobytes()], ids, attention_mask, self.source.width
+            lambda row: found[row.tobytes()],
+            ids,
+            attention_mask,
+            self.source.width,
+            self.source.vocab_fingerprint,
         )
 
     def _use(self, keys: Iterable[bytes]) -> None:

@@ -143,6 +143,11 @@ class ServedTeacher:
         """Entries of a row of predictions: the K best and the chosen ones."""
         return self.top_k + (0 if self.chosen is None else self.chosen.width)
 
+    @property
+    def vocab_fingerprint(self) -> str:
+        """That of the teacher's vocabulary; empty where only its size is known."""
+        return "" if isinstance(self.vocab, int) else self.vocab.fingerprint
+
     @cached_property
     def api(self) -> Api:
         """The server's dialect, asked for where it was not given."""
@@ -227,7 +232,13 @@ class ServedTeacher:
             for row, mask in zip(ids.cpu(), attention_mask.cpu(), strict=True)
         ]
         found = dict(zip((row.tobytes() for row in rows), self.predictions(rows), strict=True))
-        return padded_signal(lambda row: found[row.tobytes()], ids, attention_mask, self.width)
+        return padded_signal(
+            lambda row: found[row.tobytes()],
+            ids,
+            attention_mask,
+            self.width,
+            self.vocab_fingerprint,
+        )
 
     def answers(self, sequences: Iterable[Ids], *, spread: bool = False) -> Iterator[Answered]:
         """Ask for sequences and give the answers as they come, in any order.
@@ -274,8 +285,8 @@ class ServedTeacher:
                     while failure is None and len(under_way) < self.concurrency:
                         try:
                             group = next(requests, None)
-                        except XTokenError as error:
-                            failure = error
+                        except XTokenError as refusal:
+                            failure = refusal
                             break
                         if group is None:
                             break
