@@ -29,6 +29,7 @@ from xtoken.teachers.served import (
     ServedTeacher,
     fill_store,
     open_store,
+    prefix_ids,
 )
 from xtoken.teachers.served.fill import pace
 from xtoken.teachers.store import TOKENS_PER_SHARD
@@ -131,12 +132,17 @@ def expected(live: LiveTeacher, ids: np.ndarray, top_k: int = TOP_K) -> Predicti
 def assert_same(found: Predictions, wanted: Predictions) -> None:
     """Equal within float error; equal log-probabilities may stand in another order."""
     assert found.ids.shape == wanted.ids.shape
-    np.testing.assert_allclose(found.log_probs[:-1], wanted.log_probs[:-1], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.log_probs, wanted.log_probs, atol=1e-5, rtol=0)
     np.testing.assert_allclose(found.token_log_probs, wanted.token_log_probs, atol=1e-5, rtol=0)
-    for row in range(len(found.ids) - 1):
+    for row in range(len(found.ids)):
         strangers = set(found.ids[row]) ^ set(wanted.ids[row])
         assert len(strangers) <= 2  # a tie at the last place
     assert (np.diff(found.log_probs, axis=1) <= 0).all()
+
+
+def times(server: ServedModel, ids: np.ndarray) -> int:
+    """How often a sequence was scored: with one more token, for what follows the last."""
+    return server.asked[(*ids.tolist(), int(ids[-1]))]
 
 
 def padded(sequences: list[np.ndarray], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,7 +167,7 @@ def test_served_predictions_are_those_of_the_model(
     assert len(found) == len(sequences) + 1
     for ids, item in zip(sequences, found, strict=False):
         assert_same(item, expected(live, ids))
-    assert all(server.asked[tuple(ids.tolist())] == 1 for ids in sequences)
+    assert all(times(server, ids) == 1 for ids in sequences)
     assert teacher.tokens_answered == sum(map(len, sequences))
     assert teacher.model == "tiny-teacher"
 
@@ -176,8 +182,7 @@ def test_a_padded_batch_gets_the_signal_that_a_store_would_give(
     store = TopKStore(tmp_path, StoreKey(live.fingerprint, TOP_K, "float32"))
     store.fill(live, sequences[:4])
     wanted = store.signal(ids, mask)
-    inner = (mask * mask.roll(-1, 1)).bool()  # not the last token, which nothing follows
-    inner[:, -1] = False
+    inner = mask == 1
     torch.testing.assert_close(signal.log_probs[inner], wanted.log_probs[inner], atol=1e-5, rtol=0)
     assert signal.token_log_probs is not None
     assert wanted.token_log_probs is not None
@@ -248,18 +253,20 @@ def test_what_has_no_mass_is_minus_infinity(
     _, teacher = serve(kind, faults, top_k=400)
     (found,) = teacher.predictions([ids])
     assert found.token_log_probs[4] == -np.inf
-    assert np.isneginf(found.log_probs[:-1]).any()
+    assert np.isneginf(found.log_probs).any()
     assert np.isfinite(found.log_probs[:, 0]).all()
     np.testing.assert_allclose(np.exp(found.log_probs).sum(1), 1, atol=1e-4)
     assert not np.isnan(found.log_probs).any()
 
 
-def test_a_single_token_is_not_asked_for(serve: Serve, sequences: list[np.ndarray]) -> None:
-    server, teacher = serve("sglang")
-    found = teacher.predictions([sequences[0], np.array([7]), sequences[1]])
+def test_a_single_token_has_a_prediction(
+    serve: Serve, live: LiveTeacher, sequences: list[np.ndarray]
+) -> None:
+    _, teacher = serve("sglang")
+    single = np.array([7])
+    found = teacher.predictions([sequences[0], single, sequences[1]])
     assert [len(item.ids) for item in found] == [len(sequences[0]), 1, len(sequences[1])]
-    assert (7,) not in server.asked
-    assert found[1].token_log_probs.tolist() == [0.0]
+    assert_same(found[1], expected(live, single))
 
 
 def test_chosen_ids_come_with_the_best_ones_and_never_twice(
@@ -267,17 +274,17 @@ def test_chosen_ids_come_with_the_best_ones_and_never_twice(
 ) -> None:
     ids = sequences[0]
     wanted = expected(live, ids, 800)
-    best = wanted.ids[:-1, :3]
-    last = wanted.ids[:-1, -2:]
+    best = wanted.ids[:, :3]
+    last = wanted.ids[:, -2:]
     chosen = ChosenIds(
         lambda _: np.concatenate([best, last, last[:, :1], np.full_like(last, -1)], axis=1), 8, "x"
     )
     server, teacher = serve("vllm-tokens", top_k=4, chosen=chosen)
     (found,) = teacher.predictions([ids])
     assert found.ids.shape == (len(ids), 12)
-    finite = np.isfinite(found.log_probs[:-1])
+    finite = np.isfinite(found.log_probs)
     assert (finite.sum(1) == 6).all()
-    for row in range(len(ids) - 1):
+    for row in range(len(ids)):
         entries = dict(
             zip(found.ids[row][finite[row]], found.log_probs[row][finite[row]], strict=True)
         )
@@ -289,10 +296,35 @@ def test_chosen_ids_come_with_the_best_ones_and_never_twice(
     assert server.requests == 1 + 1  # the probe of the vocabulary
     with ServedTeacher(server.url, vocab=800, top_k=0, chosen=chosen) as alone:
         (few,) = alone.predictions([ids])
-    assert np.isfinite(few.log_probs[:-1]).sum(1).max() == 5
+    assert np.isfinite(few.log_probs).sum(1).max() == 5
     assert teacher.fingerprint.endswith("+x")
     with pytest.raises(ServerError, match=r"chosen ids of a sequence have shape \(\d+, 8\)"):
         teacher.predictions([sequences[1]])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_prefix_kl_beyond_its_root_is_exact_with_the_ids_that_it_asks_for(
+    mirror: bool,
+    side: Any,
+    serve: Serve,
+    live: LiveTeacher,
+    pair: xtoken.Pair,
+    student: Any,
+    some_texts: list[str],
+) -> None:
+    distiller = pair.distiller("prefix-kl", mirror=mirror, padding_side=side)
+    batch = distiller.collate(some_texts)
+    with torch.no_grad():
+        logits = student(**batch.student).logits
+    wanted = distiller(logits, live.logits(**_batch(batch)), batch).metrics["prefix_kl"]
+    chosen = prefix_ids(distiller.parts, [batch], mirror=mirror)
+    found = {}
+    for ids in (None, chosen):
+        _, served = serve("vllm-tokens", Faults(cap=-1), top_k=4, chosen=ids)
+        found[ids] = distiller(logits, served.signal(**_batch(batch)), batch).metrics["prefix_kl"]
+    assert float(found[chosen]) == pytest.approx(float(wanted), abs=1e-5)
+    assert abs(float(found[None]) - float(wanted)) > 1e-3
 
 
 @pytest.mark.parametrize(("kind", "name"), [("vllm", "vllm"), ("sglang", "sglang")])
@@ -319,12 +351,12 @@ def test_the_dialect_is_asked_for(
         ("vllm", Faults(raw_logits=True), "expected at most 1; .*--logprobs-mode raw_logprobs"),
         ("sglang", Faults(raw_logits=True), "probabilities at position 0 sum to"),
         ("vllm", Faults(other_ids=True), r"id \d+ at position 0 came back as 0; .*added BOS"),
-        ("vllm", Faults(other_ids=True, no_echo=True), "expected as many, the first of them null"),
+        ("vllm", Faults(other_ids=True, no_echo=True), "expected as many, the first null"),
         ("vllm-tokens", Faults(other_ids=True), "at position 0 came back as 0"),
         ("sglang", Faults(other_ids=True), "at position 0 came back as 0"),
-        ("vllm", Faults(short=True), "entries for a prompt of 96 tokens.*--max-model-len"),
-        ("vllm-tokens", Faults(short=True), r"expected float32 \(95, 1\).*--max-model-len"),
-        ("sglang", Faults(short=True), "scored 95 of the 96 ids.*--context-length"),
+        ("vllm", Faults(short=True), "entries for a prompt of 97 tokens.*--max-model-len"),
+        ("vllm-tokens", Faults(short=True), r"expected float32 \(96, 1\).*--max-model-len"),
+        ("sglang", Faults(short=True), "scored 96 of the 97 ids.*--context-length"),
         ("vllm", Faults(hole=True), "no entries at position 48.*--no-enable-prefix-caching"),
         ("sglang", Faults(hole=True, nested=True), "a row of input_top_logprobs of the answer"),
         ("sglang", Faults(duplicate=True), r"id \d+ comes twice at position 1"),
@@ -347,7 +379,7 @@ def test_a_context_that_is_too_short_is_named(
     kind: str, serve: Serve, sequences: list[np.ndarray]
 ) -> None:
     _, teacher = serve(kind, max_model_len=50)
-    with pytest.raises(ServerError, match=r"sequence of 96 tokens .*--max-model-len"):
+    with pytest.raises(ServerError, match=r"sequence of 97 tokens .*--max-model-len"):
         teacher.predictions([sequences[0]])
 
 
@@ -570,7 +602,7 @@ def test_a_store_is_filled_once_and_read_like_any_other(
     asked = server.tokens_asked
     assert fill_store(again, teacher, sequences).tokens == 0
     assert server.tokens_asked == asked
-    assert all(server.asked[tuple(ids.tolist())] == 1 for ids in sequences)
+    assert all(times(server, ids) == 1 for ids in sequences)
 
 
 def test_a_live_teacher_fills_a_store_by_the_same_call(
@@ -595,14 +627,14 @@ def test_a_server_that_dies_loses_nothing_and_is_asked_for_nothing_twice(
     arrived = [ids for ids in sequences if ids in store]
     assert len(arrived) >= 5
     assert len(arrived) < len(sequences)
-    assert set(server.asked) >= {tuple(ids.tolist()) for ids in arrived}
+    assert all(times(server, ids) == 1 for ids in arrived)
     # What was scored and did not arrive is what was under way: at most two.
-    assert len(set(server.asked) - {tuple(ids.tolist()) for ids in arrived}) <= 2 + 1  # the probe
+    assert sum(times(server, ids) > 0 for ids in sequences) <= len(arrived) + 2
     second, teacher = serve(kind, tokens_per_request=1, concurrency=2)
     store = open_store(tmp_path, teacher)
     assert all(ids in store for ids in arrived)
     fill_store(store, teacher, sequences)
-    assert not any(second.asked[tuple(ids.tolist())] for ids in arrived)
+    assert not any(times(second, ids) for ids in arrived)
     for ids in sequences:
         assert_same(store.get(ids), expected(live, ids))
 
@@ -632,8 +664,43 @@ def test_a_client_that_is_killed_keeps_what_arrived(
     arrived = [ids for ids in sequences if ids in again]
     assert arrived
     fill_store(again, teacher, sequences)
-    assert all(server.asked[tuple(ids.tolist())] == 1 for ids in arrived)
+    assert all(times(server, ids) == 1 for ids in arrived)
     assert all(ids in again for ids in sequences)
+
+
+def test_after_kill_9_nothing_that_arrived_is_asked_for_again(
+    serve: Serve, live: LiveTeacher, sequences: list[np.ndarray], tmp_path: Path
+) -> None:
+    server, teacher = serve("sglang", Faults(slow=0.2))
+    np.save(tmp_path / "ids.npy", np.array(sequences, dtype=object), allow_pickle=True)
+    folder = tmp_path / "store"
+    code = (
+        "import sys, numpy, pathlib\n"
+        "from xtoken.teachers.served import ServedTeacher, fill_store, open_store\n"
+        "url, folder = sys.argv[1:]\n"
+        "ids = list(numpy.load(pathlib.Path(folder).parent / 'ids.npy', allow_pickle=True))\n"
+        "vocab = pathlib.Path(folder).parent / 'tokenizer'\n"
+        f"teacher = ServedTeacher(url, vocab=str(vocab), top_k={TOP_K}, api='sglang',\n"
+        "                        tokens_per_request=1, concurrency=1)\n"
+        "fill_store(open_store(folder, teacher), teacher, ids)\n"
+    )
+    server.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    process = subprocess.Popen([sys.executable, "-c", code, server.url, str(folder)])
+    _until(lambda: len(list(folder.glob("*.safetensors"))) >= 3, seconds=120)
+    process.kill()
+    process.wait()
+    time.sleep(0.3)  # what the server still scores for the dead
+    server.faults.slow = 0
+    store = open_store(folder, teacher)
+    arrived = [ids for ids in sequences if ids in store]
+    assert 3 <= len(arrived) < len(sequences)
+    before = {ids.tobytes(): times(server, ids) for ids in arrived}
+    filled = fill_store(store, teacher, sequences)
+    assert filled.sequences == len(sequences) - len(arrived)
+    assert before == {ids.tobytes(): times(server, ids) for ids in arrived}
+    assert set(before.values()) == {1}
+    for ids in sequences:
+        assert_same(store.get(ids), expected(live, ids))
 
 
 def test_small_files_are_merged_when_they_make_a_large_one(serve: Serve, tmp_path: Path) -> None:
@@ -728,12 +795,12 @@ def test_a_head_start_changes_no_signal_and_asks_for_nothing_twice(
                 item = wanted[sequence.tobytes()]
                 found = signal.log_probs[row, : len(sequence)].numpy()
                 np.testing.assert_array_equal(found, item.log_probs)
-    assert all(server.asked[tuple(ids.tolist())] == 1 for ids in sequences)
+    assert all(times(server, ids) == 1 for ids in sequences)
     if store is not None:
         assert all(ids in store for ids in sequences)
         with PrefetchedTeacher(teacher, iter(order), store=store) as source:
             source.signal(*padded(order[0], "left"))
-        assert all(server.asked[tuple(ids.tolist())] == 1 for ids in sequences)
+        assert all(times(server, ids) == 1 for ids in sequences)
 
 
 def test_the_head_start_is_bounded_and_real(serve: Serve, sequences: list[np.ndarray]) -> None:
@@ -753,7 +820,10 @@ def test_the_head_start_is_bounded_and_real(serve: Serve, sequences: list[np.nda
         for batch in (order[1], order[2], order[3], order[5]):
             source.signal(*padded(batch, "right"))
     repeated = [ids for ids, count in server.asked.items() if count > 1]
-    assert repeated in ([], [tuple(order[1][0].tolist())])  # used twice, announced once
+    assert repeated in (
+        [],
+        [(*order[1][0].tolist(), int(order[1][0][-1]))],
+    )  # used twice, announced once
 
 
 def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:

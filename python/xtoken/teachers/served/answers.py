@@ -25,61 +25,54 @@ def predictions_of(
     log_probs: NDArray[Any],
     token_log_probs: NDArray[Any],
     *,
-    vocab_size: int | None,
+    vocab_size: int,
     length: int,
     width: int,
 ) -> Predictions:
     """Checked predictions of one sequence from the rows that a server gave.
 
     Args:
-        ids: [T - 1, K] of the entries; -1 pads a row.
-        log_probs: [T - 1, K], in any order within a row.
-        token_log_probs: [T - 1], of the tokens that follow.
-        vocab_size: V_t; None where it is not known.
+        ids: [T, K] of the entries; -1 pads a row.
+        log_probs: [T, K], in any order within a row.
+        token_log_probs: [T], of the tokens that follow in the prompt of `prompt_of`.
+        vocab_size: V_t.
         length: T.
         width: K of what is returned; shorter rows are padded with -inf.
 
-    Returns: rows by falling log-probability. The last row, which no server scores and no loss
-        reads, holds the first K columns with equal probability, as padding does.
+    Returns: rows by falling log-probability.
 
     Raises:
         ServerError: rows are missing, a number is NaN or above 0, probabilities sum to more
             than 1, an id comes twice or lies outside the vocabulary.
     """
-    if len(ids) != length - 1:
+    if len(ids) != length:
         raise ServerError(
-            f"the answer has {len(ids)} rows for a prompt of {length} tokens, expected "
-            f"{length - 1}; the server cut the prompt or left rows out: raise its context length "
+            f"the answer has {len(ids)} rows for a prompt of {length + 1} tokens, expected "
+            f"{length}; the server cut the prompt or left rows out: raise its context length "
             "(--max-model-len, --context-length), and start it without prefix caching"
         )
     values = np.where(log_probs <= _NO_MASS, -np.inf, log_probs).astype(np.float32)
     values[ids < 0] = -np.inf
     tokens = np.where(token_log_probs <= _NO_MASS, -np.inf, token_log_probs).astype(np.float32)
+    tokens[-1] = 0.0  # the token that was added
     _check(ids, values, tokens, vocab_size)
     order = np.argsort(-values, axis=1, kind="stable")
     sorted_ids = np.zeros((length, width), np.int64)
     sorted_values = np.full((length, width), -np.inf, np.float32)
     count = values.shape[1]
-    sorted_ids[:-1, :count] = np.maximum(np.take_along_axis(ids, order, 1), 0)
-    sorted_values[:-1, :count] = np.take_along_axis(values, order, 1)
-    sorted_ids[-1] = np.arange(width)
-    sorted_values[-1] = -np.log(width)
+    sorted_ids[:, :count] = np.maximum(np.take_along_axis(ids, order, 1), 0)
+    sorted_values[:, :count] = np.take_along_axis(values, order, 1)
     # Rounding in the server's softmax may leave 1e-7 above 0.
-    return Predictions(
-        sorted_ids, np.minimum(sorted_values, 0.0), np.append(np.minimum(tokens, 0), np.float32(0))
-    )
+    return Predictions(sorted_ids, np.minimum(sorted_values, 0.0), np.minimum(tokens, 0.0))
 
 
-def unasked(width: int) -> Predictions:
-    """The predictions of a single token: nothing follows it, so there is nothing to ask for."""
-    ids, values = np.empty((0, width), np.int64), np.empty((0, width), np.float32)
-    return predictions_of(
-        ids, values, np.empty(0, np.float32), vocab_size=None, length=1, width=width
-    )
+def prompt_of(ids: Ids) -> Ids:
+    """A sequence and one more token, so that the server scores what follows the last one too."""
+    return np.append(ids, ids[-1:])
 
 
 def _check(
-    ids: Ids, values: NDArray[np.float32], tokens: NDArray[np.float32], vocab_size: int | None
+    ids: Ids, values: NDArray[np.float32], tokens: NDArray[np.float32], vocab_size: int
 ) -> None:
     bad = np.isnan(values).any(1) | np.isnan(tokens)
     if bad.any():
@@ -104,17 +97,15 @@ def _check(
             f"id {int(ordered[place, at])} comes twice at position {place}; the answer is damaged: "
             "update the server"
         )
-    if vocab_size is not None:
-        # Columns past the tokenizer's are padding of the lm_head, and have next to no mass.
-        foreign = np.where(ids >= vocab_size, np.exp(values), 0).sum(1)
-        if (foreign > _MASS_TOLERANCE).any():
-            place = int(foreign.argmax())
-            largest = int(ids[place].max())
-            raise ServerError(
-                f"the server gives {float(foreign[place]):.3g} of its mass to ids such as "
-                f"{largest}, outside the teacher vocabulary (V_t = {vocab_size}); pass vocab= of "
-                "the tokenizer that is served"
-            )
+    # Columns past the tokenizer's are padding of the lm_head, and have next to no mass.
+    foreign = np.where(ids >= vocab_size, np.exp(values), 0).sum(1)
+    if (foreign > _MASS_TOLERANCE).any():
+        place = int(foreign.argmax())
+        raise ServerError(
+            f"the server gives {float(foreign[place]):.3g} of its mass to ids such as "
+            f"{int(ids[place].max())}, outside the teacher vocabulary (V_t = {vocab_size}); pass "
+            "vocab= of the tokenizer that is served"
+        )
 
 
 def check_echo(sent: Ids, returned: JsonValue) -> None:

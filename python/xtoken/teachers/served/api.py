@@ -26,7 +26,7 @@ class ChosenIds:
     """Ids that are scored at each position besides the K best, known before the server is asked.
 
     Args:
-        choose: from the ids of a sequence [T] to [T - 1, width] int64, row `p` for the prediction
+        choose: from the ids of a sequence [T] to [T, width] int64, row `p` for the prediction
             of token `p + 1`; -1 pads a row, ids may also be among the K best.
         width: entries of a row, at most.
         name: part of the fingerprint: other rules, other name.
@@ -39,10 +39,10 @@ class ChosenIds:
     def __call__(self, ids: Ids) -> Ids:
         """The checked rows of a sequence."""
         rows = np.asarray(self.choose(ids), np.int64)
-        if rows.ndim != 2 or len(rows) != len(ids) - 1 or rows.shape[1] > self.width:
+        if rows.ndim != 2 or len(rows) != len(ids) or rows.shape[1] > self.width:
             raise ServerError(
                 f"chosen ids of a sequence have shape {rows.shape}, expected "
-                f"[{len(ids) - 1}, at most {self.width}]: one row per predicted token"
+                f"[{len(ids)}, at most {self.width}]: one row per token"
             )
         return rows
 
@@ -83,7 +83,7 @@ class Api(Protocol):
     def ask(
         self, connection: Connection, group: Sequence[Ids], question: Question
     ) -> Iterator[Predictions]:
-        """Predictions of sequences of at least two tokens, in their order, as they arrive."""
+        """Predictions of sequences, none empty, in their order, as they arrive."""
 
 
 def size_from(error: RefusedError, pattern: str) -> int | None:

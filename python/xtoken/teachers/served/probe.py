@@ -53,7 +53,7 @@ class Probe:
     Attributes:
         model: as the server names it.
         prompt: [T] ids.
-        ids, log_probs: [T - 1, k] the likeliest next tokens.
+        ids, log_probs: [T, k] the likeliest next tokens.
     """
 
     model: str
@@ -67,9 +67,9 @@ class Probe:
         return cls(
             model,
             prompt.tolist(),
-            answer.ids[:-1, :ENTRIES].tolist(),
+            answer.ids[:, :ENTRIES].tolist(),
             # Six digits are all that a float32 has.
-            [[float(f"{x:.6g}") for x in row] for row in answer.log_probs[:-1, :ENTRIES].tolist()],
+            [[float(f"{x:.6g}") for x in row] for row in answer.log_probs[:, :ENTRIES].tolist()],
         )
 
     @property

@@ -19,6 +19,7 @@ from xtoken.teachers.served.answers import (
     malformed,
     member,
     predictions_of,
+    prompt_of,
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
@@ -59,9 +60,10 @@ class SGLang:
     def ask(
         self, connection: Connection, group: Sequence[Ids], question: Question
     ) -> Iterator[Predictions]:
-        """Predictions of sequences of at least two tokens, in their order."""
+        """Predictions of sequences, in their order."""
+        prompts = [prompt_of(ids) for ids in group]
         body: dict[str, JsonValue] = {
-            "input_ids": token_lists(group),
+            "input_ids": token_lists(prompts),
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
             "return_logprob": True,
             # The default, -1, gives those of the output alone.
@@ -73,13 +75,13 @@ class SGLang:
         try:
             answer = connection.post(_PATH, body)
         except RefusedError as error:
-            raise explained(error, question.top_k, max(map(len, group))) from error
-        for ids, entry in zip(group, items(answer, "answers", len(group)), strict=True):
+            raise explained(error, question.top_k, max(map(len, prompts))) from error
+        for prompt, entry in zip(prompts, items(answer, "answers", len(group)), strict=True):
             info = member(entry, "meta_info")
             actual = items(member(info, "input_token_logprobs"), "input_token_logprobs")
-            check_echo(ids, [_pair(item)[1] for item in actual])
-            tokens = np.array([_number(_pair(item)[0]) for item in actual[1 : len(ids)]], float)
-            shape = (len(ids) - 1, question.top_k)
+            check_echo(prompt, [_pair(item)[1] for item in actual])
+            tokens = np.array([_number(_pair(item)[0]) for item in actual[1 : len(prompt)]], float)
+            shape = (len(prompt) - 1, question.top_k)
             if member(info, "input_top_logprobs_shape") is not None:
                 found, log_probs = _flat(info, shape)
             else:
@@ -92,7 +94,7 @@ class SGLang:
                 log_probs,
                 tokens,
                 vocab_size=question.vocab_size,
-                length=len(ids),
+                length=len(prompt) - 1,
                 width=question.width,
             )
 

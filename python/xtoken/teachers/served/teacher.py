@@ -18,7 +18,7 @@ from xtoken._core import Vocab
 from xtoken._files import JsonValue
 from xtoken.errors import OptionError, ServerError, TokenIdError, XTokenError
 from xtoken.losses import TeacherTopK
-from xtoken.teachers.served.answers import items, member, unasked
+from xtoken.teachers.served.answers import items, member
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
 from xtoken.teachers.served.client import Connection, RefusedError, RetryPolicy
 from xtoken.teachers.served.probe import ENTRIES, Probe, fixed_prompt
@@ -269,10 +269,8 @@ class ServedTeacher:
             arrived: list[Predictions] = []
             failure = None
             try:
-                asked = [ids for ids in group if len(ids) > 1]
-                arrived += [unasked(self.width)] * (len(group) - len(asked))
-                if asked and not stopped.is_set():
-                    for predictions in self.api.ask(connection, asked, question):
+                if not stopped.is_set():
+                    for predictions in self.api.ask(connection, group, question):
                         arrived.append(predictions)
             except ServerError as error:
                 failure = error
@@ -309,18 +307,18 @@ class ServedTeacher:
             raise failure
 
     def _requests(self, sequences: Iterable[Ids], limit: int) -> Iterator[list[Ids]]:
-        """Groups of at most `limit` tokens, or of one sequence; single tokens first."""
+        """Groups of at most `limit` tokens, or of one sequence."""
         group: list[Ids] = []
         tokens = 0
         for index, ids in enumerate(sequences):
             self._check_ids(index, ids)
             if group and tokens + len(ids) > limit:
-                yield sorted(group, key=lambda item: len(item) > 1)
+                yield group
                 group, tokens = [], 0
             group.append(ids)
             tokens += len(ids)
         if group:
-            yield sorted(group, key=lambda item: len(item) > 1)
+            yield group
 
     def _check_ids(self, index: int, ids: Ids) -> None:
         if len(ids) == 0:

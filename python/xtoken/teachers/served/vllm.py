@@ -18,6 +18,7 @@ from xtoken.teachers.served.answers import (
     malformed,
     member,
     predictions_of,
+    prompt_of,
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
@@ -56,10 +57,11 @@ class VllmCompletions:
     def ask(
         self, connection: Connection, group: Sequence[Ids], question: Question
     ) -> Iterator[Predictions]:
-        """Predictions of sequences of at least two tokens, in their order."""
+        """Predictions of sequences, in their order."""
+        prompts = [prompt_of(ids) for ids in group]
         body: dict[str, JsonValue] = {
             "model": question.model,
-            "prompt": token_lists(group),
+            "prompt": token_lists(prompts),
             "max_tokens": 1,
             # Never the default of the model's generation_config.
             "temperature": 1.0,
@@ -69,14 +71,14 @@ class VllmCompletions:
         try:
             answer = connection.post(_PATH, body)
         except RefusedError as error:
-            raise explained(error, question.top_k, max(map(len, group))) from error
+            raise explained(error, question.top_k, max(map(len, prompts))) from error
         choices = items(member(answer, "choices"), "choices", len(group))
-        for ids, choice in zip(group, sorted(choices, key=_index), strict=True):
-            check_echo(ids, member(choice, "prompt_token_ids"))
+        for prompt, choice in zip(prompts, sorted(choices, key=_index), strict=True):
+            check_echo(prompt, member(choice, "prompt_token_ids"))
             rows = items(member(choice, "prompt_logprobs"), "prompt_logprobs")
-            found = read_rows(ids, rows, question.top_k)
+            found = read_rows(prompt, rows, question.top_k)
             yield predictions_of(
-                *found, vocab_size=question.vocab_size, length=len(ids), width=question.width
+                *found, vocab_size=question.vocab_size, length=len(prompt) - 1, width=question.width
             )
 
 
@@ -88,24 +90,24 @@ def _index(choice: JsonValue) -> int:
 
 
 def read_rows(
-    ids: Ids, rows: Sequence[JsonValue], top_k: int
+    prompt: Ids, rows: Sequence[JsonValue], top_k: int
 ) -> tuple[Ids, NDArray[np.float64], NDArray[np.float64]]:
     """The K best of each predicted token, and the log-probability of that token itself.
 
     Args:
-        ids: [T] as they were sent.
+        prompt: [T + 1] ids as they were sent.
         rows: `prompt_logprobs`: null, then an object per token, of K or K + 1 entries in no order.
         top_k: K.
 
-    Returns: [T - 1, K] ids and log-probabilities, by rank; [T - 1] of the tokens that follow.
+    Returns: [T, K] ids and log-probabilities, by rank; [T] of the tokens that follow.
 
     Raises:
         ServerError: a row is missing or has another number of entries, or lacks its own token.
     """
-    if not rows or rows[0] is not None or len(rows) != len(ids):
+    if not rows or rows[0] is not None or len(rows) != len(prompt):
         raise ServerError(
-            f"prompt_logprobs has {len(rows)} entries for a prompt of {len(ids)} tokens, expected "
-            "as many, the first of them null; the server cut the prompt: raise --max-model-len"
+            f"prompt_logprobs has {len(rows)} entries for a prompt of {len(prompt)} tokens, "
+            "expected as many, the first null; the server cut the prompt: raise --max-model-len"
         )
     entries: list[dict[str, Any]] = []
     for place, row in enumerate(rows[1:], 1):
@@ -131,10 +133,10 @@ def read_rows(
             ranks[index, :count] = [value.get("rank") or _LAST_RANK for value in entry.values()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise malformed("prompt_logprobs", entries[index]) from error
-    own = found == ids[1:, None]  # [T - 1, K + 1]
+    own = found == prompt[1:, None]  # [T, K + 1]
     if not own.any(1).all():
         place = int((~own.any(1)).argmax()) + 1
-        raise foreign_ids(place, int(ids[place]), None)
+        raise foreign_ids(place, int(prompt[place]), None)
     tokens = np.where(own, log_probs, 0.0).sum(1)
     # By rank; an entry without one by its value. The token's own entry may come after the K best.
     order = np.lexsort((-log_probs, ranks), axis=1)[:, :top_k]

@@ -19,6 +19,7 @@ from xtoken.teachers.served.answers import (
     malformed,
     member,
     predictions_of,
+    prompt_of,
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
@@ -58,16 +59,17 @@ class VllmTokens:
     def ask(
         self, connection: Connection, group: Sequence[Ids], question: Question
     ) -> Iterator[Predictions]:
-        """Predictions of sequences of at least two tokens, in their order, as they arrive."""
+        """Predictions of sequences, in their order, as they arrive."""
         for ids in group:
             yield _ask_one(connection, ids, question)
 
 
 def _ask_one(connection: Connection, ids: Ids, question: Question) -> Predictions:
+    prompt = prompt_of(ids)
     # The token that follows is a chosen id as well, and the last of its row.
-    chosen = ids[1:, None] if question.chosen is None else question.chosen(ids)
+    chosen = prompt[1:, None]
     if question.chosen is not None:
-        chosen = np.concatenate([_distinct(chosen), ids[1:, None]], axis=1)
+        chosen = np.concatenate([_distinct(question.chosen(ids)), chosen], axis=1)
     parameters: dict[str, JsonValue] = {
         "max_tokens": 1,
         "temperature": 1.0,
@@ -78,20 +80,20 @@ def _ask_one(connection: Connection, ids: Ids, question: Question) -> Prediction
         parameters["prompt_logprobs"] = question.top_k
     body: dict[str, JsonValue] = {
         "model": question.model,
-        "token_ids": token_lists([ids])[0],
+        "token_ids": token_lists([prompt])[0],
         "sampling_params": parameters,
         "return_token_ids": True,
     }
     try:
         answer = connection.post(_PATH, body)
     except RefusedError as error:
-        raise explained(error, max(question.top_k, chosen.shape[1]), len(ids)) from error
-    check_echo(ids, member(answer, "prompt_token_ids"))
+        raise explained(error, max(question.top_k, chosen.shape[1]), len(prompt)) from error
+    check_echo(prompt, member(answer, "prompt_token_ids"))
     scores = read_array(member(answer, "prompt_token_id_logprobs"), chosen.shape)
     found, log_probs, tokens = chosen[:, :-1], scores[:, :-1], scores[:, -1]
     if question.top_k:
         rows = items(member(answer, "prompt_logprobs"), "prompt_logprobs")
-        best, best_log_probs, _ = read_rows(ids, rows, question.top_k)
+        best, best_log_probs, _ = read_rows(prompt, rows, question.top_k)
         # A chosen id that is among the K best would count twice.
         known = (found[:, :, None] == best[:, None, :]).any(2)
         found = np.concatenate([best, np.where(known, -1, found)], axis=1)
