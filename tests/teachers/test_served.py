@@ -458,8 +458,9 @@ def test_bad_options_are_named() -> None:
     ):
         with pytest.raises(OptionError, match=words):
             make(**options)
-    with pytest.raises(ServerError, match="url = 'localhost:8000', expected the address"):
-        ServedTeacher("localhost:8000", vocab=800, top_k=4)
+    for url in ("localhost:8000", "http://", "http://localhost:port", "ftp://localhost"):
+        with pytest.raises(ServerError, match=r"url = '.*', expected the address of a server"):
+            ServedTeacher(url, vocab=800, top_k=4)
 
 
 def test_ids_outside_the_vocabulary_are_never_sent(

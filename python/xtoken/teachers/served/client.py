@@ -81,16 +81,24 @@ class Connection:
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/").removesuffix("/v1")
-        if not self.url.startswith(("http://", "https://")):
+        with needs_extra():
+            import httpx2
+        self._httpx = httpx2
+        try:
+            address = httpx2.URL(self.url)
+        except httpx2.InvalidURL:
+            address = httpx2.URL("")
+        if address.scheme not in ("http", "https") or not address.host:
             raise ServerError(
                 f"url = {self.url!r}, expected the address of a server such as "
                 "http://localhost:8000"
             )
-        with needs_extra():
-            import httpx2
-        self._httpx = httpx2
         self._client: httpx2.Client = httpx2.Client(
-            timeout=httpx2.Timeout(self.policy.timeout, connect=min(10.0, self.policy.timeout)),
+            timeout=httpx2.Timeout(
+                self.policy.timeout,
+                connect=min(10.0, self.policy.timeout),
+                pool=None,  # another thread's request may take its time
+            ),
             limits=httpx2.Limits(
                 max_connections=self.connections, max_keepalive_connections=self.connections
             ),
@@ -145,7 +153,7 @@ class Connection:
                 pause = max(pause, _retry_after(response))
             except self._httpx.TimeoutException as error:
                 failure = f"silent for {self.policy.timeout:g} s ({type(error).__name__})"
-            except self._httpx.TransportError as error:
+            except self._httpx.RequestError as error:
                 # Refused, reset, or cut off in the middle of an answer.
                 failure = f"{type(error).__name__}: {error}"
             except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -69,7 +69,7 @@ def prefix_ids(
 
     def choose(ids: Ids) -> Ids:
         chosen = np.full((len(ids), width), -1, np.int64)
-        table = wanted.get(ids.tobytes())
+        table = wanted.get(np.asarray(ids, np.int64).tobytes())
         if table is not None:
             for row in _rows(table):
                 chosen[row[0, 0], : len(row)] = row[:, 1]
