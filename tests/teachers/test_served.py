@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -686,10 +687,15 @@ def test_after_kill_9_nothing_that_arrived_is_asked_for_again(
         "fill_store(open_store(folder, teacher), teacher, ids)\n"
     )
     server.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    process = subprocess.Popen([sys.executable, "-c", code, server.url, str(folder)])
-    _until(lambda: len(list(folder.glob("*.safetensors"))) >= 3, seconds=120)
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", code, server.url, str(folder)]) as process:
+        try:
+            _until(
+                lambda: len(list(folder.glob("*.safetensors"))) >= 3 or process.poll() is not None,
+                seconds=120,
+            )
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
     time.sleep(0.3)  # what the server still scores for the dead
     server.faults.slow = 0
     store = open_store(folder, teacher)
