@@ -20,6 +20,7 @@ from xtoken.errors import NonFiniteError as NonFiniteError
 from xtoken.errors import OptionError as OptionError
 from xtoken.errors import PairError as PairError
 from xtoken.errors import ResumeError as ResumeError
+from xtoken.errors import ServerError as ServerError
 from xtoken.errors import ShapeError as ShapeError
 from xtoken.errors import StoreError as StoreError
 from xtoken.errors import TokenIdError as TokenIdError

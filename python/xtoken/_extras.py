@@ -8,7 +8,7 @@ from typing import Literal
 
 from xtoken.errors import MissingExtraError
 
-Extra = Literal["torch", "train"]
+Extra = Literal["torch", "train", "serve"]
 
 # Top-level modules by the smallest extra that brings them.
 _MODULES: dict[str, Extra] = {
@@ -16,6 +16,7 @@ _MODULES: dict[str, Extra] = {
     "accelerate": "train",
     "datasets": "train",
     "gguf": "train",
+    "httpx2": "serve",
     "jinja2": "train",
     "matplotlib": "train",
     "pyarrow": "train",

@@ -47,6 +47,10 @@ class DamagedStoreError(StoreError):
     """A file of the teacher's store is not as it was written."""
 
 
+class ServerError(XTokenError):
+    """A served teacher cannot be reached, refuses, or gives an answer that cannot be used."""
+
+
 class ResumeError(XTokenError):
     """A run cannot be resumed; the message names the difference or the damage."""
 

@@ -86,8 +86,10 @@ class Predictions:
                 f"the predictions of position {position} sum to {mass[position]:.4g}, expected at "
                 "most 1; pass log-probabilities under the full softmax, not logits"
             )
-        ordered = np.sort(self.ids, axis=-1)
-        twice = (ordered[:, 1:] == ordered[:, :-1]) | (ordered[:, 1:] < 0)
+        # -inf pads a short row, whatever its id.
+        padding = -1 - np.arange(self.ids.shape[-1])
+        ordered = np.sort(np.where(np.isneginf(self.log_probs), padding, self.ids), axis=-1)
+        twice = ordered[:, 1:] == ordered[:, :-1]
         if twice.any() or (self.ids < 0).any():
             raise StoreError("a position names a teacher column twice or below 0; pass each once")
 

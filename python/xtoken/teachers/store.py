@@ -170,7 +170,29 @@ class TopKStore:
         predictions: list[Predictions] = []
         for batch in _by_tokens(group, TOKENS_PER_FORWARD):
             predictions += _predict(teacher, batch, self.key.top_k)
-        digests = [_digest(ids) for ids in group]
+        self.add(group, predictions)
+
+    def add(self, sequences: Sequence[Ids], predictions: Sequence[Predictions]) -> Path | None:
+        """Write the predictions of sequences, made elsewhere, into one file.
+
+        Args:
+            sequences: [T] int64 each, teacher ids.
+            predictions: one per sequence, of the teacher and the `top_k` of the key.
+
+        Returns: the file; None where the folder cannot be written and they stay in memory.
+
+        Raises:
+            StoreError: predictions are of another size than their sequence or the key, or none.
+            NonFiniteError: a prediction is NaN.
+            OSError: the folder cannot be written, and the store is `required`.
+        """
+        for ids, item in zip(sequences, predictions, strict=True):
+            if item.ids.shape != (len(ids), self.key.top_k):
+                raise StoreError(
+                    f"predictions of a sequence have shape {item.ids.shape}, expected "
+                    f"{(len(ids), self.key.top_k)}: its tokens and top_k of the store"
+                )
+        digests = [_digest(ids) for ids in sequences]
         name = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
         path = self.directory / f"{name}.safetensors"
         try:
@@ -178,8 +200,9 @@ class TopKStore:
         except OSError as error:
             self._cannot_write(error)
             self._in_memory |= dict(zip(digests, predictions, strict=True))
-            return
+            return None
         self._open(path)
+        return path
 
     def get(self, ids: Ids) -> Predictions:
         """The stored predictions of a sequence.
@@ -208,24 +231,40 @@ class TopKStore:
         Returns: ids and log_probs [B, T, K], token_log_probs [B, T]; padded positions hold the
             first K columns with equal probability, which no loss reads.
         """
-        rows, width = ids.shape
-        top_k = self.key.top_k
-        columns = torch.arange(top_k).expand(rows, width, top_k).clone()
-        log_probs = torch.full((rows, width, top_k), -float(np.log(top_k)))
-        token_log_probs = torch.zeros(rows, width)
-        for row in range(rows):
-            mask = attention_mask[row].bool().cpu()
-            stored = self.get(ids[row].cpu()[mask].numpy())
-            columns[row, mask] = torch.from_numpy(stored.ids)
-            log_probs[row, mask] = torch.from_numpy(stored.log_probs)
-            token_log_probs[row, mask] = torch.from_numpy(stored.token_log_probs)
-        signal = TeacherTopK(
-            columns,
-            log_probs,
-            token_log_probs=token_log_probs,
-            teacher_fingerprint=self.key.tokenizer or None,
-        )
-        return signal.to(ids.device)
+        return padded_signal(self.get, ids, attention_mask, self.key.top_k, self.key.tokenizer)
+
+
+def padded_signal(
+    read: Callable[[Ids], Predictions],
+    ids: Tensor,
+    attention_mask: Tensor,
+    top_k: int,
+    tokenizer: str = "",
+) -> TeacherTopK:
+    """The predictions of the sequences of a padded batch, on the device of its ids.
+
+    Args:
+        read: gives the predictions of one sequence without padding.
+        tokenizer: fingerprint of the teacher's vocabulary; empty where it is not known.
+        ids, attention_mask, and what is returned: as in `TopKStore.signal`.
+    """
+    rows, width = ids.shape
+    columns = torch.arange(top_k).expand(rows, width, top_k).clone()
+    log_probs = torch.full((rows, width, top_k), -float(np.log(top_k)))
+    token_log_probs = torch.zeros(rows, width)
+    for row in range(rows):
+        mask = attention_mask[row].bool().cpu()
+        stored = read(ids[row].cpu()[mask].numpy())
+        columns[row, mask] = torch.from_numpy(stored.ids)
+        log_probs[row, mask] = torch.from_numpy(stored.log_probs)
+        token_log_probs[row, mask] = torch.from_numpy(stored.token_log_probs)
+    signal = TeacherTopK(
+        columns,
+        log_probs,
+        token_log_probs=token_log_probs,
+        teacher_fingerprint=tokenizer or None,
+    )
+    return signal.to(ids.device)
 
 
 def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predictions]:

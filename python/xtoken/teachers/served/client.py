@@ -1,0 +1,202 @@
+"""A kept HTTP connection to a server: JSON in and out, timeouts, retries with backoff, a limit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from xtoken._extras import needs_extra
+from xtoken._files import JsonValue
+from xtoken.errors import ServerError
+
+if TYPE_CHECKING:
+    import httpx2
+
+# Answers that another try may change: too busy, or broken for a moment.
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class RefusedError(ServerError):
+    """The server understood a request and refused it.
+
+    Attributes:
+        status: of HTTP.
+        reason: in the server's words.
+    """
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class UnavailableError(ServerError):
+    """The server gave no answer in all tries."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently a request is repeated.
+
+    Attributes:
+        retries: tries after the first one.
+        backoff: seconds before the second try; doubled before each further one, 30 at most.
+        timeout: seconds that the server may be silent.
+    """
+
+    retries: int = 5
+    backoff: float = 0.5
+    timeout: float = 120.0
+
+    def pause(self, tries: int) -> float:
+        """Seconds to wait after so many tries, spread so that clients do not come back at once."""
+        longest = min(self.backoff * 2.0 ** (tries - 1), _LONGEST_PAUSE_SECONDS)
+        return longest * random.uniform(0.75, 1.0)
+
+
+@dataclass(eq=False)
+class Connection:
+    """Connections to one server, kept between requests and shared by threads.
+
+    Args:
+        url: where the server listens; a path in it stays, a trailing `/v1` does not.
+        connections: kept at most.
+        policy: of retries.
+        api_key: sent as a bearer token, if given.
+    """
+
+    url: str
+    connections: int = 8
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    api_key: str | None = None
+    # Set when a request has failed for good: the others give up instead of waiting.
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.url = self.url.rstrip("/").removesuffix("/v1")
+        with needs_extra():
+            import httpx2
+        self._httpx = httpx2
+        try:
+            address = httpx2.URL(self.url)
+        except httpx2.InvalidURL:
+            address = httpx2.URL("")
+        if address.scheme not in ("http", "https") or not address.host:
+            raise ServerError(
+                f"url = {self.url!r}, expected the address of a server such as "
+                "http://localhost:8000"
+            )
+        self._client: httpx2.Client = httpx2.Client(
+            timeout=httpx2.Timeout(
+                self.policy.timeout,
+                connect=min(10.0, self.policy.timeout),
+                pool=None,  # another thread's request may take its time
+            ),
+            limits=httpx2.Limits(
+                max_connections=self.connections, max_keepalive_connections=self.connections
+            ),
+            headers={} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"},
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def variant(
+        self, *, stopped: threading.Event | None = None, retries: int | None = None
+    ) -> Connection:
+        """The same connections, for requests that an event ends or that are repeated less."""
+        same = copy.copy(self)
+        if stopped is not None:
+            same.stopped = stopped
+        if retries is not None:
+            same.policy = replace(self.policy, retries=retries)
+        return same
+
+    def get(self, path: str) -> JsonValue:
+        """The JSON that a path answers with.
+
+        Raises: as `post`.
+        """
+        return self._request("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, JsonValue]) -> JsonValue:
+        """The JSON that a path answers a body with.
+
+        Raises:
+            RefusedError: the server refused the request; repeating it would not help.
+            UnavailableError: no answer in all tries.
+        """
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: Mapping[str, JsonValue] | None) -> JsonValue:
+        began = time.monotonic()
+        tries = 0
+        while True:
+            tries += 1
+            pause = self.policy.pause(tries)
+            try:
+                response = self._client.request(method, self.url + path, json=body)
+                if response.is_success:
+                    answer: JsonValue = json.loads(response.content)
+                    return answer
+                if response.status_code not in _TEMPORARY:
+                    raise self._refused(path, response)
+                failure = f"{response.status_code} {_reason(response)}"
+                pause = max(pause, _retry_after(response))
+            except self._httpx.TimeoutException as error:
+                failure = f"silent for {self.policy.timeout:g} s ({type(error).__name__})"
+            except self._httpx.RequestError as error:
+                # Refused, reset, or cut off in the middle of an answer.
+                failure = f"{type(error).__name__}: {error}"
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                # A whole answer by its length, which something on the way cut.
+                failure = f"an answer that is not JSON ({error})"
+            if tries > self.policy.retries or self.stopped.wait(pause):
+                raise UnavailableError(
+                    f"{self.url}{path} gave no answer in {tries} tries over "
+                    f"{time.monotonic() - began:.1f} s (last: {failure}); start the server again "
+                    "and repeat the command, or raise timeout= and retries="
+                )
+
+    def _refused(self, path: str, response: httpx2.Response) -> RefusedError:
+        reason = _reason(response)
+        remedy = "look at the server's log"
+        if response.status_code in (401, 403):
+            remedy = "pass api_key="
+        elif response.status_code == 404:
+            remedy = "check url=, api= and model= against the server"
+        return RefusedError(
+            f"{self.url}{path} refused the request ({response.status_code}: {reason}); {remedy}",
+            response.status_code,
+            reason,
+        )
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds that the server asks to wait, within our own limit."""
+    try:
+        seconds = float(response.headers.get("retry-after", "0"))
+    except ValueError:  # a date
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS)
+
+
+def _reason(response: httpx2.Response) -> str:
+    """What an error's body says, in one line: vLLM and SGLang nest it differently."""
+    text = response.text
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = text
+    for key in ("error", "message"):
+        if isinstance(content, dict) and key in content:
+            content = content[key]
+    return " ".join(str(content).split())[:500]
