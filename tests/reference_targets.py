@@ -38,14 +38,18 @@ OPEN = Group("open")
 
 @dataclass(frozen=True)
 class Switches:
-    """What a target corrects; all off is the target of P-KL with decay 0."""
+    """What a target corrects; all off is the target of P-KL with decay 0.
+
+    With `sure` the groups are left out that a longer text could move mass into, out of or between:
+    "cell" looks at the student tokens of each teacher token, "all" at all that could follow.
+    """
 
     cells: bool = True
     consistent: bool = True
     levels: int = 1
     max_depth: int = 8
     min_prob: float = 0.0
-    only_sure: bool = False
+    sure: Literal["", "cell", "all"] = ""
 
 
 @dataclass(eq=False)
@@ -163,15 +167,17 @@ class _Builder:
         while len(path) < limit and covered < size:
             token = self.example.teacher_ids[self.j + len(path)]
             row = self.row(self.j + len(path))
-            if row is None or token not in row:
+            if row is None:
+                break
+            if token not in row:
                 self.closed = True  # what this row lists is all that is known
                 break
             path.append(token)
             covered += len(self.pair.teacher[token])
+        self.path = tuple(path)
         after = self.row(self.j + len(path))
         if not path or (covered == size and after is not None and not self.inside):
             self.closed = True
-        self.path = tuple(path)
 
     # -- groups of student tokens
 
@@ -218,8 +224,16 @@ class _Builder:
             longer: the student tokens that a text beginning with `text` may begin with, beside the
                 one that `text` alone begins with.
         """
-        if not self.switches.only_sure:
+        if not self.switches.sure:
             return
+        if self.switches.sure == "all":
+            texts = {
+                text[:cut] + token
+                for cut in range(len(text))
+                for token in self.pair.student
+                if token.startswith(text[cut:])
+            }
+            longer = map(self.pair.first_piece, texts)  # type: ignore[assignment]
         firsts = {self.pair.first_piece(text), *longer} - {None}
         held = {first for first in firsts if self.pair.holds(self.last, first)}  # type: ignore[arg-type]
         groups = {self.group_of(first) for first in held}  # type: ignore[arg-type]
@@ -415,7 +429,9 @@ class _Builder:
         spelled = self.pair.segment_teacher(before)
         if not pieces or not spelled:
             return False
-        pair = self.pair.segment_teacher(self.pair.teacher[spelled[-1]] + self.pair.teacher[pieces[0]])
+        pair = self.pair.segment_teacher(
+            self.pair.teacher[spelled[-1]] + self.pair.teacher[pieces[0]]
+        )
         return bool(pair) and tuple(pair)[:1] == tuple(spelled)[-1:]  # type: ignore[arg-type]
 
     def normalized(

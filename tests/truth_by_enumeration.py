@@ -97,7 +97,7 @@ def unigram(rng: random.Random, alphabet: bytes, extra: int) -> tuple[list[bytes
 def random_distribution(
     rng: random.Random, alphabet: bytes, longest: int, stop: float = 0.2
 ) -> dict[bytes, float]:
-    """Each prefix goes on, or stops, with random probabilities of its own; all texts to a length."""
+    """Each prefix continues or stops with random probabilities of its own, up to a length."""
     texts: dict[bytes, float] = {}
 
     def grow(prefix: bytes, mass: float) -> None:
@@ -364,7 +364,8 @@ CONSTRUCTIONS: dict[str, Construction] = {
     "the same, all levels": exact(Switches(levels=99, max_depth=0)),
     "the same with depths, one level": exact(Switches(levels=1)),
     "the same with depths, all levels": exact(Switches(levels=99)),
-    "the same, only what is sure": exact(Switches(levels=99, only_sure=True)),
+    "the same, what is sure within a cell": exact(Switches(levels=99, sure="cell")),
+    "the same, what is sure": exact(Switches(levels=99, sure="all")),
 }
 
 
