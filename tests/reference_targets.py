@@ -236,7 +236,7 @@ class _Builder:
             longer = map(self.pair.first_piece, texts)  # type: ignore[assignment]
         firsts = {self.pair.first_piece(text), *longer} - {None}
         held = {first for first in firsts if self.pair.holds(self.last, first)}  # type: ignore[arg-type]
-        groups = {self.group_of(first) for first in held}  # type: ignore[arg-type]
+        groups = {self.group_of(first) for first in held} - {TAIL}  # type: ignore[arg-type]
         if len(groups) > 1 or (held and held != firsts):
             self.doubted |= groups
 
@@ -351,7 +351,8 @@ class _Builder:
                         continue
                 self.place(first, extra)
         if self.doubted:
-            self.masses = {g: m for g, m in self.masses.items() if g not in self.doubted}
+            out = {*self.doubted, TAIL}
+            self.masses = {g: m for g, m in self.masses.items() if g not in out}
             self.masses[OPEN] = 0.0
         return self.normalized(self.group_of)
 

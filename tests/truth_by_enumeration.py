@@ -58,6 +58,9 @@ def bpe(
     if digits:
         fits = re.compile(rb"[0-9]{1,%d}|[^0-9]+" % digits)
         pairs = [pair for pair in pairs if fits.fullmatch(b"".join(pair))]
+        if digits > 1:  # every number of so many digits is a token, as in real tokenizers
+            ones = [alphabet[i : i + 1] for i in range(len(alphabet)) if alphabet[i] < ord("a")]
+            pairs += [pair for pair in itertools.product(ones, ones) if pair not in pairs]
     tokens = [alphabet[i : i + 1] for i in range(len(alphabet))] + [b"".join(p) for p in pairs]
     ids = {token: i for i, token in enumerate(tokens)}
     ranks = {pair: rank for rank, pair in enumerate(pairs)}

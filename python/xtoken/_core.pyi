@@ -343,7 +343,7 @@ class PieceTrie:
 
 @final
 class TargetArrays:
-    """Targets as flat arrays, as `TargetBuilder.build` returns them; see `xtoken.targets.Targets`."""
+    """Targets as flat arrays, as `TargetBuilder` returns them; see `xtoken.targets.Targets`."""
 
     @property
     def position_indptr(self) -> npt.NDArray[np.int64]: ...
@@ -402,7 +402,7 @@ class TargetBuilder:
         log_probs: npt.NDArray[np.float32],
         row_indptr: npt.NDArray[np.int64],
         width: int,
-        options: tuple[bool, bool, int, int, float],
+        options: tuple[bool, bool, int, int, float, bool],
         threads: int,
     ) -> TargetArrays:
         """The targets of a ragged batch; bounds are one more than chunks per example, `width` the

@@ -39,6 +39,8 @@ SWITCHES = {
     "depths to 2, not consistent": Switches(max_depth=2, consistent=False),
     "all levels": Switches(levels=9),
     "all levels, a tail": Switches(levels=9, min_prob=0.02),
+    "what is sure": Switches(levels=9, sure="cell"),
+    "what is sure, to depth 1": Switches(max_depth=1, sure="cell"),
 }
 
 
@@ -167,6 +169,7 @@ def test_targets_of_random_pairs_are_those_of_the_reference(name: str) -> None:
             levels=switches.levels,
             max_depth=switches.max_depth,
             min_prob=switches.min_prob,
+            sure=bool(switches.sure),
         )
         targets = builder.build([example], options, threads=1)
         stop = teacher.roles["eos"]

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from xtoken import _core
 from xtoken._core import Vocab
-from xtoken.errors import OptionError, PairError, ShapeError
+from xtoken.errors import OptionError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 from xtoken.targets.arrays import Int64, Targets
+from xtoken.vocab.fingerprints import PairFingerprint
 
 _STOP_ROLES = ("eos", "eot")
 
@@ -44,6 +45,8 @@ class TargetOptions:
             said instead; 0 for none. Positions inside a teacher token need 1.
         max_depth: most teacher tokens along the text that the target tells student tokens apart by;
             0 for none.
+        sure: leave the groups out, and compare the others with one another only, where a student
+            token that is longer than a teacher's would move mass into, out of or between groups.
         min_prob: columns of a row below this probability are its tail, in [0, 1).
 
     >>> TargetOptions().levels
@@ -55,6 +58,7 @@ class TargetOptions:
     levels: int = 1
     max_depth: int = 8
     min_prob: float = 2e-4
+    sure: bool = False
 
     def __post_init__(self) -> None:
         for name in ("levels", "max_depth"):
@@ -98,7 +102,7 @@ class TargetBuilder:
     """Makes exact targets for one pair; immutable, shared between threads.
 
     Attributes:
-        student_fingerprint, teacher_fingerprint: of the pair.
+        pair: the fingerprints of the two vocabularies.
     """
 
     def __init__(
@@ -124,8 +128,8 @@ class TargetBuilder:
                 "the projection has no student pieces of the teacher's tokens; build it from a "
                 "student tokenizer that can segment (a tokenizer.json or a rank file)"
             )
-        self.student_fingerprint = projection.student_fingerprint
-        self.teacher_fingerprint = projection.teacher_fingerprint
+        self._made_from = (projection, student_stops, teacher_stops)
+        self.pair = PairFingerprint(projection.student_fingerprint, projection.teacher_fingerprint)
         own, other = _stops(student, student_stops), _stops(teacher, teacher_stops)
         specials = [pair for pair in _specials(projection) if pair[0] not in own]
         self._core = _core.TargetBuilder(
@@ -159,17 +163,8 @@ class TargetBuilder:
         roots.flags.writeable = False
         return roots
 
-    def check_pair(self, student_fingerprint: str, teacher_fingerprint: str) -> None:
-        """Raise PairError unless these are the fingerprints of this builder's pair."""
-        for side, found, expected in (
-            ("student", student_fingerprint, self.student_fingerprint),
-            ("teacher", teacher_fingerprint, self.teacher_fingerprint),
-        ):
-            if found != expected:
-                raise PairError(
-                    f"the {side} is {found[:12]}, the targets are of {expected[:12]}; "
-                    "build them with this pair's projection"
-                )
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remade, self._made_from
 
     def build(
         self,
@@ -220,6 +215,7 @@ class TargetBuilder:
                 options.levels,
                 options.max_depth,
                 options.min_prob,
+                options.sure,
             ),
             threads,
         )
@@ -236,6 +232,14 @@ class TargetBuilder:
             made.starts,
             made.ends,
         )
+
+
+def _remade(
+    projection: ProjectionArrays,
+    student_stops: Collection[int] | None,
+    teacher_stops: Collection[int] | None,
+) -> TargetBuilder:
+    return TargetBuilder(projection, student_stops=student_stops, teacher_stops=teacher_stops)
 
 
 def _flat(arrays: list[Int64]) -> Int64:

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
+from xtoken.targets import TargetBuilder
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
-Part = Literal["projection", "tries", "strict_common", "relaxed_common"]
-LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
+Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets"]
+LossName = Literal["prefix-kl", "exact-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
 
 # What each loss reads of a pair, beside the sizes of its vocabularies.
 PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "prefix-kl": frozenset({"projection", "tries"}),
+    "exact-kl": frozenset({"targets"}),
     "p-kl": frozenset({"projection"}),
     "h-kl": frozenset({"relaxed_common"}),
     "gold": frozenset({"strict_common"}),
@@ -102,6 +104,7 @@ class PairParts(nn.Module):
         teacher_trie: the mirror.
         strict_common, relaxed_common: the common sets of GOLD and of H-KL.
         stop_fold: the teacher's stop tokens that no student token stands for.
+        targets: the builder of exact targets, for exact-kl; it stays on the CPU.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -115,6 +118,7 @@ class PairParts(nn.Module):
     strict_common: CommonSet | None
     relaxed_common: CommonSet | None
     stop_fold: StopFold | None
+    targets: TargetBuilder | None
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class PairParts(nn.Module):
         strict_common: CommonSet | None = None,
         relaxed_common: CommonSet | None = None,
         stop_fold: StopFold | None = None,
+        targets: TargetBuilder | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -147,6 +152,7 @@ class PairParts(nn.Module):
             ("teacher_trie", teacher_trie, TrieSlots),
             ("strict_common", strict_common, CommonSet),
             ("relaxed_common", relaxed_common, CommonSet),
+            ("targets", targets, TargetBuilder),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -170,6 +176,8 @@ class PairParts(nn.Module):
                     f"expected {expected[0]} and {expected[1]}; build W and both tries from the "
                     "same two tokenizers"
                 )
+        if targets is not None:
+            known.append(("targets", targets.pair))
         for common in (strict_common, relaxed_common):
             if common is not None:
                 common.check_sizes(self.sizes)
@@ -193,7 +201,7 @@ class PairParts(nn.Module):
         Args:
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
-                "relaxed_common".
+                "relaxed_common", "targets".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -227,6 +235,7 @@ class PairParts(nn.Module):
             if "relaxed_common" in parts
             else None,
             stop_fold=_stop_fold(projection),
+            targets=TargetBuilder(projection) if "targets" in parts else None,
             fingerprint=projection.pair,
         )
 

@@ -3,8 +3,8 @@
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use super::detached;
 use super::vocab::PyVocab;
+use super::{detached, interruptible};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
 use crate::targets::{
@@ -103,7 +103,7 @@ impl PyTargetBuilder {
         log_probs: PyReadonlyArray1<'_, f32>,
         row_indptr: Ids<'_>,
         width: usize,
-        options: (bool, bool, usize, usize, f64),
+        options: (bool, bool, usize, usize, f64, bool),
         threads: usize,
     ) -> PyResult<PyTargetArrays> {
         let student = Ragged::new("student", &student_ids, &student_indptr)?;
@@ -118,15 +118,16 @@ impl PyTargetBuilder {
         let column_ids = column_ids.map(|ids| slice("column_ids", ids)).transpose()?;
         let rows = slice("row_indptr", &row_indptr)?;
         let count = student.len();
-        let (cells, consistent, levels, max_depth, min_prob) = options;
+        let (cells, consistent, levels, max_depth, min_prob, sure) = options;
         let options = TargetOptions {
             cells,
             consistent,
             levels,
             max_depth,
             min_prob,
+            sure,
         };
-        let made = detached(py, || {
+        let made = interruptible(py, threads, |threads| {
             for (what, found) in [
                 ("teacher_indptr", teacher.len()),
                 ("chunk_indptr", chunks.len()),

@@ -134,6 +134,13 @@ impl Masses {
         }
     }
 
+    /// Takes a key's mass away.
+    pub fn remove(&mut self, key: u32) {
+        if let Some(place) = self.find(key) {
+            self.masses[place] = 0.0;
+        }
+    }
+
     /// The place of a key that has mass.
     pub fn find(&self, key: u32) -> Option<usize> {
         let place = *self.place.get(key as usize)?;

@@ -160,7 +160,8 @@ impl Build<'_> {
         }
     }
 
-    fn ends_before(&mut self, last: Option<u32>, token: u32) -> bool {
+    /// Whether the teacher has a boundary between its token `last` and this student token.
+    pub(super) fn ends_before(&mut self, last: Option<u32>, token: u32) -> bool {
         let pieces = self.tables.trie.token_pieces().of(token);
         let (Some(last), Some(&first)) = (last, pieces.first()) else {
             return false;

@@ -18,13 +18,12 @@ mod rows;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 pub use groups::Targets;
 pub use rows::Predictions;
 
 use crate::align::ChunkKind;
 use crate::error::{Error, Result};
+use crate::parallel::{self, Threads};
 use crate::projection::Pieces;
 use crate::tokenizer::Tokenizer;
 use pair::PairTables;
@@ -64,6 +63,9 @@ pub struct TargetOptions {
     pub max_depth: usize,
     /// Events of a row below this probability are its tail.
     pub min_prob: f64,
+    /// Groups are left out where a longer student token than the first of an event would move mass
+    /// into, out of or between them.
+    pub sure: bool,
 }
 
 impl Default for TargetOptions {
@@ -74,6 +76,7 @@ impl Default for TargetOptions {
             levels: 1,
             max_depth: 8,
             min_prob: 2e-4,
+            sure: false,
         }
     }
 }
@@ -127,7 +130,7 @@ impl TargetBuilder {
         &self.tables.root
     }
 
-    /// The targets of each example, on so many threads (0: one a core).
+    /// The targets of each example; the same on any number of threads.
     ///
     /// # Errors
     /// [`Error::IdOutOfRange`] for an id outside its vocabulary, [`Error::Shape`] for bounds that do
@@ -136,7 +139,7 @@ impl TargetBuilder {
         &self,
         examples: &[TargetExample<'_>],
         options: &TargetOptions,
-        threads: usize,
+        threads: &Threads<'_>,
     ) -> Result<Vec<Targets>> {
         if !(0.0..1.0).contains(&options.min_prob) {
             return Err(Error::Option {
@@ -145,27 +148,9 @@ impl TargetBuilder {
                 expected: "a probability from 0 to below 1",
             });
         }
-        if threads == 1 || examples.len() < 2 {
-            // In the caller, so that a forked process can build.
-            return self.with_scratch(|scratch| {
-                let build = |(at, example)| self.build_one(at, example, options, scratch);
-                examples.iter().enumerate().map(build).collect()
-            });
-        }
-        let build = |(at, example)| {
-            self.with_scratch(|scratch| self.build_one(at, example, options, scratch))
-        };
-        let all = || examples.par_iter().enumerate().map(build).collect();
-        if threads == 0 {
-            return all();
-        }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| Error::Option {
-            name: "threads",
-            value: format!("{threads} ({error})"),
-            expected: "a number of threads that the system can start",
-        })?;
-        pool.install(all)
+        parallel::map(threads, examples.len(), |at| {
+            self.with_scratch(|scratch| self.build_one(at, &examples[at], options, scratch))
+        })
     }
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {

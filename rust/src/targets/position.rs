@@ -25,6 +25,8 @@ pub(super) struct Scratch {
     pub bytes: Vec<u8>,
     pub pieces: Vec<u32>,
     extra: Vec<(u32, (u32, u32))>,
+    /// Groups that are left out; see [`TargetOptions::sure`].
+    doubted: Vec<u32>,
     pub by_token: Vec<(u32, f64)>,
 }
 
@@ -47,6 +49,7 @@ impl Scratch {
             bytes: Vec::new(),
             pieces: Vec::new(),
             extra: Vec::new(),
+            doubted: Vec::new(),
             by_token: Vec::new(),
         }
     }
@@ -203,7 +206,7 @@ fn for_each_place(
     }
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
     /// Follows the text's teacher tokens until they cover its student token.
     pub fn find_path(&mut self) {
         self.scratch.path.clear();
@@ -242,6 +245,7 @@ impl Build<'_> {
     fn boundary(&mut self, targets: &mut Targets) {
         self.find_path();
         let tables = self.tables;
+        self.scratch.doubted.clear();
         self.scratch.nodes.clear();
         self.scratch.nodes.push(ROOT);
         let mut node = ROOT;
@@ -274,6 +278,7 @@ impl Build<'_> {
             }
         }
         if let (false, Some(own)) = (self.closed, self.place.own) {
+            self.doubt_path();
             let group = self.group_of(own);
             self.scratch.masses.add(group, mass);
         }
@@ -304,6 +309,10 @@ impl Build<'_> {
             match column.kind {
                 ColumnKind::Text => {
                     if has(&swallow, column.first_byte) {
+                        if self.options.sure {
+                            let node = tables.trie.child(ROOT, entry.id).unwrap_or(NONE);
+                            self.doubt(Some(column.first), self.below(node));
+                        }
                         let memo = &mut self.scratch.student_pairs;
                         if !tables.student.keeps(last, column.first, memo) {
                             continue;
@@ -372,8 +381,11 @@ impl Build<'_> {
                 None
             };
             if let Some(child) = child {
-                let first = tables.node_first[child as usize];
-                self.give((first != NONE).then_some(first), mass * entry.prob);
+                let first = Some(tables.node_first[child as usize]).filter(|&first| first != NONE);
+                if self.options.sure {
+                    self.doubt(first, self.below(child));
+                }
+                self.give(first, mass * entry.prob);
                 continue;
             }
             if let (Some(token), Some(swallow), ColumnKind::Text) =
@@ -412,7 +424,12 @@ impl Build<'_> {
                 Some(prob) => scale /= prob,
                 None => return,
             }
-            self.for_each_longer(at, |build, _, first, prob| build.give(first, prob * scale));
+            self.for_each_longer(at, |build, token, first, prob| {
+                if build.options.sure {
+                    build.doubt_rest(at, token, first);
+                }
+                build.give(first, prob * scale);
+            });
         }
     }
 
@@ -467,6 +484,77 @@ impl Build<'_> {
                 tables.student.first_piece(rest, pieces).unwrap_or(NONE)
             });
         (*found != NONE).then_some(*found)
+    }
+
+    /// The student tokens below a node.
+    fn below(&self, node: u32) -> &'a [u32] {
+        match node {
+            NONE => &[],
+            node => self.tables.trie.below(node),
+        }
+    }
+
+    /// Marks groups that longer tokens, where the text goes on so, would move mass into, out of or
+    /// between.
+    fn doubt(&mut self, first: Option<u32>, longer: &[u32]) {
+        let start = self.scratch.doubted.len();
+        let (mut held, mut lost) = (false, false);
+        for token in first.into_iter().chain(longer.iter().copied()) {
+            if self.holds(token) {
+                held = true;
+                let group = self.group_of(token);
+                if group != NONE && !self.scratch.doubted[start..].contains(&group) {
+                    self.scratch.doubted.push(group);
+                }
+            } else {
+                lost = true;
+            }
+        }
+        if self.scratch.doubted.len() - start < 2 && !(held && lost) {
+            self.scratch.doubted.truncate(start);
+        }
+    }
+
+    /// As [`Build::doubt`], of the path as a whole.
+    fn doubt_path(&mut self) {
+        if !self.options.sure || self.scratch.path.is_empty() {
+            return;
+        }
+        let tables = self.tables;
+        let mut text = Vec::new();
+        for &token in &self.scratch.path {
+            text.extend_from_slice(tables.teacher.bytes(token));
+        }
+        let first = tables.student.first_piece(&text, &mut self.scratch.pieces);
+        let node = self.scratch.nodes.last().copied().unwrap_or(NONE);
+        self.doubt(first, self.below(node));
+    }
+
+    /// As [`Build::doubt`], of what is left of a teacher token from an earlier row.
+    fn doubt_rest(&mut self, at: usize, token: u32, first: Option<u32>) {
+        let tables = self.tables;
+        let size = |t: &u32| tables.teacher.bytes(*t).len();
+        let past: usize = self.teacher_ids[at..self.place.teacher]
+            .iter()
+            .map(size)
+            .sum();
+        let rest = &tables.teacher.bytes(token)[past..];
+        let last = self.teacher_ids[self.place.teacher - 1];
+        let last = tables
+            .teacher
+            .last_piece(tables.teacher.bytes(last), &mut self.scratch.pieces);
+        let sorted = &tables.student.sorted;
+        let start = sorted.partition_point(|&id| tables.student.bytes(id) < rest);
+        let longer: Vec<u32> = sorted[start..]
+            .iter()
+            .copied()
+            .take_while(|&id| tables.student.bytes(id).starts_with(rest))
+            .collect();
+        let kept: Vec<u32> = longer
+            .into_iter()
+            .filter(|&id| !self.ends_before(last, id))
+            .collect();
+        self.doubt(first, &kept);
     }
 
     /// Gives mass to the group of the student token that comes first, if the boundary holds.
@@ -556,6 +644,14 @@ impl Build<'_> {
     }
 
     fn emit(&mut self, targets: &mut Targets) {
+        let open = !self.scratch.doubted.is_empty();
+        if open {
+            self.scratch.masses.tail = 0.0;
+            for at in 0..self.scratch.doubted.len() {
+                let group = self.scratch.doubted[at];
+                self.scratch.masses.remove(group);
+            }
+        }
         let total = self.scratch.masses.total();
         if total.is_nan() || total <= 0.0 {
             return;
@@ -570,6 +666,10 @@ impl Build<'_> {
         let mut extra = scratch.extra.iter().peekable();
         let places = scratch.masses.keys.iter().zip(&scratch.masses.masses);
         for (place, (&key, &mass)) in (0u32..).zip(places) {
+            if mass <= 0.0 {
+                while extra.next_if(|extra| extra.0 == place).is_some() {}
+                continue;
+            }
             let depth = if key < node_count {
                 tables.node_depth[key as usize].saturating_sub(1)
             } else if key < 2 * node_count {
@@ -599,7 +699,7 @@ impl Build<'_> {
         let Place {
             position, chunk, ..
         } = self.place;
-        targets.end_position(position, chunk, scratch.masses.tail / total, false);
+        targets.end_position(position, chunk, scratch.masses.tail / total, open);
     }
 
     /// The student tokens along the path that no node of their own stands for.

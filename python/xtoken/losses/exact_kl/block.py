@@ -29,7 +29,7 @@ from torch import Tensor
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
-from xtoken.losses.exact_kl.target_batch import TargetBatch
+from xtoken.tensors.target_batch import TargetBatch
 
 
 @dataclass(eq=False, kw_only=True)

@@ -2,95 +2,111 @@
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor
+import torch
 
 from xtoken.errors import OptionError, ShapeError
-from xtoken.losses.engine.divergence import Direction
-from xtoken.losses.engine.row_blocks import reduce_chunks
-from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.exact_kl.batch_targets import batch_targets
 from xtoken.losses.exact_kl.block import ExactKLBlocks
-from xtoken.losses.exact_kl.target_batch import TargetBatch
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
-from xtoken.tensors.rows import block_rows
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.target_batch import TargetBatch
 
 
 def exact_kl(
-    student: Student,
-    targets: TargetBatch,
-    *,
-    student_vocab_size: int | None = None,
-    direction: Direction = "forward",
-    beta: float = 0.5,
-    depth_weights: tuple[float, ...] | None = None,
-    normalizer: float | Tensor | None = None,
-    chunk_weights: Tensor | None = None,
-    block_size: int | None = None,
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
 ) -> LossOutput:
     """Mean divergence over chunks, each the sum over its student positions; forward KL by default.
 
-    The teacher's predictions are in the targets: no product with W and no teacher row is read here.
+    What the teacher says of the student's next token is in the targets (`xtoken.targets`): no
+    product with W and no teacher row is read in the step. Targets that were made before are passed
+    as `inputs.targets`; otherwise they are made here, on the CPU, from the teacher's signal.
 
     Args:
-        student: [B, T_s, V_s'] float logits, raw; they carry the gradient. Or an `LmHead` or a
-            `VocabShard`.
-        targets: of this batch, on the student's device.
-        student_vocab_size: V_s where the lm_head is padded.
-        direction: "forward" is KL(teacher || student), "reverse" KL(student || teacher), infinite
-            where a target has no tail, "jsd" the generalized Jensen-Shannon divergence.
-        beta: the teacher's share of the mean in "jsd", inside (0, 1).
-        depth_weights: None weighs each depth along the text by the chain rule, so that a position's
-            loss is one KL. Otherwise the weight of the conditional KL at depth 0, 1, ...; the last
-            holds for all deeper ones; (1.0,) is the plain sum. Forward only.
-        normalizer: what the sum over chunks is divided by; their number where None.
-        chunk_weights: [C] float, a factor on the loss of each chunk that has a target.
-        block_size: rows worked on at a time; None chooses by cache size.
+        inputs: with `student_ids` and `teacher_ids`.
+        pair: with its target builder.
+        options: `cells`, `consistent`, `carry_levels`, `max_depth` and `sure` choose the
+            corrections, where targets are made here. `chain_rule` weighs each depth along the text
+            by its parent's mass, so that a position's loss is one KL; without it `depth_weights`
+            are the weights of the conditional KL at each depth, the default being the plain sum.
+            The reverse KL is infinite where a target has no tail.
 
-    Returns: loss in nats per chunk, >= 0 up to rounding. Metrics: `kl` per chunk, `target_tail` the
-        targets' mass outside all groups, `groups` their number, `deeper_kl` the part below depth 0,
-        all per chunk.
+    Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
+        (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (the part below
+        depth 0).
 
     Raises:
-        OptionError: an option out of range.
-        ShapeError: targets of a larger batch or vocabulary.
+        XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another
+            direction.
     """
-    if direction not in ("forward", "reverse", "jsd"):
-        raise OptionError(f"direction = {direction!r}, expected forward, reverse or jsd")
-    if direction == "jsd" and not 0 < beta < 1:
-        raise OptionError(f"beta = {beta!r} must be inside (0, 1)")
-    if depth_weights is not None:
-        good = len(depth_weights) > 0 and all(0 <= w < math.inf for w in depth_weights)
-        if not good or direction != "forward":
-            raise OptionError(
-                f"depth_weights = {depth_weights!r} with direction = {direction!r}, expected "
-                "finite weights of at least 0 and direction='forward', or None"
-            )
-    source = student_rows(student, student_vocab_size)
-    batch, length = source.positions
-    device = source.tensors()[0].device
-    if targets.rows.device != device:
+    return run_loss(SPEC, _blocks, inputs, pair, options)
+
+
+SPEC = LossSpec.of(
+    "exact-kl",
+    exact_kl,
+    "cells",
+    "consistent",
+    "carry_levels",
+    "max_depth",
+    "sure",
+    "chain_rule",
+    "depth_weights",
+    "top_k",
+    needs_ids=True,
+    without=frozenset({"temperature"}),
+)
+
+
+def _blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
+    options = call.options
+    if options.chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
+        raise OptionError(
+            f"depth_weights = {options.depth_weights!r}, but the chain rule has weights of its "
+            "own; pass chain_rule=False"
+        )
+    if not options.chain_rule and options.direction != "forward":
+        raise OptionError(
+            f"chain_rule = False with direction = {options.direction!r}; "
+            "depths are weighed in direction 'forward' alone"
+        )
+    targets = call.inputs.targets
+    if targets is None:
+        assert call.pair.targets is not None
+        targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
+    if not torch.compiler.is_compiling():
+        _check_targets(targets, call)
+    loss = ExactKLBlocks(
+        targets=targets,
+        direction=options.direction,
+        beta=options.beta,
+        depth_weights=None if options.chain_rule else options.depth_weights,
+    )
+    return loss, call.pair.sizes[0]
+
+
+def _check_targets(targets: TargetBatch, call: LossCall) -> None:
+    batch, length = call.source.positions
+    if targets.rows.device != call.device:
         raise ShapeError(
-            f"targets are on {targets.rows.device}, the student on {device}; "
-            f"pass targets.to({str(device)!r})"
+            f"targets are on {targets.rows.device}, the student on {call.device}; "
+            f"pass targets.to({str(call.device)!r})"
+        )
+    if len(targets) != len(call.chunks):
+        raise ShapeError(
+            f"targets are of {len(targets)} chunks, expected {len(call.chunks)}; "
+            "lay them out with the chunks of this batch"
         )
     if len(targets.rows) and int(targets.rows.max()) >= batch * length:
         raise ShapeError(
             f"a target reads row {int(targets.rows.max())}, the student has {batch * length}; "
-            "pass the targets of this batch, laid out with its padded length"
+            "lay the targets out with this batch's padded length"
         )
-    if len(targets.tokens) and int(targets.tokens.max()) >= source.vocab_size:
+    size = call.pair.sizes[0]
+    if len(targets.tokens) and int(targets.tokens.max()) >= size:
         raise ShapeError(
-            f"a target holds token {int(targets.tokens.max())}, the student has "
-            f"{source.vocab_size}; pass the targets of this student's tokenizer"
+            f"a target holds token {int(targets.tokens.max())}, the student has {size}; "
+            "pass the targets of this student's tokenizer"
         )
-    loss = ExactKLBlocks(
-        targets=targets, direction=direction, beta=beta, depth_weights=depth_weights
-    )
-    return reduce_chunks(
-        loss,
-        source,
-        rows_per_block=block_size or block_rows(source.vocab_size, device),
-        normalizer=normalizer,
-        weights=chunk_weights,
-    )
