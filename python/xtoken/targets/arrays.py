@@ -26,10 +26,10 @@ class Targets:
         tails: [P] float64, the mass of all student tokens that are in no group.
         open: [P] bool: the groups are compared with one another only, whatever the others have.
         group_indptr: [P + 1] offsets into the next three.
-        probs: [G] float64 mass of each group; with the tail they sum to 1.
+        probs: [G] float32 mass of each group; with the tail they sum to 1.
         depths: [G] uint8: how many of the text's own teacher tokens the group shares.
-        range_indptr: [G + 1] offsets into the next two.
-        starts, ends: [R] ranges of the builder's `tokens`.
+        range_indptr: [G + 1] int32 offsets into the next two.
+        starts, ends: [R] int32 ranges of the builder's `tokens`.
     """
 
     position_indptr: Int64
@@ -38,11 +38,11 @@ class Targets:
     tails: NDArray[np.float64]
     open: NDArray[np.bool_]
     group_indptr: Int64
-    probs: NDArray[np.float64]
+    probs: NDArray[np.float32]
     depths: NDArray[np.uint8]
-    range_indptr: Int64
-    starts: Int64
-    ends: Int64
+    range_indptr: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
 
     def __len__(self) -> int:
         """Number of positions with a target."""

@@ -83,9 +83,11 @@ class TargetBatch:
         kept = np.flatnonzero(chunk >= 0)
         kept = kept[np.argsort(chunk[kept], kind="stable")]
         groups = _ranges(targets.group_indptr[kept], targets.group_indptr[kept + 1])
-        first, last = targets.range_indptr[groups], targets.range_indptr[groups + 1]
+        range_indptr = targets.range_indptr.astype(np.int64)
+        first, last = range_indptr[groups], range_indptr[groups + 1]
         ranges = _ranges(first, last)
-        starts, ends = targets.starts[ranges], targets.ends[ranges]
+        starts = targets.starts[ranges].astype(np.int64)
+        ends = targets.ends[ranges].astype(np.int64)
         in_ranges = _ptr(ends - starts)
         token_ptr = np.append(in_ranges[_ptr(last - first)[:-1]], in_ranges[-1])
         return cls(

@@ -31,11 +31,11 @@ pub(super) struct PyTargetArrays {
     tails: Py<PyArray1<f64>>,
     open: Py<PyArray1<bool>>,
     group_indptr: Py<PyArray1<i64>>,
-    probs: Py<PyArray1<f64>>,
+    probs: Py<PyArray1<f32>>,
     depths: Py<PyArray1<u8>>,
-    range_indptr: Py<PyArray1<i64>>,
-    starts: Py<PyArray1<i64>>,
-    ends: Py<PyArray1<i64>>,
+    range_indptr: Py<PyArray1<i32>>,
+    starts: Py<PyArray1<i32>>,
+    ends: Py<PyArray1<i32>>,
 }
 
 type Ids<'py> = PyReadonlyArray1<'py, i64>;

@@ -20,15 +20,15 @@ pub struct Targets {
     /// Offsets into the next two.
     pub group_ptr: Vec<i64>,
     /// The target's mass of each group; with the tail they sum to 1.
-    pub probs: Vec<f64>,
+    pub probs: Vec<f32>,
     /// The depth along the text's own tokens at which a group parts from it.
     pub depths: Vec<u8>,
     /// Offsets into the next two.
-    pub range_ptr: Vec<i64>,
+    pub range_ptr: Vec<i32>,
     /// First place of each range.
-    pub starts: Vec<i64>,
+    pub starts: Vec<i32>,
     /// The place after the last of each range.
-    pub ends: Vec<i64>,
+    pub ends: Vec<i32>,
 }
 
 impl Targets {
@@ -51,7 +51,7 @@ impl Targets {
 
     /// Adds the positions of another example behind these.
     pub fn append(&mut self, other: Self) {
-        let (groups, ranges) = (self.probs.len() as i64, self.starts.len() as i64);
+        let (groups, ranges) = (self.probs.len() as i64, self.starts.len() as i32);
         self.positions.extend(other.positions);
         self.chunks.extend(other.chunks);
         self.tails.extend(other.tails);
@@ -66,20 +66,34 @@ impl Targets {
         self.ends.extend(other.ends);
     }
 
+    /// Makes room for the groups of an example with so many columns that count.
+    pub(super) fn reserve(&mut self, positions: usize, columns: usize) {
+        self.positions.reserve(positions);
+        self.chunks.reserve(positions);
+        self.tails.reserve(positions);
+        self.open.reserve(positions);
+        self.group_ptr.reserve(positions);
+        self.probs.reserve(columns);
+        self.depths.reserve(columns);
+        self.range_ptr.reserve(columns);
+        self.starts.reserve(columns);
+        self.ends.reserve(columns);
+    }
+
     pub(super) fn push_group(&mut self, prob: f64, depth: u8) {
-        self.probs.push(prob);
+        self.probs.push(prob as f32);
         self.depths.push(depth);
     }
 
     pub(super) fn push_range(&mut self, (start, end): (u32, u32)) {
         if start < end {
-            self.starts.push(i64::from(start));
-            self.ends.push(i64::from(end));
+            self.starts.push(start as i32);
+            self.ends.push(end as i32);
         }
     }
 
     pub(super) fn end_group(&mut self) {
-        self.range_ptr.push(self.starts.len() as i64);
+        self.range_ptr.push(self.starts.len() as i32);
     }
 
     pub(super) fn end_position(&mut self, position: usize, chunk: usize, tail: f64, open: bool) {
@@ -98,6 +112,8 @@ pub(super) struct Masses {
     place: Vec<u32>,
     pub keys: Vec<u32>,
     pub masses: Vec<f64>,
+    /// The range of the tokens of each key that has one of its own.
+    pub ranges: Vec<(u32, u32)>,
     pub tail: f64,
 }
 
@@ -115,11 +131,12 @@ impl Masses {
         }
         self.keys.clear();
         self.masses.clear();
+        self.ranges.clear();
         self.tail = 0.0;
     }
 
-    /// Adds to a key's mass; [`NONE`] is the tail.
-    pub fn add(&mut self, key: u32, mass: f64) {
+    /// Adds to the mass of a key, whose tokens are `range`; [`NONE`] is the tail.
+    pub fn add(&mut self, key: u32, mass: f64, range: (u32, u32)) {
         if key == NONE {
             self.tail += mass;
             return;
@@ -129,6 +146,7 @@ impl Masses {
             self.place[key as usize] = self.keys.len() as u32;
             self.keys.push(key);
             self.masses.push(mass);
+            self.ranges.push(range);
         } else {
             self.masses[place as usize] += mass;
         }

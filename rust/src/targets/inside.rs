@@ -134,7 +134,7 @@ impl Build<'_> {
                 targets.push_group(mass / total, 0);
                 let mut at = own.equal_start;
                 for (start, end) in longer.into_iter().chain([(own.prefix_end, own.prefix_end)]) {
-                    self.push_members(targets, last, at, start);
+                    self.push_members(targets, last, token, (at, start));
                     at = at.max(end);
                 }
                 targets.end_group();
@@ -144,20 +144,44 @@ impl Build<'_> {
         self.scratch.by_token = found;
     }
 
-    /// Adds the tokens of a stretch of the order of bytes, but those of which the teacher has a
-    /// boundary before them.
-    fn push_members(&mut self, targets: &mut Targets, last: Option<u32>, start: u32, end: u32) {
-        let mut from = start;
-        for at in start..end {
-            let token = self.tables.student.sorted[at as usize];
-            if self.ends_before(last, token) {
-                targets.push_range(self.tables.by_bytes(from, at));
-                from = at + 1;
+    /// Adds the tokens that begin with `token`, in a stretch of the order of bytes, but those before
+    /// which the teacher has a boundary.
+    fn push_members(
+        &mut self,
+        targets: &mut Targets,
+        last: Option<u32>,
+        token: u32,
+        (start, end): (u32, u32),
+    ) {
+        if start >= end {
+            return;
+        }
+        let key = (last.unwrap_or(NONE), token);
+        if !self.scratch.members.contains_key(&key) {
+            let found = self.members(last, token);
+            self.scratch.members.insert(key, found);
+        }
+        for &(from, to) in &self.scratch.members[&key] {
+            let (from, to) = (from.max(start), to.min(end));
+            if from < to {
+                targets.push_range(self.tables.by_bytes(from, to));
             }
         }
-        if from < end {
-            targets.push_range(self.tables.by_bytes(from, end));
+    }
+
+    fn members(&mut self, last: Option<u32>, token: u32) -> Vec<(u32, u32)> {
+        let order = self.tables.student.order[token as usize];
+        let mut found: Vec<(u32, u32)> = Vec::new();
+        for at in order.equal_start..order.prefix_end {
+            if self.ends_before(last, self.tables.student.sorted[at as usize]) {
+                continue;
+            }
+            match found.last_mut() {
+                Some(stretch) if stretch.1 == at => stretch.1 = at + 1,
+                _ => found.push((at, at + 1)),
+            }
         }
+        found
     }
 
     /// Whether the teacher has a boundary between its token `last` and this student token.

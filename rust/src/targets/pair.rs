@@ -28,8 +28,9 @@ pub(super) struct Column {
     pub first_byte: u8,
     /// The student token that it starts with; of a special token, its index among the pairs.
     pub first: u32,
-    /// The trie node of its cell.
+    /// The trie node of its cell, and the range of the cell's tokens.
     pub cell: u32,
+    pub cell_range: (u32, u32),
     /// Its place in the order of bytes.
     pub rank: u32,
 }
@@ -45,6 +46,8 @@ pub(super) struct PairTables {
     /// By node: the student token that the node's bytes start with.
     pub node_first: Vec<u32>,
     pub node_depth: Vec<u8>,
+    /// By node: the first piece of its prefix.
+    pub node_column: Vec<u32>,
     /// Offsets into `inexact`, one more than there are nodes.
     pub inexact_ptr: Vec<u32>,
     /// The children at which no token ends.
@@ -53,6 +56,8 @@ pub(super) struct PairTables {
     pub root: Vec<u32>,
     /// By cell: the reached columns in it.
     pub cell_columns: Pieces,
+    /// By teacher token that a cell is named after: the range of the cell's tokens.
+    cell_range: Vec<(u32, u32)>,
     /// All student tokens by cell and pieces, then by bytes, then stops and paired specials.
     pub tokens: Vec<u32>,
     node_start: Vec<u32>,
@@ -236,7 +241,7 @@ pub(super) struct PairMemo {
     pieces: Vec<u32>,
 }
 
-const MEMO_BITS: u32 = 17;
+const MEMO_BITS: u32 = 19;
 
 impl PairMemo {
     pub fn new() -> Self {
@@ -306,6 +311,9 @@ impl PairTables {
         let stop_start = tokens.len() as u32;
         tokens.extend_from_slice(&student_stops);
         tokens.extend(specials.iter().map(|pair| pair.0));
+        let cell_range: Vec<(u32, u32)> = (0..teacher_size as u32)
+            .map(|cell| range_of_cell(&trie, &cell_columns, &node_start, cell))
+            .collect();
         let columns = (0..teacher_size as u32)
             .map(|t| {
                 let text = !teacher.bytes(t).is_empty();
@@ -316,6 +324,7 @@ impl PairTables {
                     first_byte: 0,
                     first: NONE,
                     cell: NONE,
+                    cell_range: (0, 0),
                     rank: place,
                 };
                 if teacher_stops.contains(&t) {
@@ -329,10 +338,11 @@ impl PairTables {
                     column.kind = ColumnKind::Text;
                     column.first = first;
                     column.first_byte = student.bytes(first)[0];
-                    column.cell = match root[t as usize] {
-                        NONE => NONE,
-                        cell => trie.child(ROOT, cell).unwrap_or(NONE),
-                    };
+                    let cell = root[t as usize];
+                    if cell != NONE {
+                        column.cell = trie.child(ROOT, cell).unwrap_or(NONE);
+                        column.cell_range = cell_range[cell as usize];
+                    }
                 }
                 column
             })
@@ -343,12 +353,14 @@ impl PairTables {
             columns,
             node_first: nodes.first,
             node_depth: nodes.depth,
+            node_column: nodes.column,
             inexact_ptr: nodes.inexact_ptr,
             inexact: nodes.inexact,
             trie,
             teacher_pieces,
             root,
             cell_columns,
+            cell_range,
             tokens,
             node_start,
             bytes_start,
@@ -364,19 +376,9 @@ impl PairTables {
         (start, start + self.trie.below(node).len() as u32)
     }
 
-    /// Where the tokens of the cell of a node are in `tokens`.
-    pub fn cell(&self, node: u32) -> (u32, u32) {
-        let Some(&first) = self.trie.below(node).first() else {
-            return (0, 0);
-        };
-        let column = self.trie.token_pieces().of(first)[0];
-        // The columns of a cell are neighbours.
-        let columns = self.cell_columns.of(self.root[column as usize]).iter();
-        let nodes = columns.filter_map(|&column| self.trie.child(ROOT, column));
-        nodes.fold((u32::MAX, 0), |(start, end), node| {
-            let range = self.below(node);
-            (start.min(range.0), end.max(range.1))
-        })
+    /// Where the tokens of the cell that a teacher token names are in `tokens`.
+    pub fn cell(&self, column: u32) -> (u32, u32) {
+        self.cell_range[column as usize]
     }
 
     /// Where the tokens that end at a node are in `tokens`.
@@ -400,6 +402,25 @@ impl PairTables {
         let at = self.stop_start + self.stop_count + index;
         (at, at + 1)
     }
+}
+
+/// The columns of a cell are neighbours, and so are their tokens.
+fn range_of_cell(
+    trie: &PieceTrie,
+    cell_columns: &Pieces,
+    node_start: &[u32],
+    cell: u32,
+) -> (u32, u32) {
+    let nodes = cell_columns.of(cell).iter();
+    let nodes = nodes.filter_map(|&column| trie.child(ROOT, column));
+    let (start, end) = nodes.fold((NONE, 0), |(start, end), node| {
+        let first = node_start[node as usize];
+        (
+            start.min(first),
+            end.max(first + trie.below(node).len() as u32),
+        )
+    });
+    if start == NONE { (0, 0) } else { (start, end) }
 }
 
 fn check_id(id: u32, size: usize) -> Result<()> {

@@ -27,6 +27,9 @@ pub(super) struct Scratch {
     extra: Vec<(u32, (u32, u32))>,
     /// Groups that are left out; see [`TargetOptions::sure`].
     doubted: Vec<u32>,
+    /// By the teacher token before a boundary and a student token behind it: the stretches of the
+    /// student's order of bytes that begin with it and before which the teacher has no boundary.
+    pub members: FxHashMap<(u32, u32), Vec<(u32, u32)>>,
     pub by_token: Vec<(u32, f64)>,
 }
 
@@ -50,6 +53,7 @@ impl Scratch {
             pieces: Vec::new(),
             extra: Vec::new(),
             doubted: Vec::new(),
+            members: FxHashMap::default(),
             by_token: Vec::new(),
         }
     }
@@ -105,6 +109,10 @@ pub(super) fn build(
     if scratch.rests.len() > MOST_RESTS {
         scratch.rests.clear();
     }
+    if scratch.members.len() > MOST_RESTS {
+        scratch.members.clear();
+    }
+    targets.reserve(student_ids.len(), rows.len() + student_ids.len());
     for_each_place(tables, example, &student_ids, &teacher_ids, |place| {
         let mut build = Build {
             tables,
@@ -280,7 +288,7 @@ impl<'a> Build<'a> {
         if let (false, Some(own)) = (self.closed, self.place.own) {
             self.doubt_path();
             let group = self.group_of(own);
-            self.scratch.masses.add(group, mass);
+            self.add(group, mass);
         }
         // Nothing is known of texts before the first token of this one.
         if self.place.last.is_some() {
@@ -320,22 +328,21 @@ impl<'a> Build<'a> {
                     }
                     if !self.options.cells {
                         if let Some(node) = tables.trie.child(ROOT, entry.id) {
-                            self.scratch.masses.add(node, entry.prob);
+                            self.add(node, entry.prob);
                         }
                     } else if column.cell == self.own_cell && self.own_cell != NONE {
                         let group = self.group_of(column.first);
-                        self.scratch.masses.add(group, entry.prob);
+                        self.add(group, entry.prob);
                     } else {
-                        self.scratch.masses.add(column.cell, entry.prob);
+                        let masses = &mut self.scratch.masses;
+                        masses.add(column.cell, entry.prob, column.cell_range);
                     }
                 }
                 ColumnKind::Stop => {
-                    let key = self.stop_key();
-                    self.scratch.masses.add(key, entry.prob);
+                    self.add(self.stop_key(), entry.prob);
                 }
                 ColumnKind::Special => {
-                    let key = self.stop_key() + 1 + column.first;
-                    self.scratch.masses.add(key, entry.prob);
+                    self.add(self.stop_key() + 1 + column.first, entry.prob);
                 }
                 ColumnKind::Dropped => {}
             }
@@ -564,7 +571,43 @@ impl<'a> Build<'a> {
         };
         if mass > 0.0 && self.holds(first) {
             let group = self.group_of(first);
-            self.scratch.masses.add(group, mass);
+            self.add(group, mass);
+        }
+    }
+
+    fn add(&mut self, key: u32, mass: f64) {
+        // Looked up once for each key: only a new one needs its range.
+        let range = match self.scratch.masses.find(key) {
+            Some(_) => (0, 0),
+            None => self.own_range(key),
+        };
+        self.scratch.masses.add(key, mass, range);
+    }
+
+    /// The tokens that are in a group whatever the path; those along it are `extra`.
+    fn own_range(&self, key: u32) -> (u32, u32) {
+        let tables = self.tables;
+        let node_count = tables.trie.len() as u32;
+        if key == NONE {
+            (0, 0)
+        } else if key == 2 * node_count {
+            tables.stops()
+        } else if key > 2 * node_count {
+            tables.special(key - 2 * node_count - 1)
+        } else if key >= node_count {
+            let node = key - node_count;
+            let last = self.scratch.nodes.last().copied();
+            if self.closed || Some(node) != last {
+                tables.ending_at(node)
+            } else {
+                (0, 0)
+            }
+        } else if tables.node_depth[key as usize] > 1 || !self.options.cells {
+            tables.below(key)
+        } else if key != self.own_cell {
+            tables.cell(tables.node_column[key as usize])
+        } else {
+            (0, 0)
         }
     }
 
@@ -659,8 +702,6 @@ impl<'a> Build<'a> {
         self.find_extra_ranges();
         let tables = self.tables;
         let node_count = tables.trie.len() as u32;
-        let last_node = self.scratch.nodes.last().copied().unwrap_or(ROOT);
-        let open_end = if self.closed { NONE } else { last_node };
         let scratch = &mut *self.scratch;
         scratch.extra.sort_by_key(|extra| extra.0);
         let mut extra = scratch.extra.iter().peekable();
@@ -678,19 +719,7 @@ impl<'a> Build<'a> {
                 0
             };
             targets.push_group(mass / total, depth);
-            if key == 2 * node_count {
-                targets.push_range(tables.stops());
-            } else if key > 2 * node_count {
-                targets.push_range(tables.special(key - 2 * node_count - 1));
-            } else if key >= node_count {
-                if key - node_count != open_end {
-                    targets.push_range(tables.ending_at(key - node_count));
-                }
-            } else if tables.node_depth[key as usize] > 1 || !self.options.cells {
-                targets.push_range(tables.below(key));
-            } else if key != self.own_cell {
-                targets.push_range(tables.cell(key));
-            }
+            targets.push_range(scratch.masses.ranges[place as usize]);
             while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
                 targets.push_range(range);
             }

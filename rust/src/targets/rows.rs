@@ -123,6 +123,11 @@ impl Rows {
         }
     }
 
+    /// Number of columns that count, in all rows.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// What predicts teacher token `token`; empty where nothing is known.
     pub fn of(&self, token: usize) -> &[Entry] {
         let Some(row) = token.checked_sub(1).filter(|row| row + 1 < self.ptr.len()) else {
