@@ -16,7 +16,7 @@ from xtoken.losses.same_vocab_kl import SPEC as SAME_VOCAB_KL
 from xtoken.tensors.pair_parts import LossName as LossName
 
 LOSSES: dict[LossName, LossSpec] = {
-    spec.name: spec for spec in (PREFIX_KL, EXACT_KL, P_KL, H_KL, GOLD, ULD, ALM, SAME_VOCAB_KL)
+    spec.name: spec for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, SAME_VOCAB_KL)
 }
 
 

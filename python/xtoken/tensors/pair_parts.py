@@ -19,13 +19,13 @@ from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
 Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets"]
-LossName = Literal["prefix-kl", "exact-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
+LossName = Literal["prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
 
 # What each loss reads of a pair, beside the sizes of its vocabularies.
 PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "prefix-kl": frozenset({"projection", "tries"}),
-    "exact-kl": frozenset({"targets"}),
     "p-kl": frozenset({"projection"}),
+    "exact-kl": frozenset({"targets"}),
     "h-kl": frozenset({"relaxed_common"}),
     "gold": frozenset({"strict_common"}),
     "uld": frozenset(),
