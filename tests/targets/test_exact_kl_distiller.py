@@ -7,6 +7,7 @@ import pickle
 
 import torch
 from tokenizer_zoo import byte_level_bpe
+from transformers import PreTrainedTokenizerFast
 
 from xtoken import Pair
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -14,8 +15,19 @@ from xtoken.tensors.teacher_signal import TeacherTopK
 TEXTS = ["In 1991, 20,126 of 3,401 walked.", "def f(x): return x[201:2024]"]
 
 
+def a_pair() -> Pair:
+    sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
+    bos, eos = "<|begin_of_text|>", "<|end_of_text|>"
+    return Pair(
+        *(
+            PreTrainedTokenizerFast(tokenizer_object=side, bos_token=bos, eos_token=eos)
+            for side in sides
+        )
+    )
+
+
 def test_the_distiller_trains_with_exact_targets() -> None:
-    pair = Pair(byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1))
+    pair = a_pair()
     distiller = pair.distiller("exact-kl", top_k=200)
     batch = distiller.collate(TEXTS)
     torch.manual_seed(0)
@@ -41,7 +53,7 @@ def test_the_distiller_trains_with_exact_targets() -> None:
 
 
 def test_the_builder_is_copied_with_the_pair() -> None:
-    pair = Pair(byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1))
+    pair = a_pair()
     distiller = pair.distiller("exact-kl")
     builder = distiller.parts.targets
     assert builder is not None
