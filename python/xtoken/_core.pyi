@@ -16,6 +16,8 @@ __all__ = [
     "PieceTrie",
     "ProjectionArrays",
     "ShapeError",
+    "TargetArrays",
+    "TargetBuilder",
     "TokenIdError",
     "UnsupportedTokenizerError",
     "Vocab",
@@ -338,3 +340,70 @@ class PieceTrie:
     def __len__(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+
+@final
+class TargetArrays:
+    """Targets as flat arrays, as `TargetBuilder` returns them; see `xtoken.targets.Targets`."""
+
+    @property
+    def position_indptr(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def positions(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def chunks(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def tails(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def open(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def group_indptr(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def probs(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def depths(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def range_indptr(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def starts(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def ends(self) -> npt.NDArray[np.int32]: ...
+
+@final
+class TargetBuilder:
+    """Exact targets of one pair; used through `xtoken.targets`."""
+
+    def __new__(
+        cls,
+        student: Vocab,
+        teacher: Vocab,
+        pieces_indptr: npt.NDArray[np.int64],
+        pieces: npt.NDArray[np.int64],
+        teacher_pieces_indptr: npt.NDArray[np.int64],
+        teacher_pieces: npt.NDArray[np.int64],
+        specials: Sequence[tuple[int, int]],
+        student_stops: Sequence[int],
+        teacher_stops: Sequence[int],
+    ) -> TargetBuilder: ...
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The student tokens that the ranges of targets point into."""
+    def roots(self) -> npt.NDArray[np.int64]:
+        """The cell of each teacher token, -1 for none."""
+    def build(
+        self,
+        student_ids: npt.NDArray[np.int64],
+        student_indptr: npt.NDArray[np.int64],
+        teacher_ids: npt.NDArray[np.int64],
+        teacher_indptr: npt.NDArray[np.int64],
+        student_bounds: npt.NDArray[np.int64],
+        teacher_bounds: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.uint8],
+        chunk_indptr: npt.NDArray[np.int64],
+        column_ids: npt.NDArray[np.int64] | None,
+        log_probs: npt.NDArray[np.float32],
+        row_indptr: npt.NDArray[np.int64],
+        width: int,
+        options: tuple[bool, bool, int, int, float, bool],
+        threads: int,
+    ) -> TargetArrays:
+        """The targets of a ragged batch; bounds are one more than chunks per example, `width` the
+        columns of a row, `options` the fields of `xtoken.targets.TargetOptions`."""

@@ -6,6 +6,7 @@ pub mod parallel;
 pub mod projection;
 pub mod reference;
 pub mod segment;
+pub mod targets;
 pub mod tokenizer;
 pub mod trie;
 pub mod vocab;

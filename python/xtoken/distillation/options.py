@@ -12,7 +12,7 @@ from xtoken.losses.inputs import Scope
 from xtoken.losses.registry import LossName
 
 DistillLossName = Literal[
-    "prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl", "ce", "auto"
+    "prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl", "ce", "auto"
 ]
 """A loss of the library; `ce` is cross-entropy alone, `auto` what the pair's audit recommends."""
 
@@ -36,6 +36,11 @@ class LossFields(TypedDict, total=False):
     min_mass: float
     end: bool
     mirror: bool
+    cells: bool
+    consistent: bool
+    carry_levels: int
+    sure: bool
+    chain_rule: bool
     full_metrics: bool
     block_size: int | None
 

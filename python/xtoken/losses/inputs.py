@@ -15,6 +15,7 @@ from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.engine.student_input import Student, check_student
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, check_temperature, teacher_positions
 
 Scope = Literal["chunk", "microbatch"]
@@ -36,6 +37,7 @@ class LossInputs:
             gradient accumulation the number of the whole step, in data parallel that of
             `global_normalizer`.
         chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
+        targets: exact targets of these chunks, where they were made before; read by exact-kl alone.
 
     Raises:
         ArgumentTypeError: a value of another class; the message says which call makes it.
@@ -55,6 +57,7 @@ class LossInputs:
     teacher_ids: Tensor | None = None
     normalizer: float | Tensor | None = None
     chunk_weights: Tensor | None = None
+    targets: TargetBatch | None = None
 
     def __post_init__(self) -> None:
         check_student(self.student)
@@ -68,6 +71,8 @@ class LossInputs:
                 expect(ids, Tensor, name, f"pass {name} as an int64 tensor [B, T]")
                 if ids.dtype != torch.int64:
                     raise ShapeError(f"{name} is {ids.dtype}, expected torch.int64")
+        if self.targets is not None:
+            expect(self.targets, TargetBatch, "targets", "pass TargetBatch.from_targets(...)")
         if self.chunk_weights is not None:
             expect(
                 self.chunk_weights, Tensor, "chunk_weights", "pass a float tensor, one per chunk"
@@ -110,6 +115,10 @@ class LossOptions:
         end: False leaves out END and the depth at the chunk's own end, for ablations.
         mirror: whether chunks of several student tokens and one teacher token are compared beyond
             the root.
+        cells, consistent, carry_levels, sure: the corrections of exact targets, where exact-kl
+            makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
+        chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
+            `depth_weights`.
         full_metrics: read whole student rows where the loss needs only some columns, so that
             `empty_row_mass` is known.
         block_size: chunks worked on at a time; None chooses by cache size.
@@ -140,6 +149,11 @@ class LossOptions:
     min_mass: float = 1e-3
     end: bool = True
     mirror: bool = True
+    cells: bool = True
+    consistent: bool = True
+    carry_levels: int = 1
+    sure: bool = False
+    chain_rule: bool = True
     full_metrics: bool = False
     block_size: int | None = None
 
@@ -165,12 +179,16 @@ class LossOptions:
         if self.max_depth is not None:
             rule = "must be a whole number of at least 0, or None for no limit"
             check_number("max_depth", self.max_depth, 0, rule=rule, whole=True)
+        rule = "must be a whole number of at least 0: earlier rows that may run past a boundary"
+        check_number("carry_levels", self.carry_levels, 0, rule=rule, whole=True)
         self._check_depth_weights()
         rule = "must be a probability below 1"
         check_number("min_mass", self.min_mass, 0, rule=rule)
         if self.min_mass >= 1:
             raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
-        for name in ("end", "mirror", "full_metrics"):
+        for name in (
+            "end", "mirror", "full_metrics", "cells", "consistent", "sure", "chain_rule",
+        ):  # fmt: skip
             check_choice(name, getattr(self, name), (False, True))
         if self.block_size is not None:
             rule = "must be a whole number of at least 1, or None to choose it by cache size"

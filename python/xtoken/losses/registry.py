@@ -6,6 +6,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.alm import SPEC as ALM
 from xtoken.losses.engine.loss_spec import LossFunction as LossFunction
 from xtoken.losses.engine.loss_spec import LossSpec as LossSpec
+from xtoken.losses.exact_kl.loss import SPEC as EXACT_KL
 from xtoken.losses.hybrid.gold import SPEC as GOLD
 from xtoken.losses.hybrid.h_kl import SPEC as H_KL
 from xtoken.losses.hybrid.uld import SPEC as ULD
@@ -15,7 +16,7 @@ from xtoken.losses.same_vocab_kl import SPEC as SAME_VOCAB_KL
 from xtoken.tensors.pair_parts import LossName as LossName
 
 LOSSES: dict[LossName, LossSpec] = {
-    spec.name: spec for spec in (PREFIX_KL, P_KL, H_KL, GOLD, ULD, ALM, SAME_VOCAB_KL)
+    spec.name: spec for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, SAME_VOCAB_KL)
 }
 
 

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
+from xtoken.targets import TargetBuilder
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
-Part = Literal["projection", "tries", "strict_common", "relaxed_common"]
-LossName = Literal["prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
+Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets"]
+LossName = Literal["prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
 
 # What each loss reads of a pair, beside the sizes of its vocabularies.
 PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "prefix-kl": frozenset({"projection", "tries"}),
     "p-kl": frozenset({"projection"}),
+    "exact-kl": frozenset({"targets"}),
     "h-kl": frozenset({"relaxed_common"}),
     "gold": frozenset({"strict_common"}),
     "uld": frozenset(),
@@ -104,6 +106,7 @@ class PairParts(nn.Module):
         stop_fold: the teacher's stop tokens that no student token stands for.
         student_stop_fold: the student's that claim a teacher token of a preferred one, for the
             losses with one-to-one pairs.
+        targets: the builder of exact targets, for exact-kl; it stays on the CPU.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -118,6 +121,7 @@ class PairParts(nn.Module):
     relaxed_common: CommonSet | None
     stop_fold: StopFold | None
     student_stop_fold: StopFold | None
+    targets: TargetBuilder | None
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class PairParts(nn.Module):
         relaxed_common: CommonSet | None = None,
         stop_fold: StopFold | None = None,
         student_stop_fold: StopFold | None = None,
+        targets: TargetBuilder | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -151,6 +156,7 @@ class PairParts(nn.Module):
             ("teacher_trie", teacher_trie, TrieSlots),
             ("strict_common", strict_common, CommonSet),
             ("relaxed_common", relaxed_common, CommonSet),
+            ("targets", targets, TargetBuilder),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -174,6 +180,8 @@ class PairParts(nn.Module):
                     f"expected {expected[0]} and {expected[1]}; build W and both tries from the "
                     "same two tokenizers"
                 )
+        if targets is not None:
+            known.append(("targets", targets.pair))
         for common in (strict_common, relaxed_common):
             if common is not None:
                 common.check_sizes(self.sizes)
@@ -198,7 +206,7 @@ class PairParts(nn.Module):
         Args:
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
-                "relaxed_common".
+                "relaxed_common", "targets".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -233,6 +241,7 @@ class PairParts(nn.Module):
             else None,
             stop_fold=_stop_fold(projection),
             student_stop_fold=_student_stop_fold(projection),
+            targets=TargetBuilder(projection) if "targets" in parts else None,
             fingerprint=projection.pair,
         )
 

@@ -3,6 +3,7 @@
 
 mod align;
 mod project;
+mod targets;
 mod trie;
 mod vocab;
 
@@ -130,5 +131,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     vocab::register(module)?;
     project::register(module)?;
     trie::register(module)?;
+    targets::register(module)?;
     Ok(())
 }

@@ -144,6 +144,7 @@ def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
         "tries": ("student_trie", "teacher_trie") if options.mirror else ("student_trie",),
         "strict_common": ("strict_common",),
         "relaxed_common": ("relaxed_common",),
+        "targets": ("targets",),
     }
     for part in sorted(spec.parts):
         for name in wanted[part]:

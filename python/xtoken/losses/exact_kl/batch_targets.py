@@ -1,0 +1,117 @@
+"""Targets of a batch made in the step, where none were made before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from xtoken.align.alignment import Alignment, ChunkKind
+from xtoken.errors import OptionError
+from xtoken.losses.inputs import LossInputs, LossOptions
+from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
+from xtoken.tensors.target_batch import TargetBatch
+from xtoken.tensors.teacher_signal import TeacherTopK
+
+# Of full logits so many columns are looked at; the rest is tail.
+DEFAULT_TOP_K = 512
+_NO_LIMIT = 255
+
+
+def target_options(options: LossOptions) -> TargetOptions:
+    """The builder's options among the loss's."""
+    depth = _NO_LIMIT if options.max_depth is None else min(options.max_depth, _NO_LIMIT)
+    return TargetOptions(
+        cells=options.cells,
+        consistent=options.consistent,
+        levels=options.carry_levels,
+        max_depth=depth,
+        sure=options.sure,
+    )
+
+
+@torch.no_grad()
+def batch_targets(
+    builder: TargetBuilder, inputs: LossInputs, options: LossOptions, teacher_size: int
+) -> TargetBatch:
+    """The targets of the batch's chunks, from the teacher's signal.
+
+    The text of a sample is what its chunks hold: where some are not counted there is a gap, and
+    what follows it is treated as the start of a text.
+
+    Raises:
+        OptionError: predictions at a temperature other than 1.
+    """
+    assert inputs.student_ids is not None
+    assert inputs.teacher_ids is not None
+    teacher = inputs.teacher
+    if not isinstance(teacher, TeacherTopK):
+        kept = options.top_k or DEFAULT_TOP_K
+        teacher = TeacherTopK.from_logits(teacher.detach(), kept, vocab_size=teacher_size)
+    if teacher.temperature != 1.0:
+        raise OptionError(
+            f"the stored top-k was taken at temperature {teacher.temperature}; exact targets need "
+            "probabilities: store it at 1"
+        )
+    chunks = inputs.chunks.to("cpu")
+    sample = chunks.sample.numpy()
+    bounds = [
+        getattr(chunks, name).numpy()
+        for name in ("student_start", "student_end", "teacher_start", "teacher_end")
+    ]
+    kinds = chunks.kind.numpy()
+    student_ids, teacher_ids = inputs.student_ids.cpu().numpy(), inputs.teacher_ids.cpu().numpy()
+    columns = teacher.ids.cpu().numpy()
+    log_probs = teacher.log_probs.float().cpu().numpy()
+    # A stored id beyond the vocabulary pads a row.
+    columns = np.where(np.isneginf(log_probs) | (columns >= teacher_size), -1, columns)
+    examples = []
+    for row in range(len(student_ids)):
+        mine = np.flatnonzero(sample == row)
+        mine = mine[np.argsort(bounds[0][mine], kind="stable")]
+        alignment = _with_gaps(*(side[mine] for side in bounds), kinds[mine])
+        own, other = alignment.student_bounds[-1], alignment.teacher_bounds[-1]
+        examples.append(
+            TargetExample(
+                _inside(student_ids[row, :own], alignment.student_bounds, alignment.kind),
+                _inside(teacher_ids[row, :other], alignment.teacher_bounds, alignment.kind),
+                alignment,
+                log_probs[row, :other],
+                columns[row, :other],
+            )
+        )
+    targets = builder.build(examples, target_options(options), threads=1)
+    made = TargetBatch.from_targets(targets, builder.tokens, chunks, student_ids.shape[1])
+    return made.to(inputs.student_ids.device)
+
+
+def _with_gaps(
+    student_start: np.ndarray[tuple[int], np.dtype[np.int64]],
+    student_end: np.ndarray[tuple[int], np.dtype[np.int64]],
+    teacher_start: np.ndarray[tuple[int], np.dtype[np.int64]],
+    teacher_end: np.ndarray[tuple[int], np.dtype[np.int64]],
+    kinds: np.ndarray[tuple[int], np.dtype[np.int64]],
+) -> Alignment:
+    """Chunks in order as an alignment that tiles both sides, with what is between them as
+    mismatched chunks."""
+    before_student = np.concatenate([[0], student_end[:-1]])[: len(student_start)]
+    before_teacher = np.concatenate([[0], teacher_end[:-1]])[: len(teacher_start)]
+    gap = (student_start > before_student) | (teacher_start > before_teacher)
+    # A gap is a chunk before its chunk.
+    place = np.arange(len(gap)) + np.cumsum(gap)
+    total = len(gap) + int(gap.sum())
+    student, teacher = np.zeros(total + 1, np.int64), np.zeros(total + 1, np.int64)
+    student[place + 1], teacher[place + 1] = student_end, teacher_end
+    student[place], teacher[place] = student_start, teacher_start
+    kind = np.full(total, int(ChunkKind.MISMATCH), np.uint8)
+    kind[place] = kinds
+    return Alignment(student, teacher, kind, np.zeros(4, np.int64))
+
+
+def _inside(
+    ids: np.ndarray[tuple[int], np.dtype[np.int64]],
+    bounds: np.ndarray[tuple[int], np.dtype[np.int64]],
+    kinds: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Ids with those in gaps, which may be padding of any number, as 0."""
+    keep = np.repeat(kinds != int(ChunkKind.MISMATCH), np.diff(bounds))
+    return np.where(keep, ids, 0)

@@ -1,0 +1,335 @@
+"""Exact KL over a block of chunks: the target's groups against the student's softmax over them.
+
+With q the target's mass of a group and p the student's, the sum of its tokens' probabilities, the
+forward loss of a position is
+
+    sum over groups g of c(g) q log(q / p) + sum over depths d >= 1 of u(d) A(d) log(A(d) / B(d)),
+
+A(d) and B(d) the target's and the student's mass of all groups that share d tokens with the text or
+more. With c = 1 and u = 0 it is the KL between the two distributions: by the chain rule each depth
+weighs as much as its parent has mass. The plain sum weighs the KL at depth d, among the groups that
+share d tokens and all deeper ones together, by w(d): c(g) = w(d) / A(d) at the group's depth d, and
+u(d) = c(d - 1) - c(d).
+
+The gradient by a logit k in group g is, with a(g) the weight that its log p has above,
+
+    p(k) (sum of all a - a(g) / p(g)).
+
+In an open position p is renormalized over its groups, and other logits have no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.tensors.target_batch import TargetBatch
+
+
+@dataclass(eq=False, kw_only=True)
+class ExactKLBlocks(BlockLoss):
+    """The loss of a block of chunks; see the module.
+
+    Attributes:
+        targets: the batch's, on the student's device; its chunks are those of the engine.
+        depth_weights: w(0), w(1), ...; the last holds for all deeper ones. None for the chain rule.
+        least_mass: depths at which the target has less mass keep the weight of the chain rule.
+    """
+
+    targets: TargetBatch
+    direction: Direction = "forward"
+    beta: float = 0.5
+    depth_weights: tuple[float, ...] | None = None
+    least_mass: float = 1e-3
+    metric_names = ("kl", "target_tail", "groups", "deeper_kl")
+
+    def __post_init__(self) -> None:
+        targets = self.targets
+        self.student = ChunkRows(targets.rows, targets.chunk_ptr, len(targets))
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        part = BlockTargets.of(self, rows, block)
+        log_student = part.log_student(rows)
+        if self.direction == "forward":
+            losses = part.forward_kl(log_student)
+        else:
+            losses = part.other(log_student, self.direction, self.beta)
+        return part.per_chunk(losses), part.metrics(losses.detach(), log_student.detach())
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        if self.direction != "forward":
+            return super().value_and_grad(rows, block, params, needed, scale)
+        with torch.no_grad():
+            part = BlockTargets.of(self, rows, block)
+            found = part.closed_form(rows, scale, self.weights)
+        if found is None:  # a mass so small that it has lost its digits
+            return super().value_and_grad(rows, block, params, needed, scale)
+        losses, metrics, grad = found
+        return losses, metrics, grad, []
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTargets:
+    """The targets of a block, its slots counted from 0: the groups of all positions, then a slot
+    for each position's tail.
+
+    Attributes:
+        chunk: [n] the chunk of each position, counted from the block's first.
+        chunks: number of chunks.
+        first: index of the first chunk of the block.
+        token_row, token_slot, tokens: [N] each token of a group with its position and slot.
+        slot_row: [S] the position of each slot.
+        probs: [S] the target's masses.
+        weights: [S] c of the slot.
+        open: [n] bool.
+        deep_row: [D] position of each union of deeper groups.
+        deep_mass, deep_weight: [D] A and u.
+        member_slot, member_deep: [M] which slot is in which union.
+        is_deep: [S] the slot is below depth 0.
+    """
+
+    chunk: Tensor
+    chunks: int
+    first: int
+    token_row: Tensor
+    token_slot: Tensor
+    tokens: Tensor
+    slot_row: Tensor
+    probs: Tensor
+    weights: Tensor
+    open: Tensor
+    deep_row: Tensor
+    deep_mass: Tensor
+    deep_weight: Tensor
+    member_slot: Tensor
+    member_deep: Tensor
+    is_deep: Tensor
+
+    @classmethod
+    def of(cls, loss: ExactKLBlocks, rows: Tensor, block: Block) -> BlockTargets:
+        """The targets of chunks [start, stop), whose positions are `rows`."""
+        targets = loss.targets
+        ptr = targets.chunk_ptr[block.start : block.stop + 1]
+        begin, end = int(ptr[0]), int(ptr[-1])
+        count = end - begin
+        chunk = torch.repeat_interleave(
+            torch.arange(len(ptr) - 1, device=ptr.device), ptr.diff(), output_size=count
+        )
+        group_ptr = targets.group_ptr[begin : end + 1]
+        first_group, last_group = int(group_ptr[0]), int(group_ptr[-1])
+        groups = last_group - first_group
+        group_row = torch.repeat_interleave(
+            torch.arange(count, device=ptr.device), group_ptr.diff(), output_size=groups
+        )
+        token_ptr = targets.token_ptr[first_group : last_group + 1]
+        first_token, last_token = int(token_ptr[0]), int(token_ptr[-1])
+        token_slot = torch.repeat_interleave(
+            torch.arange(groups, device=ptr.device),
+            token_ptr.diff(),
+            output_size=last_token - first_token,
+        )
+        positions = torch.arange(count, device=ptr.device)
+        dtype = rows.dtype
+        probs = torch.cat([targets.probs[first_group:last_group], targets.tails[begin:end]]).to(
+            dtype
+        )
+        slot_row = torch.cat([group_row, positions])
+        depths = torch.cat([targets.depths[first_group:last_group], torch.zeros_like(positions)])
+        unions = _unions(loss, probs, depths, slot_row, count)
+        return cls(
+            chunk,
+            len(ptr) - 1,
+            block.start,
+            group_row[token_slot],
+            token_slot,
+            targets.tokens[first_token:last_token],
+            slot_row,
+            probs,
+            unions[0],
+            targets.open[begin:end],
+            *unions[1:],
+            depths > 0,
+        )
+
+    def log_student(self, rows: Tensor) -> Tensor:
+        """[S] log of the student's mass of each slot; -inf for the tail of an open position."""
+        count = len(self.chunk)
+        groups = len(self.slot_row) - count
+        picked = rows[self.token_row, self.tokens]
+        in_groups = _segment_logsumexp(picked, self.token_slot, groups)
+        masked = rows.index_put((self.token_row, self.tokens), rows.new_tensor(-torch.inf))
+        empty = torch.isneginf(masked).all(1) | self.open
+        outside = torch.logsumexp(masked.masked_fill(empty[:, None], 0.0), 1)
+        outside = outside.masked_fill(empty, -torch.inf)
+        slots = torch.cat([in_groups, outside])
+        total = _segment_logsumexp(slots, self.slot_row, count)
+        return slots - total[self.slot_row]
+
+    def forward_kl(self, log_student: Tensor) -> Tensor:
+        """[n] the loss of each position."""
+        nothing = self.probs <= 0
+        log_target = torch.log(self.probs.masked_fill(nothing, 1.0))
+        terms = self.probs * (log_target - log_student.masked_fill(nothing, 0.0))
+        losses = log_student.new_zeros(len(self.chunk))
+        losses = losses.index_add(0, self.slot_row, self.weights * terms)
+        if len(self.deep_row):
+            below = _segment_logsumexp(
+                log_student[self.member_slot], self.member_deep, len(self.deep_row)
+            )
+            deep = self.deep_weight * self.deep_mass * (torch.log(self.deep_mass) - below)
+            losses = losses.index_add(0, self.deep_row, deep)
+        return losses
+
+    def other(self, log_student: Tensor, direction: Direction, beta: float) -> Tensor:
+        """[n] the reverse KL or the JSD of each position, by the chain rule."""
+        student = torch.exp(log_student)
+        silent = torch.isneginf(log_student)
+        finite = log_student.masked_fill(silent, 0.0)
+        log_target = torch.log(self.probs)  # -inf where the target has nothing
+        losses = log_student.new_zeros(len(self.chunk))
+        if direction == "reverse":
+            # Without mass on the student's side a term is 0, but 0 times inf has no gradient.
+            terms = student * (finite - log_target.masked_fill(silent, 0.0))
+            terms = terms.masked_fill(silent, 0.0)
+            return losses.index_add(0, self.slot_row, terms)
+        mean = beta * self.probs + (1 - beta) * student
+        log_mean = torch.log(mean.masked_fill(mean <= 0, 1.0))
+        on_target = self.probs * (log_target.masked_fill(self.probs <= 0, 0.0) - log_mean)
+        on_student = torch.where(silent, 0.0, student * (finite - log_mean))
+        return losses.index_add(0, self.slot_row, beta * on_target + (1 - beta) * on_student)
+
+    def per_chunk(self, losses: Tensor) -> Tensor:
+        """[n] positions to [chunks]."""
+        return losses.new_zeros(self.chunks).index_add(0, self.chunk, losses)
+
+    def metrics(self, losses: Tensor, log_student: Tensor) -> Tensor:
+        """Sums over the block: loss, the target's tail, groups, the loss below depth 0."""
+        groups = len(self.slot_row) - len(self.chunk)
+        deep = self.is_deep & (self.probs > 0)
+        below = self.probs[deep] * (torch.log(self.probs[deep]) - log_student[deep])
+        return torch.stack(
+            [
+                losses.sum(),
+                self.probs[groups:].sum(),
+                losses.new_tensor(float(groups)),
+                below.sum(),
+            ]
+        )
+
+    def closed_form(
+        self, rows: Tensor, scale: float | Tensor, chunk_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Loss sum, metric sums and gradient [n, V] of the forward loss; see the module."""
+        count = len(self.chunk)
+        groups = len(self.slot_row) - count
+        shares = torch.softmax(rows, 1)
+        mass = shares.new_zeros(groups).index_add_(
+            0, self.token_slot, shares[self.token_row, self.tokens]
+        )
+        listed = shares.new_zeros(count).index_add_(0, self.slot_row[:groups], mass)
+        # Summed without the listed tokens, never 1 minus their sum: that would lose a small tail.
+        outside = shares.index_put((self.token_row, self.tokens), shares.new_zeros(())).sum(1)
+        outside.masked_fill_(self.open, 0.0)
+        total = torch.where(self.open, listed, listed + outside)
+        student = torch.cat([mass, outside]) / total[self.slot_row]
+        counted = self.probs > 0
+        tiny = torch.finfo(rows.dtype).tiny * 1e6
+        if not bool((student.masked_fill(~counted, 1.0) >= tiny).all()):
+            return None
+        log_student = torch.log(student.masked_fill(student <= 0, 1.0))
+        losses = self.forward_kl(log_student)
+        pull = self.weights * self.probs  # a of each slot
+        if len(self.deep_row):
+            below = student.new_zeros(len(self.deep_row)).index_add_(
+                0, self.member_deep, student[self.member_slot]
+            )
+            part = self.deep_weight * self.deep_mass / below
+            pull = pull.index_add(
+                0, self.member_slot, part[self.member_deep] * student[self.member_slot]
+            )
+        row_scale = shares.new_ones(count) * scale
+        if chunk_weights is not None:
+            own = chunk_weights[self.first : self.first + self.chunks].to(shares.dtype)
+            row_scale = row_scale * own[self.chunk]
+            value = (losses * own[self.chunk]).sum()
+        else:
+            value = losses.sum()
+        whole = shares.new_zeros(count).index_add_(0, self.slot_row, pull)
+        # d log p(slot) / d logit is p(k) / p(slot) inside it, minus p(k) for all that is compared.
+        ratio = torch.where(counted | (pull != 0), pull / student.clamp(min=tiny), 0.0)
+        slope = (whole[self.slot_row] - ratio) * (row_scale / total)[self.slot_row]
+        grad = shares
+        inside = shares[self.token_row, self.tokens] * slope[self.token_slot]
+        grad = grad.mul_(slope[groups:].masked_fill(self.open, 0.0)[:, None])
+        grad.index_put_((self.token_row, self.tokens), inside)
+        return value, self.metrics(losses, log_student), grad
+
+
+def _unions(
+    loss: ExactKLBlocks, probs: Tensor, depths: Tensor, slot_row: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The weight of each slot, and the unions of deeper groups: row, A, u, members' slot and union.
+
+    By the chain rule every weight is 1 and there is no union.
+    """
+    none = slot_row.new_zeros(0)
+    if loss.depth_weights is None or not bool((depths > 0).any()):
+        first = 1.0 if loss.depth_weights is None else loss.depth_weights[0]
+        empty = probs.new_zeros(0)
+        return probs.new_full((len(probs),), first), none, empty, empty, none, none
+    levels = int(depths.max()) + 1
+    own = torch.zeros(count, levels, dtype=probs.dtype, device=probs.device)
+    own.index_put_((slot_row, depths), probs, accumulate=True)
+    mass = own.flip(1).cumsum(1).flip(1)  # A
+    given = loss.depth_weights
+    factors = probs.new_tensor([given[min(depth, len(given) - 1)] for depth in range(levels)])
+    # A depth with next to no mass has no conditional to speak of: it keeps its parent's weight.
+    each = factors / torch.where(mass >= loss.least_mass, mass, 1.0)
+    for depth in range(1, levels):
+        each[:, depth] = torch.where(
+            mass[:, depth] >= loss.least_mass, each[:, depth], each[:, depth - 1]
+        )
+    weights = each[slot_row, depths]
+    change = each[:, :-1] - each[:, 1:]
+    row, level = ((change != 0) & (mass[:, 1:] > 0)).nonzero(as_tuple=True)
+    number = torch.full((count, levels), -1, dtype=torch.int64, device=probs.device)
+    number[row, level + 1] = torch.arange(len(row), device=probs.device)
+    slots, unions = [], []
+    for depth in range(1, levels):
+        inside = (depths >= depth).nonzero().flatten()
+        union = number[slot_row[inside], depth]
+        slots.append(inside[union >= 0])
+        unions.append(union[union >= 0])
+    return (
+        weights,
+        row,
+        mass[row, level + 1],
+        change[row, level],
+        torch.cat(slots) if slots else none,
+        torch.cat(unions) if unions else none,
+    )
+
+
+def _segment_logsumexp(values: Tensor, segment: Tensor, count: int) -> Tensor:
+    """[count] log of the sum of exp of each segment's values; -inf, without gradient, for none."""
+    top = values.detach().new_full((count,), -torch.inf)
+    top = top.scatter_reduce(0, segment, values.detach(), "amax")
+    silent = torch.isneginf(top)
+    top = top.masked_fill(silent, 0.0)
+    sums = values.new_zeros(count).index_add(0, segment, torch.exp(values - top[segment]))
+    return torch.log(sums.masked_fill(silent, 1.0)).masked_fill(silent, -torch.inf) + top

@@ -1,0 +1,112 @@
+"""KL between exact targets and the student's softmax summed over their groups."""
+
+from __future__ import annotations
+
+import torch
+
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.exact_kl.batch_targets import batch_targets
+from xtoken.losses.exact_kl.block import ExactKLBlocks
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.target_batch import TargetBatch
+
+
+def exact_kl(
+    inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS
+) -> LossOutput:
+    """Mean divergence over chunks, each the sum over its student positions; forward KL by default.
+
+    What the teacher says of the student's next token is in the targets (`xtoken.targets`): no
+    product with W and no teacher row is read in the step. Targets that were made before are passed
+    as `inputs.targets`; otherwise they are made here, on the CPU, from the teacher's signal.
+
+    Args:
+        inputs: with `student_ids` and `teacher_ids`.
+        pair: with its target builder.
+        options: `cells`, `consistent`, `carry_levels`, `max_depth` and `sure` choose the
+            corrections, where targets are made here. `chain_rule` weighs each depth along the text
+            by its parent's mass, so that a position's loss is one KL; without it `depth_weights`
+            are the weights of the conditional KL at each depth, the default being the plain sum.
+            The reverse KL is infinite where a target has no tail.
+
+    Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
+        (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (the part below
+        depth 0).
+
+    Raises:
+        XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another
+            direction.
+    """
+    return run_loss(SPEC, _blocks, inputs, pair, options)
+
+
+SPEC = LossSpec.of(
+    "exact-kl",
+    exact_kl,
+    "cells",
+    "consistent",
+    "carry_levels",
+    "max_depth",
+    "sure",
+    "chain_rule",
+    "depth_weights",
+    "top_k",
+    needs_ids=True,
+    without=frozenset({"temperature"}),
+)
+
+
+def _blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
+    options = call.options
+    if options.chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
+        raise OptionError(
+            f"depth_weights = {options.depth_weights!r}, but the chain rule has weights of its "
+            "own; pass chain_rule=False"
+        )
+    if not options.chain_rule and options.direction != "forward":
+        raise OptionError(
+            f"chain_rule = False with direction = {options.direction!r}; "
+            "depths are weighed in direction 'forward' alone"
+        )
+    targets = call.inputs.targets
+    if targets is None:
+        assert call.pair.targets is not None
+        targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
+    if not torch.compiler.is_compiling():
+        _check_targets(targets, call)
+    loss = ExactKLBlocks(
+        targets=targets,
+        direction=options.direction,
+        beta=options.beta,
+        depth_weights=None if options.chain_rule else options.depth_weights,
+    )
+    return loss, call.pair.sizes[0]
+
+
+def _check_targets(targets: TargetBatch, call: LossCall) -> None:
+    batch, length = call.source.positions
+    if targets.rows.device != call.device:
+        raise ShapeError(
+            f"targets are on {targets.rows.device}, the student on {call.device}; "
+            f"pass targets.to({str(call.device)!r})"
+        )
+    if len(targets) != len(call.chunks):
+        raise ShapeError(
+            f"targets are of {len(targets)} chunks, expected {len(call.chunks)}; "
+            "lay them out with the chunks of this batch"
+        )
+    if len(targets.rows) and int(targets.rows.max()) >= batch * length:
+        raise ShapeError(
+            f"a target reads row {int(targets.rows.max())}, the student has {batch * length}; "
+            "lay the targets out with this batch's padded length"
+        )
+    size = call.pair.sizes[0]
+    if len(targets.tokens) and int(targets.tokens.max()) >= size:
+        raise ShapeError(
+            f"a target holds token {int(targets.tokens.max())}, the student has {size}; "
+            "pass the targets of this student's tokenizer"
+        )

@@ -1,0 +1,267 @@
+"""The builder of exact targets, from a projection's pieces and the two tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken import _core
+from xtoken._core import Vocab
+from xtoken.errors import OptionError, ShapeError
+from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
+from xtoken.targets.arrays import Int64, Targets
+from xtoken.vocab.fingerprints import PairFingerprint
+
+_STOP_ROLES = ("eos", "eot")
+
+
+class AlignedChunks(Protocol):
+    """An `Alignment`, as far as targets read it."""
+
+    @property
+    def student_bounds(self) -> Int64: ...
+    @property
+    def teacher_bounds(self) -> Int64: ...
+    @property
+    def kind(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which corrections a target has; all off is the target of P-KL with decay 0.
+
+    Attributes:
+        cells: the teacher's mass on tokens that no student token begins with goes to the student
+            token that they begin with, not nowhere. Positions inside a teacher token and depths
+            need it.
+        consistent: what the student's own tokenizer would have joined to its last token is left
+            out.
+        levels: earlier teacher tokens that are asked for longer ones, which the teacher would have
+            said instead; 0 for none. Positions inside a teacher token need 1.
+        max_depth: most teacher tokens along the text that the target tells student tokens apart by;
+            0 for none.
+        sure: leave the groups out, and compare the others with one another only, where a student
+            token that is longer than a teacher's would move mass into, out of or between groups.
+        min_prob: columns of a row below this probability are its tail, in [0, 1).
+
+    >>> TargetOptions().levels
+    1
+    """
+
+    cells: bool = True
+    consistent: bool = True
+    levels: int = 1
+    max_depth: int = 8
+    min_prob: float = 2e-4
+    sure: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "max_depth"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 256:
+                raise OptionError(f"{name} = {value!r} is out of range; expected 0 to 255")
+        if not 0 <= self.min_prob < 1:
+            raise OptionError(f"min_prob = {self.min_prob!r} is out of range; expected [0, 1)")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetExample:
+    """One text as both sides' ids, aligned, with the teacher's predictions.
+
+    Attributes:
+        student_ids, teacher_ids: [T_s] and [T_t] int64.
+        alignment: of these ids.
+        log_probs: [T_t, K] float32 natural logarithms at temperature 1; row `p` is what the teacher
+            says after its token `p`. Fewer rows leave the last tokens unknown.
+        column_ids: [T_t, K] int64 teacher ids of the columns, -1 for none; None where the columns
+            are all of the vocabulary.
+    """
+
+    student_ids: Int64
+    teacher_ids: Int64
+    alignment: AlignedChunks
+    log_probs: NDArray[np.float32]
+    column_ids: Int64 | None = None
+
+    def __post_init__(self) -> None:
+        if self.log_probs.ndim != 2:
+            raise ShapeError(f"log_probs has shape {self.log_probs.shape}, expected [T_t, K]")
+        if self.column_ids is not None and self.column_ids.shape != self.log_probs.shape:
+            raise ShapeError(
+                f"column_ids has shape {self.column_ids.shape}, expected "
+                f"{self.log_probs.shape} like log_probs"
+            )
+
+
+class TargetBuilder:
+    """Makes exact targets for one pair; immutable, shared between threads.
+
+    Attributes:
+        pair: the fingerprints of the two vocabularies.
+    """
+
+    def __init__(
+        self,
+        projection: ProjectionArrays,
+        *,
+        student_stops: Collection[int] | None = None,
+        teacher_stops: Collection[int] | None = None,
+    ) -> None:
+        """
+        Args:
+            projection: of the pair, built or loaded with its tokenizers.
+            student_stops, teacher_stops: ids of all that can stop a side; by default those with
+                the roles `eos` and `eot`.
+
+        Raises:
+            OptionError: the projection was loaded without its tokenizers.
+            UnsupportedTokenizerError: a tokenizer has no model that can segment.
+        """
+        student, teacher = projection.vocabularies()
+        if projection.teacher_pieces_indptr is None or projection.teacher_pieces is None:
+            raise OptionError(
+                "the projection has no student pieces of the teacher's tokens; build it from a "
+                "student tokenizer that can segment (a tokenizer.json or a rank file)"
+            )
+        self._made_from = (projection, student_stops, teacher_stops)
+        self.pair = PairFingerprint(projection.student_fingerprint, projection.teacher_fingerprint)
+        own, other = _stops(student, student_stops), _stops(teacher, teacher_stops)
+        specials = [pair for pair in _specials(projection) if pair[0] not in own]
+        self._core = _core.TargetBuilder(
+            student,
+            teacher,
+            projection.pieces_indptr,
+            projection.pieces,
+            projection.teacher_pieces_indptr,
+            projection.teacher_pieces,
+            [pair for pair in specials if pair[1] not in other],
+            own,
+            other,
+        )
+
+    @cached_property
+    def tokens(self) -> Int64:
+        """[n] the student ids that the ranges of all targets point into, read-only."""
+        tokens = self._core.tokens()
+        tokens.flags.writeable = False
+        return tokens
+
+    @cached_property
+    def roots(self) -> Int64:
+        """[V_t] the cell of each teacher text token, by the teacher token it is named after; -1 for
+        none. Read-only.
+
+        A token is its own cell where some student token has exactly its bytes. Otherwise it is in
+        the cell of the first teacher piece of the first student piece of it.
+        """
+        roots = self._core.roots()
+        roots.flags.writeable = False
+        return roots
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remade, self._made_from
+
+    def build(
+        self,
+        examples: Sequence[TargetExample],
+        options: TargetOptions | None = None,
+        *,
+        threads: int = 0,
+    ) -> Targets:
+        """The targets of each example; the same for any number of threads.
+
+        Args:
+            threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
+
+        Raises:
+            TokenIdError: an id is outside its vocabulary.
+            ShapeError: an alignment or predictions of other ids.
+        """
+        options = options or TargetOptions()
+        if threads < 0:
+            raise OptionError(f"threads = {threads} is out of range; expected at least 0")
+        widths = {example.log_probs.shape[1] for example in examples}
+        dense = {example.column_ids is None for example in examples}
+        if len(widths) > 1 or len(dense) > 1:
+            raise ShapeError(
+                "examples have predictions of different widths; pass those of one width together"
+            )
+        alignments = [example.alignment for example in examples]
+        columns = None
+        if dense == {False}:
+            columns = _flat([e.column_ids.ravel() for e in examples if e.column_ids is not None])
+        log_probs = [np.ravel(example.log_probs) for example in examples]
+        made = self._core.build(
+            _flat([example.student_ids for example in examples]),
+            _indptr([len(example.student_ids) for example in examples]),
+            _flat([example.teacher_ids for example in examples]),
+            _indptr([len(example.teacher_ids) for example in examples]),
+            _flat([alignment.student_bounds for alignment in alignments]),
+            _flat([alignment.teacher_bounds for alignment in alignments]),
+            np.concatenate([np.empty(0, np.uint8), *(a.kind for a in alignments)], dtype=np.uint8),
+            _indptr([len(alignment.kind) for alignment in alignments]),
+            columns,
+            np.concatenate([np.empty(0, np.float32), *log_probs], dtype=np.float32),
+            _indptr([len(example.log_probs) for example in examples]),
+            max(widths, default=0),
+            (
+                options.cells,
+                options.consistent,
+                options.levels,
+                options.max_depth,
+                options.min_prob,
+                options.sure,
+            ),
+            threads,
+        )
+        return Targets(
+            made.position_indptr,
+            made.positions,
+            made.chunks,
+            made.tails,
+            made.open,
+            made.group_indptr,
+            made.probs,
+            made.depths,
+            made.range_indptr,
+            made.starts,
+            made.ends,
+        )
+
+
+def _remade(
+    projection: ProjectionArrays,
+    student_stops: Collection[int] | None,
+    teacher_stops: Collection[int] | None,
+) -> TargetBuilder:
+    return TargetBuilder(projection, student_stops=student_stops, teacher_stops=teacher_stops)
+
+
+def _flat(arrays: list[Int64]) -> Int64:
+    if len(arrays) == 1 and arrays[0].dtype == np.int64:
+        return np.ascontiguousarray(arrays[0])
+    return np.concatenate([np.empty(0, np.int64), *arrays], dtype=np.int64)
+
+
+def _indptr(lengths: list[int]) -> Int64:
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _stops(vocab: Vocab, stops: Collection[int] | None) -> list[int]:
+    if stops is None:
+        stops = [vocab.roles[role] for role in _STOP_ROLES if role in vocab.roles]
+    return sorted({int(stop) for stop in stops})
+
+
+def _specials(projection: ProjectionArrays) -> list[tuple[int, int]]:
+    """Special tokens that W pairs, as (student id, teacher id); a teacher token once."""
+    paired: dict[int, int] = {}
+    rows = np.isin(projection.rules, [RULE_CODES["role"], RULE_CODES["name"]])
+    for student in np.flatnonzero(rows).tolist():
+        paired.setdefault(int(projection.indices[projection.indptr[student]]), student)
+    return [(student, teacher) for teacher, student in paired.items()]

@@ -1,0 +1,136 @@
+"""The targets of a batch as tensors, by chunk and by row of the flattened student positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken.errors import ShapeError
+from xtoken.targets import Targets
+from xtoken.tensors.chunks import ChunkBatch
+
+_Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBatch:
+    """The targets of a batch's chunks, in their order, and within a chunk by position.
+
+    Attributes:
+        rows: [P] int64, the predictor of each position in the flattened [B * T_s].
+        chunk_ptr: [C + 1] int64, each chunk's range in `rows`; empty where it has no target.
+        tails: [P] float, the target's mass of all tokens in no group.
+        open: [P] bool, the groups are compared with one another only.
+        group_ptr: [P + 1] int64, offsets into the next three.
+        probs: [G] float, the target's mass of each group.
+        depths: [G] int64, the depth at which a group parts from the text.
+        token_ptr: [G + 1] int64, offsets into `tokens`.
+        tokens: [N] int64, the student tokens of each group.
+    """
+
+    rows: Tensor
+    chunk_ptr: Tensor
+    tails: Tensor
+    open: Tensor
+    group_ptr: Tensor
+    probs: Tensor
+    depths: Tensor
+    token_ptr: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def from_targets(
+        cls,
+        targets: Targets,
+        tokens: _Int64,
+        chunks: ChunkBatch,
+        length: int,
+        columns: Sequence[int] | None = None,
+    ) -> TargetBatch:
+        """Lay out the targets of those positions that are in a chunk, on the CPU.
+
+        Args:
+            targets: of the samples of the batch, in its order.
+            tokens: of the builder.
+            chunks: those that the loss counts, from `ChunkBatch.usable`.
+            length: T_s, the padded length.
+            columns: the column of each sample's first token (left padding); None means 0.
+
+        Raises:
+            ShapeError: chunks of more samples than targets, or columns of another number.
+        """
+        samples = len(targets.position_indptr) - 1
+        if columns is not None and len(columns) != samples:
+            raise ShapeError(
+                f"columns has {len(columns)} entries, expected {samples}: one a sample"
+            )
+        own_sample = chunks.sample.cpu().numpy()
+        start, end = chunks.student_start.cpu().numpy(), chunks.student_end.cpu().numpy()
+        if len(own_sample) and int(own_sample.max()) >= samples:
+            raise ShapeError(
+                f"a chunk is of sample {int(own_sample.max())}, the targets are of {samples} "
+                "examples; pass the targets of this batch"
+            )
+        sample = np.repeat(np.arange(samples), np.diff(targets.position_indptr))
+        shift = np.zeros(samples, np.int64) if columns is None else np.asarray(columns)
+        position = targets.positions + shift[sample]
+        chunk = _chunk_of(own_sample, start, end, sample, position)
+        kept = np.flatnonzero(chunk >= 0)
+        kept = kept[np.argsort(chunk[kept], kind="stable")]
+        groups = _ranges(targets.group_indptr[kept], targets.group_indptr[kept + 1])
+        range_indptr = targets.range_indptr.astype(np.int64)
+        first, last = range_indptr[groups], range_indptr[groups + 1]
+        ranges = _ranges(first, last)
+        starts = targets.starts[ranges].astype(np.int64)
+        ends = targets.ends[ranges].astype(np.int64)
+        in_ranges = _ptr(ends - starts)
+        token_ptr = np.append(in_ranges[_ptr(last - first)[:-1]], in_ranges[-1])
+        return cls(
+            torch.from_numpy(sample[kept] * length + position[kept] - 1),
+            torch.from_numpy(_ptr(np.bincount(chunk[kept], minlength=len(own_sample)))),
+            torch.from_numpy(targets.tails[kept]),
+            torch.from_numpy(targets.open[kept]),
+            torch.from_numpy(_ptr(targets.group_indptr[kept + 1] - targets.group_indptr[kept])),
+            torch.from_numpy(targets.probs[groups]),
+            torch.from_numpy(targets.depths[groups].astype(np.int64)),
+            torch.from_numpy(token_ptr),
+            torch.from_numpy(tokens[_ranges(starts, ends)]),
+        )
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return len(self.chunk_ptr) - 1
+
+    def to(self, device: torch.device | str) -> TargetBatch:
+        """The same targets on another device."""
+        return TargetBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def _chunk_of(
+    own_sample: _Int64, start: _Int64, end: _Int64, sample: _Int64, position: _Int64
+) -> _Int64:
+    """The chunk that each position of a sample is in, -1 for none."""
+    if not len(start):
+        return np.full(len(position), -1)
+    key = own_sample * 2**32 + start
+    order = np.argsort(key, kind="stable")
+    at = np.searchsorted(key[order], sample * 2**32 + position, side="right") - 1
+    chunk = order[at.clip(0)]
+    inside = (at >= 0) & (own_sample[chunk] == sample) & (position < end[chunk])
+    return np.where(inside, chunk, -1)
+
+
+def _ptr(counts: _Int64) -> _Int64:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _ranges(starts: _Int64, ends: _Int64) -> _Int64:
+    """All numbers of all ranges, one range after the other."""
+    sizes = ends - starts
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))

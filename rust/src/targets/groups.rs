@@ -1,0 +1,171 @@
+//! Targets as flat arrays, and the masses of one position while it is built.
+
+use super::NONE;
+
+/// The targets of one example, position by position, in flat arrays.
+///
+/// Position `n` holds the groups `group_ptr[n]..group_ptr[n + 1]`; group `g` is the student tokens
+/// in the ranges `range_ptr[g]..range_ptr[g + 1]`, each from `starts` to `ends` in
+/// [`super::TargetBuilder::tokens`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Targets {
+    /// Index of the student token that is predicted.
+    pub positions: Vec<i64>,
+    /// The chunk that it is in.
+    pub chunks: Vec<i64>,
+    /// The target's mass on all tokens that are in no group.
+    pub tails: Vec<f64>,
+    /// Whether the groups are compared with one another only, whatever the other tokens have.
+    pub open: Vec<bool>,
+    /// Offsets into the next two.
+    pub group_ptr: Vec<i64>,
+    /// The target's mass of each group; with the tail they sum to 1.
+    pub probs: Vec<f32>,
+    /// The depth along the text's own tokens at which a group parts from it.
+    pub depths: Vec<u8>,
+    /// Offsets into the next two.
+    pub range_ptr: Vec<i32>,
+    /// First place of each range.
+    pub starts: Vec<i32>,
+    /// The place after the last of each range.
+    pub ends: Vec<i32>,
+}
+
+impl Targets {
+    /// No position.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            positions: Vec::new(),
+            chunks: Vec::new(),
+            tails: Vec::new(),
+            open: Vec::new(),
+            group_ptr: vec![0],
+            probs: Vec::new(),
+            depths: Vec::new(),
+            range_ptr: vec![0],
+            starts: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// Adds the positions of another example behind these.
+    pub fn append(&mut self, other: Self) {
+        let (groups, ranges) = (self.probs.len() as i64, self.starts.len() as i32);
+        self.positions.extend(other.positions);
+        self.chunks.extend(other.chunks);
+        self.tails.extend(other.tails);
+        self.open.extend(other.open);
+        self.group_ptr
+            .extend(other.group_ptr[1..].iter().map(|at| groups + at));
+        self.probs.extend(other.probs);
+        self.depths.extend(other.depths);
+        self.range_ptr
+            .extend(other.range_ptr[1..].iter().map(|at| ranges + at));
+        self.starts.extend(other.starts);
+        self.ends.extend(other.ends);
+    }
+
+    /// Makes room for the groups of an example with so many columns that count.
+    pub(super) fn reserve(&mut self, positions: usize, columns: usize) {
+        self.positions.reserve(positions);
+        self.chunks.reserve(positions);
+        self.tails.reserve(positions);
+        self.open.reserve(positions);
+        self.group_ptr.reserve(positions);
+        self.probs.reserve(columns);
+        self.depths.reserve(columns);
+        self.range_ptr.reserve(columns);
+        self.starts.reserve(columns);
+        self.ends.reserve(columns);
+    }
+
+    pub(super) fn push_group(&mut self, prob: f64, depth: u8) {
+        self.probs.push(prob as f32);
+        self.depths.push(depth);
+    }
+
+    pub(super) fn push_range(&mut self, (start, end): (u32, u32)) {
+        if start < end {
+            self.starts.push(start as i32);
+            self.ends.push(end as i32);
+        }
+    }
+
+    pub(super) fn end_group(&mut self) {
+        self.range_ptr.push(self.starts.len() as i32);
+    }
+
+    pub(super) fn end_position(&mut self, position: usize, chunk: usize, tail: f64, open: bool) {
+        self.positions.push(position as i64);
+        self.chunks.push(chunk as i64);
+        self.tails.push(tail);
+        self.open.push(open);
+        self.group_ptr.push(self.probs.len() as i64);
+    }
+}
+
+/// Masses by key, in order of first use.
+#[derive(Debug, Default)]
+pub(super) struct Masses {
+    /// By key: its place in the other two, or [`NONE`].
+    place: Vec<u32>,
+    pub keys: Vec<u32>,
+    pub masses: Vec<f64>,
+    /// The range of the tokens of each key that has one of its own.
+    pub ranges: Vec<(u32, u32)>,
+    pub tail: f64,
+}
+
+impl Masses {
+    pub fn new(key_count: usize) -> Self {
+        Self {
+            place: vec![NONE; key_count],
+            ..Self::default()
+        }
+    }
+
+    pub fn clear(&mut self) {
+        for &key in &self.keys {
+            self.place[key as usize] = NONE;
+        }
+        self.keys.clear();
+        self.masses.clear();
+        self.ranges.clear();
+        self.tail = 0.0;
+    }
+
+    /// Adds to the mass of a key, whose tokens are `range`; [`NONE`] is the tail.
+    pub fn add(&mut self, key: u32, mass: f64, range: (u32, u32)) {
+        if key == NONE {
+            self.tail += mass;
+            return;
+        }
+        let place = self.place[key as usize];
+        if place == NONE {
+            self.place[key as usize] = self.keys.len() as u32;
+            self.keys.push(key);
+            self.masses.push(mass);
+            self.ranges.push(range);
+        } else {
+            self.masses[place as usize] += mass;
+        }
+    }
+
+    /// Takes a key's mass away.
+    pub fn remove(&mut self, key: u32) {
+        if let Some(place) = self.find(key) {
+            self.masses[place] = 0.0;
+        }
+    }
+
+    /// The place of a key that has mass.
+    pub fn find(&self, key: u32) -> Option<usize> {
+        let place = *self.place.get(key as usize)?;
+        (place != NONE).then_some(place as usize)
+    }
+
+    pub fn total(&self) -> f64 {
+        self.masses.iter().sum::<f64>() + self.tail
+    }
+}

@@ -1,0 +1,296 @@
+"""The Rust builder against the slow reference, on random pairs and on a real one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from chat_families import family
+from tokenizer_zoo import byte_level_bpe, deepseek
+from tokenizers import Tokenizer
+
+from xtoken import Aligner, Projection, Vocab
+from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
+
+from reference_targets import (
+    OPEN,
+    STOP,
+    TAIL,
+    Example,
+    Group,
+    Switches,
+    TokenPair,
+    reference_target,
+)
+
+CASES = int(os.environ.get("XTOKEN_TARGET_CASES", "40"))
+SPECIALS = ("<bos>", "<eos>", "<tool>")
+
+SWITCHES = {
+    "all off": Switches(cells=False, consistent=False, levels=0, max_depth=0),
+    "consistent alone": Switches(cells=False, levels=0, max_depth=0),
+    "carry alone": Switches(cells=False, consistent=False, levels=1, max_depth=0),
+    "cells": Switches(consistent=False, levels=0, max_depth=0),
+    "cells, consistent": Switches(levels=0, max_depth=0),
+    "cells, consistent, carry": Switches(max_depth=0),
+    "depths": Switches(),
+    "depths to 1": Switches(max_depth=1),
+    "depths to 2, not consistent": Switches(max_depth=2, consistent=False),
+    "all levels": Switches(levels=9),
+    "all levels, a tail": Switches(levels=9, min_prob=0.02),
+    "what is sure": Switches(levels=9, sure="cell"),
+    "what is sure, to depth 1": Switches(max_depth=1, sure="cell"),
+}
+
+
+def random_vocab(rng: random.Random, alphabet: bytes, size: int) -> Vocab:
+    """Tokens of a byte pair encoding, ids as ranks; then three special tokens."""
+    tokens = [alphabet[i : i + 1] for i in range(len(alphabet))]
+    while len(tokens) < size:
+        new = rng.choice(tokens) + rng.choice(tokens)
+        if len(new) <= 6 and new not in tokens:
+            tokens.append(new)
+    specials = {size + i: text for i, text in enumerate(SPECIALS)}
+    roles = {"bos": size, "eos": size + 1}
+    return Vocab.from_tokens([*tokens, *[b""] * 3], specials, ranked=True, roles=roles)
+
+
+def token_pair(student: Vocab, teacher: Vocab, projection: Projection) -> TokenPair:
+    def side(vocab: Vocab) -> list[bytes]:
+        return [vocab.token_bytes(i) for i in range(len(vocab))]
+
+    stops = {v.roles["eos"] for v in (student, teacher)}
+    specials = {
+        int(projection.indices[projection.indptr[s]]): s
+        for s in student.special_tokens
+        if projection.indptr[s] < projection.indptr[s + 1] and s != student.roles["eos"]
+    }
+    assert stops
+    return TokenPair(
+        side(student), side(teacher), student.segment, teacher.segment, specials=specials
+    )
+
+
+def random_ids(rng: random.Random, vocab: Vocab, text: bytes) -> list[int]:
+    """The tokenizer's own ids, or, as in a sample of a model, any that spell the text."""
+    ids = vocab.segment(text)
+    assert ids is not None
+    if rng.random() < 0.7:
+        return ids
+    ids, at = [], 0
+    while at < len(text):
+        token = rng.choice(
+            [
+                i
+                for i in range(len(vocab))
+                if vocab.token_bytes(i) and text.startswith(vocab.token_bytes(i), at)
+            ]
+        )
+        ids.append(token)
+        at += len(vocab.token_bytes(token))
+    return ids
+
+
+def random_rows(
+    rng: random.Random, vocab: Vocab, ids: Sequence[int], kept: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Column ids and log-probs after each token; the text's own token is often likely."""
+    columns, log_probs = [], []
+    for follower in [*ids[1:], vocab.roles["eos"]]:
+        shares = np.array([rng.expovariate(1.0) for _ in range(len(vocab))])
+        shares[follower] += 3 * rng.random() * (rng.random() < 0.9)
+        shares /= shares.sum()
+        best = np.argsort(-shares)[:kept]
+        columns.append(best)
+        log_probs.append(np.log(shares[best]))
+    return np.array(columns), np.array(log_probs, dtype=np.float32)
+
+
+def compared(
+    pair: TokenPair,
+    builder: TargetBuilder,
+    targets: Targets,
+    at: int,
+    expected: tuple[dict[Group, float], Callable[[int], Group]],
+    stops: set[int],
+    depth_of: Callable[[Group], int] = lambda group: group.depth,
+) -> None:
+    """The `at`-th target has the groups, masses and depths of the reference."""
+    masses, group_of = expected
+    members: dict[Group, set[int]] = defaultdict(set)
+    for token, text in enumerate(pair.student):
+        if text:
+            members[group_of(token)].add(token)
+    members[Group("stop")] = stops
+    for student in pair.specials.values():
+        members[Group("special", 0, student)] = {student}
+    wanted = sorted(
+        (sorted(members[group]), mass, depth_of(group))
+        for group, mass in masses.items()
+        if group not in (TAIL, OPEN)
+    )
+    found = sorted(
+        (sorted(ids), mass, depth) for mass, depth, ids in targets.groups_at(at, builder.tokens)
+    )
+    assert [w[0] for w in wanted] == [f[0] for f in found]
+    assert [w[2] for w in wanted] == [f[2] for f in found]
+    np.testing.assert_allclose([f[1] for f in found], [w[1] for w in wanted], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(targets.tails[at], masses.get(TAIL, 0.0), rtol=1e-9, atol=1e-12)
+    assert bool(targets.open[at]) == (OPEN in masses)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_targets_of_random_pairs_are_those_of_the_reference(name: str) -> None:
+    switches = SWITCHES[name]
+    places = 0
+    for seed in range(CASES):
+        rng = random.Random(seed)
+        student = random_vocab(rng, b"abc", rng.randrange(4, 14))
+        teacher = random_vocab(rng, b"abc", rng.randrange(4, 14))
+        projection = Projection.build(student, teacher, cache_dir=False)
+        pair = token_pair(student, teacher, projection)
+        builder = TargetBuilder(projection)
+        text = bytes(rng.choice(b"abc") for _ in range(rng.randrange(1, 16)))
+        own, other = random_ids(rng, student, text), random_ids(rng, teacher, text)
+        student_ids = np.array([student.roles["bos"], *own, student.roles["eos"]])
+        teacher_ids = np.array([teacher.roles["bos"], *other, teacher.roles["eos"]])
+        columns, log_probs = random_rows(rng, teacher, teacher_ids.tolist(), rng.randrange(3, 20))
+        example = TargetExample(
+            student_ids,
+            teacher_ids,
+            Aligner(student, teacher, threads=1).align(student_ids, teacher_ids),
+            log_probs,
+            columns,
+        )
+        options = TargetOptions(
+            cells=switches.cells,
+            consistent=switches.consistent,
+            levels=switches.levels,
+            max_depth=switches.max_depth,
+            min_prob=switches.min_prob,
+            sure=bool(switches.sure),
+        )
+        targets = builder.build([example], options, threads=1)
+        stop = teacher.roles["eos"]
+        rows = [
+            {
+                STOP if column == stop else int(column): float(np.exp(np.float64(log_prob)))
+                for column, log_prob in zip(*row, strict=True)
+            }
+            for row in zip(columns, log_probs, strict=True)
+        ]
+        slow = Example(tuple(own), tuple(other), rows)
+        positions = targets.positions.tolist()
+        for at in range(len(own) + 1):
+            expected = reference_target(pair, slow, at, switches)
+            if expected is None or all(
+                mass == 0 for group, mass in expected[0].items() if group != TAIL
+            ):
+                assert at + 1 not in positions or targets.tails[positions.index(at + 1)] > 0
+                continue
+            assert at + 1 in positions, (seed, at, expected[0])
+            compared(
+                pair, builder, targets, positions.index(at + 1), expected, {student.roles["eos"]}
+            )
+            places += 1
+    assert places > 4 * CASES or name == "none"
+
+
+@functools.cache
+def real_tokenizers() -> dict[str, Tokenizer]:
+    """DeepSeek's, and one that is trained here; with an environment variable SmolLM2's, which takes
+    a minute to read.
+    """
+    if os.environ.get("XTOKEN_SMOLLM2"):
+        other = family("smollm2").tokenizer.backend_tokenizer
+    else:
+        other = byte_level_bpe(3000, digits=1)
+    return {"small": other, "deepseek": deepseek()}
+
+
+TEXT = (
+    "In 1991, 20,126 of 3,401 Hundreds walked; unbelievably, the bread\n"
+    "    def naïve(x): return x[201:2024]  # 东京 机器学习 Straße\n"
+)
+
+
+# The reference takes a minute per direction, and several on a large student vocabulary.
+@pytest.mark.skipif("XTOKEN_REAL_TARGETS" not in os.environ, reason="XTOKEN_REAL_TARGETS not set")
+@pytest.mark.parametrize(("own", "other"), [("small", "deepseek"), ("deepseek", "small")])
+def test_targets_of_a_real_pair_are_those_of_the_reference(own: str, other: str) -> None:
+    student, teacher = (Vocab.from_tokenizer(real_tokenizers()[name]) for name in (own, other))
+    projection = Projection.build(student, teacher, cache_dir=False)
+    pair = token_pair_of(projection, student, teacher)
+    builder = TargetBuilder(projection, student_stops=[], teacher_stops=[])
+    ids = [
+        real_tokenizers()[name].encode(TEXT, add_special_tokens=False).ids for name in (own, other)
+    ]
+    rng = random.Random(5)
+    every = [t for t in range(len(teacher)) if teacher.token_bytes(t)]
+    by_byte: dict[int, list[int]] = defaultdict(list)
+    for t in every:
+        by_byte[teacher.token_bytes(t)[0]].append(t)
+    columns, log_probs = [], []
+    for at, token in enumerate(ids[1]):
+        following = ids[1][at + 1] if at + 1 < len(ids[1]) else token
+        # Tokens like the text's own, as a model's guesses are, and some of any kind.
+        near = by_byte[teacher.token_bytes(following)[0]][:400]
+        some = {following, *rng.choices(near, k=14), *rng.choices(every, k=25)}
+        shares = np.array([rng.expovariate(1.0) for _ in some])
+        columns.append([*some, *[-1] * (40 - len(some))])
+        log_probs.append([*np.log(0.9 * shares / shares.sum()), *[-np.inf] * (40 - len(some))])
+    rows = [
+        {c: float(np.exp(np.float64(np.float32(p)))) for c, p in zip(*row, strict=True) if c >= 0}
+        for row in zip(columns, log_probs, strict=True)
+    ]
+    alignment = Aligner(student, teacher, threads=1).align(*map(np.array, ids))
+    assert set(alignment.kind.tolist()) == {0}
+    example = TargetExample(
+        np.array(ids[0]), np.array(ids[1]), alignment,
+        np.array(log_probs, dtype=np.float32), np.array(columns),
+    )  # fmt: skip
+    slow = Example(tuple(ids[0]), tuple(ids[1]), [None, *rows])
+    for switches in (Switches(), Switches(levels=4, max_depth=2, min_prob=1e-3)):
+        targets = builder.build(
+            [example],
+            TargetOptions(
+                levels=switches.levels, max_depth=switches.max_depth, min_prob=switches.min_prob
+            ),
+        )
+        found = dict(zip(targets.positions.tolist(), range(len(targets)), strict=True))
+        compared_places = 0
+        for at in range(len(ids[0])):
+            expected = reference_target(pair, slow, at, switches)
+            if expected is None or sum(m for g, m in expected[0].items() if g != TAIL) == 0:
+                continue
+            masses, group_of = expected
+            groups = targets.groups_at(found[at], builder.tokens)
+            seen = {}
+            for mass, _, members in groups:
+                some = rng.sample(sorted(members), min(len(members), 12))
+                (group,) = {group_of(token) for token in some} or {None}
+                if group is not None:
+                    assert group not in seen
+                    seen[group] = mass
+            for group, mass in masses.items():
+                if group in seen:
+                    assert seen.pop(group) == pytest.approx(mass, rel=1e-5, abs=1e-9)
+            assert not seen
+            inside = set().union(*(members for _, _, members in groups))
+            for token in rng.sample(range(len(student)), 60):
+                if student.token_bytes(token):
+                    assert (group_of(token) in masses and group_of(token) != TAIL) == (
+                        token in inside
+                    )
+            compared_places += 1
+        assert compared_places > 20
+
+
+def token_pair_of(projection: Projection, student: Vocab, teacher: Vocab) -> TokenPair:
+    texts = [[vocab.token_bytes(i) for i in range(len(vocab))] for vocab in (student, teacher)]
+    return TokenPair(texts[0], texts[1], student.segment, teacher.segment)

@@ -1,0 +1,384 @@
+"""exact-kl against a plain float64 loop over positions, groups and tokens."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from xtoken import Projection, Vocab
+from xtoken.errors import OptionError, ShapeError
+from xtoken.losses import LossInputs, LossOptions, LossOutput, PairParts
+from xtoken.losses.engine.lm_head import LmHead
+from xtoken.losses.exact_kl.loss import exact_kl
+from xtoken.targets import TargetBuilder, Targets
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.target_batch import TargetBatch
+
+V, LENGTH = 11, 9
+
+
+@functools.cache
+def pair(size: int = V) -> PairParts:
+    vocab = Vocab.from_tokens([bytes([97 + i]) for i in range(size)], ranked=True)
+    projection = Projection.build(vocab, vocab, cache_dir=False)
+    return PairParts((size, size), targets=TargetBuilder(projection))
+
+
+def chunks_of(targets: Targets, shift: int = 0) -> ChunkBatch:
+    """The chunks that the targets name, as a batch whose teacher has the student's tokens."""
+    ranges = []
+    for sample in range(len(targets.position_indptr) - 1):
+        here = slice(*targets.position_indptr[sample : sample + 2])
+        for chunk in np.unique(targets.chunks[here]):
+            at = targets.positions[here][targets.chunks[here] == chunk] + shift
+            ranges.append((sample, at.min(), at.max() + 1, at.min(), at.max() + 1))
+    return ChunkBatch.from_ranges(*torch.tensor(ranges, dtype=torch.int64).reshape(-1, 5).T)
+
+
+def laid_out(targets: Targets, tokens: np.ndarray, shift: int = 0) -> TargetBatch:
+    columns = [shift] * (len(targets.position_indptr) - 1)
+    chunks = chunks_of(targets, shift)
+    return TargetBatch.from_targets(targets, tokens, chunks, LENGTH + shift, columns)
+
+
+def loss_of(
+    logits: Tensor | LmHead,
+    targets: Targets,
+    batch: TargetBatch,
+    *,
+    chunks: ChunkBatch | None = None,
+    shift: int = 0,
+    normalizer: float | None = None,
+    chunk_weights: Tensor | None = None,
+    **options: object,
+) -> LossOutput:
+    hidden = logits.hidden if isinstance(logits, LmHead) else logits
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+    inputs = LossInputs(
+        logits,
+        torch.zeros(*hidden.shape[:2], V),
+        chunks_of(targets, shift) if chunks is None else chunks,
+        student_ids=ids,
+        teacher_ids=ids,
+        normalizer=normalizer,
+        chunk_weights=chunk_weights,
+        targets=batch,
+    )
+    return exact_kl(inputs, pair(), LossOptions(**options))  # type: ignore[arg-type]
+
+
+def random_targets(
+    seed: int, *, examples: int = 2, tail: bool = True
+) -> tuple[Targets, np.ndarray]:
+    """Positions in chunks of one to three, groups of random tokens, some positions open."""
+    rng = np.random.default_rng(seed)
+    tokens = np.arange(V, dtype=np.int64)
+    fields: dict[str, list] = {name: [] for name in Targets.__dataclass_fields__}
+    for name in ("position_indptr", "group_indptr", "range_indptr"):
+        fields[name] = [0]
+    for _ in range(examples):
+        position, chunk = 1, 0
+        while position < LENGTH:
+            for _ in range(int(rng.integers(1, 4))):
+                if position == LENGTH:
+                    break
+                cuts = np.sort(rng.choice(np.arange(V + 1), size=7, replace=False))
+                count = 3
+                is_open = bool(rng.random() < 0.3)
+                has_tail = tail and not is_open
+                masses = rng.exponential(size=count + 1) * ([1] * count + [has_tail])
+                masses /= masses.sum()
+                for group in range(count):
+                    fields["probs"].append(masses[group])
+                    fields["depths"].append(int(rng.integers(0, 3)) if not is_open else 0)
+                    fields["starts"].append(cuts[2 * group])
+                    fields["ends"].append(cuts[2 * group + 1])
+                    fields["range_indptr"].append(len(fields["starts"]))
+                fields["tails"].append(masses[-1])
+                fields["open"].append(is_open)
+                fields["group_indptr"].append(len(fields["probs"]))
+                fields["positions"].append(position)
+                fields["chunks"].append(chunk)
+                position += 1
+            chunk += 1
+        fields["position_indptr"].append(len(fields["positions"]))
+    types = {"tails": np.float64, "probs": np.float64, "open": np.bool_, "depths": np.uint8}
+    arrays = {k: np.array(v, dtype=types.get(k, np.int64)) for k, v in fields.items()}
+    return Targets(**arrays), tokens
+
+
+def slow_loss(
+    logits: Tensor,
+    targets: Targets,
+    tokens: np.ndarray,
+    direction: str = "forward",
+    beta: float = 0.5,
+    depth_weights: tuple[float, ...] | None = None,
+) -> Tensor:
+    """The sum over all positions, from the definition."""
+    total = torch.zeros((), dtype=torch.float64)
+    for example in range(len(targets.position_indptr) - 1):
+        for at in range(*targets.position_indptr[example : example + 2]):
+            row = torch.softmax(logits[example, targets.positions[at] - 1, :V], 0)
+            q, p, depths, rest = [], [], [], set(range(V))
+            for mass, depth, ids in targets.groups_at(at, tokens):
+                q.append(mass)
+                p.append(row[sorted(ids)].sum())
+                depths.append(depth)
+                rest -= ids
+            if not targets.open[at]:
+                q.append(float(targets.tails[at]))
+                p.append(row[sorted(rest)].sum())
+                depths.append(0)
+            p = torch.stack(p)
+            total = total + position_loss(
+                torch.tensor(q, dtype=torch.float64), p / p.sum(), depths, direction, beta,
+                depth_weights,
+            )  # fmt: skip
+    return total
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    return sum(
+        (x * torch.log(x / y) for x, y in zip(a, b, strict=True) if x > 0), torch.zeros(()).double()
+    )
+
+
+def position_loss(
+    q: Tensor, p: Tensor, depths: list[int], direction: str, beta: float,
+    depth_weights: tuple[float, ...] | None,
+) -> Tensor:  # fmt: skip
+    if direction == "reverse":
+        return kl(p, q)
+    if direction == "jsd":
+        mean = beta * q + (1 - beta) * p
+        return beta * kl(q, mean) + (1 - beta) * kl(p, mean)
+    if depth_weights is None:
+        return kl(q, p)
+    total, last = torch.zeros(()).double(), 1.0
+    for depth in range(max(depths) + 1):
+        here = [i for i, d in enumerate(depths) if d == depth]
+        below = [i for i, d in enumerate(depths) if d > depth]
+        mass = float(q[here].sum() + q[below].sum())
+        if mass <= 0:
+            continue
+        sides = [torch.stack([*side[here], side[below].sum()]) for side in (q, p)]
+        sides = [side / side.sum() for side in sides]
+        weight = depth_weights[min(depth, len(depth_weights) - 1)]
+        # Too little mass: the depth stays under the weight of the one above.
+        last = weight / mass if mass >= 1e-3 else last
+        total = total + last * mass * kl(*sides)
+    return total
+
+
+def student(seed: int, padded: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, LENGTH, V + padded, generator=generator, dtype=torch.float64)
+    return logits.requires_grad_()
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "forward": {},
+    "plain sum": {"chain_rule": False},
+    "depth weights": {"chain_rule": False, "depth_weights": (1.0, 0.5, 2.0)},
+    "reverse": {"direction": "reverse"},
+    "jsd": {"direction": "jsd", "beta": 0.3},
+}
+
+
+def slow_options(name: str) -> dict[str, object]:
+    options = dict(OPTIONS[name])
+    if not options.pop("chain_rule", True):
+        options.setdefault("depth_weights", (1.0,))
+    return options
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("seed", range(4))
+def test_value_and_gradient_are_those_of_the_definition(name: str, seed: int) -> None:
+    targets, tokens = random_targets(seed)
+    batch = laid_out(targets, tokens)
+    logits = student(seed)
+    found = loss_of(logits, targets, batch, normalizer=1.0, block_size=3, **OPTIONS[name])
+    expected = slow_loss(logits, targets, tokens, **slow_options(name))
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found.loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    assert int(found.num_chunks) == len(batch)
+
+
+@pytest.mark.parametrize("name", ["forward", "plain sum", "jsd"])
+def test_gradcheck(name: str) -> None:
+    targets, tokens = random_targets(9, examples=1)
+    batch = laid_out(targets, tokens)
+
+    def loss(logits: Tensor) -> Tensor:
+        return loss_of(logits, targets, batch, block_size=2, **OPTIONS[name]).loss
+
+    assert torch.autograd.gradcheck(loss, (student(5)[:1].detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_student_that_has_the_targets_masses_has_a_loss_and_gradient_of_zero(name: str) -> None:
+    targets, tokens = random_targets(3)
+    probs = torch.zeros(2, LENGTH, V, dtype=torch.float64)
+    for example in range(2):
+        for at in range(*targets.position_indptr[example : example + 2]):
+            row, rest = probs[example, targets.positions[at] - 1], set(range(V))
+            for mass, _, ids in targets.groups_at(at, tokens):
+                share = torch.rand(len(ids), dtype=torch.float64) + 0.1
+                row[sorted(ids)] = mass * share / share.sum()
+                rest -= ids
+            outside = 0.4 if targets.open[at] else float(targets.tails[at])
+            row[sorted(rest)] = outside / max(len(rest), 1)
+            row /= row.sum()
+    probs[probs.sum(-1) == 0] = 1 / V
+    logits = probs.clamp(min=1e-300).log().requires_grad_()
+    found = loss_of(logits, targets, laid_out(targets, tokens), **OPTIONS[name])
+    assert abs(found.loss.item()) < 1e-12
+    assert float(torch.autograd.grad(found.loss, logits)[0].abs().max()) < 1e-12
+
+
+def test_the_head_is_fused_as_the_logits_are() -> None:
+    targets, tokens = random_targets(1)
+    batch = laid_out(targets, tokens)
+    hidden = torch.randn(2, LENGTH, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(V + 2, 5, dtype=torch.float64, requires_grad=True)
+    fused = loss_of(LmHead(hidden, weight), targets, batch)
+    plain = loss_of(hidden @ weight.T, targets, batch)
+    torch.testing.assert_close(fused.loss, plain.loss)
+    for one, other in zip(
+        torch.autograd.grad(fused.loss, (hidden, weight)),
+        torch.autograd.grad(plain.loss, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_neither_blocks_nor_a_cut_batch_change_the_gradient() -> None:
+    targets, tokens = random_targets(2)
+    batch, chunks = laid_out(targets, tokens), chunks_of(targets)
+    logits = student(2, padded=0)
+    whole = loss_of(logits, targets, batch)
+    small = loss_of(logits, targets, batch, block_size=1)
+    torch.testing.assert_close(whole.loss, small.loss)
+    halves = []
+    for example in range(2):
+        part = chunks.select(chunks.sample == example)
+        own = TargetBatch.from_targets(targets, tokens, part, LENGTH)
+        found = loss_of(logits, targets, own, chunks=part, normalizer=float(len(batch)))
+        halves.append(found.loss)
+    gradient = torch.autograd.grad(whole.loss, logits)[0]
+    torch.testing.assert_close(torch.autograd.grad(sum(halves), logits)[0], gradient)
+
+
+def test_chunks_may_come_in_any_order_and_without_a_target() -> None:
+    targets, tokens = random_targets(5)
+    chunks = chunks_of(targets)
+    mixed = chunks.select(torch.randperm(len(chunks)))
+    none = targets.positions[0] == 1
+    assert none
+    logits = student(5, padded=0)
+    plain = loss_of(logits, targets, laid_out(targets, tokens))
+    moved = TargetBatch.from_targets(targets, tokens, mixed, LENGTH)
+    torch.testing.assert_close(loss_of(logits, targets, moved, chunks=mixed).loss, plain.loss)
+    # The first chunk's targets taken away: it counts, and adds nothing.
+    first = int((targets.chunks[: targets.position_indptr[1]] == 0).sum())
+    weights = torch.ones(len(chunks), dtype=torch.float64)
+    weights[0] = 0.0
+    lacking = replace(
+        laid_out(targets, tokens),
+        chunk_ptr=laid_out(targets, tokens).chunk_ptr.clone(),
+    )
+    lacking.chunk_ptr[1:] -= first
+    lacking = replace(
+        lacking,
+        rows=lacking.rows[first:],
+        tails=lacking.tails[first:],
+        open=lacking.open[first:],
+        group_ptr=lacking.group_ptr[first:],
+    )
+    torch.testing.assert_close(
+        loss_of(logits, targets, lacking).loss,
+        loss_of(logits, targets, laid_out(targets, tokens), chunk_weights=weights).loss,
+    )
+
+
+def test_padding_on_the_left_moves_the_rows() -> None:
+    targets, tokens = random_targets(4)
+    logits = student(4, padded=0)
+    padded = torch.cat([torch.full((2, 3, V), 7.0, dtype=torch.float64), logits], 1)
+    plain = loss_of(logits, targets, laid_out(targets, tokens))
+    moved = laid_out(targets, tokens, shift=3)
+    torch.testing.assert_close(loss_of(padded, targets, moved, shift=3).loss, plain.loss)
+
+
+def test_chunk_weights_are_factors() -> None:
+    targets, tokens = random_targets(6)
+    batch = laid_out(targets, tokens)
+    logits = student(6, padded=0)
+    weights = torch.rand(len(batch), dtype=torch.float64)
+
+    def weighted(factors: Tensor) -> Tensor:
+        return loss_of(logits, targets, batch, chunk_weights=factors, normalizer=1.0).loss
+
+    each = [weighted(row).item() for row in torch.eye(len(batch), dtype=torch.float64)]
+    assert math.isclose(
+        weighted(weights).item(), float(weights @ torch.tensor(each, dtype=torch.float64))
+    )
+    gradients = [torch.autograd.grad(weighted(w), logits)[0] for w in (weights, 2 * weights)]
+    torch.testing.assert_close(2 * gradients[0], gradients[1])
+
+
+def test_half_precision_stays_near_and_no_chunk_gives_zero_with_a_graph() -> None:
+    targets, tokens = random_targets(7)
+    batch = laid_out(targets, tokens)
+    logits = student(7, padded=0)
+    exact = loss_of(logits, targets, batch).loss.item()
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        found = loss_of(logits.to(dtype), targets, batch).loss.item()
+        assert abs(found - exact) < tolerance * exact
+    none = ChunkBatch.empty()
+    nothing = TargetBatch.from_targets(targets, tokens, none, LENGTH)
+    empty = loss_of(logits, targets, nothing, chunks=none)
+    assert empty.loss.item() == 0.0
+    assert float(torch.autograd.grad(empty.loss, logits)[0].abs().sum()) == 0.0
+
+
+def test_a_hopeless_student_gets_a_finite_loss_and_gradient() -> None:
+    targets, tokens = random_targets(8)
+    logits = (200 * student(8, padded=0)).detach().float().requires_grad_()
+    found = loss_of(logits, targets, laid_out(targets, tokens), normalizer=1.0)
+    gradient = torch.autograd.grad(found.loss, logits)[0]
+    assert torch.isfinite(found.loss)
+    assert torch.isfinite(gradient).all()
+    expected = slow_loss(logits.double(), targets, tokens)
+    if torch.isfinite(expected):
+        torch.testing.assert_close(found.loss.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    targets, tokens = random_targets(0)
+    batch = laid_out(targets, tokens)
+    logits = student(0, padded=0)
+    with pytest.raises(ShapeError, match="chunks of this batch"):
+        loss_of(logits, targets, batch, chunks=ChunkBatch.empty())
+    with pytest.raises(ShapeError, match="padded length"):
+        loss_of(logits, targets, replace(batch, rows=batch.rows + 100))
+    with pytest.raises(ShapeError, match="this student's tokenizer"):
+        loss_of(logits, targets, replace(batch, tokens=batch.tokens + V))
+    with pytest.raises(OptionError, match="chain_rule"):
+        loss_of(logits, targets, batch, depth_weights=(2.0,))
+    with pytest.raises(OptionError, match="chain_rule"):
+        loss_of(logits, targets, batch, direction="reverse", chain_rule=False)
+    with pytest.raises(OptionError, match="temperature"):
+        loss_of(logits, targets, batch, temperature=2.0)
+    with pytest.raises(ShapeError, match="one a sample"):
+        TargetBatch.from_targets(targets, tokens, chunks_of(targets), LENGTH, [0])
+    assert batch.to("cpu").rows.equal(batch.rows)
