@@ -77,7 +77,7 @@ def p_kl(
     both = list(pairs(student_logits, teacher_logits, chunks, merge, temperature, v_s, v_t))
     shared = supported
     if top_k is not None and top_k_scope == "microbatch":
-        mass = sum(q for _, q in both)
+        mass = sum((q for _, q in both), w.new_zeros(v_t))
         shared = sorted(supported, key=lambda t: -float(mass[t]))[:top_k]
     total = w.new_zeros(())
     for p, q in both:

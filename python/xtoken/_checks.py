@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TypeVar
 
 from xtoken.errors import ArgumentTypeError, OptionError
 
 T = TypeVar("T")
+
+# No count is larger; the products of larger factors and squared temperatures leave float32.
+_LARGEST_WHOLE = 10**18
+_LARGEST = 1e9
 
 
 def expect(value: object, cls: type[T] | tuple[type[T], ...], name: str, hint: str) -> T:
@@ -44,12 +49,57 @@ def check_number(
         whole: only an int is one.
     """
     kinds = int if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    high = _LARGEST_WHOLE if whole else _LARGEST
+    good = isinstance(value, kinds) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (value > low if inside else value >= low):  # type: ignore[operator]
         raise OptionError(f"{name} = {value!r} {rule}")
+    if value > high:  # type: ignore[operator]
+        raise OptionError(f"{name} = {value:.3g} is out of range; expected at most {high:.0e}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise OptionError unless a value is True or False."""
+    check_choice(name, value, (False, True))
+
+
+def thread_count(threads: int | None) -> int:
+    """A number of threads as the core takes it, where 0 is one per core.
+
+    Raises:
+        OptionError: it is no whole number from 1 to 2^31 - 1.
+    """
+    if threads is None:
+        return 0
+    rule = "is out of range; expected 1 or more, below 2^31, or None for one per core"
+    check_number("threads", threads, 1, rule=rule, whole=True)
+    if threads >= 2**31:
+        raise OptionError(f"threads = {threads} {rule}")
+    return threads
+
+
+def as_whole(name: str, value: object, hint: str) -> int:
+    """A whole number, those of NumPy among them.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(
+            f"{name} is {_kind(value)}, expected a whole number; {hint}"
+        ) from error
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise OptionError unless a value is one of the choices."""
-    if not any(value is choice or value == choice for choice in choices):
+    # An array equals nothing, and 1 is not True.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise OptionError(f"{name} = {value!r}, expected one of {', '.join(map(str, choices))}")

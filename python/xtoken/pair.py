@@ -321,8 +321,8 @@ class Pair:
         """
         folder = Path(directory)
         content = _read_description(folder / _FILE)
-        _check_files(folder, content["files"])
         sides = [_read_side(folder, name, content) for name in ("student", "teacher")]
+        _check_files(folder, content["files"])
         pair = cls(*sides, **_read_options(content["options"]))
         projection = Projection.load(
             folder / _PROJECTION_FILE, pair.student_vocab, pair.teacher_vocab

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import _core
+from xtoken._checks import as_whole, check_choice, check_number, thread_count
 from xtoken._core import Vocab
+from xtoken.align.ids import as_ids, as_rows
 from xtoken.errors import OptionError, TokenIdError
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
@@ -98,7 +100,8 @@ class PieceTrie:
         Raises:
             UnsupportedTokenizerError: `pieces` has no model that can segment.
         """
-        core = _core.PieceTrie.build(tokens, pieces, side, _thread_count(threads))
+        check_choice("side", side, ("student", "teacher"))
+        core = _core.PieceTrie.build(tokens, pieces, side, thread_count(threads))
         names = (tokens.fingerprint, pieces.fingerprint)
         return cls(core, side, PairFingerprint(*(names if side == "teacher" else names[::-1])))
 
@@ -111,9 +114,13 @@ class PieceTrie:
         Raises:
             TokenIdError: a piece is not in [0, piece_count).
         """
-        flat = np.asarray([piece for pieces in sequences for piece in pieces], dtype=np.int64)
-        indptr = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return cls(_core.PieceTrie.from_pieces(indptr, flat, piece_count), side)
+        rows = as_rows("piece", sequences)
+        flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+        indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        size = as_whole("piece_count", piece_count, "pass the size of the pieces' vocabulary")
+        if not 0 <= size <= _NO_LIMIT:
+            raise OptionError(f"piece_count = {size} is out of range; expected 0 to 2^31 - 1")
+        return cls(_core.PieceTrie.from_pieces(indptr, flat, size), side)
 
     @classmethod
     def from_projection(cls, projection: Projection) -> PieceTrie:
@@ -165,6 +172,7 @@ class PieceTrie:
             TokenIdError: no such token.
         """
         indptr, ids = self._core.pieces()
+        token_id = as_whole("token_id", token_id, "pass one token id")
         if not 0 <= token_id < len(indptr) - 1:
             raise TokenIdError(
                 f"token id {token_id} is outside the vocabulary (V = {len(indptr) - 1}); "
@@ -174,11 +182,14 @@ class PieceTrie:
 
     def find(self, prefix: Sequence[int]) -> int | None:
         """The node of a prefix, None where no token starts so. The empty prefix is node 0."""
-        return self._core.find([int(piece) for piece in prefix])
+        pieces = as_ids("prefix", prefix).tolist()
+        known = all(0 <= piece < self.piece_count for piece in pieces)
+        return self._core.find(pieces) if known else None
 
     def below(self, node: int) -> Ints:
         """The ids of the tokens whose sequence starts with a node's prefix."""
         slots = self.slots
+        node = as_whole("node", node, "pass a node of this trie")
         if not 0 <= node < len(slots.node_starts):
             raise OptionError(f"node = {node} is out of range; expected 0..{len(self)}")
         size = int(slots.slot_sizes[slots.slot_ptr[node] : slots.slot_ptr[node + 1]].sum())
@@ -216,11 +227,14 @@ class PieceTrie:
             ShapeError: a chunk is no range of `ids`.
             TokenIdError: an id inside a chunk is outside the vocabulary.
         """
-        depth = _NO_LIMIT if max_depth is None else max_depth
-        if depth < 0:
-            raise OptionError(f"max_depth = {depth} is out of range; expected at least 0, or None")
-        count = _thread_count(threads)
-        return PrefixNodes(*self._core.lookup(ids, starts, ends, depth, self.side, count))
+        depth = _NO_LIMIT
+        if max_depth is not None:
+            rule = "is out of range; expected a whole number of at least 0, or None"
+            check_number("max_depth", max_depth, 0, rule=rule, whole=True)
+            depth = min(max_depth, _NO_LIMIT)
+        arrays = (as_ids("ids", ids), as_ids("starts", starts), as_ids("ends", ends))
+        count = thread_count(threads)
+        return PrefixNodes(*self._core.lookup(*arrays, depth, self.side, count))
 
 
 @dataclass(frozen=True)
@@ -275,12 +289,3 @@ class PairTries:
             PieceTrie.from_projection(projection),
             PieceTrie(teacher, "student", projection.pair),
         )
-
-
-def _thread_count(threads: int | None) -> int:
-    """What the core takes, where 0 is one per core."""
-    if threads is None:
-        return 0
-    if threads < 1:
-        raise OptionError(f"threads = {threads} is out of range; expected 1 or more, or None")
-    return threads

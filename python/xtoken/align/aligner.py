@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Collection
 
 import numpy.typing as npt
 
 from xtoken import _core
+from xtoken._checks import check_flag, thread_count
 from xtoken._core import Vocab
 from xtoken.align.alignment import Alignment, AlignmentBatch
 from xtoken.align.ids import Batch, Ids, as_ids, as_ragged
-from xtoken.errors import OptionError
+from xtoken.errors import ArgumentTypeError
 from xtoken.vocab.fingerprints import PairFingerprint
 
 # Changes whenever the same ids may get another alignment: stored ones are then made anew.
@@ -54,9 +56,10 @@ class Aligner:
         self.student_vocab = Vocab.from_tokenizer(student_vocab)
         self.teacher_vocab = Vocab.from_tokenizer(teacher_vocab)
         self.threads = threads
-        self._threads = _thread_count(threads)
+        self._threads = thread_count(threads)
         self._pair = PairFingerprint(self.student_vocab.fingerprint, self.teacher_vocab.fingerprint)
-        pairs = None if role_pairs is None else [(int(s), int(t)) for s, t in role_pairs]
+        check_flag("whole_characters", whole_characters)
+        pairs = None if role_pairs is None else _pairs(role_pairs)
         self.whole_characters = whole_characters
         self._core = _core.Aligner(self.student_vocab, self.teacher_vocab, pairs, whole_characters)
 
@@ -140,13 +143,22 @@ class Aligner:
             ArgumentTypeError: an array is not of int64.
             ShapeError: the arrays do not fit together, or a mask has a hole.
         """
-        count = self._threads if threads is None else _thread_count(threads)
+        count = self._threads if threads is None else thread_count(threads)
         left = as_ragged("student", student, student_mask, student_lengths, student_indptr)
         right = as_ragged("teacher", teacher, teacher_mask, teacher_lengths, teacher_indptr)
         arrays = self._core.align_flat(
             left.ids, left.starts, left.ends, right.ids, right.starts, right.ends, count
         )
         return AlignmentBatch(*arrays, left.columns, right.columns, self._pair)
+
+
+def _pairs(role_pairs: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    try:
+        return [(operator.index(s), operator.index(t)) for s, t in role_pairs]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(
+            f"role_pairs = {role_pairs!r}; pass pairs (student id, teacher id)"
+        ) from error
 
 
 def _rebuild(
@@ -163,11 +175,3 @@ def _rebuild(
         whole_characters=whole_characters,
         threads=threads,
     )
-
-
-def _thread_count(threads: int | None) -> int:
-    if threads is None:
-        return 0
-    if threads < 1:
-        raise OptionError(f"threads = {threads} is out of range; expected 1 or more, or None")
-    return threads

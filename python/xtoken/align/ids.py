@@ -35,6 +35,16 @@ def as_ids(name: str, ids: Any) -> npt.NDArray[np.int64]:
     return _array(name, ids, 1)
 
 
+def as_rows(side: str, sequences: Any) -> list[npt.NDArray[np.int64]]:
+    """Each sequence of a batch as an array of its own.
+
+    Raises:
+        ArgumentTypeError, ShapeError: as `as_ids`; or it is no list of sequences.
+    """
+    ragged = as_ragged(side, sequences, None, None, None)
+    return [ragged.ids[start:end] for start, end in zip(ragged.starts, ragged.ends, strict=True)]
+
+
 def as_ragged(
     side: str,
     ids: Any,
@@ -96,7 +106,12 @@ def _array(name: str, ids: Any, dimensions: int) -> npt.NDArray[np.int64]:
 
 
 def _from_sequences(side: str, sequences: Any) -> Ragged:
-    rows = list(sequences)
+    try:
+        rows = list(sequences)
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"{side}_ids is a {type(sequences).__name__}; pass a list of sequences or an array"
+        ) from error
     if rows and all(isinstance(row, list | tuple) for row in rows):
         flat = as_ids(f"{side}_ids", list(chain.from_iterable(rows)))
     else:

@@ -16,6 +16,7 @@ from xtoken.data.conversations import Conversation
 from xtoken.data.documents import Document, check_text
 from xtoken.data.loss_mask import NO_RANGES, Encoded, RenderingEncoder
 from xtoken.data.stops import StopTokens, stop_tokens
+from xtoken.vocab.side import encode_texts, without_truncation
 
 Printed: TypeAlias = str | Rendering
 
@@ -29,7 +30,8 @@ class Encoder:
     """One side's tokenizer: what it makes of texts and of printed conversations.
 
     Args:
-        tokenizer: a `transformers` tokenizer; a fast one with a chat template for conversations.
+        tokenizer: a `transformers` tokenizer, a fast one with a chat template for conversations; of
+            texts also a `tokenizers.Tokenizer` or a tiktoken `Encoding`.
         side: "student" or "teacher", for messages.
         vocab: of the tokenizer; made when needed if absent.
         date: the day that a chat template prints, see `ChatTemplate`.
@@ -70,6 +72,10 @@ class Encoder:
         # One that is not fast is refused where its tokens are needed.
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else TextBackend(self._tokenizer, side=self._side)
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        return without_truncation(self._tokenizer)
 
     @functools.cached_property
     def _vocab(self) -> Vocab:
@@ -130,8 +136,7 @@ class Encoder:
         return printed
 
     def _texts(self, texts: list[str]) -> list[Encoded]:
-        # verbose=False: a text beyond the model's length is cut later, so no warning is due.
-        rows = self._tokenizer(texts, verbose=False)["input_ids"]
+        rows = encode_texts(self._whole, texts)
         return [
             Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), NO_RANGES)
             for ids in rows

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken._checks import check_choice, check_number
 from xtoken.align import AlignmentBatch
 from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
@@ -19,6 +20,8 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.vocab.fingerprints import PairFingerprint
 
 PaddingSide = Literal["right", "left"]
+# No hardware asks for more, and a batch of one token would fill the memory.
+_MOST_PADDING = 2**16
 
 
 class DistillCollator:
@@ -43,10 +46,13 @@ class DistillCollator:
         pad_to_multiple_of: int = 1,
         pair: PairFingerprint | None = None,
     ) -> None:
-        if padding_side not in ("right", "left"):
-            raise OptionError(f"padding_side = {padding_side!r}, expected 'right' or 'left'")
-        if pad_to_multiple_of < 1:
-            raise OptionError(f"pad_to_multiple_of = {pad_to_multiple_of}, expected at least 1")
+        check_choice("padding_side", padding_side, ("right", "left"))
+        rule = f"is out of range; expected a whole number of at least 1, at most {_MOST_PADDING}"
+        check_number("pad_to_multiple_of", pad_to_multiple_of, 1, rule=rule, whole=True)
+        if pad_to_multiple_of > _MOST_PADDING:
+            raise OptionError(f"pad_to_multiple_of = {pad_to_multiple_of} {rule}")
+        for name, pad in (("student_pad_id", student_pad_id), ("teacher_pad_id", teacher_pad_id)):
+            check_number(name, pad, 0, rule="is no token id; expected at least 0", whole=True)
         self.student_pad_id = student_pad_id
         self.teacher_pad_id = teacher_pad_id
         self.padding_side = padding_side
@@ -103,7 +109,7 @@ class DistillCollator:
             attention[row, columns] = 1
             loss[row, columns] = loss_masks[row]
             # Nothing predicts a first token; after left padding a pad would seem to.
-            loss[row, offset] = False
+            loss[row, offset : offset + 1] = False
         inputs = {
             "input_ids": torch.from_numpy(padded),
             "attention_mask": torch.from_numpy(attention),

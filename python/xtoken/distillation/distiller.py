@@ -10,6 +10,8 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
+from xtoken._checks import check_flag, check_number
+from xtoken.align.ids import as_rows
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
@@ -135,7 +137,7 @@ class Distiller(nn.Module):
                 f"pair is a {type(pair).__name__}; pass xtoken.Pair(student_tokenizer, "
                 "teacher_tokenizer)"
             )
-        if loss not in LOSS_NAMES:
+        if not isinstance(loss, str) or loss not in LOSS_NAMES:
             raise OptionError(f"loss = {loss!r}, expected one of {', '.join(LOSS_NAMES)}")
         known = DistillerOptions.__annotations__
         unknown = next((name for name in options if name not in known), None)
@@ -154,7 +156,14 @@ class Distiller(nn.Module):
         self.kd_weight: KdWeight = options.get("kd_weight", 1.0)
         self.ce_weight = options.get("ce_weight", 1.0 if loss == "ce" else 0.0)
         _check_weights(loss, self.kd_weight, self.ce_weight)
+        self.ce_weight = float(self.ce_weight)
+        if not isinstance(self.kd_weight, str):
+            self.kd_weight = float(self.kd_weight)
         self.max_tokens = options.get("max_tokens")
+        if self.max_tokens is not None:
+            rule = "is out of range; expected a whole number of at least 1, or None for no limit"
+            check_number("max_tokens", self.max_tokens, 1, rule=rule, whole=True)
+        check_flag("learnable_projection", options.get("learnable_projection", False))
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
@@ -208,6 +217,11 @@ class Distiller(nn.Module):
 
         Raises: as `collate`.
         """
+        if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+            raise ArgumentTypeError(
+                f"items is a {type(items).__name__}; pass a list of texts, conversations or "
+                "examples"
+            )
         examples: list[Example] = []
         for index, item in enumerate(items):
             if isinstance(item, Example):
@@ -225,17 +239,10 @@ class Distiller(nn.Module):
         Args:
             student_ids, teacher_ids: as many sequences each, of the same texts.
         """
-        alignments = self.pair.aligner.align_batch(
-            [list(ids) for ids in student_ids], [list(ids) for ids in teacher_ids]
-        )
-        return self.collator(
-            [
-                Example.whole(student, teacher, alignment)
-                for student, teacher, alignment in zip(
-                    student_ids, teacher_ids, alignments, strict=True
-                )
-            ]
-        )
+        student, teacher = as_rows("student", student_ids), as_rows("teacher", teacher_ids)
+        alignments = self.pair.aligner.align_batch(student, teacher)
+        rows = zip(student, teacher, alignments, strict=True)
+        return self.collator([Example.whole(*row) for row in rows])
 
     def counts(self, batch: Batch) -> Counts:
         """The tokens and chunks of a batch; their sum over a step's batches is `totals`."""
@@ -394,11 +401,10 @@ def _columns(signal: Student | Teacher | None) -> int | None:
 
 def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
     for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
-        if weight == "balanced" and name == "kd_weight":
+        if isinstance(weight, str) and weight == "balanced" and name == "kd_weight":
             continue
-        if isinstance(weight, str) or not 0 <= weight < float("inf"):
-            expected = "a number of at least 0" + (" or 'balanced'" if name == "kd_weight" else "")
-            raise OptionError(f"{name} = {weight!r}, expected {expected}")
+        expected = "a number of at least 0" + (" or 'balanced'" if name == "kd_weight" else "")
+        check_number(name, weight, 0, rule=f"is out of range; expected {expected}")
     if ce_weight == 0 and (kd_weight == 0 or kd_weight == "balanced" or loss == "ce"):
         raise OptionError(
             f"ce_weight = 0 with kd_weight = {kd_weight} and loss = {loss!r} leaves nothing to "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from xtoken._checks import check_choice, check_number, expect
+from xtoken._checks import check_choice, check_flag, check_number, expect
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
@@ -182,6 +181,10 @@ class LossOptions:
         rule = "must be a whole number of at least 0: earlier rows that may run past a boundary"
         check_number("carry_levels", self.carry_levels, 0, rule=rule, whole=True)
         self._check_depth_weights()
+        # Whole numbers among them may be too large for a tensor's.
+        for name in ("beta", "temperature", "common_weight", "uld_weight"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
         rule = "must be a probability below 1"
         check_number("min_mass", self.min_mass, 0, rule=rule)
         if self.min_mass >= 1:
@@ -189,7 +192,7 @@ class LossOptions:
         for name in (
             "end", "mirror", "full_metrics", "cells", "consistent", "sure", "chain_rule",
         ):  # fmt: skip
-            check_choice(name, getattr(self, name), (False, True))
+            check_flag(name, getattr(self, name))
         if self.block_size is not None:
             rule = "must be a whole number of at least 1, or None to choose it by cache size"
             check_number("block_size", self.block_size, 1, rule=rule, whole=True)
@@ -198,14 +201,14 @@ class LossOptions:
         weights = self.depth_weights
         good = isinstance(weights, tuple | list) and len(weights) > 0
         if not good or not all(
-            isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < math.inf
+            isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1e9
             for x in weights
         ):
             raise OptionError(
-                f"depth_weights = {weights!r}, expected one finite weight of at least 0 for "
+                f"depth_weights = {weights!r}, expected one finite weight from 0 to 1e9 for "
                 "depth 0, 1, ...; the last holds for all deeper ones"
             )
-        object.__setattr__(self, "depth_weights", tuple(weights))
+        object.__setattr__(self, "depth_weights", tuple(map(float, weights)))
 
     def changed(self) -> list[str]:
         """The names of the options that are not at their defaults."""
@@ -217,6 +220,8 @@ class LossOptions:
 
 
 DEFAULT_OPTIONS = LossOptions()
+# What is divided by less is no longer finite.
+_LEAST_NORMALIZER = 1e-6
 
 
 def check_normalizer(normalizer: object) -> None:
@@ -224,9 +229,9 @@ def check_normalizer(normalizer: object) -> None:
     for a GPU: on a device the loss tells it."""
     rule = "must be above 0: a number of chunks, or None for those of this batch"
     if not isinstance(normalizer, Tensor):
-        check_number("normalizer", normalizer, 0, inside=True, rule=rule)
+        check_number("normalizer", normalizer, _LEAST_NORMALIZER, rule=rule)
         return
     if normalizer.numel() != 1:
         raise ShapeError(f"normalizer has shape {tuple(normalizer.shape)}, expected a scalar")
     if normalizer.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_number("normalizer", normalizer.item(), 0, inside=True, rule=rule)
+        check_number("normalizer", normalizer.item(), _LEAST_NORMALIZER, rule=rule)

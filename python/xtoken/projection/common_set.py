@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import check_number
 from xtoken.errors import OptionError
 from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 
@@ -18,8 +19,10 @@ def common_set(
 
     if mode not in ("strict", "relaxed"):
         raise OptionError(f"mode = {mode!r} is out of range; expected 'strict' or 'relaxed'")
-    if not 0 < threshold <= 1:
-        raise OptionError(f"threshold = {threshold} is out of range; expected 0 < t <= 1")
+    rule = "is out of range; expected 0 < t <= 1"
+    check_number("threshold", threshold, 0, inside=True, rule=rule)
+    if threshold > 1:
+        raise OptionError(f"threshold = {threshold} {rule}")
     claims = np.diff(projection.indptr) > 0
     claims &= projection.rules != RULE_CODES["duplicate"]
     if mode == "strict":

@@ -103,7 +103,7 @@ def find_token(vocab: Vocab, token: int | str | bytes) -> int:
     if not isinstance(token, str | bytes):
         raise ArgumentTypeError(f"token is a {type(token).__name__}; pass an id, a text or bytes")
     # Half a character in a string is a byte that the shell or Python could not decode.
-    spelled = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token
+    spelled = _as_bytes(token) if isinstance(token, str) else token
     found = vocab.id_of(spelled)
     if found is None and isinstance(token, str):
         found = special_id(vocab, token)
@@ -116,3 +116,10 @@ def find_token(vocab: Vocab, token: int | str | bytes) -> int:
             + "; pass a single token or its id"
         )
     return found
+
+
+def _as_bytes(token: str) -> bytes:
+    try:
+        return token.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character of another kind, which no token is
+        return token.encode("utf-8", "surrogatepass")

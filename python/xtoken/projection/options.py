@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from xtoken._checks import as_whole, check_number
 from xtoken._core import Vocab
 from xtoken.errors import ArgumentTypeError, FormatError, OptionError, TokenIdError
 from xtoken.vocab.display import special_id as find_special
@@ -79,24 +80,38 @@ def options_for(
     """The options of a call, special tokens looked up in the pair; see `Projection.build`."""
     if isinstance(reverse, bool):
         reverse = "unmatched" if reverse else "off"
-    if reverse not in get_args(Reverse):
+    if not isinstance(reverse, str) or reverse not in get_args(Reverse):
         raise OptionError(
             f"reverse = {reverse!r} is out of range; expected False, True, 'off', 'unmatched' or "
             "'all'"
         )
     check_count("top_k", top_k)
     check_count("max_pieces", max_pieces)
-    names = {canonical} if isinstance(canonical, str) else set(canonical)
+    given = [canonical] if isinstance(canonical, str) else canonical
+    if not isinstance(given, Iterable) or not all(map(_is_text, given := list(given))):
+        raise ArgumentTypeError(f"canonical = {canonical!r}; pass names of differences")
+    names = set(given)
     for name, value in (("decay", decay), ("name_similarity", name_similarity)):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ArgumentTypeError(
                 f"{name} = {value!r} is a {type(value).__name__}; pass a number"
             )
+        check_number(name, value, 0, rule="is out of range; expected a finite number from 0 on")
+    if special_roles is not None and not isinstance(special_roles, Mapping):
+        raise ArgumentTypeError(
+            f"special_roles is a {type(special_roles).__name__}; pass a dictionary of pairs by role"
+        )
     pairs, ignored = [], []
     for role, pair in (special_roles or {}).items():
+        if not _is_text(role):
+            raise ArgumentTypeError(f"special_roles names a role {role!r}; pass a name")
         if pair is None:
             ignored.append(role)
         else:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ArgumentTypeError(
+                    f"special_roles[{role!r}] = {pair!r}; pass (student token, teacher token)"
+                )
             student_token, teacher_token = pair
             pairs.append(
                 (
@@ -131,6 +146,11 @@ def check_count(name: str, value: object) -> None:
         raise OptionError(f"{name} = {value} is out of range; expected at least 1, below 2^31")
 
 
+def _is_text(value: object) -> bool:
+    """Whether it is a string that UTF-8 holds."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 def special_id(vocab: Vocab, token: int | str, argument: str) -> int:
     """The id of a token given by id, by the text of a special token or by its own text.
 
@@ -139,13 +159,15 @@ def special_id(vocab: Vocab, token: int | str, argument: str) -> int:
     """
     if isinstance(token, str):
         by_text = find_special(vocab, token)
-        token_id = vocab.id_of(token.encode()) if by_text is None else by_text
+        spelled = token.encode("utf-8", "surrogatepass")
+        token_id = vocab.id_of(spelled) if by_text is None else by_text
         if token_id is None:
             known = ", ".join(list(vocab.special_tokens.values())[:8])
             raise TokenIdError(
                 f"{argument} = {token!r} is not in the vocabulary; special tokens include {known}"
             )
         return token_id
+    token = as_whole(argument, token, "or the token's text")
     if not 0 <= token < len(vocab):
         raise TokenIdError(
             f"{argument} = {token} is outside the vocabulary (V = {len(vocab)}); pass an id below "

@@ -114,6 +114,9 @@ class TeacherTopK:
         positions = teacher_positions(logits)
         check_number("k", k, 1, rule="must be at least 1", whole=True)
         check_temperature(temperature)
+        if vocab_size is not None:
+            rule = "must be a whole number of at least 1, or None for all columns"
+            check_number("vocab_size", vocab_size, 1, rule=rule, whole=True)
         if ids is not None and tuple(ids.shape) != positions:
             raise ShapeError(
                 f"ids has shape {tuple(ids.shape)}, expected {positions} like the logits"

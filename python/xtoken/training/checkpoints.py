@@ -109,7 +109,6 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
     if checkpoint is None:
         return Start(False, None, [])
     checkpoint.run.require(run, checkpoint.path)
-    _check_metrics(folder, checkpoint)
     records = records_until(folder / METRICS_FILE, checkpoint.step)
     known = [int(record["step"]) for record in records if "ce" in record]
     if known != list(range(1, checkpoint.step + 1)):
@@ -119,6 +118,7 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
             f"{checkpoint.path.name} has behind it; put the file back, or start anew "
             "(another --out, or --overwrite)"
         )
+    _check_metrics(folder, checkpoint)
     return Start(False, checkpoint, records)
 
 

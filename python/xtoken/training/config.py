@@ -117,6 +117,7 @@ class DistillConfig:
             self._check(name, lambda value: value >= 0, "at least 0")
         for name in _POSITIVE:
             self._check(name, lambda value: value > 0, "more than 0")
+        self._check("beta", lambda value: 0 < value < 1, "a share inside (0, 1)")
         if self.top_k is not None and self.teacher_top_k is not None:
             self._check(
                 "top_k",
@@ -180,7 +181,8 @@ class DistillConfig:
         value = getattr(self, name)
         if value is None or isinstance(value, str):
             return
-        if not math.isfinite(value) or not holds(value):
+        # Larger numbers fit no tensor; a whole one may be too large for a float.
+        if not abs(value) <= 1e18 or not math.isfinite(value) or not holds(value):
             default = type(self).__dataclass_fields__[name].default
             raise OptionError(f"{name} = {value}, expected {expected}; the default is {default}")
 
@@ -261,7 +263,7 @@ _POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "max_tokens")
 
 def _has_type(value: object, hint: typing.Any) -> bool:
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
+        return any(isinstance(value, type(x)) and value == x for x in typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_has_type(value, part) for part in typing.get_args(hint))
     if hint is float:

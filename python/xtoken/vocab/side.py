@@ -139,7 +139,11 @@ class Side:
             texts: whole texts; neither padded nor truncated.
             add_special_tokens: whether those that the tokenizer adds (BOS, EOS) are there.
         """
-        return encode_texts(self.tokenizer, texts, add_special_tokens=add_special_tokens)
+        return encode_texts(self._whole, texts, add_special_tokens=add_special_tokens)
+
+    @cached_property
+    def _whole(self) -> Any:
+        return without_truncation(self.tokenizer)
 
     def __repr__(self) -> str:
         return f"Side({self.name!r}, {self.label!r})"
@@ -156,6 +160,18 @@ def labels(student: Side, teacher: Side) -> tuple[str, str]:
         if ends[0] != ends[1]:
             return ends[0], ends[1]
     return names
+
+
+def without_truncation(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy of a `tokenizers.Tokenizer` that is set to pad or truncate."""
+    if not hasattr(tokenizer, "no_truncation"):
+        return tokenizer  # transformers does neither unless a call asks for it
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    whole = type(tokenizer).from_str(tokenizer.to_str())
+    whole.no_truncation()
+    whole.no_padding()
+    return whole
 
 
 def encode_texts(
