@@ -11,7 +11,7 @@ from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
-from xtoken.losses.inputs import LossOptions, Scope
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossOptions, Scope
 from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 
@@ -43,7 +43,7 @@ class DistillSettings:
     loss: DistillLossName = field(
         default="prefix-kl",
         metadata={
-            "help": "Loss of every teacher that names none itself: prefix-kl, p-kl, h-kl, gold, uld, alm, same-vocab-kl, ce (no teacher), or auto, what the audit of the pair recommends."
+            "help": "Loss of each teacher that names none; ce: no teacher; auto: by the audit."
         },
     )
     kd_weight: ParsedWeight = field(
@@ -110,15 +110,11 @@ class DistillSettings:
     )
     teacher_weighting: Confidence | None = field(
         default=None,
-        metadata={
-            "help": "Weight several teachers per sample by their confidence; None: by their own weights."
-        },
+        metadata={"help": "Weight teachers per sample by confidence; None: by their weights."},
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",
-        metadata={
-            "help": "dtype of a teacher that is loaded by path or hub name; auto: that of its files."
-        },
+        metadata={"help": "dtype of a teacher loaded by name; auto: that of its files."},
     )
     max_tokens: int | None = field(
         default=1024,
@@ -135,7 +131,7 @@ class DistillSettings:
     fused: Literal[True, False, "auto"] = field(
         default="auto",
         metadata={
-            "help": "Never make the student's logits: hidden states and head go into the losses. auto: where the head allows it, on accelerators."
+            "help": "Never make the student's logits; auto: on accelerators, where the head can."
         },
     )
 
@@ -181,7 +177,8 @@ class DistillSettings:
         taught = [loss for loss in losses if loss != "ce"]
         read = frozenset().union(*(find_loss(loss).options for loss in taught))
         for name, value in self._loss_options().items():
-            if taught and name not in read and value != _DEFAULTS[name]:
+            idle = value in (_DEFAULTS[name], getattr(DEFAULT_OPTIONS, name))
+            if taught and name not in read and not idle:
                 raise OptionError(
                     f"{name} = {value!r} is not an option of {' or '.join(taught)}; it reads "
                     f"{', '.join(sorted(read))}"
