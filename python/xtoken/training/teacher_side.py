@@ -17,7 +17,7 @@ from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id
 from xtoken.data.conversations import Conversation
 from xtoken.data.encode import Encoder
-from xtoken.data.loss_mask import Encoded
+from xtoken.data.loss_mask import NO_RANGES, Encoded
 from xtoken.distillation import MultiBatch
 from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
@@ -141,13 +141,10 @@ class _Side:
     def _of_turns(self, ids: Ids, conversation: Conversation) -> tuple[Ids, Alignment]:
         # The last one holds the whole conversation, where a template asks for one per answer.
         teacher = self._encoders[1].encode_conversation(conversation)[-1]
-        none = np.zeros((0, 2), dtype=np.int64)
-        student = Encoded(ids, np.ones(len(ids), dtype=np.bool_), none)
-        printed = self._encoders[0].encode_conversation(conversation)[-1]
-        length = min(len(ids), len(printed.ids))
-        # Where the trainer prints the conversation otherwise, its turns are not known.
-        if length and np.array_equal(printed.ids[:length], ids[:length]):
-            student = Encoded(ids, student.loss_mask, np.minimum(printed.turns, len(ids)))
+        student = self._encoders[0].encode_conversation(conversation)[-1].cut(len(ids))
+        if not np.array_equal(student.ids, ids):
+            # The trainer prints the conversation otherwise: where its turns lie is not known.
+            student = Encoded(ids, np.ones(len(ids), dtype=np.bool_), NO_RANGES)
         (alignment,) = align_by_turns(self._pair.aligner, [student], [teacher])
         return teacher.ids, alignment
 

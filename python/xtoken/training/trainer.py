@@ -200,7 +200,7 @@ def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
     """
     if isinstance(dataset, ExampleRows):
         return dataset
-    if not isinstance(dataset, ExampleSet) and not hasattr(dataset, "__getitem__"):
+    if not hasattr(dataset, "__len__"):
         return dataset
     rows = dataset.examples if isinstance(dataset, ExampleSet) else dataset
     examples: list[tuple[Example, ...]] = []
