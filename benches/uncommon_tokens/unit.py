@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from benches.uncommon_tokens.arms import ARMS, FIXED, HELD_OUT, NUMBER_SHARE, Unit
 from benches.uncommon_tokens.score import score
@@ -21,6 +22,8 @@ from demo.teacher import prepare_teacher
 from xtoken.data import TextSplit
 from xtoken.teachers import TopKStore
 from xtoken.training.config import DistillConfig
+from xtoken.training.config_arguments import training_arguments
+from xtoken.training.metrics_log import History, KeepHistory
 from xtoken.training.models import load_models
 from xtoken.training.prepare import Materials, Reporter, open_store, prepare
 from xtoken.training.trainer import DistillTrainer
@@ -85,13 +88,13 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             trainer = DistillTrainer(
                 model,
-                replace(config, device="cpu"),
-                distiller=config.distiller(materials.pair),
-                teacher=store,
-                train_examples=materials.train,
-                output_dir=scratch,
-                on_step=on_step,
+                training_arguments(replace(config, device="cpu"), scratch),
+                teachers=[] if store is None else [store],
+                train_dataset=materials.train,
+                processing_class=materials.pair,
+                callbacks=[KeepHistory(History(), on_step)],
             )
+            trainer.remove_callback(PrinterCallback)
             start = time.process_time()
             trainer.train()
             seconds = time.process_time() - start

@@ -29,6 +29,7 @@ from xtoken.training import (
     prepare,
     train,
 )
+from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import read_history
 
 CONFIG = DistillConfig(
@@ -70,14 +71,14 @@ def gradient_of_a_step(
     materials: Materials, config: DistillConfig, cache: Path, padding_side: str = "right"
 ) -> dict[str, torch.Tensor]:
     keep = KeepGradient()
+    teacher = open_teachers(materials, config, [config.loss], cache)[config.loss]
     trainer = DistillTrainer(
         materials.models.load_student(),
-        config,
-        distiller=config.distiller(materials.pair),
-        teacher=open_teachers(materials, config, [config.loss], cache)[config.loss],
-        train_examples=materials.train,
-        collator=DistillCollator(padding_side=padding_side),  # type: ignore[arg-type]
-        output_dir=cache,
+        training_arguments(config, cache),
+        teachers=[] if teacher is None else [teacher],
+        train_dataset=materials.train,
+        processing_class=materials.pair,
+        data_collator=DistillCollator(padding_side=padding_side),  # type: ignore[arg-type]
     )
     trainer.add_callback(keep)
     trainer.train()

@@ -34,7 +34,7 @@ from xtoken.training import (
     prepare,
     train,
 )
-from xtoken.training.arguments import training_arguments
+from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import read_history
 from xtoken.training.run import run_lock
 
@@ -138,12 +138,10 @@ def test_what_is_logged_over_a_window_is_the_mean_of_its_steps(
         args.logging_steps = every
         trainer = DistillTrainer(
             materials.models.load_student(),
-            CONFIG,
-            distiller=CONFIG.distiller(materials.pair),
-            teacher=teacher,
-            train_examples=materials.train,
-            output_dir=tmp_path,
-            args=args,
+            args,
+            teachers=[teacher],
+            train_dataset=materials.train,
+            processing_class=materials.pair,
         )
         trainer.train()
         logs[every] = [record for record in trainer.state.log_history if "kd" in record]

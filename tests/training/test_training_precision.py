@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from xtoken.data import split_held_out
-from xtoken.distillation import DistillCollator
 from xtoken.training import (
     DistillConfig,
     DistillTrainer,
@@ -23,7 +22,8 @@ from xtoken.training import (
     prepare,
     train,
 )
-from xtoken.training.metrics_log import History
+from xtoken.training.config_arguments import training_arguments
+from xtoken.training.metrics_log import History, KeepHistory
 
 CONFIG = DistillConfig(
     steps=3, batch_size=4, top_k=64, teacher_top_k=64, max_tokens=96, device="cpu"
@@ -51,17 +51,15 @@ class Watch(TrainerCallback):
 def run(materials: Materials, config: DistillConfig, folder: Path) -> tuple[History, Watch]:
     student = materials.models.load_student()
     history, watch = History(), Watch(student)
+    teacher = open_teachers(materials, config, [config.loss], folder)[config.loss]
     trainer = DistillTrainer(
         student,
-        config,
-        distiller=config.distiller(materials.pair),
-        teacher=open_teachers(materials, config, [config.loss], folder)[config.loss],
-        train_examples=materials.train,
-        collator=DistillCollator(),
-        output_dir=folder,
-        history=history,
+        training_arguments(config, folder),
+        teachers=[] if teacher is None else [teacher],
+        train_dataset=materials.train,
+        processing_class=materials.pair,
+        callbacks=[watch, KeepHistory(history)],
     )
-    trainer.add_callback(watch)
     trainer.train()
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     return history, watch

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from xtoken.distillation import DistillCollator
 from xtoken.data import read_texts, split_held_out
 from xtoken.training import *
-from xtoken.training.metrics_log import History
+from xtoken.training.config_arguments import training_arguments
+from xtoken.training.metrics_log import History, KeepHistory
 
 folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 config = DistillConfig(
@@ -45,11 +45,10 @@ class Keep(TrainerCallback):
         torch.save(gradient, folder / f"gradient-{rank}.pt")
 
 trainer = DistillTrainer(
-    models.load_student(), config, distiller=config.distiller(materials.pair),
-    teacher=teachers[config.loss], train_examples=materials.train, collator=DistillCollator(),
-    output_dir=folder, history=History(folder / f"metrics-{rank}.jsonl"),
+    models.load_student(), training_arguments(config, folder), teachers=[teachers[config.loss]],
+    train_dataset=materials.train, processing_class=materials.pair,
+    callbacks=[Keep(), KeepHistory(History(folder / f"metrics-{rank}.jsonl"))],
 )
-trainer.add_callback(Keep())
 trainer.train()
 """
 
@@ -64,7 +63,7 @@ from pathlib import Path
 from xtoken.data import read_texts, split_held_out
 from xtoken.training import *
 from xtoken.training.prepare import open_store
-from xtoken.training.arguments import run_device
+from xtoken.training.config_arguments import run_device
 
 folder, fate = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(top_k=64, teacher_top_k=64, max_tokens=96, device="cpu")

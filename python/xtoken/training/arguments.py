@@ -1,92 +1,39 @@
-"""What the settings of a run mean to `transformers.Trainer`, and where they let it run."""
+"""`transformers.TrainingArguments` and the settings of a distillation in one."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
-from xtoken.errors import OptionError
-from xtoken.training.config import DistillConfig
-
-# Checkpoints on the disk: the newest, to go on from, and the one before, until the newest is known
-# to be whole.
-KEPT = 2
+from xtoken.training.settings import DistillSettings
 
 
-class FollowArguments(TrainerCallback):
-    """Evaluates and saves as often as the settings of this sitting say.
+@dataclass
+class DistillArguments(DistillSettings, TrainingArguments):
+    """The arguments of a `DistillTrainer`: those of `transformers`, by the names people know, and
+    those of `DistillSettings`.
 
-    A resumed Trainer would follow the checkpoint's, and only warn.
+    The defaults suit a pretrained student: learning rate 2e-5, falling along a cosine after a
+    short warm-up. `remove_unused_columns` is off, as the columns of a dataset are texts.
+
+    >>> arguments = DistillArguments("out", loss="p-kl", report_to="none")
+    >>> arguments.learning_rate, arguments.lr_scheduler_type.value
+    (2e-05, 'cosine')
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(
+        default=0.03, metadata={"help": "Warm-up steps, or their share of all below 1."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Columns of a dataset are texts: nothing is removed."}
+    )
+
+    def __post_init__(self) -> None:
+        DistillSettings.check(self)
         # Through Any: transformers declares the method without types.
-        cast(Any, state).compute_steps(args, state.max_steps)
-
-
-def training_arguments(config: DistillConfig, output_dir: Path | str) -> TrainingArguments:
-    """Return the Trainer's arguments for the settings: no bars, one log a step.
-
-    Raises: OptionError if the device cannot do what the settings ask for.
-    """
-    device = run_device(config)
-    if config.mixed_precision == "bf16" and device.type == "cuda":
-        # Asked of the device, not of torch, which also says yes where it would emulate.
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8 and torch.version.hip is None:
-            raise OptionError(
-                f"mixed_precision = 'bf16', but this GPU has compute capability {major}.{minor}, "
-                "and bfloat16 needs 8.0; set it to 'no'"
-            )
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if config.eval_every else "no",
-        eval_steps=config.eval_every or None,
-        save_strategy="steps" if config.checkpoint_every else "no",
-        save_steps=config.checkpoint_every or 500,  # 0 is refused, also where it is not used
-        save_total_limit=KEPT,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
-    )
-
-
-def teacher_needed(config: DistillConfig) -> OptionError:
-    """Return the error of a run that lacks the teacher that its loss needs."""
-    return OptionError(
-        f"loss = {config.loss!r} needs a teacher, and none was given; pass teacher= or 'ce'"
-    )
-
-
-def run_device(config: DistillConfig) -> torch.device:
-    """Return where student and teacher run.
-
-    Raises: OptionError if CUDA is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise OptionError("device = 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    if not available or config.device == "cpu":
-        return torch.device("cpu")
-    # torchrun numbers the processes of a machine, each of which has its own device.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        cast(Any, TrainingArguments).__post_init__(self)

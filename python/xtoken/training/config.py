@@ -18,6 +18,7 @@ from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
+from xtoken.training.settings import DistillSettings
 
 TeacherDtype = Literal["float32", "bfloat16", "auto"]
 
@@ -158,15 +159,13 @@ class DistillConfig:
                 "nothing to train on; give one of them a positive weight"
             )
 
-    def distiller(self, pair: Pair) -> Distiller:
-        """The configured losses of a pair."""
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("kd_weight", "ce_weight", "temperature")
-        }
-        read = () if self.loss == "ce" else find_loss(self.loss).options
+    def settings(self) -> dict[str, Any]:
+        """The settings of the losses by the names of `DistillSettings`; those that the loss does
+        not read keep their defaults."""
         values: dict[str, Any] = {
             "direction": self.direction,
             "beta": self.beta,
+            "temperature": self.temperature,
             "merge": self.merge,
             "top_k": self.top_k,
             "top_k_scope": self.top_k_scope,
@@ -174,8 +173,29 @@ class DistillConfig:
             "max_depth": self.prefix_max_depth,
             "end": self.prefix_end,
         }
-        options |= {name: value for name, value in values.items() if name in read}
-        return Distiller(pair, self.loss, learnable_projection=self.learnable_projection, **options)
+        read = {"ce": frozenset(), "auto": values.keys()}.get(self.loss)
+        if read is None:
+            read = find_loss(self.loss).options
+        return {
+            **{name: value for name, value in values.items() if name in read},
+            "loss": self.loss,
+            "kd_weight": self.kd_weight,
+            "ce_weight": self.ce_weight,
+            "learnable_projection": self.learnable_projection,
+            "max_tokens": self.max_tokens,
+        }
+
+    def distiller(self, pair: Pair) -> Distiller:
+        """The configured losses of a pair."""
+        settings = DistillSettings(**self.settings())
+        loss = pair.audit().recommendation if self.loss == "auto" else self.loss
+        return Distiller(
+            pair,
+            loss,
+            kd_weight=self.kd_weight,
+            ce_weight=self.ce_weight,
+            **settings.distiller_options(loss),
+        )
 
     def _check(self, name: str, holds: typing.Callable[[typing.Any], bool], expected: str) -> None:
         value = getattr(self, name)

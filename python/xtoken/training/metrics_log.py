@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import parse_json, to_disk, write_atomically
 from xtoken.errors import FormatError
@@ -40,6 +43,38 @@ class History:
         """Return once the file would survive a crash of the machine."""
         if self.path is not None:
             to_disk(self.path)
+
+
+class KeepHistory(TrainerCallback):
+    """Adds what a trainer logs to a history: a record per step or window, one per evaluation.
+
+    Args:
+        history: receives the records.
+        on_step: called with the number of steps done, after each record of steps.
+    """
+
+    def __init__(self, history: History, on_step: Callable[[int], None] | None = None) -> None:
+        self.history = history
+        self.on_step = on_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add a record, unless it is the Trainer's summary of its time."""
+        logs = dict(logs or {})
+        logs.pop("epoch", None)
+        if "loss" in logs:
+            record = {"step": state.global_step, "total": logs.pop("loss"), **logs}
+            self.history.add(record)
+            if self.on_step is not None:
+                self.on_step(state.global_step)
+        elif any(name.startswith("eval_") for name in logs):
+            self.history.add({"step": state.global_step, **logs})
 
 
 def _line(record: dict[str, float]) -> str:

@@ -17,8 +17,8 @@ from xtoken.data import ExampleSet, TextSplit
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TeacherSource, TopKStore
-from xtoken.training.arguments import run_device
 from xtoken.training.config import DistillConfig
+from xtoken.training.config_arguments import run_device
 from xtoken.training.models import ModelPair
 from xtoken.training.processes import (
     join_processes,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from transformers import PrinterCallback
 
 from xtoken._files import locked
-from xtoken.errors import InterruptedRunError, ResumeError
+from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
-from xtoken.training.arguments import run_device, teacher_needed
 from xtoken.training.checkpoints import (
     LOCK_FILE,
     METRICS_FILE,
@@ -28,12 +28,14 @@ from xtoken.training.checkpoints import (
     write_result,
 )
 from xtoken.training.config import DistillConfig
-from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
-from xtoken.training.metrics_log import History, read_history
+from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
+from xtoken.training.evaluate import HeldOutScore
+from xtoken.training.metrics_log import History, KeepHistory, read_history
 from xtoken.training.prepare import Materials, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
 from xtoken.training.run_identity import RunIdentity
 from xtoken.training.stop_on_signal import StopOnSignal
+from xtoken.training.teaching import Teacher
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -135,10 +137,9 @@ def _train(
 ) -> RunResult:
     main = is_main_process()
     pair, models = materials.pair, materials.models
+    if teacher is None and config.loss != "ce":
+        raise OptionError(f"loss = {config.loss!r} needs a teacher, and none was given; pass one")
     student = models.load_student()
-    distiller = config.distiller(pair)
-    if teacher is None and distiller.needs_teacher:
-        raise teacher_needed(config)
     run = RunIdentity.of(materials, config, student, teacher)
     join_processes(run_device(config))
     start = on_first_process(lambda: begin(out, run, resume))
@@ -152,26 +153,24 @@ def _train(
     clock = time.perf_counter() - (0.0 if checkpoint is None else checkpoint.seconds)
     title = f"train {config.loss}" + (f", from step {done}" if done else "")
     with reporter.progress(title, config.steps) as update:
+        stop = StopOnSignal()
         trainer = DistillTrainer(
             student,
-            config,
-            distiller=distiller,
-            teacher=teacher,
-            train_examples=materials.train,
-            output_dir=out,
-            evaluator=HeldOutEvaluator(
-                materials.held_out.examples, pair.student_vocab, batch_size=config.eval_batch_size
-            ),
-            history=history,
-            on_step=lambda step: update(step, _remark(history.records[-1])),
+            training_arguments(config, out),
+            teachers=() if teacher is None else [Teacher(teacher, materials.pair)],
+            train_dataset=materials.train,
+            eval_dataset=materials.held_out,
+            processing_class=pair,
+            callbacks=[
+                FollowArguments(),
+                KeepHistory(history, lambda step: update(step, _remark(history.records[-1]))),
+                stop,
+                MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock),
+            ],
         )
-        stop = StopOnSignal()
-        trainer.add_callback(stop)
-        trainer.add_callback(
-            MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock)
-        )
+        trainer.remove_callback(PrinterCallback)
         with stop.listening():
-            _train_from(trainer, checkpoint)
+            _train_from(trainer, checkpoint, config.steps)
         if stop.signal is not None:
             raise InterruptedRunError(
                 f"stopped by {stop.signal.name} after step {trainer.state.global_step} of "
@@ -196,12 +195,12 @@ def _train(
     return result
 
 
-def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None) -> None:
+def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None, steps: int) -> None:
     """Train and evaluate whatever is left to do after a checkpoint, or all of it."""
     if checkpoint is None:
         trainer.evaluate()
         trainer.train()
-    elif checkpoint.step < trainer.distill_config.steps:
+    elif checkpoint.step < steps:
         trainer.train(resume_from_checkpoint=str(checkpoint.path))
     else:
         # The Trainer would take one step more before it saw that none is left.

@@ -1,287 +1,223 @@
-"""`transformers.Trainer` with a distillation loss whose gradient ignores how a batch is cut."""
+"""`transformers.Trainer` with teachers, on texts and conversations as they come."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch import nn
+from transformers import (
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
 
-from xtoken.data.examples import ExampleSet
-from xtoken.distillation import Counts, Distiller, DistillOutput
-from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator
-from xtoken.errors import NonFiniteError, OptionError
-from xtoken.teachers import TeacherSource
-from xtoken.teachers.forward import causal_logits
-from xtoken.training.arguments import FollowArguments, teacher_needed, training_arguments
-from xtoken.training.config import DistillConfig
+from xtoken.data.examples import Example, ExampleSet
+from xtoken.errors import DataError, OptionError
+from xtoken.pair import Pair
+from xtoken.training.arguments import DistillArguments
+from xtoken.training.batches import ExampleCollator, ExampleRows
 from xtoken.training.evaluate import HeldOutEvaluator
-from xtoken.training.metrics_log import History
+from xtoken.training.mixin import DistillMixin
+from xtoken.training.teaching import AnyTeacher, Teaching
 
 
-class DistillTrainer(Trainer):
-    """Trains a student on cross-entropy and distillation.
+class DistillTrainer(DistillMixin, Trainer):
+    """Trains a student on cross-entropy and on what its teachers say.
 
-    The loss of a step is a sum over all its tokens and chunks, divided by their number over all
-    micro-batches and processes. So `batch_size`, `accumulation` and the number of processes change
-    memory and speed, and the gradient only by rounding. The balance `sg(CE / KD)` is taken over
-    the same whole: where a step has several micro-batches or processes, this costs one more forward
-    pass of student and teacher; a fixed `kd_weight` does not.
+        trainer = DistillTrainer(model, DistillArguments("out"), teachers=["teacher"],
+                                 train_dataset=dataset, processing_class=tokenizer)
+        trainer.train()
+
+    A gradient does not depend on how a batch is cut into micro-batches and processes. The balance
+    `sg(CE / KD)` is taken over the whole step: where that has several micro-batches or processes,
+    it costs one more forward pass of student and teacher; a fixed `kd_weight` does not.
+
+    Evaluation scores the student alone: bits per byte and cross-entropy over all tokens, and what
+    `compute_metrics` says.
 
     Args:
         model: the student, a causal language model.
-        config: the settings.
-        distiller: the losses of a batch; `config.distiller(pair)`.
-        teacher: a `LiveTeacher` or a filled `TopKStore`; None where the loss needs none.
-        train_examples: what to train on.
-        collator: pads them; the distiller's own if None.
-        output_dir: of the Trainer's own files; nothing is written there unless `args` asks for it.
-        args: replaces the arguments that `training_arguments` would make from the settings.
-        evaluator: scores the held-out part in `evaluate`.
-        history: receives one record a step and one an evaluation.
-        on_step: called with the number of steps done, after each.
-    Raises: OptionError if the loss needs a teacher and there is none.
+        args: Trainer's and ours; None for the defaults.
+        teachers: see `DistillMixin`.
+        train_dataset, eval_dataset: texts, conversations or rows with `text` or `messages`, as a
+            list, a `datasets.Dataset` or (unless they are to be evaluated on) a stream; or
+            examples made before, an `ExampleSet`. What cannot be used is left out with a warning.
+        processing_class: the student's tokenizer, or the `Pair` of all teachers that name none.
+        data_collator: a `DistillCollator`, or one that makes the teachers' side itself.
+        compute_metrics, callbacks, optimizers, more: as `Trainer`.
+
+    Raises:
+        OptionError: the loss needs a teacher and there is none; see `DistillMixin`.
+        DataError: no row of a dataset can be used.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        config: DistillConfig,
+        model: nn.Module | None = None,
+        args: DistillArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | Pair | None = None,
         *,
-        distiller: Distiller,
-        teacher: TeacherSource | None,
-        train_examples: ExampleSet,
-        collator: DistillCollator | None = None,
-        output_dir: Path | str,
-        args: TrainingArguments | None = None,
-        evaluator: HeldOutEvaluator | None = None,
-        history: History | None = None,
-        on_step: Callable[[int], None] | None = None,
+        teachers: Sequence[AnyTeacher] | AnyTeacher = (),
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: Any = (None, None),
+        **more: Any,
     ) -> None:
-        if teacher is None and distiller.needs_teacher:
-            raise teacher_needed(config)
-        args = args or training_arguments(config, output_dir)
-        if args.n_gpu > 1:
-            raise OptionError(
-                f"one process sees {args.n_gpu} GPUs, and DataParallel cannot split chunks; "
-                "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
-            )
-        self.distill_config: DistillConfig = config
-        self.distiller: Distiller = distiller.to(args.device)
-        self.teacher = teacher
-        self.evaluator = evaluator
-        self.history = history
-        self.on_step = on_step
-        # Sums over the optimizer steps since the last log, and how many steps they are.
-        self._step_metrics: dict[str, float] = {}
-        self._steps_in_window = 0
-        # Weight of the distillation loss in this step; None while it is still to be found, from
-        # the micro-batches below or, where there are none, from the one that is the whole step.
-        self._kd_scale: float | None = None
-        self._to_balance: list[Any] = []
-        self._kd_scales: list[float] = []
+        args = DistillArguments() if args is None else args
+        self._evaluators: dict[int, HeldOutEvaluator] = {}
         super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_examples,
-            eval_dataset=evaluator.examples if evaluator is not None else None,
-            data_collator=cast(Any, collator or distiller.collator),
+            model,
+            args,
+            data_collator=cast(Any, data_collator) or _unset_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            teachers=cast(Any, teachers),
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **more,
         )
-        # The loss below is already divided by the totals of the step. Older releases ask the first
-        # attribute whether to divide by the number of micro-batches again, newer ones the second.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
-        # transformers 5.3 has accelerate divide as well. DeepSpeed's own division is turned off by
-        # the Trainer.
-        if not self.is_deepspeed_enabled:
-            self.accelerator.gradient_accumulation_steps = 1
-        self.remove_callback(PrinterCallback)
-        self.add_callback(FollowArguments())
+        if data_collator is None:
+            self.data_collator = ExampleCollator(self.teaching)
+        elif isinstance(data_collator, DistillCollator):
+            self.data_collator = ExampleCollator(self.teaching, [data_collator])
+        if data_collator is None or isinstance(data_collator, DistillCollator):
+            self.train_dataset = self._prepared(train_dataset)
+            if isinstance(eval_dataset, dict):
+                self.eval_dataset = {k: self._prepared(part) for k, part in eval_dataset.items()}
+            else:
+                self.eval_dataset = self._prepared(eval_dataset)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """Collect the micro-batches of one step and count what the step will divide by."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        self._steps_in_window += 1
-        counts = sum((self.distiller.counts(batch) for batch in batches), Counts(0, 0))
-        tokens, chunks = self._over_processes(
-            torch.tensor([counts.tokens, counts.chunks], dtype=torch.float64)
-        )
-        self._kd_scale = self._fixed_scale()
-        whole = len(batches) == 1 and self.accelerator.num_processes == 1
-        balanced = self._kd_scale is None and self.distiller.needs_teacher
-        # Found in the first micro-batch and not here: a resumed run restores its random numbers,
-        # which dropout draws, only after this.
-        self._to_balance = batches if balanced and not whole else []
-        return batches, Counts(tokens, chunks)
+    def _bind_data(self) -> None:
+        """The rows are made below, once the teachers are known."""
 
-    def _fixed_scale(self) -> float | None:
-        weight = self.distill_config.kd_weight
-        return None if weight == "balanced" else float(weight)
+    def _prepared(self, dataset: Any) -> Any:
+        return None if dataset is None else prepare_rows(dataset, self.teaching)
 
-    def _balance(self, batches: list[Any], totals: Counts) -> float:
-        """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
-        values = torch.zeros(2, dtype=torch.float64)
-        device = self.args.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            for batch in batches:
-                batch = self._prepare_inputs(batch)
-                output = self._output(cast(nn.Module, self.model), batch, totals, 1.0)
-                assert output.ce is not None
-                assert output.kd is not None
-                values += torch.tensor([float(output.ce), float(output.kd)], dtype=torch.float64)
-        ce, kd = self._over_processes(values)
-        return self.distiller.balance(ce, kd)
+    # ---- Precision ----
 
-    def _over_processes(self, values: Tensor) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return [float(value) for value in values]
-        # float32 on devices that have no float64; counts stay exact up to 2^24 a process.
-        local = values.to(self.args.device, torch.float32)
-        gathered: Tensor = self.accelerator.gather(local[None])
-        return [float(value) for value in gathered.double().sum(0)]
+    def _build_accelerator_args(self, **named: Any) -> dict[str, Any]:
+        made: dict[str, Any] = super()._build_accelerator_args(**named)
+        sharded = named.get("fsdp_plugin") is not None or self.args.deepspeed is not None
+        self._own_bf16 = made.get("mixed_precision") == "bf16" and not sharded
+        if self._own_bf16:
+            # Ours is around the student's forward pass alone: accelerate copies the logits
+            # [B, T, V] to float32, which the losses do by row blocks, and evaluates in bfloat16
+            # once training has begun.
+            made["mixed_precision"] = "no"
+        return made
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        # Not through `args.bf16`: accelerate then copies the logits [B, T, V] to float32, which the
-        # losses do by row blocks, and evaluates in bfloat16 once training has begun.
-        if self.distill_config.mixed_precision == "bf16":
+        if self._own_bf16:
             return torch.autocast(self.args.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return super()._precision()
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        if isinstance(inputs, Batch):
-            return inputs.to(self.args.device, non_blocking=True)
-        return super()._prepare_inputs(inputs)
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self._own_bf16 else super()._autocast_dtype()
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """The Trainer's estimate, from the student's side."""
-        return super().floating_point_ops(inputs.student if isinstance(inputs, Batch) else inputs)
-
-    def _output(
-        self, model: nn.Module, batch: Batch, totals: Counts, kd_scale: float | None
-    ) -> DistillOutput:
-        with self._precision():
-            logits = causal_logits(model, batch.student_ids, batch.student["attention_mask"])
-        signal = None
-        if self.teacher is not None and self.distiller.needs_teacher:
-            signal = self.teacher.signal(batch.teacher_ids, batch.teacher["attention_mask"])
-        output: DistillOutput = self.distiller(
-            logits, signal, batch, totals=totals, kd_scale=kd_scale
-        )
-        return output
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Return the share of one micro-batch in the loss of its step.
-
-        Args:
-            inputs: a `Batch`.
-            num_items_in_batch: the `Counts` of `get_batch_samples`; None counts this batch.
-        """
-        totals, kd_scale = num_items_in_batch, self._kd_scale
-        if totals is None:
-            totals, kd_scale = self.distiller.counts(inputs), self._fixed_scale()
-        elif self._to_balance:
-            batches, self._to_balance = self._to_balance, []
-            kd_scale = self._kd_scale = self._balance(batches, totals)
-        output = self._output(model, inputs, totals, kd_scale)
-        self._record(output, totals)
-        # Data parallel averages gradients over processes; the totals are already those of all.
-        loss = output.loss * self.accelerator.num_processes
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-    def _record(self, output: DistillOutput, totals: Counts) -> None:
-        # Each divided by the totals of the step, so that micro-batches and processes add up.
-        metrics = {"total": float(output.loss.detach())}
-        if output.ce is not None:
-            metrics["ce"] = float(output.ce.detach())
-        if output.kd is not None:
-            metrics["kd"] = float(output.kd.detach())
-            metrics["chunks"] = float(output.num_chunks)
-            share = metrics["chunks"] / max(totals.chunks, 1.0)
-            metrics |= {name: float(value) * share for name, value in output.metrics.items()}
-        metrics.pop("kd_scale", None)
-        if not math.isfinite(metrics["total"]):
-            raise NonFiniteError(
-                f"the loss of step {self.state.global_step + 1} is {metrics['total']}: the student "
-                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
-                "or max_grad_norm's clipping"
-            )
-        for name, value in metrics.items():
-            self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
-        self._kd_scales.append(float(output.kd_scale))
-
-    def _window(self) -> dict[str, float]:
-        """The metrics of the steps since the last log: means over them, over all processes."""
-        names = list(self._step_metrics)
-        values = torch.tensor([self._step_metrics[name] for name in names], dtype=torch.float64)
-        steps = max(self._steps_in_window, 1)
-        # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
-        # their mean per step.
-        sums = self._over_processes(values)
-        means = {name: value / steps for name, value in zip(names, sums, strict=True)}
-        scales = self._kd_scales or [0.0]  # the same in every process
-        self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
-        return means | {"kd_scale": sum(scales) / len(scales)}
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the parts of the loss, as means over the window; hand them to the history.
-
-        Raises:
-            NonFiniteError: the norm of the gradient is NaN or infinite: the weights are lost.
-        """
-        step = self.state.global_step
-        window = self._window() if "loss" in logs and self._step_metrics else None
-        if window is not None:
-            logs |= {name: value for name, value in window.items() if name != "total"}
-        super().log(logs, start_time)
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient of step {step} has norm {norm}: the student diverged; lower "
-                f"learning_rate ({self.args.learning_rate}); checkpoints before it are whole"
-            )
-        if window is not None:
-            record = {"step": step, **window}
-            record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
-            if self.history is not None:
-                self.history.add(record)
-            if self.on_step is not None:
-                self.on_step(step)
+    # ---- Evaluation ----
 
     def evaluate(
         self,
         eval_dataset: Any = None,
-        ignore_keys: Any = None,
+        ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Score the student on the held-out part.
+        """Score the student.
 
-        Returns: the scores of `HeldOutScore` by name, each with the prefix.
-        Raises: OptionError if the trainer has no evaluator.
+        Returns: the scores of `HeldOutScore` by name and `loss`, in nats per text token, each with
+            the prefix; what `compute_metrics` gives.
+        Raises: OptionError if there is no dataset to evaluate on.
         """
-        if self.evaluator is None:
-            raise OptionError("no held-out examples to evaluate on; pass evaluator= to the trainer")
-        metrics = self.evaluator.score(cast(nn.Module, self.model)).metrics(f"{metric_key_prefix}_")
-        if self.history is not None:
-            self.history.add({"step": self.state.global_step, **metrics})
+        override = eval_dataset is not None
+        dataset = eval_dataset if override else self.eval_dataset
+        if isinstance(dataset, str):
+            dataset, metric_key_prefix = cast(Any, self.eval_dataset)[dataset], f"eval_{dataset}"
+        if isinstance(dataset, dict):
+            found: dict[str, float] = {}
+            for name, part in dataset.items():
+                found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return found
+        if dataset is None:
+            raise OptionError("no examples to evaluate on; pass eval_dataset= to the trainer")
+        if override and not isinstance(dataset, ExampleRows):
+            dataset = self._prepared(dataset)
+        metrics: dict[str, float] = {}
+        if self.compute_metrics is not None:
+            output = self.evaluation_loop(
+                self.get_eval_dataloader(dataset),
+                description="Evaluation",
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
+            )
+            metrics |= cast("dict[str, float]", output.metrics)
+        metrics |= self._scores(dataset, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _scores(self, dataset: Any, prefix: str) -> dict[str, float]:
+        if not isinstance(dataset, ExampleRows):
+            raise OptionError(
+                f"a {type(dataset).__name__} cannot be scored more than once; pass a list, a "
+                "datasets.Dataset or an ExampleSet as eval_dataset"
+            )
+        key = id(dataset)
+        if key not in self._evaluators:
+            self._evaluators[key] = HeldOutEvaluator(
+                dataset.of_first(),
+                self.teaching.first.pair.student_vocab,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
+        score = self._evaluators[key].score(cast(nn.Module, self.model))
+        nats = score.bits_per_byte * math.log(2) * score.bytes / max(score.tokens, 1)
+        return {f"{prefix}_loss": nats, **score.metrics(f"{prefix}_")}
+
+
+def _unset_collator(rows: list[Any]) -> Any:
+    """Stands in until the teachers are known."""
+    raise NotImplementedError
+
+
+def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
+    """A dataset as examples with each teacher; a stream is left as it is, for the collator.
+
+    Raises:
+        DataError: no row can be used.
+    """
+    if isinstance(dataset, ExampleRows):
+        return dataset
+    if not hasattr(dataset, "__len__"):
+        return dataset
+    rows = dataset.examples if isinstance(dataset, ExampleSet) else dataset
+    examples: list[tuple[Example, ...]] = []
+    unusable: list[tuple[int, str]] = []
+    collator = ExampleCollator(teaching)
+    for index in range(len(rows)):
+        try:
+            examples += collator.examples(rows[index])
+        except DataError as error:
+            unusable.append((index, str(error)))
+    if not examples:
+        reason = unusable[0][1] if unusable else "it is empty"
+        raise DataError(f"none of the {len(rows)} rows can be used: {reason}")
+    if unusable:
+        index, reason = unusable[0]
+        warnings.warn(
+            f"{len(unusable)} of {len(rows)} rows are left out; the first, row {index}: {reason}",
+            stacklevel=3,
+        )
+    return ExampleRows(examples)

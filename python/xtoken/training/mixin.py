@@ -1,0 +1,579 @@
+"""Distillation over any `transformers.Trainer`: one step, whatever stands around it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from xtoken.distillation.batch import Batch
+from xtoken.distillation import Counts, DistillOutput, MultiBatch
+from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError
+from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.engine.student_input import Student
+from xtoken.losses.output import balance
+from xtoken.pair import Pair
+from xtoken.training.batches import IGNORED, split
+from xtoken.training.settings import DistillSettings
+from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
+from xtoken.training.teacher_side import (
+    TeacherSideCollator,
+    add_teacher_side,
+    columns,
+    pack_rows,
+)
+from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
+
+PROJECTION_FILE = "projection.safetensors"
+_PARAMETERS_FILE = "learned_projection.pt"
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class DistillMixin(_Base):
+    """Adds teachers to a Trainer: `class MyTrainer(DistillMixin, SFTTrainer)`.
+
+    The loss of a step is a sum over all its tokens and chunks, divided by their number over all
+    micro-batches and processes: how a batch is cut changes memory and speed, and the gradient only
+    by rounding. Where the Trainer below has a loss of its own (`SFTTrainer`), that loss stands in
+    for cross-entropy, with all that it logs; the hidden states that it was made of go into the
+    distillation loss, with no second forward pass and no logits. Else cross-entropy is ours.
+    Evaluation is that of the Trainer, without teachers.
+
+    Args:
+        model, args: as the Trainer takes them, and all else it takes.
+        teachers: a `Teacher`, a `LiveTeacher`, a filled `TopKStore`, a model, or its directory or
+            hub name; several make a weighted sum. None for the loss `ce`.
+        distill: the losses; those of `args` where it is a `DistillArguments`.
+        processing_class: the student's tokenizer, or the `Pair` with the teacher's.
+
+    Raises:
+        OptionError, PairError: the settings or teachers do not fit.
+    """
+
+    teaching: Teaching
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *more: Any,
+        teachers: Sequence[AnyTeacher] = (),
+        distill: DistillSettings | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **named: Any,
+    ) -> None:
+        if isinstance(teachers, str | Path) or not isinstance(teachers, Sequence):
+            teachers = [cast(AnyTeacher, teachers)]
+        self.distill_settings = distill or (
+            args if isinstance(args, DistillSettings) else DistillSettings()
+        )
+        student: Any = processing_class
+        if isinstance(processing_class, Pair):
+            processing_class = processing_class.student_tokenizer
+        if student is None:
+            student = processing_class = _tokenizer_of(model)
+        device = args.device if args is not None else TrainingArguments().device
+        smoothed = args is not None and args.label_smoothing_factor != 0
+        self._own_ce = not smoothed and _loss_is_plain(type(self), named)
+        self.teaching = teach(
+            teachers, student, self.distill_settings, device, own_cross_entropy=self._own_ce
+        ).to(device)
+        # Sums over the optimizer steps since the last log, and how many steps they are.
+        self._step_metrics: dict[str, float] = {}
+        self._steps_in_window = 0
+        # Weight of the distillation loss in this step; None while it is still to be found, from
+        # the micro-batches below or, where there are none, from the one that is the whole step.
+        self._kd_scale: float | None = None
+        self._to_balance: list[Any] = []
+        self._kd_scales: list[float] = []
+        self._totals: tuple[Counts, ...] | None = None
+        self._head: Head | str | None = None
+        self._head_checked = False
+        cast(Any, super()).__init__(
+            model,
+            args,
+            *more,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or ()), _KeepProjection(self)],
+            **named,
+        )
+        if self.args.n_gpu > 1:
+            raise OptionError(
+                f"one process sees {self.args.n_gpu} GPUs, and DataParallel cannot split chunks; "
+                "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
+        self._bind_data()
+        # The loss below is already divided by the totals of the step. Older releases ask the first
+        # attribute whether to divide by the number of micro-batches again, newer ones the second.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        # transformers 5.3 has accelerate divide as well. DeepSpeed's own division is turned off by
+        # the Trainer.
+        if not self.is_deepspeed_enabled:
+            self.accelerator.gradient_accumulation_steps = 1
+        if self._learned() and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise OptionError(
+                "learnable_projection = True is not sharded; train with data parallel alone, or "
+                "leave W fixed"
+            )
+
+    # ---- One step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Collect the micro-batches of one step and count what the step will divide by."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        sides = [side for side in (split(batch)[1] for batch in batches) if side is not None]
+        self._totals, self._to_balance = None, []
+        if not sides:
+            return batches, items
+        self._steps_in_window += 1
+        self._totals = self._count(sides)
+        self._kd_scale = self._fixed_scale()
+        whole = len(batches) == 1 and self.accelerator.num_processes == 1
+        balanced = self._kd_scale is None and self.teaching.needs_teacher
+        # Found in the first micro-batch and not here: a resumed run restores its random numbers,
+        # which dropout draws, only after this.
+        self._to_balance = batches if balanced and not whole else []
+        return batches, items
+
+    def _count(self, sides: Sequence[AnyBatch]) -> tuple[Counts, ...]:
+        counted = [self.teaching.counts(side) for side in sides]
+        sums = [sum(of_one, Counts(0, 0)) for of_one in zip(*counted, strict=True)]
+        flat = self._over_processes(
+            torch.tensor([[each.tokens, each.chunks] for each in sums], dtype=torch.float64)
+        )
+        return tuple(
+            Counts(tokens, chunks) for tokens, chunks in zip(flat[::2], flat[1::2], strict=True)
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the share of one micro-batch in the loss of its step.
+
+        Args:
+            inputs: the student's inputs, with the teachers' side under `TEACHER_SIDE`.
+            num_items_in_batch: what the Trainer below divides its own loss by.
+        """
+        student, batch = split(inputs)
+        if batch is None or not model.training:
+            return super().compute_loss(model, student, return_outputs, num_items_in_batch)
+        totals, kd_scale = self._totals, self._kd_scale
+        if totals is None:
+            totals, kd_scale = self.teaching.counts(batch), self._fixed_scale()
+        elif self._to_balance:
+            batches, self._to_balance = self._to_balance, []
+            kd_scale = self._kd_scale = self._balance(batches, totals)
+        if self._own_ce:
+            output = self._output(model, student, batch, totals, kd_scale)
+            # Data parallel averages gradients over processes; the totals are those of all.
+            loss = output.loss * self.accelerator.num_processes
+        else:
+            output, loss = self._beside(model, student, batch, totals, kd_scale, num_items_in_batch)
+        self._record(output, batch, totals)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _output(
+        self,
+        model: nn.Module,
+        student: dict[str, Any],
+        batch: AnyBatch,
+        totals: Sequence[Counts],
+        kd_scale: float | None,
+    ) -> DistillOutput:
+        """Our own forward pass, and both losses of it."""
+        logits = self._student(model, student)
+        signals = self.teaching.signals(batch)
+        output: DistillOutput = self.teaching(logits, signals, batch, totals, kd_scale)
+        return output
+
+    def _beside(
+        self,
+        model: nn.Module,
+        student: dict[str, Any],
+        batch: AnyBatch,
+        totals: Sequence[Counts],
+        kd_scale: float | None,
+        num_items: Any,
+    ) -> tuple[DistillOutput, Tensor]:
+        """The loss of the Trainer below, and ours of the hidden states that it was made of."""
+        head = self._usable_head(model)
+        if isinstance(head, str):
+            raise OptionError(
+                f"{head}, and {type(self).__name__} makes its own loss without logits; distil with "
+                "DistillTrainer, which takes the model's logits"
+            )
+        with head.capture() as hidden:
+            base = cast(Tensor, super().compute_loss(model, student, num_items_in_batch=num_items))
+        if not hidden:
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.compute_loss ran no forward pass of the student's decoder"
+            )
+        processes = self.accelerator.num_processes
+        ce = base.detach() / (processes if self.args.average_tokens_across_devices else 1)
+        weight = self.distill_settings.ce_weight
+        if not self.teaching.needs_teacher:
+            zero = torch.zeros((), device=base.device)
+            plain = DistillOutput(weight * ce, None, ce, zero, zero.long(), 0)
+            return plain, weight * base
+        signals = self.teaching.signals(batch)
+        rows = head.of(hidden[0], self._autocast_dtype())
+        pure: DistillOutput = self.teaching(rows, signals, batch, totals, 1.0)
+        assert pure.kd is not None
+        scale = balance(pure.kd, ce) if kd_scale is None else torch.tensor(kd_scale)
+        scale = scale.to(pure.kd.device)
+        loss = scale * pure.kd * processes + weight * base
+        output = DistillOutput(
+            loss.detach() / processes, pure.kd, ce, scale, pure.num_chunks, 0, pure.metrics
+        )
+        return output, loss
+
+    def _student(self, model: nn.Module, inputs: dict[str, Any]) -> Student:
+        """The student's logits, or hidden states and head where those are all that is needed."""
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        with self._precision():
+            head = self._fused_head(model)
+            if head is None:
+                logits: Tensor = model(**inputs, use_cache=False).logits
+                return logits
+            with head.capture() as hidden:
+                output = model(**inputs, use_cache=False, logits_to_keep=1)
+        rows = head.of(hidden[0], self._autocast_dtype())
+        if not self._head_checked:
+            self._head_checked = True
+            if not same_logits(rows, output.logits):
+                name = type(self.accelerator.unwrap_model(model)).__name__
+                self._head = f"{name} does more to its logits than scale, bias and softcap"
+                return self._student(model, inputs)
+        return rows
+
+    def _fused_head(self, model: nn.Module) -> Head | None:
+        wanted = self.distill_settings.fused
+        if wanted is False or (wanted == "auto" and self.args.device.type == "cpu"):
+            return None
+        head = self._usable_head(model)
+        if isinstance(head, Head) and not keeps_few_logits(self.accelerator.unwrap_model(model)):
+            head = self._head = f"{type(model).__name__} has no logits_to_keep"
+        if isinstance(head, str):
+            if wanted is True:
+                raise OptionError(f"fused = True, but {head}; set it to False or 'auto'")
+            return None
+        return head
+
+    def _usable_head(self, model: nn.Module) -> Head | str:
+        if self._head is None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                self._head = "the lm_head is sharded outside of the model's forward pass"
+            else:
+                self._head = find_head(self.accelerator.unwrap_model(model))
+        return self._head
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        """The dtype in which an autocast would make the logits."""
+        kind = str(self.accelerator.mixed_precision)
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    # ---- The balance ----
+
+    def _fixed_scale(self) -> float | None:
+        weight = self.distill_settings.kd_weight
+        return None if weight == "balanced" else float(weight)
+
+    def _balance(self, batches: list[Any], totals: Sequence[Counts]) -> float:
+        """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
+        values = torch.zeros(2, dtype=torch.float64)
+        device = self.args.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for inputs in batches:
+                student, batch = split(self._prepare_inputs(inputs))
+                if batch is None:
+                    continue
+                ce, kd = self._parts(cast(nn.Module, self.model), student, batch, totals)
+                values += torch.tensor([ce, kd], dtype=torch.float64)
+        ce, kd = self._over_processes(values)
+        return self.teaching.first.balance(ce, kd)
+
+    def _parts(
+        self,
+        model: nn.Module,
+        student: dict[str, Any],
+        batch: AnyBatch,
+        totals: Sequence[Counts],
+    ) -> tuple[float, float]:
+        """Cross-entropy and distillation loss of a micro-batch, both as its share in the step."""
+        logits = self._student(model, student)
+        signals = self.teaching.signals(batch)
+        output: DistillOutput = self.teaching(logits, signals, batch, totals, 1.0)
+        assert output.kd is not None
+        if output.ce is not None:
+            return float(output.ce), float(output.kd)
+        # The Trainer below has a loss of its own; the balance takes plain cross-entropy for it.
+        labels = student["labels"]
+        ce = cross_entropy(
+            logits,
+            torch.where(labels == IGNORED, 0, labels),
+            labels != IGNORED,
+            max(totals[0].tokens, 1.0),
+            vocab_size=self.teaching.first.pair.sizes[0],
+        )
+        return float(ce.loss), float(output.kd)
+
+    def _over_processes(self, values: Tensor) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return [float(value) for value in values.flatten()]
+        # float32 on devices that have no float64; counts stay exact up to 2^24 per process.
+        local = values.flatten().to(self.args.device, torch.float32)
+        gathered: Tensor = self.accelerator.gather(local[None])
+        return [float(value) for value in gathered.double().sum(0)]
+
+    # ---- Inputs ----
+
+    def _bind_data(self) -> None:
+        """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
+        if not self.teaching.needs_teacher:
+            return
+        pairs = self.teaching.pairs
+        if not isinstance(self.data_collator, TeacherSideCollator):
+            self.data_collator = TeacherSideCollator(self.data_collator, pairs)
+        names = getattr(self.train_dataset, "column_names", None)
+        if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
+            self.train_dataset = add_teacher_side(cast(Any, self.train_dataset), pairs)
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """What TRL's `SFTTrainer` makes of a dataset, with the teachers' side of the rows that are
+        trained on. Rows are packed here, the same documents on all sides."""
+        below = cast(Any, super())
+        if dataset_name != "train" or not self.teaching.needs_teacher:
+            return below._prepare_dataset(
+                dataset, processing_class, args, packing, formatting_func, dataset_name
+            )
+        if packing and args.packing_strategy != "bfd":
+            raise OptionError(
+                f"packing_strategy = {args.packing_strategy!r} cuts documents, whose teacher side "
+                "would lose its beginning; use 'bfd'"
+            )
+        pairs = self.teaching.pairs
+        prepared = below._prepare_dataset(
+            dataset, processing_class, args, False, formatting_func, dataset_name
+        )
+        names = getattr(prepared, "column_names", None) or ()
+        if columns(len(pairs))[0] not in names:
+            prepared = add_teacher_side(
+                prepared,
+                pairs,
+                text_field=args.dataset_text_field,
+                eos=getattr(processing_class, "eos_token", None),
+            )
+        return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        names: list[str] = cast("list[str]", self._signature_columns)
+        names += [name for name in columns(len(self.teaching.pairs)) if name not in names]
+
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, Batch | MultiBatch):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The Trainer's estimate, from the student's side."""
+        return super().floating_point_ops(split(inputs)[0])
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """The Trainer's own, on the student's side."""
+        return super().prediction_step(model, split(inputs)[0], prediction_loss_only, ignore_keys)
+
+    # ---- What is logged ----
+
+    def _record(self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]) -> None:
+        # Each divided by the totals of the step, so that micro-batches and processes add up.
+        total = float(output.loss.detach())
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"the loss of step {self.state.global_step + 1} is {total}: the student "
+                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
+                "or max_grad_norm's clipping"
+            )
+        metrics: dict[str, float] = {}
+        if output.ce is not None:
+            metrics["ce"] = float(output.ce.detach())
+        if output.kd is not None:
+            metrics["kd"] = float(output.kd.detach())
+            metrics |= self.teaching.metrics(output, batch, totals)
+        for name, value in metrics.items():
+            self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
+        self._kd_scales.append(float(output.kd_scale))
+
+    def _window(self) -> dict[str, float]:
+        """The metrics of the steps since the last log: means over them, over all processes."""
+        names = list(self._step_metrics)
+        values = torch.tensor([self._step_metrics[name] for name in names], dtype=torch.float64)
+        steps = max(self._steps_in_window, 1)
+        # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
+        # their mean per step.
+        sums = dict(zip(names, self._over_processes(values), strict=True))
+        exact, aligned = (sums.pop(name, 0.0) for name in ("_exact_tokens", "_aligned_tokens"))
+        means = {name: value / steps for name, value in sums.items()}
+        if aligned:
+            means["coverage"] = exact / aligned
+        scales = self._kd_scales or [0.0]  # the same in every process
+        self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
+        return means | {"kd_scale": sum(scales) / len(scales)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the parts of the loss, as means over the window.
+
+        Raises:
+            NonFiniteError: the norm of the gradient is NaN or infinite: the weights are lost.
+        """
+        if "loss" in logs and self._step_metrics:
+            logs |= self._window()
+        super().log(logs, start_time)
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient of step {self.state.global_step} has norm {norm}: the student "
+                f"diverged; lower learning_rate ({self.args.learning_rate}); checkpoints before it "
+                "are whole"
+            )
+
+    # ---- A learnable W ----
+
+    def _learned(self) -> list[nn.Parameter]:
+        return [each for each in self.teaching.parameters() if each.requires_grad]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's own, with a group of the weights of W where they are learned."""
+        made = self.optimizer is None
+        optimizer = (
+            super().create_optimizer(model) if model is not None else (super().create_optimizer())
+        )
+        learned = self._learned()
+        if learned and made:
+            optimizer.add_param_group(
+                {
+                    "params": learned,
+                    "lr": self.distill_settings.projection_learning_rate,
+                    "weight_decay": 0.0,
+                }
+            )
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._learned():
+            self.save_projections(output_dir or str(self.args.output_dir))
+
+    def save_projections(self, folder: Path | str) -> None:
+        """Write each teacher's W as it was learned: `projection.safetensors`, with a number from
+        the second teacher on, and the parameters behind it, from which training resumes."""
+        for index, member in enumerate(self.teaching.members):
+            projection = getattr(getattr(member, "parts", None), "projection", None)
+            if projection is None:
+                continue
+            learned = projection.to_projection(member.pair.projection)
+            name = PROJECTION_FILE if index == 0 else f"projection-{index}.safetensors"
+            learned.save(Path(folder) / name)
+        torch.save([each.detach().cpu() for each in self._learned()], _parameters(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = _parameters(resume_from_checkpoint)
+        if self._learned() and path.is_file():
+            with torch.no_grad():
+                for each, saved in zip(
+                    self._learned(), torch.load(path, weights_only=True), strict=True
+                ):
+                    each.copy_(saved)
+
+
+def _parameters(folder: Path | str) -> Path:
+    return Path(folder) / _PARAMETERS_FILE
+
+
+class _KeepProjection(TrainerCallback):
+    """What the Trainer does to the model's gradients alone, done to those of W."""
+
+    def __init__(self, trainer: DistillMixin) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Average over the processes."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        for each in self._trainer._learned():
+            if each.grad is not None:
+                dist.all_reduce(each.grad)
+                each.grad /= dist.get_world_size()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Forget the gradients of this step."""
+        for each in self._trainer._learned():
+            each.grad = None
+
+
+def _loss_is_plain(cls: type, named: dict[str, Any]) -> bool:
+    """Whether the Trainer below the mixin has no loss of its own."""
+    if named.get("compute_loss_func") is not None:
+        return False
+    below = [each for each in cls.__mro__ if not issubclass(each, DistillMixin)]
+    return all("compute_loss" not in vars(each) or each is Trainer for each in below)
+
+
+def _tokenizer_of(model: Any) -> Any:
+    from xtoken.vocab.load import load_tokenizer
+
+    name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
+    if not name:
+        raise OptionError(
+            "processing_class is None, and the model does not say where its tokenizer is; pass the "
+            "student's tokenizer, or an xtoken.Pair"
+        )
+    return load_tokenizer(str(name))

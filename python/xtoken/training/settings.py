@@ -1,0 +1,188 @@
+"""What distillation adds to a Trainer's arguments: losses, teachers, the length of examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
+from xtoken.errors import OptionError
+from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.engine.merge import Merge
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossOptions, Scope
+from xtoken.losses.multi_teacher import Confidence
+from xtoken.losses.registry import find_loss
+
+if TYPE_CHECKING:
+    ParsedWeight: TypeAlias = KdWeight
+else:
+
+    class ParsedWeight(float):
+        """A weight as a command line spells it: `HfArgumentParser` calls the type of a field."""
+
+        def __new__(cls, text: str) -> float | str:
+            return text if text == "balanced" else float(text)
+
+
+@dataclass
+class DistillSettings:
+    """The settings of a distillation beside those of the Trainer; all have defaults.
+
+    Use it beside any Trainer's own arguments (`DistillMixin(..., distill=DistillSettings(...))`);
+    `DistillArguments` is both in one. A `Teacher` may have a loss of its own.
+
+    Raises:
+        OptionError: a value outside its range.
+
+    >>> DistillSettings(loss="p-kl", kd_weight=0.5).top_k
+    512
+    """
+
+    loss: DistillLossName = field(
+        default="prefix-kl",
+        metadata={
+            "help": "Loss of each teacher that names none; ce: no teacher; auto: by the audit."
+        },
+    )
+    kd_weight: ParsedWeight = field(
+        default="balanced",
+        metadata={
+            "help": "Weight of the distillation loss, or 'balanced': sg(CE / KD), X-Token's Eq. 7."
+        },
+    )
+    ce_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy."})
+    direction: Direction = field(
+        default="forward", metadata={"help": "forward: KL(teacher || student), reverse, or jsd."}
+    )
+    beta: float = field(default=0.5, metadata={"help": "The teacher's share of the mean in jsd."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Divides both sides' logits; None: the loss's own."}
+    )
+    merge: Merge = field(
+        default="chain", metadata={"help": "From the rows of a chunk to one distribution."}
+    )
+    top_k: int | None = field(
+        default=512, metadata={"help": "Teacher columns kept in the loss; None for all."}
+    )
+    top_k_scope: Scope = field(
+        default="chunk", metadata={"help": "Whose likeliest columns: each chunk's or the batch's."}
+    )
+    tail_bucket: Literal[True, False, "auto"] = field(
+        default="auto", metadata={"help": "Whether all other columns together are one more."}
+    )
+    common_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the partial KL of h-kl and gold."}
+    )
+    uld_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the sorted L1 of h-kl, gold and uld."}
+    )
+    max_depth: int | None = field(
+        default=None, metadata={"help": "Longest prefix of prefix-kl; None for no limit."}
+    )
+    depth_weights: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Weights of the depths of prefix-kl."}
+    )
+    min_mass: float = field(
+        default=0.001, metadata={"help": "Teacher mass below which prefix-kl skips a prefix."}
+    )
+    end: bool = field(
+        default=True, metadata={"help": "Whether prefix-kl compares where tokens end."}
+    )
+    mirror: bool = field(
+        default=True, metadata={"help": "Whether m:1 chunks are compared beyond the root."}
+    )
+    full_metrics: bool = field(
+        default=False, metadata={"help": "Read whole student rows, for empty_row_mass."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Chunks worked on at a time; None chooses."}
+    )
+    threshold: float = field(
+        default=0.6, metadata={"help": "Least weight of a pair in h-kl's common set."}
+    )
+    learnable_projection: bool = field(
+        default=False, metadata={"help": "Train the weights of W too (p-kl)."}
+    )
+    projection_learning_rate: float = field(
+        default=0.01, metadata={"help": "Learning rate of a learnable W."}
+    )
+    teacher_weighting: Confidence | None = field(
+        default=None,
+        metadata={"help": "Weight teachers per sample by confidence; None: by their weights."},
+    )
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "dtype of a teacher loaded by name; auto: that of its files."},
+    )
+    max_tokens: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Longest example on either side, cut at a chunk boundary; None for no limit."
+        },
+    )
+    padding_side: Literal["right", "left"] = field(
+        default="right", metadata={"help": "Side of the padding, of both models."}
+    )
+    pad_multiple: int = field(
+        default=1, metadata={"help": "Round padded lengths up to a multiple of this."}
+    )
+    fused: Literal[True, False, "auto"] = field(
+        default="auto",
+        metadata={
+            "help": "Never make the student's logits; auto: on accelerators, where the head can."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise OptionError where a value cannot work."""
+        if self.loss not in LOSS_NAMES:
+            raise OptionError(f"loss = {self.loss!r}, expected one of {', '.join(LOSS_NAMES)}")
+        if self.fused not in (True, False, "auto"):
+            raise OptionError(f"fused = {self.fused!r}, expected True, False or 'auto'")
+        if not self.projection_learning_rate > 0:
+            raise OptionError(
+                f"projection_learning_rate = {self.projection_learning_rate}, expected above 0"
+            )
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise OptionError(
+                f"max_tokens = {self.max_tokens}, expected at least 2, or None for no limit"
+            )
+        LossOptions(**self._loss_options())
+
+    def _loss_options(self) -> dict[str, Any]:
+        names = [each.name for each in dataclasses.fields(LossOptions)]
+        values = {name: getattr(self, name) for name in names}
+        return values | {"depth_weights": tuple(self.depth_weights)}
+
+    def distiller_options(self, loss: DistillLossName) -> dict[str, Any]:
+        """What a `Distiller` of this loss takes, which is known and not `auto`: the options that
+        it reads."""
+        read = frozenset() if loss == "ce" else find_loss(loss).options
+        return {
+            "max_tokens": self.max_tokens,
+            "padding_side": self.padding_side,
+            "pad_to_multiple_of": self.pad_multiple,
+            "threshold": self.threshold,
+            "learnable_projection": self.learnable_projection,
+            **{name: value for name, value in self._loss_options().items() if name in read},
+        }
+
+    def check_read(self, losses: Sequence[DistillLossName]) -> None:
+        """Raise OptionError where an option was changed that none of the losses reads."""
+        taught = [loss for loss in losses if loss != "ce"]
+        read = frozenset().union(*(find_loss(loss).options for loss in taught))
+        for name, value in self._loss_options().items():
+            idle = value in (_DEFAULTS[name], getattr(DEFAULT_OPTIONS, name))
+            if taught and name not in read and not idle:
+                raise OptionError(
+                    f"{name} = {value!r} is not an option of {' or '.join(taught)}; it reads "
+                    f"{', '.join(sorted(read))}"
+                )
+
+
+_DEFAULTS: dict[str, Any] = DistillSettings()._loss_options()

@@ -1,0 +1,112 @@
+"""The student's forward pass without its logits: hidden states, and what its head does to them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What a causal language model does to its last hidden states.
+
+    Attributes:
+        decoder: the module whose output they are.
+        linear: the lm_head.
+        scale, softcap: see `LmHead`.
+    """
+
+    decoder: nn.Module
+    linear: nn.Linear
+    scale: float
+    softcap: float | None
+
+    def of(self, hidden: Tensor, dtype: torch.dtype | None) -> LmHead:
+        """The losses' input; `dtype` is that of an autocast, under which logits would be made."""
+        if dtype is not None:
+            hidden = hidden.to(dtype)
+        return LmHead(hidden, self.linear.weight, self.linear.bias, self.scale, self.softcap)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[list[Tensor]]:
+        """Collect the last hidden states of the forward passes inside the block."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = getattr(output, "last_hidden_state", None)
+            found.append(hidden if isinstance(hidden, Tensor) else output[0])
+
+        handle = self.decoder.register_forward_hook(keep)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+
+def find_head(model: nn.Module) -> Head | str:
+    """The head of a transformers model, or the reason why its logits must be made.
+
+    Args:
+        model: unwrapped; adapters of peft are looked through.
+    """
+    base = cast(Any, model)
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
+    name = type(base).__name__
+    if not hasattr(base, "get_output_embeddings") or not hasattr(base, "config"):
+        return f"{name} is no model of transformers"
+    linear = base.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
+        return f"the lm_head of {name} is a {type(linear).__name__}, not a plain linear layer"
+    if hasattr(linear, "base_layer"):
+        return f"the lm_head of {name} has an adapter"
+    decoder = getattr(base, "base_model", None)
+    if not isinstance(decoder, nn.Module) or decoder is base:
+        return f"{name} has no decoder apart from its head"
+    config = base.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(decoder, linear, _scale(config), softcap)
+
+
+def _scale(config: Any) -> float:
+    """The factor on the logits, which model families spell in four ways."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    scaling = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide by it
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+
+
+def keeps_few_logits(model: nn.Module) -> bool:
+    """Whether the model can make the logits of its last position alone."""
+    base = cast(Any, model)
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+@torch.no_grad()
+def same_logits(head: LmHead, last: Tensor) -> bool:
+    """Whether the head gives the model's own logits of the last position, up to rounding.
+
+    Args:
+        head: of all positions.
+        last: [B, 1, V_s'] what the model returned.
+    """
+    rows, width = head.hidden.shape[:2]
+    index = torch.arange(1, rows + 1, device=last.device) * width - 1
+    ours = LmHeadRows(head, head.weight.shape[0]).rows(index).float()
+    theirs = last[:, -1].float()
+    tolerance = 1e-3 if torch.float32 == last.dtype == head.hidden.dtype else 3e-2
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-3))

@@ -1,0 +1,398 @@
+"""The teachers' side of rows that another trainer has tokenized for the student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken.align import Alignment, AlignmentBatch
+from xtoken.data.align_turns import align_by_turns
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import pad_id
+from xtoken.data.conversations import Conversation
+from xtoken.data.encode import Encoder
+from xtoken.data.loss_mask import NO_RANGES, Encoded
+from xtoken.distillation import MultiBatch
+from xtoken.errors import DataError, OptionError
+from xtoken.pair import Pair
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.training.batches import IGNORED, TEACHER_SIDE
+from xtoken.training.teaching import AnyBatch
+
+Ids = NDArray[np.int64]
+
+_COLUMNS = ("input_ids", "student_bounds", "teacher_bounds", "chunk_kinds", "byte_counts")
+
+
+def column(teacher: int, name: str) -> str:
+    """The name of a column of one teacher."""
+    return f"teacher{teacher}_{name}"
+
+
+def columns(teachers: int) -> list[str]:
+    """The names of the columns that `add_teacher_side` adds."""
+    return [column(index, name) for index in range(teachers) for name in _COLUMNS]
+
+
+class RowSide(Protocol):
+    """A dataset of `datasets`, or a stream of it."""
+
+    def map(self, function: Callable[..., Any], **options: Any) -> Any:
+        """The dataset with what the function returns of each row."""
+
+
+def add_teacher_side(
+    dataset: RowSide, pairs: Sequence[Pair], *, text_field: str = "text", eos: str | None = None
+) -> Any:
+    """Add each teacher's ids and chunks to rows that hold `input_ids` of the student.
+
+    The teacher's ids are those of the text: of `messages` by its own chat template, of `prompt` and
+    `completion`, of the text column; where none of them is there, of what the ids spell. They end
+    with the teacher's end of text where the student's do. Rows of several documents
+    (`seq_lengths`) keep them apart.
+
+    Args:
+        dataset: of `datasets`; all that it holds stays.
+        pairs: one per teacher.
+        text_field: the column of plain texts.
+        eos: what was appended to the texts for the student, and is not text.
+
+    Raises:
+        DataError: a row cannot be used; the message says why.
+    """
+    sides = [_Side(pair, text_field, eos) for pair in pairs]
+
+    def add(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            column(index, name): value
+            for index, side in enumerate(sides)
+            for name, value in side.columns(row).items()
+        }
+
+    return dataset.map(add)
+
+
+class _Side:
+    """Makes the columns of one teacher."""
+
+    def __init__(self, pair: Pair, text_field: str, eos: str | None) -> None:
+        self._pair = pair
+        self._text_field = text_field
+        self._eos = eos
+        vocab = pair.student_vocab
+        self._stops = {vocab.roles.get("eos"), vocab.roles.get("eot")} - {None}
+        self._encoders = [
+            Encoder(side.tokenizer, side.name, vocab=side.vocab) for side in pair.sides
+        ]
+
+    def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        ids = np.asarray(row["input_ids"], dtype=np.int64)
+        lengths = row.get("seq_lengths") or [len(ids)]
+        ends = np.cumsum(lengths)
+        documents = [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+        made = [self._document(each, row if len(documents) == 1 else {}) for each in documents]
+        return {
+            "input_ids": [teacher.tolist() for teacher, _ in made],
+            "student_bounds": [each.student_bounds.tolist() for _, each in made],
+            "teacher_bounds": [each.teacher_bounds.tolist() for _, each in made],
+            "chunk_kinds": [each.kind.tolist() for _, each in made],
+            "byte_counts": [each.byte_counts.tolist() for _, each in made],
+        }
+
+    def _document(self, ids: Ids, row: Mapping[str, Any]) -> tuple[Ids, Alignment]:
+        conversation = _conversation(row)
+        if conversation is not None:
+            teacher, alignment = self._of_turns(ids, conversation)
+        else:
+            teacher = self._teacher_ids(ids, self._text(row))
+            alignment = self._pair.aligner.align(ids, teacher)
+        return self._cut(ids, teacher, alignment)
+
+    def _text(self, row: Mapping[str, Any]) -> str | None:
+        if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+            text = str(row["prompt"] + row["completion"])
+        elif isinstance(row.get(self._text_field), str):
+            text = str(row[self._text_field])
+        else:
+            return None
+        return text.removesuffix(self._eos) if self._eos else text
+
+    def _teacher_ids(self, ids: Ids, text: str | None) -> Ids:
+        if text is None:
+            vocab = self._pair.student_vocab
+            spelled = b"".join(
+                vocab.token_bytes(int(token)) for token in ids if not vocab.is_special(int(token))
+            )
+            # A cut may fall inside a character.
+            text = spelled.decode("utf-8", errors="ignore")
+        (encoded,) = self._pair.teacher.encode([text])
+        end = self._pair.teacher_vocab.roles.get("eos")
+        stops = len(ids) > 0 and int(ids[-1]) in self._stops
+        if stops and end is not None and (not encoded or encoded[-1] != end):
+            encoded.append(end)
+        return np.asarray(encoded, dtype=np.int64)
+
+    def _of_turns(self, ids: Ids, conversation: Conversation) -> tuple[Ids, Alignment]:
+        # The last one holds the whole conversation, where a template asks for one per answer.
+        teacher = self._encoders[1].encode_conversation(conversation)[-1]
+        student = self._encoders[0].encode_conversation(conversation)[-1].cut(len(ids))
+        if not np.array_equal(student.ids, ids):
+            # The trainer prints the conversation otherwise: where its turns lie is not known.
+            student = Encoded(ids, np.ones(len(ids), dtype=np.bool_), NO_RANGES)
+        (alignment,) = align_by_turns(self._pair.aligner, [student], [teacher])
+        return teacher.ids, alignment
+
+    def _cut(self, ids: Ids, teacher: Ids, alignment: Alignment) -> tuple[Ids, Alignment]:
+        """Leave out the teacher's tokens behind the last chunk that both sides have."""
+        both = (np.diff(alignment.student_bounds) > 0) & (np.diff(alignment.teacher_bounds) > 0)
+        found = both.nonzero()[0]
+        last = int(found[-1]) + 1 if len(found) else 0
+        end = int(alignment.teacher_bounds[last])
+        if end < 1:
+            raise DataError(
+                f"none of {len(ids)} student tokens corresponds to any of the teacher's "
+                f"{len(teacher)}; the text of the row is not that of its input_ids"
+            )
+        kept = np.minimum(alignment.teacher_bounds, end)
+        # A chunk of nothing on both sides would follow.
+        keep = np.concatenate(([True], (np.diff(alignment.student_bounds) + np.diff(kept)) > 0))
+        kind = alignment.kind[keep[1:]]
+        cut = Alignment(
+            alignment.student_bounds[keep], kept[keep], kind, alignment.byte_counts, alignment.pair
+        )
+        return teacher[:end], cut
+
+
+def _conversation(row: Mapping[str, Any]) -> Conversation | None:
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), list):
+        completion = row.get("completion")
+        messages = [*row["prompt"], *(completion if isinstance(completion, list) else [])]
+    if not messages:
+        return None
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return Conversation.from_messages(messages, tools=tools)
+
+
+class TeacherSideCollator:
+    """Adds the teachers' side to what a collator makes of the student's: padded rows, or rows
+    packed into one without padding (`position_ids` that start again).
+
+    Args:
+        collator: of the student's columns.
+        pairs: one per teacher.
+
+    Rows without the columns of `add_teacher_side` pass through, as in evaluation.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], pairs: Sequence[Pair]) -> None:
+        self.collator = collator
+        self._names = columns(len(pairs))
+        self._fingerprints = [pair.fingerprints for pair in pairs]
+        self._pad_ids = [pad_id(pair.teacher.source) for pair in pairs]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """The student's inputs, and the teachers' side under `TEACHER_SIDE`.
+
+        Raises:
+            DataError: the collator changed the number of the student's tokens.
+            OptionError: packed documents share a padded row, where attention would mix them.
+        """
+        plain = [{k: v for k, v in row.items() if k not in self._names} for row in rows]
+        inputs = self.collator(plain)
+        if not all(name in row for row in rows for name in self._names):
+            return inputs
+        batches = tuple(self._batch(index, rows, inputs) for index in range(len(self._pad_ids)))
+        side: AnyBatch = batches[0] if len(batches) == 1 else MultiBatch(batches)
+        return {**inputs, TEACHER_SIDE: side}
+
+    def _batch(self, index: int, rows: Sequence[Mapping[str, Any]], inputs: Any) -> Batch:
+        pair = self._fingerprints[index]
+        documents: list[list[tuple[Ids, Alignment]]] = []
+        for row in rows:
+            ids, *arrays = (row[column(index, name)] for name in _COLUMNS)
+            documents.append(
+                [
+                    (
+                        np.asarray(teacher, dtype=np.int64),
+                        Alignment(
+                            np.asarray(student_bounds, dtype=np.int64),
+                            np.asarray(teacher_bounds, dtype=np.int64),
+                            np.asarray(kinds, dtype=np.uint8),
+                            np.asarray(counts, dtype=np.int64),
+                            pair,
+                        ),
+                    )
+                    for teacher, student_bounds, teacher_bounds, kinds, counts in zip(
+                        ids, *arrays, strict=True
+                    )
+                ]
+            )
+        student_ids: Tensor = inputs["input_ids"]
+        mask = inputs["labels"] != IGNORED
+        if "attention_mask" not in inputs and "position_ids" in inputs:
+            flat = [each for row in documents for each in row]
+            return self._packed(index, flat, inputs, mask)
+        if any(len(row) != 1 for row in documents):
+            raise OptionError(
+                "packed documents share a padded row, in which each would see those before it; "
+                "pack with packing_strategy='bfd', or set padding_free=True"
+            )
+        attention = inputs.get("attention_mask")
+        if attention is None:
+            attention = torch.ones_like(student_ids)
+        return self._padded(index, [row[0] for row in documents], inputs, attention, mask)
+
+    def _padded(
+        self,
+        index: int,
+        documents: Sequence[tuple[Ids, Alignment]],
+        inputs: Any,
+        attention: Tensor,
+        mask: Tensor,
+    ) -> Batch:
+        lengths = attention.sum(-1).tolist()
+        offsets = attention.argmax(-1)
+        for (_, alignment), length in zip(documents, lengths, strict=True):
+            _check_length(int(alignment.student_bounds[-1]), int(length))
+        mask = mask.clone()
+        mask[torch.arange(len(mask)), offsets] = False  # nothing predicts a first token
+        width = max(len(teacher) for teacher, _ in documents)
+        ids = torch.full((len(documents), width), self._pad_ids[index], dtype=torch.int64)
+        seen = torch.zeros_like(ids)
+        for row, (teacher, _) in enumerate(documents):
+            ids[row, : len(teacher)] = torch.from_numpy(teacher)
+            seen[row, : len(teacher)] = 1
+        teacher_mask = seen.bool()
+        teacher_mask[:, 0] = False
+        stacked = AlignmentBatch.stack([alignment for _, alignment in documents])
+        chunks = ChunkBatch.from_alignments(
+            [alignment for _, alignment in documents], student_offsets=offsets.tolist()
+        )
+        student = {"input_ids": inputs["input_ids"], "attention_mask": attention}
+        return Batch(
+            student=student,
+            teacher={"input_ids": ids, "attention_mask": seen},
+            student_loss_mask=mask,
+            teacher_loss_mask=teacher_mask,
+            chunks=chunks.usable(mask, teacher_mask),
+            tokens=int(mask[:, 1:].sum()),
+            coverage=stacked.coverage,
+            pair=self._fingerprints[index],
+        )
+
+    def _packed(
+        self,
+        index: int,
+        documents: Sequence[tuple[Ids, Alignment]],
+        inputs: Any,
+        mask: Tensor,
+    ) -> Batch:
+        positions: Tensor = inputs["position_ids"]
+        total = sum(int(alignment.student_bounds[-1]) for _, alignment in documents)
+        _check_length(total, int(positions.numel()), at_most=True)
+        starts = positions == 0
+        lengths = [len(teacher) for teacher, _ in documents]
+        teacher_positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        teacher_starts = teacher_positions == 0
+        mask = mask & ~starts
+        teacher_mask = ~teacher_starts
+        joined = _chained([alignment for _, alignment in documents])
+        chunks = ChunkBatch.from_alignments(
+            [joined], student_document_starts=starts, teacher_document_starts=teacher_starts
+        )
+        ids = torch.from_numpy(np.concatenate([teacher for teacher, _ in documents]))[None]
+        return Batch(
+            student={"input_ids": inputs["input_ids"], "position_ids": positions},
+            teacher={"input_ids": ids, "position_ids": teacher_positions},
+            student_loss_mask=mask,
+            teacher_loss_mask=teacher_mask,
+            chunks=chunks.usable(mask, teacher_mask),
+            tokens=int(mask[:, 1:].sum()),
+            coverage=joined.coverage,
+            pair=self._fingerprints[index],
+        )
+
+
+def _check_length(ours: int, theirs: int, *, at_most: bool = False) -> None:
+    if ours != theirs and not (at_most and ours < theirs):
+        raise DataError(
+            f"a row has {ours} student tokens, the collator made {theirs} of them; the chunks no "
+            "longer fit: let it only pad"
+        )
+
+
+def _chained(alignments: Sequence[Alignment]) -> Alignment:
+    """Documents one behind another as one sequence."""
+    student, teacher = (
+        np.concatenate(
+            ([0], *(b[1:] + start for b, start in zip(bounds, _starts(bounds), strict=True)))
+        ).astype(np.int64)
+        for bounds in (
+            [each.student_bounds for each in alignments],
+            [each.teacher_bounds for each in alignments],
+        )
+    )
+    return Alignment(
+        student,
+        teacher,
+        np.concatenate([each.kind for each in alignments]),
+        np.sum([each.byte_counts for each in alignments], axis=0, dtype=np.int64),
+        alignments[0].pair,
+    )
+
+
+def _starts(bounds: Sequence[Ids]) -> list[int]:
+    ends = np.cumsum([0, *(int(each[-1]) for each in bounds)])
+    return [int(end) for end in ends[:-1]]
+
+
+def pack_rows(dataset: Any, length: int, teachers: int) -> Any:
+    """Pack rows with a teacher's side: whole documents, best fit by falling length, the same ones
+    in a row on all sides.
+
+    Args:
+        dataset: of `datasets`, with `input_ids`, `labels` and the columns of `add_teacher_side`.
+        length: most student tokens of a row.
+        teachers: how many there are.
+    """
+    names = columns(teachers)
+
+    def pack(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        packed: dict[str, list[Any]] = {
+            name: [] for name in ("input_ids", "labels", "seq_lengths", *names)
+        }
+        for members in _best_fit(lengths, length):
+            packed["seq_lengths"].append([lengths[at] for at in members])
+            for name in ("input_ids", "labels", *names):
+                joined = [value for at in members for value in rows[name][at]]
+                packed[name].append(joined)
+        return packed
+
+    known = dataset.column_names
+    dropped = [name for name in known or () if name not in ("input_ids", "labels", *names)]
+    return dataset.map(pack, batched=True, remove_columns=dropped or None)
+
+
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        fitting = [row for row, space in enumerate(left) if space >= lengths[at]]
+        if fitting:
+            row = min(fitting, key=left.__getitem__)
+        else:
+            row = len(rows)
+            rows.append([])
+            left.append(capacity)
+        rows[row].append(at)
+        left[row] -= lengths[at]
+    return rows

@@ -1,0 +1,299 @@
+"""The teachers of a trainer: where each is, its pair, loss and weight, and the loss of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import nn
+
+from xtoken.distillation.batch import Batch
+from xtoken.data.examples import Example, cut_together
+from xtoken.distillation import (
+    Counts,
+    Distiller,
+    DistillLossName,
+    DistillOutput,
+    MultiBatch,
+    MultiDistiller,
+)
+from xtoken.errors import ArgumentTypeError, OptionError, PairError
+from xtoken.losses.engine.student_input import Student
+from xtoken.pair import Pair
+from xtoken.teachers import LiveTeacher, TeacherSource
+from xtoken.teachers.load_model import load_causal_lm
+from xtoken.training.settings import DistillSettings
+from xtoken.training.signals import teacher_signal
+from xtoken.vocab.load import is_hub_name
+
+AnyBatch: TypeAlias = Batch | MultiBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """One teacher of a trainer.
+
+    Attributes:
+        source: a `LiveTeacher`, a filled `TopKStore`, a causal language model, or a directory or
+            hub name of one.
+        tokenizer: of the teacher: an object, a directory or hub name; or the whole `Pair`. None
+            takes what lies beside the source's weights, or the trainer's own pair.
+        loss: a loss of the library; None for that of the settings.
+        weight: of this teacher among several.
+    """
+
+    source: TeacherSource | nn.Module | PathLike[str] | str
+    tokenizer: object = None
+    loss: DistillLossName | None = None
+    weight: float = 1.0
+
+
+AnyTeacher: TypeAlias = Teacher | TeacherSource | nn.Module | PathLike[str] | str
+
+
+class Teaching(nn.Module):
+    """The losses of all teachers of a student as one, and where their predictions come from.
+
+    A trainer calls it with what its student gives; `teach` says how.
+
+    Attributes:
+        distillers: one per teacher; their parameters are those of learnable projections.
+        sources: one per teacher, None where the loss needs none.
+    """
+
+    def __init__(
+        self, distillers: Sequence[Distiller], sources: Sequence[TeacherSource | None],
+        joint: MultiDistiller | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.distillers = nn.ModuleList(distillers)
+        self.sources = list(sources)
+        self.joint = joint
+
+    @property
+    def members(self) -> list[Distiller]:
+        """The distillers by class."""
+        return cast("list[Distiller]", list(self.distillers))
+
+    @property
+    def first(self) -> Distiller:
+        """The distiller of the first teacher; weights are the same in all."""
+        return self.members[0]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pair of each teacher."""
+        return [member.pair for member in self.members]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads any teacher."""
+        return any(member.needs_teacher for member in self.members)
+
+    def examples(self, item: Any) -> list[tuple[Example, ...]]:
+        """What a text or conversation is for each teacher, cut where it suits all of them.
+
+        Raises:
+            DataError: the item cannot be used.
+        """
+        rows = [member.examples([item]) for member in self.members]
+        if len(rows) == 1:
+            return [(example,) for example in rows[0]]
+        if len({len(row) for row in rows}) != 1:
+            raise ArgumentTypeError(
+                "a template makes several examples of one conversation for one teacher and not for "
+                "another; pass conversations of one answer each"
+            )
+        aligners = [member.pair.aligner for member in self.members]
+        return [tuple(cut_together(each, aligners)) for each in zip(*rows, strict=True)]
+
+    def parts(self, batch: AnyBatch) -> tuple[Batch, ...]:
+        """The batch of each teacher."""
+        return batch.batches if isinstance(batch, MultiBatch) else (batch,)
+
+    def counts(self, batch: AnyBatch) -> tuple[Counts, ...]:
+        """The tokens and chunks of a batch, for each teacher."""
+        return tuple(
+            member.counts(part)
+            for member, part in zip(self.members, self.parts(batch), strict=True)
+        )
+
+    def signals(self, batch: AnyBatch) -> list[Any]:
+        """The predictions of each teacher on its side of the batch."""
+        found: list[Any] = []
+        for member, source, part in zip(self.members, self.sources, self.parts(batch), strict=True):
+            needed = source is not None and member.needs_teacher
+            found.append(teacher_signal(source, part) if needed and source is not None else None)
+        return found
+
+    def forward(
+        self,
+        student: Student,
+        signals: Sequence[Any],
+        batch: AnyBatch,
+        totals: Sequence[Counts],
+        kd_scale: float | None,
+    ) -> DistillOutput:
+        """The loss of one micro-batch; see `Distiller`."""
+        if self.joint is None:
+            (part,) = self.parts(batch)
+            output = self.first(student, signals[0], part, totals=totals[0], kd_scale=kd_scale)
+        else:
+            output = self.joint(student, signals, batch, totals=totals, kd_scale=kd_scale)
+        return cast(DistillOutput, output)
+
+    def metrics(
+        self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]
+    ) -> dict[str, float]:
+        """Detached metrics of a micro-batch as its share in those of the step: they add up."""
+        found: dict[str, float] = {}
+        counts = self.counts(batch)
+        found["chunks"] = float(sum(count.chunks for count in counts))
+        shares = [
+            count.chunks / max(total.chunks, 1.0)
+            for count, total in zip(counts, totals, strict=True)
+        ]
+        for name, value in output.metrics.items():
+            if name in ("kd_scale", "kd_scale_clipped"):
+                continue
+            of_one = name.startswith("teacher") and "/" in name
+            index = int(name.removeprefix("teacher").split("/")[0]) if of_one else 0
+            found[name] = float(value) * shares[index]
+        exact = sum(part.coverage.exact_student_tokens for part in self.parts(batch))
+        tokens = sum(part.coverage.student_tokens for part in self.parts(batch))
+        # The share of the student's tokens in EXACT chunks: sums here, divided once per window.
+        found["_exact_tokens"], found["_aligned_tokens"] = float(exact), float(tokens)
+        return found
+
+
+def teach(
+    teachers: Sequence[AnyTeacher],
+    student: object,
+    settings: DistillSettings,
+    device: torch.device,
+    *,
+    own_cross_entropy: bool = True,
+) -> Teaching:
+    """Find the pair and the predictions of each teacher.
+
+    Args:
+        teachers: one or several; none for the loss `ce`.
+        student: the student's tokenizer, or the `Pair` of those teachers that name none.
+        settings: the losses.
+        device: where models are loaded.
+        own_cross_entropy: whether the distillers compute the student's cross-entropy too; else the
+            Trainer's own loss stands beside theirs.
+
+    Raises:
+        OptionError: a loss without its teacher, or a teacher without a tokenizer.
+        PairError: a pair of another student.
+        ModelSourceError, MissingFileError: a teacher cannot be loaded.
+    """
+    given = [each if isinstance(each, Teacher) else Teacher(each) for each in teachers]
+    if not given:
+        pair = student if isinstance(student, Pair) else Pair(student, student)
+        if settings.loss != "ce":
+            raise OptionError(
+                f"loss = {settings.loss!r} needs a teacher, and none was given; pass teachers=[...]"
+                " or loss='ce'"
+            )
+        return Teaching([_distiller(pair, "ce", settings, own_cross_entropy)], [None])
+    pairs = [_pair(each, student) for each in given]
+    losses = [_loss(each, pair, settings) for each, pair in zip(given, pairs, strict=True)]
+    if len(given) > 1 and "ce" in losses:
+        raise OptionError("loss = 'ce' has no teacher; leave the teachers out, or name a loss")
+    settings.check_read(losses)
+    distillers = [
+        _distiller(pair, loss, settings, own_cross_entropy)
+        for pair, loss in zip(pairs, losses, strict=True)
+    ]
+    sources = [
+        _source(each, pair, settings, device) if distiller.needs_teacher else None
+        for each, pair, distiller in zip(given, pairs, distillers, strict=True)
+    ]
+    if len(given) == 1:
+        return Teaching(distillers, sources)
+    weights = settings.teacher_weighting or [each.weight for each in given]
+    joint = MultiDistiller(distillers, weights, **_weights(settings, "", own_cross_entropy))
+    return Teaching(distillers, sources, joint)
+
+
+def _weights(settings: DistillSettings, loss: str, own: bool) -> dict[str, Any]:
+    if own:
+        return {"kd_weight": settings.kd_weight, "ce_weight": settings.ce_weight}
+    # The Trainer's own loss takes the place of cross-entropy, and is added to the pure loss.
+    return {"kd_weight": 1.0, "ce_weight": 1.0 if loss == "ce" else 0.0}
+
+
+def _distiller(
+    pair: Pair, loss: DistillLossName, settings: DistillSettings, own: bool
+) -> Distiller:
+    options = settings.distiller_options(loss)
+    return Distiller(pair, loss, **_weights(settings, loss, own), **options)
+
+
+def _loss(teacher: Teacher, pair: Pair, settings: DistillSettings) -> DistillLossName:
+    loss = teacher.loss or settings.loss
+    return cast(DistillLossName, pair.audit().recommendation) if loss == "auto" else loss
+
+
+def _pair(teacher: Teacher, student: object) -> Pair:
+    known = student if isinstance(student, Pair) else None
+    tokenizer = teacher.tokenizer
+    if isinstance(tokenizer, Pair):
+        pair, mine = tokenizer, known or Pair(student, tokenizer.teacher)
+        if mine.student_vocab.fingerprint != pair.student_vocab.fingerprint:
+            raise PairError(
+                f"the teacher's pair has student {pair.student_vocab.fingerprint[:12]}, the "
+                f"trainer's tokenizer is {mine.student_vocab.fingerprint[:12]}; pass the pair of "
+                "this student"
+            )
+        return pair
+    if tokenizer is None and known is not None:
+        return known
+    if tokenizer is None:
+        tokenizer = _tokenizer_place(teacher.source)
+    return Pair(known.student if known is not None else student, tokenizer)
+
+
+def _tokenizer_place(source: object) -> object:
+    if isinstance(source, str | PathLike):
+        return source
+    model = source.model if isinstance(source, LiveTeacher) else source
+    name = getattr(model, "name_or_path", "")
+    if name and (is_hub_name(name) or Path(name).is_dir()):
+        return name
+    raise OptionError(
+        f"the teacher {type(source).__name__} does not say where its tokenizer is; pass "
+        "Teacher(source, tokenizer=...), or a Pair as processing_class"
+    )
+
+
+def _source(
+    teacher: Teacher, pair: Pair, settings: DistillSettings, device: torch.device
+) -> TeacherSource:
+    source = teacher.source
+    if isinstance(source, nn.Module):
+        return LiveTeacher(source.to(device))
+    if isinstance(source, str | PathLike):
+        dtype = settings.teacher_dtype
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = load_causal_lm(str(source), side="teacher", dtype=wanted)
+        columns = cast(Any, model).get_output_embeddings().weight.shape[0]
+        # Some have a few columns less than tokens (Gemma-3); the losses leave those tokens out.
+        if columns < pair.sizes[1] - max(64, pair.sizes[1] // 100):
+            raise PairError(
+                f"the teacher {source} has {columns} columns, its tokenizer {pair.sizes[1]} "
+                "tokens; pass the tokenizer of this teacher"
+            )
+        return LiveTeacher(model.to(device))
+    if not hasattr(source, "signal"):
+        raise ArgumentTypeError(
+            f"a teacher is a {type(source).__name__}; pass a model, its directory or hub name, a "
+            "LiveTeacher, a TopKStore, or a Teacher of one"
+        )
+    return source

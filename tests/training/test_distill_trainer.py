@@ -1,0 +1,368 @@
+"""The trainer as people use it: their model and dataset, Trainer's own features, several teachers,
+a learnable W, and the student's logits never made."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import tiny_texts, write_pair
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    TrainerCallback,
+)
+
+from xtoken import Pair
+from xtoken.errors import DataError, OptionError, PairError
+from xtoken.projection import Projection
+from xtoken.teachers import LiveTeacher
+from xtoken.training import DistillArguments, DistillTrainer, Teacher
+
+TEXTS = tiny_texts(16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    return made
+
+
+class Watch(TrainerCallback):
+    """Keeps the gradient of a step, and the widest logits that the student made."""
+
+    def __init__(self) -> None:
+        self.gradient: dict[str, torch.Tensor] = {}
+        self.positions = 0
+
+    def see(self, model: nn.Module) -> None:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.positions = max(self.positions, output.logits.shape[1])
+
+        model.register_forward_hook(keep)
+
+    def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **_) -> None:
+        self.gradient = {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+
+
+def student_of(folder: Path) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+
+
+def arguments(out: Path, **changed: Any) -> DistillArguments:
+    options: dict[str, Any] = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "max_grad_norm": 1e9,
+        "max_tokens": 64,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "top_k": 32,
+    }
+    return DistillArguments(str(out), **(options | changed))
+
+
+def make(folder: Path, out: Path, model: nn.Module | None = None, **given: Any) -> DistillTrainer:
+    options = given.pop("options", {})
+    named: dict[str, Any] = {
+        "teachers": [str(folder / "teacher")],
+        "train_dataset": TEXTS,
+        "processing_class": AutoTokenizer.from_pretrained(folder / "student"),
+    }
+    return DistillTrainer(model or student_of(folder), arguments(out, **options), **(named | given))
+
+
+def logged(trainer: DistillTrainer) -> list[dict[str, float]]:
+    return [each for each in trainer.state.log_history if "ce" in each]
+
+
+def test_two_objects_train_an_own_model_on_an_own_dataset(folder: Path, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    trainer = DistillTrainer(
+        student_of(folder), args, teachers=str(folder / "teacher"), train_dataset=TEXTS
+    )
+    trainer.train()
+    for record in logged(trainer):
+        assert record["loss"] == pytest.approx(
+            record["ce"] + record["kd_scale"] * record["kd"], rel=1e-4
+        )
+        assert {"teacher_mass", "coverage", "chunks", "grad_norm"} <= record.keys()
+        assert 0 < record["coverage"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["texts", "dataset", "stream", "rows"])
+def test_datasets_are_taken_as_they_come(folder: Path, tmp_path: Path, kind: str) -> None:
+    rows = Dataset.from_dict({"text": TEXTS})
+    found = {
+        "texts": TEXTS,
+        "dataset": rows,
+        "stream": rows.to_iterable_dataset(),
+        "rows": [{"text": text} for text in TEXTS],
+    }[kind]
+    options = {"max_steps": 1, "per_device_train_batch_size": 16}
+    trainer = make(folder, tmp_path, train_dataset=found, options=options)
+    trainer.train()
+    whole = make(folder, tmp_path, options=options)
+    whole.train()
+    for name in ("ce", "kd", "chunks"):
+        assert logged(trainer)[0][name] == pytest.approx(logged(whole)[0][name], rel=1e-5)
+
+
+def test_rows_that_cannot_be_used_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": text} for text in TEXTS[:3]] + [{"messages": []}, {"messages": []}]
+    with pytest.warns(UserWarning, match="2 of 5 rows are left out; the first, row 3: "):
+        trainer = make(folder, tmp_path, train_dataset=rows)
+    assert len(trainer.train_dataset) == 3
+    with pytest.raises(DataError, match="none of the 1 rows can be used"):
+        make(folder, tmp_path, train_dataset=rows[3:4])
+
+
+def test_what_trainer_does_works_here(folder: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **_) -> None:
+            seen.append(state.global_step)
+
+    trainer = make(
+        folder,
+        tmp_path,
+        eval_dataset=TEXTS[:4],
+        callbacks=[Count()],
+        compute_metrics=lambda found: {"positions": float(np.prod(found.label_ids.shape))},
+        options={
+            "max_steps": 4,
+            "train_sampling_strategy": "group_by_length",
+            "neftune_noise_alpha": 5.0,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "dataloader_num_workers": 2,
+            "gradient_accumulation_steps": 2,
+        },
+    )
+    trainer.train()
+    assert seen == [1, 2, 3, 4]
+    assert trainer.state.best_metric is not None
+    assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
+    scores = [each for each in trainer.state.log_history if "eval_loss" in each]
+    assert len(scores) == 2
+    for score in scores:
+        assert {"eval_bits_per_byte", "eval_positions"} <= score.keys()
+    assert trainer.state.best_metric == min(each["eval_loss"] for each in scores)
+
+
+def test_optimizers_of_ones_own_are_used(folder: Path, tmp_path: Path) -> None:
+    model = student_of(folder)
+    before = copy.deepcopy(model.state_dict())
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(still, lambda step: 1.0)
+    trainer = make(folder, tmp_path, model, optimizers=(still, schedule))
+    trainer.train()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# ---- The fused path ----
+
+
+def gradient(
+    folder: Path, out: Path, model: nn.Module, **options: Any
+) -> tuple[Watch, dict[str, float]]:
+    watch = Watch()
+    watch.see(model)
+    trainer = make(
+        folder, out, model, callbacks=[watch], options={"max_steps": 1, **options}
+    )
+    trainer.train()
+    return watch, logged(trainer)[0]
+
+
+def family(name: str, vocab: int) -> nn.Module:
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    if name == "gemma2":  # tied, logits capped
+        capped = Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=0.3)
+        return Gemma2ForCausalLM(capped)
+    if name == "cohere":  # tied, logits scaled up or down
+        return CohereForCausalLM(CohereConfig(**sizes, logit_scale=3.0))
+    return GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=0.25))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
+def test_without_logits_the_gradient_is_the_same(
+    folder: Path, tmp_path: Path, name: str, loss: str
+) -> None:
+    pair = Pair(folder / "student", folder / "teacher")
+    found = []
+    for fused in (False, True):
+        model = student_of(folder) if name == "llama" else family(name, pair.sizes[0])
+        found.append(gradient(folder, tmp_path, model, fused=fused, loss=loss))
+    (plain, values), (without, others) = found
+    assert plain.positions > 1
+    assert without.positions == 1  # the model's own logits of the last position, to compare
+    for key in ("ce", "kd", "loss"):
+        assert others[key] == pytest.approx(values[key], rel=1e-4)
+    assert plain.gradient.keys() == without.gradient.keys()
+    scale = max(float(value.abs().max()) for value in plain.gradient.values())
+    for key, value in plain.gradient.items():
+        torch.testing.assert_close(
+            without.gradient[key], value, rtol=1e-3, atol=1e-5 * scale, msg=key
+        )
+
+
+class Doubling(nn.Linear):
+    """A head that does something of its own."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_does_more_is_refused_by_name_or_makes_its_logits(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = student_of(folder)
+    head = Doubling(48, 1700, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    with pytest.raises(OptionError, match="LlamaForCausalLM does more to its logits than scale"):
+        gradient(folder, tmp_path, model, fused=True)
+    watch, _ = gradient(folder, tmp_path, model, fused="auto")
+    assert watch.positions > 1
+
+
+# ---- Several teachers, and what they are ----
+
+
+def test_teachers_are_taken_as_paths_models_and_live_ones(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    records = []
+    for teacher in (
+        str(folder / "teacher"),
+        model,
+        LiveTeacher(model),
+        Teacher(LiveTeacher(model), tokenizer),
+        Teacher(model, Pair(folder / "student", folder / "teacher")),
+    ):
+        trainer = make(folder, tmp_path, teachers=[teacher], options={"max_steps": 1})
+        trainer.train()
+        records.append(logged(trainer)[0]["kd"])
+    assert max(records) == pytest.approx(min(records), rel=1e-6)
+
+
+def test_several_teachers_are_a_weighted_sum_however_a_batch_is_cut(
+    folder: Path, tmp_path: Path
+) -> None:
+    def run(teachers: list[Teacher], **options: Any) -> dict[str, float]:
+        trainer = make(
+            folder,
+            tmp_path,
+            teachers=teachers,
+            options={"max_steps": 1, "top_k": None, "kd_weight": 1.0, **options},
+        )
+        trainer.train()
+        return logged(trainer)[0]
+
+    first = Teacher(str(folder / "teacher"), loss="prefix-kl", weight=0.25)
+    second = Teacher(str(folder / "student"), loss="same-vocab-kl", weight=4.0)
+    wide = {"per_device_train_batch_size": 16}
+    both = run([first, second], **wide)
+    cut = run([first, second], gradient_accumulation_steps=4)
+    for name in ("kd", "ce", "loss", "grad_norm", "teacher0/kl"):
+        assert cut[name] == pytest.approx(both[name], rel=1e-3), name
+    balanced = run([first, second], kd_weight="balanced", gradient_accumulation_steps=4)
+    assert balanced["kd_scale"] == pytest.approx(balanced["ce"] / balanced["kd"], rel=1e-4)
+    by_confidence = run([first, second], teacher_weighting="entropy", **wide)
+    assert by_confidence["kd"] != pytest.approx(both["kd"], rel=1e-2)
+
+
+def test_the_loss_auto_is_what_the_audit_recommends(folder: Path, tmp_path: Path) -> None:
+    trainer = make(folder, tmp_path, options={"loss": "auto"})
+    recommended = Pair(folder / "student", folder / "teacher").audit().recommendation
+    assert trainer.teaching.first.loss_name == recommended
+
+
+def test_teachers_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="loss = 'prefix-kl' needs a teacher"):
+        make(folder, tmp_path, teachers=[])
+    with pytest.raises(PairError, match="the teacher's pair has student"):
+        make(
+            folder,
+            tmp_path,
+            teachers=[Teacher(str(folder / "teacher"), Pair(folder / "teacher", folder / "teacher"))],
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    model.config._name_or_path = model.name_or_path = ""
+    with pytest.raises(OptionError, match="does not say where its tokenizer is"):
+        make(folder, tmp_path, teachers=[model])
+
+
+# ---- A learnable W ----
+
+
+def test_a_learned_projection_has_its_own_rate_and_is_saved_and_resumed(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = {
+        "loss": "p-kl",
+        "learnable_projection": True,
+        "projection_learning_rate": 0.5,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    whole = make(folder, tmp_path / "whole", options=options)
+    whole.train()
+    rates = [group["initial_lr"] for group in whole.optimizer.param_groups]
+    assert rates == [2e-5] * (len(rates) - 1) + [0.5]
+    pair = whole.teaching.first.pair
+    saved = Projection.load(tmp_path / "whole" / "checkpoint-4" / "projection.safetensors")
+    assert not np.allclose(saved.weights, pair.projection.weights)
+    assert np.array_equal(saved.indices, pair.projection.indices)
+    resumed = make(folder, tmp_path / "whole", options=options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for mine, other in zip(
+        resumed.teaching.parameters(), whole.teaching.parameters(), strict=True
+    ):
+        assert torch.equal(mine, other)
+    for (name, mine), other in zip(
+        resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, other), name

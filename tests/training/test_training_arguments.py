@@ -1,0 +1,70 @@
+"""Arguments as people know them, with ours beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from xtoken.errors import OptionError
+from xtoken.losses.inputs import LossOptions
+from xtoken.training import DistillArguments, DistillSettings
+
+
+def test_the_arguments_are_those_of_transformers_and_all_options_of_the_losses() -> None:
+    names = {each.name for each in dataclasses.fields(DistillArguments)}
+    assert names >= {each.name for each in dataclasses.fields(TrainingArguments)}
+    assert names >= {each.name for each in dataclasses.fields(LossOptions)}
+    assert names >= {"loss", "kd_weight", "ce_weight", "threshold", "learnable_projection"}
+    ours = {each.name for each in dataclasses.fields(DistillSettings)}
+    assert not ours & {each.name for each in dataclasses.fields(TrainingArguments)}
+
+
+def test_the_defaults_suit_a_pretrained_student() -> None:
+    args = DistillArguments("out", report_to="none")
+    assert args.learning_rate == 2e-5
+    assert args.lr_scheduler_type.value == "cosine"
+    assert args.get_warmup_steps(1000) == 30
+    assert not args.remove_unused_columns
+    assert (args.loss, args.kd_weight, args.ce_weight) == ("prefix-kl", "balanced", 1.0)
+
+
+def test_every_argument_has_a_flag_with_help() -> None:
+    parser = HfArgumentParser(DistillArguments)
+    (args,) = parser.parse_args_into_dataclasses(
+        ["--output_dir", "out", "--loss", "p-kl", "--kd_weight", "0.5", "--top_k", "8"]
+        + ["--tail_bucket", "False", "--learning_rate", "1e-4", "--depth_weights", "1", "0.5"]
+    )
+    assert (args.loss, args.kd_weight, args.top_k, args.tail_bucket) == ("p-kl", 0.5, 8, False)
+    assert (args.learning_rate, args.depth_weights) == (1e-4, [1.0, 0.5])
+    (args,) = parser.parse_args_into_dataclasses(["--output_dir", "out"])
+    assert args.kd_weight == "balanced"
+    for each in dataclasses.fields(DistillSettings):
+        assert each.metadata["help"], each.name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": "kl"}, "loss = 'kl', expected one of prefix-kl"),
+        ({"beta": 2.0}, "beta = 2.0 must be inside"),
+        ({"temperature": 0.0}, "temperature = 0.0 must be above 0"),
+        ({"fused": "yes"}, "fused = 'yes', expected True, False or 'auto'"),
+        ({"max_tokens": 1}, "max_tokens = 1, expected at least 2"),
+        ({"projection_learning_rate": 0.0}, "projection_learning_rate = 0.0, expected above 0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values: dict, message: str) -> None:
+    for made in (DistillSettings, DistillArguments):
+        with pytest.raises(OptionError, match=message):
+            made(**values)
+
+
+def test_an_option_that_no_loss_reads_is_refused_and_one_at_rest_is_not() -> None:
+    settings = DistillSettings(max_depth=2)
+    settings.check_read(["gold", "prefix-kl"])
+    with pytest.raises(OptionError, match="max_depth = 2 is not an option of gold or p-kl"):
+        settings.check_read(["gold", "p-kl"])
+    DistillSettings(top_k=None).check_read(["gold"])
+    DistillSettings().check_read(["uld"])

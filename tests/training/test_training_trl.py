@@ -1,0 +1,315 @@
+"""Distillation inside TRL's SFTTrainer, as the mixin over it: the losses are those of each document
+alone, whatever stands around it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import tiny_texts, write_pair
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from xtoken import Pair
+from xtoken.errors import OptionError
+from xtoken.training import DistillMixin, DistillSettings, Teacher
+
+trl = pytest.importorskip("trl")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+STUDENT_TEMPLATE = (
+    "{% for message in messages %}{{ '[' + message.role + ']' }}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}"
+    "{% endgeneration %}{% else %}{{ message.content }}{% endif %}{% endfor %}"
+)
+TEACHER_TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+)
+
+
+class Trainer(DistillMixin, trl.SFTTrainer):
+    """What a user writes."""
+
+
+class KeepGradient(TrainerCallback):
+    def __init__(self) -> None:
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model: torch.nn.Module, **_) -> None:
+        self.gradient = {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    for side, template in (("student", STUDENT_TEMPLATE), ("teacher", TEACHER_TEMPLATE)):
+        tokenizer = AutoTokenizer.from_pretrained(made / side)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(made / side)
+    return made
+
+
+TEXTS = tiny_texts(6)
+ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "text": lambda text: {"text": text},
+    "prompt": lambda text: {"prompt": text[:60], "completion": text[60:]},
+    "messages": lambda text: {
+        "messages": [
+            {"role": "user", "content": text[:60]},
+            {"role": "assistant", "content": text[60:]},
+        ]
+    },
+}
+
+
+def rows(kind: str = "text", texts: list[str] = TEXTS) -> Dataset:
+    return Dataset.from_list([ROWS[kind](text) for text in texts])
+
+
+def step(
+    folder: Path,
+    out: Path,
+    data: Dataset,
+    settings: DistillSettings | None = None,
+    trainer: type[Trainer] = Trainer,
+    teachers: Any = None,
+    **changed: Any,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """One optimizer step over the whole dataset: what is logged, and the gradient."""
+    more = {name: changed.pop(name) for name in ("peft_config",) if name in changed}
+    options: dict[str, Any] = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 6,
+        "max_length": 256,
+        "logging_steps": 1,
+        "max_grad_norm": 1e9,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+    keep = KeepGradient()
+    made = trainer(
+        AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
+        args=trl.SFTConfig(str(out), **(options | changed)),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+        teachers=str(folder / "teacher") if teachers is None else teachers,
+        distill=settings or DistillSettings(loss="p-kl", kd_weight=2.0, top_k=32),
+        callbacks=[keep],
+        **more,
+    )
+    made.train()
+    return next(each for each in made.state.log_history if "kd" in each), keep.gradient
+
+
+def close(one: dict[str, Any], other: dict[str, Any], *names: str, rel: float = 1e-4) -> None:
+    for name in names or ("ce", "kd", "loss", "chunks", "teacher_mass"):
+        assert one[name] == pytest.approx(other[name], rel=rel), name
+
+
+def same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    scale = max(float(value.abs().max()) for value in one.values())
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5 * scale, msg=name)
+
+
+def reference(folder: Path, kind: str, loss_from: int | None = None) -> dict[str, float]:
+    """Each text alone, without padding: cross-entropy and P-KL over all, by hand."""
+    pair = Pair(folder / "student", folder / "teacher")
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / side, dtype=torch.float32).eval()
+        for side in ("student", "teacher")
+    )
+    distiller = pair.distiller("p-kl", top_k=32, tail_bucket="auto")
+    sides = (pair.student_tokenizer, pair.teacher_tokenizer)
+    nats = kd = 0.0
+    tokens = chunks = 0
+    for text in TEXTS:
+        ids = [side(text)["input_ids"] + [side.eos_token_id] for side in sides]
+        batch = distiller.batch([ids[0]], [ids[1]])
+        with torch.no_grad():
+            logits = student(**batch.student).logits
+            output = distiller(logits, teacher(**batch.teacher).logits, batch)
+        count = int(output.num_chunks)
+        kd, chunks = kd + float(output.kd) * count, chunks + count
+        log_probs = logits[0, :-1].log_softmax(-1)
+        nats -= float(log_probs.gather(1, torch.tensor(ids[0][1:])[:, None]).sum())
+        tokens += len(ids[0]) - 1
+    return {"ce": nats / tokens, "kd": kd / chunks, "chunks": chunks}
+
+
+def test_a_padded_step_has_the_losses_of_each_text_alone(folder: Path, tmp_path: Path) -> None:
+    logged, _ = step(folder, tmp_path, rows())
+    close(logged, reference(folder, "text"), "ce", "kd", "chunks")
+    assert logged["loss"] == pytest.approx(logged["ce"] + 2.0 * logged["kd"], rel=1e-5)
+    assert {"entropy", "mean_token_accuracy", "coverage", "kd_scale"} <= logged.keys()
+
+
+def test_a_packed_step_has_the_losses_and_the_gradient_of_the_padded_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    padded, gradient = step(folder, tmp_path, rows())
+    packed, other = step(folder, tmp_path, rows(), packing=True)
+    close(packed, padded)
+    same_gradient(gradient, other)
+
+
+def test_accumulation_and_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
+    for weight in (2.0, "balanced"):
+        settings = DistillSettings(loss="p-kl", kd_weight=weight, top_k=32)
+        whole, gradient = step(folder, tmp_path, rows(), settings)
+        cut, other = step(
+            folder,
+            tmp_path,
+            rows(),
+            settings,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=3,
+            dataloader_num_workers=2,
+        )
+        close(cut, whole, "ce", "kd", "loss", "chunks", "kd_scale")
+        same_gradient(gradient, other)
+
+
+@pytest.mark.parametrize(("kind", "only"), [("prompt", "completion"), ("messages", "assistant")])
+@pytest.mark.parametrize("packing", [False, True])
+def test_only_completions_and_answers_are_distilled_where_that_is_asked_for(
+    folder: Path, tmp_path: Path, kind: str, only: str, packing: bool
+) -> None:
+    part = {f"{only}_only_loss": True, "packing": packing}
+    whole, _ = step(folder, tmp_path, rows(kind), **(part | {f"{only}_only_loss": False}))
+    answers, gradient = step(folder, tmp_path, rows(kind), **part)
+    assert 0.3 * whole["chunks"] < answers["chunks"] < 0.9 * whole["chunks"]
+    # What stands before the answers is context and no more: other words, as many chunks.
+    cut, other = step(
+        folder,
+        tmp_path,
+        rows(kind),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=6,
+        **(part | {"packing": False}),
+    )
+    close(cut, answers)
+    same_gradient(gradient, other)
+
+
+def test_a_conversation_is_printed_by_each_sides_own_template(folder: Path, tmp_path: Path) -> None:
+    made: list[Trainer] = []
+
+    class Kept(Trainer):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            made.append(self)
+            super().__init__(*given, **named)
+
+    step(folder, tmp_path, rows("messages"), trainer=Kept, assistant_only_loss=True)
+    row = made[0].train_dataset[0]
+    teacher = AutoTokenizer.from_pretrained(folder / "teacher")
+    printed = teacher.apply_chat_template(rows("messages")[0]["messages"], tokenize=False)
+    assert printed.startswith(teacher.decode(row["teacher0_input_ids"][0]))
+    assert teacher.decode(row["teacher0_input_ids"][0]).startswith("user: ")
+
+
+def test_bf16_with_gradient_checkpointing_stays_near_float32(folder: Path, tmp_path: Path) -> None:
+    plain, _ = step(folder, tmp_path, rows())
+    mixed, _ = step(folder, tmp_path, rows(), bf16=True, gradient_checkpointing=True)
+    close(mixed, plain, "ce", "kd", "loss", rel=0.02)
+    assert mixed["chunks"] == plain["chunks"]
+    assert mixed["kd"] != plain["kd"]
+
+
+def test_lora_trains_adapters_alone_on_the_same_losses(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    plain, _ = step(folder, tmp_path, rows())
+    adapters = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    logged, gradient = step(folder, tmp_path, rows(), peft_config=adapters)
+    close(logged, plain)  # fresh adapters change no output
+    assert gradient
+    assert all("lora" in name for name in gradient)
+    assert any(float(value.abs().max()) > 0 for value in gradient.values())
+
+
+def test_rows_that_are_tokenized_already_get_their_text_from_the_ids(
+    folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in TEXTS]
+    from_texts, gradient = step(folder, tmp_path, rows())
+    from_ids, other = step(folder, tmp_path, Dataset.from_dict({"input_ids": ids}))
+    close(from_ids, from_texts)
+    same_gradient(gradient, other)
+
+
+def test_two_teachers_are_weighted(folder: Path, tmp_path: Path) -> None:
+    settings = DistillSettings(kd_weight=1.0, ce_weight=0.0, top_k=None)
+    alone = [
+        step(folder, tmp_path, rows(), settings, teachers=[Teacher(source, loss=loss)])[0]["kd"]
+        for source, loss in (
+            (str(folder / "teacher"), "prefix-kl"),
+            (str(folder / "student"), "same-vocab-kl"),
+        )
+    ]
+    both, _ = step(
+        folder,
+        tmp_path,
+        rows(),
+        settings,
+        teachers=[
+            Teacher(str(folder / "teacher"), loss="prefix-kl", weight=0.5),
+            Teacher(str(folder / "student"), loss="same-vocab-kl", weight=2.0),
+        ],
+        packing=True,
+    )
+    assert both["kd"] == pytest.approx(0.5 * alone[0] + 2.0 * alone[1], rel=1e-4)
+
+
+def test_packing_that_cuts_documents_is_refused(folder: Path, tmp_path: Path) -> None:
+    for strategy in ("wrapped", "bfd_split"):
+        with pytest.raises(OptionError, match=rf"packing_strategy = '{strategy}' cuts documents"):
+            step(folder, tmp_path, rows(), packing=True, packing_strategy=strategy)
+
+
+def test_evaluation_is_trls_own_and_asks_no_teacher(folder: Path, tmp_path: Path) -> None:
+    made = Trainer(
+        AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
+        args=trl.SFTConfig(
+            str(tmp_path), report_to="none", use_cpu=True, bf16=False, disable_tqdm=True
+        ),
+        train_dataset=rows(),
+        eval_dataset=rows(),
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+        teachers=str(folder / "teacher"),
+    )
+    before = made.teaching.sources[0].tokens_computed
+    assert made.evaluate()["eval_loss"] == pytest.approx(reference(folder, "text")["ce"], rel=0.02)
+    assert made.teaching.sources[0].tokens_computed == before
+
+
+def test_the_students_tokenizer_and_checkpoints_are_saved_as_trl_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    step(folder, tmp_path, rows(), save_strategy="steps", save_steps=1)
+    saved = tmp_path / "checkpoint-1"
+    assert json.loads((saved / "trainer_state.json").read_text())["global_step"] == 1
+    assert len(AutoTokenizer.from_pretrained(saved)) == len(
+        AutoTokenizer.from_pretrained(folder / "student")
+    )
