@@ -195,9 +195,7 @@ def gradient(
 ) -> tuple[Watch, dict[str, float]]:
     watch = Watch()
     watch.see(model)
-    trainer = make(
-        folder, out, model, callbacks=[watch], options={"max_steps": 1, **options}
-    )
+    trainer = make(folder, out, model, callbacks=[watch], options={"max_steps": 1, **options})
     trainer.train()
     return watch, logged(trainer)[0]
 
@@ -326,7 +324,9 @@ def test_teachers_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> N
         make(
             folder,
             tmp_path,
-            teachers=[Teacher(str(folder / "teacher"), Pair(folder / "teacher", folder / "teacher"))],
+            teachers=[
+                Teacher(str(folder / "teacher"), Pair(folder / "teacher", folder / "teacher"))
+            ],
         )
     model = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
     model.config._name_or_path = model.name_or_path = ""
@@ -358,9 +358,7 @@ def test_a_learned_projection_has_its_own_rate_and_is_saved_and_resumed(
     assert np.array_equal(saved.indices, pair.projection.indices)
     resumed = make(folder, tmp_path / "whole", options=options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    for mine, other in zip(
-        resumed.teaching.parameters(), whole.teaching.parameters(), strict=True
-    ):
+    for mine, other in zip(resumed.teaching.parameters(), whole.teaching.parameters(), strict=True):
         assert torch.equal(mine, other)
     for (name, mine), other in zip(
         resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True

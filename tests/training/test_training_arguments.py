@@ -33,8 +33,10 @@ def test_the_defaults_suit_a_pretrained_student() -> None:
 def test_every_argument_has_a_flag_with_help() -> None:
     parser = HfArgumentParser(DistillArguments)
     (args,) = parser.parse_args_into_dataclasses(
-        ["--output_dir", "out", "--loss", "p-kl", "--kd_weight", "0.5", "--top_k", "8"]
-        + ["--tail_bucket", "False", "--learning_rate", "1e-4", "--depth_weights", "1", "0.5"]
+        [
+            *("--output_dir", "out", "--loss", "p-kl", "--kd_weight", "0.5", "--top_k", "8"),
+            *("--tail_bucket", "False", "--learning_rate", "1e-4", "--depth_weights", "1", "0.5"),
+        ]
     )
     assert (args.loss, args.kd_weight, args.top_k, args.tail_bucket) == ("p-kl", 0.5, 8, False)
     assert (args.learning_rate, args.depth_weights) == (1e-4, [1.0, 0.5])

@@ -40,7 +40,10 @@ class Example:
 
     @classmethod
     def whole(
-        cls, student_ids: Sequence[int], teacher_ids: Sequence[int], alignment: Alignment
+        cls,
+        student_ids: Sequence[int] | Ids,
+        teacher_ids: Sequence[int] | Ids,
+        alignment: Alignment,
     ) -> Example:
         """An example all of whose tokens count in the loss."""
         student, teacher = (np.asarray(ids, dtype=np.int64) for ids in (student_ids, teacher_ids))

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from xtoken.distillation.batch import Batch
-from xtoken.distillation.collate import DistillCollator
 from xtoken.data.examples import Example
 from xtoken.distillation import MultiBatch
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import DistillCollator
 from xtoken.errors import ArgumentTypeError, DataError
 from xtoken.training.teaching import AnyBatch, Teaching
 

@@ -19,8 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from xtoken.distillation.batch import Batch
 from xtoken.distillation import Counts, DistillOutput, MultiBatch
+from xtoken.distillation.batch import Batch
 from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from xtoken.align import Alignment, AlignmentBatch
 from xtoken.data.align_turns import align_by_turns
-from xtoken.distillation.batch import Batch
-from xtoken.distillation.collate import pad_id
 from xtoken.data.conversations import Conversation
 from xtoken.data.encode import Encoder
 from xtoken.data.loss_mask import NO_RANGES, Encoded
 from xtoken.distillation import MultiBatch
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import pad_id
 from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
 from xtoken.tensors.chunks import ChunkBatch

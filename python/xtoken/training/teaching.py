@@ -11,7 +11,6 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from xtoken.distillation.batch import Batch
 from xtoken.data.examples import Example, cut_together
 from xtoken.distillation import (
     Counts,
@@ -21,6 +20,7 @@ from xtoken.distillation import (
     MultiBatch,
     MultiDistiller,
 )
+from xtoken.distillation.batch import Batch
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.pair import Pair

@@ -17,8 +17,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from xtoken.distillation.collate import DistillCollator
 from xtoken.data.examples import Example, ExampleSet
+from xtoken.distillation.collate import DistillCollator
 from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
 from xtoken.training.arguments import DistillArguments

@@ -68,7 +68,8 @@ def batch_targets(
     for row in range(len(student_ids)):
         mine = np.flatnonzero(sample == row)
         mine = mine[np.argsort(bounds[0][mine], kind="stable")]
-        alignment = _with_gaps(*(side[mine] for side in bounds), kinds[mine])
+        starts = [side[mine] for side in bounds]
+        alignment = _with_gaps(starts[0], starts[1], starts[2], starts[3], kinds[mine])
         own, other = alignment.student_bounds[-1], alignment.teacher_bounds[-1]
         examples.append(
             TargetExample(
