@@ -98,6 +98,8 @@ def coverage_table(materials: Materials) -> Table:
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
         table.add_column(name, justify="right")
         coverage = AlignmentBatch.stack([item.alignment for item in part.examples]).coverage
+        loss = sum(map(loss_tokens, part.examples))
+        taught = sum(map(taught_tokens, part.examples))
         columns.append(
             {
                 "examples": f"{len(part):,}",
@@ -108,7 +110,8 @@ def coverage_table(materials: Materials) -> Table:
                 "student tokens in exact chunks": f"{coverage.student_token_share:.2%}",
                 "teacher tokens in exact chunks": f"{coverage.teacher_token_share:.2%}",
                 "student bytes in exact chunks": f"{coverage.student_byte_share:.2%}",
-                "student tokens in the loss": f"{sum(map(loss_tokens, part.examples)):,}",
+                "student tokens in the loss": f"{loss:,}",
+                "of these taught by chunks": f"{taught / max(loss, 1):.2%}",
                 "chunks in the loss": f"{sum(map(_loss_chunks, part.examples)):,}",
             }
         )

@@ -93,6 +93,23 @@ class DistillSettings:
     mirror: bool = field(
         default=True, metadata={"help": "Whether m:1 chunks are compared beyond the root."}
     )
+    cells: bool = field(
+        default=True, metadata={"help": "Whether exact-kl gives mass that W cannot place a cell."}
+    )
+    consistent: bool = field(
+        default=True,
+        metadata={"help": "Whether exact-kl leaves out what the student's tokenizer never emits."},
+    )
+    carry_levels: int = field(
+        default=1,
+        metadata={"help": "Earlier teacher positions that exact-kl carries mass from; 0 for none."},
+    )
+    sure: bool = field(
+        default=False, metadata={"help": "Whether exact-kl keeps only groups that are sure."}
+    )
+    chain_rule: bool = field(
+        default=True, metadata={"help": "Weigh exact-kl's depths by their parents' mass."}
+    )
     full_metrics: bool = field(
         default=False, metadata={"help": "Read whole student rows, for empty_row_mass."}
     )
