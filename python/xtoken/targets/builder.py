@@ -17,8 +17,6 @@ from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 from xtoken.targets.arrays import Int64, Targets
 from xtoken.vocab.fingerprints import PairFingerprint
 
-_STOP_ROLES = ("eos", "eot")
-
 
 class AlignedChunks(Protocol):
     """An `Alignment`, as far as targets read it."""
@@ -115,8 +113,8 @@ class TargetBuilder:
         """
         Args:
             projection: of the pair, built or loaded with its tokenizers.
-            student_stops, teacher_stops: ids of all that can stop a side; by default those with
-                the roles `eos` and `eot`.
+            student_stops, teacher_stops: ids of all that can stop a side; by default
+                `Vocab.stops`.
 
         Raises:
             OptionError: the projection was loaded without its tokenizers.
@@ -254,7 +252,7 @@ def _indptr(lengths: list[int]) -> Int64:
 
 def _stops(vocab: Vocab, stops: Collection[int] | None) -> list[int]:
     if stops is None:
-        stops = [vocab.roles[role] for role in _STOP_ROLES if role in vocab.roles]
+        stops = vocab.stops
     return sorted({int(stop) for stop in stops})
 
 

@@ -139,7 +139,7 @@ impl Side {
         let mut pieces = Vec::new();
         for &id in &sorted {
             let spelled = match &tokenizer.model {
-                Some(model) => model.segment(vocab, vocab.token_bytes(id), &mut pieces),
+                Some(model) => tokenizer.segment_with(model, vocab.token_bytes(id), &mut pieces),
                 None => false,
             };
             canonical[id as usize] = spelled && pieces == [id];
@@ -173,7 +173,7 @@ impl Side {
     /// The token that a text starts with.
     pub fn first_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
         let model = self.model()?;
-        if !model.segment(self.vocab(), bytes, pieces) {
+        if !self.tokenizer.segment_with(model, bytes, pieces) {
             return None;
         }
         pieces.first().copied()
