@@ -1,0 +1,119 @@
+"""Each script of `examples/` runs as its first lines say, on tiny models."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FLAGS = "--use_cpu --max_steps 3 --logging_steps 1 --save_strategy no --disable_tqdm true".split()
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    write_jsonl(made / "data.jsonl", [text[:200] for text in tiny_texts(24)])
+    return made
+
+
+def run(folder: Path, script: str, *flags: str, launcher: tuple[str, ...] = ()) -> str:
+    models = [str(folder / name) for name in ("student", "teacher", "data.jsonl")]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(EXAMPLES / script), *models, *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def is_a_student(folder: Path, out: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(out)
+    made, given = (AutoTokenizer.from_pretrained(each) for each in (out, folder / "student"))
+    assert made.get_vocab() == given.get_vocab()
+
+
+def logged(output: str, name: str) -> list[float]:
+    return [float(value) for value in re.findall(rf"'{name}': '([^']+)'", output)]
+
+
+def test_own_loop(folder: Path, tmp_path: Path) -> None:
+    output = run(folder, "own_loop.py", str(tmp_path))
+    assert len(re.findall(r"step \d+: CE \d+\.\d+, KD \d+\.\d+", output)) == 6
+    is_a_student(folder, tmp_path)
+
+
+def test_trainer_alone_and_under_accelerate_launch_are_one_curve(
+    folder: Path, tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--loss", "p-kl", "--max_tokens", "64"]
+    alone = run(
+        folder, "trainer.py", *flags, "--output_dir", str(tmp_path / "alone"),
+        "--per_device_train_batch_size", "4",
+    )  # fmt: skip
+    # "multi_gpu" starts processes; with --cpu alone accelerate would start one.
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    launch += ("--num_machines", "1", "--main_process_port", free_port())
+    launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
+    both = run(
+        folder, "trainer.py", *flags, "--output_dir", str(tmp_path / "both"),
+        "--per_device_train_batch_size", "2", launcher=launch,
+    )  # fmt: skip
+    for name in ("loss", "ce", "kd", "kd_scale", "grad_norm"):
+        assert len(logged(alone, name)) == 3
+        assert logged(both, name) == pytest.approx(logged(alone, name), rel=2e-3), name
+    for out in ("alone", "both"):
+        is_a_student(folder, tmp_path / out)
+
+
+def test_sft_trainer(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    flags = [*FLAGS, "--bf16", "false", "--packing", "--output_dir", str(tmp_path)]
+    output = run(folder, "sft_trainer.py", *flags)
+    assert len(logged(output, "kd")) == 3
+    assert len(logged(output, "mean_token_accuracy")) >= 3
+    is_a_student(folder, tmp_path)
+
+
+def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
+    lines = (EXAMPLES / "sft_trainer.py").read_text().splitlines()
+    assert 0 < sum(bool(re.search(r"# \d$", line)) for line in lines) <= 6
+
+
+def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
+    curves = []
+    for processes in ("1", "2"):
+        launch = ("-m", "torch.distributed.run", "--nproc_per_node", processes)
+        launch += ("--master_port", free_port())
+        out = tmp_path / processes
+        output = run(folder, "fsdp2.py", str(out), launcher=launch)
+        curves.append([float(value) for value in re.findall(r"loss (\d+\.\d+)", output)])
+        is_a_student(folder, out)
+    assert len(curves[0]) == 3
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_the_readme_names_every_script() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    for script in EXAMPLES.glob("*.py"):
+        assert script.name in page, script.name
