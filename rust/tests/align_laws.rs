@@ -14,6 +14,10 @@ use xtoken::{
     Vocab, VocabBuilder, reference,
 };
 
+mod common;
+
+use common::draws;
+
 /// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of
 /// characters.
 const BYTES: [u8; 8] = *b"aab \xC3\xA9\xE2\x9F";
@@ -191,7 +195,7 @@ fn swapped(batch: &AlignmentBatch) -> AlignmentBatch {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(1000))]
 
     #[test]
     fn any_ids_are_tiled_by_chunks_that_are_what_they_say((student, teacher) in (side(), side())) {

@@ -13,6 +13,10 @@ use xtoken::{
     Vocab, VocabBuilder,
 };
 
+mod common;
+
+use common::draws;
+
 /// Letters that often agree, spaces, and parts of characters.
 const BYTES: [u8; 9] = *b"aab \n\xC3\xA9\xE2\x9F";
 
@@ -322,7 +326,7 @@ fn keeps_the_laws(input: &Input) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(2000))]
 
     #[test]
     fn student_and_teacher_may_be_exchanged(input in input(0..120)) {
@@ -331,7 +335,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 80, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(80))]
 
     #[test]
     fn student_and_teacher_of_a_long_text_may_be_exchanged(input in input(1000..6000)) {

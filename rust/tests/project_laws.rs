@@ -7,6 +7,10 @@ use xtoken::projection::{Canonical, Options, Reverse, Rule, build};
 use xtoken::segment::{Model, Scores};
 use xtoken::{Error, Threads, Token, Tokenizer};
 
+mod common;
+
+use common::draws;
+
 /// All single bytes of a small alphabet, then these tokens in order of rank.
 fn ranked(tokens: &[Vec<u8>]) -> Tokenizer {
     let mut all: Vec<Vec<u8>> = (b'a'..=b'd').map(|byte| vec![byte]).collect();
@@ -47,7 +51,7 @@ fn tokens() -> impl Strategy<Value = Vec<Vec<u8>>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(draws(200))]
 
     #[test]
     fn short_and_long_words_merge_as_the_definition_reads(

@@ -6,6 +6,10 @@ use proptest::prelude::*;
 use xtoken::Threads;
 use xtoken::trie::PieceTrie;
 
+mod common;
+
+use common::draws;
+
 const PIECES: usize = 5;
 
 fn prefixes(sequences: &[Vec<u32>]) -> BTreeMap<Vec<u32>, BTreeSet<u32>> {
@@ -24,6 +28,7 @@ fn sequences() -> impl Strategy<Value = Vec<Vec<u32>>> {
 }
 
 proptest! {
+    #![proptest_config(draws(256))]
     #[test]
     fn nodes_are_the_prefixes_and_hold_exactly_their_tokens(sequences in sequences()) {
         let trie = PieceTrie::new(sequences.iter().collect(), PIECES).unwrap();

@@ -11,6 +11,10 @@ use proptest::sample::Index;
 use xtoken::segment::Scores;
 use xtoken::{AlignOptions, Aligner, Tokenizer};
 
+mod common;
+
+use common::draws;
+
 /// A small file of each form.
 const FILES: [&str; 6] = [
     r#"{"added_tokens":[{"id":6,"content":"<s>","special":true},{"id":8,"content":"ab","special":false}],
@@ -126,7 +130,7 @@ fn exercise(tokenizer: &Tokenizer, text: &[u8], picks: &[Index]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(3000))]
 
     #[test]
     fn any_file_is_an_error_or_a_vocabulary_that_works(

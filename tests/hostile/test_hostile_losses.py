@@ -129,6 +129,10 @@ def test_losses_are_the_reference_or_refused() -> None:
             if not (narrow or tail or name == "same-vocab-kl" or isinstance(error, PairError)):
                 raise AssertionError(f"{what}: {error}") from error
             continue
+        if options.get("top_k") is not None and has_ties(case.teacher_logits):
+            outcomes["of equal columns any is in the top k"] += 1
+            assert torch.isfinite(found.loss), what
+            continue
         exact = case.student_logits.detach().double().requires_grad_()
         wanted = expected(name, options, case, chunks, exact)
         values, gradients = TOLERANCE[student.dtype]

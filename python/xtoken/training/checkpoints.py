@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import sealed, sha256_of, to_disk, unsealed, write_text
@@ -26,6 +28,8 @@ RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 SUMS_FILE = "SHA256SUMS"
+# Of torch's zip writer, which keeps the system's error to itself, and of safetensors.
+_FAILED_WRITES = ("inline_container", "PytorchStreamWriter", "I/O error", "IoError", "os error")
 # What the result of a run consists of, besides `result.json`.
 _WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE, "curves.png")
 LOCK_FILE = ".lock"
@@ -218,6 +222,24 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in _sizes(folder)}
+
+
+@contextlib.contextmanager
+def writes_into(folder: Path) -> Iterator[None]:
+    """Tell of a full disk as the system does, whatever torch and safetensors make of it.
+
+    Raises:
+        OSError: something could not be written; what was whole is whole still.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(mark in str(error) for mark in _FAILED_WRITES):
+            raise
+        raise OSError(
+            f"{folder} cannot be written ({str(error).splitlines()[0]}): the disk is full, or a "
+            "limit is reached; free space there, and pass --resume to go on"
+        ) from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from xtoken.training.checkpoints import (
     begin,
     check_sums,
     write_result,
+    writes_into,
 )
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
@@ -169,7 +170,7 @@ def _train(
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        with stop.listening():
+        with stop.listening(), writes_into(out):
             _train_from(trainer, checkpoint, config.steps)
         if stop.signal is not None:
             raise InterruptedRunError(
@@ -191,7 +192,8 @@ def _train(
         steps_before=done,
     )
     if main:
-        _write(out, result, materials, config, student)
+        with writes_into(out):
+            _write(out, result, materials, config, student)
     return result
 
 

@@ -4,9 +4,14 @@ use proptest::prelude::*;
 
 use std::sync::Arc;
 
+use common::draws;
+
 use super::*;
 use crate::align::AlignOptions;
 use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
+
+#[path = "../../../tests/common/mod.rs"]
+mod common;
 
 fn aligner() -> Aligner {
     let mut builder = VocabBuilder::new(Spelling::ByteLevel, DummyPrefix::Never);
@@ -56,7 +61,7 @@ fn both(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(draws(64))]
 
     #[test]
     fn blocks_of_any_size_give_the_answer_of_one_thread(

@@ -1,0 +1,195 @@
+"""Runs that end at any moment: killed, on a full disk, two in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drawing import count, generator
+from run_once import CONFIG
+from tiny_models import tiny_texts, write_jsonl, write_pair
+
+import xtoken
+
+HERE = Path(__file__).parent
+PATHS = [HERE, HERE.parent, Path(xtoken.__file__).parent.parent, HERE.parent.parent]
+
+
+class Server:
+    """A process that forks a run when told to; see `run_once`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "run_once.py"), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
+                "XTOKEN_CACHE": "off",
+                "PYTHONWARNINGS": "ignore",
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "TQDM_DISABLE": "1",
+            },
+        )
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip()
+
+    def ask(self, **question: object) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return int(self.answer())
+
+    def start(self, out: Path, command: str = "run") -> int:
+        out.parent.mkdir(exist_ok=True)
+        errors = self.folder / "errors"
+        pid = self.ask(start=[str(out), command, str(errors)])
+        return pid
+
+    def wait(self, pid: int) -> tuple[int, str]:
+        code = self.ask(wait=pid)
+        return code, (self.folder / "errors").read_text()
+
+    def finish(self, out: Path, command: str = "run") -> tuple[int, str]:
+        return self.wait(self.start(out, command))
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Temporary files, ours and those of the libraries."""
+    names = [path.name for path in folder.rglob("*")]
+    return [name for name in names if name.endswith("-tmp") or name.startswith((".tmp", "tmp"))]
+
+
+@pytest.fixture(name="server", scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    write_pair(folder)
+    write_jsonl(folder / "data.jsonl", tiny_texts(12))
+    server = Server(folder)
+    yield server
+    server.process.communicate()
+
+
+@pytest.fixture(name="whole", scope="module")
+def _whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nothing ended, and the seconds that it took once it was ready."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    begun = time.monotonic()
+    code, errors = server.finish(out)
+    assert code == 0, errors
+    return out, time.monotonic() - begun
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for name in ("student/model.safetensors", "metrics.jsonl", "config.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_student(
+    server: Server, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    expected, seconds = whole
+    rng = generator("kill")
+    for number in range(count(3, 20)):
+        out = tmp_path / f"run-{number}"
+        sittings = 0
+        # Killed once, or again while it resumes; spread over the run, its store and its end.
+        for part in rng.sample([0.02, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0], rng.choice((1, 1, 2))):
+            moment = seconds * part * rng.uniform(0.8, 1.1)
+            code, errors = server.finish(out, f"kill={moment:.3f}")
+            assert code in (-9, 0), errors  # 0: it was done before
+            sittings += 1
+        code, errors = server.finish(out)
+        assert code == 0, f"after {sittings} kills: {errors}"
+        assert_same_run(out, expected)
+        assert not unfinished(tmp_path), unfinished(tmp_path)
+        shutil.rmtree(out)
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_unharmed(
+    server: Server, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first = server.start(out)
+    while not (out / "run.json").is_file():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGSTOP)
+    try:
+        code, errors = server.finish(out)
+    finally:
+        os.kill(first, signal.SIGCONT)
+    assert code == 1
+    assert "another run writes into" in errors
+    assert errors.count("\n") == 1
+    code, errors = server.wait(first)
+    assert code == 0, errors
+    assert_same_run(out, whole[0])
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    server: Server, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    expected, _ = whole
+    sizes = [path.stat().st_size for path in expected.rglob("*") if path.is_file()]
+    rng = random.Random(0)
+    # In a checkpoint's largest file, in the student's, in a small one; in the store.
+    limits = [max(sizes) // 2, max(sizes) - 1, *rng.sample(sorted(set(sizes))[2:-2], count(1, 8))]
+    out = tmp_path / "run"
+    for limit in limits:
+        code, errors = server.finish(out, f"limit={limit}")
+        if code != 0:
+            assert errors.count("\n") == 1, errors
+            assert "error: " in errors
+            assert "Traceback" not in errors
+    code, errors = server.finish(out)
+    assert code == 0, errors
+    assert_same_run(out, expected)
+    assert not unfinished(tmp_path)
+    steps = [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"ce"' in line]
+    assert len(steps) == CONFIG.steps
+
+
+FULL_CACHE = """
+import resource, signal, sys, warnings
+from xtoken import Projection
+from tokenizer_zoo import byte_level_bpe
+pair = byte_level_bpe(500), byte_level_bpe(400, 1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    w = Projection.build(*pair, cache_dir=sys.argv[1])
+print(len(w.indices), [warning.category.__name__ for warning in caught])
+"""
+
+
+def test_a_full_disk_under_the_cache_costs_the_cache_alone(tmp_path: Path) -> None:
+    said = []
+    for limit in (0, 5000, 10**7):
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_CACHE, str(tmp_path / "cache"), str(limit)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS))},
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split(maxsplit=1))
+        assert not unfinished(tmp_path)
+    assert len({entries for entries, _ in said}) == 1
+    assert [warned.strip() for _, warned in said] == ["['UnavailableCacheWarning']"] * 2 + ["[]"]
