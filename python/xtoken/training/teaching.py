@@ -28,6 +28,7 @@ from xtoken.teachers import LiveTeacher, TeacherSource
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.training.settings import DistillSettings
 from xtoken.training.signals import teacher_signal
+from xtoken.vocab import TokenizerSource
 from xtoken.vocab.load import is_hub_name
 
 AnyBatch: TypeAlias = Batch | MultiBatch
@@ -47,7 +48,7 @@ class Teacher:
     """
 
     source: TeacherSource | nn.Module | PathLike[str] | str
-    tokenizer: object = None
+    tokenizer: Pair | TokenizerSource | None = None
     loss: DistillLossName | None = None
     weight: float = 1.0
 
@@ -172,7 +173,7 @@ class Teaching(nn.Module):
 
 def teach(
     teachers: Sequence[AnyTeacher],
-    student: object,
+    student: Pair | TokenizerSource,
     settings: DistillSettings,
     device: torch.device,
     *,
@@ -241,11 +242,12 @@ def _loss(teacher: Teacher, pair: Pair, settings: DistillSettings) -> DistillLos
     return cast(DistillLossName, pair.audit().recommendation) if loss == "auto" else loss
 
 
-def _pair(teacher: Teacher, student: object) -> Pair:
+def _pair(teacher: Teacher, student: Pair | TokenizerSource) -> Pair:
     known = student if isinstance(student, Pair) else None
+    own = student.student if isinstance(student, Pair) else student
     tokenizer = teacher.tokenizer
     if isinstance(tokenizer, Pair):
-        pair, mine = tokenizer, known or Pair(student, tokenizer.teacher)
+        pair, mine = tokenizer, known or Pair(own, tokenizer.teacher)
         if mine.student_vocab.fingerprint != pair.student_vocab.fingerprint:
             raise PairError(
                 f"the teacher's pair has student {pair.student_vocab.fingerprint[:12]}, the "
@@ -257,10 +259,10 @@ def _pair(teacher: Teacher, student: object) -> Pair:
         return known
     if tokenizer is None:
         tokenizer = _tokenizer_place(teacher.source)
-    return Pair(known.student if known is not None else student, tokenizer)
+    return Pair(own, tokenizer)
 
 
-def _tokenizer_place(source: object) -> object:
+def _tokenizer_place(source: object) -> TokenizerSource:
     if isinstance(source, str | PathLike):
         return source
     model = source.model if isinstance(source, LiveTeacher) else source
