@@ -1,15 +1,17 @@
-"""An alignment as a person sees it: the text in chunks, coloured by kind, and its coverage."""
+"""An alignment as a person sees it: student tokens over teacher tokens, and the coverage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from xtoken.align import Alignment, ChunkKind, Coverage
-from xtoken.vocab.display import visible_token
+from xtoken.vocab.display import is_utf8, visible, visible_token
 from xtoken.vocab.side import Side
 
 # Two shades for exact chunks, so that neighbours can be told apart.
@@ -21,6 +23,7 @@ _STYLES = {
     ChunkKind.SPECIAL: "black on magenta",
 }
 _MAX_SHAPES = 12
+_NOTHING = "∅"
 
 
 def alignment_view(
@@ -32,38 +35,96 @@ def alignment_view(
     limit: int,
 ) -> RenderableType:
     """The first `limit` chunks of an alignment, with a legend and the coverage."""
-    shown = Text(overflow="fold")
-    for chunk in range(min(limit, len(alignment))):
-        s0, s1 = alignment.student_bounds[chunk : chunk + 2].tolist()
-        t0, t1 = alignment.teacher_bounds[chunk : chunk + 2].tolist()
-        left = [visible_token(student.vocab, token_id) for token_id in student_ids[s0:s1]]
-        right = [visible_token(teacher.vocab, token_id) for token_id in teacher_ids[t0:t1]]
-        kind = ChunkKind(int(alignment.kind[chunk]))
-        shown.append(_chunk_text(kind, left, right), _STYLES.get(kind, _SHADES[chunk % 2]))
-        if kind in (ChunkKind.EXACT, ChunkKind.MISMATCH) and (len(left), len(right)) != (1, 1):
-            shown.append(f"{len(left)}:{len(right)}", "dim italic")
-        shown.append("⏎\n" if right[-1:] == ["⏎"] and kind == ChunkKind.EXACT else " ")
-    if len(alignment) > limit:
-        shown.append(f"\n… {len(alignment) - limit:,} more chunks (--limit)", "dim")
+    chunks = [
+        _Chunk.build(alignment, chunk, (student, student_ids), (teacher, teacher_ids))
+        for chunk in range(min(limit, len(alignment)))
+    ]
+    more = len(alignment) - len(chunks)
+    rest = Text(f"… {more:,} more chunks (--limit)", "dim") if more else Text()
     return Group(
-        shown, Text(), _legend(), Text(), coverage_table(alignment.coverage), _shapes(alignment)
-    )
+        _Rows(chunks), rest, _legend(), Text(), coverage_table(alignment.coverage),
+        _shapes(alignment),
+    )  # fmt: skip
 
 
-def _chunk_text(kind: ChunkKind, left: list[str], right: list[str]) -> str:
-    if kind == ChunkKind.STUDENT_ONLY:
-        return f"s+{'│'.join(left)}"
-    if kind == ChunkKind.TEACHER_ONLY:
-        return f"t+{'│'.join(right)}"
-    if kind == ChunkKind.SPECIAL:
-        return f"{left[0]}={right[0]}"
-    if kind == ChunkKind.MISMATCH:
-        return f"{'│'.join(left)}≠{'│'.join(right)}"
-    if len(left) == len(right) == 1:
-        return right[0] if len(right[0]) <= len(left[0]) else left[0]
-    if len(left) == 1 or len(right) == 1:
-        return "│".join(left if len(right) == 1 else right)
-    return f"{'│'.join(left)}={'│'.join(right)}"
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk as two texts, one per side."""
+
+    student: str
+    teacher: str
+    style: str
+    ends_line: bool
+
+    @classmethod
+    def build(
+        cls,
+        alignment: Alignment,
+        chunk: int,
+        student: tuple[Side, Sequence[int]],
+        teacher: tuple[Side, Sequence[int]],
+    ) -> _Chunk:
+        texts = []
+        bounds = (alignment.student_bounds, alignment.teacher_bounds)
+        for (side, ids), ends in zip((student, teacher), bounds, strict=True):
+            start, end = ends[chunk : chunk + 2].tolist()
+            texts.append(_side_text(side, ids[start:end]))
+        kind = ChunkKind(int(alignment.kind[chunk]))
+        if kind == ChunkKind.MISMATCH:
+            texts[1] = f"≠{texts[1]}"
+        style = _STYLES.get(kind, _SHADES[chunk % 2])
+        ends_line = kind == ChunkKind.EXACT and texts[1].endswith("⏎")
+        return cls(texts[0] or _NOTHING, texts[1] or _NOTHING, style, ends_line)
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(self.student), cell_len(self.teacher))
+
+
+def _side_text(side: Side, ids: Sequence[int]) -> str:
+    """The tokens of one side of a chunk; its text whole, with their number, where they cut
+    characters that the chunk holds whole."""
+    pieces = [side.vocab.token_bytes(token_id) for token_id in ids]
+    whole = b"".join(pieces)
+    if len(ids) > 1 and is_utf8(whole) and not all(map(is_utf8, pieces)):
+        return f"{visible(whole)}[{len(ids)}]"
+    return "│".join(visible_token(side.vocab, token_id) for token_id in ids)
+
+
+class _Rows:
+    """Student tokens over teacher tokens, chunk by chunk, broken to the width of the console."""
+
+    def __init__(self, chunks: Sequence[_Chunk]) -> None:
+        self.chunks = chunks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = ("student  ", "teacher  ")
+        room = max(options.max_width - len(names[0]), 8)
+        for line in _lines(self.chunks, room):
+            for name, row in zip(names, ("student", "teacher"), strict=True):
+                text = Text(name, "dim", no_wrap=True, overflow="crop")
+                for chunk in line:
+                    content = getattr(chunk, row)
+                    text.append(content + " " * (chunk.width - cell_len(content)), chunk.style)
+                    text.append(" ")
+                yield text
+            yield Text()
+
+
+def _lines(chunks: Sequence[_Chunk], room: int) -> Iterator[list[_Chunk]]:
+    line: list[_Chunk] = []
+    used = 0
+    for chunk in chunks:
+        if line and used + chunk.width > room:
+            yield line
+            line, used = [], 0
+        line.append(chunk)
+        used += chunk.width + 1
+        if chunk.ends_line:
+            yield line
+            line, used = [], 0
+    if line:
+        yield line
 
 
 def _legend() -> Text:
@@ -71,15 +132,15 @@ def _legend() -> Text:
     legend.append("exact", _SHADES[0])
     legend.append(" ")
     legend.append("exact", _SHADES[1])
-    legend.append(" with n:m tokens of student:teacher   ")
-    legend.append("s≠t", _STYLES[ChunkKind.MISMATCH])
-    legend.append(" differs   ")
-    legend.append("s+", _STYLES[ChunkKind.STUDENT_ONLY])
-    legend.append(" student only   ")
-    legend.append("t+", _STYLES[ChunkKind.TEACHER_ONLY])
-    legend.append(" teacher only   ")
-    legend.append("s=t", _STYLES[ChunkKind.SPECIAL])
-    legend.append(" specials of one role")
+    legend.append("   ")
+    legend.append("≠ bytes differ", _STYLES[ChunkKind.MISMATCH])
+    legend.append("   ")
+    legend.append(f"{_NOTHING} below: student only", _STYLES[ChunkKind.STUDENT_ONLY])
+    legend.append("   ")
+    legend.append(f"{_NOTHING} above: teacher only", _STYLES[ChunkKind.TEACHER_ONLY])
+    legend.append("   ")
+    legend.append("special tokens of one role", _STYLES[ChunkKind.SPECIAL])
+    legend.append("   │ between tokens   [n] text of n tokens")
     return legend
 
 
