@@ -129,6 +129,26 @@ def test_datasets_are_taken_as_they_come(folder: Path, tmp_path: Path, kind: str
         assert logged(trainer)[0][name] == pytest.approx(logged(whole)[0][name], rel=1e-5)
 
 
+def test_of_a_prompt_and_its_completion_the_completion_counts(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": text[:60], "completion": text[60:]} for text in TEXTS]
+    trainer = make(folder, tmp_path, train_dataset=rows)
+    for row, text in zip(rows, TEXTS, strict=True):
+        example = trainer.teaching.examples(row)[0][0]
+        whole = trainer.teaching.examples(text)[0][0]
+        assert np.array_equal(example.student_ids, whole.student_ids)
+        pair = trainer.teaching.first.pair
+        for side, ids, mask in (
+            (pair.student, example.student_ids, example.student_loss_mask),
+            (pair.teacher, example.teacher_ids, example.teacher_loss_mask),
+        ):
+            start = int(mask.argmax())
+            assert mask[start:].all()
+            spelled = b"".join(side.vocab.token_bytes(int(token)) for token in ids[:start])
+            assert text[:60].startswith(spelled.decode().removeprefix("<|begin_of_text|>"))
+            assert len(spelled) > 45
+    trainer.train()
+
+
 def test_rows_that_cannot_be_used_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
     rows = [{"text": text} for text in TEXTS[:3]] + [{"messages": []}, {"messages": []}]
     with pytest.warns(UserWarning, match="2 of 5 rows are left out; the first, row 3: "):

@@ -26,6 +26,7 @@ from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
+from xtoken.projection import Projection
 from xtoken.training.batches import IGNORED, split
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
@@ -510,14 +511,18 @@ class DistillMixin(_Base):
     def save_projections(self, folder: Path | str) -> None:
         """Write each teacher's W as it was learned: `projection.safetensors`, with a number from
         the second teacher on, and the parameters behind it, from which training resumes."""
-        for index, member in enumerate(self.teaching.members):
-            projection = getattr(getattr(member, "parts", None), "projection", None)
-            if projection is None:
-                continue
-            learned = projection.to_projection(member.pair.projection)
+        for index in range(len(self.teaching.members)):
             name = PROJECTION_FILE if index == 0 else f"projection-{index}.safetensors"
-            learned.save(Path(folder) / name)
+            self.learned_projection(index).save(Path(folder) / name)
         torch.save([each.detach().cpu() for each in self._learned()], _parameters(folder))
+
+    def learned_projection(self, teacher: int = 0) -> Projection:
+        """W of a teacher with the weights that were learned, or as it was built."""
+        member = self.teaching.members[teacher]
+        projection = member.parts.projection if member.spec is not None else None
+        if projection is None or not any(True for _ in projection.parameters()):
+            return member.pair.projection
+        return projection.to_projection(member.pair.projection)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -193,7 +193,7 @@ def _train(
     )
     if main:
         with writes_into(out):
-            _write(out, result, materials, config, student)
+            _write(out, result, trainer, materials, config, student)
     return result
 
 
@@ -210,11 +210,16 @@ def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None, steps: i
 
 
 def _write(
-    out: Path, result: RunResult, materials: Materials, config: DistillConfig, student: nn.Module
+    out: Path,
+    result: RunResult,
+    trainer: DistillTrainer,
+    materials: Materials,
+    config: DistillConfig,
+    student: nn.Module,
 ) -> None:
     cast(Any, student).save_pretrained(out / "student")
     cast(Any, materials.pair.student_tokenizer).save_pretrained(out / "student")
-    materials.projection.save(out / "projection.safetensors")
+    trainer.learned_projection(0).save(out / "projection.safetensors")
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")
     write_result(out, result.summary())
