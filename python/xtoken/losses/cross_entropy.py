@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
-from xtoken.losses.engine.checks import check_token_ids
+from xtoken.losses.engine.checks import check_token_ids, finite_or_nan, inside
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
 from xtoken.losses.inputs import check_normalizer
 from xtoken.losses.output import LossOutput
+from xtoken.tensors.host import readable
 from xtoken.tensors.rows import block_rows
 
 
@@ -27,6 +28,7 @@ def cross_entropy(
     *,
     vocab_size: int | None = None,
     block_size: int | None = None,
+    positions: Tensor | None = None,
 ) -> LossOutput:
     """Mean negative log-likelihood of the tokens in `mask`.
 
@@ -35,6 +37,8 @@ def cross_entropy(
         student_ids: [B, T_s] int64.
         mask: [B, T_s] bool, the token counts; the first column never does, nothing predicts it.
         normalizer: what the sum over tokens is divided by, their number where None.
+        positions: [N] int64, the flat positions before the tokens of `mask`, where they are known
+            from the CPU: on another device all rows are computed without them.
         vocab_size: V_s, so that a padded lm_head's excess is dropped; None takes all columns.
 
     Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and
@@ -60,20 +64,30 @@ def cross_entropy(
         raise ShapeError(f"mask is {mask.dtype}, expected torch.bool")
     if normalizer is not None:
         check_normalizer(normalizer)
-    length = source.positions[1]
-    sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
-    index = sample * length + token
-    targets = student_ids[sample, token + 1]
+    samples, length = source.positions
+    counted = None
+    if positions is not None:
+        index = positions
+    elif readable(mask):
+        sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
+        index = sample * length + token
+    else:  # which ones are counted nobody asks: all are computed
+        index = torch.arange(samples * length, device=mask.device).view(samples, length)[:, :-1]
+        index, counted = index.flatten(), mask[:, 1:].flatten()
+    targets = student_ids.flatten()[index + 1]
     check_token_ids(targets, source.vocab_size, "student")
-    loss = CrossEntropyBlocks(student=ChunkRows(index, None, len(index)), targets=targets)
-    result, _ = reduce_chunks(
+    loss = CrossEntropyBlocks(
+        student=ChunkRows(index, None, len(index)), targets=targets, counted=counted
+    )
+    result, slope = reduce_chunks(
         loss,
         source,
         rows_per_block=block_size or block_rows(source.vocab_size, index.device),
         normalizer=normalizer,
         weights=None,
+        count=None if counted is None else counted.sum(),
     )
-    return result
+    return replace(result, loss=finite_or_nan(result.loss, slope))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -82,12 +96,21 @@ class CrossEntropyBlocks(BlockLoss):
 
     student: ChunkRows
     targets: Tensor
+    counted: Tensor | None = None  # [N] bool, the rows that count; None for all
     metric_names = ("ce", "top1_accuracy")
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        targets = self.targets[block.start : block.stop]
+        targets, outside = inside(self.targets[block.start : block.stop], rows.shape[1])
+        if self.counted is not None:
+            counted = self.counted[block.start : block.stop]
+            # Padding may hold anything: no NaN of it may reach the gradient.
+            rows = rows.masked_fill(~counted[:, None], 0.0)
         loss = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
+        if outside is not None:
+            loss = loss.masked_fill(outside, torch.nan)
         hit = rows.detach().argmax(-1) == targets
+        if self.counted is not None:
+            loss, hit = loss.masked_fill(~counted, 0.0), hit & counted
         return loss, torch.stack([loss.detach().sum(), hit.sum().to(loss.dtype)])

@@ -17,6 +17,7 @@ from torch import Tensor
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.output import LossOutput, inverse_normalizer
+from xtoken.tensors.host import readable
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +76,18 @@ class BlockLoss:
             leaves = [p.detach().requires_grad_(n) for p, n in zip(params, needed, strict=True)]
             total, metrics = self.total(rows, block, leaves)
             wanted = [rows, *(leaf for leaf in leaves if leaf.requires_grad)]
-            seed = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
+            seed = seed_like(total, scale)
             found = iter(torch.autograd.grad(total, wanted, seed, materialize_grads=True))
         grad_rows = next(found)
         grad_params = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return total.detach(), metrics, grad_rows, grad_params
+
+
+def seed_like(total: Tensor, scale: float | Tensor) -> Tensor:
+    """The factor of a gradient as a scalar beside `total`, without a copy from the host."""
+    if isinstance(scale, Tensor):
+        return scale.to(total)
+    return torch.full_like(total, scale)
 
 
 def sum_over_chunks(
@@ -104,21 +112,28 @@ def reduce_chunks(
     rows_per_block: int,
     normalizer: float | Tensor | None,
     weights: Tensor | None,
+    count: Tensor | None = None,
 ) -> tuple[LossOutput, Tensor]:
     """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
 
     Args:
         weights: [C] a factor on each chunk's loss.
+        count: scalar, the chunks counted, where they are not all.
 
     Returns: the output, and a detached scalar that is finite where all of the gradient is.
     """
-    count = loss.student.count
+    device = source.tensors()[0].device
+    if count is None:
+        count = torch.full((), loss.student.count, device=device)
+        shared: float | Tensor = max(loss.student.count, 1)
+    else:
+        shared = count.clamp(min=1)
     loss.weights = None if weights is None else weights.detach()
-    inverse = inverse_normalizer(normalizer, count)
-    total, sums = sum_over_chunks(loss, source, inverse, rows_per_block)
-    *means, slope = (sums / max(count, 1)).unbind()
+    scale = inverse_normalizer(shared if normalizer is None else normalizer)
+    total, sums = sum_over_chunks(loss, source, scale, rows_per_block)
+    *means, slope = (sums / shared).unbind()
     metrics = dict(zip(loss.metric_names, means, strict=True))
-    return LossOutput(total, torch.tensor(count, device=total.device), metrics), slope
+    return LossOutput(total, count, metrics), slope
 
 
 def _traced(
@@ -171,7 +186,7 @@ class _RowBlocks(torch.autograd.Function):
                 grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
             return (None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
-        if grad_total.device.type != "cpu" or float(grad_total) != 1.0:
+        if not readable(grad_total) or float(grad_total) != 1.0:
             for grad in grads:
                 if grad is not None:
                     grad.mul_(grad_total.to(grad.dtype))

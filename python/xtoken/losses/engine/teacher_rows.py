@@ -10,6 +10,7 @@ from torch import Tensor
 from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host import readable
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
@@ -141,20 +142,29 @@ class TeacherRows:
             kept: [K] int64 columns, or [stop - start, K] each row's own; None for all.
         """
         rest = 1.0 - mass
-        if isinstance(self.signal, TeacherTopK) or torch.compiler.is_compiling():
+        if isinstance(self.signal, TeacherTopK):
             # What is not stored is not known below one rounding, which is its floor.
             return torch.log(rest.clamp(min=torch.finfo(rest.dtype).eps))
         log_rest = torch.log(rest.clamp(min=0.0))
         if kept is None:
             return log_rest.fill_(-torch.inf)
+        if not readable(rest):  # told for every row, as nobody may ask which
+            return self._log_rest(start, stop, kept, log_rest.dtype)
         faint = (rest < _FAINT).nonzero().flatten()  # 1 - mass has lost its digits
         if faint.numel() == 0:
             return log_rest
-        logits = self._logits(start, stop, chosen=faint)
-        total = torch.logsumexp(logits, -1)
-        own = kept[faint] if kept.dim() == 2 else kept.expand(len(faint), -1)
-        others = torch.logsumexp(logits.scatter(1, own, -torch.inf), -1)
-        return log_rest.index_copy(0, faint, (others - total).to(log_rest.dtype))
+        own = kept[faint] if kept.dim() == 2 else kept
+        found = self._log_rest(start, stop, own, log_rest.dtype, faint)
+        return log_rest.index_copy(0, faint, found)
+
+    def _log_rest(
+        self, start: int, stop: int, kept: Tensor, dtype: torch.dtype, chosen: Tensor | None = None
+    ) -> Tensor:
+        """`log_outside`, summed without the kept columns."""
+        logits = self._logits(start, stop, chosen=chosen)
+        kept = kept if kept.dim() == 2 else kept.expand(len(logits), -1)
+        others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), -1)
+        return (others - torch.logsumexp(logits, -1)).to(dtype)
 
     @torch.no_grad()
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +200,7 @@ def _check_vocabulary(signal: TeacherTopK, index: Tensor, vocab_size: int) -> No
 
     Some may be on the padding of an lm_head, which is dropped; then it is little.
     """
-    if torch.compiler.is_compiling() or not len(index):
+    if not readable(signal.ids) or not len(index):
         return
     ids = signal.ids.flatten(0, 1).index_select(0, index)
     beyond = ids >= vocab_size
@@ -214,7 +224,7 @@ def top_columns(
 
     Args:
         supported: [V_t] bool, the columns to choose from.
-        k: at least 1; more than there are takes all of them.
+        k: at least 1, and no more than there are.
 
     Returns: the columns; and the same rows, with the softmax denominators that were found.
     """
@@ -233,6 +243,6 @@ def top_columns(
         mass += torch.exp(log_probs).sum(0)
     # An unsupported column is below all others, not merely last among the empty ones.
     mass = mass.masked_fill(~supported, -1.0)
-    best = torch.topk(mass, min(k, int(supported.sum()))).indices
+    best = torch.topk(mass, k).indices
     rows = replace(teacher, log_totals=torch.cat(totals)) if totals else teacher
     return torch.sort(best).values, rows

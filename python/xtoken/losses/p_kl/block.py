@@ -14,7 +14,8 @@ from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
-from xtoken.losses.p_kl.closed_form import Tail, forward_kl
+from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
+from xtoken.tensors.host import readable
 from xtoken.tensors.projection import ColumnSlice
 from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -93,8 +94,10 @@ class PKLBlocks(BlockLoss):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL in closed form."""
-        forward = self.direction == "forward"
-        found = self._closed_form(rows, block, params, needed, scale) if forward else None
+        found = None
+        if self.direction == "forward":
+            closed_form = self._closed_form if readable(rows) else self._closed_form_in_log_space
+            found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
 
     @torch.no_grad()
@@ -164,6 +167,59 @@ class PKLBlocks(BlockLoss):
         grad = grad.contiguous()
         if self.temperature != 1.0:
             grad.div_(self.temperature)
+        grad = unmerge_rows(grad, block.segments)
+        return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
+
+    @torch.no_grad()
+    def _closed_form_in_log_space(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `_closed_form`, on a device: at no value does anybody look."""
+        logits = merge_rows(rows, block.segments, len(block))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        chosen = self.part.rows if self.columns is None else None
+        every = logits.t().contiguous()
+        places, log_teacher = self._teacher(block)
+        mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
+        tail = None
+        if self.tail_bucket:
+            tail = LogTail(
+                self._teacher_tail(block, places, mass), log_shares(params[1].to(logits.dtype)),
+                every, self._has_tail(places),
+            )  # fmt: skip
+        weights = logits.new_ones(len(block))
+        if self.weights is not None:
+            weights = self.weights[block.start : block.stop].to(logits.dtype)
+        factor = weights * self.temperature**2
+        found = forward_kl_in_log_space(
+            every if chosen is None else every.index_select(0, chosen),
+            log_teacher, places, params[0], self.part.map, factor * scale,
+            tail=tail, want_values=needed[0],
+        )  # fmt: skip
+        best = log_teacher.argmax(-1) == found.best
+        sums = [found.loss.sum(), mass.sum(), best.sum().to(mass.dtype)]
+        if self.columns is None:
+            sums.append(self._empty_mass(logits).sum())
+        grad = found.grad
+        if chosen is not None:
+            grad = torch.zeros_like(every).index_copy(0, chosen, grad)
+        grad_params = [found.grad_values]
+        if found.tail is not None:
+            slope, log_tail = found.tail
+            # What each token has of the tail's mass; a row without one has no slope.
+            shares = torch.exp(every - torch.where(torch.isneginf(log_tail), 0.0, log_tail))
+            shares = torch.where(slope == 0, 0.0, shares * slope)
+            grad = grad + shares * params[1].to(grad.dtype)[:, None]
+            grad_params.append(shares.sum(1) if needed[1] else None)
+        grad = grad.t().contiguous()
+        if self.temperature != 1.0:
+            grad = grad / self.temperature
         grad = unmerge_rows(grad, block.segments)
         return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
 
