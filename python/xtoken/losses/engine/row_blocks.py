@@ -100,8 +100,9 @@ def sum_over_chunks(
     # Half precision is raised to float32 by the sources; autocast must not lower it again.
     with torch.autocast(source.tensors()[0].device.type, enabled=False):
         total, metrics = _RowBlocks.apply(
-            loss, source, scale, rows_per_block, *source.tensors(), *loss.params
-        )
+            loss, source, scale, rows_per_block, torch.is_grad_enabled(),
+            *source.tensors(), *loss.params,
+        )  # fmt: skip
     return total, metrics
 
 
@@ -161,9 +162,11 @@ class _RowBlocks(torch.autograd.Function):
         source: StudentRows,
         scale: float | Tensor,
         rows_per_block: int,
+        wanted: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        needed = tuple(ctx.needs_input_grad[4:])
+        # Under no_grad too a tensor says that it needs a gradient.
+        needed = tuple(wanted and need for need in ctx.needs_input_grad[5:])
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
         later = any(tensor.dtype == torch.float16 for tensor in tensors)
@@ -184,13 +187,13 @@ class _RowBlocks(torch.autograd.Function):
             source = source.with_tensors(tensors[: len(source.tensors())])
             with torch.autocast(tensors[0].device.type, enabled=False):
                 grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
-            return (None, None, None, None, *grads)
+            return (None, None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
         if not readable(grad_total) or float(grad_total) != 1.0:
             for grad in grads:
                 if grad is not None:
                     grad.mul_(grad_total.to(grad.dtype))
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
 
 
 def _run(
