@@ -33,6 +33,7 @@ from xtoken.errors import (
 )
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.lm_head import LmHead
+from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.output import balance, combine, global_normalizer
@@ -304,6 +305,10 @@ class Distiller(nn.Module):
         parts = self._parts_for(student, teacher, batch)
         totals = totals or self.counts(batch)
         ce = None
+        with_kd = self.needs_teacher and teacher is not None
+        if with_kd and self.ce_weight != 0 and isinstance(student, Tensor):
+            if student.requires_grad and torch.is_grad_enabled() and _is_plain(student):
+                student = SharedLogits.of(student)  # both losses write one gradient
         if self.ce_weight != 0 or self.kd_weight == "balanced":
             ce = cross_entropy(
                 student,
@@ -426,6 +431,11 @@ def _columns(signal: Student | Teacher | None) -> int | None:
     if isinstance(signal, LmHead):
         return signal.weight.shape[0]
     return signal.shape[-1] if isinstance(signal, Tensor) else None
+
+
+def _is_plain(student: Tensor) -> bool:
+    """Whether it is no DTensor, and nothing is traced."""
+    return not hasattr(student, "device_mesh") and not torch.compiler.is_compiling()
 
 
 def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:

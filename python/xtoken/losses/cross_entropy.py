@@ -98,6 +98,7 @@ class CrossEntropyBlocks(BlockLoss):
     targets: Tensor
     counted: Tensor | None = None  # [N] bool, the rows that count; None for all
     metric_names = ("ce", "top1_accuracy")
+    late = True
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -114,3 +115,30 @@ class CrossEntropyBlocks(BlockLoss):
         if self.counted is not None:
             loss, hit = loss.masked_fill(~counted, 0.0), hit & counted
         return loss, torch.stack([loss.detach().sum(), hit.sum().to(loss.dtype)])
+
+    @torch.no_grad()
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `BlockLoss`; the gradient, p less 1 at the target, in the log-probabilities' place."""
+        targets, outside = inside(self.targets[block.start : block.stop], rows.shape[1])
+        counted = None if self.counted is None else self.counted[block.start : block.stop]
+        if counted is not None:
+            rows = rows.masked_fill(~counted[:, None], 0.0)
+        log_probs = torch.log_softmax(rows, 1)
+        loss = log_probs.gather(1, targets[:, None]).squeeze(1).neg_()
+        if outside is not None:
+            loss = loss.masked_fill(outside, torch.nan)
+        hit = rows.argmax(-1) == targets
+        grad = log_probs.exp_()
+        grad.scatter_add_(1, targets[:, None], grad.new_full((), -1.0).expand(len(grad), 1))
+        if counted is not None:
+            loss, hit = loss.masked_fill(~counted, 0.0), hit & counted
+            grad.mul_(counted[:, None])
+        grad.mul_(scale)
+        return loss.sum(), torch.stack([loss.sum(), hit.sum().to(loss.dtype)]), grad, []

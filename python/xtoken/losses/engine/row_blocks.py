@@ -41,6 +41,7 @@ class BlockLoss:
         params: further differentiable tensors, such as learnable weights of W.
         weights: [C] float, a factor on each chunk's loss (not on metrics), None for 1.
         metric_names: what the second result of `forward` holds.
+        late: where several losses share a gradient, this one adds to it in backward.
     """
 
     student: ChunkRows
@@ -48,6 +49,7 @@ class BlockLoss:
     params: tuple[Tensor, ...] = ()
     weights: Tensor | None = None
     metric_names: tuple[str, ...] = ()
+    late: bool = False
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -170,9 +172,15 @@ class _RowBlocks(torch.autograd.Function):
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
         later = any(tensor.dtype == torch.float16 for tensor in tensors)
+        shared = source.shared if any(needed) else None
+        # The buffer holds one gradient to be scaled in backward; the others are added there.
+        later = later or (shared is not None and (loss.late or shared.taken))
         now = (False,) * len(needed) if later else needed
         total, metrics, grads = _run(loss, source, scale, rows_per_block, now)
         ctx.call = (loss, source, scale, rows_per_block, needed)
+        ctx.early = shared is not None and not later
+        if shared is not None and not later:
+            shared.taken, shared.early, grads = True, grads[0], [None, *grads[1:]]
         ctx.grads = None if later else grads
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(metrics)
@@ -183,6 +191,8 @@ class _RowBlocks(torch.autograd.Function):
         loss, source, scale, rows_per_block, needed = ctx.call
         tensors = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
+        if source.shared is not None and any(needed):
+            return (None, None, None, None, None, *_into_shared(ctx, grads, grad_total))
         if grads is None:  # float16, or a second backward: the first gave its buffer away
             source = source.with_tensors(tensors[: len(source.tensors())])
             with torch.autocast(tensors[0].device.type, enabled=False):
@@ -196,17 +206,54 @@ class _RowBlocks(torch.autograd.Function):
         return (None, None, None, None, None, *grads)
 
 
+def _into_shared(
+    ctx: Any, grads: list[Tensor | None] | None, grad_total: Tensor
+) -> list[Tensor | None]:
+    """Tell the shared buffer what this loss adds; the gradients of the params, none of the logits'.
+
+    Without params the loss runs once more when the buffer is collected; with them now, as they are
+    wanted now.
+    """
+    loss, source, scale, rows_per_block, needed = ctx.call
+    shared, tensors = source.shared, ctx.saved_tensors
+    if grads is not None:
+        if ctx.early and shared.early is not None:
+            shared.scale_early(grad_total)
+        return [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
+    source = source.with_tensors(tensors[:1])
+    factor = scale * grad_total
+
+    def write(buffer: Tensor) -> None:
+        only = (True, *(False for _ in loss.params))
+        with torch.no_grad(), torch.autocast(buffer.device.type, enabled=False):
+            _run(loss, source, factor, rows_per_block, only, [buffer])
+
+    if needed[0]:
+        shared.add_late(int(loss.late), write)
+    params: list[Tensor | None] = [None for _ in loss.params]
+    if any(needed[1:]):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            params = _run(loss, source, factor, rows_per_block, (False, *needed[1:]))[2][1:]
+    return [None, *params]
+
+
 def _run(
     loss: BlockLoss,
     source: StudentRows,
     scale: float | Tensor,
     rows_per_block: int,
     needed: tuple[bool, ...],
+    grads: list[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed)."""
+    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed).
+
+    Args:
+        grads: of the source's tensors, to be added to; None makes new ones.
+    """
     split = len(source.tensors())
-    grads: list[Tensor | None] = [None] * split
-    if any(needed[:split]):
+    if grads is None and not any(needed[:split]):
+        grads = [None] * split
+    elif grads is None:
         grads = source.new_grads(needed[:split])
     param_grads = [
         torch.zeros_like(p) if n else None for p, n in zip(loss.params, needed[split:], strict=True)
