@@ -322,6 +322,8 @@ class Distiller(nn.Module):
             assert ce is not None
             zero = torch.zeros((), device=ce.device)
             return DistillOutput(self.ce_weight * ce, None, ce, zero, zero.long(), batch.tokens)
+        prefixes = batch.prefixes
+        usable = parts is self.parts and prefixes is not None and prefixes.belong_to(batch.chunks)
         inputs = LossInputs(
             student,
             teacher,
@@ -329,7 +331,7 @@ class Distiller(nn.Module):
             student_ids=batch.student_ids,
             teacher_ids=batch.teacher_ids,
             normalizer=max(totals.chunks, 1.0),
-            prefixes=batch.prefixes if parts is self.parts else None,
+            prefixes=batch.prefixes if usable else None,
         )
         output = self.spec.function(inputs, parts, self.options)
         weight = kd_scale

@@ -29,6 +29,7 @@ def cross_entropy(
     vocab_size: int | None = None,
     block_size: int | None = None,
     positions: Tensor | None = None,
+    full_metrics: bool = False,
 ) -> LossOutput:
     """Mean negative log-likelihood of the tokens in `mask`.
 
@@ -39,10 +40,11 @@ def cross_entropy(
         normalizer: what the sum over tokens is divided by, their number where None.
         positions: [N] int64, the flat positions before the tokens of `mask`, where they are known
             from the CPU: on another device all rows are computed without them.
+        full_metrics: whether `top1_accuracy` is told, which costs a pass over the rows.
         vocab_size: V_s, so that a padded lm_head's excess is dropped; None takes all columns.
 
-    Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and
-        `top1_accuracy`.
+    Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and,
+        with `full_metrics`, `top1_accuracy`.
 
     Raises:
         ShapeError: shapes that do not fit.
@@ -77,7 +79,8 @@ def cross_entropy(
     targets = student_ids.flatten()[index + 1]
     check_token_ids(targets, source.vocab_size, "student")
     loss = CrossEntropyBlocks(
-        student=ChunkRows(index, None, len(index)), targets=targets, counted=counted
+        student=ChunkRows(index, None, len(index)), targets=targets, counted=counted,
+        full_metrics=full_metrics,
     )
     result, slope = reduce_chunks(
         loss,
@@ -97,8 +100,11 @@ class CrossEntropyBlocks(BlockLoss):
     student: ChunkRows
     targets: Tensor
     counted: Tensor | None = None  # [N] bool, the rows that count; None for all
-    metric_names = ("ce", "top1_accuracy")
+    full_metrics: bool = False
     late = True
+
+    def __post_init__(self) -> None:
+        self.metric_names = ("ce", *(("top1_accuracy",) if self.full_metrics else ()))
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -111,10 +117,18 @@ class CrossEntropyBlocks(BlockLoss):
         loss = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
         if outside is not None:
             loss = loss.masked_fill(outside, torch.nan)
-        hit = rows.detach().argmax(-1) == targets
         if self.counted is not None:
-            loss, hit = loss.masked_fill(~counted, 0.0), hit & counted
-        return loss, torch.stack([loss.detach().sum(), hit.sum().to(loss.dtype)])
+            loss = loss.masked_fill(~counted, 0.0)
+        return loss, self._metrics(rows.detach(), loss.detach(), targets, block)
+
+    def _metrics(self, rows: Tensor, loss: Tensor, targets: Tensor, block: Block) -> Tensor:
+        sums = [loss.sum()]
+        if self.full_metrics:
+            hit = rows.argmax(-1) == targets
+            if self.counted is not None:
+                hit = hit & self.counted[block.start : block.stop]
+            sums.append(hit.sum().to(loss.dtype))
+        return torch.stack(sums)
 
     @torch.no_grad()
     def value_and_grad(
@@ -134,11 +148,10 @@ class CrossEntropyBlocks(BlockLoss):
         loss = log_probs.gather(1, targets[:, None]).squeeze(1).neg_()
         if outside is not None:
             loss = loss.masked_fill(outside, torch.nan)
-        hit = rows.argmax(-1) == targets
         grad = log_probs.exp_()
         grad.scatter_add_(1, targets[:, None], grad.new_full((), -1.0).expand(len(grad), 1))
         if counted is not None:
-            loss, hit = loss.masked_fill(~counted, 0.0), hit & counted
+            loss = loss.masked_fill(~counted, 0.0)
             grad.mul_(counted[:, None])
         grad.mul_(scale)
-        return loss.sum(), torch.stack([loss.sum(), hit.sum().to(loss.dtype)]), grad, []
+        return loss.sum(), self._metrics(rows, loss, targets, block), grad, []

@@ -55,12 +55,12 @@ class ChunkRows:
         index = np.arange(len(owner)) + np.repeat(first - ends[:-1], sizes)
         return cls(on_device(index, device), on_device(owner, device), len(sizes), ends)
 
-    def starts(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The first row of each of the chunks [start, stop), counted from that of `start`."""
-        if self.ends is None:
-            return np.arange(stop - start)
-        found: NDArray[np.int64] = self.ends[start:stop] - self.ends[start]
-        return found
+    @classmethod
+    def of_ptr(cls, index: Tensor, ptr: Tensor) -> ChunkRows:
+        """Rows with each chunk's range `ptr` [C + 1] in them; on a device this waits for it."""
+        ends: NDArray[np.int64] = ptr.cpu().numpy()
+        owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        return cls(index, on_device(owner, index.device), len(ends) - 1, ends)
 
     def block(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """The rows of chunks [start, stop), and for each its chunk, counted from `start`."""

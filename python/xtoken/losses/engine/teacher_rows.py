@@ -105,12 +105,16 @@ class TeacherRows:
             dense = stored.new_full((len(ids), self.vocab_size + 1), -torch.inf)
             found = dense.scatter_(1, ids, stored)[:, : self.vocab_size]
         elif self.log_totals is not None:
-            return self._logits(start, stop, columns) - self.log_totals[start:stop, None]
+            return self.logits(start, stop, columns) - self.log_totals[start:stop, None]
         else:
-            found = torch.log_softmax(self._logits(start, stop), -1)
+            found = torch.log_softmax(self.logits(start, stop), -1)
         return found if columns is None else found.index_select(1, columns)
 
-    def _logits(
+    def outside_kept(self, start: int, stop: int, others: Tensor) -> Tensor:
+        """[stop - start] log of the sum of exp over the columns `others`, in the logits' scale."""
+        return torch.logsumexp(self.logits(start, stop, others), -1)
+
+    def logits(
         self, start: int, stop: int, columns: Tensor | None = None, chosen: Tensor | None = None
     ) -> Tensor:
         """[stop - start, V_t] merged logits by temperature, or those at `columns`; of the `chosen`
@@ -119,7 +123,7 @@ class TeacherRows:
         index, segments = self.where.block(start, stop)
         if chosen is not None:
             if segments is not None:
-                return self._logits(start, stop, columns)[chosen]
+                return self.logits(start, stop, columns)[chosen]
             index = index[chosen]
         flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
         kept = flat if columns is None else flat.index_select(1, columns)
@@ -161,7 +165,7 @@ class TeacherRows:
         self, start: int, stop: int, kept: Tensor, dtype: torch.dtype, chosen: Tensor | None = None
     ) -> Tensor:
         """`log_outside`, summed without the kept columns."""
-        logits = self._logits(start, stop, chosen=chosen)
+        logits = self.logits(start, stop, chosen=chosen)
         kept = kept if kept.dim() == 2 else kept.expand(len(logits), -1)
         others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), -1)
         return (others - torch.logsumexp(logits, -1)).to(dtype)
@@ -233,14 +237,14 @@ def top_columns(
     for start in range(0, teacher.where.count, rows_per_block):
         stop = min(start + rows_per_block, teacher.where.count)
         if isinstance(teacher.signal, TeacherTopK):
-            log_probs = teacher.log_probs(start, stop)
+            mass += torch.exp(teacher.log_probs(start, stop)).sum(0)
         else:
-            logits = teacher._logits(start, stop)
-            log_probs = torch.log_softmax(logits, -1)
-            # Their difference is the denominator in any column, best told where it is largest.
-            best = log_probs.argmax(-1, keepdim=True)
-            totals.append((logits.gather(1, best) - log_probs.gather(1, best))[:, 0])
-        mass += torch.exp(log_probs).sum(0)
+            logits = teacher.logits(start, stop)
+            top = logits.amax(-1, keepdim=True)
+            exps = logits.sub_(torch.where(torch.isneginf(top), 0.0, top)).exp_()
+            sums = exps.sum(-1)
+            totals.append(top[:, 0] + torch.log(sums))
+            mass += (sums.reciprocal() @ exps).to(mass.dtype)
     # An unsupported column is below all others, not merely last among the empty ones.
     mass = mass.masked_fill(~supported, -1.0)
     best = torch.topk(mass, k).indices

@@ -43,7 +43,7 @@ class ForwardKL:
     Attributes:
         loss: [R] nats.
         log_mass: [R] log of the sum of exp(log_teacher), the tail's included.
-        best: [R] int64, the kept column of the student's largest mass.
+        best: [R] int64, the kept column of the student's largest mass; None if not wanted.
         grad: [n_in, R] d(sum of seed * loss) / d logits.
         grad_values: [nnz] the same for W's non-zeros, or None.
         tail_slope: [R] the same for the student's mass in the tail; None without one.
@@ -51,7 +51,7 @@ class ForwardKL:
 
     loss: Tensor
     log_mass: Tensor
-    best: Tensor
+    best: Tensor | None
     grad: Tensor
     grad_values: Tensor | None
     tail_slope: Tensor | None
@@ -69,6 +69,7 @@ def forward_kl(
     *,
     tail: Tail | None,
     want_values: bool,
+    want_best: bool,
 ) -> ForwardKL | None:
     """
     Args:
@@ -82,6 +83,7 @@ def forward_kl(
         seed: [R] what the gradient of each row is multiplied with.
         tail: None for no tail.
         want_values: whether to return `grad_values`.
+        want_best: whether to return `best`.
 
     Returns: None where a plain sum of exponentials does not do: a column underflows, or a row has
         no mass. The caller then takes the path through log space.
@@ -93,7 +95,7 @@ def forward_kl(
         places = places.t().clone(memory_format=torch.contiguous_format)
         padded = torch.nn.functional.pad(sums, (0, 0, 0, 1))
         kept = padded.gather(0, places)  # [K, R]
-    best = kept.argmax(0)
+    best = kept.argmax(0) if want_best else None
     whole = kept.sum(0)
     if tail is not None:
         log_teacher = torch.cat([log_teacher, tail.log_teacher[:, None]], 1)
@@ -155,7 +157,7 @@ class LogForwardKL:
     the log of the student's mass there and that log."""
 
     loss: Tensor
-    best: Tensor
+    best: Tensor | None
     grad: Tensor
     grad_values: Tensor | None
     tail: tuple[Tensor, Tensor] | None
@@ -172,6 +174,7 @@ def forward_kl_in_log_space(
     *,
     tail: LogTail | None,
     want_values: bool,
+    want_best: bool,
 ) -> LogForwardKL:
     """`forward_kl` without a look at any value, for a device: no sum underflows.
 
@@ -183,7 +186,7 @@ def forward_kl_in_log_space(
 
     Args:
         logits: [n_in, R] the student's, by temperature, up to a term per row.
-        log_teacher, places, values, seed, want_values: as `forward_kl`.
+        log_teacher, places, values, seed, want_values, want_best: as `forward_kl`.
     """
     weights = values.to(logits.dtype)
     none = weights <= 0
@@ -200,7 +203,7 @@ def forward_kl_in_log_space(
         places = places.t().contiguous()
         padded = torch.nn.functional.pad(log_sums, (0, 0, 0, 1), value=-torch.inf)
         kept = padded.gather(0, places)  # [K, R]
-    best = kept.argmax(0)
+    best = kept.argmax(0) if want_best else None
     log_teacher = log_teacher.to(logits.dtype).t()
     log_tail = None
     if tail is not None:

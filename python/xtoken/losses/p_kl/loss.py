@@ -30,9 +30,9 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
         pair: with `projection`, W; its learnable weights receive a gradient.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics:
-        `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `top1_agreement` (within
-        the kept columns), and `empty_row_mass` (the student's on empty rows of W) where whole rows
-        are read.
+        `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `empty_row_mass` (the
+        student's on empty rows of W) where whole rows are read, and, with `full_metrics`,
+        `top1_agreement` (within the kept columns).
 
     Raises:
         XTokenError: shapes, vocabularies or options that do not fit; NaN or +inf logits; a tail
@@ -95,6 +95,7 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
         chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
         tail_bucket=has_tail,
         all_columns=all_columns,
+        full_metrics=options.full_metrics,
         temperature=call.temperature,
         direction=options.direction,
         beta=options.beta,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.chunks import ChunkBatch, HostChunks
 from xtoken.tensors.host import on_device
 from xtoken.trie import PieceTrie
 
@@ -97,12 +97,18 @@ class PreparedPrefixes:
         teacher: items of the chunks of one student token.
         student: the mirror; None where it was not asked for.
         max_depth, last_depth: as `prefix_items`.
+        host: of the chunks that these are of.
     """
 
     teacher: PrefixItems
     student: PrefixItems | None
+    host: HostChunks
     max_depth: int | None
     last_depth: bool
+
+    def belong_to(self, chunks: ChunkBatch) -> bool:
+        """Whether they were made of these very chunks, wherever both have moved since."""
+        return self.host is chunks.host
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PreparedPrefixes:
         """The same on another device."""
@@ -149,4 +155,4 @@ def prepare_prefixes(
         )
     ]  # fmt: skip
     assert found[0] is not None
-    return PreparedPrefixes(found[0], found[1], max_depth, last_depth)
+    return PreparedPrefixes(found[0], found[1], chunks.host, max_depth, last_depth)

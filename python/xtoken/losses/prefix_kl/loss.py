@@ -73,7 +73,7 @@ def prefix_kl(
 
 SPEC = LossSpec.of(
     "prefix-kl", prefix_kl, "top_k", "top_k_scope", "tail_bucket", "max_depth", "depth_weights",
-    "min_mass", "end", "mirror", needs_ids=True,
+    "min_mass", "end", "mirror", "full_metrics", needs_ids=True,
 )  # fmt: skip
 
 
@@ -133,9 +133,9 @@ def _prefixes(call: LossCall) -> PreparedPrefixes:
             f"{found.last_depth}, the loss asks for {options.max_depth} and {options.end}; "
             "prepare them with the loss's options"
         )
-    if len(found.teacher.deepest) != len(call.chunks):
+    if not found.belong_to(call.chunks):
         raise ShapeError(
-            f"the prefixes were prepared for {len(found.teacher.deepest)} chunks, the batch has "
-            f"{len(call.chunks)}; prepare them with its usable chunks"
+            f"the prefixes were prepared for other chunks ({len(found.teacher.deepest)}) than the "
+            f"{len(call.chunks)} of the batch; pass both from the same batch"
         )
     return found if options.mirror else replace(found, student=None)
