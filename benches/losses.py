@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,9 @@ from xtoken.losses import (
     LossOptions,
     LossOutput,
     PairParts,
+    SharedLogits,
     TeacherTopK,
+    balance,
     cross_entropy,
     same_vocab_kl,
 )
@@ -204,6 +207,33 @@ def floor_kl(student: Tensor, teacher: Tensor) -> Tensor:
     ) / len(student)
 
 
+class _BlockedKL(torch.autograd.Function):
+    """The same by 8 rows at a time, its gradient softmax(student) - softmax(teacher) at once."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        grad, total = torch.empty_like(student), student.new_zeros(())
+        for rows, others, out in zip(
+            student.split(8), teacher.split(8), grad.split(8), strict=True
+        ):
+            log_p, log_q = torch.log_softmax(rows, 1), torch.log_softmax(others, 1)
+            q = log_q.exp()
+            total += (q * log_q.sub_(log_p)).sum()
+            torch.sub(log_p.exp_(), q, out=out)
+        ctx.grad = grad.div_(len(student))
+        return total / len(student)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
+        return ctx.grad, None  # of a loss that is summed as it is
+
+
+def blocked_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """The honest floor: plain torch that touches each number few times. `floor_kl` is mostly page
+    faults."""
+    return _BlockedKL.apply(student, teacher)
+
+
 def losses(inputs: Inputs, pair: PairParts) -> dict[str, Callable[[Tensor | LmHead], LossOutput]]:
     """Each loss as a function of the student's logits, or of its lm_head."""
     stored = TeacherTopK.from_logits(inputs.teacher, 64, vocab_size=pair.sizes[1])
@@ -228,6 +258,8 @@ def losses(inputs: Inputs, pair: PairParts) -> dict[str, Callable[[Tensor | LmHe
         "gold": loss("gold"),
         "uld": loss("uld"),
         "alm": loss("alm"),
+        "prefix_kl": loss("prefix-kl"),
+        "prefix_kl top-k 8192, microbatch": loss("prefix-kl", top_k=8192, top_k_scope="microbatch"),
         "cross_entropy": lambda student: cross_entropy(student, inputs.student_ids, inputs.mask),
     }
 
@@ -245,7 +277,7 @@ def bench(
     """Measure all rows whose name contains `only`."""
     matrix = Projection.build(student.vocab, teacher.vocab, threads=1, cache_dir=False)
     pair = PairParts.from_projection(
-        matrix, needs={"projection", "strict_common", "relaxed_common"}
+        matrix, needs={"projection", "tries", "strict_common", "relaxed_common"}
     )
     inputs = make_inputs(student, teacher, tokens)
     print(
@@ -274,6 +306,7 @@ def bench(
     longer = make_inputs(student, teacher, 2 * tokens) if linear else None
     bench_logits(add, inputs, longer, pair, only, floor)
     longer = None
+    bench_both(add, inputs, pair, only, floor)
     if hidden:
         bench_fused(add, inputs, pair, hidden, only)
     return rows
@@ -285,6 +318,8 @@ def bench_floor(add: Callable[..., Measurement], inputs: Inputs, only: str) -> s
     student = inputs.student.detach()[0].clone().requires_grad_()
     teacher = student.detach().roll(1, 0)
     add(name, lambda: floor_kl(student, teacher), [student], name)
+    blocked = "floor: the same by blocks, in closed form"
+    add(blocked, lambda: blocked_kl(student, teacher), [student], name)
     if only in "same_vocab_kl":
         mask = inputs.mask.clone()
         mask[:, 0] = False
@@ -293,7 +328,7 @@ def bench_floor(add: Callable[..., Measurement], inputs: Inputs, only: str) -> s
         batch = lambda: LossInputs(student[None], teacher[None], chunks)  # noqa: E731
         ours = lambda: same_vocab_kl(batch(), one).loss  # noqa: E731
         add("same_vocab_kl", ours, [student], name)
-    return name
+    return blocked
 
 
 def bench_logits(
@@ -314,6 +349,28 @@ def bench_logits(
             if longer:
                 run = lambda loss=twice[name]: loss(longer.student).loss  # noqa: E731
                 add(f"{name}, T x 2", run, [longer.student], name)
+
+
+def bench_both(
+    add: Callable[..., Measurement], inputs: Inputs, pair: PairParts, only: str, floor: str
+) -> None:
+    """The trainer's loss, balanced: a distillation loss and the cross-entropy, one gradient."""
+    chosen = losses(inputs, pair)
+
+    def run(student: Tensor | SharedLogits, name: str) -> Tensor:
+        ce, kd = chosen["cross_entropy"](student).loss, chosen[name](student).loss
+        return balance(kd, ce) * kd + ce
+
+    for name in ("p_kl full vocabulary", "p_kl stored top-k 64"):
+        if only not in f"kd + ce, {name}":
+            continue
+        gradient = inputs.student.nbytes
+        for label, of in (("kd + ce", SharedLogits.of), ("kd + ce, two gradients", lambda x: x)):
+            made = add(
+                f"{label}, {name}", lambda of=of, name=name: run(of(inputs.student), name),
+                [inputs.student], floor,
+            )  # fmt: skip
+            print(f"  peak {made.peak_bytes / gradient:.2f} gradients", file=sys.stderr)
 
 
 def bench_fused(

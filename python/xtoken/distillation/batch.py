@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xtoken.align import Coverage
+from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.vocab.fingerprints import PairFingerprint
 
@@ -29,6 +30,10 @@ class Batch:
         tokens: number of student tokens in the loss mask, the normalizer of the cross-entropy.
         coverage: how much of the batch lies in EXACT chunks.
         pair: the pair that made the batch; None where it is not known.
+        counted: [N] int64, the flat positions that predict the tokens of `student_loss_mask`.
+        prefixes: what prefix KL looks up in the tries; None where the loss is another.
+
+    The last two are made on the CPU, so that no loss waits for a GPU to ask it for them.
     """
 
     student: dict[str, Tensor]
@@ -39,6 +44,8 @@ class Batch:
     tokens: int
     coverage: Coverage
     pair: PairFingerprint | None = None
+    counted: Tensor | None = None
+    prefixes: PreparedPrefixes | None = None
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -79,7 +86,9 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
-            return value.to(device) if isinstance(value, ChunkBatch) else value
+            if isinstance(value, ChunkBatch | PreparedPrefixes):
+                return value.to(device, non_blocking=non_blocking)
+            return value
 
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
@@ -91,15 +100,18 @@ class Batch:
                 return value.pin_memory()
             if isinstance(value, dict):
                 return {name: pinned(part) for name, part in value.items()}
-            return value.pin_memory() if isinstance(value, ChunkBatch) else value
+            if isinstance(value, ChunkBatch | PreparedPrefixes):
+                return value.pin_memory()
+            return value
 
         return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})
 
     @property
     def covered(self) -> float:
         """Share of the student tokens in the loss mask that the chunks teach; 1 where there is no
-        token. A host number: on a GPU it waits."""
-        taught = int((self.chunks.student_end - self.chunks.student_start).sum())
+        token."""
+        host = self.chunks.host
+        taught = int((host.student_end - host.student_start).sum())
         return taught / self.tokens if self.tokens else 1.0
 
     def __repr__(self) -> str:

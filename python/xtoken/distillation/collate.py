@@ -89,6 +89,7 @@ class DistillCollator:
             tokens=int(student[1][:, 1:].sum()),
             coverage=alignments.coverage,
             pair=self.pair,
+            counted=(student[1][:, 1:].nonzero() * torch.tensor([student[1].shape[1], 1])).sum(1),
         )
 
     def _pad(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -33,13 +33,16 @@ from xtoken.errors import (
 )
 from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.lm_head import LmHead
+from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.output import balance, combine, global_normalizer
+from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair, low_coverage
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
 
 # Of fewer tokens a share says little.
@@ -204,7 +207,7 @@ class Distiller(nn.Module):
             DataError: an item cannot be used; the message says why.
             ArgumentTypeError: an item is none of these.
         """
-        batch = self.collator(self.examples(items))
+        batch = self.prepared(self.collator(self.examples(items)))
         if self.needs_teacher and batch.tokens >= _ENOUGH_TOKENS and not self._warned:
             advice = low_coverage(self.pair, batch.covered, batch.coverage)
             if advice is not None:
@@ -242,7 +245,32 @@ class Distiller(nn.Module):
         student, teacher = as_rows("student", student_ids), as_rows("teacher", teacher_ids)
         alignments = self.pair.aligner.align_batch(student, teacher)
         rows = zip(student, teacher, alignments, strict=True)
-        return self.collator([Example.whole(*row) for row in rows])
+        return self.prepared(self.collator([Example.whole(*row) for row in rows]))
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with what the loss would otherwise ask a GPU for; for a batch on the CPU that
+        `collate` did not make."""
+        student, teacher = self._tries
+        if student is None or not self.needs_teacher or self.options.max_depth == 0:
+            return batch
+        prefixes = prepare_prefixes(
+            student,
+            teacher if self.options.mirror else None,
+            batch.chunks,
+            batch.student_ids,
+            batch.teacher_ids,
+            max_depth=self.options.max_depth,
+            last_depth=self.options.end,
+        )
+        return replace(batch, prefixes=prefixes)
+
+    @property
+    def _tries(self) -> tuple[PieceTrie | None, PieceTrie | None]:
+        """The tries of the student's and of the teacher's tokens that the loss reads, if any."""
+        if self.spec is None:
+            return None, None
+        both = self.parts.student_trie, self.parts.teacher_trie
+        return both[0] and both[0].trie, both[1] and both[1].trie
 
     def counts(self, batch: Batch) -> Counts:
         """The tokens and chunks of a batch; their sum over a step's batches is `totals`."""
@@ -277,6 +305,10 @@ class Distiller(nn.Module):
         parts = self._parts_for(student, teacher, batch)
         totals = totals or self.counts(batch)
         ce = None
+        with_kd = self.needs_teacher and teacher is not None
+        if with_kd and self.ce_weight != 0 and isinstance(student, Tensor):
+            if student.requires_grad and torch.is_grad_enabled() and _is_plain(student):
+                student = SharedLogits.of(student)  # both losses write one gradient
         if self.ce_weight != 0 or self.kd_weight == "balanced":
             ce = cross_entropy(
                 student,
@@ -284,11 +316,14 @@ class Distiller(nn.Module):
                 batch.student_loss_mask,
                 max(totals.tokens, 1.0),
                 vocab_size=self.pair.sizes[0] if parts is None else parts.sizes[0],
+                positions=batch.counted,
             ).loss
         if self.spec is None or not self.needs_teacher or teacher is None or parts is None:
             assert ce is not None
             zero = torch.zeros((), device=ce.device)
             return DistillOutput(self.ce_weight * ce, None, ce, zero, zero.long(), batch.tokens)
+        prefixes = batch.prefixes
+        usable = parts is self.parts and prefixes is not None and prefixes.belong_to(batch.chunks)
         inputs = LossInputs(
             student,
             teacher,
@@ -296,6 +331,7 @@ class Distiller(nn.Module):
             student_ids=batch.student_ids,
             teacher_ids=batch.teacher_ids,
             normalizer=max(totals.chunks, 1.0),
+            prefixes=batch.prefixes if usable else None,
         )
         output = self.spec.function(inputs, parts, self.options)
         weight = kd_scale
@@ -397,6 +433,11 @@ def _columns(signal: Student | Teacher | None) -> int | None:
     if isinstance(signal, LmHead):
         return signal.weight.shape[0]
     return signal.shape[-1] if isinstance(signal, Tensor) else None
+
+
+def _is_plain(student: Tensor) -> bool:
+    """Whether it is no DTensor, and nothing is traced."""
+    return not hasattr(student, "device_mesh") and not torch.compiler.is_compiling()
 
 
 def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import OptionError
-from xtoken.losses.engine.checks import check_token_ids
+from xtoken.losses.engine.checks import check_token_ids, inside
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, chunk_rows
@@ -74,9 +74,8 @@ def teacher_chunk_log_probs(
     """[C] the teacher's log-likelihood of each chunk's tokens."""
     where = chunk_rows(chunks, "teacher", teacher_positions(teacher)[1], None)
     tokens = teacher_token_log_probs(teacher, teacher_ids, where.index, vocab_size)
-    assert where.ptr is not None
-    owner = torch.repeat_interleave(where.ptr.diff())
-    return tokens.new_zeros(where.count).index_add_(0, owner, tokens)
+    assert where.owner is not None
+    return tokens.new_zeros(where.count).index_add_(0, where.owner, tokens)
 
 
 @torch.no_grad()
@@ -103,7 +102,9 @@ def teacher_token_log_probs(
 
 
 def _token_log_probs(rows: Tensor, targets: Tensor) -> Tensor:
-    return rows.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(rows, 1)
+    targets, outside = inside(targets, rows.shape[1])
+    found = rows.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(rows, 1)
+    return found if outside is None else found.masked_fill(outside, torch.nan)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -125,9 +126,9 @@ class AlmBlocks(BlockLoss):
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.student.ptr is not None
+        assert self.student.ends is not None
         assert block.segments is not None
-        first = self.student.ptr[block.start]
+        first = int(self.student.ends[block.start])
         tokens = _token_log_probs(rows, self.targets[first : first + len(rows)])
         student = tokens.new_zeros(len(block)).index_add(0, block.segments, tokens)
         teacher = self.teacher[block.start : block.stop].to(student.dtype)

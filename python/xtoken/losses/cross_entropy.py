@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
-from xtoken.losses.engine.checks import check_token_ids
+from xtoken.losses.engine.checks import check_token_ids, finite_or_nan, inside
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
 from xtoken.losses.inputs import check_normalizer
 from xtoken.losses.output import LossOutput
+from xtoken.tensors.host import readable
 from xtoken.tensors.rows import block_rows
 
 
@@ -27,6 +28,8 @@ def cross_entropy(
     *,
     vocab_size: int | None = None,
     block_size: int | None = None,
+    positions: Tensor | None = None,
+    full_metrics: bool = False,
 ) -> LossOutput:
     """Mean negative log-likelihood of the tokens in `mask`.
 
@@ -35,10 +38,13 @@ def cross_entropy(
         student_ids: [B, T_s] int64.
         mask: [B, T_s] bool, the token counts; the first column never does, nothing predicts it.
         normalizer: what the sum over tokens is divided by, their number where None.
+        positions: [N] int64, the flat positions before the tokens of `mask`, where they are known
+            from the CPU: on another device all rows are computed without them.
+        full_metrics: whether `top1_accuracy` is told, which costs a pass over the rows.
         vocab_size: V_s, so that a padded lm_head's excess is dropped; None takes all columns.
 
-    Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and
-        `top1_accuracy`.
+    Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and,
+        with `full_metrics`, `top1_accuracy`.
 
     Raises:
         ShapeError: shapes that do not fit.
@@ -60,20 +66,31 @@ def cross_entropy(
         raise ShapeError(f"mask is {mask.dtype}, expected torch.bool")
     if normalizer is not None:
         check_normalizer(normalizer)
-    length = source.positions[1]
-    sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
-    index = sample * length + token
-    targets = student_ids[sample, token + 1]
+    samples, length = source.positions
+    counted = None
+    if positions is not None:
+        index = positions
+    elif readable(mask):
+        sample, token = mask[:, 1:].nonzero(as_tuple=True)  # token t + 1 is predicted at t
+        index = sample * length + token
+    else:  # which ones are counted nobody asks: all are computed
+        index = torch.arange(samples * length, device=mask.device).view(samples, length)[:, :-1]
+        index, counted = index.flatten(), mask[:, 1:].flatten()
+    targets = student_ids.flatten()[index + 1]
     check_token_ids(targets, source.vocab_size, "student")
-    loss = CrossEntropyBlocks(student=ChunkRows(index, None, len(index)), targets=targets)
-    result, _ = reduce_chunks(
+    loss = CrossEntropyBlocks(
+        student=ChunkRows(index, None, len(index)), targets=targets, counted=counted,
+        full_metrics=full_metrics,
+    )
+    result, slope = reduce_chunks(
         loss,
         source,
         rows_per_block=block_size or block_rows(source.vocab_size, index.device),
         normalizer=normalizer,
         weights=None,
+        count=None if counted is None else counted.sum(),
     )
-    return result
+    return replace(result, loss=finite_or_nan(result.loss, slope))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -82,12 +99,59 @@ class CrossEntropyBlocks(BlockLoss):
 
     student: ChunkRows
     targets: Tensor
-    metric_names = ("ce", "top1_accuracy")
+    counted: Tensor | None = None  # [N] bool, the rows that count; None for all
+    full_metrics: bool = False
+    late = True
+
+    def __post_init__(self) -> None:
+        self.metric_names = ("ce", *(("top1_accuracy",) if self.full_metrics else ()))
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        targets = self.targets[block.start : block.stop]
+        targets, outside = inside(self.targets[block.start : block.stop], rows.shape[1])
+        if self.counted is not None:
+            counted = self.counted[block.start : block.stop]
+            # Padding may hold anything: no NaN of it may reach the gradient.
+            rows = rows.masked_fill(~counted[:, None], 0.0)
         loss = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
-        hit = rows.detach().argmax(-1) == targets
-        return loss, torch.stack([loss.detach().sum(), hit.sum().to(loss.dtype)])
+        if outside is not None:
+            loss = loss.masked_fill(outside, torch.nan)
+        if self.counted is not None:
+            loss = loss.masked_fill(~counted, 0.0)
+        return loss, self._metrics(rows.detach(), loss.detach(), targets, block)
+
+    def _metrics(self, rows: Tensor, loss: Tensor, targets: Tensor, block: Block) -> Tensor:
+        sums = [loss.sum()]
+        if self.full_metrics:
+            hit = rows.argmax(-1) == targets
+            if self.counted is not None:
+                hit = hit & self.counted[block.start : block.stop]
+            sums.append(hit.sum().to(loss.dtype))
+        return torch.stack(sums)
+
+    @torch.no_grad()
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `BlockLoss`; the gradient, p less 1 at the target, in the log-probabilities' place."""
+        targets, outside = inside(self.targets[block.start : block.stop], rows.shape[1])
+        counted = None if self.counted is None else self.counted[block.start : block.stop]
+        if counted is not None:
+            rows = rows.masked_fill(~counted[:, None], 0.0)
+        log_probs = torch.log_softmax(rows, 1)
+        loss = log_probs.gather(1, targets[:, None]).squeeze(1).neg_()
+        if outside is not None:
+            loss = loss.masked_fill(outside, torch.nan)
+        grad = log_probs.exp_()
+        grad.scatter_add_(1, targets[:, None], grad.new_full((), -1.0).expand(len(grad), 1))
+        if counted is not None:
+            loss = loss.masked_fill(~counted, 0.0)
+            grad.mul_(counted[:, None])
+        grad.mul_(scale)
+        return loss.sum(), self._metrics(rows, loss, targets, block), grad, []

@@ -13,7 +13,9 @@ from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.engine.student_input import Student, check_student
+from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host import readable
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, check_temperature, teacher_positions
 
@@ -37,6 +39,8 @@ class LossInputs:
             `global_normalizer`.
         chunk_weights: [C] float, a factor on each chunk's loss, not on metrics or normalizer.
         targets: exact targets of these chunks, where they were made before; read by exact-kl alone.
+        prefixes: of prefix KL, from `prepare_prefixes` on the batch while it was on the CPU. Where
+            None they are made in the loss, which on another device waits for the ids.
 
     Raises:
         ArgumentTypeError: a value of another class; the message says which call makes it.
@@ -57,6 +61,7 @@ class LossInputs:
     normalizer: float | Tensor | None = None
     chunk_weights: Tensor | None = None
     targets: TargetBatch | None = None
+    prefixes: PreparedPrefixes | None = None
 
     def __post_init__(self) -> None:
         check_student(self.student)
@@ -118,8 +123,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
-        full_metrics: read whole student rows where the loss needs only some columns, so that
-            `empty_row_mass` is known.
+        full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows where
+            the loss needs only some columns, `empty_row_mass`.
         block_size: chunks worked on at a time; None chooses by cache size.
 
     Raises:
@@ -233,5 +238,5 @@ def check_normalizer(normalizer: object) -> None:
         return
     if normalizer.numel() != 1:
         raise ShapeError(f"normalizer has shape {tuple(normalizer.shape)}, expected a scalar")
-    if normalizer.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(normalizer):
         check_number("normalizer", normalizer.item(), _LEAST_NORMALIZER, rule=rule)

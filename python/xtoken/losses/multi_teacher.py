@@ -18,6 +18,7 @@ from xtoken.losses.output import LossOutput
 from xtoken.losses.registry import LossName, find_loss
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows, upcast
+from xtoken.tensors.segments import counts_of
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 Confidence = Literal["ce", "entropy", "max_prob"]
@@ -134,7 +135,7 @@ def sample_scores(term: TeacherTerm, confidence: Confidence) -> Tensor:
         values = _row_statistic(teacher, where.index, size, confidence)
     sums = values.new_zeros(batch).index_add_(0, sample, values)
     if confidence == "max_prob":
-        counts = torch.bincount(sample, minlength=batch)
+        counts = counts_of(sample, batch)
         return torch.log(sums / counts).masked_fill(counts == 0, -torch.inf)
     tokens = torch.zeros(batch, dtype=torch.int64, device=sums.device)
     tokens.index_add_(0, chunks.sample, chunks.student_end - chunks.student_start)

@@ -47,12 +47,12 @@ def global_normalizer(num_chunks: float | Tensor, group: dist.ProcessGroup | Non
     return total.clamp(min=1.0) / world
 
 
-def inverse_normalizer(normalizer: float | Tensor | None, count: int) -> float | Tensor:
-    """1 / normalizer, `count` where none was given; see `xtoken.losses.inputs.check_normalizer`."""
-    if normalizer is None:
-        return 1.0 / max(count, 1)
+def inverse_normalizer(normalizer: float | Tensor) -> float | Tensor:
+    """1 / normalizer; see `xtoken.losses.inputs.check_normalizer`."""
     if isinstance(normalizer, Tensor):
-        return normalizer.detach().reshape(()).reciprocal()
+        value = normalizer.detach().reshape(())
+        # One that nobody looked at is not taken where it is none.
+        return torch.where(value > 0, value.reciprocal(), torch.nan)
     return 1.0 / normalizer
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken.errors import OptionError, PairError
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.loss_spec import LossSpec
-from xtoken.losses.engine.merge import ChunkRows, merge_rows
+from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.tail import safe_logsumexp, with_tail
@@ -34,7 +34,7 @@ def same_vocab_kl(
         pair: of equal sizes; no further part.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics: `kl`, `teacher_mass` (stored),
-        `top1_agreement`.
+        and, with `full_metrics`, `top1_agreement`.
 
     Raises:
         XTokenError: as `p_kl`; sides of different sizes; `tail_bucket=True` with full logits, which
@@ -43,7 +43,7 @@ def same_vocab_kl(
     return run_loss(SPEC, _blocks, inputs, pair, options)
 
 
-SPEC = LossSpec.of("same-vocab-kl", same_vocab_kl, "merge", "tail_bucket")
+SPEC = LossSpec.of("same-vocab-kl", same_vocab_kl, "merge", "tail_bucket", "full_metrics")
 
 
 def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
@@ -60,6 +60,7 @@ def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
         student=call.student_chunks(options.merge),
         teacher=call.teacher_rows(options.merge, renormalized=not options.tail_bucket),
         tail_bucket=bool(options.tail_bucket) and stored,
+        full_metrics=options.full_metrics,
         temperature=call.temperature,
         direction=options.direction,
         beta=options.beta,
@@ -74,10 +75,14 @@ class SameVocabBlocks(BlockLoss):
     student: ChunkRows
     teacher: TeacherRows
     tail_bucket: bool
+    full_metrics: bool
     temperature: float
     direction: Direction
     beta: float
-    metric_names = ("kl", "teacher_mass", "top1_agreement")
+
+    def __post_init__(self) -> None:
+        agreement = ("top1_agreement",) if self.full_metrics else ()
+        self.metric_names = ("kl", "teacher_mass", *agreement)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -106,6 +111,39 @@ class SameVocabBlocks(BlockLoss):
             log_teacher = self.teacher.log_probs(block.start, block.stop)
             mass = log_teacher.new_ones(len(block))
         loss = divergence(log_teacher, log_student, self.direction, self.beta)
-        best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
-        sums = torch.stack([loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)])
-        return loss * self.temperature**2, sums
+        sums = [loss.detach().sum(), mass.sum()]
+        if self.full_metrics:
+            best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
+            sums.append(best.sum().to(loss.dtype))
+        return loss * self.temperature**2, torch.stack(sums)
+
+    def value_and_grad(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `BlockLoss`; the forward KL to full logits in closed form: p - q."""
+        if self.direction != "forward" or isinstance(self.teacher.signal, TeacherTopK):
+            return super().value_and_grad(rows, block, params, needed, scale)
+        with torch.no_grad():
+            tau = self.temperature
+            logits = merge_rows(rows, block.segments, len(block))
+            log_student = torch.log_softmax(logits if tau == 1.0 else logits / tau, -1)
+            log_teacher = torch.log_softmax(self.teacher.logits(block.start, block.stop), -1)
+            sums = []
+            if self.full_metrics:
+                best = log_teacher.argmax(-1) == log_student.argmax(-1)
+                sums = [best.sum().to(log_student.dtype)]
+            teacher = torch.exp(log_teacher).to(log_student.dtype)
+            # In the log-probabilities' places; 0 where the teacher has none, whatever the student.
+            terms = log_teacher.to(log_student.dtype).sub_(log_student).mul_(teacher)
+            loss = terms.masked_fill_(teacher == 0, 0.0).sum(1)
+            weight = loss.new_full((len(block),), tau**2)
+            if self.weights is not None:
+                weight = weight * self.weights[block.start : block.stop].to(loss.dtype)
+            grad = log_student.exp_().sub_(teacher).mul_((weight * (scale / tau))[:, None])
+            metrics = torch.stack([loss.sum(), loss.new_full((), float(len(block))), *sums])
+            return (loss * weight).sum(), metrics, unmerge_rows(grad, block.segments), []

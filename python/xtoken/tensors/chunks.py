@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,49 @@ from torch import Tensor
 from xtoken._checks import expect
 from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
 from xtoken.errors import OptionError, ShapeError
+from xtoken.tensors.host import readable
 from xtoken.tensors.segments import ragged_arange
 from xtoken.vocab.fingerprints import PairFingerprint
 
 _INDEX_FIELDS = ("sample", "student_start", "student_end", "teacher_start", "teacher_end", "kind")
 _TENSORS = (*_INDEX_FIELDS, "has_predictor")
 _SIDES = ("student", "teacher")
+
+
+@dataclass(frozen=True, eq=False)
+class HostChunks:
+    """The same chunks in numpy on the host, where a loss may look at them without waiting.
+
+    Attributes:
+        sample, student_start, student_end, teacher_start, teacher_end: [C] int64.
+        predicted: whether each chunk has a token on both sides and a predictor of each of them.
+        reach: the largest sample, student end and teacher end; 0 without a chunk.
+    """
+
+    sample: NDArray[np.int64]
+    student_start: NDArray[np.int64]
+    student_end: NDArray[np.int64]
+    teacher_start: NDArray[np.int64]
+    teacher_end: NDArray[np.int64]
+    predicted: bool
+    reach: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, chunks: ChunkBatch) -> HostChunks:
+        """Those of a batch; waits for the device it is on."""
+        sample, predicted = _array(chunks.sample), _array(chunks.has_predictor)
+        ranges = [_array(x) for side in _SIDES for x in chunks.range_of(side)]
+        good = bool(predicted.all())
+        for start, end in (ranges[:2], ranges[2:]):
+            good = good and not bool(((start < 1) | (end <= start)).any())
+        reach = tuple(int(x.max(initial=0)) for x in (sample, ranges[1], ranges[3]))
+        return cls(sample, *ranges, good, (reach[0], reach[1], reach[2]))
+
+    def range_of(self, side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First tokens and ends on "student" or "teacher"."""
+        if side == "student":
+            return self.student_start, self.student_end
+        return self.teacher_start, self.teacher_end
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +83,7 @@ class ChunkBatch:
     kind: Tensor
     has_predictor: Tensor
     pair: PairFingerprint | None = None
+    _host: HostChunks | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = self.sample.shape
@@ -193,22 +231,36 @@ class ChunkBatch:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return cls.from_ranges(none, none, none, none, none)
 
-    def to(self, device: torch.device | str) -> ChunkBatch:
+    @property
+    def host(self) -> HostChunks:
+        """The same chunks on the host. Batches moved by `to` bring them along; for others this
+        waits for the device, once."""
+        if self._host is None:
+            object.__setattr__(self, "_host", HostChunks.of(self))
+        assert self._host is not None
+        return self._host
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ChunkBatch:
         """The same chunks on another device."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ChunkBatch:
         """The same chunks in pinned memory, for a copy to a GPU that waits for nothing."""
-        return self._mapped(Tensor.pin_memory)
+        return self.mapped(Tensor.pin_memory)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> ChunkBatch:
+        """The same chunks in tensors that `move` makes of these, of equal values."""
+        host = self.host if readable(self.sample) else self._host
+        return replace(self._each(move), _host=host)
 
     def select(self, index: Tensor) -> ChunkBatch:
         """The chunks at `index`: int64 positions or a [C] bool mask."""
         if index.dtype == torch.bool:
             index = index.nonzero().flatten()  # once, and not again for every field
         # A quarter of the time that indexing takes.
-        return self._mapped(lambda tensor: tensor.index_select(0, index))
+        return self._each(lambda tensor: tensor.index_select(0, index))
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> ChunkBatch:
+    def _each(self, function: Callable[[Tensor], Tensor]) -> ChunkBatch:
         return ChunkBatch(
             function(self.sample),
             function(self.student_start),
@@ -251,7 +303,7 @@ class ChunkBatch:
             keep |= kind == int(admitted)
         keep &= _array(self.has_predictor)
         for side, mask in zip(_SIDES, (student_mask, teacher_mask), strict=True):
-            start, end = map(_array, self._range(side))
+            start, end = map(_array, self.range_of(side))
             inside = _counts_inside(mask, f"{side}_mask", sample, start, end)
             sizes = end - start
             keep &= (inside == sizes) & (sizes > 0)
@@ -261,18 +313,19 @@ class ChunkBatch:
         """Raise where a chunk lies outside [B, T_s] or [B, T_t]: the alignment of another batch."""
         if len(self) == 0:
             return
-        samples = int(self.sample.max()) + 1
+        sample, student_end, teacher_end = self.host.reach
+        ends = {"student": student_end, "teacher": teacher_end}
         for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
             if len(shape) != 2:
                 raise ShapeError(f"{side} ids or mask have shape {tuple(shape)}, expected [B, T]")
-            length = int(self._range(side)[1].max())
-            if samples > shape[0] or length > shape[1]:
+            if sample >= shape[0] or ends[side] > shape[1]:
                 raise ShapeError(
-                    f"chunks reach sample {samples - 1} and {side} token {length - 1}, but the "
+                    f"chunks reach sample {sample} and {side} token {ends[side] - 1}, but the "
                     f"batch is {tuple(shape)}; pass the alignments of this batch"
                 )
 
-    def _range(self, side: str) -> tuple[Tensor, Tensor]:
+    def range_of(self, side: str) -> tuple[Tensor, Tensor]:
+        """First tokens and ends on "student" or "teacher"."""
         if side == "student":
             return self.student_start, self.student_end
         return self.teacher_start, self.teacher_end
@@ -282,7 +335,7 @@ class ChunkBatch:
 
         Made for inspection; the losses work on the ranges.
         """
-        start, end = self._range(side)
+        start, end = self.range_of(side)
         sizes = end - start
         chunk = torch.repeat_interleave(torch.arange(len(self), device=self.device), sizes)
         ids = torch.full(tuple(shape), -1, dtype=torch.int64, device=self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from xtoken._checks import expect
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.projection import Projection
+from xtoken.tensors.host import readable
 from xtoken.tensors.segments import offsets_of, ragged_arange
 from xtoken.tensors.sparse_ops import SparseMap, project_rows
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -32,12 +34,20 @@ class ColumnSlice:
         rows: [n_in] int64 student ids, ascending, its inputs; None means all of them.
         entries: [nnz] int64, positions of the non-zeros in W's CSR arrays, in the map's order.
         map: the [n_in, K] sparsity.
+        real: [nnz] bool, the entries that are non-zeros of W; the others fill the room up and have
+            weight 0. None for all.
     """
 
     columns: Tensor | None
     rows: Tensor | None
     entries: Tensor
     map: SparseMap
+    real: Tensor | None = None
+
+    def weights_of(self, values: Tensor) -> Tensor:
+        """[nnz] the weights of its entries, of W's `values` in CSR order."""
+        found = values[self.entries]
+        return found if self.real is None else torch.where(self.real, found, 0.0)
 
     def reindexed(self, rows: Tensor) -> ColumnSlice:
         """The same with `rows` [n] int64, ascending, as its inputs; they include its own."""
@@ -126,6 +136,9 @@ class SparseProjection(nn.Module):
         if learnable:
             self.free = nn.Parameter(torch.log(weights.detach()))
         self._full: ColumnSlice | None = None
+        # How many non-zeros any k columns have at most.
+        heaviest = np.sort(column_counts.cpu().numpy())[::-1]
+        self._most_entries = np.concatenate([[0], heaviest.cumsum()])
 
     @classmethod
     def from_csr(
@@ -206,6 +219,8 @@ class SparseProjection(nn.Module):
 
     def columns(self, ids: Tensor) -> ColumnSlice:
         """The map onto teacher columns `ids` [K] int64, and the student rows that reach them."""
+        if not readable(ids):
+            return self._columns_blind(ids)
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.shape[1]):
             raise TokenIdError(
                 f"column ids span [{int(ids.min())}, {int(ids.max())}], expected ids below "
@@ -217,6 +232,29 @@ class SparseProjection(nn.Module):
         rows, inputs = torch.unique(self.row_of[entries], return_inverse=True)
         return ColumnSlice(
             ids, rows, entries, SparseMap.build(inputs, outputs, len(rows), len(ids))
+        )
+
+    def _columns_blind(self, ids: Tensor) -> ColumnSlice:
+        """`columns` in shapes that do not depend on which ids they are: room for the non-zeros of
+        the heaviest columns, and as many student rows, some of which reach nothing."""
+        device, count, room = ids.device, len(ids), int(self._most_entries[len(ids)])
+        first = self.column_ptr[ids]
+        ends = offsets_of(self.column_ptr[ids + 1] - first)
+        place = torch.arange(room, device=device)
+        outputs = torch.searchsorted(ends, place, right=True) - 1
+        real = outputs < count
+        outputs = outputs.clamp(max=count - 1)
+        at = torch.where(real, first[outputs] + place - ends[outputs], 0)
+        entries = self.by_column[at]
+        rows_of = self.row_of[entries]
+        reached = torch.zeros(self.shape[0], dtype=torch.int64, device=device)
+        reached.index_add_(0, rows_of, real.to(torch.int64))
+        size = min(room, self.shape[0])
+        rows = torch.argsort((reached == 0).to(torch.int8), stable=True)[:size].sort().values
+        places = torch.zeros_like(reached).index_copy(0, rows, torch.arange(size, device=device))
+        inputs = torch.where(real, places[rows_of], 0)
+        return ColumnSlice(
+            ids, rows, entries, SparseMap.build(inputs, outputs, size, count), real
         )
 
     def project(self, probs: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -240,7 +278,7 @@ class SparseProjection(nn.Module):
         if columns is not None and columns.dim() == 1:
             part = self.columns(columns)
             assert part.rows is not None
-            return project_rows(probs[:, part.rows], self.values()[part.entries], part.map)
+            return project_rows(probs[:, part.rows], part.weights_of(self.values()), part.map)
         full = self.full()
         rows = project_rows(probs, self.values()[full.entries], full.map)
         if full.columns is not None:

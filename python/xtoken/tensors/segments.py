@@ -14,9 +14,25 @@ def offsets_of(counts: Tensor) -> Tensor:
     return F.pad(counts.cumsum(0), (1, 0))
 
 
-def ragged_arange(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Concatenate `range(starts[i], starts[i] + sizes[i])` for all i; int64 in, int64 out."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+def counts_of(segments: Tensor, count: int) -> Tensor:
+    """[count] int64, how often each of 0..count - 1 is in `segments`; unlike `bincount`, without
+    waiting for a device."""
+    return segments.new_zeros(count).index_add(0, segments, torch.ones_like(segments))
+
+
+def owners(sizes: Tensor, total: int | None = None) -> Tensor:
+    """`sizes[i]` times i, for all i; int64. With their `total` nothing waits for a device."""
+    every = torch.arange(len(sizes), device=sizes.device)
+    return torch.repeat_interleave(every, sizes, output_size=total)
+
+
+def ragged_arange(starts: Tensor, sizes: Tensor, total: int | None = None) -> Tensor:
+    """Concatenate `range(starts[i], starts[i] + sizes[i])` for all i; int64 in, int64 out.
+
+    Args:
+        total: the sum of the sizes, where it is known; then nothing waits for a device.
+    """
+    owner = owners(sizes, total)
     inner = torch.arange(owner.shape[0], device=sizes.device) - (sizes.cumsum(0) - sizes)[owner]
     return starts[owner] + inner
 

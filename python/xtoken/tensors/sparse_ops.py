@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xtoken.tensors.segments import offsets_of, ragged_arange, segment_logsumexp
+from xtoken.tensors.host import readable
+from xtoken.tensors.segments import counts_of, offsets_of, ragged_arange, segment_logsumexp
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +40,16 @@ class SparseMap:
         return cls(
             inputs,
             outputs,
-            offsets_of(torch.bincount(outputs, minlength=n_out)),
+            offsets_of(counts_of(outputs, n_out)),
             transposed,
             outputs[transposed],
-            offsets_of(torch.bincount(inputs, minlength=n_in)),
+            offsets_of(counts_of(inputs, n_in)),
         )
 
     def reindexed(self, places: Tensor, n_in: int) -> SparseMap:
         """The same with its inputs at `places` [old n_in] int64, ascending, among `n_in`."""
         inputs = places[self.inputs]
-        ptr = offsets_of(torch.bincount(inputs, minlength=n_in))
+        ptr = offsets_of(counts_of(inputs, n_in))
         return replace(self, inputs=inputs, input_ptr=ptr)
 
     def matmul(self, rows: Tensor, values: Tensor) -> Tensor:
@@ -82,6 +83,18 @@ def bag_sums(table: Tensor, index: Tensor, ptr: Tensor, values: Tensor) -> Tenso
         index, table, ptr, mode="sum", per_sample_weights=values.to(table.dtype),
         include_last_offset=True,
     )  # fmt: skip
+
+
+def bag_totals(table: Tensor, ptr: Tensor) -> Tensor:
+    """out[i] = sum over j in [ptr[i], ptr[i+1]) of table[j]; [n, R] to [m, R], 0 for none."""
+    every = torch.arange(len(table), device=table.device)
+    return F.embedding_bag(every, table, ptr, mode="sum", include_last_offset=True)
+
+
+def bag_tops(table: Tensor, ptr: Tensor) -> Tensor:
+    """The same for the largest; 0 for none."""
+    every = torch.arange(len(table), device=table.device)
+    return F.embedding_bag(every, table, ptr, mode="max", include_last_offset=True)
 
 
 class _Project(torch.autograd.Function):
@@ -167,8 +180,11 @@ def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
 
     Returns: [R, n_out]; -inf only where a column has no mass at all.
     """
-    if torch.compiler.is_compiling():  # no branch on data there: all of it in log space
-        terms = logits[:, sparse.inputs] + torch.log(values.to(logits.dtype))
+    if not readable(logits):  # no branch on data there: all of it in log space
+        weights = values.to(logits.dtype)
+        none = weights <= 0  # what fills room up has no mass, and no gradient
+        weights = torch.log(weights.masked_fill(none, 1.0)).masked_fill(none, -torch.inf)
+        terms = logits[:, sparse.inputs] + weights
         return segment_logsumexp(terms, sparse.outputs, sparse.output_ptr.shape[0] - 1)
     result: Tensor = _LogProject.apply(logits, values, sparse)
     return result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xtoken._checks import expect
@@ -39,7 +41,10 @@ class TrieSlots(nn.Module):
         self.trie = expect(
             trie, PieceTrie, "trie", "pass PairTries.build(student, teacher).student or .teacher"
         )
-        for name, array in trie.slots._asdict().items():
+        slots = trie.slots
+        self._host_counts = np.diff(slots.slot_ptr)
+        self._host_sizes = np.diff(np.concatenate([[0], slots.slot_sizes.cumsum()])[slots.slot_ptr])
+        for name, array in slots._asdict().items():
             # A copy: torch cannot hold a read-only array.
             self.register_buffer(name, torch.tensor(array), persistent=False)
         below = offsets_of(self.slot_sizes)[self.slot_ptr]
@@ -60,9 +65,16 @@ class TrieSlots(nn.Module):
         """Size of the vocabulary that spells them."""
         return self.trie.piece_count
 
-    def below(self, node: Tensor) -> Tensor:
-        """The tokens below each of `node` [N] int64, one after the other."""
-        return self.tokens[ragged_arange(self.node_starts[node], self.node_sizes[node])]
+    def below(self, node: Tensor, total: int | None = None) -> Tensor:
+        """The tokens below each of `node` [N] int64, one after the other; `total` of them, where
+        that is known."""
+        return self.tokens[ragged_arange(self.node_starts[node], self.node_sizes[node], total)]
+
+    def ends(self, node: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """On the host, for nodes [N]: N + 1 ends each of their slots and of the tokens below."""
+        counts = self._host_counts[node], self._host_sizes[node]
+        slots, tokens = (np.concatenate([[0], x.cumsum()]) for x in counts)
+        return slots, tokens
 
     def extra_repr(self) -> str:
         return repr(self.trie)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
+from xtoken.errors import NonFiniteError, ShapeError, TokenIdError
 from xtoken.losses.engine.merge import chunk_rows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.inputs import LossInputs
+from xtoken.tensors.host import readable
 from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
 
@@ -37,18 +38,19 @@ def check_batch(source: StudentRows, inputs: LossInputs) -> None:
     if torch.compiler.is_compiling():  # the rest looks at data
         return
     chunks.check_within(positions["student"], positions["teacher"])
-    for side in ("student", "teacher"):
-        start, end = getattr(chunks, f"{side}_start"), getattr(chunks, f"{side}_end")
-        if bool(((start < 1) | (end <= start) | ~chunks.has_predictor).any()):
-            raise ShapeError(
-                f"a chunk has no predictor or no token on the {side} side; "
-                "pass chunks.usable(student_mask, teacher_mask)"
-            )
+    if not chunks.host.predicted:
+        raise ShapeError(
+            "a chunk has no predictor or no token on a side; "
+            "pass chunks.usable(student_mask, teacher_mask)"
+        )
 
 
 def check_token_ids(ids: Tensor, size: int, side: str) -> None:
-    """Raise TokenIdError where a counted id is outside [0, size); `ids` [n] are those counted."""
-    if torch.compiler.is_compiling() or ids.numel() == 0:
+    """Raise TokenIdError where a counted id is outside [0, size); `ids` [n] are those counted.
+
+    On the CPU; elsewhere what is read there is NaN (see `inside`), and the step's check tells.
+    """
+    if not readable(ids) or ids.numel() == 0:
         return
     bad = ((ids < 0) | (ids >= size)).nonzero().flatten()
     if bad.numel():
@@ -58,7 +60,24 @@ def check_token_ids(ids: Tensor, size: int, side: str) -> None:
         )
 
 
-def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: LossInputs) -> None:
+def inside(ids: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Ids that can be read with, and those [n] bool that were outside [0, size); None on the CPU,
+    where `check_token_ids` has looked."""
+    if readable(ids):
+        return ids, None
+    return ids.clamp(0, size - 1), (ids < 0) | (ids >= size)
+
+
+def finite_or_nan(total: Tensor, slope: Tensor) -> Tensor:
+    """The loss; on a device NaN where its gradient is not finite, as nobody looks at that."""
+    if readable(total.detach()) or torch.compiler.is_compiling():
+        return total
+    return total + torch.where(torch.isfinite(slope), 0.0, torch.nan).to(total.dtype)
+
+
+def check_finite(
+    total: Tensor, slope: Tensor, source: StudentRows, inputs: LossInputs
+) -> Tensor:
     """Raise NonFiniteError where a loss or its gradient is NaN or infinite because a logit is.
 
     Looks at the logits only where one of them is not finite. An infinite loss from finite logits,
@@ -66,18 +85,18 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
 
     Args:
         slope: scalar, finite where all of the gradient is.
+
+    Returns: the loss. On a device nobody looks, and it is NaN instead of a finite number where its
+        gradient is none: whoever reads the loss anyway sees it.
     """
-    if torch.compiler.is_compiling():
-        return
     value = total.detach()
+    if torch.compiler.is_compiling():
+        return total
+    if not readable(value):
+        return finite_or_nan(total, slope)
     good = torch.isfinite(value) & torch.isfinite(slope)
-    normalizer = inputs.normalizer
-    if isinstance(normalizer, Tensor) and normalizer.device.type != "cpu":
-        good = good & (normalizer.detach().reshape(()) > 0)  # not looked at before
     if bool(good):
-        return
-    if isinstance(normalizer, Tensor) and not float(normalizer) > 0:
-        raise OptionError(f"normalizer = {float(normalizer)} must be above 0: a number of chunks")
+        return total
     with torch.no_grad():
         where = chunk_rows(inputs.chunks, "student", source.positions[1], None)
         for index in torch.split(where.index, 64):
@@ -99,6 +118,7 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
             f"the loss is {float(value):.6g} but its gradient is not finite, though no logit is "
             "NaN or +inf; lower the scale of the logits, or report this as a bug"
         )
+    return total
 
 
 def _refuse(rows: Tensor, index: Tensor, length: int, name: str) -> None:

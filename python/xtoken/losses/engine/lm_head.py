@@ -66,6 +66,11 @@ class LmHeadRows:
     vocab_size: int
 
     @property
+    def shared(self) -> None:
+        """Each loss has its own gradient."""
+        return None
+
+    @property
     def positions(self) -> tuple[int, int]:
         return self.head.hidden.shape[0], self.head.hidden.shape[1]
 

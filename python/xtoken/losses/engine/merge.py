@@ -17,11 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.segments import offsets_of, ragged_arange
+from xtoken.tensors.host import on_device
 
 Merge = Literal["chain", "last", "mean"]
 
@@ -32,30 +34,49 @@ class ChunkRows:
 
     Attributes:
         index: [N] int64, grouped by chunk.
-        ptr: [C + 1] int64, each chunk's range in `index`; None where every chunk has one row.
+        owner: [N] int64, rising, the chunk of each row; None where every chunk has one row.
         count: C.
+        ends: C + 1 numbers on the host, each chunk's range in `index`; None as `owner`.
     """
 
     index: Tensor
-    ptr: Tensor | None
+    owner: Tensor | None
     count: int
+    ends: NDArray[np.int64] | None = None
+
+    @classmethod
+    def ragged(
+        cls, first: NDArray[np.int64], sizes: NDArray[np.int64], device: torch.device
+    ) -> ChunkRows:
+        """The `sizes` [C] rows from `first` [C] on of each chunk; made on the host."""
+        ends = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=ends[1:])
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        index = np.arange(len(owner)) + np.repeat(first - ends[:-1], sizes)
+        return cls(on_device(index, device), on_device(owner, device), len(sizes), ends)
+
+    @classmethod
+    def of_ptr(cls, index: Tensor, ptr: Tensor) -> ChunkRows:
+        """Rows with each chunk's range `ptr` [C + 1] in them; on a device this waits for it."""
+        ends: NDArray[np.int64] = ptr.cpu().numpy()
+        owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        return cls(index, on_device(owner, index.device), len(ends) - 1, ends)
 
     def block(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """The rows of chunks [start, stop), and for each its chunk, counted from `start`."""
-        if self.ptr is None:
+        if self.owner is None or self.ends is None:
             return self.index[start:stop], None
-        ptr = self.ptr[start : stop + 1]
-        local = torch.arange(stop - start, device=ptr.device)
-        return self.index[ptr[0] : ptr[-1]], torch.repeat_interleave(local, ptr.diff())
+        rows = slice(int(self.ends[start]), int(self.ends[stop]))
+        return self.index[rows], self.owner[rows] - start
 
     def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Cut chunks [start, stop) into ranges of at most `rows` rows, at least one chunk each."""
         stop = self.count if stop is None else stop
-        if self.ptr is None:
+        if self.ends is None:
             return [(a, min(a + rows, stop)) for a in range(start, stop, rows)]
         if start == stop:
             return []
-        ends, cuts = self.ptr[start : stop + 1].tolist(), [start]
+        ends, cuts = self.ends[start : stop + 1].tolist(), [start]
         for chunk in range(start + 1, stop):
             if ends[chunk + 1 - start] - ends[cuts[-1] - start] > rows:
                 cuts.append(chunk)
@@ -70,28 +91,33 @@ def chunk_rows(chunks: ChunkBatch, side: str, length: int, merge: Merge | None) 
         length: T of that side, the stride of the flattened positions.
         merge: which rows to take; None takes all of them, as `mean` does.
     """
-    start, end = getattr(chunks, f"{side}_start"), getattr(chunks, f"{side}_end")
+    start, end = chunks.range_of(side)
     base = chunks.sample * length
     if merge == "chain":
         return ChunkRows(base + start - 1, None, len(chunks))
     if merge == "last":
         return ChunkRows(base + end - 2, None, len(chunks))
-    sizes = end - start
-    return ChunkRows(ragged_arange(base + start - 1, sizes), offsets_of(sizes), len(chunks))
+    host = chunks.host
+    first, last = host.range_of(side)
+    return ChunkRows.ragged(host.sample * length + first - 1, last - first, chunks.device)
+
+
+def _sizes(segments: Tensor, count: int, like: Tensor) -> Tensor:
+    """[count, 1] the rows of each segment."""
+    ones = torch.ones_like(segments, dtype=like.dtype)
+    return like.new_zeros(count).index_add(0, segments, ones)[:, None]
 
 
 def merge_rows(rows: Tensor, segments: Tensor | None, count: int) -> Tensor:
     """[n, V] predictor rows to [count, V] chunk logits: the mean of each chunk's rows."""
     if segments is None:
         return rows
-    sizes = torch.bincount(segments, minlength=count).to(rows.dtype)
     sums = rows.new_zeros(count, rows.shape[1]).index_add(0, segments, rows)
-    return sums / sizes[:, None]
+    return sums / _sizes(segments, count, rows)
 
 
 def unmerge_rows(grad: Tensor, segments: Tensor | None) -> Tensor:
     """The gradient of `merge_rows`: [count, V] of the chunks to [n, V] of their rows."""
     if segments is None:
         return grad
-    sizes = torch.bincount(segments, minlength=len(grad)).to(grad.dtype)
-    return (grad / sizes[:, None]).index_select(0, segments)
+    return (grad / _sizes(segments, len(grad), grad)).index_select(0, segments)

@@ -17,6 +17,7 @@ from torch import Tensor
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.output import LossOutput, inverse_normalizer
+from xtoken.tensors.host import readable
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class BlockLoss:
         params: further differentiable tensors, such as learnable weights of W.
         weights: [C] float, a factor on each chunk's loss (not on metrics), None for 1.
         metric_names: what the second result of `forward` holds.
+        late: where several losses share a gradient, this one adds to it in backward.
     """
 
     student: ChunkRows
@@ -47,6 +49,7 @@ class BlockLoss:
     params: tuple[Tensor, ...] = ()
     weights: Tensor | None = None
     metric_names: tuple[str, ...] = ()
+    late: bool = False
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -75,11 +78,18 @@ class BlockLoss:
             leaves = [p.detach().requires_grad_(n) for p, n in zip(params, needed, strict=True)]
             total, metrics = self.total(rows, block, leaves)
             wanted = [rows, *(leaf for leaf in leaves if leaf.requires_grad)]
-            seed = torch.as_tensor(scale, dtype=total.dtype, device=total.device)
+            seed = seed_like(total, scale)
             found = iter(torch.autograd.grad(total, wanted, seed, materialize_grads=True))
         grad_rows = next(found)
         grad_params = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return total.detach(), metrics, grad_rows, grad_params
+
+
+def seed_like(total: Tensor, scale: float | Tensor) -> Tensor:
+    """The factor of a gradient as a scalar beside `total`, without a copy from the host."""
+    if isinstance(scale, Tensor):
+        return scale.to(total)
+    return torch.full_like(total, scale)
 
 
 def sum_over_chunks(
@@ -92,8 +102,9 @@ def sum_over_chunks(
     # Half precision is raised to float32 by the sources; autocast must not lower it again.
     with torch.autocast(source.tensors()[0].device.type, enabled=False):
         total, metrics = _RowBlocks.apply(
-            loss, source, scale, rows_per_block, *source.tensors(), *loss.params
-        )
+            loss, source, scale, rows_per_block, torch.is_grad_enabled(),
+            *source.tensors(), *loss.params,
+        )  # fmt: skip
     return total, metrics
 
 
@@ -104,21 +115,28 @@ def reduce_chunks(
     rows_per_block: int,
     normalizer: float | Tensor | None,
     weights: Tensor | None,
+    count: Tensor | None = None,
 ) -> tuple[LossOutput, Tensor]:
     """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
 
     Args:
         weights: [C] a factor on each chunk's loss.
+        count: scalar, the chunks counted, where they are not all.
 
     Returns: the output, and a detached scalar that is finite where all of the gradient is.
     """
-    count = loss.student.count
+    device = source.tensors()[0].device
+    if count is None:
+        count = torch.full((), loss.student.count, device=device)
+        shared: float | Tensor = max(loss.student.count, 1)
+    else:
+        shared = count.clamp(min=1)
     loss.weights = None if weights is None else weights.detach()
-    inverse = inverse_normalizer(normalizer, count)
-    total, sums = sum_over_chunks(loss, source, inverse, rows_per_block)
-    *means, slope = (sums / max(count, 1)).unbind()
+    scale = inverse_normalizer(shared if normalizer is None else normalizer)
+    total, sums = sum_over_chunks(loss, source, scale, rows_per_block)
+    *means, slope = (sums / shared).unbind()
     metrics = dict(zip(loss.metric_names, means, strict=True))
-    return LossOutput(total, torch.tensor(count, device=total.device), metrics), slope
+    return LossOutput(total, count, metrics), slope
 
 
 def _traced(
@@ -146,15 +164,23 @@ class _RowBlocks(torch.autograd.Function):
         source: StudentRows,
         scale: float | Tensor,
         rows_per_block: int,
+        wanted: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        needed = tuple(ctx.needs_input_grad[4:])
+        # Under no_grad too a tensor says that it needs a gradient.
+        needed = tuple(wanted and need for need in ctx.needs_input_grad[5:])
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
         later = any(tensor.dtype == torch.float16 for tensor in tensors)
+        shared = source.shared if any(needed) else None
+        # The buffer holds one gradient to be scaled in backward; the others are added there.
+        later = later or (shared is not None and (loss.late or shared.taken))
         now = (False,) * len(needed) if later else needed
         total, metrics, grads = _run(loss, source, scale, rows_per_block, now)
         ctx.call = (loss, source, scale, rows_per_block, needed)
+        ctx.early = shared is not None and not later
+        if shared is not None and not later:
+            shared.taken, shared.early, grads = True, grads[0], [None, *grads[1:]]
         ctx.grads = None if later else grads
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(metrics)
@@ -165,17 +191,50 @@ class _RowBlocks(torch.autograd.Function):
         loss, source, scale, rows_per_block, needed = ctx.call
         tensors = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
+        if source.shared is not None and any(needed):
+            return (None, None, None, None, None, *_into_shared(ctx, grads, grad_total))
         if grads is None:  # float16, or a second backward: the first gave its buffer away
             source = source.with_tensors(tensors[: len(source.tensors())])
             with torch.autocast(tensors[0].device.type, enabled=False):
                 grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
-            return (None, None, None, None, *grads)
+            return (None, None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
-        if grad_total.device.type != "cpu" or float(grad_total) != 1.0:
+        if not readable(grad_total) or float(grad_total) != 1.0:
             for grad in grads:
                 if grad is not None:
                     grad.mul_(grad_total.to(grad.dtype))
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
+
+
+def _into_shared(
+    ctx: Any, grads: list[Tensor | None] | None, grad_total: Tensor
+) -> list[Tensor | None]:
+    """Tell the shared buffer what this loss adds; the gradients of the params, none of the logits'.
+
+    Without params the loss runs once more when the buffer is collected; with them now, as they are
+    wanted now.
+    """
+    loss, source, scale, rows_per_block, needed = ctx.call
+    shared, tensors = source.shared, ctx.saved_tensors
+    if grads is not None:
+        if ctx.early and shared.early is not None:
+            shared.scale_early(grad_total)
+        return [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
+    source = source.with_tensors(tensors[:1])
+    factor = scale * grad_total
+
+    def write(buffer: Tensor) -> None:
+        only = (True, *(False for _ in loss.params))
+        with torch.no_grad(), torch.autocast(buffer.device.type, enabled=False):
+            _run(loss, source, factor, rows_per_block, only, [buffer])
+
+    if needed[0]:
+        shared.add_late(int(loss.late), write)
+    params: list[Tensor | None] = [None for _ in loss.params]
+    if any(needed[1:]):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            params = _run(loss, source, factor, rows_per_block, (False, *needed[1:]))[2][1:]
+    return [None, *params]
 
 
 def _run(
@@ -184,11 +243,17 @@ def _run(
     scale: float | Tensor,
     rows_per_block: int,
     needed: tuple[bool, ...],
+    grads: list[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed)."""
+    """One pass over the blocks: scaled loss, metric sums, scaled gradients (None: not needed).
+
+    Args:
+        grads: of the source's tensors, to be added to; None makes new ones.
+    """
     split = len(source.tensors())
-    grads: list[Tensor | None] = [None] * split
-    if any(needed[:split]):
+    if grads is None and not any(needed[:split]):
+        grads = [None] * split
+    elif grads is None:
         grads = source.new_grads(needed[:split])
     param_grads = [
         torch.zeros_like(p) if n else None for p, n in zip(loss.params, needed[split:], strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,8 +92,7 @@ def run_loss(
         normalizer=inputs.normalizer,
         weights=inputs.chunk_weights,
     )
-    check_finite(result.loss, slope, call.source, inputs)
-    return result
+    return replace(result, loss=check_finite(result.loss, slope, call.source, inputs))
 
 
 def checked_call(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xtoken.tensors.host import readable
+
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """[R, n] to values and int64 places [R, k], in no order; k above n takes all.
@@ -23,7 +25,7 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k >= size:
         places = torch.arange(size, device=values.device).expand(values.shape[0], -1)
         return values, places
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or values.numel() == 0:
+    if not readable(values) or values.numel() == 0:
         return torch.topk(values, k, sorted=False)
     order = np.argpartition(values.detach().numpy(), size - k, axis=1)[:, size - k :]
     places = torch.from_numpy(np.ascontiguousarray(order))
@@ -66,7 +68,7 @@ def _l1(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _packable(values: Tensor) -> bool:
-    return values.device.type == "cpu" and values.dtype == torch.float32
+    return readable(values) and values.dtype == torch.float32
 
 
 def _sorted(values: Tensor) -> Tensor:

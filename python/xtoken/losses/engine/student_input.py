@@ -7,16 +7,17 @@ from torch import Tensor
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
 from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
+from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
 
-Student = Tensor | LmHead | VocabShard
+Student = Tensor | LmHead | VocabShard | SharedLogits
 
 
 def check_student(student: Student) -> None:
-    """Raise ArgumentTypeError unless it is one of the three classes."""
+    """Raise ArgumentTypeError unless it is one of these classes."""
     expect(
-        student, (Tensor, LmHead, VocabShard), "student",
+        student, (Tensor, LmHead, VocabShard, SharedLogits), "student",
         "pass the model's logits [B, T_s, V_s'], or LmHead(hidden, weight)",
     )  # fmt: skip
 
@@ -44,12 +45,16 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
         shard = ShardRows.build(student, vocab_size)
         _checked_size(sum(shard.sizes), vocab_size, "the shards together")
         return shard
+    shared = None
+    if isinstance(student, SharedLogits):
+        student, shared = student.logits, student.gradient
     if student.dim() != 3 or not student.is_floating_point():
         raise ShapeError(
             f"student_logits is {student.dtype} {tuple(student.shape)}, "
             "expected float [B, T_s, V_s]"
         )
-    return LogitRows(student, _checked_size(student.shape[2], vocab_size, "student_logits"))
+    size = _checked_size(student.shape[2], vocab_size, "student_logits")
+    return LogitRows(student, size, shared)
 
 
 def _shard_of(student: Tensor) -> VocabShard | Tensor:

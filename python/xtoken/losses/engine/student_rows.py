@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from xtoken.losses.engine.shared_gradient import SharedGradient
 from xtoken.tensors.rows import upcast
 
 
@@ -25,6 +26,10 @@ class StudentRows(Protocol):
     @property
     def vocab_size(self) -> int:
         """Columns that `rows` returns."""
+
+    @property
+    def shared(self) -> SharedGradient | None:
+        """Where several losses write one gradient; None where each has its own."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The differentiable tensors behind the rows, in a fixed order."""
@@ -57,10 +62,12 @@ def zero_grads(tensors: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Te
 
 @dataclass(frozen=True, eq=False)
 class LogitRows:
-    """Rows of logits [B, T_s, V_s'], of which the first `vocab_size` columns count."""
+    """Rows of logits [B, T_s, V_s'], of which the first `vocab_size` columns count; `shared` is the
+    buffer of their gradient where several losses write it."""
 
     logits: Tensor
     vocab_size: int
+    shared: SharedGradient | None = None
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -89,5 +96,8 @@ class LogitRows:
         flat = grads[0].view(-1, grads[0].shape[-1])
         if columns is None:
             flat[:, : self.vocab_size].index_add_(0, index, grad.to(flat.dtype))
-        else:  # a loss may read a row in one block only, so a plain write is enough
+        elif self.shared is None:
+            # A loss may read a row in one block only, so a plain write is enough.
             flat[index[:, None], columns] = grad.to(flat.dtype)
+        else:
+            flat[index[:, None], columns] += grad.to(flat.dtype)

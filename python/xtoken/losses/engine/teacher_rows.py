@@ -10,6 +10,7 @@ from torch import Tensor
 from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host import readable
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
@@ -104,12 +105,16 @@ class TeacherRows:
             dense = stored.new_full((len(ids), self.vocab_size + 1), -torch.inf)
             found = dense.scatter_(1, ids, stored)[:, : self.vocab_size]
         elif self.log_totals is not None:
-            return self._logits(start, stop, columns) - self.log_totals[start:stop, None]
+            return self.logits(start, stop, columns) - self.log_totals[start:stop, None]
         else:
-            found = torch.log_softmax(self._logits(start, stop), -1)
+            found = torch.log_softmax(self.logits(start, stop), -1)
         return found if columns is None else found.index_select(1, columns)
 
-    def _logits(
+    def outside_kept(self, start: int, stop: int, others: Tensor) -> Tensor:
+        """[stop - start] log of the sum of exp over the columns `others`, in the logits' scale."""
+        return torch.logsumexp(self.logits(start, stop, others), -1)
+
+    def logits(
         self, start: int, stop: int, columns: Tensor | None = None, chosen: Tensor | None = None
     ) -> Tensor:
         """[stop - start, V_t] merged logits by temperature, or those at `columns`; of the `chosen`
@@ -118,7 +123,7 @@ class TeacherRows:
         index, segments = self.where.block(start, stop)
         if chosen is not None:
             if segments is not None:
-                return self._logits(start, stop, columns)[chosen]
+                return self.logits(start, stop, columns)[chosen]
             index = index[chosen]
         flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
         kept = flat if columns is None else flat.index_select(1, columns)
@@ -141,20 +146,29 @@ class TeacherRows:
             kept: [K] int64 columns, or [stop - start, K] each row's own; None for all.
         """
         rest = 1.0 - mass
-        if isinstance(self.signal, TeacherTopK) or torch.compiler.is_compiling():
+        if isinstance(self.signal, TeacherTopK):
             # What is not stored is not known below one rounding, which is its floor.
             return torch.log(rest.clamp(min=torch.finfo(rest.dtype).eps))
         log_rest = torch.log(rest.clamp(min=0.0))
         if kept is None:
             return log_rest.fill_(-torch.inf)
+        if not readable(rest):  # told for every row, as nobody may ask which
+            return self._log_rest(start, stop, kept, log_rest.dtype)
         faint = (rest < _FAINT).nonzero().flatten()  # 1 - mass has lost its digits
         if faint.numel() == 0:
             return log_rest
-        logits = self._logits(start, stop, chosen=faint)
-        total = torch.logsumexp(logits, -1)
-        own = kept[faint] if kept.dim() == 2 else kept.expand(len(faint), -1)
-        others = torch.logsumexp(logits.scatter(1, own, -torch.inf), -1)
-        return log_rest.index_copy(0, faint, (others - total).to(log_rest.dtype))
+        own = kept[faint] if kept.dim() == 2 else kept
+        found = self._log_rest(start, stop, own, log_rest.dtype, faint)
+        return log_rest.index_copy(0, faint, found)
+
+    def _log_rest(
+        self, start: int, stop: int, kept: Tensor, dtype: torch.dtype, chosen: Tensor | None = None
+    ) -> Tensor:
+        """`log_outside`, summed without the kept columns."""
+        logits = self.logits(start, stop, chosen=chosen)
+        kept = kept if kept.dim() == 2 else kept.expand(len(logits), -1)
+        others = torch.logsumexp(logits.scatter(1, kept, -torch.inf), -1)
+        return (others - torch.logsumexp(logits, -1)).to(dtype)
 
     @torch.no_grad()
     def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +204,7 @@ def _check_vocabulary(signal: TeacherTopK, index: Tensor, vocab_size: int) -> No
 
     Some may be on the padding of an lm_head, which is dropped; then it is little.
     """
-    if torch.compiler.is_compiling() or not len(index):
+    if not readable(signal.ids) or not len(index):
         return
     ids = signal.ids.flatten(0, 1).index_select(0, index)
     beyond = ids >= vocab_size
@@ -214,7 +228,7 @@ def top_columns(
 
     Args:
         supported: [V_t] bool, the columns to choose from.
-        k: at least 1; more than there are takes all of them.
+        k: at least 1, and no more than there are.
 
     Returns: the columns; and the same rows, with the softmax denominators that were found.
     """
@@ -223,16 +237,16 @@ def top_columns(
     for start in range(0, teacher.where.count, rows_per_block):
         stop = min(start + rows_per_block, teacher.where.count)
         if isinstance(teacher.signal, TeacherTopK):
-            log_probs = teacher.log_probs(start, stop)
+            mass += torch.exp(teacher.log_probs(start, stop)).sum(0)
         else:
-            logits = teacher._logits(start, stop)
-            log_probs = torch.log_softmax(logits, -1)
-            # Their difference is the denominator in any column, best told where it is largest.
-            best = log_probs.argmax(-1, keepdim=True)
-            totals.append((logits.gather(1, best) - log_probs.gather(1, best))[:, 0])
-        mass += torch.exp(log_probs).sum(0)
+            logits = teacher.logits(start, stop)
+            top = logits.amax(-1, keepdim=True)
+            exps = logits.sub_(torch.where(torch.isneginf(top), 0.0, top)).exp_()
+            sums = exps.sum(-1)
+            totals.append(top[:, 0] + torch.log(sums))
+            mass += (sums.reciprocal() @ exps).to(mass.dtype)
     # An unsupported column is below all others, not merely last among the empty ones.
     mass = mass.masked_fill(~supported, -1.0)
-    best = torch.topk(mass, min(k, int(supported.sum()))).indices
+    best = torch.topk(mass, k).indices
     rows = replace(teacher, log_totals=torch.cat(totals)) if totals else teacher
     return torch.sort(best).values, rows

@@ -48,6 +48,11 @@ class ShardRows:
         return cls(shard.logits, shard.group, tuple(sizes), vocab_size or sum(sizes))
 
     @property
+    def shared(self) -> None:
+        """Each loss has its own gradient."""
+        return None
+
+    @property
     def positions(self) -> tuple[int, int]:
         return self.logits.shape[0], self.logits.shape[1]
 

@@ -51,7 +51,7 @@ class ExactKLBlocks(BlockLoss):
 
     def __post_init__(self) -> None:
         targets = self.targets
-        self.student = ChunkRows(targets.rows, targets.chunk_ptr, len(targets))
+        self.student = ChunkRows.of_ptr(targets.rows, targets.chunk_ptr)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]

@@ -19,7 +19,7 @@ def gold(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
 
     Returns: loss in nats per chunk. The KL runs over part of two full softmaxes, so it can be below
         0; it is 0 for a student equal to its teacher. Metrics: `kl`, `uld`, `teacher_mass` and
-        `student_mass` on the common set, `top1_agreement` within it.
+        `student_mass` on the common set, and, with `full_metrics`, `top1_agreement` within it.
 
     Raises:
         XTokenError: as `p_kl`.
@@ -32,4 +32,4 @@ def gold(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     )
 
 
-SPEC = LossSpec.of("gold", gold, "merge", "common_weight", "uld_weight")
+SPEC = LossSpec.of("gold", gold, "merge", "common_weight", "uld_weight", "full_metrics")

@@ -31,4 +31,4 @@ def h_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     )
 
 
-SPEC = LossSpec.of("h-kl", h_kl, "merge", "common_weight", "uld_weight")
+SPEC = LossSpec.of("h-kl", h_kl, "merge", "common_weight", "uld_weight", "full_metrics")

@@ -39,7 +39,11 @@ class HybridBlocks(BlockLoss):
     temperature: float
     direction: Direction
     beta: float
-    metric_names = ("kl", "uld", "teacher_mass", "student_mass", "top1_agreement")
+    full_metrics: bool
+
+    def __post_init__(self) -> None:
+        agreement = ("top1_agreement",) if self.full_metrics else ()
+        self.metric_names = ("kl", "uld", "teacher_mass", "student_mass", *agreement)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -53,17 +57,18 @@ class HybridBlocks(BlockLoss):
         log_teacher = self.teacher.log_probs(block.start, block.stop)
         zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one
         kl = uld = zero
-        masses = [zero, zero, zero]
+        masses = [zero, zero] + [zero] * self.full_metrics
         if len(self.student_common):
             common_student = log_student.index_select(1, self.student_common)
             common_teacher = log_teacher.index_select(1, self.teacher_common)
             kl = divergence(common_teacher, common_student, self.direction, self.beta)
-            best = common_teacher.argmax(-1) == common_student.detach().argmax(-1)
             masses = [
                 torch.exp(common_teacher).sum(-1),
                 torch.exp(common_student.detach()).sum(-1),
-                best.to(zero.dtype),
             ]
+            if self.full_metrics:
+                best = common_teacher.argmax(-1) == common_student.detach().argmax(-1)
+                masses.append(best.to(zero.dtype))
         if self.uld_weight and len(self.student_rest) + len(self.teacher_rest):
             uld = sorted_l1(
                 torch.exp(log_student.index_select(1, self.student_rest)),
@@ -93,6 +98,7 @@ def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlock
         temperature=call.temperature,
         direction=options.direction,
         beta=options.beta,
+        full_metrics=options.full_metrics,
     )
     return loss, max(student_size, teacher_size)
 

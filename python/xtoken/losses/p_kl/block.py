@@ -14,7 +14,8 @@ from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
-from xtoken.losses.p_kl.closed_form import Tail, forward_kl
+from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
+from xtoken.tensors.host import readable
 from xtoken.tensors.projection import ColumnSlice
 from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -29,6 +30,7 @@ class PKLBlocks(BlockLoss):
         column_of: [V_t + 1] int64, the place of each teacher id among them.
         chunk_top_k: columns that each chunk keeps of them; None keeps them all.
         tail_bucket: whether there is a tail at all.
+        full_metrics: whether `top1_agreement` is told.
         all_columns: a chunk that keeps this many columns has nothing left for a tail; None where
             each chunk has something left.
     """
@@ -43,15 +45,18 @@ class PKLBlocks(BlockLoss):
     chunk_top_k: int | None
     tail_bucket: bool
     all_columns: int | None
+    full_metrics: bool
     temperature: float
     direction: Direction
     beta: float
     # W's non-zeros by input, which every block asks for.
     _values_by_input: Tensor | None = field(default=None, init=False, repr=False)
+    _others: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        agreement = ("top1_agreement",) if self.full_metrics else ()
         whole = ("empty_row_mass",) if self.columns is None else ()
-        self.metric_names = ("kl", "teacher_mass", "top1_agreement", *whole)
+        self.metric_names = ("kl", "teacher_mass", *agreement, *whole)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -69,7 +74,10 @@ class PKLBlocks(BlockLoss):
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
             log_student = every.gather(1, columns)
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
-        best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
+        agreement = []
+        if self.full_metrics:
+            best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
+            agreement = [best.sum().to(mass.dtype)]
         if self.tail_bucket:
             others = logits + log_shares(params[1].to(logits.dtype))
             if columns is not None:
@@ -79,7 +87,7 @@ class PKLBlocks(BlockLoss):
                 safe_logsumexp(others), self._has_tail(columns),
             )  # fmt: skip
         loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
-        sums = [loss.detach().sum(), mass.sum(), best.sum().to(loss.dtype)]
+        sums = [loss.detach().sum(), mass.sum(), *agreement]
         if self.columns is None:
             sums.append(self._empty_mass(logits.detach()).sum())
         return loss * self.temperature**2, torch.stack(sums)
@@ -93,8 +101,10 @@ class PKLBlocks(BlockLoss):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL in closed form."""
-        forward = self.direction == "forward"
-        found = self._closed_form(rows, block, params, needed, scale) if forward else None
+        found = None
+        if self.direction == "forward":
+            closed_form = self._closed_form if readable(rows) else self._closed_form_in_log_space
+            found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
 
     @torch.no_grad()
@@ -113,7 +123,13 @@ class PKLBlocks(BlockLoss):
         empty = probs.index_select(1, self.empty_rows).sum() if self.columns is None else None
         chosen = self.part.rows if self.columns is None else None
         table = (probs if chosen is None else probs.index_select(1, chosen)).t().contiguous()
-        places, log_teacher = self._teacher(block)
+        rest = None
+        if self._reads_kept_logits():
+            places, log_teacher, rest = self._kept_logits(block)
+            if not bool((rest < torch.inf).all()):
+                return None  # a logit that is no number, which the loss itself does not see
+        else:
+            places, log_teacher = self._teacher(block)
         mass = log_teacher.new_zeros(0)
         if self.tail_bucket or self.teacher.stored_power != 1.0:
             mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
@@ -144,12 +160,17 @@ class PKLBlocks(BlockLoss):
             factor * scale,
             tail=tail,
             want_values=needed[0],
+            want_best=self.full_metrics,
         )
         if found is None:
             return None
-        mass = mass if len(mass) else torch.exp(found.log_mass)
-        best = log_teacher.argmax(-1) == found.best
-        sums = [found.loss.sum(), mass.sum(), best.sum().to(mass.dtype)]
+        if rest is not None:  # kept over kept and rest
+            mass = torch.sigmoid(found.log_mass - rest)
+        elif len(mass) == 0:
+            mass = torch.exp(found.log_mass)
+        sums = [found.loss.sum(), mass.sum()]
+        if found.best is not None:
+            sums.append((log_teacher.argmax(-1) == found.best).sum().to(mass.dtype))
         if empty is not None:
             sums.append(empty)
         slope = found.tail_slope
@@ -166,6 +187,93 @@ class PKLBlocks(BlockLoss):
             grad.div_(self.temperature)
         grad = unmerge_rows(grad, block.segments)
         return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
+
+    @torch.no_grad()
+    def _closed_form_in_log_space(
+        self,
+        rows: Tensor,
+        block: Block,
+        params: Sequence[Tensor],
+        needed: Sequence[bool],
+        scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+        """As `_closed_form`, on a device: at no value does anybody look."""
+        logits = merge_rows(rows, block.segments, len(block))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        chosen = self.part.rows if self.columns is None else None
+        every = logits.t().contiguous()
+        places, log_teacher = self._teacher(block)
+        mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
+        tail = None
+        if self.tail_bucket:
+            tail = LogTail(
+                self._teacher_tail(block, places, mass), log_shares(params[1].to(logits.dtype)),
+                every, self._has_tail(places),
+            )  # fmt: skip
+        weights = logits.new_ones(len(block))
+        if self.weights is not None:
+            weights = self.weights[block.start : block.stop].to(logits.dtype)
+        factor = weights * self.temperature**2
+        found = forward_kl_in_log_space(
+            every if chosen is None else every.index_select(0, chosen),
+            log_teacher, places, params[0], self.part.map, factor * scale,
+            tail=tail, want_values=needed[0], want_best=self.full_metrics,
+        )  # fmt: skip
+        sums = [found.loss.sum(), mass.sum()]
+        if found.best is not None:
+            sums.append((log_teacher.argmax(-1) == found.best).sum().to(mass.dtype))
+        if self.columns is None:
+            sums.append(self._empty_mass(logits).sum())
+        grad = found.grad
+        if chosen is not None:
+            grad = torch.zeros_like(every).index_copy(0, chosen, grad)
+        grad_params = [found.grad_values]
+        if found.tail is not None:
+            slope, log_tail = found.tail
+            # What each token has of the tail's mass; a row without one has no slope.
+            shares = torch.exp(every - torch.where(torch.isneginf(log_tail), 0.0, log_tail))
+            shares = torch.where(slope == 0, 0.0, shares * slope)
+            grad = grad + shares * params[1].to(grad.dtype)[:, None]
+            grad_params.append(shares.sum(1) if needed[1] else None)
+        grad = grad.t().contiguous()
+        if self.temperature != 1.0:
+            grad = grad / self.temperature
+        grad = unmerge_rows(grad, block.segments)
+        return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
+
+    def _reads_kept_logits(self) -> bool:
+        """Whether the teacher's kept logits are enough: the loss does not see their denominator,
+        and what is not kept is wanted as one sum alone."""
+        teacher = self.teacher
+        return (
+            isinstance(teacher.signal, Tensor)
+            and teacher.log_totals is None
+            and not self.tail_bucket
+        )
+
+    def _kept_logits(self, block: Block) -> tuple[Tensor | None, Tensor, Tensor]:
+        """As `_teacher` with logits in place of log-probs, and [R] the log of the sum of exp of all
+        that is not kept."""
+        columns = self.part.columns
+        logits = self.teacher.logits(block.start, block.stop, columns)
+        rest = logits.new_full((len(logits),), -torch.inf)
+        if columns is not None:
+            rest = self.teacher.outside_kept(block.start, block.stop, self._other_columns())
+        if self.chunk_top_k is None or self.chunk_top_k >= logits.shape[1]:
+            return None, logits, rest
+        kept, places = best_of(logits, self.chunk_top_k)
+        # In place: the block is this one's own.
+        others = logits.scatter_(1, places, -torch.inf)
+        return places, kept, torch.logaddexp(rest, torch.logsumexp(others, -1))
+
+    def _other_columns(self) -> Tensor:
+        """The teacher's columns that are not in `part`."""
+        if self._others is None:
+            mask = torch.ones(self.teacher.vocab_size, dtype=torch.int8)
+            mask[self.part.columns] = 0
+            self._others = mask.nonzero().flatten()
+        return self._others
 
     def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
         """Each chunk's own places in the shared columns (None: all of them), and log-probs there.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xtoken.tensors.sparse_ops import SparseMap, bag_sums
+from xtoken.tensors.sparse_ops import SparseMap, bag_sums, bag_tops, bag_totals
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class ForwardKL:
     Attributes:
         loss: [R] nats.
         log_mass: [R] log of the sum of exp(log_teacher), the tail's included.
-        best: [R] int64, the kept column of the student's largest mass.
+        best: [R] int64, the kept column of the student's largest mass; None if not wanted.
         grad: [n_in, R] d(sum of seed * loss) / d logits.
         grad_values: [nnz] the same for W's non-zeros, or None.
         tail_slope: [R] the same for the student's mass in the tail; None without one.
@@ -51,7 +51,7 @@ class ForwardKL:
 
     loss: Tensor
     log_mass: Tensor
-    best: Tensor
+    best: Tensor | None
     grad: Tensor
     grad_values: Tensor | None
     tail_slope: Tensor | None
@@ -69,6 +69,7 @@ def forward_kl(
     *,
     tail: Tail | None,
     want_values: bool,
+    want_best: bool,
 ) -> ForwardKL | None:
     """
     Args:
@@ -82,6 +83,7 @@ def forward_kl(
         seed: [R] what the gradient of each row is multiplied with.
         tail: None for no tail.
         want_values: whether to return `grad_values`.
+        want_best: whether to return `best`.
 
     Returns: None where a plain sum of exponentials does not do: a column underflows, or a row has
         no mass. The caller then takes the path through log space.
@@ -93,7 +95,7 @@ def forward_kl(
         places = places.t().clone(memory_format=torch.contiguous_format)
         padded = torch.nn.functional.pad(sums, (0, 0, 0, 1))
         kept = padded.gather(0, places)  # [K, R]
-    best = kept.argmax(0)
+    best = kept.argmax(0) if want_best else None
     whole = kept.sum(0)
     if tail is not None:
         log_teacher = torch.cat([log_teacher, tail.log_teacher[:, None]], 1)
@@ -130,6 +132,116 @@ def forward_kl(
     if tail is not None and tail_slope is not None:
         grad.addr_(tail.outside, tail_slope)
     return ForwardKL(loss, log_mass, best, grad.mul_(table), grad_values, tail_slope)
+
+
+@dataclass(frozen=True, eq=False)
+class LogTail:
+    """`Tail` in log space.
+
+    Attributes:
+        log_teacher: [R] as `Tail`.
+        log_outside: [n] log of the share of each student token that lies on no output.
+        logits: [n, R] of the student on all tokens, transposed.
+        has: [R] bool, the rows with a tail; None for all.
+    """
+
+    log_teacher: Tensor
+    log_outside: Tensor
+    logits: Tensor
+    has: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class LogForwardKL:
+    """What `forward_kl_in_log_space` finds: as `ForwardKL`, and [R] of the tail, the gradient by
+    the log of the student's mass there and that log."""
+
+    loss: Tensor
+    best: Tensor | None
+    grad: Tensor
+    grad_values: Tensor | None
+    tail: tuple[Tensor, Tensor] | None
+
+
+@torch.no_grad()
+def forward_kl_in_log_space(
+    logits: Tensor,
+    log_teacher: Tensor,
+    places: Tensor | None,
+    values: Tensor,
+    sparse: SparseMap,
+    seed: Tensor,
+    *,
+    tail: LogTail | None,
+    want_values: bool,
+    want_best: bool,
+) -> LogForwardKL:
+    """`forward_kl` without a look at any value, for a device: no sum underflows.
+
+    Each output's sum is taken after its own largest term, so that an entry's share in it,
+
+        r = w exp(z) / s,    d loss / d z = sum over an input's entries of r (P - q),
+
+    with P the softmax of log s, is told whatever the size of s.
+
+    Args:
+        logits: [n_in, R] the student's, by temperature, up to a term per row.
+        log_teacher, places, values, seed, want_values, want_best: as `forward_kl`.
+    """
+    weights = values.to(logits.dtype)
+    none = weights <= 0
+    log_weights = torch.log(weights.masked_fill(none, 1.0)).masked_fill(none, -torch.inf)
+    terms = logits.index_select(0, sparse.inputs).add_(log_weights[:, None])  # [nnz, R]
+    top = bag_tops(terms, sparse.output_ptr)
+    shift = torch.where(torch.isneginf(top), 0.0, top)
+    shares = terms.sub_(shift.index_select(0, sparse.outputs)).exp_()
+    sums = bag_totals(shares, sparse.output_ptr)  # [n_out, R]
+    log_sums = torch.log(sums) + shift
+    shares.mul_(torch.where(sums > 0, sums.reciprocal(), 0.0).index_select(0, sparse.outputs))
+    kept = log_sums
+    if places is not None:
+        places = places.t().contiguous()
+        padded = torch.nn.functional.pad(log_sums, (0, 0, 0, 1), value=-torch.inf)
+        kept = padded.gather(0, places)  # [K, R]
+    best = kept.argmax(0) if want_best else None
+    log_teacher = log_teacher.to(logits.dtype).t()
+    log_tail = None
+    if tail is not None:
+        log_tail = torch.logsumexp(tail.logits + tail.log_outside[:, None], 0)
+        if places is not None:
+            others = padded.scatter(0, places, -torch.inf)[:-1]
+            log_tail = torch.logaddexp(log_tail, torch.logsumexp(others, 0))
+        log_rest = tail.log_teacher.to(logits.dtype)
+        if tail.has is not None:
+            log_tail = log_tail.masked_fill(~tail.has, -torch.inf)
+            log_rest = log_rest.masked_fill(~tail.has, -torch.inf)
+        kept = torch.cat([kept, log_tail[None]])
+        log_teacher = torch.cat([log_teacher, log_rest[None]])
+    # A row whose teacher has no mass anywhere says nothing.
+    silent = torch.isneginf(log_teacher).all(0)
+    log_student = torch.log_softmax(kept.masked_fill(silent, 0.0), 0)
+    log_teacher = torch.log_softmax(log_teacher.masked_fill(silent, 0.0), 0)
+    teacher = torch.exp(log_teacher)
+    loss = torch.where(torch.isneginf(log_teacher), 0.0, teacher * (log_teacher - log_student))
+    slope = torch.where(silent, 0.0, (torch.exp(log_student) - teacher) * seed)
+    tail_slope = None
+    if tail is not None:
+        slope, tail_slope = slope[:-1], slope[-1]
+    if places is not None:
+        every = torch.zeros_like(padded)
+        if tail_slope is not None and log_tail is not None:
+            every = torch.where(torch.isneginf(padded), 0.0, torch.exp(padded - log_tail))
+            every = torch.where(torch.isneginf(log_tail), 0.0, every * tail_slope)
+        slope = every.scatter(0, places, slope)[:-1]
+    by_entry = shares.mul_(slope.index_select(0, sparse.outputs))
+    grad_values = None
+    if want_values:
+        grad_values = torch.where(none, 0.0, by_entry.sum(1) / weights)
+    grad = bag_totals(by_entry.index_select(0, sparse.transposed), sparse.input_ptr)
+    found = None
+    if tail_slope is not None and log_tail is not None:
+        found = (torch.where(torch.isneginf(log_tail), 0.0, tail_slope), log_tail)
+    return LogForwardKL(loss.sum(0), best, grad, grad_values, found)
 
 
 def _weighted_mean(probs: Tensor, values: Tensor) -> Tensor:

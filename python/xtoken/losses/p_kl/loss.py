@@ -17,6 +17,7 @@ from xtoken.losses.engine.teacher_rows import TeacherRows, top_columns
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.block import PKLBlocks as PKLBlocks
+from xtoken.tensors.host import readable
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -29,9 +30,9 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
         pair: with `projection`, W; its learnable weights receive a gradient.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics:
-        `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `top1_agreement` (within
-        the kept columns), and `empty_row_mass` (the student's on empty rows of W) where whole rows
-        are read.
+        `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `empty_row_mass` (the
+        student's on empty rows of W) where whole rows are read, and, with `full_metrics`,
+        `top1_agreement` (within the kept columns).
 
     Raises:
         XTokenError: shapes, vocabularies or options that do not fit; NaN or +inf logits; a tail
@@ -63,7 +64,7 @@ def _blocks(call: LossCall) -> tuple[PKLBlocks, int]:
 def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks, int]:
     """The loss by blocks, and its widest row; the root of prefix KL too."""
     options, teacher = call.options, call.teacher
-    if not torch.compiler.is_compiling() and not bool(projection.supported.any()):
+    if len(projection.supported_ids) == 0:
         raise PairError("W reaches no teacher column: all its rows are empty; rebuild it")
     rows = call.teacher_rows(options.merge, renormalized=not options.tail_bucket)
     widest = max(projection.shape)
@@ -71,14 +72,15 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
     per_chunk = options.top_k_scope == "chunk" and (top_k is not None or stored)
     part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(call.chunks):
-        columns, rows = top_columns(rows, projection.supported, top_k, call.rows_per_block(widest))
+        kept = min(top_k, len(projection.supported_ids))
+        columns, rows = top_columns(rows, projection.supported, kept, call.rows_per_block(widest))
         part = projection.columns(columns)
     elif per_chunk and isinstance(teacher, TeacherTopK):
         part, column_of = _stored_columns(projection, rows)
         # No row of the teacher's vocabulary is ever made.
         widest = max(projection.shape[0], part.map.output_ptr.shape[0], teacher.ids.shape[-1])
     has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
-    params = [projection.values()[part.entries]]
+    params = [part.weights_of(projection.values())]
     if has_tail:
         params.append(_mass_outside(projection, part))
     loss = PKLBlocks(
@@ -93,6 +95,7 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
         chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
         tail_bucket=has_tail,
         all_columns=all_columns,
+        full_metrics=options.full_metrics,
         temperature=call.temperature,
         direction=options.direction,
         beta=options.beta,
@@ -130,7 +133,7 @@ def _tail(
         # A chunk may hold ids that W does not reach, and so fewer columns.
         ids = rows.top_k(0, len(call.chunks))[0]
         reached = (projection.column_of[ids] < supported).sum(1)
-        if bool((reached < supported).any()):
+        if not readable(ids) or bool((reached < supported).any()):
             return True, supported
     if wanted is True and len(call.chunks):
         raise OptionError(
@@ -144,7 +147,7 @@ def _tail(
 def _stored_columns(projection: SparseProjection, rows: TeacherRows) -> tuple[ColumnSlice, Tensor]:
     """The supported columns that a stored top-k names anywhere, and the place of each id among
     them: W is then read for some thousands of columns, and so is an lm_head."""
-    if torch.compiler.is_compiling():  # how many they are depends on the data
+    if not readable(projection.supported):  # how many they are depends on the data
         return projection.full(), projection.column_of
     named = rows.stored_mask() & projection.supported
     if not bool(named.any()):
@@ -156,7 +159,7 @@ def _mass_outside(projection: SparseProjection, part: ColumnSlice) -> Tensor:
     """[V_s] the share of each student token that W sends outside of `part`; 1 on empty rows."""
     values = projection.values()
     inside = torch.zeros_like(values[:1]).expand(projection.shape[0])
-    inside = inside.index_add(0, projection.row_of[part.entries], values[part.entries])
+    inside = inside.index_add(0, projection.row_of[part.entries], part.weights_of(values))
     outside = 1.0 - inside
     # A row wholly inside sums to 1 up to rounding; what is left there is no mass.
     return torch.where(outside > 1e-5, outside, torch.zeros_like(outside))

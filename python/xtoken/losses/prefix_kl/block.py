@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.merge import ChunkRows
-from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
+from xtoken.losses.engine.run import LossCall
 from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
 from xtoken.losses.prefix_kl.targets import PrefixBlock, PrefixPart
+from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.projection import places_of
-from xtoken.tensors.segments import offsets_of, ragged_arange
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,11 +37,15 @@ class PrefixKLBlocks(BlockLoss):
     def __post_init__(self) -> None:
         later = ("prefix_kl", "prefixes", "prefix_teacher_mass")
         self.metric_names = (*self.root.metric_names, *later)
+        device = self.student.index.device
+        ends, count = self.student.ends, self.student.count
+        self._firsts = on_device(np.arange(count) if ends is None else ends[:count], device)
+        self._depth_weights = on_device(np.asarray(self.depth_weights, dtype=np.float64), device)
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        first = self._first_rows(block, rows.device)
+        first = self._first_rows(block)
         inner = Block(block.start, block.stop, None)
         losses, sums = self.root.forward(_heads(rows, first), inner, params)
         losses = losses * self.depth_weights[0]
@@ -64,7 +70,7 @@ class PrefixKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         # The root's gradient is dense in a row, that of the rest is not: autograd would make a
         # dense one of it too, and add the two.
-        first = self._first_rows(block, rows.device)
+        first = self._first_rows(block)
         inner = Block(block.start, block.stop, None)
         self.root.weights = self.weights
         total, sums, grad, grad_params = self.root.value_and_grad(
@@ -84,12 +90,11 @@ class PrefixKLBlocks(BlockLoss):
             later = later + counted
         return total, torch.cat([sums, later]), grad, grad_params
 
-    def _first_rows(self, block: Block, device: torch.device) -> Tensor:
+    def _first_rows(self, block: Block) -> Tensor:
         """[len(block)] each chunk's first row among those of the block."""
-        if self.student.ptr is None:
-            return torch.arange(len(block), device=device)
-        ptr = self.student.ptr[block.start : block.stop]
-        return ptr - ptr[0] if len(block) else ptr
+        ends = self.student.ends
+        before = block.start if ends is None else int(ends[block.start])
+        return self._firsts[block.start : block.stop] - before
 
     def _with_grad(
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
@@ -99,7 +104,7 @@ class PrefixKLBlocks(BlockLoss):
         if self.weights is not None:
             weight = weight * self.weights[items.chunk].to(weight.dtype)
         tau = self.root.temperature
-        if self.root.direction == "forward":
+        if self.root.direction == "forward" and readable(picked):
             logits = picked if tau == 1.0 else picked / tau
             forward_kl = forward_kl_next if items.mirrored else forward_kl_below
             made = forward_kl(items.layout, items.targets, logits, weight * (scale / tau))
@@ -110,7 +115,7 @@ class PrefixKLBlocks(BlockLoss):
             picked = picked.requires_grad_()
             terms = self._compare(items, picked)
             value = (terms * weight).sum()
-            seed = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+            seed = seed_like(value, scale)
             (grad,) = torch.autograd.grad(value, picked, seed)
         return value.detach(), grad, self._counted(items, terms)
 
@@ -123,7 +128,7 @@ class PrefixKLBlocks(BlockLoss):
     def _weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
         """[N] factor of each item's divergence in its chunk's loss."""
         depth = items.depth.clamp(max=len(self.depth_weights) - 1)
-        return like.new_tensor(self.depth_weights)[depth] * self.root.temperature**2
+        return self._depth_weights[depth].to(like.dtype) * self.root.temperature**2
 
     def _counted(self, items: PrefixBlock, terms: Tensor) -> Tensor:
         """[3] sums of divergence, items and known mass."""
@@ -141,6 +146,8 @@ def _spread(grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
     """The gradient of `_heads` as one of the rows; contiguous."""
     if len(first) == len(rows):
         return grad.contiguous()
+    if not readable(rows):
+        return grad.new_zeros(rows.shape).index_copy_(0, first, grad)
     later = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     later[first] = False
     spread = grad.new_empty(rows.shape).index_copy_(0, first, grad)
@@ -154,24 +161,25 @@ def columns_of_all(of_root: Tensor | None, parts: Sequence[PrefixPart]) -> Tenso
     the parts where their tokens are among the columns.
     """
     compared = [part for part in parts if len(part.items)]
-    if of_root is None or any(part.mirrored for part in compared):
+    if of_root is None or any(part.mirrored for part in compared) or not readable(of_root):
         return None
     if not compared:
         return of_root
-    read = torch.zeros(compared[0].trie.token_count, dtype=torch.bool, device=of_root.device)
+    read = torch.zeros(compared[0].trie.token_count, dtype=torch.bool)
     read[of_root] = True
     for part in compared:
-        read[part.trie.below(torch.unique(part.items.node))] = True
+        read[part.trie.below(torch.from_numpy(np.unique(part.items.host_node)))] = True
     places = places_of(read)
     for part in compared:
         part.places = places
     return read.nonzero().flatten()
 
 
-def with_later_rows(first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
+def with_later_rows(call: LossCall, first: ChunkRows, parts: Sequence[PrefixPart]) -> ChunkRows:
     """The predictor of each chunk, and the rows after it that the mirrored construction reads."""
     mirrored = [part.items for part in parts if part.mirrored and len(part.items)]
     if not mirrored:
         return first
-    sizes = mirrored[0].deepest + 1
-    return ChunkRows(ragged_arange(first.index, sizes), offsets_of(sizes), first.count)
+    host = call.chunks.host
+    rows = host.sample * call.source.positions[1] + host.student_start - 1
+    return ChunkRows.ragged(rows, mirrored[0].deepest + 1, first.index.device)

@@ -21,14 +21,14 @@ from dataclasses import replace
 
 import torch
 
-from xtoken.errors import OptionError
+from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.loss import p_kl_blocks
 from xtoken.losses.prefix_kl.block import PrefixKLBlocks, columns_of_all, with_later_rows
-from xtoken.losses.prefix_kl.compared_prefixes import prefix_items
+from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes, prepare_prefixes
 from xtoken.losses.prefix_kl.targets import PrefixPart
 from xtoken.losses.prefix_kl.teacher_entries import TeacherEntries
 from xtoken.tensors.pair_parts import PairParts
@@ -73,7 +73,7 @@ def prefix_kl(
 
 SPEC = LossSpec.of(
     "prefix-kl", prefix_kl, "top_k", "top_k_scope", "tail_bucket", "max_depth", "depth_weights",
-    "min_mass", "end", "mirror", needs_ids=True,
+    "min_mass", "end", "mirror", "full_metrics", needs_ids=True,
 )  # fmt: skip
 
 
@@ -87,29 +87,26 @@ def _blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
             f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
             f"{call.temperature}; store it at {call.temperature}, or pass full logits"
         )
-    student_ids, teacher_ids = call.ids()
     entries = TeacherEntries.from_rows(root.teacher)
     at = chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1
     parts: list[PrefixPart] = []
-    for side, trie, ids in (
-        ("teacher", pair.student_trie, teacher_ids),
-        ("student", pair.teacher_trie if options.mirror else None, student_ids),
-    ):
-        if trie is not None and options.max_depth != 0:
-            items = prefix_items(
-                trie, chunks, ids, side, max_depth=options.max_depth, last_depth=options.end
-            )
-            parts.append(
-                PrefixPart(
-                    trie, items, side == "student", entries, at, options.min_mass, options.end
+    if options.max_depth != 0:
+        found = _prefixes(call)
+        for trie, items in (
+            (pair.student_trie, found.teacher),
+            (pair.teacher_trie, found.student),
+        ):
+            if trie is not None and items is not None:
+                mirrored = items is found.student
+                parts.append(
+                    PrefixPart(trie, items, mirrored, entries, at, options.min_mass, options.end)
                 )
-            )
     columns = columns_of_all(root.columns, parts)
     if root.columns is not None:  # the root reads the same rows
         part = root.part if columns is None else root.part.reindexed(columns)
         root = replace(root, columns=columns, part=part)
     loss = PrefixKLBlocks(
-        student=with_later_rows(root.student, parts),
+        student=with_later_rows(call, root.student, parts),
         columns=columns,
         params=root.params,
         root=root,
@@ -117,3 +114,28 @@ def _blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
         depth_weights=tuple(float(weight) for weight in options.depth_weights),
     )
     return loss, widest
+
+
+def _prefixes(call: LossCall) -> PreparedPrefixes:
+    """What was prepared with the batch, or, on the CPU without waiting, made now."""
+    options, pair = call.options, call.pair
+    found = call.inputs.prefixes
+    if found is None:
+        assert pair.student_trie is not None
+        mirror = pair.teacher_trie if options.mirror else None
+        return prepare_prefixes(
+            pair.student_trie.trie, None if mirror is None else mirror.trie, call.chunks,
+            *call.ids(), max_depth=options.max_depth, last_depth=options.end,
+        )  # fmt: skip
+    if (found.max_depth, found.last_depth) != (options.max_depth, options.end):
+        raise OptionError(
+            f"the prefixes were prepared with max_depth = {found.max_depth} and end = "
+            f"{found.last_depth}, the loss asks for {options.max_depth} and {options.end}; "
+            "prepare them with the loss's options"
+        )
+    if not found.belong_to(call.chunks):
+        raise ShapeError(
+            f"the prefixes were prepared for other chunks ({len(found.teacher.deepest)}) than the "
+            f"{len(call.chunks)} of the batch; pass both from the same batch"
+        )
+    return found if options.mirror else replace(found, student=None)

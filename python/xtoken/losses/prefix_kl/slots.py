@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
-from xtoken.tensors.segments import ragged_arange, segment_logsumexp
+from xtoken.tensors.segments import owners, ragged_arange, segment_logsumexp
 from xtoken.tensors.trie import TrieSlots
 
 # What a slot has in place of a piece.
@@ -46,12 +48,14 @@ class SlotLayout:
     token_ends: list[int]
 
     @classmethod
-    def build(cls, trie: TrieSlots, node: Tensor) -> SlotLayout:
-        """The slots of `node` [N] int64, one item each."""
+    def build(cls, trie: TrieSlots, node: Tensor, host_node: NDArray[np.int64]) -> SlotLayout:
+        """The slots of `node` [N] int64, one item each; `host_node` has the same on the host."""
+        slot_ends, token_ends = trie.ends(host_node)
+        slots, tokens = int(slot_ends[-1]), int(token_ends[-1])
         start = trie.slot_ptr[node]
         counts = trie.slot_ptr[node + 1] - start
-        slot = ragged_arange(start, counts)  # [S]
-        item = torch.repeat_interleave(torch.arange(len(node), device=node.device), counts)
+        slot = ragged_arange(start, counts, slots)  # [S]
+        item = owners(counts, slots)
         sizes = trie.slot_sizes[slot]
         below = trie.node_sizes[node]
         piece = trie.slot_pieces[slot]
@@ -60,12 +64,12 @@ class SlotLayout:
             item,
             ends - counts,
             piece,
-            trie.below(node),
-            torch.repeat_interleave(torch.arange(len(slot), device=node.device), sizes),
-            torch.repeat_interleave(torch.arange(len(node), device=node.device), below),
+            trie.below(node, tokens),
+            owners(sizes, tokens),
+            owners(below, tokens),
             piece[ends - counts] < 0,
-            [0, *ends.tolist()],
-            [0, *below.cumsum(0).tolist()],
+            slot_ends.tolist(),
+            token_ends.tolist(),
         )
 
     def __len__(self) -> int:

@@ -81,11 +81,14 @@ class PrefixBlock:
         """[S] log mass of each slot, up to a factor per item."""
         if not self.mirrored:
             return below_log_mass(self.layout, picked)
-        layout, inside = self.layout, self.layout.child
+        layout = self.layout
         children = picked[layout.item, layout.piece.clamp(min=0)]
-        # Summed without the children, never 1 minus their sum: that would lose a small END.
-        others = picked.index_put(
-            (layout.item[inside], layout.piece[inside]), picked.new_tensor(-torch.inf)
+        # Summed without the children, never 1 minus their sum: that would lose a small END. What is
+        # no child has a column of its own past the last.
+        others = torch.nn.functional.pad(picked, (0, 1), value=-torch.inf)
+        column = layout.piece.masked_fill(~layout.child, picked.shape[1])
+        others = others.index_put(
+            (layout.item, column), others.new_full((), -torch.inf), accumulate=False
         )
         return next_log_mass(layout, children, torch.logsumexp(others, 1))
 
@@ -115,11 +118,11 @@ class PrefixPart:
     _token_ends: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._token_ends = [0, *self.trie.node_sizes[self.items.node].cumsum(0).tolist()]
+        self._token_ends = self.trie.ends(self.items.host_node)[1].tolist()
 
     def block(self, block: Block) -> PrefixBlock | None:
         """The items of a block of chunks; None where it has none. Cheap in rising order."""
-        low, high = self.items.ptr[block.start], self.items.ptr[block.stop]
+        low, high = int(self.items.ptr[block.start]), int(self.items.ptr[block.stop])
         if low == high:
             return None
         if self._ready is None or not (
@@ -133,7 +136,9 @@ class PrefixPart:
     @torch.no_grad()
     def _make(self, low: int, high: int) -> PrefixBlock:
         chunk, depth = self.items.chunk[low:high], self.items.depth[low:high]
-        layout = SlotLayout.build(self.trie, self.items.node[low:high])
+        layout = SlotLayout.build(
+            self.trie, self.items.node[low:high], self.items.host_node[low:high]
+        )
         make = self._below if self.mirrored else self._next
         layout, targets, known = make(layout, self.teacher_first[chunk], depth)
         if self.places is not None:

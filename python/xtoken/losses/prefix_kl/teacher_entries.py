@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.tensors.host import readable
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
@@ -71,7 +72,11 @@ class TeacherEntries:
             included; [N] mass that is known, 1 for full logits.
         """
         if not isinstance(self.signal, TeacherTopK):
+            if not readable(columns):
+                return self._read_whole_rows(rows, entry_ends, entry_row, columns)
             return self._read_logits(rows, entry_row, columns)
+        if not readable(columns):
+            return _search_stored(self.signal, self.vocab_size, rows, entry_row, columns)
         # Only columns that somebody asks for have a place in the block.
         asked = torch.unique(columns.clamp(min=0))
         place = torch.full((self.vocab_size + 1,), len(asked), device=columns.device)
@@ -107,6 +112,26 @@ class TeacherEntries:
             rest[some] = torch.logsumexp(others, 1) - total[some]
         return entries, rest, torch.ones_like(total)
 
+    def _read_whole_rows(
+        self, rows: Tensor, entry_ends: list[int], entry_row: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_read_logits`, with no look at which rows need what: all is summed for all."""
+        assert isinstance(self.signal, Tensor)
+        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        totals, rests = [], []
+        for start, stop in _blocks(len(rows), self.vocab_size, rows.device):
+            logits = self._scaled(flat.index_select(0, rows[start:stop]))
+            totals.append(torch.logsumexp(logits, 1))
+            some = slice(entry_ends[start], entry_ends[stop])
+            column = columns[some].masked_fill(columns[some] < 0, self.vocab_size)
+            # What is no entry has a column of its own past the last.
+            others = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
+            others.index_put_((entry_row[some] - start, column), others.new_full((), -torch.inf))
+            rests.append(torch.logsumexp(others, 1) - totals[-1])
+        total = torch.cat(totals)
+        entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
+        return entries.masked_fill(columns < 0, -torch.inf), torch.cat(rests), torch.ones_like(total)
+
     def _totals(self, rows: Tensor) -> Tensor:
         """[N] log of the softmax denominators of positions."""
         assert isinstance(self.signal, Tensor)
@@ -127,6 +152,29 @@ class TeacherEntries:
     def _scaled(self, logits: Tensor) -> Tensor:
         logits = upcast(logits)
         return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+def _search_stored(
+    signal: TeacherTopK, size: int, rows: Tensor, entry_row: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each entry looked up among its row's sorted ids: shapes that no value decides."""
+    ids = signal.ids.flatten(0, 1)[rows]  # [N, k]
+    stored = upcast(signal.log_probs.detach().flatten(0, 1)[rows])
+    stored = stored.masked_fill(ids >= size, -torch.inf)
+    # A pad of a short row may repeat a stored id: it goes where nobody reads.
+    ids, order = ids.masked_fill(torch.isneginf(stored), size).sort(1)
+    stored = stored.gather(1, order)
+    width = size + 1
+    keys = (ids + torch.arange(len(rows), device=ids.device)[:, None] * width).flatten()
+    wanted = entry_row * width + columns
+    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    hit = (keys[at] == wanted) & (columns >= 0)
+    entries = stored.flatten()[at].masked_fill(~hit, -torch.inf)
+    asked = torch.zeros_like(keys).index_add(0, at, hit.to(keys.dtype)).view_as(stored)
+    others = stored.masked_fill(asked > 0, -torch.inf)
+    known = torch.exp(stored).sum(1)
+    unknown = torch.log((1.0 - known).clamp(min=0.0))
+    return entries, torch.logaddexp(torch.logsumexp(others, 1), unknown), known
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,80 @@
+"""Losses of one student's logits write one gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_cases import Case, make_case, pair_of
+from torch import Tensor
+
+from xtoken.losses import balance, cross_entropy
+from xtoken.losses.engine.shared_gradient import SharedLogits
+from xtoken.losses.engine.student_rows import LogitRows
+from xtoken.tensors.projection import SparseProjection
+
+OPTIONS = [{}, {"top_k": 5, "top_k_scope": "microbatch"}, {"merge": "mean", "block_size": 2}]
+
+
+def both(case: Case, student: Tensor | SharedLogits, options: dict) -> tuple[Tensor, Tensor]:
+    ce = cross_entropy(student, case.student_ids, case.student_mask, vocab_size=case.v_s).loss
+    return case.loss("p-kl", student=student, **options).loss, ce
+
+
+def gradients(
+    case: Case, options: dict, shared: bool, way: str, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    leaf = case.student_logits.detach().to(dtype).requires_grad_()
+    kd, ce = both(case, SharedLogits.of(leaf) if shared else leaf, options)
+    losses = {
+        "sum": kd + ce,
+        "weighted": 0.5 * ce + 3.0 * kd,
+        "balanced": balance(kd, ce) * kd + ce,
+        "kd alone": kd,
+        "ce alone": 2.0 * ce,
+    }
+    first = torch.autograd.grad(losses[way], leaf, retain_graph=True)[0]
+    return [first.clone(), torch.autograd.grad(losses[way], leaf)[0]]
+
+
+@pytest.mark.parametrize("way", ["sum", "weighted", "balanced", "kd alone", "ce alone"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["all", "microbatch", "mean"])
+def test_the_gradient_is_that_of_the_losses_apart_and_again(options: dict, way: str) -> None:
+    case = make_case(2)
+    wanted, found = (gradients(case, options, shared, way) for shared in (False, True))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_too(dtype: torch.dtype) -> None:
+    case = make_case(2)
+    wanted, found = (gradients(case, {}, s, "weighted", dtype) for s in (False, True))
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-3)
+
+
+def test_learnable_weights_get_theirs() -> None:
+    case = make_case(2)
+    w = case.projection
+    found = []
+    for shared in (False, True):
+        learnable = SparseProjection(
+            w.indptr, w.indices, w.weights, w.shape, learnable=True
+        )
+        leaf = case.student_logits.detach().requires_grad_()
+        student = SharedLogits.of(leaf) if shared else leaf
+        ce = cross_entropy(student, case.student_ids, case.student_mask, vocab_size=case.v_s).loss
+        kd = case.loss("p-kl", student=student, pair=pair_of(learnable)).loss
+        found.append(torch.autograd.grad(ce + 2 * kd, [leaf, learnable.free]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_one_buffer_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = LogitRows.new_grads
+    monkeypatch.setattr(
+        LogitRows, "new_grads", lambda self, needed: made.append(1) or real(self, needed)
+    )
+    case = make_case(2)
+    leaf = case.student_logits.detach().requires_grad_()
+    kd, ce = both(case, SharedLogits.of(leaf), {})
+    (balance(kd, ce) * kd + ce).backward()
+    assert len(made) == 1
