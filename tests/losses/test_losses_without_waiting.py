@@ -197,7 +197,10 @@ def test_no_value_is_looked_at(name: str, device: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_cross_entropy_looks_at_no_value(device: str) -> None:
     case = make_case(1, dtype=torch.float32)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.set_grad_enabled(device == "cpu"):
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        torch.set_grad_enabled(device == "cpu"),
+    ):
 
         def fake(tensor: Tensor) -> Tensor:
             return mode.from_tensor(tensor).to(device)

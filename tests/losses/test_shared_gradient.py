@@ -56,9 +56,7 @@ def test_learnable_weights_get_theirs() -> None:
     w = case.projection
     found = []
     for shared in (False, True):
-        learnable = SparseProjection(
-            w.indptr, w.indices, w.weights, w.shape, learnable=True
-        )
+        learnable = SparseProjection(w.indptr, w.indices, w.weights, w.shape, learnable=True)
         leaf = case.student_logits.detach().requires_grad_()
         student = SharedLogits.of(leaf) if shared else leaf
         ce = cross_entropy(student, case.student_ids, case.student_mask, vocab_size=case.v_s).loss

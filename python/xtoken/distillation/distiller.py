@@ -269,8 +269,8 @@ class Distiller(nn.Module):
         """The tries of the student's and of the teacher's tokens that the loss reads, if any."""
         if self.spec is None:
             return None, None
-        both = self.parts.student_trie, self.parts.teacher_trie
-        return both[0] and both[0].trie, both[1] and both[1].trie
+        student, teacher = self.parts.student_trie, self.parts.teacher_trie
+        return None if student is None else student.trie, None if teacher is None else teacher.trie
 
     def counts(self, batch: Batch) -> Counts:
         """The tokens and chunks of a batch; their sum over a step's batches is `totals`."""

@@ -79,7 +79,9 @@ def cross_entropy(
     targets = student_ids.flatten()[index + 1]
     check_token_ids(targets, source.vocab_size, "student")
     loss = CrossEntropyBlocks(
-        student=ChunkRows(index, None, len(index)), targets=targets, counted=counted,
+        student=ChunkRows(index, None, len(index)),
+        targets=targets,
+        counted=counted,
         full_metrics=full_metrics,
     )
     result, slope = reduce_chunks(

@@ -123,8 +123,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
-        full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows where
-            the loss needs only some columns, `empty_row_mass`.
+        full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows
+            where the loss needs only some columns, `empty_row_mass`.
         block_size: chunks worked on at a time; None chooses by cache size.
 
     Raises:

@@ -50,7 +50,8 @@ class HostChunks:
         for start, end in (ranges[:2], ranges[2:]):
             good = good and not bool(((start < 1) | (end <= start)).any())
         reach = tuple(int(x.max(initial=0)) for x in (sample, ranges[1], ranges[3]))
-        return cls(sample, *ranges, good, (reach[0], reach[1], reach[2]))
+        bounds = (ranges[0], ranges[1], ranges[2], ranges[3])
+        return cls(sample, *bounds, good, (reach[0], reach[1], reach[2]))
 
     def range_of(self, side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First tokens and ends on "student" or "teacher"."""

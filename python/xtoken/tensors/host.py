@@ -1,6 +1,6 @@
 """Which tensors can be looked at without waiting, and index arrays made on the host for a device.
 
-A GPU works behind the host: asking it for one number stops the host until all is done. So the losses
+A GPU works behind the host: asking it for one number stops the host until all is done. So losses
 look at values on the CPU alone, and what they have to know beforehand (ragged lengths, cuts into
 blocks) they read from the batch's host copy.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
 
 _blind = False
 
@@ -44,6 +43,8 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     if device.type == "cuda" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
-    return tensor if device.type == "cpu" and readable(tensor) else tensor.to(
-        device, non_blocking=True
+    return (
+        tensor
+        if device.type == "cpu" and readable(tensor)
+        else tensor.to(device, non_blocking=True)
     )

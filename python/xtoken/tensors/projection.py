@@ -253,9 +253,7 @@ class SparseProjection(nn.Module):
         rows = torch.argsort((reached == 0).to(torch.int8), stable=True)[:size].sort().values
         places = torch.zeros_like(reached).index_copy(0, rows, torch.arange(size, device=device))
         inputs = torch.where(real, places[rows_of], 0)
-        return ColumnSlice(
-            ids, rows, entries, SparseMap.build(inputs, outputs, size, count), real
-        )
+        return ColumnSlice(ids, rows, entries, SparseMap.build(inputs, outputs, size, count), real)
 
     def project(self, probs: Tensor, columns: Tensor | None = None) -> Tensor:
         """`probs @ W`: the student's distributions in the teacher's vocabulary.

@@ -75,9 +75,7 @@ def finite_or_nan(total: Tensor, slope: Tensor) -> Tensor:
     return total + torch.where(torch.isfinite(slope), 0.0, torch.nan).to(total.dtype)
 
 
-def check_finite(
-    total: Tensor, slope: Tensor, source: StudentRows, inputs: LossInputs
-) -> Tensor:
+def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: LossInputs) -> Tensor:
     """Raise NonFiniteError where a loss or its gradient is NaN or infinite because a logit is.
 
     Looks at the logits only where one of them is not finite. An infinite loss from finite logits,

@@ -47,7 +47,8 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
         return shard
     shared = None
     if isinstance(student, SharedLogits):
-        student, shared = student.logits, student.gradient
+        shared = student.gradient
+        student = student.logits
     if student.dim() != 3 or not student.is_floating_point():
         raise ShapeError(
             f"student_logits is {student.dtype} {tuple(student.shape)}, "

@@ -40,9 +40,7 @@ class PrefixItems:
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> PrefixItems:
         """The same in tensors that `move` makes of these, of equal values."""
-        return replace(
-            self, chunk=move(self.chunk), depth=move(self.depth), node=move(self.node)
-        )
+        return replace(self, chunk=move(self.chunk), depth=move(self.depth), node=move(self.node))
 
 
 def prefix_items(
@@ -82,9 +80,8 @@ def prefix_items(
     deepest = np.zeros(len(chunks), np.int64)
     np.maximum.at(deepest, chunk, found.depth)
     device = torch.device("cpu") if device is None else device
-    return PrefixItems(
-        *(on_device(x, device) for x in (chunk, found.depth, found.node)), ptr, deepest, found.node
-    )
+    tensors = [on_device(x, device) for x in (chunk, found.depth, found.node)]
+    return PrefixItems(tensors[0], tensors[1], tensors[2], ptr, deepest, found.node)
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,7 +130,11 @@ class TeacherEntries:
             rests.append(torch.logsumexp(others, 1) - totals[-1])
         total = torch.cat(totals)
         entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
-        return entries.masked_fill(columns < 0, -torch.inf), torch.cat(rests), torch.ones_like(total)
+        return (
+            entries.masked_fill(columns < 0, -torch.inf),
+            torch.cat(rests),
+            torch.ones_like(total),
+        )
 
     def _totals(self, rows: Tensor) -> Tensor:
         """[N] log of the softmax denominators of positions."""

@@ -93,14 +93,14 @@ def _of_batch(parts: PairParts, batch: AlignedBatch, mirror: bool) -> dict[bytes
     at = chunks.sample * length + chunks.teacher_start - 1
     assert parts.student_trie is not None
     trie = parts.student_trie.to("cpu")
-    items = prefix_items(trie, chunks, teacher_ids, "teacher")
-    layout = SlotLayout.build(trie, items.node)
+    items = prefix_items(trie.trie, chunks, teacher_ids.numpy(), "teacher")
+    layout = SlotLayout.build(trie, items.node, items.host_node)
     rows = (at[items.chunk] + items.depth)[layout.item[layout.child]]
     pairs = [torch.stack([rows, layout.piece[layout.child]], 1)]
     if mirror and parts.teacher_trie is not None:
         trie = parts.teacher_trie.to("cpu")
-        items = prefix_items(trie, chunks, batch.student_ids.cpu(), "student")
-        layout = SlotLayout.build(trie, items.node)
+        items = prefix_items(trie.trie, chunks, batch.student_ids.cpu().numpy(), "student")
+        layout = SlotLayout.build(trie, items.node, items.host_node)
         pairs.append(torch.stack([at[items.chunk][layout.token_item], layout.tokens], 1))
     table = np.unique(torch.cat(pairs).numpy(), axis=0)  # by row, then by id
     found: dict[bytes, Ids] = {}
