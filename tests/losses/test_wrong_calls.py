@@ -63,7 +63,7 @@ def test_inputs_of_another_class_name_the_call_that_makes_them(alignment, tokeni
         "chunks is xtoken.AlignmentBatch, expected ChunkBatch; pass ChunkBatch": (
             lambda: LossInputs(student, teacher, batch)
         ),
-        "student is numpy.ndarray, expected Tensor or LmHead or VocabShard or SharedLogits; pass ": (
+        "student is numpy.ndarray, expected Tensor or LmHead or VocabShard or SharedLogits; pass": (
             lambda: LossInputs(student.detach().numpy(), teacher, chunks)
         ),
         "teacher is dict, expected Tensor or TeacherTopK; pass the teacher's logits": (
