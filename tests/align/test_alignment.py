@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizer_zoo
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -438,6 +438,10 @@ def test_padding_and_the_form_of_a_batch_change_nothing(
 
 
 @given(st.text(max_size=60))
+@example("")
+@example("<|end_of_text|>")
+@example("a <|end_of_text|> b <｜end▁of▁sentence｜>")
+@example("x" * 3000)
 def test_any_text_is_aligned_whole_where_both_tokenizers_keep_its_bytes(text: str) -> None:
     aligner = aligner_of("byte_level", "deepseek")
     s, t = encode(tokenizer_zoo.byte_level_bpe(), text), encode(tokenizer_zoo.deepseek(), text)

@@ -7,7 +7,7 @@ from itertools import combinations, groupby
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_alignment import check_laws
 from test_alignment_families import FAMILIES, aligner_of
@@ -127,6 +127,10 @@ def test_swapping_the_sides_swaps_the_answer_for_edited_text(
 
 
 @given(st.integers(0, 3000), st.integers(0, 40), st.text(max_size=12))
+@example(100, 3, "<｜end▁of▁sentence｜>")
+@example(0, 40, "<|end_of_text|>")
+@example(3000, 0, "\u0301")
+@example(50, 0, "")
 def test_one_edit_leaves_the_chunks_around_it(at: int, dropped: int, put: str) -> None:
     text = LONG
     aligner = aligner_of("llama3", "deepseek")

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import tokenizer_zoo as zoo
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -79,6 +79,11 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_tokenizer_does(
 
 
 @given(text=st.text(max_size=80))
+@example(text="")
+@example(text="<|end_of_text|>")
+@example(text="a<|begin_of_text|><unk> </s>\u0000")
+@example(text="<｜end▁of▁sentence｜>▁ <0x41>")
+@example(text="201" * 700)
 def test_any_text_is_segmented_as_the_tokenizer_does(text: str) -> None:
     for name, make in TEACHERS.items():
         tokenizer, vocab = make(), vocab_of(name)

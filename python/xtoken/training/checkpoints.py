@@ -29,7 +29,14 @@ RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 SUMS_FILE = "SHA256SUMS"
 # Of torch's zip writer, which keeps the system's error to itself, and of safetensors.
-_FAILED_WRITES = ("inline_container", "PytorchStreamWriter", "I/O error", "IoError", "os error")
+_FAILED_WRITES = (
+    "inline_container",
+    "PytorchStreamWriter",
+    "iostream",
+    "I/O error",
+    "IoError",
+    "os error",
+)
 # What the result of a run consists of, besides `result.json`.
 _WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE, "curves.png")
 LOCK_FILE = ".lock"

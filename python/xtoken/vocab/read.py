@@ -19,6 +19,8 @@ from xtoken.vocab.declared import declared_tokens, read_config, token_text
 from xtoken.vocab.display import special_id
 from xtoken.vocab.source import FastTokenizer, SerializableTokenizer, TiktokenEncoding
 
+# The largest vocabularies have a million ids.
+_MAX_IDS = 1 << 24
 _ROLES = ("bos", "eos", "pad", "unk")
 DIRECTORY_FILES = ("tokenizer.json", "tokenizer.json.xz", "tekken.json")
 # The largest tokenizers have about 40 MB.
@@ -131,6 +133,14 @@ def _role_id(vocab: Vocab, token: JsonValue) -> int | None:
 
 
 def _printed(tokenizer: SerializableTokenizer) -> bytes:
+    # tokenizers prints a line for each id up to the largest, holes as well.
+    vocab = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    largest = max(vocab.values(), default=0)
+    if largest >= _MAX_IDS:
+        raise UnsupportedTokenizerError(
+            f"the tokenizer has the id {largest}, beyond {_MAX_IDS}; renumber its tokens without "
+            "holes"
+        )
     try:
         return tokenizer.to_str().encode()
     # A part written in Python cannot be printed; tokenizers raises bare Exception.
