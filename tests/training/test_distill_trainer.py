@@ -265,6 +265,22 @@ def test_without_logits_the_gradient_is_the_same(
         )
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_adapters_train_on_the_same_losses_with_and_without_logits(
+    folder: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(student_of(folder), config)
+        found.append(gradient(folder, tmp_path, model, fused=fused))
+    assert found[1][0].positions == 1
+    assert found[1][1]["loss"] == pytest.approx(found[0][1]["loss"], rel=1e-4)
+    assert all("lora" in name for name in found[1][0].gradient)
+
+
 class Doubling(nn.Linear):
     """A head that does something of its own."""
 

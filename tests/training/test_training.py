@@ -240,6 +240,19 @@ def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
     assert [r["step"] for r in records if "eval_bits_per_byte" in r] == [0, 5, 10, 15]
 
 
+def test_a_run_takes_the_loss_of_the_audit_and_keeps_the_projection_that_it_learned(
+    materials: Materials, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, loss="auto", steps=2)
+    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
+    assert train(materials, config, teacher, tmp_path / "auto").steps == 2
+    config = replace(CONFIG, loss="p-kl", steps=3, learnable_projection=True)
+    train(materials, config, teacher, tmp_path / "learned")
+    saved = Projection.load(tmp_path / "learned" / "projection.safetensors")
+    assert np.array_equal(saved.indices, materials.projection.indices)
+    assert not np.array_equal(saved.weights, materials.projection.weights)
+
+
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(
     materials: Materials, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Pair
 from xtoken.errors import OptionError
+from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training import DistillMixin, DistillSettings, Teacher
 
 trl = pytest.importorskip("trl")
@@ -280,6 +282,46 @@ def test_two_teachers_are_weighted(folder: Path, tmp_path: Path) -> None:
         packing=True,
     )
     assert both["kd"] == pytest.approx(0.5 * alone[0] + 2.0 * alone[1], rel=1e-4)
+
+
+def test_a_store_teaches_packed_rows_what_the_live_teacher_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = DistillSettings(loss="p-kl", kd_weight=2.0, top_k=None)
+    live = LiveTeacher.from_pretrained(folder / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    pair = Pair(folder / "student", folder / "teacher")
+    eos = tokenizer.eos_token_id
+    store = TopKStore(tmp_path / "store", StoreKey(live.fingerprint, pair.sizes[1], "float32"))
+    store.fill(live, [np.array([*tokenizer(text)["input_ids"], eos]) for text in TEXTS])
+    first, gradient = step(folder, tmp_path, rows(), settings, packing=True)
+    second, other = step(
+        folder,
+        tmp_path,
+        rows(),
+        settings,
+        teachers=[Teacher(store, pair)],
+        packing=True,
+        dataset_num_proc=2,
+    )
+    close(second, first, rel=1e-3)
+    same_gradient(gradient, other)
+
+
+def test_a_row_without_a_text_in_common_is_trained_on_and_not_distilled(
+    folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    special = [tokenizer.bos_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS[:3]]
+    for packing in (False, True):
+        plain, _ = step(folder, tmp_path, Dataset.from_dict({"input_ids": ids}), packing=packing)
+        more, _ = step(
+            folder, tmp_path, Dataset.from_dict({"input_ids": [*ids, special]}), packing=packing
+        )
+        assert more["kd"] == pytest.approx(plain["kd"], rel=0.05)
+        assert more["chunks"] <= plain["chunks"] + 1
+        assert more["ce"] != plain["ce"]
 
 
 def test_packing_that_cuts_documents_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -400,6 +400,7 @@ class DistillMixin(_Base):
                 pairs,
                 text_field=args.dataset_text_field,
                 eos=getattr(processing_class, "eos_token", None),
+                num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
             )
         return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
 

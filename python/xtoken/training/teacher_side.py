@@ -48,7 +48,12 @@ class RowSide(Protocol):
 
 
 def add_teacher_side(
-    dataset: RowSide, pairs: Sequence[Pair], *, text_field: str = "text", eos: str | None = None
+    dataset: RowSide,
+    pairs: Sequence[Pair],
+    *,
+    text_field: str = "text",
+    eos: str | None = None,
+    num_proc: int | None = None,
 ) -> Any:
     """Add each teacher's ids and chunks to rows that hold `input_ids` of the student.
 
@@ -62,6 +67,7 @@ def add_teacher_side(
         pairs: one per teacher.
         text_field: the column of plain texts.
         eos: what was appended to the texts for the student, and is not text.
+        num_proc: processes that tokenize; a stream knows none.
 
     Raises:
         DataError: a row cannot be used; the message says why.
@@ -75,7 +81,7 @@ def add_teacher_side(
             for name, value in side.columns(row).items()
         }
 
-    return dataset.map(add)
+    return dataset.map(add) if num_proc is None else dataset.map(add, num_proc=num_proc)
 
 
 class _Side:
@@ -111,8 +117,10 @@ class _Side:
             teacher, alignment = self._of_turns(ids, conversation)
         else:
             teacher = self._teacher_ids(ids, self._text(row))
+            if not len(teacher):
+                teacher = np.array([pad_id(self._pair.teacher.source)], dtype=np.int64)
             alignment = self._pair.aligner.align(ids, teacher)
-        return self._cut(ids, teacher, alignment)
+        return self._cut(teacher, alignment)
 
     def _text(self, row: Mapping[str, Any]) -> str | None:
         if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
@@ -148,17 +156,13 @@ class _Side:
         (alignment,) = align_by_turns(self._pair.aligner, [student], [teacher])
         return teacher.ids, alignment
 
-    def _cut(self, ids: Ids, teacher: Ids, alignment: Alignment) -> tuple[Ids, Alignment]:
+    def _cut(self, teacher: Ids, alignment: Alignment) -> tuple[Ids, Alignment]:
         """Leave out the teacher's tokens behind the last chunk that both sides have."""
         both = (np.diff(alignment.student_bounds) > 0) & (np.diff(alignment.teacher_bounds) > 0)
         found = both.nonzero()[0]
         last = int(found[-1]) + 1 if len(found) else 0
-        end = int(alignment.teacher_bounds[last])
-        if end < 1:
-            raise DataError(
-                f"none of {len(ids)} student tokens corresponds to any of the teacher's "
-                f"{len(teacher)}; the text of the row is not that of its input_ids"
-            )
+        # Where nothing corresponds the row is not distilled; a model needs a token all the same.
+        end = max(1, int(alignment.teacher_bounds[last]))
         kept = np.minimum(alignment.teacher_bounds, end)
         # A chunk of nothing on both sides would follow.
         keep = np.concatenate(([True], (np.diff(alignment.student_bounds) + np.diff(kept)) > 0))
