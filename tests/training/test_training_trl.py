@@ -346,6 +346,38 @@ def test_evaluation_is_trls_own_and_asks_no_teacher(folder: Path, tmp_path: Path
     assert made.teaching.sources[0].tokens_computed == before
 
 
+def test_a_resumed_run_gives_the_student_of_an_uninterrupted_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    students = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        made = Trainer(
+            AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
+            args=trl.SFTConfig(
+                str(tmp_path),
+                max_steps=4,
+                save_strategy="steps",
+                save_steps=2,
+                per_device_train_batch_size=2,
+                packing=True,
+                max_length=256,
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                learning_rate=1e-3,
+            ),
+            train_dataset=rows(),
+            processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+            teachers=str(folder / "teacher"),
+        )
+        made.train(resume_from_checkpoint=resume)
+        students.append(made.model.state_dict())
+    for name, value in students[0].items():
+        assert torch.equal(students[1][name], value), name
+
+
 def test_the_students_tokenizer_and_checkpoints_are_saved_as_trl_does(
     folder: Path, tmp_path: Path
 ) -> None:

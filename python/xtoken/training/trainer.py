@@ -74,6 +74,10 @@ class DistillTrainer(DistillMixin, Trainer):
         **more: Any,
     ) -> None:
         args = DistillArguments() if args is None else args
+        if train_dataset is not None and not hasattr(train_dataset, "__len__"):
+            # Each process collates its own rows of a stream: accelerate would send batches of
+            # tensors from the first one, and no chunks.
+            cast(Any, args.accelerator_config).dispatch_batches = False
         self._evaluators: dict[int, HeldOutEvaluator] = {}
         super().__init__(
             model,
