@@ -244,7 +244,7 @@ def family(name: str, vocab: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
-@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl", "exact-kl"])
 def test_without_logits_the_gradient_is_the_same(
     folder: Path, tmp_path: Path, name: str, loss: str
 ) -> None:

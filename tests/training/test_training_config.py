@@ -41,7 +41,7 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": "kl"}, "loss = 'kl', expected one of 'prefix-kl', 'p-kl', 'h-kl', 'gold', 'uld'"),
+        ({"loss": "kl"}, "loss = 'kl', expected one of 'prefix-kl', 'p-kl', 'exact-kl', 'h-kl'"),
         ({"steps": 0}, "steps = 0, expected at least 1; the default is 160"),
         ({"steps": 2.5}, "steps = 2.5, expected a whole number"),
         ({"steps": True}, "steps = True, expected a whole number"),
