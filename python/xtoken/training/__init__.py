@@ -1,14 +1,27 @@
-"""Distillation on `transformers.Trainer`: settings, losses of a step, evaluation, a whole run.
+"""Distillation on `transformers.Trainer`.
 
-    pair = load_models("student", "teacher")
+Your model and dataset, with the arguments that Trainer takes and those of the losses:
+
+    trainer = DistillTrainer(model, DistillArguments("out", loss="p-kl"), teachers=["teacher"],
+                             train_dataset=dataset, processing_class=tokenizer)
+    trainer.train()
+
+Over any other Trainer, with its own data and loss:
+
+    class MyTrainer(DistillMixin, SFTTrainer): ...
+
+    MyTrainer("student", SFTConfig("out"), train_dataset=dataset, teachers=["teacher"],
+              distill=DistillSettings(loss="p-kl")).train()
+
+A whole run, as `xtoken distill` makes it, from files to a scored student:
+
+    models = load_models("student", "teacher")
     texts = split_held_out(read_documents("data.jsonl"), 0.1)
     config = DistillConfig(steps=500)
-    materials = prepare(pair, texts, config)
+    materials = prepare(models, texts, config)
     teacher = open_teachers(materials, config, [config.loss], Path("cache"))[config.loss]
     result = train(materials, config, teacher, Path("out"))
     print(result.before.bits_per_byte, result.after.bits_per_byte)
-
-`train` makes a `DistillTrainer`; make one yourself to bring your own model, arguments or callbacks.
 """
 
 from xtoken.training.arguments import DistillArguments as DistillArguments
