@@ -82,7 +82,7 @@ def test_drawn_command_lines_end_in_one_of_four_exit_codes(tmp_path: Path) -> No
         return rng.choice(files) if rng.random() < 0.6 else rng.choice(VALUES)
 
     known, lines = commands(), []
-    for _ in range(count(100, 5000)):
+    for _ in range(count(70, 5000)):
         name = rng.choice(sorted(known))
         words = name.split()
         # Half of them get as far as the tokenizers.
