@@ -117,6 +117,14 @@ class SameVocabBlocks(BlockLoss):
             sums.append(best.sum().to(loss.dtype))
         return loss * self.temperature**2, torch.stack(sums)
 
+    def value(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `BlockLoss`, by the closed form as `value_and_grad`."""
+        if self.direction != "forward" or isinstance(self.teacher.signal, TeacherTopK):
+            return super().value(rows, block, params)
+        return self.value_and_grad(rows, block, params, [], 1.0)[:2]
+
     def value_and_grad(
         self,
         rows: Tensor,

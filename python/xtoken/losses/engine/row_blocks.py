@@ -64,6 +64,12 @@ class BlockLoss:
             losses = losses * self.weights[block.start : block.stop].to(losses.dtype)
         return losses.sum(), metrics
 
+    def value(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss sum and metric sums where no gradient is wanted: the value of `value_and_grad`."""
+        return self.total(rows, block, params)
+
     def value_and_grad(
         self,
         rows: Tensor,
@@ -314,7 +320,7 @@ def _run_rows(
                 if mine is not None and found is not None:
                     mine.add_(found)
         else:
-            value, metrics = loss.total(part, block, loss.params)
+            value, metrics = loss.value(part, block, loss.params)
         values.append(value)
         sums.append(metrics)
     if any(needed[:split]):

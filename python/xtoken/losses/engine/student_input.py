@@ -7,7 +7,7 @@ from torch import Tensor
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
 from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
-from xtoken.losses.engine.shared_gradient import SharedLogits
+from xtoken.losses.engine.shared_gradient import SharedGradient, SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
 
@@ -45,7 +45,7 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
         shard = ShardRows.build(student, vocab_size)
         _checked_size(sum(shard.sizes), vocab_size, "the shards together")
         return shard
-    shared = None
+    shared: SharedGradient | None = None
     if isinstance(student, SharedLogits):
         shared = student.gradient
         student = student.logits

@@ -107,6 +107,16 @@ class PKLBlocks(BlockLoss):
             found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
 
+    def value(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `BlockLoss`, by the closed form as `value_and_grad`."""
+        found = None
+        if self.direction == "forward" and readable(rows):
+            none = [False for _ in params]
+            found = self._closed_form(rows, block, params, none, 1.0, want_grad=False)
+        return super().value(rows, block, params) if found is None else found[:2]
+
     @torch.no_grad()
     def _closed_form(
         self,
@@ -115,6 +125,8 @@ class PKLBlocks(BlockLoss):
         params: Sequence[Tensor],
         needed: Sequence[bool],
         scale: float | Tensor,
+        *,
+        want_grad: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]] | None:
         logits = merge_rows(rows, block.segments, len(block))
         if self.temperature != 1.0:
@@ -161,6 +173,7 @@ class PKLBlocks(BlockLoss):
             tail=tail,
             want_values=needed[0],
             want_best=self.full_metrics,
+            want_grad=want_grad,
         )
         if found is None:
             return None
@@ -173,6 +186,8 @@ class PKLBlocks(BlockLoss):
             sums.append((log_teacher.argmax(-1) == found.best).sum().to(mass.dtype))
         if empty is not None:
             sums.append(empty)
+        if found.grad is None:  # none is wanted
+            return (found.loss * factor).sum(), torch.stack(sums), rows, []
         slope = found.tail_slope
         grad_params = [found.grad_values]
         if slope is not None:

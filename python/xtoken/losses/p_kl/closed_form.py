@@ -44,7 +44,7 @@ class ForwardKL:
         loss: [R] nats.
         log_mass: [R] log of the sum of exp(log_teacher), the tail's included.
         best: [R] int64, the kept column of the student's largest mass; None if not wanted.
-        grad: [n_in, R] d(sum of seed * loss) / d logits.
+        grad: [n_in, R] d(sum of seed * loss) / d logits; None if not wanted.
         grad_values: [nnz] the same for W's non-zeros, or None.
         tail_slope: [R] the same for the student's mass in the tail; None without one.
     """
@@ -52,7 +52,7 @@ class ForwardKL:
     loss: Tensor
     log_mass: Tensor
     best: Tensor | None
-    grad: Tensor
+    grad: Tensor | None
     grad_values: Tensor | None
     tail_slope: Tensor | None
 
@@ -70,6 +70,7 @@ def forward_kl(
     tail: Tail | None,
     want_values: bool,
     want_best: bool,
+    want_grad: bool = True,
 ) -> ForwardKL | None:
     """
     Args:
@@ -84,6 +85,7 @@ def forward_kl(
         tail: None for no tail.
         want_values: whether to return `grad_values`.
         want_best: whether to return `best`.
+        want_grad: whether to return `grad`, and what belongs to it.
 
     Returns: None where a plain sum of exponentials does not do: a column underflows, or a row has
         no mass. The caller then takes the path through log space.
@@ -117,6 +119,8 @@ def forward_kl(
         return None
     teacher = teacher.t().contiguous()  # [K, R]
     loss = negative_entropy + torch.log(whole) - torch.log(kept).mul_(teacher).sum(0)
+    if not want_grad:
+        return ForwardKL(loss, log_mass, best, None, None, None)
     slope = teacher.div_(kept).neg_().add_(whole.reciprocal()).mul_(seed)  # [K, R]
     tail_slope = None
     if tail is not None:
