@@ -211,6 +211,13 @@ def test_explain_and_the_vocabulary_answer_or_refuse(vocabs: tuple[Vocab, Vocab]
     only_our_errors(call, "explain", count(1000, 50_000))
 
 
+def test_true_is_no_token_id_and_an_id_of_numpy_is(vocabs: tuple[Vocab, Vocab]) -> None:
+    projection = Projection.build(*vocabs, cache_dir=False, threads=1)
+    with pytest.raises(XTokenError, match="token is a bool; pass an id"):
+        projection.explain(True)
+    assert projection.explain(np.int64(40)) == projection.explain(40)  # type: ignore[arg-type]
+
+
 def test_the_batch_of_a_distiller_is_made_or_refused(vocabs: tuple[Vocab, Vocab]) -> None:
     distiller = Pair(*vocabs, cache_dir=False, threads=1).distiller("p-kl")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from xtoken._core import PROJECTION_RULES, Vocab
 from xtoken.errors import ArgumentTypeError, TokenIdError
 from xtoken.projection.arrays import ProjectionArrays
@@ -94,7 +96,8 @@ def find_token(vocab: Vocab, token: int | str | bytes) -> int:
     Raises:
         TokenIdError: there is none; says how the vocabulary spells it instead.
     """
-    if isinstance(token, int):
+    if isinstance(token, int | np.integer) and not isinstance(token, bool):
+        token = int(token)
         if not 0 <= token < len(vocab):
             raise TokenIdError(
                 f"token id {token} is outside the student vocabulary (V_s = {len(vocab)})"
