@@ -117,9 +117,7 @@ class SameVocabBlocks(BlockLoss):
             sums.append(best.sum().to(loss.dtype))
         return loss * self.temperature**2, torch.stack(sums)
 
-    def value(
-        self, rows: Tensor, block: Block, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
         if self.direction != "forward" or isinstance(self.teacher.signal, TeacherTopK):
             return super().value(rows, block, params)

@@ -64,9 +64,7 @@ class BlockLoss:
             losses = losses * self.weights[block.start : block.stop].to(losses.dtype)
         return losses.sum(), metrics
 
-    def value(
-        self, rows: Tensor, block: Block, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Loss sum and metric sums where no gradient is wanted: the value of `value_and_grad`."""
         return self.total(rows, block, params)
 

@@ -107,9 +107,7 @@ class PKLBlocks(BlockLoss):
             found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
 
-    def value(
-        self, rows: Tensor, block: Block, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
         found = None
         if self.direction == "forward" and readable(rows):
