@@ -204,6 +204,7 @@ class DistillConfig:
         # Larger numbers fit no tensor; a whole one may be too large for a float.
         if not abs(value) <= 1e18 or not math.isfinite(value) or not holds(value):
             default = type(self).__dataclass_fields__[name].default
+            expected += "" if abs(value) <= 1e18 else " and at most 1e18"
             raise OptionError(f"{name} = {value}, expected {expected}; the default is {default}")
 
     def to_json(self) -> str:
