@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +14,8 @@ from xtoken.errors import ArgumentTypeError, OptionError, ShapeError
 
 Ids: TypeAlias = "Sequence[int] | npt.NDArray[np.int64]"
 Batch: TypeAlias = "Sequence[Ids] | npt.NDArray[np.int64]"
+
+_NO_IDS = np.empty(0, np.int64)
 
 
 class Ragged(NamedTuple):
@@ -113,13 +116,29 @@ def _from_sequences(side: str, sequences: Any) -> Ragged:
             f"{side}_ids is a {type(sequences).__name__}; pass a list of sequences or an array"
         ) from error
     if rows and all(isinstance(row, list | tuple) for row in rows):
-        flat = as_ids(f"{side}_ids", list(chain.from_iterable(rows)))
+        flat = _from_lists(rows)
+        if flat is None:  # refused there, or by its row's number
+            flat = as_ids(f"{side}_ids", list(chain.from_iterable(rows)))
     else:
         arrays = [as_ids(f"{side}_ids[{at}]", row) for at, row in enumerate(rows)]
-        flat = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-    ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-    starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
-    return Ragged(flat, starts, ends, np.zeros(len(rows), np.int64))
+        flat = arrays[0] if len(arrays) == 1 else np.concatenate([_NO_IDS, *arrays])
+    sizes = np.array([len(row) for row in rows], dtype=np.int64)
+    ends = sizes.cumsum()
+    return Ragged(flat, ends - sizes, ends, np.zeros(len(rows), np.int64))
+
+
+def _from_lists(rows: list[list[int] | tuple[int, ...]]) -> npt.NDArray[np.int64] | None:
+    """The ids of lists, one after the other, in half the time of one numpy array; None where they
+    are not all integers."""
+    ids = array("q")
+    try:
+        for row in rows:
+            if len(row) and isinstance(row[0], bool):
+                return None
+            ids.fromlist(row if isinstance(row, list) else list(row))
+    except (TypeError, OverflowError):
+        return None
+    return np.frombuffer(ids, dtype=np.int64) if ids else _NO_IDS
 
 
 def _from_indptr(side: str, ids: Any, indptr: npt.ArrayLike) -> Ragged:
