@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that share the Python tests; each needs about 2 GB.
+JOBS ?= 2
 
 RUST_SOURCES := Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src -name '*.rs')
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name 'py.typed')
@@ -43,7 +45,7 @@ test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace
 
 test-python: setup  ## Run the Python tests on the installed wheel
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup  ## Check formats, lints, types, stubs and the direction of imports
 	cargo fmt --all --check

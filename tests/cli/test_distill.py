@@ -130,7 +130,7 @@ def test_held_out_texts_can_be_given_and_are_dropped_from_training(
 def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     distill(workspace, out=out, loss="ce", steps=1)
-    with pytest.raises(Exception, match="a run; --resume goes on with it; pass another path, or"):
+    with pytest.raises(Exception, match="a run; --resume resumes it; pass another path, or"):
         distill(workspace, out=out, loss="ce", steps=1)
     with pytest.raises(Exception, match=r"another run: steps = 1 there and 2 here; repeat the com"):
         distill(workspace, "--resume", out=out, loss="ce", steps=2)

@@ -379,6 +379,6 @@ def test_what_does_not_fit_is_refused() -> None:
         loss_of(logits, targets, batch, direction="reverse", chain_rule=False)
     with pytest.raises(OptionError, match="temperature"):
         loss_of(logits, targets, batch, temperature=2.0)
-    with pytest.raises(ShapeError, match="one a sample"):
+    with pytest.raises(ShapeError, match="one per sample"):
         TargetBatch.from_targets(targets, tokens, chunks_of(targets), LENGTH, [0])
     assert batch.to("cpu").rows.equal(batch.rows)

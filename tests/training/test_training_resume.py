@@ -227,7 +227,7 @@ def test_another_setting_is_named_and_nothing_is_lost(
     with pytest.raises(ResumeError) as raised:
         finish(materials, replace(SAVING, **changed), interrupted)
     assert message in str(raised.value)
-    assert "repeat the command of that run to go on with it, or start anew" in str(raised.value)
+    assert "repeat the command of that run to resume it, or start anew" in str(raised.value)
     assert sorted(interrupted.rglob("*")) == before
 
 

@@ -158,7 +158,7 @@ def _lengths(side: str, lengths: npt.ArrayLike, shape: tuple[int, ...]) -> npt.N
     if checked.shape != shape[:1]:
         raise ShapeError(
             f"{side}_lengths has {len(checked)} entries where {side}_ids has {shape[0]} rows; "
-            "pass one length a row"
+            "pass one length per row"
         )
     outside = np.flatnonzero((checked < 0) | (checked > shape[1]))
     if len(outside):

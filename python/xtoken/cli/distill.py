@@ -165,7 +165,7 @@ def _kd_weight(text: str | None) -> float | str | None:
 def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
     if overwrite and resume:
         raise OptionError(
-            "--resume goes on with the run in --out, and --overwrite replaces it; pass one of them"
+            "--resume resumes the run in --out, and --overwrite replaces it; pass one of them"
         )
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is a file, expected a directory; pass another path")
@@ -178,7 +178,7 @@ def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
             f"--out {out} is not empty, and holds no run to resume; pass the path of one"
         )
     if not resume:
-        found = "holds a run; --resume goes on with it" if _may_resume(out) else "is not empty"
+        found = "holds a run; --resume resumes it" if _may_resume(out) else "is not empty"
         raise OptionError(f"--out {out} {found}; pass another path, or --overwrite")
 
 

@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def result_rows(results: Sequence[RunResult]) -> list[list[str]]:
-    """Return one row for the untrained student and one a loss: name, scores, seconds."""
+    """Return one row for the untrained student and one per loss: name, scores, seconds."""
     rows = [["before", *_scores(results[0].before), ""]]
     rows += [[item.loss, *_scores(item.after), f"{item.seconds:.0f}"] for item in results]
     return rows

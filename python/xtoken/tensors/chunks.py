@@ -62,7 +62,7 @@ class HostChunks:
 
 @dataclass(frozen=True, eq=False)
 class ChunkBatch:
-    """The chunks of a padded batch, one row a chunk: half-open token ranges in both sequences.
+    """The chunks of a padded batch, one row per chunk: half-open token ranges in both sequences.
 
     `from_alignments` makes it; `usable` keeps the chunks that a loss counts.
 
@@ -125,7 +125,7 @@ class ChunkBatch:
                 means 0.
             student_document_starts, teacher_document_starts: [B, T] bool, for packed rows: the
                 first token of each document, as `position_ids == 0` says. No chunk that holds one
-                is predicted. None means one document a row.
+                is predicted. None means one document per row.
 
         Raises:
             ArgumentTypeError: neither of both classes.

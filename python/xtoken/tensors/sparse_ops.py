@@ -175,7 +175,7 @@ def log_project(logits: Tensor, values: Tensor, sparse: SparseMap) -> Tensor:
     """log of `exp(logits) @ matrix`, differentiable in logits and values, without underflow.
 
     Args:
-        logits: [R, n_in] float, any offset a row; -inf is no mass.
+        logits: [R, n_in] float, any offset per row; -inf is no mass.
         values: [nnz] the non-zeros, in the order of `sparse`, >= 0.
 
     Returns: [R, n_out]; -inf only where a column has no mass at all.

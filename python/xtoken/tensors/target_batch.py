@@ -67,7 +67,7 @@ class TargetBatch:
         samples = len(targets.position_indptr) - 1
         if columns is not None and len(columns) != samples:
             raise ShapeError(
-                f"columns has {len(columns)} entries, expected {samples}: one a sample"
+                f"columns has {len(columns)} entries, expected {samples}: one per sample"
             )
         own_sample = chunks.sample.cpu().numpy()
         start, end = chunks.student_start.cpu().numpy(), chunks.student_end.cpu().numpy()

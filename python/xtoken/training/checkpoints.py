@@ -64,7 +64,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sitting begins.
+    """Where a session begins.
 
     Args:
         finished: nothing is left to do.
@@ -78,12 +78,12 @@ class Start:
 
 
 def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
-    """Decide where a sitting begins, and make the folder ready for it; for one process alone.
+    """Decide where a session begins, and make the folder ready for it; for one process alone.
 
     Args:
         folder: of the run, exists.
         run: what is to be trained.
-        resume: go on with what is in the folder, if it holds anything of a run; else forget it.
+        resume: resume what is in the folder, if it holds anything of a run; else clear it.
     Raises: ResumeError if the folder is of another run, its metrics lack a step, or its checkpoints
         are not ours to remove.
     """
@@ -109,7 +109,7 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
     found = _read_identity(_read_json(folder / RUN_FILE))
     if found is None and (folder / RUN_FILE).is_file():
         raise ResumeError(
-            f"{folder / RUN_FILE} is damaged, or of another release of xtoken; go on with that "
+            f"{folder / RUN_FILE} is damaged, or of another release of xtoken; resume with that "
             "release, or start anew (another --out, or --overwrite)"
         )
     if found is not None:

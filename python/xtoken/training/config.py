@@ -50,15 +50,15 @@ class DistillConfig:
         prefix_max_depth: longest prefix that `prefix-kl` compares; None for no limit.
         prefix_end: whether `prefix-kl` compares where tokens end; False is for ablations.
         steps: optimizer steps.
-        batch_size: examples a device and micro-batch.
-        accumulation: micro-batches a step; it changes memory, not the gradient.
+        batch_size: examples per device and micro-batch.
+        accumulation: micro-batches per step; it changes memory, not the gradient.
         learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine
             decay to a tenth, clipping by the norm.
         max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
         date: the day that chat templates print, as YYYY-MM-DD; None for today. A resumed run needs
             the same, to learn the same texts.
         eval_every: steps between evaluations on the held-out part; 0 for only before and after.
-        eval_batch_size: examples a forward pass of the evaluation.
+        eval_batch_size: examples per forward pass of the evaluation.
         checkpoint_every: steps between checkpoints, from which `train(resume=True)` goes on; 0 for
             none. The newest two are kept, each three times the size of the student in float32.
         seed: of data order and dropout.

@@ -19,7 +19,7 @@ KEPT = 2
 
 
 class FollowArguments(TrainerCallback):
-    """Evaluates and saves as often as the settings of this sitting say.
+    """Evaluates and saves as often as the settings of this session say.
 
     A resumed Trainer would follow the checkpoint's, and only warn.
     """
@@ -32,7 +32,7 @@ class FollowArguments(TrainerCallback):
 
 
 def training_arguments(config: DistillConfig, output_dir: Path | str) -> DistillArguments:
-    """Return the trainer's arguments for the settings: no bars, one log a step.
+    """Return the trainer's arguments for the settings: no bars, one log per step.
 
     Raises: OptionError if the device cannot do what the settings ask for.
     """

@@ -62,7 +62,7 @@ class HeldOutEvaluator:
     Args:
         examples: the held-out examples; only their student side is read.
         vocab: of the student's tokenizer.
-        batch_size: examples a forward pass; it does not change the scores beyond rounding.
+        batch_size: examples per forward pass; it does not change the scores beyond rounding.
     """
 
     def __init__(self, examples: Sequence[Example], vocab: Vocab, *, batch_size: int = 16) -> None:

@@ -19,7 +19,7 @@ class History:
 
     Args:
         path: a line is written and flushed with each record. None keeps no file.
-        records: of an earlier sitting; the file is replaced by these, and emptied by default.
+        records: of an earlier session; the file is replaced by these, and emptied by default.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One distillation run, from a student's directory to the directory of what came of it."""
+"""Train one student and write its outputs."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class RunResult:
         before, after: scores of the student on the held-out part.
         steps: optimizer steps.
         seconds: wall time of the training, evaluations included, teacher store excluded; of several
-            sittings, without what was done since the last checkpoint of an interrupted one.
+            sessions, without what was done since the last checkpoint of an interrupted one.
         records: the lines of `metrics.jsonl`.
-        steps_before: steps done in earlier sittings; `steps` where nothing was left to do.
+        steps_before: steps done in earlier sessions; `steps` where nothing was left to do.
     """
 
     loss: str
@@ -82,7 +82,7 @@ def train(
     *,
     resume: bool = False,
 ) -> RunResult:
-    """Train the student of the pair, fresh from its directory, and write what came of it.
+    """Train the student of the pair, fresh from its directory, and write its outputs.
 
     Written into `out`: `student/` (model and tokenizer, for `from_pretrained`),
     `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png`, `SHA256SUMS` (of all

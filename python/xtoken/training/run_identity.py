@@ -1,4 +1,4 @@
-"""What makes two sittings the same run: settings, models, tokenizers, texts, processes."""
+"""What makes two sessions the same run: settings, models, tokenizers, texts, processes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class RunIdentity:
         )
 
     def require(self, now: RunIdentity, where: object) -> None:
-        """Check that `now` goes on with this run.
+        """Check that `now` resumes this run.
 
         Raises: ResumeError that names what differs, and `where` this run lies.
         """
@@ -104,7 +104,7 @@ class RunIdentity:
         if differences:
             raise ResumeError(
                 f"{where} is of another run: {'; '.join(differences)}; repeat the command of that "
-                "run to go on with it, or start anew (another --out, or --overwrite)"
+                "run to resume it, or start anew (another --out, or --overwrite)"
             )
 
 

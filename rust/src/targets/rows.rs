@@ -33,7 +33,7 @@ impl Predictions<'_> {
                 what: "rows of the teacher's predictions".to_owned(),
                 found: self.len(),
                 expected: tokens,
-                remedy: "pass one row a teacher token",
+                remedy: "pass one row per teacher token",
             });
         }
         let Some(ids) = self.ids else {

@@ -40,7 +40,7 @@ class TeacherEntries:
         """Entries of the signal whose rows a loss reads, with the denominators it knows.
 
         Args:
-            rows: one row a chunk.
+            rows: one row per chunk.
         """
         positions = teacher_positions(rows.signal)
         device = rows.where.index.device

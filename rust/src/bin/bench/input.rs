@@ -86,7 +86,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?)
 }
 
-/// Sequences of ids, one a line.
+/// Sequences of ids, one per line.
 pub fn read_ids(path: &Path) -> Result<Vec<Vec<i64>>> {
     let parse = |id: &str| {
         id.parse()
