@@ -225,7 +225,8 @@ class _BlockedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
-        return ctx.grad, None  # of a loss that is summed as it is
+        grad, ctx.grad = ctx.grad, None  # given away: a second reference would be a copy
+        return grad, None  # of a loss that is summed as it is
 
 
 def blocked_kl(student: Tensor, teacher: Tensor) -> Tensor:

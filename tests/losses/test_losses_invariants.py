@@ -14,6 +14,7 @@ from xtoken.errors import NonFiniteError, ShapeError
 from xtoken.losses import LossOutput
 from xtoken.losses.engine.row_blocks import BlockLoss
 from xtoken.losses.p_kl.loss import PKLBlocks
+from xtoken.losses.same_vocab_kl import SameVocabBlocks
 from xtoken.tensors.chunks import ChunkBatch
 
 LOSSES = every_loss()
@@ -224,6 +225,7 @@ def test_a_finite_loss_whose_gradient_is_nan_is_refused(
 
     monkeypatch.setattr(BlockLoss, "total", planted)
     monkeypatch.setattr(PKLBlocks, "_closed_form", lambda *_: None)
+    monkeypatch.setattr(SameVocabBlocks, "value_and_grad", BlockLoss.value_and_grad)
     with pytest.raises(NonFiniteError, match="but its gradient is not finite"):
         loss(case)
 
