@@ -87,8 +87,10 @@ class ExampleCollator:
         if not examples:
             raise DataError("a batch of 0 examples cannot be padded; give at least one")
         parts = [
-            collator([each[index] for each in examples])
-            for index, collator in enumerate(self._collators)
+            member.prepared(collator([each[index] for each in examples]))
+            for index, (member, collator) in enumerate(
+                zip(self._teaching.members, self._collators, strict=True)
+            )
         ]
         batch: AnyBatch = parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
         return {**batch.student, "labels": labels_of(batch), TEACHER_SIDE: batch}
