@@ -67,6 +67,24 @@ class InterruptedRunError(XTokenError):
         self.signal = signal
 
 
+class RefusedRequestError(ServerError):
+    """The server understood a request and refused it.
+
+    Attributes:
+        status: of HTTP.
+        reason: in the server's words.
+    """
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class UnavailableServerError(ServerError):
+    """The server gave no answer in all tries."""
+
+
 class MissingFileError(XTokenError, FileNotFoundError):
     """There is no such file; the message says what was expected there."""
 

@@ -136,7 +136,7 @@ def test_gradcheck(direction, stored_k) -> None:
     assert torch.autograd.gradcheck(function, case.batch.student_logits, eps=1e-6, atol=1e-6)
 
 
-def test_one_tokenizer_on_both_sides_gives_exactly_the_plain_kl() -> None:
+def test_one_tokenizer_on_both_sides_gives_the_plain_kl() -> None:
     size, generator = 12, torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(2, 7, size, generator=generator) for _ in range(2))
     ids = torch.randint(0, size, (2, 7), generator=generator)
@@ -151,7 +151,8 @@ def test_one_tokenizer_on_both_sides_gives_exactly_the_plain_kl() -> None:
         student, teacher, identity, trie, chunks, student_ids=ids, teacher_ids=ids,
         teacher_trie=mirror,
     )  # fmt: skip
-    assert torch.equal(out.loss, p_kl(student, teacher, identity, chunks).loss)
+    root = p_kl(student, teacher, identity, chunks).loss
+    torch.testing.assert_close(out.loss, root, rtol=1e-6, atol=0)
     plain = torch.nn.functional.kl_div(
         student[:, :-1].log_softmax(-1), teacher[:, :-1].log_softmax(-1), log_target=True,
         reduction="sum",
@@ -461,7 +462,7 @@ def test_logits_without_mass_below_a_prefix_are_skipped_and_infinite_ones_refuse
     [
         ({"max_depth": -1}, "max_depth = -1"),
         ({"depth_weights": ()}, r"depth_weights = \(\)"),
-        ({"depth_weights": (1.0, -1.0)}, "at least 0"),
+        ({"depth_weights": (1.0, -1.0)}, "from 0 to 1e9"),
         ({"min_mass": 1.0}, "min_mass = 1.0"),
         ({"temperature": 0.0}, "temperature = 0.0"),
         ({"direction": "sideways"}, "direction = 'sideways'"),

@@ -96,7 +96,8 @@ def options_for(
             raise ArgumentTypeError(
                 f"{name} = {value!r} is a {type(value).__name__}; pass a number"
             )
-        check_number(name, value, 0, rule="is out of range; expected a finite number from 0 on")
+        known = "0 <= decay <= 1" if name == "decay" else "a finite number from 0 on"
+        check_number(name, value, 0, rule=f"is out of range; expected {known}")
     if special_roles is not None and not isinstance(special_roles, Mapping):
         raise ArgumentTypeError(
             f"special_roles is a {type(special_roles).__name__}; pass a dictionary of pairs by role"

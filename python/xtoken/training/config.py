@@ -10,7 +10,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from xtoken._files import JsonValue, parse_json, write_text
 from xtoken.distillation import Distiller, DistillLossName
@@ -159,7 +159,7 @@ class DistillConfig:
                 "nothing to train on; give one of them a positive weight"
             )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """The settings of the losses by the names of `DistillSettings`; those that the loss does
         not read keep their defaults."""
         values: dict[str, Any] = {
@@ -187,15 +187,11 @@ class DistillConfig:
 
     def distiller(self, pair: Pair) -> Distiller:
         """The configured losses of a pair."""
-        settings = DistillSettings(**self.settings())
+        settings = DistillSettings(**cast(dict[str, Any], self.settings()))
         loss = pair.audit().recommendation if self.loss == "auto" else self.loss
-        return Distiller(
-            pair,
-            loss,
-            kd_weight=self.kd_weight,
-            ce_weight=self.ce_weight,
-            **settings.distiller_options(loss),
-        )
+        options = settings.distiller_options(loss)
+        options["kd_weight"], options["ce_weight"] = self.kd_weight, self.ce_weight
+        return Distiller(pair, loss, **options)
 
     def _check(self, name: str, holds: typing.Callable[[typing.Any], bool], expected: str) -> None:
         value = getattr(self, name)

@@ -46,7 +46,7 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
                 "and bfloat16 needs 8.0; set it to 'no'"
             )
     return DistillArguments(
-        **config.settings(),
+        **cast(dict[str, Any], config.settings()),
         output_dir=str(output_dir),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,

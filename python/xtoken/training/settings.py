@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from xtoken.distillation import DistillerOptions
 from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
@@ -176,11 +177,11 @@ class DistillSettings:
         values = {name: getattr(self, name) for name in names}
         return values | {"depth_weights": tuple(self.depth_weights)}
 
-    def distiller_options(self, loss: DistillLossName) -> dict[str, Any]:
+    def distiller_options(self, loss: DistillLossName) -> DistillerOptions:
         """What a `Distiller` of this loss takes, which is known and not `auto`: the options that
         it reads."""
         read = frozenset() if loss == "ce" else find_loss(loss).options
-        return {
+        options: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "padding_side": self.padding_side,
             "pad_to_multiple_of": self.pad_multiple,
@@ -188,6 +189,7 @@ class DistillSettings:
             "learnable_projection": self.learnable_projection,
             **{name: value for name, value in self._loss_options().items() if name in read},
         }
+        return cast(DistillerOptions, options)
 
     def check_read(self, losses: Sequence[DistillLossName]) -> None:
         """Raise OptionError where an option was changed that none of the losses reads."""

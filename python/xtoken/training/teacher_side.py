@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def add_teacher_side(
     text_field: str = "text",
     eos: str | None = None,
     num_proc: int | None = None,
-) -> Any:
+) -> RowSide:
     """Add each teacher's ids and chunks to rows that hold `input_ids` of the student.
 
     The teacher's ids are those of the text: of `messages` by its own chat template, of `prompt` and
@@ -81,7 +81,8 @@ def add_teacher_side(
             for name, value in side.columns(row).items()
         }
 
-    return dataset.map(add) if num_proc is None else dataset.map(add, num_proc=num_proc)
+    options = {} if num_proc is None else {"num_proc": num_proc}
+    return cast(RowSide, dataset.map(add, **options))
 
 
 class _Side:

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.errors import ServerError
-from xtoken.teachers.served.client import Connection, RefusedError
+from xtoken.errors import RefusedRequestError, ServerError
+from xtoken.teachers.served.client import Connection
 from xtoken.teachers.shard import Predictions
 
 Ids = NDArray[np.int64]
@@ -86,13 +86,13 @@ class Api(Protocol):
         """Predictions of sequences, none empty, in their order, as they arrive."""
 
 
-def size_from(error: RefusedError, pattern: str) -> int | None:
+def size_from(error: RefusedRequestError, pattern: str) -> int | None:
     """The vocabulary's size in a refusal, or None where it does not stand there."""
     found = re.search(pattern, error.reason)
     return None if found is None else int(found[1])
 
 
-def explained(error: RefusedError, top_k: int, longest: int) -> ServerError:
+def explained(error: RefusedRequestError, top_k: int, longest: int) -> ServerError:
     """A refusal with the flag or argument that helps."""
     reason = error.reason
     cap = re.search(r"greater than max allowed: (\d+)", reason)

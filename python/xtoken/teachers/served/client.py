@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from xtoken._extras import needs_extra
 from xtoken._files import JsonValue
-from xtoken.errors import ServerError
+from xtoken.errors import RefusedRequestError, ServerError, UnavailableServerError
 
 if TYPE_CHECKING:
     import httpx2
@@ -21,24 +21,6 @@ if TYPE_CHECKING:
 # Answers that another try may change: too busy, or broken for a moment.
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 30.0
-
-
-class RefusedError(ServerError):
-    """The server understood a request and refused it.
-
-    Attributes:
-        status: of HTTP.
-        reason: in the server's words.
-    """
-
-    def __init__(self, message: str, status: int, reason: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-
-
-class UnavailableError(ServerError):
-    """The server gave no answer in all tries."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +113,8 @@ class Connection:
         """The JSON that a path answers a body with.
 
         Raises:
-            RefusedError: the server refused the request; repeating it would not help.
-            UnavailableError: no answer in all tries.
+            RefusedRequestError: the server refused the request; repeating it would not help.
+            UnavailableServerError: no answer in all tries.
         """
         return self._request("POST", path, body)
 
@@ -160,20 +142,20 @@ class Connection:
                 # A whole answer by its length, which something on the way cut.
                 failure = f"an answer that is not JSON ({error})"
             if tries > self.policy.retries or self.stopped.wait(pause):
-                raise UnavailableError(
+                raise UnavailableServerError(
                     f"{self.url}{path} gave no answer in {tries} tries over "
                     f"{time.monotonic() - began:.1f} s (last: {failure}); start the server again "
                     "and repeat the command, or raise timeout= and retries="
                 )
 
-    def _refused(self, path: str, response: httpx2.Response) -> RefusedError:
+    def _refused(self, path: str, response: httpx2.Response) -> RefusedRequestError:
         reason = _reason(response)
         remedy = "look at the server's log"
         if response.status_code in (401, 403):
             remedy = "pass api_key="
         elif response.status_code == 404:
             remedy = "check url=, api= and model= against the server"
-        return RefusedError(
+        return RefusedRequestError(
             f"{self.url}{path} refused the request ({response.status_code}: {reason}); {remedy}",
             response.status_code,
             reason,

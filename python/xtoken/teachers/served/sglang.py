@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._files import JsonValue
-from xtoken.errors import ServerError
+from xtoken.errors import RefusedRequestError, ServerError
 from xtoken.teachers.served.answers import (
     Ids,
     check_echo,
@@ -23,7 +23,7 @@ from xtoken.teachers.served.answers import (
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
-from xtoken.teachers.served.client import Connection, RefusedError
+from xtoken.teachers.served.client import Connection
 from xtoken.teachers.shard import Predictions
 
 _PATH = "/generate"
@@ -39,7 +39,7 @@ class SGLang:
         """The name of the model that is served."""
         try:
             answer = connection.get("/model_info")
-        except RefusedError:
+        except RefusedRequestError:
             answer = connection.get("/get_model_info")  # its name before 0.5.5
         return [str(member(answer, "served_model_name") or member(answer, "model_path"))]
 
@@ -53,7 +53,7 @@ class SGLang:
         }
         try:
             connection.post(_PATH, body)
-        except RefusedError as error:
+        except RefusedRequestError as error:
             return size_from(error, r"valid range is \[0, (\d+)\)")
         return None
 
@@ -74,7 +74,7 @@ class SGLang:
         }
         try:
             answer = connection.post(_PATH, body)
-        except RefusedError as error:
+        except RefusedRequestError as error:
             raise explained(error, question.top_k, max(map(len, prompts))) from error
         for prompt, entry in zip(prompts, items(answer, "answers", len(group)), strict=True):
             info = member(entry, "meta_info")

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
-from xtoken.errors import OptionError, ServerError, TokenIdError, XTokenError
+from xtoken.errors import OptionError, RefusedRequestError, ServerError, TokenIdError, XTokenError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.served.answers import items, member
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
-from xtoken.teachers.served.client import Connection, RefusedError, RetryPolicy
+from xtoken.teachers.served.client import Connection, RetryPolicy
 from xtoken.teachers.served.probe import ENTRIES, Probe, fixed_prompt
 from xtoken.teachers.served.sglang import SGLang
 from xtoken.teachers.served.vllm import VllmCompletions
@@ -385,7 +385,7 @@ def _detect(connection: Connection) -> ApiName:
     """The dialect of a server by what it says of itself."""
     try:
         data = items(member(connection.get("/v1/models"), "data"), "data")
-    except RefusedError as error:
+    except RefusedRequestError as error:
         if error.status != 404:
             raise
         connection.get("/model_info")

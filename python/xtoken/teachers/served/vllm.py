@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._files import JsonValue
-from xtoken.errors import ServerError
+from xtoken.errors import RefusedRequestError, ServerError
 from xtoken.teachers.served.answers import (
     Ids,
     check_echo,
@@ -22,7 +22,7 @@ from xtoken.teachers.served.answers import (
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
-from xtoken.teachers.served.client import Connection, RefusedError
+from xtoken.teachers.served.client import Connection
 from xtoken.teachers.shard import Predictions
 
 _PATH = "/v1/completions"
@@ -50,7 +50,7 @@ class VllmCompletions:
         }
         try:
             connection.post(_PATH, body)
-        except RefusedError as error:
+        except RefusedRequestError as error:
             return size_from(error, r"Vocabulary size: (\d+)")
         return None  # an older server, which does not know the field
 
@@ -70,7 +70,7 @@ class VllmCompletions:
         }
         try:
             answer = connection.post(_PATH, body)
-        except RefusedError as error:
+        except RefusedRequestError as error:
             raise explained(error, question.top_k, max(map(len, prompts))) from error
         choices = items(member(answer, "choices"), "choices", len(group))
         for prompt, choice in zip(prompts, sorted(choices, key=_index), strict=True):

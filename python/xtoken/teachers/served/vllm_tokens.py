@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._files import JsonValue
-from xtoken.errors import ServerError
+from xtoken.errors import RefusedRequestError, ServerError
 from xtoken.teachers.served.answers import (
     Ids,
     check_echo,
@@ -23,7 +23,7 @@ from xtoken.teachers.served.answers import (
     token_lists,
 )
 from xtoken.teachers.served.api import IMPOSSIBLE_ID, ApiName, Question, explained, size_from
-from xtoken.teachers.served.client import Connection, RefusedError
+from xtoken.teachers.served.client import Connection
 from xtoken.teachers.served.vllm import VllmCompletions, read_rows
 from xtoken.teachers.shard import Predictions
 
@@ -52,7 +52,7 @@ class VllmTokens:
             connection.post(
                 _PATH, {"model": model, "token_ids": [0, 0], "sampling_params": parameters}
             )
-        except RefusedError as error:
+        except RefusedRequestError as error:
             return size_from(error, r"Vocabulary size: (\d+)")
         return None
 
@@ -86,7 +86,7 @@ def _ask_one(connection: Connection, ids: Ids, question: Question) -> Prediction
     }
     try:
         answer = connection.post(_PATH, body)
-    except RefusedError as error:
+    except RefusedRequestError as error:
         raise explained(error, max(question.top_k, chosen.shape[1]), len(prompt)) from error
     check_echo(prompt, member(answer, "prompt_token_ids"))
     scores = read_array(member(answer, "prompt_token_id_logprobs"), chosen.shape)
