@@ -76,8 +76,10 @@ def examples_of_cases(pair: tuple[str, str]) -> dict[str, list[Example]]:
 
 
 def compared_text(example: Example, student: str) -> str:
-    """What the student says in chunks that a loss counts."""
+    """What the student says in chunks of text that a loss counts."""
     chunks = usable(example)
+    # An end of turn among them would make the space after it a dummy prefix.
+    chunks = chunks.select(chunks.kind == int(ChunkKind.EXACT))
     ids: list[int] = []
     for start, end in zip(chunks.student_start, chunks.student_end, strict=True):
         ids += example.student_ids[start:end].tolist()
