@@ -55,6 +55,10 @@ class ResumeError(XTokenError):
     """A run cannot be resumed; the message names the difference or the damage."""
 
 
+class FailedWriteError(XTokenError, OSError):
+    """A file could not be written: the disk is full, or a limit is reached."""
+
+
 class InterruptedRunError(XTokenError):
     """A signal ended a run after its step was finished and saved.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from xtoken.data.conversations import Conversation, half_character
-from xtoken.errors import DataError
+from xtoken.errors import DataError, MissingFileError, OptionError
 
 Document: TypeAlias = str | Conversation
 
@@ -66,7 +66,7 @@ def read_documents(path: Path | str, *, field: str | None = None) -> Documents:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"data file {path} does not exist; pass a .jsonl or .txt file")
+        raise MissingFileError(f"data file {path} does not exist; pass a .jsonl or .txt file")
     if path.suffix == ".txt":
         documents = Documents(cut_passages(_decode(path), TXT_PASSAGE_CHARS))
     elif path.suffix == ".jsonl":
@@ -178,7 +178,7 @@ def cut_passages(text: str, max_chars: int) -> list[str]:
     can exceed `max_chars` only where it is a single line.
     """
     if max_chars < 1:
-        raise ValueError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
+        raise OptionError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
     passages: list[str] = []
     for paragraph in text.split("\n\n"):
         whole = len(paragraph) <= max_chars
@@ -204,7 +204,7 @@ def split_held_out(texts: Sequence[Document], fraction: float) -> TextSplit:
         DataError: if a side would be empty.
     """
     if not 0.0 < fraction < 1.0:
-        raise ValueError(f"held-out fraction = {fraction}, expected between 0 and 1; try 0.1")
+        raise OptionError(f"held-out fraction = {fraction}, expected between 0 and 1; try 0.1")
     distinct = list(dict.fromkeys(texts))
     held = [text for text in distinct if _unit_hash(text) < fraction]
     train = [text for text in distinct if _unit_hash(text) >= fraction]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import sealed, sha256_of, to_disk, unsealed, write_text
-from xtoken.errors import ResumeError
+from xtoken.errors import FailedWriteError, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
 from xtoken.training.run_identity import RunIdentity
@@ -236,16 +236,16 @@ def writes_into(folder: Path) -> Iterator[None]:
     """Tell of a full disk as the system does, whatever torch and safetensors make of it.
 
     Raises:
-        OSError: something could not be written; what was whole is whole still.
+        FailedWriteError: something could not be written; what was whole is whole still.
     """
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
         if not any(mark in str(error) for mark in _FAILED_WRITES):
             raise
-        raise OSError(
+        raise FailedWriteError(
             f"{folder} cannot be written ({str(error).splitlines()[0]}): the disk is full, or a "
-            "limit is reached; free space there, and pass --resume to go on"
+            "limit is reached; free space there, and pass --resume"
         ) from error
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xtoken._core import Vocab
 from xtoken.data.examples import Example
+from xtoken.errors import DataError, OptionError
 from xtoken.teachers.forward import causal_logits
 
 # An optional space first: some tokenizers glue it to the digits.
@@ -67,9 +68,9 @@ class HeldOutEvaluator:
 
     def __init__(self, examples: Sequence[Example], vocab: Vocab, *, batch_size: int = 16) -> None:
         if not examples:
-            raise ValueError("0 held-out examples, expected at least 1; hold some documents out")
+            raise DataError("0 held-out examples, expected at least 1; hold some documents out")
         if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}, expected at least 1")
+            raise OptionError(f"batch_size = {batch_size}, expected at least 1")
         # Neighbours of one length share a forward pass without padding.
         self.examples = sorted(examples, key=lambda example: len(example.student_ids))
         self.batch_size = batch_size

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from xtoken._core import Vocab
-from xtoken.errors import ModelSourceError, OptionError
+from xtoken.errors import MissingFileError, ModelSourceError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
@@ -86,7 +86,7 @@ def _source(side: str, given: Path | str) -> str:
     path = Path(given)
     if not path.is_dir():
         if not _HUB_NAME.fullmatch(str(given)):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{side} directory {path} does not exist; pass a directory written by "
                 "save_pretrained, or the name of a model on the hub (owner/model)"
             )
