@@ -25,7 +25,7 @@ from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import History, KeepHistory
 from xtoken.training.models import load_models
-from xtoken.training.prepare import Materials, Reporter, open_store, prepare
+from xtoken.training.prepare import PreparedData, Reporter, open_store, prepare
 from xtoken.training.trainer import DistillTrainer
 
 
@@ -51,7 +51,7 @@ class Bench:
         """The kind of each held-out passage."""
         return [document.kind for document in self.held_out]
 
-    def materials(self, config: DistillConfig, seed: int, passages: int) -> Materials:
+    def materials(self, config: DistillConfig, seed: int, passages: int) -> PreparedData:
         """The pair with a student of this seed, W, and the examples."""
         student = self.folder / "uncommon-tokens" / f"student-{seed}"
         if not (student / "config.json").is_file():
@@ -64,7 +64,7 @@ class Bench:
             raise RuntimeError("a held-out passage was left out; the kinds no longer fit")
         return materials
 
-    def store(self, materials: Materials, config: DistillConfig) -> TopKStore:
+    def store(self, materials: PreparedData, config: DistillConfig) -> TopKStore:
         """The teacher's stored predictions of the text; the teacher is loaded once."""
         top_k = config.teacher_top_k
         assert top_k is not None

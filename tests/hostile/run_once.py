@@ -17,7 +17,7 @@ from pathlib import Path
 
 from xtoken.data import read_documents, split_held_out
 from xtoken.errors import XTokenError
-from xtoken.training import DistillConfig, Materials, load_models, open_teachers, prepare, train
+from xtoken.training import DistillConfig, PreparedData, load_models, open_teachers, prepare, train
 
 CONFIG = DistillConfig(
     steps=8, batch_size=2, top_k=16, teacher_top_k=16, max_tokens=32, warmup_steps=1,
@@ -25,7 +25,7 @@ CONFIG = DistillConfig(
 )  # fmt: skip
 
 
-def run(materials: Materials, out: Path, command: str) -> None:
+def run(materials: PreparedData, out: Path, command: str) -> None:
     kind, _, value = command.partition("=")
     if kind == "kill":
         # At a moment of the work itself, from whatever place it has reached.
@@ -38,7 +38,7 @@ def run(materials: Materials, out: Path, command: str) -> None:
     train(materials, CONFIG, teachers[CONFIG.loss], out, resume=True)
 
 
-def start(materials: Materials, out: str, command: str, errors: str) -> int:
+def start(materials: PreparedData, out: str, command: str, errors: str) -> int:
     pid = os.fork()
     if pid:
         return pid

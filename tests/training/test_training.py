@@ -22,8 +22,8 @@ from xtoken.training import (
     DistillConfig,
     DistillTrainer,
     HeldOutEvaluator,
-    Materials,
     ModelPair,
+    PreparedData,
     load_models,
     open_teachers,
     prepare,
@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
 
 
 @pytest.fixture(scope="module")
-def materials(models: ModelPair) -> Materials:
+def materials(models: ModelPair) -> PreparedData:
     return prepare(models, split_held_out(tiny_texts(80), 0.2), CONFIG)
 
 
@@ -68,7 +68,7 @@ class KeepGradient(TrainerCallback):
 
 
 def gradient_of_a_step(
-    materials: Materials, config: DistillConfig, cache: Path, padding_side: str = "right"
+    materials: PreparedData, config: DistillConfig, cache: Path, padding_side: str = "right"
 ) -> dict[str, torch.Tensor]:
     keep = KeepGradient()
     teacher = open_teachers(materials, config, [config.loss], cache)[config.loss]
@@ -100,7 +100,7 @@ def assert_same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     ],
 )
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
-    materials: Materials, tmp_path: Path, loss: str, kd_weight: float | str
+    materials: PreparedData, tmp_path: Path, loss: str, kd_weight: float | str
 ) -> None:
     config = replace(CONFIG, loss=loss, kd_weight=kd_weight)  # type: ignore[arg-type]
     whole = gradient_of_a_step(materials, config, tmp_path)
@@ -110,21 +110,21 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
         assert_same_gradient(whole, gradient_of_a_step(materials, cut, tmp_path))
 
 
-def test_the_gradient_depends_on_the_loss(materials: Materials, tmp_path: Path) -> None:
+def test_the_gradient_depends_on_the_loss(materials: PreparedData, tmp_path: Path) -> None:
     with_teacher = gradient_of_a_step(materials, CONFIG, tmp_path)
     without = gradient_of_a_step(materials, replace(CONFIG, loss="ce"), tmp_path)
     name = "model.embed_tokens.weight"
     assert not torch.allclose(with_teacher[name], without[name], rtol=1e-2)
 
 
-def test_the_side_of_the_padding_changes_nothing(materials: Materials, tmp_path: Path) -> None:
+def test_the_side_of_the_padding_changes_nothing(materials: PreparedData, tmp_path: Path) -> None:
     right = gradient_of_a_step(materials, CONFIG, tmp_path)
     left = gradient_of_a_step(materials, CONFIG, tmp_path, padding_side="left")
     assert_same_gradient(right, left)
 
 
 def test_a_live_teacher_gives_what_a_store_of_all_columns_gives(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     live = replace(CONFIG, top_k=None, teacher_top_k=None)
     stored = replace(CONFIG, top_k=None, teacher_top_k=len(materials.pair.teacher_vocab))
@@ -134,7 +134,7 @@ def test_a_live_teacher_gives_what_a_store_of_all_columns_gives(
     )
 
 
-def test_no_held_out_text_is_trained_on(materials: Materials) -> None:
+def test_no_held_out_text_is_trained_on(materials: PreparedData) -> None:
     train_ids = {example.student_ids.tobytes() for example in materials.train.examples}
     held_ids = {example.student_ids.tobytes() for example in materials.held_out.examples}
     assert train_ids
@@ -157,7 +157,7 @@ class Uniform(nn.Module):
 
 
 @pytest.mark.parametrize("excess", [0, 5])
-def test_a_uniform_model_has_the_known_score(materials: Materials, excess: int) -> None:
+def test_a_uniform_model_has_the_known_score(materials: PreparedData, excess: int) -> None:
     vocab = materials.pair.student_vocab
     evaluator = HeldOutEvaluator(materials.held_out.examples, vocab)
     # A padded lm_head changes nothing.
@@ -179,7 +179,7 @@ def test_a_uniform_model_has_the_known_score(materials: Materials, excess: int) 
     assert score.numeral_nll == pytest.approx(math.log(len(vocab)))
 
 
-def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
+def test_bits_per_byte_are_those_of_a_plain_loop(materials: PreparedData) -> None:
     pair, models = materials.pair, materials.models
     model = models.load_student().double().eval()
     nats, count = 0.0, 0
@@ -200,7 +200,7 @@ def test_bits_per_byte_are_those_of_a_plain_loop(materials: Materials) -> None:
         assert score.bits_per_byte == pytest.approx(expected, rel=1e-5)
 
 
-def test_evaluation_restores_the_mode_of_the_model(materials: Materials) -> None:
+def test_evaluation_restores_the_mode_of_the_model(materials: PreparedData) -> None:
     model = materials.models.load_student().train()
     HeldOutEvaluator(materials.held_out.examples, materials.pair.student_vocab).score(model)
     assert model.training
@@ -217,7 +217,7 @@ def test_text_without_numerals_has_no_numeral_scores(models: ModelPair) -> None:
 
 
 def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
     teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
@@ -241,7 +241,7 @@ def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
 
 
 def test_a_run_takes_the_loss_of_the_audit_and_keeps_the_projection_that_it_learned(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, loss="auto", steps=2)
     teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
@@ -254,7 +254,7 @@ def test_a_run_takes_the_loss_of_the_audit_and_keeps_the_projection_that_it_lear
 
 
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=3, loss="ce")
     runs = [
@@ -267,7 +267,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(
 
 @pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
 def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
-    materials: Materials, loss: str
+    materials: PreparedData, loss: str
 ) -> None:
     batch = DistillCollator()(materials.train.examples[:2])
     generator = torch.Generator().manual_seed(0)
@@ -285,7 +285,7 @@ def test_the_tail_counts_where_columns_are_left_out_of_the_loss(
         assert kd(top_k=top_k) == kd(top_k=top_k, tail_bucket=False)
 
 
-def test_a_loss_with_a_teacher_needs_one(materials: Materials, tmp_path: Path) -> None:
+def test_a_loss_with_a_teacher_needs_one(materials: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="loss = 'prefix-kl' needs a teacher"):
         train(materials, CONFIG, None, tmp_path)
     with pytest.raises(ArgumentTypeError, match=r"pair is a NoneType; pass xtoken\.Pair"):

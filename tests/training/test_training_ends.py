@@ -28,7 +28,7 @@ from xtoken.teachers import LiveTeacher
 from xtoken.training import (
     DistillConfig,
     DistillTrainer,
-    Materials,
+    PreparedData,
     load_models,
     open_teachers,
     prepare,
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def materials(folder: Path) -> Materials:
+def materials(folder: Path) -> PreparedData:
     models = load_models(folder / "student", folder / "teacher")
     return prepare(models, split_held_out(tiny_texts(20), 0.2), CONFIG)
 
@@ -71,7 +71,7 @@ class AtStep:
         yield update
 
 
-def run(materials: Materials, config: DistillConfig, out: Path, reporter: object = None, **more):
+def run(materials: PreparedData, config: DistillConfig, out: Path, reporter: object = None, **more):
     teacher = open_teachers(materials, config, [config.loss], out.parent / "cache")[config.loss]
     return train(materials, config, teacher, out, reporter, **more)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def run(materials: Materials, config: DistillConfig, out: Path, reporter: object
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("checkpoint_every", [0, 4])
 def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
-    materials: Materials, tmp_path: Path, number: signal.Signals, checkpoint_every: int
+    materials: PreparedData, tmp_path: Path, number: signal.Signals, checkpoint_every: int
 ) -> None:
     config = replace(CONFIG, checkpoint_every=checkpoint_every)
     before = signal.getsignal(number)
@@ -103,7 +103,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
 
 @pytest.mark.parametrize("loss", ["ce", "prefix-kl"])
 def test_a_run_that_diverges_ends_in_one_line_and_keeps_no_broken_student(
-    materials: Materials, tmp_path: Path, loss: str
+    materials: PreparedData, tmp_path: Path, loss: str
 ) -> None:
     config = replace(CONFIG, loss=loss, learning_rate=1e18, checkpoint_every=1, warmup_steps=0)
     with pytest.raises(NonFiniteError, match=r"diverged|overflowed"):
@@ -113,7 +113,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_keeps_no_broken_student(
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
 
 
-def test_two_runs_do_not_share_a_folder(materials: Materials, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(materials: PreparedData, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def second() -> None:
@@ -129,7 +129,7 @@ def test_two_runs_do_not_share_a_folder(materials: Materials, tmp_path: Path) ->
 
 
 def test_what_is_logged_over_a_window_is_the_mean_of_its_steps(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     logs: dict[int, list[dict[str, float]]] = {}
     for every in (1, 3):

@@ -16,7 +16,7 @@ from xtoken.training import (
     DistillConfig,
     DistillTrainer,
     HeldOutEvaluator,
-    Materials,
+    PreparedData,
     load_models,
     open_teachers,
     prepare,
@@ -31,7 +31,7 @@ CONFIG = DistillConfig(
 
 
 @pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+def materials(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     pair = load_models(*write_pair(tmp_path_factory.mktemp("pair")))
     return prepare(pair, split_held_out(tiny_texts(60), 0.2), CONFIG)
 
@@ -48,7 +48,7 @@ class Watch(TrainerCallback):
         self.gradients |= {parameter.grad.dtype for parameter in model.parameters()}
 
 
-def run(materials: Materials, config: DistillConfig, folder: Path) -> tuple[History, Watch]:
+def run(materials: PreparedData, config: DistillConfig, folder: Path) -> tuple[History, Watch]:
     student = materials.models.load_student()
     history, watch = History(), Watch(student)
     teacher = open_teachers(materials, config, [config.loss], folder)[config.loss]
@@ -67,7 +67,7 @@ def run(materials: Materials, config: DistillConfig, folder: Path) -> tuple[Hist
 
 @pytest.mark.parametrize("loss", ["prefix-kl", "p-kl", "h-kl", "gold", "uld", "ce"])
 def test_a_bf16_run_stays_near_the_float32_run_with_gradients_in_float32(
-    materials: Materials, tmp_path: Path, loss: str
+    materials: PreparedData, tmp_path: Path, loss: str
 ) -> None:
     config = replace(CONFIG, loss=loss)
     plain, seen = run(materials, config, tmp_path)
@@ -83,7 +83,7 @@ def test_a_bf16_run_stays_near_the_float32_run_with_gradients_in_float32(
 
 
 def test_several_micro_batches_under_bf16_agree_with_one(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, mixed_precision="bf16", steps=1)
     whole, _ = run(materials, config, tmp_path)
@@ -93,7 +93,7 @@ def test_several_micro_batches_under_bf16_agree_with_one(
 
 
 def test_the_scores_of_a_bf16_run_are_those_of_the_saved_student_in_float32(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, mixed_precision="bf16", loss="ce")
     result = train(materials, config, None, tmp_path)
@@ -106,7 +106,7 @@ def test_the_scores_of_a_bf16_run_are_those_of_the_saved_student_in_float32(
 
 @pytest.mark.parametrize("teacher_top_k", [64, None])
 def test_a_teacher_in_bfloat16_takes_half_the_memory_and_teaches_nearly_the_same(
-    materials: Materials, tmp_path: Path, teacher_top_k: int | None
+    materials: PreparedData, tmp_path: Path, teacher_top_k: int | None
 ) -> None:
     config = replace(CONFIG, teacher_top_k=teacher_top_k)
     plain, _ = run(materials, config, tmp_path)
@@ -119,7 +119,7 @@ def test_a_teacher_in_bfloat16_takes_half_the_memory_and_teaches_nearly_the_same
 
 
 def test_the_teacher_is_loaded_in_the_dtype_that_is_asked_for(
-    materials: Materials, tmp_path: Path
+    materials: PreparedData, tmp_path: Path
 ) -> None:
     cpu = torch.device("cpu")
     models = materials.models

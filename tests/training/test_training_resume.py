@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from xtoken._files import sealed
 from xtoken.data import split_held_out
 from xtoken.errors import ResumeError
-from xtoken.training import DistillConfig, Materials, load_models, open_teachers, prepare, train
+from xtoken.training import DistillConfig, PreparedData, load_models, open_teachers, prepare, train
 from xtoken.training.metrics_log import read_history
 from xtoken.training.run import RunResult
 
@@ -43,7 +43,7 @@ def write_dropout(student: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+def materials(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     student, teacher = write_pair(tmp_path_factory.mktemp("pair"))
     write_dropout(student)
     made = prepare(load_models(student, teacher), split_held_out(tiny_texts(20), 0.2), CONFIG)
@@ -71,7 +71,7 @@ class InterruptAt:
 
 
 def interrupt(
-    materials: Materials, config: DistillConfig, folder: Path, step: int, *, resume: bool = False
+    materials: PreparedData, config: DistillConfig, folder: Path, step: int, *, resume: bool = False
 ) -> None:
     teacher = open_teachers(materials, config, [config.loss], folder.parent / "cache")[config.loss]
     with pytest.raises(Interrupted):
@@ -79,7 +79,7 @@ def interrupt(
 
 
 def finish(
-    materials: Materials, config: DistillConfig, folder: Path, *, resume: bool = True
+    materials: PreparedData, config: DistillConfig, folder: Path, *, resume: bool = True
 ) -> RunResult:
     teacher = open_teachers(materials, config, [config.loss], folder.parent / "cache")[config.loss]
     return train(materials, config, teacher, folder, resume=resume)
@@ -104,7 +104,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     ids=["in an epoch", "at an epoch's end", "micro-batches", "live teacher and bf16", "ce"],
 )
 def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
-    materials: Materials, tmp_path: Path, config: DistillConfig
+    materials: PreparedData, tmp_path: Path, config: DistillConfig
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(materials, replace(config, checkpoint_every=0), whole, resume=False)
@@ -123,7 +123,7 @@ def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
 
 
 @pytest.fixture(scope="module")
-def finished(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(materials: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of `SAVING` that was not interrupted."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     finish(materials, SAVING, folder, resume=False)
@@ -131,7 +131,7 @@ def finished(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def interrupted_once(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_once(materials: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of `SAVING` that ended in step 8, with checkpoints of 3 and 6."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     interrupt(materials, SAVING, folder, 8)
@@ -146,7 +146,7 @@ def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
 
 
 def test_a_finished_run_is_read_and_not_run_again(
-    materials: Materials, finished: Path, tmp_path: Path
+    materials: PreparedData, finished: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -160,7 +160,7 @@ def test_a_finished_run_is_read_and_not_run_again(
 
 @pytest.mark.parametrize("last_evaluation", ["done", "lost"])
 def test_a_run_that_ended_after_its_last_step_is_only_evaluated_and_written(
-    materials: Materials, finished: Path, tmp_path: Path, last_evaluation: str
+    materials: PreparedData, finished: Path, tmp_path: Path, last_evaluation: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -176,7 +176,7 @@ def test_a_run_that_ended_after_its_last_step_is_only_evaluated_and_written(
 
 
 def test_nothing_to_resume_from_is_a_start_from_the_beginning(
-    materials: Materials, finished: Path, tmp_path: Path
+    materials: PreparedData, finished: Path, tmp_path: Path
 ) -> None:
     for folder in (tmp_path / "absent", tmp_path / "before the first checkpoint"):
         if folder.name != "absent":
@@ -187,7 +187,7 @@ def test_nothing_to_resume_from_is_a_start_from_the_beginning(
 
 
 def test_without_resume_nothing_of_an_earlier_run_is_used_or_kept(
-    materials: Materials, interrupted: Path
+    materials: PreparedData, interrupted: Path
 ) -> None:
     other = replace(SAVING, seed=5)
     interrupt(materials, other, interrupted, 2)
@@ -196,7 +196,7 @@ def test_without_resume_nothing_of_an_earlier_run_is_used_or_kept(
 
 
 def test_settings_without_a_say_in_the_student_may_change(
-    materials: Materials, interrupted: Path, finished: Path
+    materials: PreparedData, interrupted: Path, finished: Path
 ) -> None:
     changed = replace(SAVING, eval_every=1, eval_batch_size=3, checkpoint_every=1, device="auto")
     if torch.cuda.is_available():
@@ -221,7 +221,7 @@ def test_settings_without_a_say_in_the_student_may_change(
     ],
 )
 def test_another_setting_is_named_and_nothing_is_lost(
-    materials: Materials, interrupted: Path, changed: dict[str, object], message: str
+    materials: PreparedData, interrupted: Path, changed: dict[str, object], message: str
 ) -> None:
     before = sorted(interrupted.rglob("*"))
     with pytest.raises(ResumeError) as raised:
@@ -232,9 +232,9 @@ def test_another_setting_is_named_and_nothing_is_lost(
 
 
 def test_other_texts_models_or_numbers_of_processes_are_named(
-    materials: Materials, interrupted: Path, tmp_path: Path
+    materials: PreparedData, interrupted: Path, tmp_path: Path
 ) -> None:
-    def refused(changed: Materials) -> str:
+    def refused(changed: PreparedData) -> str:
         with pytest.raises(ResumeError) as raised:
             finish(changed, SAVING, interrupted)
         return str(raised.value)
@@ -275,7 +275,7 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
     ["no mark", "half a mark", "a file is missing", "a file is cut", "another step's"],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
-    materials: Materials, interrupted: Path, finished: Path, damage: str
+    materials: PreparedData, interrupted: Path, finished: Path, damage: str
 ) -> None:
     newest = interrupted / "checkpoint-6"
     mark, file = newest / "run.json", newest / "optimizer.pt"
@@ -299,7 +299,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
 
 
 def test_metrics_that_lack_a_step_of_the_checkpoint_are_an_error(
-    materials: Materials, interrupted: Path
+    materials: PreparedData, interrupted: Path
 ) -> None:
     path = interrupted / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -313,7 +313,7 @@ def test_metrics_that_lack_a_step_of_the_checkpoint_are_an_error(
 
 
 def test_a_run_that_cannot_be_read_is_neither_gone_on_with_nor_lost(
-    materials: Materials, interrupted: Path
+    materials: PreparedData, interrupted: Path
 ) -> None:
     path = interrupted / "run.json"
     values = json.loads(path.read_text())
@@ -329,7 +329,7 @@ def test_a_run_that_cannot_be_read_is_neither_gone_on_with_nor_lost(
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_checkpoints_of_something_else_are_not_removed(
-    materials: Materials, tmp_path: Path, resume: bool
+    materials: PreparedData, tmp_path: Path, resume: bool
 ) -> None:
     (tmp_path / "run" / "checkpoint-500").mkdir(parents=True)
     with pytest.raises(ResumeError, match="checkpoint-500 is no checkpoint of a run of xtoken; pa"):
@@ -337,7 +337,7 @@ def test_checkpoints_of_something_else_are_not_removed(
     assert (tmp_path / "run" / "checkpoint-500").is_dir()
 
 
-def test_the_time_of_all_sittings_counts(materials: Materials, interrupted: Path) -> None:
+def test_the_time_of_all_sittings_counts(materials: PreparedData, interrupted: Path) -> None:
     mark = interrupted / "checkpoint-6" / "run.json"
     values = json.loads(mark.read_text())
     assert 0 < values["seconds"] < 1000

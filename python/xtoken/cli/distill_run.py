@@ -39,10 +39,10 @@ from xtoken.errors import DataError, MissingFileError
 from xtoken.pair import low_coverage
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
-from xtoken.training.checkpoints import forget, saved_settings
+from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.models import load_models
-from xtoken.training.prepare import Materials, Update, open_teachers, prepare
+from xtoken.training.prepare import PreparedData, Update, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 
@@ -121,7 +121,7 @@ def run(request: Request) -> None:
         # All of them: an interruption of this run must not leave one that an earlier run finished.
         for folder in filter(Path.is_dir, folders.values()):
             with run_lock(folder):
-                forget(folder)
+                clear_run(folder)
     results = []
     for loss, folder in folders.items():
         settings = replace(config, loss=loss)
@@ -176,7 +176,7 @@ def _chat_template(side: str, file: Path) -> str:
         ) from error
 
 
-def _show_materials(console: Console, materials: Materials, texts: TextSplit) -> None:
+def _show_materials(console: Console, materials: PreparedData, texts: TextSplit) -> None:
     console.print(projection_table(materials.projection))
     console.print(coverage_table(materials))
     _warn_of_coverage(console, materials)
@@ -190,7 +190,7 @@ def _show_materials(console: Console, materials: Materials, texts: TextSplit) ->
             )
 
 
-def _warn_of_coverage(console: Console, materials: Materials) -> None:
+def _warn_of_coverage(console: Console, materials: PreparedData) -> None:
     coverage = AlignmentBatch.stack([item.alignment for item in materials.train.examples]).coverage
     tokens = sum(map(loss_tokens, materials.train.examples))
     taught = sum(map(taught_tokens, materials.train.examples))

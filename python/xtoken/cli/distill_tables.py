@@ -13,7 +13,7 @@ from xtoken.data import Example
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.training.evaluate import HeldOutScore
-from xtoken.training.prepare import Materials
+from xtoken.training.prepare import PreparedData
 from xtoken.training.run import RunResult
 
 COLUMNS = (
@@ -90,7 +90,7 @@ def projection_table(projection: Projection) -> Table:
     return table
 
 
-def coverage_table(materials: Materials) -> Table:
+def coverage_table(materials: PreparedData) -> Table:
     """Return the sizes of both parts, and how much of them lies in chunks of the same bytes."""
     table = Table(title="alignment")
     table.add_column("")

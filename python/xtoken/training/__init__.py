@@ -31,7 +31,7 @@ from xtoken.training.evaluate import HeldOutScore as HeldOutScore
 from xtoken.training.mixin import DistillMixin as DistillMixin
 from xtoken.training.models import ModelPair as ModelPair
 from xtoken.training.models import load_models as load_models
-from xtoken.training.prepare import Materials as Materials
+from xtoken.training.prepare import PreparedData as PreparedData
 from xtoken.training.prepare import open_teachers as open_teachers
 from xtoken.training.prepare import prepare as prepare
 from xtoken.training.run import RunResult as RunResult

@@ -92,7 +92,7 @@ def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
         start = _find_start(folder, run)
     if not start.finished:
         if start.checkpoint is None:
-            forget(folder)
+            clear_run(folder)
         else:
             _remove_broken(folder)
         write_json(folder / RUN_FILE, dataclasses.asdict(run))
@@ -150,7 +150,7 @@ def _prefix(path: Path, length: int | None = None) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def forget(folder: Path) -> None:
+def clear_run(folder: Path) -> None:
     """Remove the checkpoints of a folder and what says that a run was finished there.
 
     Raises: ResumeError if the folder has checkpoints, and no run of ours was begun in it.

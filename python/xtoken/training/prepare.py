@@ -49,7 +49,7 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Materials:
+class PreparedData:
     """What runs with different losses share.
 
     Attributes:
@@ -71,7 +71,7 @@ class Materials:
 
 def prepare(
     models: ModelPair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
-) -> Materials:
+) -> PreparedData:
     """Build W, tokenize and align both parts.
 
     Raises: DataError if no usable example is left on a side.
@@ -95,7 +95,7 @@ def prepare(
                     progress=functools.partial(_advance, update),
                 )
             )
-    return Materials(models, pair, *parts)
+    return PreparedData(models, pair, *parts)
 
 
 def _advance(update: Update, done: int, total: int) -> None:
@@ -103,7 +103,7 @@ def _advance(update: Update, done: int, total: int) -> None:
 
 
 def open_store(
-    materials: Materials,
+    materials: PreparedData,
     teacher: LiveTeacher,
     top_k: int,
     cache_dir: Path,
@@ -143,7 +143,7 @@ def _shortest_first(sequences: Iterable[NDArray[np.int64]]) -> list[NDArray[np.i
 
 
 def open_teachers(
-    materials: Materials,
+    materials: PreparedData,
     config: DistillConfig,
     losses: Sequence[str],
     cache_dir: Path,

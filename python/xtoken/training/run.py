@@ -32,7 +32,7 @@ from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.metrics_log import History, KeepHistory, read_history
-from xtoken.training.prepare import Materials, Reporter, Silent
+from xtoken.training.prepare import PreparedData, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
 from xtoken.training.run_identity import RunIdentity
 from xtoken.training.stop_on_signal import StopOnSignal
@@ -74,7 +74,7 @@ class RunResult:
 
 
 def train(
-    materials: Materials,
+    materials: PreparedData,
     config: DistillConfig,
     teacher: TeacherSource | None,
     out: Path,
@@ -129,7 +129,7 @@ def run_lock(out: Path) -> Iterator[None]:
 
 
 def _train(
-    materials: Materials,
+    materials: PreparedData,
     config: DistillConfig,
     teacher: TeacherSource | None,
     out: Path,
@@ -213,7 +213,7 @@ def _write(
     out: Path,
     result: RunResult,
     trainer: DistillTrainer,
-    materials: Materials,
+    materials: PreparedData,
     config: DistillConfig,
     student: nn.Module,
 ) -> None:

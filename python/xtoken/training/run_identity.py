@@ -17,7 +17,7 @@ from xtoken.errors import ResumeError
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
 from xtoken.teachers.live import weights_fingerprint
 from xtoken.training.config import DistillConfig
-from xtoken.training.prepare import Materials
+from xtoken.training.prepare import PreparedData
 from xtoken.training.processes import process_count
 
 # Settings without a say in the student that comes out. `steps` is not among them: the learning
@@ -63,7 +63,7 @@ class RunIdentity:
     @classmethod
     def of(
         cls,
-        materials: Materials,
+        materials: PreparedData,
         config: DistillConfig,
         student: nn.Module,
         teacher: TeacherSource | None,
