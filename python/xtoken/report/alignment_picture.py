@@ -9,14 +9,14 @@ from xtoken.pair import Pair
 from xtoken.vocab.display import visible_token
 from xtoken.vocab.side import Side
 
-_WIDTH = 900
+_WIDTH = 640
 _MARGIN = 12
 _CHARACTER = 8.2  # width of one character of the font below
 _PADDING = 7
 _GAP = 5
 _BOX = 26
 _RIBBON = 34
-_LINE = 2 * _BOX + _RIBBON + 34
+_LINE = 2 * _BOX + _RIBBON + 52
 _LABEL = 16
 
 _STYLE = """
