@@ -47,7 +47,24 @@ def distill(
         Path | None, typer.Option(help="JSON file of settings; options below override it.")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="prefix-kl, p-kl, h-kl, gold, uld or ce.")
+        str | None,
+        typer.Option(
+            help="prefix-kl, p-kl, exact-kl, h-kl, gold, uld, alm, same-vocab-kl, ce (no teacher), "
+            "or auto: what the pair's audit recommends."
+        ),
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="forward: KL(teacher || student), reverse, or jsd.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="The teacher's share of jsd's mean.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides both sides' logits; default the loss's own.")
+    ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help="A chunk's rows to one distribution: chain, last or mean.")
+    ] = None,
+    learnable_projection: Annotated[
+        bool | None, typer.Option(help="Train the weights of W too (p-kl).")
     ] = None,
     compare: Annotated[
         bool,
@@ -107,6 +124,11 @@ def distill(
     _check_output(out, overwrite, resume)
     settings = {
         "loss": loss,
+        "direction": direction,
+        "beta": beta,
+        "temperature": temperature,
+        "merge": merge,
+        "learnable_projection": learnable_projection,
         "steps": steps,
         "batch_size": batch_size,
         "accumulation": accumulation,

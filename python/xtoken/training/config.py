@@ -139,7 +139,7 @@ class DistillConfig:
                 ) from error
         renormalized = self.loss == "p-kl" and not self.tail_bucket
         if (
-            not (self.loss == "ce" or renormalized)
+            not (self.loss in ("ce", "alm") or renormalized)  # ALM's root is no softmax's
             and self.temperature not in (None, 1)
             and self.teacher_top_k is not None
         ):

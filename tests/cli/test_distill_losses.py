@@ -1,0 +1,54 @@
+"""Every loss of the library is a name of `xtoken distill`, with its direction and options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from typer.testing import CliRunner
+
+from xtoken.cli import app
+from xtoken.distillation.options import LOSS_NAMES
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("losses")
+    write_pair(made)
+    write_jsonl(made / "texts.jsonl", tiny_texts(16))
+    return made
+
+
+def distill(workspace: Path, teacher: str, out: Path, *flags: str) -> dict[str, object]:
+    arguments = [
+        *("distill", "--student", str(workspace / "student")),
+        *("--teacher", str(workspace / teacher), "--data", str(workspace / "texts.jsonl")),
+        *("--out", str(out), "--steps", "1", "--batch-size", "2", "--max-tokens", "48"),
+        *("--device", "cpu", "--teacher-cache", str(workspace / "cache"), *flags),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    settings: dict[str, object] = json.loads((out / "config.json").read_text())
+    records = (out / "metrics.jsonl").read_text().splitlines()
+    assert any("ce" in json.loads(record) for record in records)
+    return settings
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name != "same-vocab-kl"])
+def test_a_loss_is_trained_by_its_name(workspace: Path, tmp_path: Path, loss: str) -> None:
+    assert distill(workspace, "teacher", tmp_path / "run", "--loss", loss)["loss"] == loss
+
+
+def test_a_teacher_of_the_same_tokenizer_is_trained_on_without_w(
+    workspace: Path, tmp_path: Path
+) -> None:
+    distill(workspace, "student", tmp_path / "run", "--loss", "same-vocab-kl")
+
+
+def test_direction_and_learned_weights_of_w_are_options(workspace: Path, tmp_path: Path) -> None:
+    flags = ("--loss", "p-kl", "--direction", "jsd", "--beta", "0.25", "--learnable-projection")
+    settings = distill(workspace, "teacher", tmp_path / "run", *flags)
+    assert (settings["direction"], settings["beta"]) == ("jsd", 0.25)
+    assert settings["learnable_projection"] is True
