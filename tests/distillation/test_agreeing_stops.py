@@ -33,6 +33,7 @@ FAMILIES = tuple(
 TEACHERS = tuple(name for name in ENDINGS if name != "a system prompt is asked for")
 # What the teacher may split its probability of stopping into.
 STOP, GO_ON = 0.37, 0.63
+NEVER = -40.0
 
 
 @cache
@@ -46,17 +47,18 @@ def stop_chunks(batch: Batch) -> Tensor:
 
 def agreeing(pair: Pair, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits of two models that stop with one probability at each end of a turn, by the marker that
-    stands there, and else say one and the same word."""
+    stands there, say one and the same word else, and go with the text everywhere else."""
     word = b"the"
     at = {"student": pair.student_vocab.id_of(word), "teacher": pair.teacher_vocab.id_of(word)}
     logits = []
     for side, size in zip(("student", "teacher"), pair.sizes, strict=True):
         ids = getattr(batch, side)["input_ids"]
-        rows = torch.full((*ids.shape, size), -torch.inf)
-        rows[..., at[side]] = 0.0
+        rows = torch.full((*ids.shape, size), NEVER)
+        rows.scatter_(2, ids.roll(-1, 1)[..., None], 0.0)  # else the text as it is
         starts = getattr(batch.chunks, f"{side}_start")
         for chunk in stop_chunks(batch).tolist():
             sample, start = int(batch.chunks.sample[chunk]), int(starts[chunk])
+            rows[sample, start - 1] = NEVER
             rows[sample, start - 1, at[side]] = torch.tensor(GO_ON).log()
             rows[sample, start - 1, ids[sample, start]] = torch.tensor(STOP).log()
         logits.append(rows)
@@ -80,7 +82,7 @@ def test_ends_of_turns_are_among_the_counted_chunks(student: str, teacher: str) 
             assert int(ids[batch.chunks.sample[chunk], starts[chunk]]) in stops
 
 
-@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl", "h-kl", "gold", "alm"])
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl", "exact-kl", "h-kl", "gold", "uld", "alm"])
 @pytest.mark.parametrize(("student", "teacher"), [*itertools.product(FAMILIES, FAMILIES)])
 def test_an_agreeing_pair_has_no_loss_and_no_gradient_where_it_stops(
     student: str, teacher: str, loss: Any
