@@ -246,3 +246,16 @@ def test_the_usable_chunks_are_those_of_a_loop(
     found = case.chunks.usable(*masks, admit=sorted(admit))
     assert torch.equal(found.student_start, case.chunks.student_start[wanted])
     assert torch.equal(found.sample, case.chunks.sample[wanted])
+
+
+def test_the_host_copy_outlives_a_move_to_shared_memory() -> None:
+    row = alignment([0, 1, 2, 4], [0, 2, 3, 4], [0, 0, 0])
+    chunks = ChunkBatch.from_alignments([row] * 50)
+    expected = chunks.sample.tolist(), chunks.student_start.tolist()
+    host = chunks.host
+    # As a worker of a DataLoader does before it hands a batch over.
+    for tensor in (chunks.sample, chunks.student_start, chunks.student_end):
+        tensor.share_memory_()
+    filler = [torch.full_like(chunks.sample, -7) for _ in range(200)]
+    assert (host.sample.tolist(), host.student_start.tolist()) == expected
+    assert len(filler) == 200

@@ -44,8 +44,10 @@ class HostChunks:
     @classmethod
     def of(cls, chunks: ChunkBatch) -> HostChunks:
         """Those of a batch; waits for the device it is on."""
-        sample, predicted = _array(chunks.sample), _array(chunks.has_predictor)
-        ranges = [_array(x) for side in _SIDES for x in chunks.range_of(side)]
+        # Copies: a loader's worker moves the tensors' memory to where its parent reads it, and what
+        # only looks at the old memory would read what stands there later.
+        sample, predicted = _array(chunks.sample).copy(), _array(chunks.has_predictor)
+        ranges = [_array(x).copy() for side in _SIDES for x in chunks.range_of(side)]
         good = bool(predicted.all())
         for start, end in (ranges[:2], ranges[2:]):
             good = good and not bool(((start < 1) | (end <= start)).any())

@@ -274,7 +274,9 @@ class DistillMixin(_Base):
 
     def _fused_head(self, model: nn.Module) -> Head | None:
         wanted = self.distill_settings.fused
-        if wanted is False or (wanted == "auto" and self.args.device.type == "cpu"):
+        # An autocast would round the logits to 16 bits; of hidden states the product is float32.
+        plain = self.args.device.type == "cpu" and self._autocast_dtype() is None
+        if wanted is False or (wanted == "auto" and plain):
             return None
         head = self._usable_head(model)
         if isinstance(head, Head) and not keeps_few_logits(self.accelerator.unwrap_model(model)):

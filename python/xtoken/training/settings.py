@@ -149,7 +149,7 @@ class DistillSettings:
     fused: Literal[True, False, "auto"] = field(
         default="auto",
         metadata={
-            "help": "Never make the student's logits; auto: on accelerators, where the head can."
+            "help": "Never make the student's logits; auto: on accelerators and under autocast."
         },
     )
 
