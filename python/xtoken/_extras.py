@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -22,6 +23,14 @@ _MODULES: dict[str, Extra] = {
     "pyarrow": "train",
     "transformers": "train",
 }
+
+
+def installed(module: str) -> bool:
+    """Whether a module of an extra can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:

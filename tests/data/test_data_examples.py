@@ -145,7 +145,7 @@ def test_a_loss_mask_of_an_example_is_kept(examples: list[Example]) -> None:
 def test_bad_arguments_of_the_collator_are_refused() -> None:
     with pytest.raises(DataError, match="a batch of 0 examples"):
         DistillCollator()([])
-    with pytest.raises(ValueError, match="padding_side = 'top', expected 'right' or 'left'"):
+    with pytest.raises(ValueError, match="padding_side = 'top', expected one of right, left"):
         DistillCollator(padding_side="top")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pad_to_multiple_of = 0"):
         DistillCollator(pad_to_multiple_of=0)

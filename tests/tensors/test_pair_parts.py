@@ -18,6 +18,7 @@ NAMES = {
     "tries": ["student_trie", "teacher_trie"],
     "strict_common": ["strict_common"],
     "relaxed_common": ["relaxed_common"],
+    "targets": ["targets"],
 }
 
 

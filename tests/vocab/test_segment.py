@@ -71,7 +71,7 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_tokenizer_does(
         if vocab.family == "sentencepiece" and not is_text(token):
             continue
         pieces = vocab.segment(token)
-        assert pieces == reference(tokenizer, vocab, token), token
+        assert zoo.same_pieces(tokenizer, pieces, reference(tokenizer, vocab, token)), token
         compared += 1
         split += pieces is not None and len(pieces) > 1
     assert compared > 125_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from xtoken._core import Vocab
+from xtoken._extras import installed
 from xtoken.errors import (
     FormatError,
     MissingFileError,
@@ -70,7 +70,7 @@ def load_tokenizer(source: str | PathLike[str]) -> LoadedTokenizer:
     # Of a packed tokenizer.json transformers makes an empty tokenizer, without a word.
     packed = not (path / "tokenizer.json").is_file() and (path / "tokenizer.json.xz").is_file()
     named = (path / "tokenizer_config.json").is_file() and not packed
-    if (named or is_hub_name(source)) and importlib.util.find_spec("transformers") is not None:
+    if (named or is_hub_name(source)) and installed("transformers"):
         return _by_transformers(str(source))
     if is_hub_name(source):
         return _from_hub(str(source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xtoken._core import Vocab
+from xtoken._extras import installed
 from xtoken._files import read_json
 from xtoken.errors import PairError, UnsupportedTokenizerError
 from xtoken.vocab.load import is_hub_name, load_tokenizer
@@ -94,7 +94,7 @@ class Side:
         """Whether the tokenizer has a chat template, which this installation can print."""
         if not isinstance(self.source, str | PathLike):
             return bool(getattr(self.source, "chat_template", None))
-        if importlib.util.find_spec("transformers") is None:
+        if not installed("transformers"):
             return False
         if "tokenizer" in self.__dict__ or is_hub_name(self.source):
             return bool(getattr(self.tokenizer, "chat_template", None))
