@@ -54,8 +54,8 @@ def test_a_person_sees_shapes_kinds_and_bytes(pair: list[str]) -> None:
     shown = run("align", *pair, "-", text="in 201\n\x07 é<|end_of_text|>?")
     assert "2│0│1" in shown or "20│1" in shown or "201" in shown
     assert "\\x07" in shown
-    assert "s+<|end_of_text|>" in shown
-    assert "t+" in shown
+    assert "<|end_of_text|> ∅" in shown
+    assert "∅               <" in shown
     assert "⏎" in shown
     assert "student only" in shown
     assert "coverage" in shown
