@@ -23,6 +23,12 @@ settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=T
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
 
 
+@pytest.fixture(autouse=True)
+def _one_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Dataset.map(num_proc=2)` leaves a copy as `os.environ`, and rich goes on with the first."""
+    monkeypatch.setattr(os, "environ", os.environ)
+
+
 def package_directory(name: str) -> Path:
     """The folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
