@@ -114,8 +114,8 @@ class ChatTemplate:
     def whole(self, conversation: Conversation) -> Rendering | None:
         """Return the conversation with the spans of all answers.
 
-        None where the template prints an earlier answer otherwise once more follows (Qwen3 drops
-        its thoughts): the answer as printed is then not what the model said, see `last`.
+        None where the template renders earlier turns differently in longer conversations (Qwen3
+        drops earlier thinking): the answer is then not what the model said, see `last`.
         """
         messages = conversation.messages
         text, blocks = self._rendered(messages, conversation)

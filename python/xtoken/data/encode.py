@@ -94,9 +94,9 @@ class Encoder:
     def encode_conversation(self, conversation: Conversation) -> list[Encoded]:
         """Tokenize a conversation as the chat template prints it: `apply_chat_template`'s ids.
 
-        One sequence with all answers in its loss mask; where the template prints an earlier answer
-        otherwise once more follows, one for each answer, which ends with it and has it alone in the
-        mask.
+        One sequence with all answers in its loss mask; where the template renders earlier turns
+        differently in longer conversations, one sequence per answer, which ends with that answer
+        and has it alone in the mask.
 
         Args:
             conversation: see `Conversation.from_messages`.
@@ -155,8 +155,8 @@ def _word_end(text: str, length: int) -> int:
 def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tuple[Printed, ...]]:
     """Return what a document is for each of the encoders, as rows of one entry per encoder.
 
-    One row, unless one of the templates prints an earlier answer otherwise once more follows:
-    then one for each answer of the assistant.
+    One row, or one per answer of the assistant where one of the templates renders earlier turns
+    differently in longer conversations.
     """
     if isinstance(document, str):
         check_text(document, f"text {document[:40]!r}")

@@ -128,8 +128,8 @@ def encode_examples(
 
     A text gets the special tokens that each tokenizer adds, and counts whole. A `Conversation` is
     printed by each tokenizer's own chat template, aligned turn by turn, and only what the assistant
-    says counts; it becomes one example, or one for each answer where a template prints earlier
-    answers otherwise once more follows, as Qwen3's drops its thoughts.
+    says counts; it becomes one example, or one for each answer where a template renders
+    earlier turns differently in longer conversations (Qwen3 drops earlier thinking).
 
     An example longer than `max_tokens` on either side is cut at the last chunk boundary where both
     sides fit, so that both still hold the same text.

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: who writes, and how the others wait for it, for hours."""
+"""torchrun helpers: rank, number of processes, and a barrier with a long timeout."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import PreparedData
 from xtoken.training.processes import process_count
 
-# Settings without a say in the student that comes out. `steps` is not among them: the learning
-# rate follows a cosine over them, so that each step of a longer run is another one.
+# Settings that do not change the trained weights. `steps` is not among them: the learning rate
+# follows a cosine over them, so every step of a longer run differs.
 MAY_CHANGE = ("device", "eval_every", "eval_batch_size", "checkpoint_every")
 
 _WORDS = {
