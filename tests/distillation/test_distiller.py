@@ -326,6 +326,55 @@ def test_several_teachers_learn_from_one_text(
     assert torch.isfinite(confident(logits, [first, second], batch).loss)
 
 
+def test_one_of_several_teachers_counts_whatever_its_own_weights_are(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    """A member's own `kd_weight` of 0 left its chunks uncounted, so that its loss was their sum."""
+    texts = TEXTS[:4]
+    alone = pair.distiller("p-kl")
+    batch = alone.collate(texts)
+    student, teacher = signals(models, batch)
+    expected = float(alone(student, teacher, batch).loss.detach())
+    both = xtoken.distiller([pair.distiller("p-kl", kd_weight=0.0, ce_weight=1.0)], weights=[1.0])
+    output = both(student, [teacher], both.collate(texts))
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ArgumentTypeError, match="needs the teacher's logits or a TeacherTopK"):
+        both(student, [None], both.collate(texts))
+
+
+def test_weights_of_several_teachers_follow_the_rules_of_one(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    with pytest.raises(OptionError, match="kd_weight = -1 is out of range; expected"):
+        xtoken.distiller([pair], kd_weight=-1)
+    with pytest.raises(OptionError, match="leaves nothing to train on"):
+        xtoken.distiller([pair], kd_weight="balanced")
+    with pytest.raises(OptionError, match=r"distillers\[1\] has loss 'ce', which reads no teacher"):
+        xtoken.distiller([pair, pair.distiller("ce")])
+    without = xtoken.distiller([pair], kd_weight=0.0, ce_weight=1.0)
+    batch = without.collate(TEXTS[:2])
+    logits = models[0](**batch.student).logits
+    one = pair.distiller("p-kl", kd_weight=0.0, ce_weight=1.0)
+    expected = one(logits, None, one.collate(TEXTS[:2])).loss
+    assert torch.equal(without(logits, [None], batch).loss, expected)
+
+
+def test_narrow_heads_are_cut_off_for_several_teachers_as_for_one(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    one = pair.distiller("p-kl", ce_weight=1.0)
+    several = xtoken.distiller([pair.distiller("p-kl")], weights=[1.0], ce_weight=1.0)
+    batch = one.collate([TEXTS[0]])
+    rows, columns = (size - 1 for size in pair.sizes)
+    student, teacher = signals(models, batch)
+    student, teacher = student[..., :rows], teacher[..., :columns]
+    with pytest.warns(UserWarning, match="count as unused"):
+        expected = one(student, teacher, batch).loss
+    with pytest.warns(UserWarning, match="count as unused"):
+        found = several(student, [teacher], several.collate([TEXTS[0]])).loss
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
 def test_teachers_of_other_students_are_refused(pair: Pair) -> None:
     other = Pair(pair.teacher_tokenizer, pair.teacher_tokenizer, cache_dir=False)
     with pytest.raises(PairError, match="several teachers need one student tokenizer"):

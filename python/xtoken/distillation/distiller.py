@@ -36,7 +36,8 @@ from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
-from xtoken.losses.output import balance, combine, global_normalizer
+from xtoken.losses.multi_teacher import TeacherTerm
+from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair, low_coverage
@@ -92,6 +93,32 @@ class DistillOutput:
     num_chunks: Tensor
     num_tokens: int
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        kd: LossOutput | None,
+        ce: Tensor | None,
+        tokens: int,
+        *,
+        kd_weight: KdWeight,
+        ce_weight: float,
+        kd_scale: float | None = None,
+    ) -> DistillOutput:
+        """The weighted sum; without `kd` the cross-entropy alone.
+
+        `kd_scale` goes before `kd_weight`; `balanced` is by the values of the two.
+        """
+        if kd is None:
+            assert ce is not None
+            zero = torch.zeros((), device=ce.device)
+            return cls(ce_weight * ce, None, ce, zero, zero.long(), tokens)
+        weight = kd_scale
+        if weight is None and not isinstance(kd_weight, str):
+            weight = kd_weight
+        loss, metrics = combine(kd.loss, ce, kd_weight=weight, ce_weight=ce_weight)
+        scale = metrics["kd_scale"]
+        return cls(loss, kd.loss, ce, scale, kd.num_chunks, tokens, {**kd.metrics, **metrics})
 
 
 class Distiller(nn.Module):
@@ -158,7 +185,7 @@ class Distiller(nn.Module):
         self.loss_name: DistillLossName = loss
         self.kd_weight: KdWeight = options.get("kd_weight", 1.0)
         self.ce_weight = options.get("ce_weight", 1.0 if loss == "ce" else 0.0)
-        _check_weights(loss, self.kd_weight, self.ce_weight)
+        check_weights(loss, self.kd_weight, self.ce_weight)
         self.ce_weight = float(self.ce_weight)
         if not isinstance(self.kd_weight, str):
             self.kd_weight = float(self.kd_weight)
@@ -302,7 +329,6 @@ class Distiller(nn.Module):
             NonFiniteError: a logit is NaN or infinite.
         """
         self.check(teacher, batch)
-        parts = self._parts_for(student, teacher, batch)
         totals = totals or self.counts(batch)
         ce = None
         with_kd = self.needs_teacher and teacher is not None
@@ -310,18 +336,35 @@ class Distiller(nn.Module):
             if student.requires_grad and torch.is_grad_enabled() and _is_plain(student):
                 student = SharedLogits.of(student)  # both losses write one gradient
         if self.ce_weight != 0 or self.kd_weight == "balanced":
-            ce = cross_entropy(
-                student,
-                batch.student_ids,
-                batch.student_loss_mask,
-                max(totals.tokens, 1.0),
-                vocab_size=self.pair.sizes[0] if parts is None else parts.sizes[0],
-                positions=batch.counted,
-            ).loss
-        if self.spec is None or not self.needs_teacher or teacher is None or parts is None:
-            assert ce is not None
-            zero = torch.zeros((), device=ce.device)
-            return DistillOutput(self.ce_weight * ce, None, ce, zero, zero.long(), batch.tokens)
+            ce = self.cross_entropy(student, teacher, batch, totals.tokens)
+        kd = None
+        if self.needs_teacher and teacher is not None:
+            term = self.term(student, teacher, batch, totals.chunks)
+            kd = find_loss(term.loss).function(term.inputs, term.pair, term.options)
+        return DistillOutput.of(
+            kd, ce, batch.tokens,
+            kd_weight=self.kd_weight, ce_weight=self.ce_weight, kd_scale=kd_scale,
+        )  # fmt: skip
+
+    def cross_entropy(
+        self, student: Student, teacher: Teacher | None, batch: Batch, tokens: float
+    ) -> Tensor:
+        """The student's cross-entropy over the batch, a scalar divided by `tokens`."""
+        parts = self._parts_for(student, teacher, batch)
+        return cross_entropy(
+            student,
+            batch.student_ids,
+            batch.student_loss_mask,
+            max(tokens, 1.0),
+            vocab_size=self.pair.sizes[0] if parts is None else parts.sizes[0],
+            positions=batch.counted,
+        ).loss
+
+    def term(self, student: Student, teacher: Teacher, batch: Batch, chunks: float) -> TeacherTerm:
+        """What the loss of this teacher is computed from, divided by `chunks`."""
+        parts = self._parts_for(student, teacher, batch)
+        assert self.spec is not None
+        assert parts is not None
         prefixes = batch.prefixes
         usable = parts is self.parts and prefixes is not None and prefixes.belong_to(batch.chunks)
         inputs = LossInputs(
@@ -330,23 +373,10 @@ class Distiller(nn.Module):
             batch.chunks,
             student_ids=batch.student_ids,
             teacher_ids=batch.teacher_ids,
-            normalizer=max(totals.chunks, 1.0),
-            prefixes=batch.prefixes if usable else None,
+            normalizer=max(chunks, 1.0),
+            prefixes=prefixes if usable else None,
         )
-        output = self.spec.function(inputs, parts, self.options)
-        weight = kd_scale
-        if weight is None and self.kd_weight != "balanced":
-            weight = self.kd_weight
-        loss, metrics = combine(output.loss, ce, kd_weight=weight, ce_weight=self.ce_weight)
-        return DistillOutput(
-            loss,
-            output.loss,
-            ce,
-            metrics["kd_scale"],
-            output.num_chunks,
-            batch.tokens,
-            {**output.metrics, **metrics},
-        )
+        return TeacherTerm(self.spec.name, inputs, parts, self.options)
 
     def balance(self, ce: float, kd: float) -> float:
         """The weight of the distillation loss that balances these two values; see `balance`."""
@@ -391,7 +421,7 @@ class Distiller(nn.Module):
                 warnings.warn(
                     f"the {side}'s head has {head} columns, its tokenizer {size} tokens: the last "
                     f"{size - head} ({special_name(vocab, head)}, ...) count as unused",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         assert self.spec is not None
         return PairParts.from_projection(
@@ -400,8 +430,10 @@ class Distiller(nn.Module):
             threshold=self._threshold,
         )
 
-    def check(self, teacher: Teacher | None, batch: Batch) -> None:
+    def check(self, teacher: Teacher | None, batch: Batch, *, needed: bool | None = None) -> None:
         """Refuse a batch or a teacher's signal of another pair or class.
+
+        `needed` says whether the teacher is read; None is as `needs_teacher`.
 
         Raises:
             ArgumentTypeError, PairError: the message names the call that was meant.
@@ -413,7 +445,7 @@ class Distiller(nn.Module):
         self.pair.fingerprints.check(
             batch.pair, "batch", "make the batch with this distiller's collate"
         )
-        if self.needs_teacher and teacher is None:
+        if teacher is None and (self.needs_teacher if needed is None else needed):
             raise ArgumentTypeError(
                 f"the loss {self.loss_name!r} needs the teacher's logits or a TeacherTopK; run the "
                 "teacher on batch.teacher"
@@ -432,6 +464,8 @@ def _columns(signal: Student | Teacher | None) -> int | None:
     """The columns of a head; None where they are spread over processes or only some are stored."""
     if isinstance(signal, LmHead):
         return signal.weight.shape[0]
+    if isinstance(signal, SharedLogits):
+        signal = signal.logits
     return signal.shape[-1] if isinstance(signal, Tensor) else None
 
 
@@ -440,7 +474,8 @@ def _is_plain(student: Tensor) -> bool:
     return not hasattr(student, "device_mesh") and not torch.compiler.is_compiling()
 
 
-def _check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
+def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
+    """Refuse weights that are no numbers, or leave nothing to train on."""
     for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
         if isinstance(weight, str) and weight == "balanced" and name == "kd_weight":
             continue

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from xtoken.data.examples import Example, cut_together
 from xtoken.distillation.batch import Batch
-from xtoken.distillation.distiller import Counts, Distiller, DistillOutput, Item
+from xtoken.distillation.distiller import (
+    Counts,
+    Distiller,
+    DistillOutput,
+    Item,
+    check_weights,
+)
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
-from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.engine.student_input import Student
-from xtoken.losses.inputs import LossInputs
-from xtoken.losses.multi_teacher import Confidence, TeacherTerm, multi_teacher
-from xtoken.losses.output import combine
+from xtoken.losses.multi_teacher import Confidence, multi_teacher
 from xtoken.pair import Pair
 from xtoken.tensors.teacher_signal import Teacher
 
@@ -89,6 +92,13 @@ class MultiDistiller(nn.Module):
         super().__init__()
         if not distillers:
             raise OptionError("0 teachers, expected at least 1; pass pairs or distillers")
+        for index, distiller in enumerate(distillers):
+            if distiller.spec is None:
+                raise OptionError(
+                    f"distillers[{index}] has loss 'ce', which reads no teacher; leave it out, and "
+                    "pass ce_weight"
+                )
+        check_weights("several teachers", kd_weight, ce_weight)
         for distiller in distillers[1:]:
             mine, other = distillers[0].pair.fingerprints, distiller.pair.fingerprints
             if mine.student != other.student:
@@ -116,16 +126,7 @@ class MultiDistiller(nn.Module):
     def collate(self, items: Sequence[Item]) -> MultiBatch:
         """One batch of texts or conversations for all: each is cut where it suits every teacher."""
         members = self._members()
-        rows: list[list[Example]] = [member.examples(items) for member in members]
-        if len({len(row) for row in rows}) != 1:
-            raise ArgumentTypeError(
-                "a template makes several examples of one conversation for one teacher and not for "
-                "another; pass conversations of one answer each"
-            )
-        together = [
-            cut_together(examples, [member.pair.aligner for member in members])
-            for examples in zip(*rows, strict=True)
-        ]
+        together = cut_for_all([member.examples(items) for member in members], members)
         return MultiBatch(
             tuple(
                 member.collator([examples[index] for examples in together])
@@ -135,9 +136,8 @@ class MultiDistiller(nn.Module):
 
     def counts(self, batch: MultiBatch) -> tuple[Counts, ...]:
         """The counts of each teacher's batch."""
-        return tuple(
-            member.counts(part) for member, part in zip(self._members(), batch.batches, strict=True)
-        )
+        read = self.kd_weight != 0
+        return tuple(Counts(part.tokens, len(part.chunks) if read else 0) for part in batch.batches)
 
     def forward(
         self,
@@ -154,46 +154,43 @@ class MultiDistiller(nn.Module):
             raise ArgumentTypeError(
                 f"{len(teachers)} teacher signals for {len(members)} teachers; pass one each"
             )
+        for member, teacher, part in zip(members, teachers, batch.batches, strict=True):
+            member.check(teacher, part, needed=self.kd_weight != 0)
         totals = totals or self.counts(batch)
         ce = None
         if self.ce_weight != 0 or self.kd_weight == "balanced":
             first = batch.batches[0]
-            ce = cross_entropy(
-                student,
-                first.student_ids,
-                first.student_loss_mask,
-                max(totals[0].tokens, 1.0),
-                vocab_size=members[0].pair.sizes[0],
-            ).loss
+            ce = members[0].cross_entropy(student, teachers[0], first, totals[0].tokens)
+        if self.kd_weight == 0:
+            return DistillOutput.of(
+                None, ce, batch.tokens, kd_weight=self.kd_weight, ce_weight=self.ce_weight
+            )
         terms = []
         for member, teacher, part, count in zip(
             members, teachers, batch.batches, totals, strict=True
         ):
-            member.check(teacher, part)
-            inputs = LossInputs(
-                student,
-                teacher,
-                part.chunks,
-                student_ids=part.student_ids,
-                teacher_ids=part.teacher_ids,
-                normalizer=max(count.chunks, 1.0),
-            )
-            assert member.spec is not None
-            terms.append(TeacherTerm(member.spec.name, inputs, member.parts, member.options))
-        output = multi_teacher(terms, weights=self.weights)
-        weight = kd_scale
-        if weight is None and self.kd_weight != "balanced":
-            weight = self.kd_weight
-        loss, scale_metric = combine(output.loss, ce, kd_weight=weight, ce_weight=self.ce_weight)
-        return DistillOutput(
-            loss,
-            output.loss,
-            ce,
-            scale_metric["kd_scale"],
-            output.num_chunks,
-            batch.tokens,
-            {**output.metrics, **scale_metric},
+            terms.append(member.term(student, teacher, part, count.chunks))
+        return DistillOutput.of(
+            multi_teacher(terms, weights=self.weights), ce, batch.tokens,
+            kd_weight=self.kd_weight, ce_weight=self.ce_weight, kd_scale=kd_scale,
+        )  # fmt: skip
+
+
+def cut_for_all(
+    rows: Sequence[Sequence[Example]], members: Sequence[Distiller]
+) -> list[tuple[Example, ...]]:
+    """The examples of each member as one tuple per text, cut where it suits all of them.
+
+    Raises:
+        ArgumentTypeError: a template makes more examples for one teacher than for another.
+    """
+    if len({len(row) for row in rows}) != 1:
+        raise ArgumentTypeError(
+            "a template makes several examples of one conversation for one teacher and not for "
+            "another; pass conversations of one answer each"
         )
+    aligners = [member.pair.aligner for member in members]
+    return [tuple(cut_together(each, aligners)) for each in zip(*rows, strict=True)]
 
 
 def several(

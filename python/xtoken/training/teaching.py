@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from xtoken.data.examples import Example, cut_together
+from xtoken.data.examples import Example
 from xtoken.distillation import (
     Counts,
     Distiller,
@@ -22,6 +22,7 @@ from xtoken.distillation import (
     MultiDistiller,
 )
 from xtoken.distillation.batch import Batch
+from xtoken.distillation.several import cut_for_all
 from xtoken.errors import ArgumentTypeError, DataError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.pair import Pair
@@ -115,13 +116,7 @@ class Teaching(nn.Module):
             ]
         if len(rows) == 1:
             return [(example,) for example in rows[0]]
-        if len({len(row) for row in rows}) != 1:
-            raise ArgumentTypeError(
-                "a template makes several examples of one conversation for one teacher and not for "
-                "another; pass conversations of one answer each"
-            )
-        aligners = [member.pair.aligner for member in self.members]
-        return [tuple(cut_together(each, aligners)) for each in zip(*rows, strict=True)]
+        return cut_for_all(rows, self.members)
 
     def parts(self, batch: AnyBatch) -> tuple[Batch, ...]:
         """The batch of each teacher."""
