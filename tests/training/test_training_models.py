@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import write_pair
 
+from xtoken.errors import MissingFileError
 from xtoken.training import load_models
 
 LOAD = """
@@ -38,3 +39,13 @@ def test_a_path_that_is_no_directory_is_not_looked_up_on_a_hub(tmp_path: Path) -
     for missing in ("nowhere", str(tmp_path / "nowhere"), "./a/b", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=r"does not exist; pass .* hub \(owner/model\)"):
             load_models(missing, missing)
+
+
+def test_a_mistyped_path_is_never_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs/demos` where the folder `runs` exists has the form of a hub name."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingFileError, match="student directory runs/demos does not exist"):
+        load_models("runs/demos", "runs/demos")

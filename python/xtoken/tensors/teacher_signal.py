@@ -160,13 +160,14 @@ class TeacherTopK:
 
     def to(self, device: torch.device | str) -> TeacherTopK:
         """The same signal on another device."""
-        return self._moved(lambda tensor: tensor.to(device))
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
     def pin_memory(self) -> TeacherTopK:
         """The same signal in pinned memory, for a copy to a GPU that waits for nothing."""
-        return self._moved(Tensor.pin_memory)
+        return self.map_tensors(Tensor.pin_memory)
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> TeacherTopK:
+    def map_tensors(self, move: Callable[[Tensor], Tensor]) -> TeacherTopK:
+        """The same signal with `move` of each of its tensors."""
         tokens = self.token_log_probs
         return TeacherTopK(
             move(self.ids),

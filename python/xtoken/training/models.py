@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +14,7 @@ from xtoken.pair import Pair
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.training.config import TeacherDtype
-
-# "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from xtoken.vocab.load import by_transformers, is_hub_name
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,13 @@ def load_models(student: Path | str, teacher: Path | str) -> ModelPair:
 
     Raises:
         FileNotFoundError: if one is neither.
-        ModelSourceError: if it holds no model or no fast tokenizer.
-        UnsupportedTokenizerError: if a tokenizer cannot be read exactly.
+        ModelSourceError: if it holds no model or no tokenizer.
+        UnsupportedTokenizerError: if a tokenizer is not a fast one or cannot be read exactly.
     """
     student_source, teacher_source = _source("student", student), _source("teacher", teacher)
     tokenizers = (
-        _load_tokenizer("student", student_source),
-        _load_tokenizer("teacher", teacher_source),
+        by_transformers(student_source, "student "),
+        by_transformers(teacher_source, "teacher "),
     )
     pair = Pair(*tokenizers)
     for side in pair.sides:
@@ -85,7 +81,7 @@ def load_models(student: Path | str, teacher: Path | str) -> ModelPair:
 def _source(side: str, given: Path | str) -> str:
     path = Path(given)
     if not path.is_dir():
-        if not _HUB_NAME.fullmatch(str(given)):
+        if not is_hub_name(given):
             raise MissingFileError(
                 f"{side} directory {path} does not exist; pass a directory written by "
                 "save_pretrained, or the name of a model on the hub (owner/model)"
@@ -96,29 +92,6 @@ def _source(side: str, given: Path | str) -> str:
             "with save_pretrained"
         )
     return str(given)
-
-
-def _load_tokenizer(side: str, source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    # transformers raises many kinds here, down to KeyError and bare Exception.
-    except Exception as error:
-        raise ModelSourceError(
-            f"{side} {source} has no tokenizer that transformers can read ({_one_line(error)}); "
-            "pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ModelSourceError(
-            f"the {side}'s tokenizer is {type(tokenizer).__name__}, not a fast one; convert it to "
-            "tokenizer.json first"
-        )
-    return tokenizer
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _positions(source: str) -> int | None:

@@ -73,13 +73,4 @@ def _by_document(source: TeacherSource, ids: Tensor, positions: Tensor) -> Tenso
 
     if isinstance(signal, Tensor):
         return packed(signal)
-    tokens = signal.token_log_probs
-    return TeacherTopK(
-        packed(signal.ids),
-        packed(signal.log_probs),
-        signal.temperature,
-        None if tokens is None else packed(tokens),
-        signal.vocab_size,
-        signal.teacher_fingerprint,
-        validate=False,
-    )
+    return signal.map_tensors(packed)

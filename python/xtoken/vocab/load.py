@@ -71,13 +71,19 @@ def load_tokenizer(source: str | PathLike[str]) -> LoadedTokenizer:
     packed = not (path / "tokenizer.json").is_file() and (path / "tokenizer.json.xz").is_file()
     named = (path / "tokenizer_config.json").is_file() and not packed
     if (named or is_hub_name(source)) and installed("transformers"):
-        return _by_transformers(str(source))
+        return by_transformers(str(source))
     if is_hub_name(source):
         return _from_hub(str(source))
     return _by_tokenizers(path)
 
 
-def _by_transformers(source: str) -> LoadedTokenizer:
+def by_transformers(source: str, side: str = "") -> LoadedTokenizer:
+    """The fast tokenizer of a directory or hub name; `side` goes before its name in messages.
+
+    Raises:
+        ModelSourceError: transformers cannot read it.
+        UnsupportedTokenizerError: it is not a fast one.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -90,13 +96,13 @@ def _by_transformers(source: str) -> LoadedTokenizer:
     # transformers raises many kinds here, down to KeyError and bare Exception.
     except Exception as error:
         raise ModelSourceError(
-            f"{source} has no tokenizer that transformers can read ({_one_line(error)})"
+            f"{side}{source} has no tokenizer that transformers can read ({_one_line(error)})"
             "; pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
         ) from error
     if not tokenizer.is_fast:
         raise UnsupportedTokenizerError(
-            f"the tokenizer of {source} is {type(tokenizer).__name__}, not a fast one; convert it "
-            "to tokenizer.json first"
+            f"the tokenizer of {side}{source} is {type(tokenizer).__name__}, not a fast one; "
+            "convert it to tokenizer.json first"
         )
     return tokenizer
 
