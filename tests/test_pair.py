@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import tokenizer_zoo as zoo
-from tiny_models import write_pair
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -26,13 +25,6 @@ from xtoken.errors import (
 )
 
 TEXT = "In 1969 a computer with 4,096 words of memory flew 384,400 km."
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pair")
-    write_pair(made)
-    return made
 
 
 def sources(folder: Path) -> dict[str, tuple[object, object]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_texts, write_pair
+from tiny_models import tiny_texts
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,13 +39,6 @@ MESSAGES = [
     {"role": "user", "content": "How far is the moon?"},
     {"role": "assistant", "content": "It is 384,400 km from here."},
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pair")
-    write_pair(made)
-    return made
 
 
 @pytest.fixture(scope="module")

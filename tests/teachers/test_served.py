@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from served_server import Faults, ServedModel
-from tiny_models import tiny_texts, write_pair
+from tiny_models import tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import xtoken
@@ -38,13 +38,6 @@ from xtoken.teachers.store import TOKENS_PER_SHARD
 APIS = ["vllm", "vllm-tokens", "sglang"]
 TOP_K = 16
 Serve = Callable[..., tuple[ServedModel, ServedTeacher]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pair")
-    write_pair(made)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import tiny_texts, write_pair
+from tiny_models import tiny_texts
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,13 +32,6 @@ from xtoken.teachers import LiveTeacher
 from xtoken.training import DistillArguments, DistillTrainer, Teacher
 
 TEXTS = tiny_texts(16)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pair")
-    write_pair(made)
-    return made
 
 
 class Watch(TrainerCallback):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_texts, write_pair
+from tiny_models import tiny_texts
 
 from xtoken.data import split_held_out
 from xtoken.errors import (
@@ -41,13 +41,6 @@ from xtoken.training.run import run_lock
 CONFIG = DistillConfig(
     steps=6, batch_size=4, top_k=32, teacher_top_k=32, max_tokens=48, warmup_steps=2, device="cpu"
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pair")
-    write_pair(made)
-    return made
 
 
 @pytest.fixture(scope="module")
