@@ -352,6 +352,27 @@ def test_weights_of_several_teachers_follow_the_rules_of_one(
     assert torch.equal(without(logits, [None], batch).loss, expected)
 
 
+def test_wrong_calls_of_several_teachers_name_what_was_meant(
+    models: tuple[Any, Any], pair: Pair
+) -> None:
+    one = pair.distiller("p-kl")
+    both = xtoken.distiller([pair, one])
+    batch = both.collate(TEXTS[:2])
+    student, teacher = signals(models, one.collate(TEXTS[:2]))
+    with pytest.raises(ArgumentTypeError, match="batch is a Batch, expected a MultiBatch of 2"):
+        both(student, [teacher, teacher], one.collate(TEXTS[:2]))
+    with pytest.raises(ArgumentTypeError, match="batch is a MultiBatch of 1 teachers"):
+        both.counts(xtoken.distiller([pair]).collate(TEXTS[:2]))
+    with pytest.raises(ArgumentTypeError, match="1 totals for 2 teachers"):
+        both(student, [teacher, teacher], batch, totals=both.counts(batch)[:1])
+    with pytest.raises(ArgumentTypeError, match=r"teachers is a Pair; pass a list"):
+        xtoken.distiller(pair)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match=r"weights = \['a'\], expected 1 numbers"):
+        xtoken.distiller([pair], weights=["a"])  # type: ignore[list-item]
+    with pytest.raises(OptionError, match="weights = 'sure', expected numbers or ce, entropy"):
+        xtoken.distiller([pair], weights="sure")  # type: ignore[arg-type]
+
+
 def test_narrow_heads_are_cut_off_for_several_teachers_as_for_one(
     models: tuple[Any, Any], pair: Pair
 ) -> None:

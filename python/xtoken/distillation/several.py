@@ -20,7 +20,7 @@ from xtoken.distillation.distiller import (
 )
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
-from xtoken.losses.multi_teacher import Confidence, multi_teacher
+from xtoken.losses.multi_teacher import Confidence, check_confidence, multi_teacher, weight_numbers
 from xtoken.pair import Pair
 from xtoken.tensors.teacher_signal import Teacher
 
@@ -108,13 +108,15 @@ class MultiDistiller(nn.Module):
                 )
         if weights is None:
             weights = [1.0] * len(distillers)
-        if not isinstance(weights, str) and (
-            len(weights) != len(distillers) or not all(0 <= w < float("inf") for w in weights)
-        ):
-            raise OptionError(
-                f"weights = {list(weights)}, expected {len(distillers)} numbers of at least 0, one "
-                "per teacher, or 'ce', 'entropy', 'max_prob'"
-            )
+        if isinstance(weights, str):
+            check_confidence(weights)
+        else:
+            weights = weight_numbers(weights, len(distillers))
+            if len(weights) != len(distillers) or not all(0 <= w < float("inf") for w in weights):
+                raise OptionError(
+                    f"weights = {weights}, expected {len(distillers)} numbers of at least 0, one "
+                    "per teacher, or 'ce', 'entropy', 'max_prob'"
+                )
         self.distillers = nn.ModuleList(distillers)
         self.weights: Weights = weights
         self.kd_weight = kd_weight
@@ -136,6 +138,7 @@ class MultiDistiller(nn.Module):
 
     def counts(self, batch: MultiBatch) -> tuple[Counts, ...]:
         """The counts of each teacher's batch."""
+        _check_batch(batch, len(self.distillers))
         read = self.kd_weight != 0
         return tuple(Counts(part.tokens, len(part.chunks) if read else 0) for part in batch.batches)
 
@@ -154,9 +157,14 @@ class MultiDistiller(nn.Module):
             raise ArgumentTypeError(
                 f"{len(teachers)} teacher signals for {len(members)} teachers; pass one each"
             )
+        _check_batch(batch, len(members))
         for member, teacher, part in zip(members, teachers, batch.batches, strict=True):
             member.check(teacher, part, needed=self.kd_weight != 0)
         totals = totals or self.counts(batch)
+        if len(totals) != len(members):
+            raise ArgumentTypeError(
+                f"{len(totals)} totals for {len(members)} teachers; add up distiller.counts(batch)"
+            )
         ce = None
         if self.ce_weight != 0 or self.kd_weight == "balanced":
             first = batch.batches[0]
@@ -174,6 +182,17 @@ class MultiDistiller(nn.Module):
             multi_teacher(terms, weights=self.weights), ce, batch.tokens,
             kd_weight=self.kd_weight, ce_weight=self.ce_weight, kd_scale=kd_scale,
         )  # fmt: skip
+
+
+def _check_batch(batch: MultiBatch, teachers: int) -> None:
+    if not isinstance(batch, MultiBatch) or len(batch.batches) != teachers:
+        found = type(batch).__name__
+        if isinstance(batch, MultiBatch):
+            found += f" of {len(batch.batches)} teachers"
+        raise ArgumentTypeError(
+            f"batch is a {found}, expected a MultiBatch of {teachers}; pass this distiller's "
+            "collate(texts)"
+        )
 
 
 def cut_for_all(
@@ -201,5 +220,9 @@ def several(
     ce_weight: float = 0.0,
 ) -> MultiDistiller:
     """A distiller of several teachers; see `MultiDistiller`. A bare pair gets `prefix-kl`."""
+    if isinstance(teachers, Pair | Distiller):
+        raise ArgumentTypeError(
+            f"teachers is a {type(teachers).__name__}; pass a list, or call pair.distiller(loss)"
+        )
     members = [item if isinstance(item, Distiller) else Distiller(item) for item in teachers]
     return MultiDistiller(members, weights, kd_weight=kd_weight, ce_weight=ce_weight)

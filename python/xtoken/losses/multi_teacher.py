@@ -80,10 +80,7 @@ def multi_teacher(
     factors: list[Tensor | None] = [None] * len(terms)
     static = [1.0 / len(terms)] * len(terms)
     if isinstance(weights, str):
-        if weights not in get_args(Confidence):
-            raise OptionError(
-                f"weights = {weights!r}, expected numbers or {', '.join(get_args(Confidence))}"
-            )
+        check_confidence(weights)
         scores = torch.stack([sample_scores(term, weights) for term in terms])  # [K, B]
         shares = torch.softmax(sharpness * scores, 0).nan_to_num(nan=0.0)
         static = [1.0] * len(terms)
@@ -107,13 +104,26 @@ def multi_teacher(
     return LossOutput(total, torch.stack([count for _, count in losses]).sum(), metrics)
 
 
-def _static_weights(weights: Sequence[float], count: int) -> list[float]:
+def check_confidence(weights: str) -> None:
+    """Refuse a name that is no confidence."""
+    if weights not in get_args(Confidence):
+        raise OptionError(
+            f"weights = {weights!r}, expected numbers or {', '.join(get_args(Confidence))}"
+        )
+
+
+def weight_numbers(weights: Sequence[float], count: int) -> list[float]:
+    """The weights as floats; refuse what is no list of numbers."""
     try:
-        static = [float(weight) for weight in weights]
+        return [float(weight) for weight in weights]
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(
             f"weights = {weights!r}, expected {count} numbers >= 0, one per teacher"
         ) from error
+
+
+def _static_weights(weights: Sequence[float], count: int) -> list[float]:
+    static = weight_numbers(weights, count)
     if len(static) != count or not all(0 <= weight < float("inf") for weight in static):
         raise OptionError(f"weights = {static}, expected {count} finite numbers >= 0")
     return static
