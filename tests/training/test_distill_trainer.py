@@ -123,6 +123,25 @@ def test_datasets_are_taken_as_they_come(folder: Path, tmp_path: Path, kind: str
         assert logged(trainer)[0][name] == pytest.approx(logged(whole)[0][name], rel=1e-5)
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_rows_beyond_the_positions_of_a_model_are_refused(
+    folder: Path, tmp_path: Path, side: str
+) -> None:
+    """As `xtoken distill` refuses them: what a model says beyond its positions is noise."""
+    student = student_of(folder)
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    model = student if side == "student" else teacher
+    model.config.max_position_embeddings = 24
+    named = Teacher(teacher, tokenizer=str(folder / "teacher"))
+    trainer = make(folder, tmp_path, student, teachers=[named])
+    with pytest.raises(OptionError, match=r"a row of \d+ tokens, but the \w+ has 24 positions"):
+        trainer.train()
+    within = make(
+        folder, tmp_path, student, teachers=[named], options={"max_tokens": 24, "max_steps": 1}
+    )
+    within.train()
+
+
 def test_of_a_prompt_and_its_completion_the_completion_counts(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": text[:60], "completion": text[60:]} for text in TEXTS]
     trainer = make(folder, tmp_path, train_dataset=rows)

@@ -1,8 +1,12 @@
-"""One forward pass of a causal language model over a padded batch."""
+"""One forward pass of a causal language model over a padded batch, within its positions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
+
+from xtoken.errors import OptionError
 
 
 def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -18,6 +22,44 @@ def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
     if not bool(attention_mask[:, 0].all()):
         # Left padding: positions count tokens. Only then, since not every model takes positions.
         positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **positions)
-    logits: Tensor = output.logits
+    inputs = {"input_ids": ids, "attention_mask": attention_mask, **positions}
+    check_positions(model, inputs)
+    logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
+
+
+def position_limit(config: object) -> int | None:
+    """The positions that a transformers config has; None where it sets no limit."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def check_positions(
+    model: nn.Module, inputs: Mapping[str, Tensor], side: str | None = None
+) -> None:
+    """Refuse rows with more tokens than the model has positions: what it says there is noise.
+
+    Args:
+        model: a transformers model; others are not checked.
+        inputs: what it is called with; padding is no token, and packed documents count each alone.
+        side: for the message; None for the model's class.
+
+    Raises:
+        OptionError: names the model and its limit.
+    """
+    limit = position_limit(getattr(model, "config", None))
+    ids = inputs.get("input_ids")
+    if limit is None or ids is None or ids.shape[1] <= limit:
+        return  # so only rows that may be too long are read back from a GPU
+    length = ids.shape[1]
+    positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+    if positions is not None:
+        length = int(positions.max()) + 1
+    elif mask is not None:
+        length = int(mask.sum(1).max())
+    if length > limit:
+        raise OptionError(
+            f"a row of {length} tokens, but the {side or type(model).__name__} has {limit} "
+            f"positions; cut the texts at {limit} tokens or less (max_tokens; max_length in TRL)"
+        )

@@ -27,6 +27,7 @@ from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.projection import Projection
+from xtoken.teachers.forward import check_positions
 from xtoken.training.batches import IGNORED, split
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
@@ -181,6 +182,7 @@ class DistillMixin(_Base):
             num_items_in_batch: what the Trainer below divides its own loss by.
         """
         student, batch = split(inputs)
+        check_positions(self.accelerator.unwrap_model(model), student, "student")
         if batch is None or not model.training:
             return super().compute_loss(model, student, return_outputs, num_items_in_batch)
         totals, kd_scale = self._totals, self._kd_scale

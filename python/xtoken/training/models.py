@@ -11,6 +11,7 @@ from torch import nn
 from xtoken._core import Vocab
 from xtoken.errors import MissingFileError, ModelSourceError, OptionError
 from xtoken.pair import Pair
+from xtoken.teachers.forward import position_limit
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.training.config import TeacherDtype
@@ -101,8 +102,7 @@ def _positions(source: str) -> int | None:
         config = AutoConfig.from_pretrained(source)
     except Exception:  # the model's own loading says it better
         return None
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return position_limit(config)
 
 
 def _load_model(

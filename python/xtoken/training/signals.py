@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xtoken.distillation.batch import Batch
 from xtoken.teachers import LiveTeacher, TeacherSource
+from xtoken.teachers.forward import check_positions
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -46,10 +47,9 @@ def masks_documents(model: nn.Module) -> bool:
 def _packed_logits(source: LiveTeacher, ids: Tensor, positions: Tensor) -> Tensor:
     device = source.device
     source.tokens_computed += int(ids.numel())
-    output = source.model(
-        input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False
-    )
-    logits: Tensor = output.logits
+    inputs = {"input_ids": ids.to(device), "position_ids": positions.to(device)}
+    check_positions(source.model, inputs, "teacher")
+    logits: Tensor = source.model(**inputs, use_cache=False).logits
     return logits
 
 
