@@ -142,6 +142,23 @@ def test_rows_beyond_the_positions_of_a_model_are_refused(
     within.train()
 
 
+def test_a_narrow_head_is_balanced_beside_the_trainers_own_loss(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The last token has no column; no text holds it."""
+    student = student_of(folder)
+    student.resize_token_embeddings(student.config.vocab_size - 1)
+    options = {
+        "label_smoothing_factor": 0.1, "kd_weight": "balanced", "gradient_accumulation_steps": 2,
+        "max_steps": 1, "max_tokens": 40,
+    }  # fmt: skip
+    trainer = make(folder, tmp_path, student, options=options)
+    with pytest.warns(UserWarning, match="count as unused"):
+        trainer.train()
+    (record,) = logged(trainer)
+    assert 0 < record["kd_scale"] < 100
+
+
 def test_of_a_prompt_and_its_completion_the_completion_counts(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": text[:60], "completion": text[60:]} for text in TEXTS]
     trainer = make(folder, tmp_path, train_dataset=rows)

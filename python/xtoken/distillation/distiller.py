@@ -350,15 +350,19 @@ class Distiller(nn.Module):
         self, student: Student, teacher: Teacher | None, batch: Batch, tokens: float
     ) -> Tensor:
         """The student's cross-entropy over the batch, a scalar divided by `tokens`."""
-        parts = self._parts_for(student, teacher, batch)
         return cross_entropy(
             student,
             batch.student_ids,
             batch.student_loss_mask,
             max(tokens, 1.0),
-            vocab_size=self.pair.sizes[0] if parts is None else parts.sizes[0],
+            vocab_size=self.student_columns(student, teacher, batch),
             positions=batch.counted,
         ).loss
+
+    def student_columns(self, student: Student, teacher: Teacher | None, batch: Batch) -> int:
+        """The columns of the student's head that are tokens; fewer where it is narrower."""
+        parts = self._parts_for(student, teacher, batch)
+        return self.pair.sizes[0] if parts is None else parts.sizes[0]
 
     def term(self, student: Student, teacher: Teacher, batch: Batch, chunks: float) -> TeacherTerm:
         """What the loss of this teacher is computed from, divided by `chunks`."""

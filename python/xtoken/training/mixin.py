@@ -347,7 +347,9 @@ class DistillMixin(_Base):
             torch.where(labels == IGNORED, 0, labels),
             labels != IGNORED,
             max(totals[0].tokens, 1.0),
-            vocab_size=self.teaching.first.pair.sizes[0],
+            vocab_size=self.teaching.first.student_columns(
+                logits, signals[0], self.teaching.parts(batch)[0]
+            ),
         )
         return float(ce.loss), float(output.kd)
 
