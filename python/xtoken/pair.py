@@ -336,16 +336,8 @@ class Pair:
         return pair
 
     def _projection_options(self) -> dict[str, Any]:
-        defaults: dict[str, Any] = {
-            "top_k": 4,
-            "decay": 0.1,
-            "max_pieces": 4,
-            "canonical": (),
-            "reverse": False,
-            "special_roles": None,
-            "name_similarity": 0.6,
-        }
-        return defaults | self.options
+        defaults = Projection.build.__kwdefaults__ or {}
+        return {name: defaults[name] for name in PairOptions.__annotations__} | self.options
 
     def __repr__(self) -> str:
         names = " <- ".join(

@@ -14,7 +14,6 @@ from torch import Tensor
 from xtoken.align import Alignment, AlignmentBatch
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.conversations import Conversation
-from xtoken.data.encode import Encoder
 from xtoken.data.loss_mask import NO_RANGES, Encoded
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
@@ -92,11 +91,8 @@ class _Side:
         self._pair = pair
         self._text_field = text_field
         self._eos = eos
-        vocab = pair.student_vocab
-        self._stops = {vocab.roles.get("eos"), vocab.roles.get("eot")} - {None}
-        self._encoders = [
-            Encoder(side.tokenizer, side.name, vocab=side.vocab) for side in pair.sides
-        ]
+        self._stops = set(pair.student_vocab.stops)
+        self._encoders = pair.encoders()
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         ids = np.asarray(row["input_ids"], dtype=np.int64)
