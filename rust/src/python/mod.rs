@@ -2,6 +2,7 @@
 //! answer.
 
 mod align;
+mod arguments;
 mod project;
 mod targets;
 mod trie;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 
+use super::arguments::{Bytes, Roles, SpecialIds, SpecialTexts, TokenId, TokenIds, Tokens};
 use super::detached;
 use crate::error::{Error, Result, checked_id};
 use crate::segment::Scores;
@@ -24,10 +25,8 @@ const _: () = {
     shared_between_threads::<PyVocab>();
 };
 
-type Roles = BTreeMap<String, Option<i64>>;
-
 fn declare(mut tokenizer: Tokenizer, roles: &Roles) -> Result<Tokenizer> {
-    for (name, id) in roles {
+    for (name, id) in &roles.0 {
         let role = Role::from_name(name).ok_or_else(|| Error::Option {
             name: "roles",
             value: format!("{name:?}"),
@@ -64,11 +63,11 @@ impl PyVocab {
         &self.tokenizer.vocab
     }
 
-    fn id(&self, id: i64) -> PyResult<u32> {
-        Ok(checked_id(id, self.vocab().len())?)
+    fn id(&self, id: &TokenId) -> PyResult<u32> {
+        Ok(checked_id(id.0, self.vocab().len())?)
     }
 
-    fn with(&self, id: i64, of: impl FnOnce(TokenKind) -> bool) -> PyResult<bool> {
+    fn with(&self, id: &TokenId, of: impl FnOnce(TokenKind) -> bool) -> PyResult<bool> {
         Ok(of(self.vocab().kind(self.id(id)?)))
     }
 }
@@ -99,10 +98,10 @@ impl PyVocab {
     /// `roles` are ids by role, `declared` the texts of tokens that a configuration beside the file
     /// declares, and whether each is a control token (`None`: unless the file adds it as text).
     #[staticmethod]
-    #[pyo3(signature = (json, *, from_memory = false, roles = Roles::new(), declared = Vec::new()))]
+    #[pyo3(signature = (json, *, from_memory = false, roles = Roles::NONE, declared = Vec::new()))]
     fn from_tokenizer_json(
         py: Python<'_>,
-        json: &[u8],
+        json: Bytes<'_>,
         from_memory: bool,
         roles: Roles,
         declared: Vec<(String, Option<bool>)>,
@@ -113,7 +112,7 @@ impl PyVocab {
             Scores::FromFile
         };
         Self::wrap(py, || {
-            let tokenizer = Tokenizer::from_json_declared(json, scores, &declared)?;
+            let tokenizer = Tokenizer::from_json_declared(json.0, scores, &declared)?;
             declare(tokenizer, &roles)
         })
     }
@@ -121,26 +120,26 @@ impl PyVocab {
     /// Read the content of a tiktoken rank file; `special_tokens` maps texts to ids, `pattern` is the
     /// regular expression that cuts text into words, which the file does not hold.
     #[staticmethod]
-    #[pyo3(signature = (file, special_tokens, *, roles = Roles::new(), pattern = None))]
+    #[pyo3(signature = (file, special_tokens, *, roles = Roles::NONE, pattern = None))]
     fn from_tiktoken(
         py: Python<'_>,
-        file: &[u8],
-        special_tokens: BTreeMap<String, u32>,
+        file: Bytes<'_>,
+        special_tokens: SpecialIds,
         roles: Roles,
         pattern: Option<&str>,
     ) -> PyResult<Self> {
-        let specials: Vec<(String, u32)> = special_tokens.into_iter().collect();
+        let specials: Vec<(String, u32)> = special_tokens.0.into_iter().collect();
         Self::wrap(py, || {
-            let tokenizer = Tokenizer::from_tiktoken(file, &specials)?;
+            let tokenizer = Tokenizer::from_tiktoken(file.0, &specials)?;
             declare(cut_by(tokenizer, pattern)?, &roles)
         })
     }
 
     /// Read the content of a `tekken.json`.
     #[staticmethod]
-    #[pyo3(signature = (file, *, roles = Roles::new()))]
-    fn from_tekken(py: Python<'_>, file: &[u8], roles: Roles) -> PyResult<Self> {
-        Self::wrap(py, || declare(Tokenizer::from_tekken(file)?, &roles))
+    #[pyo3(signature = (file, *, roles = Roles::NONE))]
+    fn from_tekken(py: Python<'_>, file: Bytes<'_>, roles: Roles) -> PyResult<Self> {
+        Self::wrap(py, || declare(Tokenizer::from_tekken(file.0)?, &roles))
     }
 
     /// Build from explicit bytes: those of each id, and the texts of special ids.
@@ -148,22 +147,22 @@ impl PyVocab {
     /// `ranked` says that ids are the merge ranks of a byte pair encoding; `pattern` is the regular
     /// expression that cuts text into words before they are segmented.
     #[staticmethod]
-    #[pyo3(signature = (tokens, special_tokens = BTreeMap::new(), *, ranked = false, roles = Roles::new(), pattern = None))]
+    #[pyo3(signature = (tokens, special_tokens = SpecialTexts::NONE, *, ranked = false, roles = Roles::NONE, pattern = None))]
     fn from_tokens(
         py: Python<'_>,
-        tokens: Vec<Vec<u8>>,
-        special_tokens: BTreeMap<i64, String>,
+        tokens: Tokens,
+        special_tokens: SpecialTexts,
         ranked: bool,
         roles: Roles,
         pattern: Option<&str>,
     ) -> PyResult<Self> {
         Self::wrap(py, || {
-            for &id in special_tokens.keys() {
-                checked_id(id, tokens.len())?;
+            for &id in special_tokens.0.keys() {
+                checked_id(id, tokens.0.len())?;
             }
             let tokens = (0..)
-                .zip(tokens)
-                .map(|(id, bytes)| match special_tokens.get(&id) {
+                .zip(tokens.0)
+                .map(|(id, bytes)| match special_tokens.0.get(&id) {
                     Some(text) => Token::Special(text.clone()),
                     None => Token::Text(bytes),
                 });
@@ -178,10 +177,10 @@ impl PyVocab {
     }
 
     /// A copy with other declared stop tokens, in order of preference: what a turn ends with first.
-    fn with_stops(&self, py: Python<'_>, ids: Vec<i64>) -> PyResult<Self> {
+    fn with_stops(&self, py: Python<'_>, ids: TokenIds) -> PyResult<Self> {
         Self::wrap(py, || {
             let mut tokenizer = (*self.tokenizer).clone();
-            tokenizer.vocab.set_stops(&ids)?;
+            tokenizer.vocab.set_stops(&ids.0)?;
             Ok(tokenizer)
         })
     }
@@ -304,32 +303,36 @@ impl PyVocab {
     }
 
     /// The bytes that a token contributes; empty for special and unused ids.
-    fn token_bytes<'py>(&self, py: Python<'py>, token_id: i64) -> PyResult<Bound<'py, PyBytes>> {
+    fn token_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        token_id: TokenId,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(
             py,
-            self.vocab().token_bytes(self.id(token_id)?),
+            self.vocab().token_bytes(self.id(&token_id)?),
         ))
     }
 
     /// Whether the id is a control token, which contributes no text.
-    fn is_special(&self, token_id: i64) -> PyResult<bool> {
-        self.with(token_id, |kind| kind == TokenKind::Special)
+    fn is_special(&self, token_id: TokenId) -> PyResult<bool> {
+        self.with(&token_id, |kind| kind == TokenKind::Special)
     }
 
     /// Whether the id is a hole.
-    fn is_unused(&self, token_id: i64) -> PyResult<bool> {
-        self.with(token_id, |kind| kind == TokenKind::Unused)
+    fn is_unused(&self, token_id: TokenId) -> PyResult<bool> {
+        self.with(&token_id, |kind| kind == TokenKind::Unused)
     }
 
     /// Whether the id is a `<0xNN>` token.
-    fn is_byte_fallback(&self, token_id: i64) -> PyResult<bool> {
-        self.with(token_id, |kind| kind == TokenKind::ByteFallback)
+    fn is_byte_fallback(&self, token_id: TokenId) -> PyResult<bool> {
+        self.with(&token_id, |kind| kind == TokenKind::ByteFallback)
     }
 
     /// The id that spells exactly these bytes; of several, the one that the tokenizer emits. `None`
     /// where there is none.
-    fn id_of(&self, token: &[u8]) -> Option<u32> {
-        self.tokenizer.id_of(token)
+    fn id_of(&self, token: Bytes<'_>) -> Option<u32> {
+        self.tokenizer.id_of(token.0)
     }
 
     /// The pieces that the tokenizer makes of these bytes inside a text, or `None` where it cannot spell
@@ -339,8 +342,8 @@ impl PyVocab {
     /// segments; no dummy prefix is put. Bytes that are not valid UTF-8, and text that the normalizer
     /// would change, go to the model as they are; so does all text of a WordPiece vocabulary. The pieces
     /// spell the bytes exactly.
-    fn segment(&self, py: Python<'_>, token: &[u8]) -> PyResult<Option<Vec<u32>>> {
-        detached(py, || self.tokenizer().segment(token))
+    fn segment(&self, py: Python<'_>, token: Bytes<'_>) -> PyResult<Option<Vec<u32>>> {
+        detached(py, || self.tokenizer().segment(token.0))
     }
 
     /// Stable hash of how bytes become ids, beside `fingerprint`: 64 hexadecimal digits. Vocabularies
@@ -357,8 +360,8 @@ impl PyVocab {
     }
 
     /// The bytes of a sequence, without the dummy prefix.
-    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Vec<i64>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.vocab().decode_bytes(&ids)?))
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: TokenIds) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.vocab().decode_bytes(&ids.0)?))
     }
 }
 
