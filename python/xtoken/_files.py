@@ -81,16 +81,26 @@ def temporary_beside(path: Path | str) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path | str) -> int:
-    """Remove what writers that were killed left in a folder.
-
-    A file goes if its process ran on this machine and is dead, or if it is older than a day.
+    """Remove what writers that were killed left in a folder; see `unfinished`.
 
     Returns: the number of files removed.
     """
     removed = 0
+    for path in unfinished(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def unfinished(folder: Path | str) -> list[Path]:
+    """What writers that were killed left in a folder.
+
+    A file counts if its process ran on this machine and is dead, or if it is older than a day.
+    """
+    left = []
     with contextlib.suppress(OSError):
-        names = os.listdir(folder)
-        for name in names:
+        for name in sorted(os.listdir(folder)):
             found = _UNFINISHED.fullmatch(name)
             if found is None:
                 continue
@@ -99,9 +109,8 @@ def remove_unfinished(folder: Path | str) -> int:
                 own = found["host"] == _host() and os.name == "posix"
                 dead = own and not _is_running(int(found["pid"]))
                 if dead or time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                    path.unlink()
-                    removed += 1
-    return removed
+                    left.append(path)
+    return left
 
 
 def _host() -> str:

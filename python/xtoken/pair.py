@@ -31,7 +31,7 @@ from xtoken.errors import (
     UnsupportedTokenizerError,
     XTokenError,
 )
-from xtoken.projection import Explanation, Projection
+from xtoken.projection import Explanation, Projection, ProjectionOptions
 from xtoken.projection.options import Reverse, SpecialRoles, options_for
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -156,9 +156,13 @@ class Pair:
             [vocab.fingerprint, vocab.model_fingerprint, sorted(vocab.roles.items()), vocab.stops]
             for vocab in (self.student_vocab, self.teacher_vocab)
         ]
-        options = options_for(self.student_vocab, self.teacher_vocab, **self._projection_options())
-        text = json.dumps([sides, options.to_json()])
+        text = json.dumps([sides, self.projection_options.to_json()])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def projection_options(self) -> ProjectionOptions:
+        """How W is built: the defaults with what the pair was given, special tokens looked up."""
+        return options_for(self.student_vocab, self.teacher_vocab, **self._projection_options())
 
     @cached_property
     def aligner(self) -> Aligner:

@@ -15,6 +15,9 @@ from xtoken.projection.arrays import AnyProjection
 from xtoken.projection.file import FORMAT_VERSION, load, save
 from xtoken.projection.options import ProjectionOptions
 
+# Files of W in a cache directory are called so.
+FILE_PREFIX = "projection-"
+
 
 def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str:
     """A hash of everything that W depends on: 32 hexadecimal digits."""
@@ -31,6 +34,11 @@ def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
 
 
+def cache_file(directory: Path, student: Vocab, teacher: Vocab, options: ProjectionOptions) -> Path:
+    """Where W of a pair is kept below a cache directory."""
+    return directory / f"{FILE_PREFIX}{cache_key(student, teacher, options)}.safetensors"
+
+
 def build_cached(
     cls: type[AnyProjection],
     student: Vocab,
@@ -44,7 +52,7 @@ def build_cached(
     A file that is damaged is built again. A directory that cannot be written, or is full, costs
     the cache and not the call: one warning says so.
     """
-    path = directory / f"projection-{cache_key(student, teacher, options)}.safetensors"
+    path = cache_file(directory, student, teacher, options)
     if (found := _read(cls, path, student, teacher)) is not None:
         return found
     built = None
