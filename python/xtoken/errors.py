@@ -1,6 +1,7 @@
 """Every error of the package: each is an `XTokenError`, and the builtin that users expect.
 
-An error names the value, what was expected and the remedy, in one line.
+An error names the value, what was expected and the remedy, in one line. docs/errors.md has an entry
+for each class; `page_of` gives its address.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from xtoken._core import ShapeError as ShapeError
 from xtoken._core import TokenIdError as TokenIdError
 from xtoken._core import UnsupportedTokenizerError as UnsupportedTokenizerError
 from xtoken._core import XTokenError as XTokenError
+
+DOCUMENTATION = "https://github.com/xtoken-dev/xtoken/blob/main/docs"
 
 
 class ArgumentTypeError(XTokenError, TypeError):
@@ -103,3 +106,21 @@ class LowCoverageWarning(UserWarning):
 
 class UnavailableCacheWarning(UserWarning):
     """A cache cannot be read or written; the call goes through without it."""
+
+
+def page_of(error: BaseException | type[BaseException]) -> str | None:
+    """Where the documentation tells the cause and the remedy of an error or a warning.
+
+    Returns: the address of the entry of its class, or of the nearest base that is of ours; None for
+        what is not of ours.
+
+    >>> page_of(PairError("of another pair"))
+    'https://github.com/xtoken-dev/xtoken/blob/main/docs/errors.md#pairerror'
+    >>> page_of(KeyError) is None
+    True
+    """
+    kind = error if isinstance(error, type) else type(error)
+    for base in kind.__mro__:
+        if globals().get(base.__name__) is base:
+            return f"{DOCUMENTATION}/errors.md#{base.__name__.lower()}"
+    return None

@@ -17,7 +17,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from xtoken._extras import missing_extra
-from xtoken.errors import InterruptedRunError, OptionError, XTokenError
+from xtoken.errors import InterruptedRunError, OptionError, XTokenError, page_of
 
 # Shows where an error was raised, for reports of bugs.
 TRACEBACK_VARIABLE = "XTOKEN_TRACEBACK"
@@ -83,7 +83,7 @@ def run(app: Callable[[], object]) -> None:
         _say("interrupted", "nothing that was finished is lost")
         raise SystemExit(130) from None
     except InterruptedRunError as error:
-        _say("interrupted", str(error))
+        _say("interrupted", str(error), page_of(error))
         raise SystemExit(128 + error.signal) from None
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does: nothing to say.
@@ -92,7 +92,7 @@ def run(app: Callable[[], object]) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        _say("error", _described(error))
+        _say("error", _described(error), page_of(error))
         raise SystemExit(1) from None
 
 
@@ -116,8 +116,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _say(kind: str, message: str) -> None:
-    line = Text.assemble((f"{kind}:", "bold red"), " ", message)
+def _say(kind: str, message: str, page: str | None = None) -> None:
+    """One line on stderr; its first word leads to a page, in terminals that show links."""
+    style = "bold red" if page is None else f"bold red link {page}"
+    line = Text.assemble((f"{kind}:", style), " ", message)
     Console(stderr=True, soft_wrap=True, highlight=False).print(line)
 
 
@@ -136,7 +138,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    _say("warning", _one_line(str(message)))
+    _say("warning", _one_line(str(message)), page_of(category))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
