@@ -13,7 +13,7 @@ JOBS ?= 2
 RUST_SOURCES := Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src -name '*.rs')
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name 'py.typed')
 
-.PHONY: help setup demo test test-rust test-python lint format bench clean
+.PHONY: help setup demo test test-rust test-python docs lint format bench clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -39,13 +39,16 @@ $(VENV)/.installed: $(VENV)/.dependencies $(RUST_SOURCES) $(PYTHON_SOURCES) pypr
 demo: setup  ## Distil SmolLM2 into a small student (ARGS=--compare: CE and GOLD beside it)
 	$(BIN)/python -m demo $(ARGS)
 
-test: test-rust test-python  ## Run all tests, Rust and Python
+test: test-rust test-python docs  ## Run all tests, Rust and Python, and build the documentation
 
 test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace
 
 test-python: setup  ## Run the Python tests on the installed wheel
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+docs: setup  ## Build the documentation into site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: setup  ## Check formats, lints, types, stubs and the direction of imports
 	cargo fmt --all --check
@@ -65,6 +68,7 @@ format:  ## Rewrite the sources in the house format
 bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	cargo bench --workspace
 	$(BIN)/python benches/alignment.py
+	$(BIN)/python benches/alignment_steps.py
 	$(BIN)/python benches/resync.py
 	$(BIN)/python benches/projection.py
 	$(BIN)/python benches/losses.py
@@ -72,4 +76,4 @@ bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	$(BIN)/python benches/prefix_kl.py
 
 clean:  ## Remove what was built
-	rm -rf $(VENV) target dist runs
+	rm -rf $(VENV) target dist runs site

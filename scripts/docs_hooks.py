@@ -6,7 +6,6 @@ import html.parser
 import importlib
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,7 +20,8 @@ _INTRODUCTION = """# Command line
 
 *This page is made from the program itself, by `make docs`.*
 
-Every command has `--help`. An error is one line on stderr; [errors](errors.md) has the cause and the remedy of each.
+Every command has `--help`. An error is one line on stderr; [errors](errors.md) has the cause and
+the remedy of each.
 
 | exit code | meaning |
 |---|---|
@@ -31,8 +31,9 @@ Every command has `--help`. An error is one line on stderr; [errors](errors.md) 
 | 130 | ended by Ctrl-C; nothing that was finished is lost |
 | 143 | ended by SIGTERM; the same |
 
-`XTOKEN_CACHE` names the folder of W and of teacher predictions, or is `off`; the default is `xtoken` in the user's
-cache folder. `XTOKEN_TRACEBACK=1` shows where an error was raised, for reports of bugs.
+`XTOKEN_CACHE` names the folder of W and of teacher predictions, or is `off`; the default is
+`xtoken` in the user's cache folder. `XTOKEN_TRACEBACK=1` shows where an error was raised, for
+reports of bugs.
 """
 
 
@@ -94,16 +95,14 @@ def _kind(param: Any) -> str:
 # ---- The site as built ----
 
 
-@dataclass
 class _Page(html.parser.HTMLParser):
     """The ids and links of a page, and what it loads by itself."""
 
-    ids: set[str] = field(default_factory=set)
-    links: list[str] = field(default_factory=list)
-    loads: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}

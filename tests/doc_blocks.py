@@ -168,16 +168,16 @@ def _command(command: str, where: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(sys, "argv", words)
     terminate, show = signal.getsignal(signal.SIGTERM), warnings.showwarning
-    output = io.StringIO()
+    output, code = io.StringIO(), None
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             main()
     except SystemExit as stop:
-        failed = "error: " in output.getvalue()
-        assert bool(stop.code) == failed, f"{where}: {output.getvalue()}"
+        code = stop.code
     finally:
         signal.signal(signal.SIGTERM, terminate)
         warnings.showwarning = show
+    assert bool(code) == ("error: " in output.getvalue()), f"{where}: {output.getvalue()}"
     return output.getvalue()
 
 

@@ -1,6 +1,6 @@
 """Distillation losses: `loss(inputs, pair, options)`, each in a room of its own.
 
-`xtoken.losses.registry.LOSSES` has all of them by name; README.md says how to add one.
+`xtoken.losses.registry.LOSSES` has all of them by name; docs/add-a-loss.md says how to add one.
 """
 
 from xtoken.losses.alm import alm as alm
