@@ -19,9 +19,9 @@ from xtoken.align.ids import Ids
 from xtoken.audit import Audit
 from xtoken.audit import audit as audit_projection
 from xtoken.audit.prefix_coverage import supervision
-from xtoken.data.documents import Document
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import ExampleSet, encode_examples
+from xtoken.data.rows import Document
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import (
     ArgumentTypeError,
@@ -107,6 +107,7 @@ class Pair:
         self.cache_dir = cache_dir
         self.threads = threads
         self.options: PairOptions = options
+        self._encoders: dict[tuple[object, ...], tuple[Encoder, Encoder]] = {}
         known = PairOptions.__annotations__
         unknown = next((name for name in options if name not in known), None)
         if unknown is not None:
@@ -218,19 +219,24 @@ class Pair:
         Args:
             date: the day that chat templates print; None for today.
         """
-        student, teacher = (
-            Encoder(
-                side.tokenizer,
-                side.name,
-                vocab=vocab,
-                date=date,
-                generation_config=side.generation_config,
+        templates = [getattr(side.tokenizer, "chat_template", None) for side in self.sides]
+        # Kept, as reading a template takes long; a template may be replaced.
+        key = (date or datetime.date.today(), *map(repr, templates))
+        if key not in self._encoders:
+            student, teacher = (
+                Encoder(
+                    side.tokenizer,
+                    side.name,
+                    vocab=vocab,
+                    date=date,
+                    generation_config=side.generation_config,
+                )
+                for side, vocab in zip(
+                    self.sides, (self.student_vocab, self.teacher_vocab), strict=True
+                )
             )
-            for side, vocab in zip(
-                self.sides, (self.student_vocab, self.teacher_vocab), strict=True
-            )
-        )
-        return student, teacher
+            self._encoders = {key: (student, teacher)}
+        return self._encoders[key]
 
     def examples(
         self,
@@ -243,7 +249,7 @@ class Pair:
         """Tokenize texts and conversations on both sides, align and cut; see `encode_examples`.
 
         Args:
-            documents: texts, `Conversation`s, or both.
+            documents: texts, `Completion`s and `Conversation`s.
             max_tokens: longest example on either side, cut at a chunk boundary; None for no limit.
             date: the day that chat templates print; None for today.
             progress: called with (documents done, documents to do).

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xtoken.data import Documents, Encoder, LeftOut, read_documents
-from xtoken.data.documents import cut_passages, keep_apart, read_texts, split_held_out
+from xtoken.data import Documents, Encoder, LeftOut, read_documents, read_texts
+from xtoken.data.documents import cut_passages, keep_apart, split_held_out
 from xtoken.data.encode import print_document
 from xtoken.errors import DataError
 
@@ -82,9 +82,9 @@ def test_a_text_on_both_sides_is_dropped_from_training() -> None:
 def test_bad_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; pass a \.jsonl"):
         read_texts(tmp_path / "none.jsonl")
-    (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"ends in '\.csv', expected \.jsonl or \.txt"):
-        read_texts(tmp_path / "data.csv")
+    (tmp_path / "data.docx").write_text("a,b")
+    with pytest.raises(DataError, match=r"ends in '\.docx', expected one of \.jsonl, \.json, \.p"):
+        read_texts(tmp_path / "data.docx")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(DataError, match=r"broken\.jsonl:2 is not JSON"):

@@ -131,7 +131,7 @@ def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
 def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
     """The number of rows, and their texts one by one."""
     # It brings torch with it, which the other commands on tokenizers do without.
-    from xtoken.data.documents import read_texts
+    from xtoken.data.read import read_texts
 
     if corpus.source.suffix == ".jsonl":
         texts = read_texts(corpus.source, text_field=corpus.text_field)

@@ -12,13 +12,14 @@ import numpy as np
 from xtoken._core import Vocab
 from xtoken.data.backend import TextBackend
 from xtoken.data.chat_template import ChatTemplate, Rendering
+from xtoken.data.completions import Completion
 from xtoken.data.conversations import Conversation
-from xtoken.data.documents import Document, check_text
 from xtoken.data.loss_mask import NO_RANGES, Encoded, RenderingEncoder
+from xtoken.data.rows import Document, check_text
 from xtoken.data.stops import StopTokens, stop_tokens
 from xtoken.vocab.side import encode_texts, without_truncation
 
-Printed: TypeAlias = str | Rendering
+Printed: TypeAlias = str | Rendering | Completion
 
 # A head of a long text has these tokens more than are kept, as those at its end may be others.
 _SPARE_TOKENS = 64
@@ -107,20 +108,27 @@ class Encoder:
 
     def encode(self, printed: Sequence[Printed], *, max_tokens: int | None = None) -> list[Encoded]:
         """Return each text with the special tokens that the tokenizer adds, all of it in the loss
-        mask, and each rendering with what the assistant says in the mask.
+        mask, of a completion what follows its prompt, and each rendering with what the assistant
+        says in the mask.
+
+        A token that spells the end of a prompt and the beginning of its completion counts.
 
         Args:
-            printed: texts and renderings.
+            printed: texts, completions and renderings.
             max_tokens: tokens that will be kept of each. Of a text that is far longer only a head
                 is tokenized, some tokens more than these: they are those of the whole text.
         """
         if max_tokens is not None:
             printed = [self._head(item, max_tokens + _SPARE_TOKENS) for item in printed]
         texts = [item for item in printed if isinstance(item, str)]
-        renderings = [item for item in printed if not isinstance(item, str)]
-        from_texts = iter(self._texts(texts) if texts else [])
-        from_renderings = iter(self._renderings(renderings) if renderings else [])
-        return [next(from_texts if isinstance(item, str) else from_renderings) for item in printed]
+        completions = [item for item in printed if isinstance(item, Completion)]
+        renderings = [item for item in printed if isinstance(item, Rendering)]
+        encoded = {
+            str: iter(self._texts(texts) if texts else []),
+            Completion: iter(self._completions(completions) if completions else []),
+            Rendering: iter(self._renderings(renderings) if renderings else []),
+        }
+        return [next(encoded[type(item)]) for item in printed]
 
     def _head(self, printed: Printed, count: int) -> Printed:
         """Return a head that has as many tokens, or all if there are not many more."""
@@ -128,12 +136,21 @@ class Encoder:
         length = count * _CHARS_PER_TOKEN
         while 2 * length < len(text):
             end = _word_end(text, length)
-            head = text[:end] if isinstance(printed, str) else printed.head(end)
+            head = _head(printed, end)
             (encoded,) = self.encode([head])
             if len(encoded.ids) >= count:
                 return head
             length *= 4
         return printed
+
+    def _completions(self, items: list[Completion]) -> list[Encoded]:
+        whole = self._texts([item.text for item in items])
+        prompts = encode_texts(self._whole, [item.prompt for item in items])
+        for encoded, prompt in zip(whole, prompts, strict=True):
+            length = min(len(prompt), len(encoded.ids))
+            same = np.asarray(prompt[:length], dtype=np.int64) == encoded.ids[:length]
+            encoded.loss_mask[: length if same.all() else int(same.argmin())] = False
+        return whole
 
     def _texts(self, texts: list[str]) -> list[Encoded]:
         rows = encode_texts(self._whole, texts)
@@ -141,6 +158,18 @@ class Encoder:
             Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), NO_RANGES)
             for ids in rows
         ]
+
+
+def _head(printed: Printed, end: int) -> Printed:
+    """The first characters of a text, a completion or a rendering."""
+    if isinstance(printed, str):
+        return printed[:end]
+    if isinstance(printed, Rendering):
+        return printed.head(end)
+    length = end - len(printed.prompt)
+    if length > 0 and printed.completion[:length].strip():
+        return Completion(printed.prompt, printed.completion[:length], printed.source)
+    return printed
 
 
 def _word_end(text: str, length: int) -> int:
@@ -160,6 +189,8 @@ def print_document(document: Document, encoders: Sequence[Encoder]) -> list[tupl
     """
     if isinstance(document, str):
         check_text(document, f"text {document[:40]!r}")
+        return [(document,) * len(encoders)]
+    if isinstance(document, Completion):
         return [(document,) * len(encoders)]
     templates = [encoder.template for encoder in encoders]
     whole = [template.whole(document) for template in templates]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from xtoken._core import Vocab
 from xtoken.align import Aligner, Alignment
 from xtoken.data.align_turns import align_by_turns
-from xtoken.data.documents import Document, LeftOut
-from xtoken.data.encode import Encoder, print_document
+from xtoken.data.documents import LeftOut
+from xtoken.data.encode import Encoder, Printed, print_document
 from xtoken.data.loss_mask import Encoded
+from xtoken.data.rows import Document
 from xtoken.errors import DataError, OptionError
 from xtoken.vocab.source import LoadedTokenizer
 
@@ -50,17 +52,6 @@ class Example:
         masks = [np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher)]
         return cls(student, teacher, masks[0], masks[1], alignment)
 
-    def cut(self, student_end: int, teacher_end: int, aligner: Aligner) -> Example:
-        """The first tokens of both sides, aligned anew; the ends are a chunk boundary."""
-        student_ids, teacher_ids = self.student_ids[:student_end], self.teacher_ids[:teacher_end]
-        return Example(
-            student_ids,
-            teacher_ids,
-            self.student_loss_mask[:student_end],
-            self.teacher_loss_mask[:teacher_end],
-            aligner.align(student_ids, teacher_ids),
-        )
-
 
 @dataclass(frozen=True)
 class ExampleSet:
@@ -88,6 +79,20 @@ class ExampleSet:
         return self.examples[index]
 
 
+class Made(NamedTuple):
+    """What became of a document.
+
+    Args:
+        examples: its examples, one per teacher in each entry.
+        cut: how many of them lost their tail.
+        reasons: why an example of it, or all of it, was left out.
+    """
+
+    examples: list[tuple[Example, ...]]
+    cut: int
+    reasons: list[str]
+
+
 def make_examples(
     documents: Sequence[Document],
     student_tokenizer: LoadedTokenizer,
@@ -100,7 +105,7 @@ def make_examples(
     """Tokenize documents on both sides and align; `Pair.examples` without the pair.
 
     Args:
-        documents: texts, conversations, or both.
+        documents: texts, completions and conversations.
         student_tokenizer, teacher_tokenizer: `transformers` tokenizers.
         aligner: of these tokenizers; made here if absent.
         max_tokens, progress: see `encode_examples`, as for the rest.
@@ -126,16 +131,17 @@ def encode_examples(
 ) -> ExampleSet:
     """Tokenize documents on both sides and align.
 
-    A text gets the special tokens that each tokenizer adds, and counts whole. A `Conversation` is
-    printed by each tokenizer's own chat template, aligned turn by turn, and only what the assistant
-    says counts; it becomes one example, or one for each answer where a template renders
-    earlier turns differently in longer conversations (Qwen3 drops earlier thinking).
+    A text gets the special tokens that each tokenizer adds, and counts whole; of a `Completion`
+    what follows the prompt counts. A `Conversation` is printed by each tokenizer's own chat
+    template, aligned turn by turn, and only what the assistant says counts; it becomes one example,
+    or one for each answer where a template renders earlier turns differently in longer
+    conversations (Qwen3 drops earlier thinking).
 
     An example longer than `max_tokens` on either side is cut at the last chunk boundary where both
     sides fit, so that both still hold the same text.
 
     Args:
-        documents: texts, conversations, or both.
+        documents: texts, completions and conversations.
         encoders: of student and teacher.
         aligner: of the two.
         max_tokens: longest example on either side, at least 2; None for no limit.
@@ -144,58 +150,143 @@ def encode_examples(
         DataError: if `max_tokens` is below 2, a conversation cannot be printed, or no example is
             left.
     """
+    (made,) = encode_together(
+        documents, encoders[0], encoders[1:], [aligner], max_tokens=max_tokens, progress=progress
+    )
+    return made
+
+
+def encode_together(
+    documents: Sequence[Document],
+    student: Encoder,
+    teachers: Sequence[Encoder],
+    aligners: Sequence[Aligner],
+    *,
+    max_tokens: int | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ExampleSet, ...]:
+    """What `encode_examples` makes, for several teachers of one student.
+
+    All sets have as many examples, of the same student tokens: a conversation is split into its
+    answers for all teachers where the template of one asks for it, and a long example is cut where
+    a chunk of every teacher ends and all sides fit.
+
+    Args:
+        documents, max_tokens, progress: as there.
+        student: the encoder of all pairs' student.
+        teachers, aligners: one each per teacher.
+
+    Raises:
+        DataError: as there.
+    """
+    examples: list[tuple[Example, ...]] = []
+    left_out: list[LeftOut] = []
+    cut = 0
+    for start in range(0, len(documents), BATCH):
+        batch = documents[start : start + BATCH]
+        found = encode_documents(batch, student, teachers, aligners, max_tokens=max_tokens)
+        for index, (document, made) in enumerate(zip(batch, found, strict=True), start):
+            source = getattr(document, "source", f"documents[{index}]")
+            examples += made.examples
+            left_out += [LeftOut(source, reason) for reason in made.reasons]
+            cut += made.cut
+        if progress is not None:
+            progress(min(start + BATCH, len(documents)), len(documents))
+    if not examples:
+        raise DataError(
+            f"none of {len(left_out)} examples has a student token in the loss within max_tokens = "
+            f"{max_tokens}; give longer texts or raise max_tokens"
+        )
+    return tuple(
+        ExampleSet([each[at] for each in examples], cut=cut, left_out=tuple(left_out))
+        for at in range(len(teachers))
+    )
+
+
+def encode_documents(
+    documents: Sequence[Document],
+    student: Encoder,
+    teachers: Sequence[Encoder],
+    aligners: Sequence[Aligner],
+    *,
+    max_tokens: int | None,
+    strict: bool = True,
+) -> list[Made]:
+    """What becomes of each document, in one batch; see `encode_together`.
+
+    Args:
+        strict: whether a document that cannot be printed ends the call; else it has a reason and
+            no example.
+
+    Raises:
+        OptionError: `max_tokens` is below 2.
+        DataError: a conversation cannot be printed.
+    """
     if max_tokens is not None and max_tokens < 2:
         raise OptionError(
             f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss"
         )
-    examples: list[Example] = []
-    sources: list[str] = []
-    cut = 0
-    for start in range(0, len(documents), BATCH):
-        batch = documents[start : start + BATCH]
-        rows = []
-        for index, document in enumerate(batch, start):
-            printed = print_document(document, encoders)
-            rows += printed
-            sources += [getattr(document, "source", f"documents[{index}]")] * len(printed)
-        student = encoders[0].encode([row[0] for row in rows], max_tokens=max_tokens)
-        teacher = encoders[1].encode([row[1] for row in rows], max_tokens=max_tokens)
-        alignments = align_by_turns(aligner, student, teacher)
-        for index, alignment in enumerate(alignments):
-            if max_tokens is None:
-                break
-            ends = _fitting_ends(alignment, max_tokens)
-            if ends != (len(student[index].ids), len(teacher[index].ids)):
-                student[index] = student[index].cut(ends[0])
-                teacher[index] = teacher[index].cut(ends[1])
-                (alignments[index],) = align_by_turns(aligner, [student[index]], [teacher[index]])
-                cut += 1
-        examples += map(_example, student, teacher, alignments)
-        if progress is not None:
-            progress(min(start + BATCH, len(documents)), len(documents))
-    # Nothing predicts a first token.
-    taught = [bool(example.student_loss_mask[1:].any()) for example in examples]
-    kept = list(itertools.compress(examples, taught))
-    left_out = tuple(
-        LeftOut(source, "no student token in the loss")
-        for source, counts in zip(sources, taught, strict=True)
-        if not counts
+    made = [Made([], 0, []) for _ in documents]
+    rows: list[tuple[Printed, ...]] = []
+    owners: list[int] = []
+    for index, document in enumerate(documents):
+        try:
+            printed = print_document(document, [student, *teachers])
+        except DataError as error:
+            if strict:
+                raise
+            made[index].reasons.append(str(error))
+            continue
+        rows += printed
+        owners += [index] * len(printed)
+    sides = [
+        encoder.encode([row[at] for row in rows], max_tokens=max_tokens)
+        for at, encoder in enumerate((student, *teachers))
+    ]
+    alignments = [
+        align_by_turns(aligner, sides[0], side)
+        for aligner, side in zip(aligners, sides[1:], strict=True)
+    ]
+    for at, owner in enumerate(owners):
+        encoded = [side[at] for side in sides]
+        aligned = [each[at] for each in alignments]
+        ends = [len(side.ids) for side in encoded]
+        fitting = ends if max_tokens is None else _fitting_ends(aligned, max_tokens)
+        if fitting != ends:
+            encoded = [side.cut(end) for side, end in zip(encoded, fitting, strict=True)]
+            aligned = [
+                align_by_turns(aligner, encoded[:1], [side])[0]
+                for aligner, side in zip(aligners, encoded[1:], strict=True)
+            ]
+            made[owner] = made[owner]._replace(cut=made[owner].cut + 1)
+        # Nothing predicts a first token.
+        if encoded[0].loss_mask[1:].any():
+            each = zip(encoded[1:], aligned, strict=True)
+            made[owner].examples.append(tuple(_example(encoded[0], *one) for one in each))
+        else:
+            made[owner].reasons.append("no student token in the loss")
+    return made
+
+
+def _fitting_ends(alignments: Sequence[Alignment], max_tokens: int) -> list[int]:
+    """The last place where chunks of all end and no side has more than `max_tokens` tokens: the
+    tokens of the student up to it, and of each teacher."""
+    fitting = []
+    for alignment in alignments:
+        student, teacher = alignment.student_bounds, alignment.teacher_bounds
+        # Bounds rise, so the fitting ones come first; the bound (0, 0) always fits.
+        fitting.append(int(np.count_nonzero((student <= max_tokens) & (teacher <= max_tokens))))
+    common = functools.reduce(
+        np.intersect1d,
+        [each.student_bounds[:last] for each, last in zip(alignments, fitting, strict=True)],
     )
-    if not kept:
-        raise DataError(
-            f"none of {len(examples)} examples has a student token in the loss within max_tokens = "
-            f"{max_tokens}; give longer texts or raise max_tokens"
-        )
-    return ExampleSet(kept, cut=cut, left_out=left_out)
-
-
-def _fitting_ends(alignment: Alignment, max_tokens: int) -> tuple[int, int]:
-    """Return the last chunk boundary at which neither side has more than `max_tokens` tokens."""
-    student_bounds, teacher_bounds = alignment.student_bounds, alignment.teacher_bounds
-    fits = (student_bounds <= max_tokens) & (teacher_bounds <= max_tokens)
-    # Bounds rise, so the fitting ones come first; the bound (0, 0) always fits.
-    last = int(np.count_nonzero(fits)) - 1
-    return int(student_bounds[last]), int(teacher_bounds[last])
+    end = int(common[-1])
+    ends = [end]
+    for alignment, last in zip(alignments, fitting, strict=True):
+        # Of bounds at one student token the last: a teacher's token may stand alone before it.
+        at = int(np.searchsorted(alignment.student_bounds[:last], end, side="right")) - 1
+        ends.append(int(alignment.teacher_bounds[at]))
+    return ends
 
 
 def _example(student: Encoded, teacher: Encoded, alignment: Alignment) -> Example:
@@ -206,35 +297,3 @@ def _example(student: Encoded, teacher: Encoded, alignment: Alignment) -> Exampl
         teacher_loss_mask=teacher.loss_mask,
         alignment=alignment,
     )
-
-
-def cut_together(examples: Sequence[Example], aligners: Sequence[Aligner]) -> list[Example]:
-    """Cut examples of one text under several teachers at one place, a boundary for all of them.
-
-    Args:
-        examples: one per teacher, of the same student tokens up to the shortest.
-        aligners: of each pair.
-
-    Raises:
-        DataError: the student's tokens differ, or no place but the beginning suits all.
-    """
-    shortest = min(len(example.student_ids) for example in examples)
-    heads = {example.student_ids[:shortest].tobytes() for example in examples}
-    if len(heads) != 1:
-        raise DataError(
-            "the student's tokens of a text differ between the pairs; several teachers need one "
-            "student tokenizer and chat template"
-        )
-    if all(len(example.student_ids) == shortest for example in examples):
-        return list(examples)
-    common: set[int] = set.intersection(
-        *(set(example.alignment.student_bounds.tolist()) for example in examples)
-    )
-    end = max((bound for bound in common if bound <= shortest), default=0)
-    if end < 2:
-        raise DataError("no place but the beginning is a chunk boundary for all teachers")
-    cut = []
-    for example, aligner in zip(examples, aligners, strict=True):
-        at = int(np.searchsorted(example.alignment.student_bounds, end, side="right")) - 1
-        cut.append(example.cut(end, int(example.alignment.teacher_bounds[at]), aligner))
-    return cut

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack, cast
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from xtoken._checks import check_flag, check_number
 from xtoken.align.ids import as_rows
-from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator, pad_id
+from xtoken.distillation.items import Item, examples_together
 from xtoken.distillation.options import (
     LOSS_FIELDS,
     LOSS_NAMES,
@@ -48,9 +48,6 @@ from xtoken.vocab.display import special_name
 
 # Of fewer tokens a share says little.
 _ENOUGH_TOKENS = 50
-
-Item = str | Conversation | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""What `collate` takes: a text, a conversation (also as messages), or an example."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +225,7 @@ class Distiller(nn.Module):
 
         Texts get the special tokens that each tokenizer adds and count whole; of conversations, by
         each tokenizer's own chat template, what the assistant says counts. A conversation is a
-        `Conversation`, a list of messages, or a mapping with `messages`.
+        `Conversation`, a list of messages, or a row with a column of them; see `document_of`.
 
         Raises:
             DataError: an item cannot be used; the message says why.
@@ -247,19 +244,7 @@ class Distiller(nn.Module):
 
         Raises: as `collate`.
         """
-        if not isinstance(items, Sequence) or isinstance(items, str | bytes):
-            raise ArgumentTypeError(
-                f"items is a {type(items).__name__}; pass a list of texts, conversations or "
-                "examples"
-            )
-        examples: list[Example] = []
-        for index, item in enumerate(items):
-            if isinstance(item, Example):
-                examples.append(item)
-                continue
-            documents = [_document(item, index)]
-            examples += self.pair.examples(documents, max_tokens=self.max_tokens).examples
-        return examples
+        return [each[0] for each in examples_together(items, [self.pair], self.max_tokens)]
 
     def batch(
         self, student_ids: Sequence[Sequence[int]], teacher_ids: Sequence[Sequence[int]]
@@ -490,19 +475,3 @@ def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
             f"ce_weight = 0 with kd_weight = {kd_weight} and loss = {loss!r} leaves nothing to "
             "train on; give one of them a positive weight"
         )
-
-
-def _document(item: Item, index: int) -> str | Conversation:
-    if isinstance(item, str | Conversation):
-        return item
-    where = f"items[{index}]"
-    if isinstance(item, Mapping) and "messages" in item:
-        return Conversation.from_messages(item["messages"], tools=item.get("tools"), source=where)
-    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
-        return str(item["text"])
-    if isinstance(item, list | tuple):
-        return Conversation.from_messages(item, source=where)
-    raise ArgumentTypeError(
-        f"{where} is a {type(item).__name__}; pass a text, a list of messages, a Conversation or "
-        "an Example"
-    )

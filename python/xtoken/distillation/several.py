@@ -9,15 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from xtoken.data.examples import Example, cut_together
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.distiller import (
     Counts,
     Distiller,
     DistillOutput,
-    Item,
     check_weights,
 )
+from xtoken.distillation.items import Item, examples_together
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.multi_teacher import Confidence, check_confidence, multi_teacher, weight_numbers
@@ -125,10 +124,16 @@ class MultiDistiller(nn.Module):
     def _members(self) -> list[Distiller]:
         return [member for member in self.distillers if isinstance(member, Distiller)]
 
+    @property
+    def max_tokens(self) -> int | None:
+        """The smallest limit of the teachers."""
+        limits = (member.max_tokens for member in self._members())
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def collate(self, items: Sequence[Item]) -> MultiBatch:
         """One batch of texts or conversations for all: each is cut where it suits every teacher."""
         members = self._members()
-        together = cut_for_all([member.examples(items) for member in members], members)
+        together = examples_together(items, [each.pair for each in members], self.max_tokens)
         return MultiBatch(
             tuple(
                 member.collator([examples[index] for examples in together])
@@ -193,23 +198,6 @@ def _check_batch(batch: MultiBatch, teachers: int) -> None:
             f"batch is a {found}, expected a MultiBatch of {teachers}; pass this distiller's "
             "collate(texts)"
         )
-
-
-def cut_for_all(
-    rows: Sequence[Sequence[Example]], members: Sequence[Distiller]
-) -> list[tuple[Example, ...]]:
-    """The examples of each member as one tuple per text, cut where it suits all of them.
-
-    Raises:
-        ArgumentTypeError: a template makes more examples for one teacher than for another.
-    """
-    if len({len(row) for row in rows}) != 1:
-        raise ArgumentTypeError(
-            "a template makes several examples of one conversation for one teacher and not for "
-            "another; pass conversations of one answer each"
-        )
-    aligners = [member.pair.aligner for member in members]
-    return [tuple(cut_together(each, aligners)) for each in zip(*rows, strict=True)]
 
 
 def several(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,8 +21,8 @@ from xtoken.distillation import (
     MultiDistiller,
 )
 from xtoken.distillation.batch import Batch
-from xtoken.distillation.several import cut_for_all
-from xtoken.errors import ArgumentTypeError, DataError, OptionError, PairError
+from xtoken.distillation.items import examples_together
+from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher, TeacherSource
@@ -97,26 +96,18 @@ class Teaching(nn.Module):
         """Whether the loss reads any teacher."""
         return any(member.needs_teacher for member in self.members)
 
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest example on any side."""
+        return self.first.max_tokens if self.joint is None else self.joint.max_tokens
+
     def examples(self, item: Any) -> list[tuple[Example, ...]]:
         """What a text or conversation is for each teacher, cut where it suits all of them.
 
-        Of a row with `prompt` and `completion` the completion counts.
-
         Raises:
-            DataError: the item cannot be used.
+            DataError, ArgumentTypeError: the item cannot be used.
         """
-        prompt = None
-        if isinstance(item, Mapping) and "prompt" in item and "completion" in item:
-            prompt, item = _joined(item)
-        rows = [member.examples([item]) for member in self.members]
-        if prompt is not None:
-            rows = [
-                [_completion(each, member.pair, prompt) for each in row]
-                for row, member in zip(rows, self.members, strict=True)
-            ]
-        if len(rows) == 1:
-            return [(example,) for example in rows[0]]
-        return cut_for_all(rows, self.members)
+        return examples_together([item], self.pairs, self.max_tokens)
 
     def parts(self, batch: AnyBatch) -> tuple[Batch, ...]:
         """The batch of each teacher."""
@@ -175,37 +166,6 @@ class Teaching(nn.Module):
         # The share of the student's tokens in EXACT chunks: sums here, divided once per window.
         found["_exact_tokens"], found["_aligned_tokens"] = float(exact), float(tokens)
         return found
-
-
-def _joined(row: Mapping[str, Any]) -> tuple[str | None, Any]:
-    """The prompt whose tokens do not count, if it is a text, and the whole."""
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt, prompt + completion
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return None, {"messages": [*prompt, *completion], "tools": row.get("tools")}
-    raise DataError(
-        f"prompt is a {type(prompt).__name__} and completion a {type(completion).__name__}; pass "
-        "two texts, or two lists of messages"
-    )
-
-
-def _completion(example: Example, pair: Pair, prompt: str) -> Example:
-    """The example with what follows the prompt in the loss: a token that spells some of both
-    counts, as in TRL."""
-    masks = []
-    for side, ids, mask in (
-        (pair.student, example.student_ids, example.student_loss_mask),
-        (pair.teacher, example.teacher_ids, example.teacher_loss_mask),
-    ):
-        (head,) = side.encode([prompt])
-        length = min(len(head), len(ids))
-        same = np.asarray(head[:length]) == ids[:length]
-        start = length if same.all() else int(same.argmin())
-        masks.append(np.where(np.arange(len(ids)) < start, False, mask))
-    if not masks[0][1:].any():
-        raise DataError("no token of the completion is left within max_tokens")
-    return replace(example, student_loss_mask=masks[0], teacher_loss_mask=masks[1])
 
 
 def teach(

@@ -1,0 +1,97 @@
+"""From what a user passes to examples: texts, conversations, rows of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xtoken.data.completions import Completion
+from xtoken.data.conversations import Conversation
+from xtoken.data.examples import Example, Made, encode_documents
+from xtoken.data.rows import Document, document_of
+from xtoken.errors import ArgumentTypeError, DataError
+from xtoken.pair import Pair
+
+Item = Document | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""What `collate` takes: a text, a completion or a conversation (also as a row or a list of
+messages), or an example."""
+
+
+def examples_together(
+    items: Sequence[Item], pairs: Sequence[Pair], max_tokens: int | None
+) -> list[tuple[Example, ...]]:
+    """The examples of items with each teacher, cut where it suits all; see `encode_together`.
+
+    Args:
+        pairs: of one student.
+        max_tokens: longest example on any side.
+
+    Raises:
+        DataError: an item cannot be used; the message says why.
+        ArgumentTypeError: an item is none, or an example, which has one teacher, for several.
+    """
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise ArgumentTypeError(
+            f"items is a {type(items).__name__}; pass a list of texts, conversations or examples"
+        )
+    if len(pairs) > 1 and any(isinstance(item, Example) for item in items):
+        raise ArgumentTypeError(
+            "an Example has one teacher; pass texts or conversations, of which each of the "
+            f"{len(pairs)} teachers gets an example"
+        )
+    documents = [
+        as_document(item, f"items[{index}]")
+        for index, item in enumerate(items)
+        if not isinstance(item, Example)
+    ]
+    found = iter(encode_for(documents, pairs, max_tokens))
+    examples: list[tuple[Example, ...]] = []
+    for item in items:
+        made = Made([(item,)], 0, []) if isinstance(item, Example) else next(found)
+        if not made.examples:
+            raise DataError(
+                f"none of {len(made.reasons)} examples has a student token in the loss within "
+                f"max_tokens = {max_tokens}; give longer texts or raise max_tokens"
+            )
+        examples += made.examples
+    return examples
+
+
+def encode_for(
+    documents: Sequence[Document],
+    pairs: Sequence[Pair],
+    max_tokens: int | None,
+    *,
+    strict: bool = True,
+) -> list[Made]:
+    """What becomes of each document with the teacher of each pair; see `encode_documents`."""
+    if not documents:
+        return []
+    encoders = [pair.encoders() for pair in pairs]
+    return encode_documents(
+        documents,
+        encoders[0][0],
+        [teacher for _, teacher in encoders],
+        [pair.aligner for pair in pairs],
+        max_tokens=max_tokens,
+        strict=strict,
+    )
+
+
+def as_document(item: object, source: str) -> Document:
+    """The document that an item is.
+
+    Raises:
+        ArgumentTypeError: it is none.
+        DataError: it cannot be used.
+    """
+    if isinstance(item, str | Conversation | Completion):
+        return item
+    if isinstance(item, Mapping):
+        return document_of(item, source=source)
+    if isinstance(item, list | tuple):
+        return document_of({"messages": item}, source=source)
+    raise ArgumentTypeError(
+        f"{source} is a {type(item).__name__}; pass a text, a list of messages, a row with one of "
+        "them, or an Example"
+    )
