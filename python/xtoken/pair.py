@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -19,6 +19,7 @@ from xtoken.align.ids import Ids
 from xtoken.audit import Audit
 from xtoken.audit import audit as audit_projection
 from xtoken.audit.prefix_coverage import supervision
+from xtoken.data.columns import Column, tokenize_columns
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import ExampleSet, encode_examples
 from xtoken.data.rows import Document
@@ -265,6 +266,57 @@ class Pair:
             progress=progress,
         )
 
+    def tokenize(
+        self,
+        batch: Mapping[str, Sequence[Any]],
+        *,
+        max_tokens: int | None = None,
+        date: datetime.date | None = None,
+        field: str | None = None,
+    ) -> dict[str, Column]:
+        """Tokenize and align rows given by column: a function for `datasets` and Ray.
+
+            rows = dataset.map(pair.tokenize, batched=True, num_proc=8,
+                               fn_kwargs={"max_tokens": 1024}, remove_columns=dataset.column_names)
+            rows = ray_dataset.map_batches(pair.tokenize, fn_kwargs={"max_tokens": 1024})
+
+        `DistillTrainer` and `Distiller.collate` take such rows; `example_from_columns` gives back
+        the `Example`.
+
+        Args:
+            batch: columns of equal length, with what `document_of` reads. All other columns are
+                passed over; remove them, as a conversation may give several rows.
+            max_tokens, date: as in `examples`. Results are kept by `datasets` under these, so pass
+                a date where a chat template prints one.
+            field: the column of the text or the messages; None takes those of `document_of`.
+
+        Returns: a row for each example, by column: `student_ids`, `teacher_ids` (int32),
+            `student_loss_mask`, `teacher_loss_mask` (bool), the alignment's `student_bounds`,
+            `teacher_bounds`, `chunk_kinds` and `byte_counts`, the fingerprint of the `pair`, `part`
+            (0 for the first row of a document), whether it was `cut` at max_tokens, and `left_out`:
+            empty, or why there is no example, in a row without tokens. So rows that cannot be used
+            are counted and named, and never taught: `ColumnExamples(rows).left_out`.
+
+        Raises:
+            OptionError: `max_tokens` is below 2.
+
+        >>> from tokenizers import Tokenizer, models
+        >>> words = {"a": 0, "b": 1, "ab": 2}
+        >>> student = Tokenizer(models.BPE(words, [("a", "b")]))
+        >>> teacher = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+        >>> rows = Pair(student, teacher, cache_dir=False).tokenize({"text": ["aab", " "]})
+        >>> [ids.tolist() for ids in rows["student_ids"]], rows["left_out"]
+        ([[0, 2], []], ['', 'its text is blank'])
+        """
+        return tokenize_columns(
+            batch,
+            self.encoders(date),
+            self.aligner,
+            self.fingerprints,
+            max_tokens=max_tokens,
+            field=field,
+        )
+
     @property
     def sides(self) -> tuple[Side, Side]:
         """Student and teacher."""
@@ -344,6 +396,27 @@ class Pair:
                 f"{str(content['fingerprint'])[:12]}; save the pair again"
             )
         return pair
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes make the same pair from, the same bytes however far this one has
+        come: `datasets` recognizes by them what it has tokenized before."""
+        return {
+            "sides": self.sides,
+            "fingerprint": self.fingerprint,
+            "templates": [getattr(side.tokenizer, "chat_template", None) for side in self.sides],
+            "options": dict(sorted(self.options.items())),
+            "cache_dir": self.cache_dir,
+            "threads": self.threads,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        sides = state["sides"]
+        for side, template in zip(sides, state["templates"], strict=True):
+            if getattr(side.tokenizer, "chat_template", None) != template:
+                cast(Any, side.tokenizer).chat_template = template
+        Pair.__init__(
+            self, *sides, cache_dir=state["cache_dir"], threads=state["threads"], **state["options"]
+        )
 
     def _projection_options(self) -> dict[str, Any]:
         defaults = Projection.build.__kwdefaults__ or {}

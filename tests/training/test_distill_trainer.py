@@ -188,6 +188,62 @@ def test_rows_that_cannot_be_used_are_counted_and_named(folder: Path, tmp_path: 
         make(folder, tmp_path, train_dataset=rows[3:4])
 
 
+def test_rows_of_a_stream_that_cannot_be_used_are_counted_in_the_log(
+    folder: Path, tmp_path: Path
+) -> None:
+    """They would end a long run; where a batch has no other, it counts nothing."""
+    good = [{"text": text} for text in TEXTS[:4]]
+    options = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    rows = Dataset.from_list([*good[:3], {"text": " "}, {"text": None}, {"text": ""}])
+    trainer = make(folder, tmp_path, train_dataset=rows.to_iterable_dataset(), options=options)
+    with pytest.warns(UserWarning, match="a row is left out, and others like it will be"):
+        trainer.train()
+    (found,) = logged(trainer)
+    assert found["rows_left_out"] == 3
+    alone = make(
+        folder, tmp_path, train_dataset=good[:3],
+        options={"max_steps": 1, "per_device_train_batch_size": 3},
+    )  # fmt: skip
+    alone.train()
+    (expected,) = logged(alone)
+    assert "rows_left_out" not in expected
+    for name in ("ce", "kd", "loss", "chunks", "coverage", "grad_norm"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    none = Dataset.from_list([{"body": "a"}] * 200).to_iterable_dataset()
+    trainer = make(folder, tmp_path, train_dataset=none, options={"max_steps": 100})
+    with (
+        pytest.warns(UserWarning, match="a row is left out"),
+        pytest.raises(DataError, match=r"none of the first 100 rows can be used: .*'text'"),
+    ):
+        trainer.train()
+
+
+def test_tokenized_rows_train_as_their_texts_do(folder: Path, tmp_path: Path) -> None:
+    pair = Pair(folder / "student", folder / "teacher")
+    texts = Dataset.from_dict({"text": [*TEXTS, " "]})
+    rows = texts.map(
+        pair.tokenize, batched=True, remove_columns=["text"], fn_kwargs={"max_tokens": 64}
+    )
+    options = {"max_steps": 2, "train_sampling_strategy": "group_by_length"}
+    trained = []
+    for dataset in (rows, TEXTS):
+        if dataset is rows:
+            with pytest.warns(UserWarning, match="1 of 17 rows are left out; the first, row 16"):
+                trainer = make(folder, tmp_path, train_dataset=rows, options=options)
+        else:
+            trainer = make(folder, tmp_path, train_dataset=TEXTS, options=options)
+        trainer.train()
+        trained.append(logged(trainer))
+    for found, expected in zip(*trained, strict=True):
+        assert found["loss"] == expected["loss"]
+        assert found["grad_norm"] == expected["grad_norm"]
+    stream = rows.filter(lambda row: not row["left_out"]).to_iterable_dataset()
+    make(folder, tmp_path, train_dataset=stream, options={"max_steps": 1}).train()
+    both = [str(folder / "teacher"), Teacher(str(folder / "student"), loss="same-vocab-kl")]
+    with pytest.raises(TypeError, match=r"rows of Pair\.tokenize have one teacher; pass texts or"):
+        make(folder, tmp_path, train_dataset=rows, teachers=both)
+
+
 def test_what_trainer_does_works_here(folder: Path, tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -2,6 +2,8 @@
 
 from xtoken.data.align_turns import align_by_turns as align_by_turns
 from xtoken.data.align_turns import turn_end_chunks as turn_end_chunks
+from xtoken.data.columns import ColumnExamples as ColumnExamples
+from xtoken.data.columns import example_from_columns as example_from_columns
 from xtoken.data.completions import Completion as Completion
 from xtoken.data.conversations import Conversation as Conversation
 from xtoken.data.documents import Documents as Documents

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xtoken._extras import needs_extra
 from xtoken.data.documents import Documents, LeftOut, cut_passages
-from xtoken.data.rows import Document, document_of
+from xtoken.data.rows import BlankTextError, Document, document_of, reason_of
 from xtoken.errors import DataError, MissingFileError
 from xtoken.vocab.load import is_hub_name
 
@@ -175,16 +175,11 @@ def _documents(
         try:
             if isinstance(row, DataError):
                 raise row
-            document = document_of(row, field=field, source=source)
+            documents.append(document_of(row, field=field, source=source))
         except DataError as error:
-            if strict:
+            if strict and not isinstance(error, BlankTextError):
                 raise
-            left_out.append(LeftOut(source, str(error).removeprefix(source).lstrip(": ")))
-            continue
-        if isinstance(document, str) and not document.strip():
-            left_out.append(LeftOut(source, "its text is blank"))
-        else:
-            documents.append(document)
+            left_out.append(LeftOut(source, reason_of(error, source)))
     return Documents(documents, left_out)
 
 

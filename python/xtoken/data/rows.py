@@ -22,6 +22,10 @@ _SPEAKERS = {
 }  # fmt: skip
 
 
+class BlankTextError(DataError):
+    """A text is blank: there is nothing to learn."""
+
+
 def document_of(row: Mapping[str, Any], *, field: str | None = None, source: str) -> Document:
     """The document in a row.
 
@@ -35,7 +39,8 @@ def document_of(row: Mapping[str, Any], *, field: str | None = None, source: str
         source: where the row was read, for messages.
 
     Raises:
-        DataError: the row holds nothing of the kind, or something that cannot be used.
+        DataError: the row holds nothing of the kind, or something that cannot be used; a
+            `BlankTextError` where its text is blank.
 
     >>> document_of({"prompt": "2 + 2 = ", "completion": "4"}, source="row 0").completion
     '4'
@@ -69,6 +74,7 @@ def _of_field(row: Mapping[str, Any], field: str, source: str, remedy: str) -> D
     found = row.get(field)
     if isinstance(found, str):
         check_text(found, f"{source}: field {field!r}")
+        check_not_blank(found, source)
         return found
     if isinstance(found, list | tuple) or field in ("messages", "conversations"):
         return _conversation(found, row, source)
@@ -159,3 +165,16 @@ def check_text(text: str, place: str) -> None:
     fault = half_character(text)
     if fault is not None:
         raise DataError(f"{place} {fault}")
+
+
+def check_not_blank(text: str, source: str) -> None:
+    """Refuse a text of white space alone."""
+    if not text.strip():
+        raise BlankTextError(f"{source}: its text is blank; leave it out")
+
+
+def reason_of(error: DataError, source: str) -> str:
+    """Why the row at `source` cannot be used, without the place, which stands beside it."""
+    if isinstance(error, BlankTextError):
+        return "its text is blank"
+    return str(error).removeprefix(source).lstrip(": ")

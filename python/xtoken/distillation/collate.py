@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xtoken._checks import check_choice, check_number
 from xtoken.align import AlignmentBatch
+from xtoken.data.columns import example_from_columns
 from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
 from xtoken.errors import DataError, OptionError
@@ -59,14 +60,22 @@ class DistillCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.pair = pair
 
-    def __call__(self, examples: Sequence[Example]) -> Batch:
+    def __call__(self, rows: Sequence[Example | Mapping[str, Any]]) -> Batch:
         """The padded batch.
 
+        Args:
+            rows: examples, or rows of `Pair.tokenize`.
+
         Raises:
-            DataError: there is no example.
+            DataError: there is no example, or one of the rows was left out.
+            PairError: a row is of another pair.
         """
-        if not examples:
+        if not rows:
             raise DataError("a batch of 0 examples cannot be padded; give at least one")
+        examples = [
+            row if isinstance(row, Example) else example_from_columns(row, self.pair)
+            for row in rows
+        ]
         student = self._pad(
             [example.student_ids for example in examples],
             [example.student_loss_mask for example in examples],

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xtoken.data.columns import example_from_columns, is_tokenized
 from xtoken.data.completions import Completion
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example, Made, encode_documents
-from xtoken.data.rows import Document, document_of
+from xtoken.data.rows import Document, check_not_blank, document_of
 from xtoken.errors import ArgumentTypeError, DataError
 from xtoken.pair import Pair
 
 Item = Document | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """What `collate` takes: a text, a completion or a conversation (also as a row or a list of
-messages), or an example."""
+messages), an example, or a row of `Pair.tokenize`."""
 
 
 def examples_together(
@@ -34,10 +35,14 @@ def examples_together(
         raise ArgumentTypeError(
             f"items is a {type(items).__name__}; pass a list of texts, conversations or examples"
         )
+    items = [
+        example_from_columns(item, pairs[0].fingerprints) if is_tokenized(item) else item
+        for item in items
+    ]
     if len(pairs) > 1 and any(isinstance(item, Example) for item in items):
         raise ArgumentTypeError(
-            "an Example has one teacher; pass texts or conversations, of which each of the "
-            f"{len(pairs)} teachers gets an example"
+            "an Example, or a row of Pair.tokenize, has one teacher; pass texts or conversations, "
+            f"of which each of the {len(pairs)} teachers gets an example"
         )
     documents = [
         as_document(item, f"items[{index}]")
@@ -85,7 +90,10 @@ def as_document(item: object, source: str) -> Document:
         ArgumentTypeError: it is none.
         DataError: it cannot be used.
     """
-    if isinstance(item, str | Conversation | Completion):
+    if isinstance(item, str):
+        check_not_blank(item, source)
+        return item
+    if isinstance(item, Conversation | Completion):
         return item
     if isinstance(item, Mapping):
         return document_of(item, source=source)

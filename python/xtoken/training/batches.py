@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from xtoken.align import Coverage
 from xtoken.data.examples import Example
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator
-from xtoken.errors import ArgumentTypeError, DataError
+from xtoken.errors import DataError
 from xtoken.training.teaching import AnyBatch, Teaching
 
 TEACHER_SIDE = "teacher_side"
@@ -20,6 +24,9 @@ TEACHER_SIDE = "teacher_side"
 
 EXAMPLES = "examples"
 """The key of an example per teacher in a row of a prepared dataset."""
+
+BATCH_ROWS = "batch_rows"
+"""The key of the rows that a micro-batch was made of."""
 
 IGNORED = -100
 
@@ -33,7 +40,14 @@ def split(inputs: Any) -> tuple[Any, AnyBatch | None]:
     side = inputs.get(TEACHER_SIDE)
     if side is None:
         return inputs, None
-    return {name: value for name, value in inputs.items() if name != TEACHER_SIDE}, side
+    own = (TEACHER_SIDE, BATCH_ROWS)
+    return {name: value for name, value in inputs.items() if name not in own}, side
+
+
+def rows_of(inputs: Any) -> BatchRows:
+    """What a micro-batch was made of, where its collator says so."""
+    found = inputs.get(BATCH_ROWS) if isinstance(inputs, Mapping) else None
+    return found if isinstance(found, BatchRows) else BatchRows()
 
 
 def labels_of(batch: AnyBatch) -> Tensor:
@@ -42,68 +56,114 @@ def labels_of(batch: AnyBatch) -> Tensor:
     return torch.where(first.student_loss_mask, first.student_ids, IGNORED)
 
 
-class ExampleRows(torch.utils.data.Dataset[Row]):
-    """Prepared examples as rows: `input_ids` of the student, and an example per teacher.
+@dataclass(frozen=True)
+class BatchRows:
+    """What a micro-batch was made of.
 
-    The Trainer reads lengths off `input_ids` where it groups by length.
+    Attributes:
+        examples: with each teacher, where they are kept (see `ExampleCollator.keep`).
+        left_out: number of rows that could not be used.
     """
 
-    def __init__(self, examples: Sequence[tuple[Example, ...]]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Row:
-        each = self._examples[index]
-        return {"input_ids": each[0].student_ids, EXAMPLES: each}
-
-    def of_first(self) -> list[Example]:
-        """The examples with the first teacher."""
-        return [each[0] for each in self._examples]
+    examples: tuple[tuple[Example, ...], ...] = ()
+    left_out: int = 0
 
 
 class ExampleCollator:
     """Pads rows of examples, or texts and conversations as they come, to the inputs of a step.
 
+    A row that cannot be used is left out: the first is named in a warning, all are counted in the
+    inputs, and where nothing else is in the batch it holds two tokens without a loss. None of the
+    first hundred rows may be so.
+
     Args:
         teaching: makes examples of texts.
         collators: one per teacher, in place of the distillers' own.
+        keep: whether the examples stay beside the inputs.
     """
 
     def __init__(
-        self, teaching: Teaching, collators: Sequence[DistillCollator] | None = None
+        self,
+        teaching: Teaching,
+        collators: Sequence[DistillCollator] | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self._teaching = teaching
         self._collators = collators or [member.collator for member in teaching.members]
+        self.keep = keep
+        self._used = self._left_out = 0
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """The padded inputs.
 
         Raises:
-            DataError: a row cannot be used; the message says why.
+            DataError: there is no row, or none of the first hundred can be used.
+            PairError: a tokenized row is of another pair.
         """
-        examples = [each for row in rows for each in self.examples(row)]
-        if not examples:
+        if not rows:
             raise DataError("a batch of 0 examples cannot be padded; give at least one")
+        examples: list[tuple[Example, ...]] = []
+        left_out = 0
+        for row in rows:
+            try:
+                examples += self.examples(row)
+            except DataError as error:
+                left_out += 1
+                self._warn(row, str(error))
+        self._used += len(rows) - left_out
+        kept = BatchRows(tuple(examples) if self.keep else (), left_out)
+        batch = self.batch(examples) if examples else self._blank()
+        return {
+            **batch.student, "labels": labels_of(batch), TEACHER_SIDE: batch, BATCH_ROWS: kept
+        }  # fmt: skip
+
+    def batch(self, examples: Sequence[tuple[Example, ...]]) -> AnyBatch:
+        """The padded batch of examples with each teacher."""
         parts = [
             member.prepared(collator([each[index] for each in examples]))
             for index, (member, collator) in enumerate(
                 zip(self._teaching.members, self._collators, strict=True)
             )
         ]
-        batch: AnyBatch = parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
-        return {**batch.student, "labels": labels_of(batch), TEACHER_SIDE: batch}
+        return parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
 
     def examples(self, row: Any) -> list[tuple[Example, ...]]:
-        """What a row is for each teacher: one entry, or several where a template asks for it."""
+        """What a row is for each teacher: one entry, or several where a template asks for it.
+
+        Raises:
+            DataError: it cannot be used; the message says why.
+        """
         if isinstance(row, Mapping) and EXAMPLES in row:
             return [row[EXAMPLES]]
-        if isinstance(row, Example):
-            if len(self._collators) > 1:
-                raise ArgumentTypeError(
-                    "an Example has one teacher; pass texts or conversations, of which each "
-                    f"of the {len(self._collators)} teachers gets an example"
-                )
-            return [(row,)]
         return self._teaching.examples(row)
+
+    def _warn(self, row: Any, reason: str) -> None:
+        self._left_out += 1
+        if self._left_out >= 100 and not self._used:
+            raise DataError(f"none of the first {self._left_out} rows can be used: {reason}")
+        if self._left_out == 1:
+            shown = repr(row)
+            shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+            warnings.warn(
+                f"a row is left out, and others like it will be (rows_left_out in the log counts "
+                f"them): {reason}; it is {shown}",
+                stacklevel=3,
+            )
+
+    def _blank(self) -> AnyBatch:
+        """Two tokens on each side, of which nothing counts."""
+        nothing = np.zeros(2, dtype=np.bool_)
+        examples = []
+        for member, collator in zip(self._teaching.members, self._collators, strict=True):
+            student, teacher = (
+                np.full(2, pad, dtype=np.int64)
+                for pad in (collator.student_pad_id, collator.teacher_pad_id)
+            )
+            alignment = member.pair.aligner.align(student, teacher)
+            examples.append(Example(student, teacher, nothing, nothing, alignment))
+        batch = self.batch([tuple(examples)])
+        uncovered = Coverage(*[0] * len(fields(Coverage)))
+        if isinstance(batch, MultiBatch):
+            return MultiBatch(tuple(replace(each, coverage=uncovered) for each in batch.batches))
+        return replace(batch, coverage=uncovered)

@@ -28,7 +28,7 @@ from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers.forward import check_positions
-from xtoken.training.batches import IGNORED, split
+from xtoken.training.batches import IGNORED, rows_of, split
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
 from xtoken.training.teacher_side import (
@@ -101,6 +101,8 @@ class DistillMixin(_Base):
         # Sums over the optimizer steps since the last log, and how many steps they are.
         self._step_metrics: dict[str, float] = {}
         self._steps_in_window = 0
+        # Of this process since training began, of streams alone: else it is said beforehand.
+        self._rows_left_out = 0
         # Weight of the distillation loss in this step; None while it is still to be found, from
         # the micro-batches below or, where there are none, from the one that is the whole step.
         self._kd_scale: float | None = None
@@ -146,6 +148,7 @@ class DistillMixin(_Base):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         sides = [side for side in (split(batch)[1] for batch in batches) if side is not None]
         self._totals, self._to_balance = None, []
+        self._rows_left_out += sum(rows_of(batch).left_out for batch in batches)
         if not sides:
             return batches, items
         self._steps_in_window += 1
@@ -458,15 +461,19 @@ class DistillMixin(_Base):
     def _window(self) -> dict[str, float]:
         """The metrics of the steps since the last log: means over them, over all processes."""
         names = list(self._step_metrics)
-        values = torch.tensor([self._step_metrics[name] for name in names], dtype=torch.float64)
+        found = [self._step_metrics[name] for name in names]
+        values = torch.tensor([*found, self._rows_left_out], dtype=torch.float64)
         steps = max(self._steps_in_window, 1)
         # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
         # their mean per step.
-        sums = dict(zip(names, self._over_processes(values), strict=True))
+        *shares, left_out = self._over_processes(values)
+        sums = dict(zip(names, shares, strict=True))
         exact, aligned = (sums.pop(name, 0.0) for name in ("_exact_tokens", "_aligned_tokens"))
         means = {name: value / steps for name, value in sums.items()}
         if aligned:
             means["coverage"] = exact / aligned
+        if left_out:
+            means["rows_left_out"] = left_out
         scales = self._kd_scales or [0.0]  # the same in every process
         self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
         return means | {"kd_scale": sum(scales) / len(scales)}

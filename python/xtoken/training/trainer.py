@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -17,15 +16,15 @@ from transformers import (
     TrainerCallback,
 )
 
-from xtoken.data.examples import Example, ExampleSet
 from xtoken.distillation.collate import DistillCollator
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.training.arguments import DistillArguments
-from xtoken.training.batches import ExampleCollator, ExampleRows
+from xtoken.training.batches import ExampleCollator
 from xtoken.training.evaluate import HeldOutEvaluator
 from xtoken.training.mixin import DistillMixin
-from xtoken.training.teaching import AnyTeacher, Teaching
+from xtoken.training.rows import ExampleRows, prepare_rows
+from xtoken.training.teaching import AnyTeacher
 
 
 class DistillTrainer(DistillMixin, Trainer):
@@ -46,9 +45,10 @@ class DistillTrainer(DistillMixin, Trainer):
         model: the student, a causal language model.
         args: Trainer's and ours; None for the defaults.
         teachers: see `DistillMixin`.
-        train_dataset, eval_dataset: texts, conversations or rows with `text` or `messages`, as a
-            list, a `datasets.Dataset` or (unless they are to be evaluated on) a stream; or
-            examples made before, an `ExampleSet`. What cannot be used is left out with a warning.
+        train_dataset, eval_dataset: texts, conversations or rows (see `document_of`), as a list, a
+            `datasets.Dataset` or (unless they are to be evaluated on) a stream; or what was
+            tokenized before: rows of `Pair.tokenize`, which stay on disk, or an `ExampleSet`. What
+            cannot be used is left out with a warning.
         processing_class: the student's tokenizer, or the `Pair` of all teachers that name none.
         data_collator: a `DistillCollator`, or one that makes the teachers' side itself.
         compute_metrics, callbacks, optimizers, more: as `Trainer`.
@@ -194,34 +194,3 @@ class DistillTrainer(DistillMixin, Trainer):
 def _unset_collator(rows: list[Any]) -> Any:
     """Stands in until the teachers are known."""
     raise NotImplementedError
-
-
-def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
-    """A dataset as examples with each teacher; a stream is left as it is, for the collator.
-
-    Raises:
-        DataError: no row can be used.
-    """
-    if isinstance(dataset, ExampleRows):
-        return dataset
-    if not hasattr(dataset, "__len__"):
-        return dataset
-    rows = dataset.examples if isinstance(dataset, ExampleSet) else dataset
-    examples: list[tuple[Example, ...]] = []
-    unusable: list[tuple[int, str]] = []
-    collator = ExampleCollator(teaching)
-    for index in range(len(rows)):
-        try:
-            examples += collator.examples(rows[index])
-        except DataError as error:
-            unusable.append((index, str(error)))
-    if not examples:
-        reason = unusable[0][1] if unusable else "it is empty"
-        raise DataError(f"none of the {len(rows)} rows can be used: {reason}")
-    if unusable:
-        index, reason = unusable[0]
-        warnings.warn(
-            f"{len(unusable)} of {len(rows)} rows are left out; the first, row {index}: {reason}",
-            stacklevel=3,
-        )
-    return ExampleRows(examples)

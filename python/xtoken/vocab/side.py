@@ -46,6 +46,10 @@ class Side:
         if vocab is not None:
             self.vocab = vocab
 
+    def __getstate__(self) -> dict[str, object]:
+        """What it was made from: the rest is read again."""
+        return {"name": self.name, "source": self.source, "_label": self._label}
+
     @property
     def is_path(self) -> bool:
         """Whether the source names a place to read from, rather than being a tokenizer."""

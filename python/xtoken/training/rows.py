@@ -1,0 +1,130 @@
+"""Datasets as examples with each teacher, made before training begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import torch
+
+from xtoken.data.columns import COLUMNS, ColumnExamples
+from xtoken.data.examples import BATCH, Example, ExampleSet, Made
+from xtoken.data.rows import Document, reason_of
+from xtoken.distillation.items import as_document, encode_for
+from xtoken.errors import ArgumentTypeError, DataError
+from xtoken.training.batches import EXAMPLES, Row
+from xtoken.training.teaching import Teaching
+
+# A warning names so many rows.
+_NAMED = 3
+
+
+class ExampleRows(torch.utils.data.Dataset[Row]):
+    """Prepared examples as rows: `input_ids` of the student, and an example per teacher.
+
+    The Trainer reads lengths off `input_ids` where it groups by length.
+    """
+
+    def __init__(self, examples: Sequence[tuple[Example, ...]]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Row:
+        each = self._examples[index]
+        return {"input_ids": each[0].student_ids, EXAMPLES: each}
+
+    def of_first(self) -> list[Example]:
+        """The examples with the first teacher."""
+        return [each[0] for each in self._examples]
+
+
+class _OfOneTeacher(Sequence[tuple[Example, ...]]):
+    """Examples that are read as they are asked for, in entries of one teacher."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Example, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Example, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[Example, ...] | list[tuple[Example, ...]]:
+        if isinstance(index, slice):
+            return [(each,) for each in self._examples[index]]
+        return (self._examples[index],)
+
+
+def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
+    """A dataset as examples with each teacher.
+
+    A stream is left as it is, for the collator; rows of `Pair.tokenize` stay where they are and are
+    read as they are asked for. Rows that cannot be used are left out, with a warning.
+
+    Raises:
+        DataError: no row can be used.
+        ArgumentTypeError: tokenized rows, which have one teacher, for several.
+        PairError: tokenized rows are of another pair.
+    """
+    if isinstance(dataset, ExampleRows) or not hasattr(dataset, "__len__"):
+        return dataset
+    if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
+        dataset = ColumnExamples(dataset, teaching.first.pair.fingerprints)
+    if isinstance(dataset, ColumnExamples | ExampleSet):
+        if len(teaching.members) > 1:
+            raise ArgumentTypeError(
+                "examples and rows of Pair.tokenize have one teacher; pass texts or conversations, "
+                f"of which each of the {len(teaching.members)} teachers gets an example"
+            )
+        if isinstance(dataset, ColumnExamples) and dataset.left_out:
+            named = [f"{each.source}: {each.reason}" for each in dataset.left_out[:_NAMED]]
+            _warn(len(dataset.left_out), len(dataset.left_out) + len(dataset), named)
+        found = dataset if isinstance(dataset, ColumnExamples) else dataset.examples
+        return ExampleRows(_OfOneTeacher(found))
+    examples: list[tuple[Example, ...]] = []
+    unusable: list[str] = []
+    for start in range(0, len(dataset), BATCH):
+        rows = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
+        for index, made in enumerate(_made(rows, teaching), start):
+            examples += made.examples
+            unusable += [f"row {index}: {reason}" for reason in made.reasons]
+    if not examples:
+        reason = unusable[0].partition(": ")[2] if unusable else "it is empty"
+        raise DataError(f"none of the {len(dataset)} rows can be used: {reason}")
+    if unusable:
+        _warn(len(unusable), len(dataset), unusable[:_NAMED])
+    return ExampleRows(examples)
+
+
+def _warn(count: int, total: int, named: Sequence[str]) -> None:
+    warnings.warn(
+        f"{count} of {total} rows are left out; the first, {'; '.join(named)}", stacklevel=4
+    )
+
+
+def _made(rows: Sequence[Any], teaching: Teaching) -> list[Made]:
+    """What becomes of each row."""
+    made: list[Made] = []
+    documents: list[Document] = []
+    places: list[int] = []
+    for index, row in enumerate(rows):
+        if isinstance(row, Mapping) and EXAMPLES in row:
+            made.append(Made([row[EXAMPLES]], 0, []))
+        elif isinstance(row, Example):
+            made.append(Made(teaching.examples(row), 0, []))
+        else:
+            made.append(Made([], 0, []))
+            try:
+                documents.append(as_document(row, "row"))
+                places.append(index)
+            except DataError as error:
+                made[-1].reasons.append(reason_of(error, "row"))
+    encoded = encode_for(documents, teaching.pairs, teaching.max_tokens, strict=False)
+    for index, found in zip(places, encoded, strict=True):
+        made[index] = found
+    return made
