@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xtoken import Aligner, Alignment, ChunkKind, Projection
 from xtoken.losses import LOSSES, CommonSet, LossInputs, LossOptions, LossOutput, PairParts
+from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.projection import SparseProjection
 
@@ -42,13 +43,23 @@ def common_set(student_ids, teacher_ids) -> CommonSet:
     return CommonSet(torch.tensor(student_ids), torch.tensor(teacher_ids))
 
 
-def pair_of(projection: SparseProjection) -> PairParts:
-    """W with the common sets that the laws over all losses use."""
+def pair_of(projection: SparseProjection, byte_prefixes: BytePrefixes | None = None) -> PairParts:
+    """W with the common sets and the bytes that the laws over all losses use."""
     ids = [i for i in (1, 4, 6, 9) if i < min(projection.shape)]
     common = common_set(ids, ids)
     return PairParts(
-        projection.shape, projection=projection, strict_common=common, relaxed_common=common
-    )
+        projection.shape, projection=projection, strict_common=common, relaxed_common=common,
+        byte_prefixes=byte_prefixes or BytePrefixes(*some_bytes(*projection.shape)),
+    )  # fmt: skip
+
+
+def some_bytes(v_s: int, v_t: int) -> tuple[list[bytes], list[bytes]]:
+    """Bytes of two vocabularies: the student's are letters; of the teacher's, half are two letters
+    where the sizes differ, and the same where they do not."""
+    student = [bytes([48 + i]) for i in range(v_s)]
+    letters = v_t if v_s == v_t else v_t // 2
+    pairs = [bytes([48 + i, 48 + i * 3 % 5]) for i in range(v_t - letters)]
+    return student, [bytes([48 + i]) for i in range(letters)] + pairs
 
 
 @dataclass
@@ -163,6 +174,13 @@ def real_pair() -> tuple[Tokenizer, Tokenizer, SparseProjection]:
     return student, teacher, SparseProjection.from_projection(matrix)
 
 
+@functools.cache
+def real_bytes() -> BytePrefixes:
+    """What the tokens of `real_pair` begin with."""
+    sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
+    return BytePrefixes.from_projection(Projection.build(*sides, cache_dir=False))
+
+
 def real_case(
     seed: int = 0,
     *,
@@ -199,7 +217,8 @@ def real_case(
     return Case(
         sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments,
         all_chunks, all_chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2],
-        pair_of(projection), PairParts((min(projection.shape),) * 2), *projection.shape,
+        pair_of(projection, real_bytes()), PairParts((min(projection.shape),) * 2),
+        *projection.shape,
     )  # fmt: skip
 
 
@@ -272,9 +291,12 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
     def same_vocab_kl(case: Case, **given: object) -> LossOutput:
         return case.loss("same-vocab-kl", pair=case.shared, **given)
 
-    def alm(case: Case, **given: object) -> LossOutput:
-        ids = {"student_ids": case.student_ids, "teacher_ids": case.teacher_ids}
-        return case.loss("alm", **ids, **given)
+    def with_ids(name: str) -> Callable[..., LossOutput]:
+        def call(case: Case, **given: object) -> LossOutput:
+            ids = {"student_ids": case.student_ids, "teacher_ids": case.teacher_ids}
+            return case.loss(name, **ids, **given)
+
+        return call
 
     return {
         "p_kl": loss("p-kl"),
@@ -284,5 +306,6 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
         "gold": loss("gold"),
         "uld": loss("uld"),
         "same_vocab_kl": same_vocab_kl,
-        "alm": alm,
+        "alm": with_ids("alm"),
+        "bpm": with_ids("bpm"),
     }

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from byte_cases import make_byte_case
 from loss_cases import Case, make_case
 from prefix_cases import make_prefix_case
 from torch import Tensor
@@ -28,6 +29,7 @@ from xtoken.losses import (
     TeacherTopK,
     cross_entropy,
 )
+from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.engine.student_rows import LogitRows
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes, prepare_prefixes
 from xtoken.tensors.host import blind
@@ -43,9 +45,12 @@ def stored(case: Case) -> Case:
     return replace(case, teacher_logits=best)
 
 
-def prepared(loss: str, case: Case, options: LossOptions) -> PreparedPrefixes | None:
+def prepared(loss: str, case: Case, options: LossOptions) -> PreparedPrefixes | Prepared | None:
     """What collation makes of the batch on the CPU."""
     assert case.usable.host.predicted
+    prepare = LOSSES[loss].prepare
+    if prepare is not None:
+        return prepare(case.pair, case.usable, case.student_ids, case.teacher_ids)
     if loss != "prefix-kl":
         return None
     return prepare_prefixes(
@@ -57,7 +62,7 @@ def prepared(loss: str, case: Case, options: LossOptions) -> PreparedPrefixes | 
 def run(
     loss: str,
     case: Case,
-    prefixes: PreparedPrefixes | None,
+    made: PreparedPrefixes | Prepared | None,
     options: LossOptions,
     move: Move,
     head: bool,
@@ -78,7 +83,9 @@ def run(
         student = LmHead(leaf, move(eye), scale=0.5, softcap=9.0)
     inputs = LossInputs(
         student, teacher, case.usable.mapped(move), move(case.student_ids),
-        move(case.teacher_ids), prefixes=None if prefixes is None else prefixes.mapped(move),
+        move(case.teacher_ids),
+        prefixes=made.mapped(move) if isinstance(made, PreparedPrefixes) else None,
+        prepared=made.mapped(move) if isinstance(made, Prepared) else None,
     )  # fmt: skip
     return LOSSES[loss].function(inputs, moved_pair(case.pair, move), options), leaf
 
@@ -126,6 +133,11 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "alm": ("alm", {}),
     "alm, in blocks": ("alm", {"block_size": 2}),
     "alm stored": ("alm", {"stored": True}),
+    "bpm": ("bpm", {}),
+    "bpm, in blocks": ("bpm", {"block_size": 2, "mask_spaces": False}),
+    "bpm jsd": ("bpm", {"direction": "jsd", "temperature": 2.0}),
+    "bpm stored": ("bpm", {"stored": True}),
+    "bpm head": ("bpm", {"head": True}),
     "prefix_kl": ("prefix-kl", {}),
     "prefix_kl, in blocks": ("prefix-kl", {"block_size": 3}),
     "prefix_kl reverse": ("prefix-kl", {"direction": "reverse"}),
@@ -146,6 +158,8 @@ def made(name: str, **given: object) -> tuple[str, Case, LossOptions, bool]:
     if loss == "prefix-kl":
         found = make_prefix_case(3, chunks=12, **given)
         case = replace(found.batch, pair=found.pair)
+    elif LOSSES[loss].prepare is not None:
+        case = make_byte_case(3, **given).batch
     else:
         case = make_case(3, **given)
     if loss == "same-vocab-kl":

@@ -19,6 +19,7 @@ NAMES = {
     "strict_common": ["strict_common"],
     "relaxed_common": ["relaxed_common"],
     "targets": ["targets"],
+    "byte_prefixes": ["byte_prefixes"],
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xtoken.align import Coverage
+from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -32,8 +33,9 @@ class Batch:
         pair: the pair that made the batch; None where it is not known.
         counted: [N] int64, the flat positions that predict the tokens of `student_loss_mask`.
         prefixes: what prefix KL looks up in the tries; None where the loss is another.
+        prepared: what another loss makes of the ids; None where it reads none.
 
-    The last two are made on the CPU, so that no loss waits for a GPU to ask it for them.
+    The last three are made on the CPU, so that no loss waits for a GPU to ask it for them.
     """
 
     student: dict[str, Tensor]
@@ -46,6 +48,7 @@ class Batch:
     pair: PairFingerprint | None = None
     counted: Tensor | None = None
     prefixes: PreparedPrefixes | None = None
+    prepared: Prepared | None = None
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -86,7 +89,7 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
-            if isinstance(value, ChunkBatch | PreparedPrefixes):
+            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared):
                 return value.to(device, non_blocking=non_blocking)
             return value
 
@@ -100,7 +103,7 @@ class Batch:
                 return value.pin_memory()
             if isinstance(value, dict):
                 return {name: pinned(part) for name, part in value.items()}
-            if isinstance(value, ChunkBatch | PreparedPrefixes):
+            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared):
                 return value.pin_memory()
             return value
 

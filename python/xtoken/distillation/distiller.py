@@ -262,6 +262,9 @@ class Distiller(nn.Module):
     def prepared(self, batch: Batch) -> Batch:
         """The batch with what the loss would otherwise ask a GPU for; for a batch on the CPU that
         `collate` did not make."""
+        if self.spec is not None and self.spec.prepare is not None and self.needs_teacher:
+            made = self.spec.prepare(self.parts, batch.chunks, batch.student_ids, batch.teacher_ids)
+            return replace(batch, prepared=made)
         student, teacher = self._tries
         if student is None or not self.needs_teacher or self.options.max_depth == 0:
             return batch
@@ -356,6 +359,9 @@ class Distiller(nn.Module):
         assert parts is not None
         prefixes = batch.prefixes
         usable = parts is self.parts and prefixes is not None and prefixes.belong_to(batch.chunks)
+        prepared = batch.prepared if parts is self.parts else None
+        if prepared is not None and prepared.chunks is not batch.chunks.host:
+            prepared = None
         inputs = LossInputs(
             student,
             teacher,
@@ -364,6 +370,7 @@ class Distiller(nn.Module):
             teacher_ids=batch.teacher_ids,
             normalizer=max(chunks, 1.0),
             prefixes=prefixes if usable else None,
+            prepared=prepared,
         )
         return TeacherTerm(self.spec.name, inputs, parts, self.options)
 

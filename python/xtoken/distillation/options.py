@@ -12,7 +12,17 @@ from xtoken.losses.inputs import Scope
 from xtoken.losses.registry import LossName
 
 DistillLossName = Literal[
-    "prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl", "ce", "auto"
+    "prefix-kl",
+    "p-kl",
+    "exact-kl",
+    "h-kl",
+    "gold",
+    "uld",
+    "alm",
+    "bpm",
+    "same-vocab-kl",
+    "ce",
+    "auto",
 ]
 """A loss of the library; `ce` is cross-entropy alone, `auto` what the pair's audit recommends."""
 
@@ -41,6 +51,7 @@ class LossFields(TypedDict, total=False):
     carry_levels: int
     sure: bool
     chain_rule: bool
+    mask_spaces: bool
     full_metrics: bool
     block_size: int | None
 

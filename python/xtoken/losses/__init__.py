@@ -4,6 +4,7 @@
 """
 
 from xtoken.losses.alm import alm as alm
+from xtoken.losses.bpm.loss import bpm as bpm
 from xtoken.losses.cross_entropy import cross_entropy as cross_entropy
 from xtoken.losses.engine.lm_head import LmHead as LmHead
 from xtoken.losses.engine.shared_gradient import SharedLogits as SharedLogits

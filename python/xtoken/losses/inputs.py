@@ -12,6 +12,7 @@ from xtoken._checks import check_choice, check_flag, check_number, expect
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
+from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.engine.student_input import Student, check_student
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
 from xtoken.tensors.chunks import ChunkBatch
@@ -41,6 +42,7 @@ class LossInputs:
         targets: exact targets of these chunks, where they were made before; read by exact-kl alone.
         prefixes: of prefix KL, from `prepare_prefixes` on the batch while it was on the CPU. Where
             None they are made in the loss, which on another device waits for the ids.
+        prepared: the same of the other losses that look the ids up, from `LossSpec.prepare`.
 
     Raises:
         ArgumentTypeError: a value of another class; the message says which call makes it.
@@ -62,6 +64,7 @@ class LossInputs:
     chunk_weights: Tensor | None = None
     targets: TargetBatch | None = None
     prefixes: PreparedPrefixes | None = None
+    prepared: Prepared | None = None
 
     def __post_init__(self) -> None:
         check_student(self.student)
@@ -77,6 +80,8 @@ class LossInputs:
                     raise ShapeError(f"{name} is {ids.dtype}, expected torch.int64")
         if self.targets is not None:
             expect(self.targets, TargetBatch, "targets", "pass TargetBatch.from_targets(...)")
+        if self.prepared is not None:
+            expect(self.prepared, Prepared, "prepared", "pass what the loss's spec prepares")
         if self.chunk_weights is not None:
             expect(
                 self.chunk_weights, Tensor, "chunk_weights", "pass a float tensor, one per chunk"
@@ -123,6 +128,7 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
+        mask_spaces: whether bpm leaves out positions whose token is spaces and tabs alone.
         full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows
             where the loss needs only some columns, `empty_row_mass`.
         block_size: chunks worked on at a time; None chooses by cache size.
@@ -158,6 +164,7 @@ class LossOptions:
     carry_levels: int = 1
     sure: bool = False
     chain_rule: bool = True
+    mask_spaces: bool = True
     full_metrics: bool = False
     block_size: int | None = None
 
@@ -196,6 +203,7 @@ class LossOptions:
             raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
         for name in (
             "end", "mirror", "full_metrics", "cells", "consistent", "sure", "chain_rule",
+            "mask_spaces",
         ):  # fmt: skip
             check_flag(name, getattr(self, name))
         if self.block_size is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xtoken.errors import OptionError
 from xtoken.losses.alm import SPEC as ALM
+from xtoken.losses.bpm.loss import SPEC as BPM
 from xtoken.losses.engine.loss_spec import LossFunction as LossFunction
 from xtoken.losses.engine.loss_spec import LossSpec as LossSpec
 from xtoken.losses.exact_kl.loss import SPEC as EXACT_KL
@@ -16,7 +17,8 @@ from xtoken.losses.same_vocab_kl import SPEC as SAME_VOCAB_KL
 from xtoken.tensors.pair_parts import LossName as LossName
 
 LOSSES: dict[LossName, LossSpec] = {
-    spec.name: spec for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, SAME_VOCAB_KL)
+    spec.name: spec
+    for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, SAME_VOCAB_KL)
 }
 
 

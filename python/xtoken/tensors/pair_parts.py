@@ -12,14 +12,17 @@ from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
 from xtoken.targets import TargetBuilder
+from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
-Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets"]
-LossName = Literal["prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "same-vocab-kl"]
+Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets", "byte_prefixes"]
+LossName = Literal[
+    "prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "bpm", "same-vocab-kl"
+]
 
 # What each loss reads of a pair, beside the sizes of its vocabularies.
 PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
@@ -30,6 +33,7 @@ PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "gold": frozenset({"strict_common"}),
     "uld": frozenset(),
     "alm": frozenset(),
+    "bpm": frozenset({"byte_prefixes"}),
     "same-vocab-kl": frozenset(),
 }
 
@@ -107,6 +111,7 @@ class PairParts(nn.Module):
         student_stop_fold: the student's that claim a teacher token of a preferred one, for the
             losses with one-to-one pairs.
         targets: the builder of exact targets, for exact-kl; it stays on the CPU.
+        byte_prefixes: what each teacher token begins with, for bpm.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -122,6 +127,7 @@ class PairParts(nn.Module):
     stop_fold: StopFold | None
     student_stop_fold: StopFold | None
     targets: TargetBuilder | None
+    byte_prefixes: BytePrefixes | None
 
     def __init__(
         self,
@@ -135,6 +141,7 @@ class PairParts(nn.Module):
         stop_fold: StopFold | None = None,
         student_stop_fold: StopFold | None = None,
         targets: TargetBuilder | None = None,
+        byte_prefixes: BytePrefixes | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -146,6 +153,7 @@ class PairParts(nn.Module):
             ArgumentTypeError: a part is of another class.
             PairError: the parts are of several pairs.
             TokenIdError: a common set is outside the vocabularies.
+            ShapeError: tables over bytes are of other sizes.
         """
         super().__init__()
         self.sizes = _checked_sizes(sizes)
@@ -157,6 +165,7 @@ class PairParts(nn.Module):
             ("strict_common", strict_common, CommonSet),
             ("relaxed_common", relaxed_common, CommonSet),
             ("targets", targets, TargetBuilder),
+            ("byte_prefixes", byte_prefixes, BytePrefixes),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -185,6 +194,8 @@ class PairParts(nn.Module):
         for common in (strict_common, relaxed_common):
             if common is not None:
                 common.check_sizes(self.sizes)
+        if byte_prefixes is not None:
+            byte_prefixes.check_sizes(self.sizes)
         self.fingerprint = _common_fingerprint(known)
         self.stop_fold = stop_fold
         self.student_stop_fold = student_stop_fold
@@ -206,7 +217,7 @@ class PairParts(nn.Module):
         Args:
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
-                "relaxed_common", "targets".
+                "relaxed_common", "targets", "byte_prefixes".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -242,6 +253,9 @@ class PairParts(nn.Module):
             stop_fold=_stop_fold(projection),
             student_stop_fold=_student_stop_fold(projection),
             targets=TargetBuilder(projection) if "targets" in parts else None,
+            byte_prefixes=BytePrefixes.from_projection(projection)
+            if "byte_prefixes" in parts
+            else None,
             fingerprint=projection.pair,
         )
 

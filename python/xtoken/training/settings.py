@@ -111,6 +111,10 @@ class DistillSettings:
     chain_rule: bool = field(
         default=True, metadata={"help": "Weigh exact-kl's depths by their parents' mass."}
     )
+    mask_spaces: bool = field(
+        default=True,
+        metadata={"help": "Whether bpm leaves out positions that are spaces and tabs alone."},
+    )
     full_metrics: bool = field(
         default=False, metadata={"help": "Read whole student rows, for empty_row_mass."}
     )

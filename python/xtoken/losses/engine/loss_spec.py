@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from xtoken.errors import OptionError
+from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.pair_parts import PARTS_OF_LOSS, LossName, PairParts, Part
 
 # Every loss reads them.
 _COMMON = frozenset({"direction", "beta", "temperature", "block_size"})
+
+
+# Of a pair, the chunks that count and both sides' ids.
+Prepare = Callable[[PairParts, ChunkBatch, Tensor, Tensor], Prepared]
 
 
 class LossFunction(Protocol):
@@ -32,6 +41,7 @@ class LossSpec:
         options: the names of the `LossOptions` that it reads.
         needs_ids: whether it reads `student_ids` and `teacher_ids`.
         temperature: what `LossOptions.temperature = None` means.
+        prepare: makes `LossInputs.prepared` of a batch on the CPU; None where the loss reads none.
     """
 
     name: LossName
@@ -39,6 +49,7 @@ class LossSpec:
     options: frozenset[str]
     needs_ids: bool = False
     temperature: float = 1.0
+    prepare: Prepare | None = None
 
     @classmethod
     def of(
@@ -49,10 +60,11 @@ class LossSpec:
         needs_ids: bool = False,
         temperature: float = 1.0,
         without: frozenset[str] = frozenset(),
+        prepare: Prepare | None = None,
     ) -> LossSpec:
         """A loss that reads `options` and those that all read but `without`."""
         read = (_COMMON | set(options)) - without
-        return cls(name, function, read, needs_ids, temperature)
+        return cls(name, function, read, needs_ids, temperature, prepare)
 
     @property
     def parts(self) -> frozenset[Part]:

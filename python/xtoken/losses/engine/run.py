@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from xtoken._checks import expect
-from xtoken.errors import OptionError, PairError
+from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.checks import check_batch, check_finite
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows
+from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.engine.row_blocks import BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import student_rows
 from xtoken.losses.engine.student_rows import StudentRows
@@ -24,6 +26,8 @@ from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.vocab.fingerprints import check_fingerprint
+
+AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,20 @@ class LossCall:
             self.teacher, self.chunks, self.pair.sizes[1], self.temperature, merge,
             renormalized=renormalized, fold=self.pair.stop_fold,
         )  # fmt: skip
+
+    def prepared(self, spec: LossSpec, kind: type[AnyPrepared]) -> AnyPrepared:
+        """What was prepared with the batch, or, on the CPU without waiting, made now."""
+        found = self.inputs.prepared
+        if found is None:
+            assert spec.prepare is not None
+            found = spec.prepare(self.pair, self.chunks, *self.ids())
+        made = expect(found, kind, "prepared", f"pass what {spec.name} prepares, or None")
+        if made.chunks is not self.chunks.host:
+            raise ShapeError(
+                f"prepared is of {len(made.chunks.sample)} other chunks than the "
+                f"{len(self.chunks)} of the batch; pass both from the same batch"
+            )
+        return made
 
     def rows_per_block(self, widest: int) -> int:
         """Chunks worked on at a time, by the widest row that is held of each."""
@@ -144,6 +162,7 @@ def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
         "strict_common": ("strict_common",),
         "relaxed_common": ("relaxed_common",),
         "targets": ("targets",),
+        "byte_prefixes": ("byte_prefixes",),
     }
     for part in sorted(spec.parts):
         for name in wanted[part]:
@@ -161,6 +180,8 @@ def _tensors_of(spec: LossSpec, pair: PairParts) -> list[tuple[str, Tensor]]:
         found.append(("projection", pair.projection.indptr))
     if "tries" in spec.parts and pair.student_trie is not None:
         found.append(("student_trie", pair.student_trie.tokens))
+    if "byte_prefixes" in spec.parts and pair.byte_prefixes is not None:
+        found.append(("byte_prefixes", pair.byte_prefixes.begins))
     for name, common in (
         ("strict_common", pair.strict_common),
         ("relaxed_common", pair.relaxed_common),

@@ -1,0 +1,1 @@
+"""Byte-prefix marginalization: the teacher's mass on what its tokens begin with."""
