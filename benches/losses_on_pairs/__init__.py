@@ -1,0 +1,1 @@
+"""Which loss teaches a language: two pretrained models of different tokenizer families."""

@@ -1,0 +1,89 @@
+"""The arms of the experiment: what each trains on, and in which order they are run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# All arms have cross-entropy at weight 1 but where they say otherwise; the teacher's loss is at
+# weight 1, not balanced: that would make losses of different size equal, and hide what size does.
+COMMON: dict[str, Any] = {"ce_weight": 1.0}
+TEACHER_TOP_K = 512
+
+_TAIL: dict[str, Any] = {"top_k": TEACHER_TOP_K, "tail_bucket": "auto"}
+ARMS: dict[str, dict[str, Any]] = {
+    "CE": {"loss": "ce"},
+    "ULD": {"loss": "uld"},
+    "GOLD": {"loss": "gold"},
+    "H-KL": {"loss": "h-kl"},
+    "ALM": {"loss": "alm"},
+    "P-KL": {"loss": "p-kl", "top_k": TEACHER_TOP_K},
+    "P-KL, tail": {"loss": "p-kl", **_TAIL},
+    "prefix KL, tail": {"loss": "prefix-kl", **_TAIL},
+    "exact KL": {"loss": "exact-kl"},
+    "exact KL, cells alone": {"loss": "exact-kl", "consistent": False, "carry_levels": 0},
+    "exact KL without carry": {"loss": "exact-kl", "carry_levels": 0},
+    "exact KL, carry of 8 levels": {"loss": "exact-kl", "carry_levels": 8},
+    "exact KL, sure places": {"loss": "exact-kl", "sure": True},
+    "exact KL, depth 0 alone": {"loss": "exact-kl", "max_depth": 0},
+    "exact KL, plain sum": {"loss": "exact-kl", "chain_rule": False},
+    "BPM": {"loss": "bpm"},
+    "ESCD": {"loss": "escd"},
+    "partition KL": {"loss": "partition-kl"},
+    "strict top-k": {"loss": "strict-top-k"},
+}
+_WEIGHTED = ("exact KL", "P-KL", "P-KL, tail", "prefix KL, tail")
+ARMS |= {
+    f"{arm}, weight {weight:g}": {**ARMS[arm], "kd_weight": weight}
+    for arm in _WEIGHTED
+    for weight in (0.3, 3.0)
+}
+ARMS |= {f"{arm} without CE": {**ARMS[arm], "ce_weight": 0.0} for arm in _WEIGHTED}
+
+
+class Setting(NamedTuple):
+    """How a student is trained: on how much text, and how fast."""
+
+    steps: int = 30
+    batch_size: int = 2
+    learning_rate: float = 2e-4
+
+
+class Unit(NamedTuple):
+    """One student to train."""
+
+    arm: str
+    text: str
+    seed: int = 0
+    setting: Setting = Setting()
+
+
+TEXTS = ("wesnoth-de", "wesnoth-ru")
+SEEDS = (0, 1, 2)
+FIRST = ("CE", "exact KL", "P-KL", "prefix KL, tail")
+SECOND = (
+    "P-KL, tail",
+    "BPM",
+    "ESCD",
+    "partition KL",
+    "strict top-k",
+    "exact KL, weight 3",
+    "exact KL, plain sum",
+    "exact KL, cells alone",
+    "exact KL, depth 0 alone",
+)
+# Cross-entropy's own best learning rate is looked for first: what is weak alone is easily helped.
+RATES = (1e-4, 5e-4)
+
+
+def plan() -> list[Unit]:
+    """All units, the most telling ones first."""
+    units = [
+        *(Unit(arm, TEXTS[0]) for arm in FIRST),
+        *(Unit("CE", TEXTS[0], 0, Setting(learning_rate=rate)) for rate in RATES),
+        *(Unit(arm, TEXTS[1]) for arm in FIRST),
+        *(Unit(arm, text) for arm in SECOND for text in TEXTS),
+        *(Unit(arm, text, seed) for seed in SEEDS for arm in FIRST for text in TEXTS),
+        *(Unit(arm, text) for arm in ARMS for text in TEXTS),
+        *(Unit(arm, text, seed) for arm in ARMS for seed in SEEDS for text in TEXTS),
+    ]
+    return list(dict.fromkeys(units))
