@@ -127,7 +127,7 @@ def _is_german(text: str) -> bool:
 
 
 def _is_russian(text: str) -> bool:
-    return sum("а" <= char.lower() <= "я" for char in text) > 0.6 * len(text)  # noqa: RUF001
+    return sum("а" <= char.lower() <= "я" for char in text) > 0.6 * len(text)
 
 
 def _is_chinese(text: str) -> bool:

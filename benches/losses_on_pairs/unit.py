@@ -227,11 +227,11 @@ def _schedule(step: int, setting: Setting) -> float:
 
 
 def _commit() -> str:
-    """The commit of the tree, with `+` where files that are in it were changed."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The commit of the tree, with `+` where its code was changed."""
+    head = _git("rev-parse", "--short", "HEAD")
+    return head + "+" if _git("status", "--porcelain", "--", "*.py", "*.rs") else head
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     return found.stdout.strip()
