@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benches.losses_on_pairs.arms import ARMS, TEXTS, Setting, Unit, plan
+from benches.losses_on_pairs.arms import ARMS, Setting, Unit, plan
 
 HERE = Path(__file__).parent
 
@@ -118,11 +118,15 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
         results.append(result)
 
-    units = _chosen(options) if options.ends is None else []
-    for text in options.ends or TEXTS:
-        if not any(r.get("ends") == text for r in results) and not should_stop():
+    def write_ends(text: str) -> None:
+        if not any(r.get("ends") == text for r in results):
             write({"ends": text, **bench.ends(text)})
-            print(results[-1])
+            print(f"{text}: {results[-1]['student']['all']} bits per byte untrained, ", end="")
+            print(f"teacher {results[-1]['teacher']['all']}", flush=True)
+
+    for text in options.ends or ():
+        write_ends(text)
+    units = _chosen(options) if options.ends is None else []
     for place, unit in enumerate(units):
         if unit in _done(results):
             continue
@@ -130,6 +134,7 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
             print(f"{len(units) - place} units are left for another call")
             return
         try:
+            write_ends(unit.text)
             write(bench.run(unit))
         except Stopped:
             print(f"{unit} was left between two steps; the next call goes on with it")

@@ -40,6 +40,10 @@ class Sums:
         }
         return {name: round(value, 5) for name, value in found.items()}
 
+    def shares(self) -> dict[str, float]:
+        """Share of the bytes by name."""
+        return {name: round(size / self.bytes["all"], 5) for name, size in self.bytes.items()}
+
 
 @torch.no_grad()
 def score(
@@ -48,8 +52,8 @@ def score(
     examples: Sequence[Example],
     distiller: Distiller,
     on_batch: Callable[[], None] | None = None,
-) -> dict[str, float]:
-    """Bits per byte of a model on examples: `all`, `class NAME` and `shape m:n`."""
+) -> Sums:
+    """Of a model on examples: `all`, `class NAME` and `shape m:n`."""
     model.eval()
     sums = Sums()
     for start in range(0, len(examples), BATCH):
@@ -57,7 +61,7 @@ def score(
         _add_batch(sums, batch, side, _token_nats(model, getattr(batch, side)), distiller)
         if on_batch is not None:
             on_batch()
-    return sums.scores()
+    return sums
 
 
 def _token_nats(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -81,11 +81,14 @@ class Bench:
         return AutoModelForCausalLM.from_pretrained(self.student_path, dtype=torch.float32)
 
     def ends(self, name: str) -> dict[str, dict[str, float]]:
-        """What both models know of a text before training."""
+        """What both models know of a text before training, and what is how much of it."""
         examples = self.held_out_examples(name)
+        student = score(self.student(), "student", examples, self.scorer)
+        teacher = score(self.live_teacher().model, "teacher", examples, self.scorer)
         return {
-            "student": score(self.student(), "student", examples, self.scorer),
-            "teacher": score(self.live_teacher().model, "teacher", examples, self.scorer),
+            "student": student.scores(),
+            "teacher": teacher.scores(),
+            "shares": student.shares() | {"bytes": student.bytes["all"]},
         }
 
     def run(self, unit: Unit) -> dict[str, Any]:
@@ -111,7 +114,7 @@ class Bench:
             "text": unit.text,
             "seed": unit.seed,
             **unit.setting._asdict(),
-            "scores": scores,
+            "scores": scores.scores(),
             "cpu_seconds_per_step": round(training.seconds / training.step, 3),
             "training_ce": training.ce,
             "training_kd": training.kd,
