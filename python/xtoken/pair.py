@@ -42,7 +42,10 @@ from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from transformers import PreTrainedModel
+
     from xtoken.distillation import Distiller, DistillerOptions, DistillLossName, MultiDistiller
+    from xtoken.transfer import TransferCounts
 
 _FORMAT = "xtoken-pair"
 _FORMAT_VERSION = 1
@@ -347,6 +350,57 @@ class Pair:
         from xtoken.distillation import Distiller
 
         return Distiller(self, loss, **options)
+
+    def transfer_embeddings(
+        self,
+        model: PreTrainedModel,
+        *,
+        pad_to_multiple_of: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TransferCounts:
+        """Give a model of the teacher's tokenizer the student's: the start of a tokenizer transfer.
+
+        In place. The new embedding and head rows are W times the old ones: a token with the same
+        bytes keeps its row as it was, one that the old tokenizer splits gets the mean of its
+        pieces' rows by W's weights, one without a source the mean of all rows with text. Everything
+        else stays, so that what is left to do is a short distillation from the model as it was.
+        `config` and `generation_config` get the size and the special tokens of the new tokenizer;
+        save that beside the model.
+
+        Args:
+            model: of transformers, with the teacher's tokenizer; head and embedding tied or not,
+                with a bias or without, padded or not.
+            pad_to_multiple_of: the number of rows is rounded up to it.
+            progress: called with (rows done, rows to do).
+
+        Returns: how many rows were copied, averaged and without a source, by class of text.
+
+        Raises:
+            ArgumentTypeError: `model` is not one of transformers.
+            ModelSourceError: it has another tokenizer, quantized or adapted tables, or further
+                tables by token.
+            OptionError: `pad_to_multiple_of` is out of range.
+
+        Example:
+            >>> import xtoken
+            >>> from transformers import LlamaConfig, LlamaForCausalLM
+            >>> new = xtoken.Vocab.from_tokens([b"2", b"0", b"20", b"x"], ranked=True)
+            >>> old = xtoken.Vocab.from_tokens([b"0", b"1", b"2"], ranked=True)
+            >>> model = LlamaForCausalLM(LlamaConfig(
+            ...     vocab_size=3, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+            ...     num_attention_heads=1, bos_token_id=None, eos_token_id=None))
+            >>> counts = xtoken.Pair(new, old, cache_dir=False).transfer_embeddings(model).total
+            >>> counts.copied, counts.averaged, counts.without_source, model.config.vocab_size
+            (2, 1, 1, 4)
+
+        Source: FVT (Gee et al., 2022) averages the rows of a token's pieces evenly; here W's
+        weights do.
+        """
+        from xtoken.transfer import transfer_embeddings
+
+        return transfer_embeddings(
+            self, model, pad_to_multiple_of=pad_to_multiple_of, progress=progress
+        )
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write the pair: both vocabularies, W, and the tokenizers that can be written.

@@ -1,0 +1,57 @@
+"""`xtoken transfer`: give a model another tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xtoken.cli.command import App
+from xtoken.errors import OptionError
+
+
+def register(app: App) -> None:
+    """Add the command."""
+    app.command()(transfer)
+
+
+def transfer(
+    model: Annotated[
+        str,
+        typer.Option(help="Model and its tokenizer: a save_pretrained directory, or a hub name."),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help="The tokenizer it is to have: a directory, or a hub name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write; new or empty.")],
+    decay: Annotated[
+        float, typer.Option(help="Weight of a piece over that of the one before, in a mean.")
+    ] = 0.1,
+    max_pieces: Annotated[int, typer.Option(help="Of more pieces the first stay.")] = 4,
+    pad_to_multiple_of: Annotated[
+        int, typer.Option(help="Round the number of rows up to a multiple.")
+    ] = 1,
+    dtype: Annotated[
+        str, typer.Option(help="auto, that of the model's files, float32 or bfloat16.")
+    ] = "auto",
+) -> None:
+    """Write a model with another tokenizer; `xtoken distill` from the old one finishes the job."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise OptionError(f"--dtype {dtype}, expected auto, float32 or bfloat16")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(
+            f"--out {out} is {'not empty' if out.is_dir() else 'a file'}; pass a new directory"
+        )
+    # torch and transformers take seconds to import: only once the command is really run.
+    from xtoken.cli.transfer_run import run
+
+    run(
+        model,
+        tokenizer,
+        out,
+        decay=decay,
+        max_pieces=max_pieces,
+        pad_to_multiple_of=pad_to_multiple_of,
+        dtype=dtype,
+    )
