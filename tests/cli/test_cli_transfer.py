@@ -1,4 +1,4 @@
-"""`xtoken transfer`: a model with another tokenizer that loads, and that distillation goes on with."""
+"""`xtoken transfer`: a model with another tokenizer that loads, and can be distilled further."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from reference_transfer import new_rows
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +22,8 @@ from transformers import (
 from xtoken import Pair, Vocab
 from xtoken.errors import ArgumentTypeError, ModelSourceError, OptionError
 from xtoken.transfer import RowCounts
+
+from reference_transfer import new_rows
 
 OLD_SIZE = 800
 

@@ -19,7 +19,7 @@ def register(app: App) -> None:
 def transfer(
     model: Annotated[
         str,
-        typer.Option(help="Model and its tokenizer: a save_pretrained directory, or a hub name."),
+        typer.Option(help="Model with its tokenizer: a directory, or a hub name."),
     ],
     tokenizer: Annotated[
         str, typer.Option(help="The tokenizer it is to have: a directory, or a hub name.")
