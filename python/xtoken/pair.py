@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
 from xtoken._files import read_json, sealed, sha256_of, unsealed, write_atomically
-from xtoken.align import Aligner, Alignment, Coverage
+from xtoken.align import Aligner, Alignment
 from xtoken.align.ids import Ids
 from xtoken.audit import Audit
 from xtoken.audit import audit as audit_projection
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 _FORMAT = "xtoken-pair"
 _FORMAT_VERSION = 1
 _FILE = "pair.json"
-_LEAST_COVERED = 0.9
 _PROJECTION_FILE = "projection.safetensors"
 
 
@@ -483,32 +482,6 @@ class Pair:
         built = self.__dict__.get("projection")
         w = "W not built yet" if built is None else f"W of {len(built.indices):,} entries"
         return f"Pair({names}; {w})"
-
-
-def low_coverage(pair: Pair, covered: float, coverage: Coverage) -> str | None:
-    """A warning where chunks teach less than 90 % of the student's tokens, with the likely cause.
-
-    Args:
-        covered: share of the student's tokens in the loss that lie in usable chunks.
-        coverage: of the same texts.
-    """
-    if covered >= _LEAST_COVERED:
-        return None
-    lossy = [side.name for side in pair.sides if side.vocab.is_lossy]
-    sizes = coverage.student_bytes, coverage.teacher_bytes
-    if lossy:
-        cause = f"the {lossy[0]}'s WordPiece vocabulary loses case and white space"
-    elif abs(sizes[0] - sizes[1]) > 0.01 * max(sizes):
-        cause = (
-            f"the two sides spell different texts ({sizes[0]:,} and {sizes[1]:,} bytes): unknown "
-            "tokens, a normalizer, a template, or a tokenizer that was damaged in a conversion"
-        )
-    else:
-        cause = "the two sides spell different bytes: a normalizer or a template of one side"
-    return (
-        f"chunks teach {covered:.0%} of the student's tokens; likely cause: {cause}; look at a "
-        "text with pair.align(text) or xtoken align"
-    )
 
 
 def _vocab_state(vocab: Vocab) -> bytes:

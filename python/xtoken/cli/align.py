@@ -14,6 +14,7 @@ from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
+from xtoken.data.low_coverage import warn_of_exact_bytes
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
 from xtoken.vocab.display import visible_token
@@ -69,7 +70,9 @@ def align(
         from xtoken.cli.align_corpus import Corpus, align_corpus
 
         corpus = Corpus(batch, text_field, out, rows, special_tokens)
-        _print_corpus(align_corpus(corpus, aligner, *sides), out, as_json)
+        result = align_corpus(corpus, aligner, *sides)
+        _print_corpus(result, out, as_json)
+        warn_of_exact_bytes(sides, result.coverage)
         return
     text = read_text(file)
     student_ids, teacher_ids = (
@@ -81,6 +84,7 @@ def align(
     else:
         view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
         Console(soft_wrap=False, highlight=False).print(view)
+    warn_of_exact_bytes(sides, alignment.coverage)
 
 
 def _as_json(

@@ -6,13 +6,13 @@ import contextlib
 import datetime
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,9 +34,9 @@ from xtoken.cli.distill_tables import (
     taught_tokens,
 )
 from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
-from xtoken.errors import DataError, MissingFileError
-from xtoken.pair import low_coverage
+from xtoken.errors import DataError, LowCoverageWarning, MissingFileError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.training.checkpoints import clear_run, saved_settings
@@ -179,7 +179,7 @@ def _chat_template(side: str, file: Path) -> str:
 def _show_materials(console: Console, materials: PreparedData, texts: TextSplit) -> None:
     console.print(projection_table(materials.projection))
     console.print(coverage_table(materials))
-    _warn_of_coverage(console, materials)
+    _warn_of_coverage(materials)
     if texts.dropped:
         console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
@@ -190,13 +190,13 @@ def _show_materials(console: Console, materials: PreparedData, texts: TextSplit)
             )
 
 
-def _warn_of_coverage(console: Console, materials: PreparedData) -> None:
+def _warn_of_coverage(materials: PreparedData) -> None:
     coverage = AlignmentBatch.stack([item.alignment for item in materials.train.examples]).coverage
     tokens = sum(map(loss_tokens, materials.train.examples))
     taught = sum(map(taught_tokens, materials.train.examples))
-    advice = low_coverage(materials.pair, taught / tokens if tokens else 1.0, coverage)
-    if advice is not None:
-        console.print(f"[bold yellow]warning:[/] {escape(advice)}", soft_wrap=True)
+    CoverageWatch(materials.pair.sides).see(tokens, taught, coverage)
+    # Said once, of all texts.
+    warnings.simplefilter("ignore", LowCoverageWarning)
 
 
 def _show_store(console: Console, teachers: Mapping[str, object]) -> None:

@@ -110,12 +110,16 @@ class Batch:
         return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})
 
     @property
+    def taught(self) -> int:
+        """Number of student tokens in the loss mask that the chunks teach."""
+        host = self.chunks.host
+        return int((host.student_end - host.student_start).sum())
+
+    @property
     def covered(self) -> float:
         """Share of the student tokens in the loss mask that the chunks teach; 1 where there is no
         token."""
-        host = self.chunks.host
-        taught = int((host.student_end - host.student_start).sum())
-        return taught / self.tokens if self.tokens else 1.0
+        return self.taught / self.tokens if self.tokens else 1.0
 
     def __repr__(self) -> str:
         shapes = f"student {list(self.student_ids.shape)}, teacher {list(self.teacher_ids.shape)}"

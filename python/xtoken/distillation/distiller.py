@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xtoken._checks import check_flag, check_number
 from xtoken.align.ids import as_rows
 from xtoken.data.examples import Example
+from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.distillation.items import Item, examples_together
@@ -25,7 +26,6 @@ from xtoken.distillation.options import (
 )
 from xtoken.errors import (
     ArgumentTypeError,
-    LowCoverageWarning,
     OptionError,
     PairError,
     ShapeError,
@@ -40,14 +40,11 @@ from xtoken.losses.multi_teacher import TeacherTerm
 from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
-from xtoken.pair import Pair, low_coverage
+from xtoken.pair import Pair
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
-
-# Of fewer tokens a share says little.
-_ENOUGH_TOKENS = 50
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ class Distiller(nn.Module):
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
-        self._warned = False
+        self._coverage = CoverageWatch(pair.sides)
         self._threshold = options.get("threshold", 0.6)
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
@@ -232,11 +229,7 @@ class Distiller(nn.Module):
             ArgumentTypeError: an item is none of these.
         """
         batch = self.prepared(self.collator(self.examples(items)))
-        if self.needs_teacher and batch.tokens >= _ENOUGH_TOKENS and not self._warned:
-            advice = low_coverage(self.pair, batch.covered, batch.coverage)
-            if advice is not None:
-                self._warned = True
-                warnings.warn(advice, LowCoverageWarning, stacklevel=2)
+        self._watch(batch)
         return batch
 
     def examples(self, items: Sequence[Item]) -> list[Example]:
@@ -354,6 +347,7 @@ class Distiller(nn.Module):
 
     def term(self, student: Student, teacher: Teacher, batch: Batch, chunks: float) -> TeacherTerm:
         """What the loss of this teacher is computed from, divided by `chunks`."""
+        self._watch(batch)
         parts = self._parts_for(student, teacher, batch)
         assert self.spec is not None
         assert parts is not None
@@ -373,6 +367,11 @@ class Distiller(nn.Module):
             prepared=prepared,
         )
         return TeacherTerm(self.spec.name, inputs, parts, self.options)
+
+    def _watch(self, batch: Batch) -> None:
+        """Warn where chunks teach little of what was collated, whoever collated it."""
+        if self.needs_teacher:
+            self._coverage.see(batch.tokens, batch.taught, batch.coverage, stacklevel=3)
 
     def balance(self, ce: float, kd: float) -> float:
         """The weight of the distillation loss that balances these two values; see `balance`."""
