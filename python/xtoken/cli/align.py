@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +16,9 @@ from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
-from xtoken.data.low_coverage import warn_of_exact_bytes
+from xtoken.data.low_coverage import low_exact_bytes
 from xtoken.data.stops import vocab_with_stops
-from xtoken.errors import OptionError
+from xtoken.errors import LowCoverageWarning, OptionError
 from xtoken.vocab.display import visible_token
 from xtoken.vocab.side import Side
 
@@ -72,7 +74,7 @@ def align(
         corpus = Corpus(batch, text_field, out, rows, special_tokens)
         result = align_corpus(corpus, aligner, *sides)
         _print_corpus(result, out, as_json)
-        warn_of_exact_bytes(sides, result.coverage)
+        _warn_of_coverage(sides, result.coverage)
         return
     text = read_text(file)
     student_ids, teacher_ids = (
@@ -84,7 +86,13 @@ def align(
     else:
         view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
         Console(soft_wrap=False, highlight=False).print(view)
-    warn_of_exact_bytes(sides, alignment.coverage)
+    _warn_of_coverage(sides, alignment.coverage)
+
+
+def _warn_of_coverage(sides: Sequence[Side], coverage: Coverage) -> None:
+    advice = low_exact_bytes(sides, coverage)
+    if advice is not None:
+        warnings.warn(advice, LowCoverageWarning, stacklevel=2)
 
 
 def _as_json(

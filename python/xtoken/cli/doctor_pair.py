@@ -11,8 +11,9 @@ from xtoken._extras import installed
 from xtoken._files import cache_directory, read_json
 from xtoken.cli.doctor_findings import Finding, one_line
 from xtoken.cli.sides import read_side
+from xtoken.data.low_coverage import low_exact_bytes
 from xtoken.errors import XTokenError
-from xtoken.pair import Pair, low_coverage
+from xtoken.pair import Pair
 from xtoken.projection.cache import cache_file
 from xtoken.vocab.display import special_name, visible
 from xtoken.vocab.side import Side, SideName
@@ -98,7 +99,7 @@ def _alignment(pair: Pair) -> Finding:
         return Finding(
             "broken", "alignment", f"{shares}; the two sides spell nothing alike: see xtoken align"
         )
-    low = low_coverage(pair, coverage.student_token_share, coverage)
+    low = low_exact_bytes(pair.sides, coverage)
     return (
         Finding("ok", "alignment", shares) if low is None else Finding("warning", "alignment", low)
     )

@@ -43,37 +43,30 @@ class CoverageWatch:
         if self._tokens < _ENOUGH_TOKENS:
             return
         share = self._taught / self._tokens
-        message = f"chunks teach {share:.0%} of the student's tokens"
-        self._warned = warn_of_coverage(
-            self._sides, share, self._coverage, message, stacklevel=stacklevel + 1
+        advice = _advice(
+            f"chunks teach {share:.0%} of the student's tokens", share, self._sides, self._coverage
         )
+        if advice is not None:
+            self._warned = True
+            warnings.warn(advice, LowCoverageWarning, stacklevel=stacklevel + 1)
         # Each stretch of text is judged by itself: a good beginning hides nothing.
         self._tokens, self._taught, self._coverage = 0, 0, None
 
 
-def warn_of_exact_bytes(sides: Sequence[Side], coverage: Coverage) -> bool:
-    """Warn where less than 90 % of the bytes of a text are in EXACT chunks of both sides."""
-    tokens = min(coverage.student_tokens, coverage.teacher_tokens)
+def low_exact_bytes(sides: Sequence[Side], coverage: Coverage) -> str | None:
+    """A warning where less than 90 % of the bytes of one text are in EXACT chunks of both sides."""
+    if min(coverage.student_tokens, coverage.teacher_tokens) < _ENOUGH_TOKENS:
+        return None
     share = min(coverage.student_byte_share, coverage.teacher_byte_share)
     message = f"{share:.0%} of the bytes of one and the same text are in EXACT chunks"
-    return tokens >= _ENOUGH_TOKENS and warn_of_coverage(
-        sides, share, coverage, message, stacklevel=3
-    )
+    return _advice(message, share, sides, coverage)
 
 
-def warn_of_coverage(
-    sides: Sequence[Side], share: float, coverage: Coverage, message: str, *, stacklevel: int = 2
-) -> bool:
-    """Warn with the likely cause where a share is below 90 %; return whether it was."""
+def _advice(message: str, share: float, sides: Sequence[Side], coverage: Coverage) -> str | None:
     if share >= _LEAST_COVERED:
-        return False
+        return None
     cause = _likely_cause(sides, coverage)
-    warnings.warn(
-        f"{message}; likely cause: {cause}; look at a text with pair.align(text) or xtoken align",
-        LowCoverageWarning,
-        stacklevel=stacklevel + 1,
-    )
-    return True
+    return f"{message}; likely cause: {cause}; look at a text with pair.align(text) or xtoken align"
 
 
 def _likely_cause(sides: Sequence[Side], coverage: Coverage) -> str:
