@@ -1,9 +1,9 @@
 """Chunks that teach little of a text are warned of on every path that counts them."""
 
+import collections
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,8 @@ def pair() -> xtoken.Pair:
 
 
 @pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XTOKEN_CACHE", str(tmp_path))
-    yield
 
 
 def logits(pair: xtoken.Pair, batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,17 +59,24 @@ def test_each_of_several_teachers_is_warned_of(pair: xtoken.Pair) -> None:
     pairs = [xtoken.Pair(student, teacher) for teacher in (student, lossy)]
     distiller = xtoken.distiller([one.distiller("p-kl") for one in pairs])
     batch = distiller.collate([TEXT])
+    student, *signals = (
+        logits(one, part)[side]
+        for one, part, side in zip(
+            (pairs[0], *pairs), (batch.batches[0], *batch.batches), (0, 1, 1), strict=True
+        )
+    )
     with pytest.warns(LowCoverageWarning, match=ADVICE) as warned:
-        signals = [logits(one, part)[1] for one, part in zip(pairs, batch.batches, strict=True)]
-        distiller(logits(pairs[0], batch.batches[0])[0], signals, batch)
+        distiller(student, signals, batch)
     assert len([each for each in warned if each.category is LowCoverageWarning]) == 1
 
 
 def test_small_batches_add_up(pair: xtoken.Pair) -> None:
     distiller = pair.distiller("p-kl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller.collate([SHORT])
     with pytest.warns(LowCoverageWarning, match=ADVICE):
-        for _ in range(40):
-            distiller.collate([SHORT])
+        collections.deque((distiller.collate([SHORT]) for _ in range(40)), maxlen=0)
 
 
 def test_a_good_beginning_hides_nothing(pair: xtoken.Pair) -> None:
