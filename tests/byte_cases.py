@@ -103,9 +103,9 @@ def make_byte_case(
         logits = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
         sides.append((logits.to(dtype), padded_ids, torch.stack(mask)))
     chunks = ChunkBatch.from_alignments(alignments)
-    pair = pair_of(SparseProjection.from_projection(projection))
-    tables = PairParts.from_projection(projection, needs={"byte_prefixes"})
-    pair.byte_prefixes = tables.byte_prefixes
+    pair = pair_of(
+        SparseProjection.from_projection(projection), BytePrefixes.from_projection(projection)
+    )
     case = Case(
         sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments, chunks,
         chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2], pair,

@@ -17,6 +17,7 @@ from xtoken import Aligner, Alignment, ChunkKind, Projection
 from xtoken.losses import LOSSES, CommonSet, LossInputs, LossOptions, LossOutput, PairParts
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.completions import Completions
 from xtoken.tensors.projection import SparseProjection
 
 EXACT, MISMATCH, STUDENT_ONLY, TEACHER_ONLY, SPECIAL = ChunkKind
@@ -47,10 +48,16 @@ def pair_of(projection: SparseProjection, byte_prefixes: BytePrefixes | None = N
     """W with the common sets and the bytes that the laws over all losses use."""
     ids = [i for i in (1, 4, 6, 9) if i < min(projection.shape)]
     common = common_set(ids, ids)
+    tables = byte_prefixes or BytePrefixes(*some_bytes(*projection.shape))
     return PairParts(
         projection.shape, projection=projection, strict_common=common, relaxed_common=common,
-        byte_prefixes=byte_prefixes or BytePrefixes(*some_bytes(*projection.shape)),
+        byte_prefixes=tables, completions=completions(tables),
     )  # fmt: skip
+
+
+@functools.cache
+def completions(tables: BytePrefixes) -> Completions:
+    return Completions(tables)
 
 
 def some_bytes(v_s: int, v_t: int) -> tuple[list[bytes], list[bytes]]:
@@ -308,4 +315,5 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
         "same_vocab_kl": same_vocab_kl,
         "alm": with_ids("alm"),
         "bpm": with_ids("bpm"),
+        "escd": with_ids("escd"),
     }

@@ -116,3 +116,47 @@ def bpm(
                     total = total + compare(*found, p, direction, beta)
             at += len(token)
     return total * temperature**2
+
+
+def events(student: list[bytes], teacher: list[bytes]) -> dict[bytes, list[int]]:
+    """The teacher's tokens without a student token of the same bytes, by the shortest of them that
+    their bytes begin with."""
+    alone = [v for v, b in enumerate(teacher) if b and b not in student]
+    found: dict[bytes, list[int]] = {}
+    for v in alone:
+        shortest = min((teacher[w] for w in alone if teacher[v].startswith(teacher[w])), key=len)
+        found.setdefault(shortest, []).append(v)
+    return found
+
+
+def escd(
+    student_logits, teacher_logits, student_ids, teacher_ids, chunks, student, teacher, *,
+    specials=None, temperature=1.0,
+) -> Tensor:  # fmt: skip
+    """Sum over chunks, in any order."""
+    specials = specials or {}
+    total = torch.zeros((), dtype=torch.float64)
+    bounds = [
+        (int(chunks.sample[c]), int(chunks.student_start[c]), int(chunks.student_end[c]))
+        for c in range(len(chunks))
+    ]
+    for c, (b, start, end) in enumerate(bounds):
+        q = row(teacher_logits, b, int(chunks.teacher_start[c]) - 1, len(teacher), temperature)
+        p = row(student_logits, b, start - 1, len(student), temperature)
+        first = teacher[int(teacher_ids[b, chunks.teacher_start[c]])]
+        masses, names = bpm_target([q], [first], 0, first, student, teacher, specials)
+        total = total + compare(masses, names, p, "forward", 0.5)
+        # What follows the root's token is of this chunk, or of the next if that counts.
+        after = start + 1
+        if after == end and not any(x == b and s == after for x, s, _ in bounds):
+            continue
+        action = student[int(student_ids[b, start])]
+        child = row(student_logits, b, after - 1, len(student), temperature)
+        for event, members in events(student, teacher).items():
+            if not action or not event.startswith(action) or event == action:
+                continue
+            rest = event[len(action) :]
+            completing = [u for u, text in enumerate(student) if text.startswith(rest)]
+            if completing:
+                total = total - q[members].sum() * torch.log(child[completing].sum())
+    return total * temperature**2

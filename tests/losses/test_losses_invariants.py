@@ -19,12 +19,14 @@ from xtoken.tensors.chunks import ChunkBatch
 
 LOSSES = every_loss()
 # They read the rows of a chunk one by one.
-NOT_MERGING = ("alm", "bpm")
+NOT_MERGING = ("alm", "bpm", "escd")
 MERGING = [name for name in LOSSES if name not in NOT_MERGING]
 # One set of columns a micro-batch depends, by its name, on what is in the micro-batch.
 CUTTABLE = {name: loss for name, loss in LOSSES.items() if "microbatch" not in name}
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
+# What ESCD compares at a chunk depends on whether the one before it counts.
+ALONE = {name: loss for name, loss in CUTTABLE.items() if name != "escd"}
 cuttable_losses = pytest.mark.parametrize("loss", CUTTABLE.values(), ids=CUTTABLE.keys())
 
 # Every law on random chunks of all kinds, and on the alignments and the W of real tokenizers.
@@ -165,7 +167,7 @@ def test_an_upstream_factor_scales_the_gradient_and_backward_can_be_repeated(
 
 
 @real_and_random
-@cuttable_losses
+@pytest.mark.parametrize("loss", ALONE.values(), ids=ALONE.keys())
 def test_chunk_weights_weigh_chunks_and_nothing_else(make: Make, loss: Loss) -> None:
     case = make(9)
     count = len(case.usable)

@@ -20,6 +20,7 @@ NAMES = {
     "relaxed_common": ["relaxed_common"],
     "targets": ["targets"],
     "byte_prefixes": ["byte_prefixes"],
+    "completions": ["completions"],
 }
 
 

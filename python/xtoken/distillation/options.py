@@ -20,6 +20,7 @@ DistillLossName = Literal[
     "uld",
     "alm",
     "bpm",
+    "escd",
     "same-vocab-kl",
     "ce",
     "auto",

@@ -9,6 +9,7 @@ from xtoken.losses.cross_entropy import cross_entropy as cross_entropy
 from xtoken.losses.engine.lm_head import LmHead as LmHead
 from xtoken.losses.engine.shared_gradient import SharedLogits as SharedLogits
 from xtoken.losses.engine.vocab_shard import VocabShard as VocabShard
+from xtoken.losses.escd.loss import escd as escd
 from xtoken.losses.hybrid.gold import gold as gold
 from xtoken.losses.hybrid.h_kl import h_kl as h_kl
 from xtoken.losses.hybrid.uld import uld as uld

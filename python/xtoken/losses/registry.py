@@ -7,6 +7,7 @@ from xtoken.losses.alm import SPEC as ALM
 from xtoken.losses.bpm.loss import SPEC as BPM
 from xtoken.losses.engine.loss_spec import LossFunction as LossFunction
 from xtoken.losses.engine.loss_spec import LossSpec as LossSpec
+from xtoken.losses.escd.loss import SPEC as ESCD
 from xtoken.losses.exact_kl.loss import SPEC as EXACT_KL
 from xtoken.losses.hybrid.gold import SPEC as GOLD
 from xtoken.losses.hybrid.h_kl import SPEC as H_KL
@@ -18,7 +19,7 @@ from xtoken.tensors.pair_parts import LossName as LossName
 
 LOSSES: dict[LossName, LossSpec] = {
     spec.name: spec
-    for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, SAME_VOCAB_KL)
+    for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, ESCD, SAME_VOCAB_KL)
 }
 
 

@@ -13,15 +13,33 @@ from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
 from xtoken.targets import TargetBuilder
 from xtoken.tensors.byte_prefixes import BytePrefixes
+from xtoken.tensors.completions import Completions
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
-Part = Literal["projection", "tries", "strict_common", "relaxed_common", "targets", "byte_prefixes"]
+Part = Literal[
+    "projection",
+    "tries",
+    "strict_common",
+    "relaxed_common",
+    "targets",
+    "byte_prefixes",
+    "completions",
+]
 LossName = Literal[
-    "prefix-kl", "p-kl", "exact-kl", "h-kl", "gold", "uld", "alm", "bpm", "same-vocab-kl"
+    "prefix-kl",
+    "p-kl",
+    "exact-kl",
+    "h-kl",
+    "gold",
+    "uld",
+    "alm",
+    "bpm",
+    "escd",
+    "same-vocab-kl",
 ]
 
 # What each loss reads of a pair, beside the sizes of its vocabularies.
@@ -34,6 +52,7 @@ PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "uld": frozenset(),
     "alm": frozenset(),
     "bpm": frozenset({"byte_prefixes"}),
+    "escd": frozenset({"byte_prefixes", "completions"}),
     "same-vocab-kl": frozenset(),
 }
 
@@ -111,7 +130,8 @@ class PairParts(nn.Module):
         student_stop_fold: the student's that claim a teacher token of a preferred one, for the
             losses with one-to-one pairs.
         targets: the builder of exact targets, for exact-kl; it stays on the CPU.
-        byte_prefixes: what each teacher token begins with, for bpm.
+        byte_prefixes: what each teacher token begins with, for bpm and escd.
+        completions: what completes the teacher tokens that a student token begins, for escd.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -128,6 +148,7 @@ class PairParts(nn.Module):
     student_stop_fold: StopFold | None
     targets: TargetBuilder | None
     byte_prefixes: BytePrefixes | None
+    completions: Completions | None
 
     def __init__(
         self,
@@ -142,6 +163,7 @@ class PairParts(nn.Module):
         student_stop_fold: StopFold | None = None,
         targets: TargetBuilder | None = None,
         byte_prefixes: BytePrefixes | None = None,
+        completions: Completions | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -166,6 +188,7 @@ class PairParts(nn.Module):
             ("relaxed_common", relaxed_common, CommonSet),
             ("targets", targets, TargetBuilder),
             ("byte_prefixes", byte_prefixes, BytePrefixes),
+            ("completions", completions, Completions),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -194,8 +217,9 @@ class PairParts(nn.Module):
         for common in (strict_common, relaxed_common):
             if common is not None:
                 common.check_sizes(self.sizes)
-        if byte_prefixes is not None:
-            byte_prefixes.check_sizes(self.sizes)
+        for tables in (byte_prefixes, completions):
+            if tables is not None:
+                tables.check_sizes(self.sizes)
         self.fingerprint = _common_fingerprint(known)
         self.stop_fold = stop_fold
         self.student_stop_fold = student_stop_fold
@@ -217,7 +241,7 @@ class PairParts(nn.Module):
         Args:
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
-                "relaxed_common", "targets", "byte_prefixes".
+                "relaxed_common", "targets", "byte_prefixes", "completions".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -236,6 +260,9 @@ class PairParts(nn.Module):
                 "pass needs='p-kl', or learnable=False"
             )
         tries = PairTries.from_projection(projection) if "tries" in parts else None
+        tables = None
+        if parts & {"byte_prefixes", "completions"}:
+            tables = BytePrefixes.from_projection(projection)
         sparse = None
         if "projection" in parts:
             sparse = SparseProjection.from_projection(projection, learnable=learnable)
@@ -253,9 +280,8 @@ class PairParts(nn.Module):
             stop_fold=_stop_fold(projection),
             student_stop_fold=_student_stop_fold(projection),
             targets=TargetBuilder(projection) if "targets" in parts else None,
-            byte_prefixes=BytePrefixes.from_projection(projection)
-            if "byte_prefixes" in parts
-            else None,
+            byte_prefixes=tables if "byte_prefixes" in parts else None,
+            completions=Completions(tables) if tables and "completions" in parts else None,
             fingerprint=projection.pair,
         )
 

@@ -33,9 +33,12 @@ class Items:
 
     @classmethod
     def of(
-        cls, rows: Sequence[int], columns: Mapping[str, Sequence[int]], device: torch.device
+        cls,
+        rows: Sequence[int] | Ints,
+        columns: Mapping[str, Sequence[int] | Ints],
+        device: torch.device,
     ) -> Items:
-        """From lists on the host, whose rows are rising."""
+        """From numbers on the host, whose rows are rising."""
         host = {name: np.asarray(values, np.int64) for name, values in columns.items()}
         row = np.asarray(rows, np.int64)
         tensors = {name: on_device(values, device) for name, values in host.items()}

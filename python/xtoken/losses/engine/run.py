@@ -163,6 +163,7 @@ def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
         "relaxed_common": ("relaxed_common",),
         "targets": ("targets",),
         "byte_prefixes": ("byte_prefixes",),
+        "completions": ("completions",),
     }
     for part in sorted(spec.parts):
         for name in wanted[part]:
@@ -182,6 +183,8 @@ def _tensors_of(spec: LossSpec, pair: PairParts) -> list[tuple[str, Tensor]]:
         found.append(("student_trie", pair.student_trie.tokens))
     if "byte_prefixes" in spec.parts and pair.byte_prefixes is not None:
         found.append(("byte_prefixes", pair.byte_prefixes.begins))
+    if "completions" in spec.parts and pair.completions is not None:
+        found.append(("completions", pair.completions.ptr))
     for name, common in (
         ("strict_common", pair.strict_common),
         ("relaxed_common", pair.relaxed_common),

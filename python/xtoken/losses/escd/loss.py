@@ -1,0 +1,159 @@
+"""ESCD: BPM's root, and the total probability of what completes a teacher token that was begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.bpm.block import RootProjection, compared
+from xtoken.losses.engine.divergence import kl_sum
+from xtoken.losses.engine.loss_spec import LossSpec
+from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.prepared import Items
+from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.escd.places import EventPlaces, event_places
+from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
+from xtoken.losses.output import LossOutput
+from xtoken.tensors.completions import Completions
+from xtoken.tensors.host import on_device
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.segments import owners, ragged_arange, segment_logsumexp
+from xtoken.tensors.sparse_ops import log_project
+from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.teacher_signal import TeacherTopK
+
+
+def escd(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTIONS) -> LossOutput:
+    """Mean over chunks of a forward KL at the root and the completion of what was begun there.
+
+    Root: each teacher token's probability goes to the longest student token that its bytes begin
+    with; those tokens one by one and a complement, nothing renormalized, as in `bpm`.
+
+    Completion: teacher tokens without a student token of the same bytes, in groups; two are in one
+    group where one's bytes begin the other's, and the group's event is its shortest member. Where
+    the text's student token at the root begins an event but does not end it, the position after it
+    has the loss `-M log P` for each such event: M the group's probability at the root, P the
+    student's of all tokens that start with the rest of the event's bytes. Events that no one token
+    completes have none.
+
+    The position after a root is that of the chunk's second token; after a chunk of one token that
+    of the next chunk's first, if the next chunk counts. So a chunk's loss depends on whether the
+    one before it counts.
+
+    Args:
+        inputs: with both sides' ids. A `TeacherTopK` leaves what is not stored in the complement.
+        pair: with `byte_prefixes` and `completions`.
+        options: no direction: the completion is a cross-entropy of the teacher's events.
+
+    Returns: loss in nats per chunk; 0 for a student equal to its teacher on one vocabulary, but
+        never on two, as the completion is no divergence: it is at its least where all completions
+        are certain. Metrics, per chunk: `kl` (the root's), `complement`, `completion`, `events`
+        (their number) and `event_mass` (the sum of their M).
+
+    Raises:
+        XTokenError: as `p_kl`; a token outside its vocabulary.
+
+    Source: Liu et al. 2026, arXiv 2609.34738, sections 3.1 to 3.3 and B.4. With stored predictions
+        the paper makes groups of the retained tokens; here they are those of the whole vocabulary.
+    """
+    if torch.compiler.is_compiling():
+        eager: LossOutput = torch.compiler.disable(escd)(inputs, pair, options)  # type: ignore[no-untyped-call]
+        return eager
+    return run_loss(SPEC, _blocks, inputs, pair, options)
+
+
+SPEC = LossSpec.of(
+    "escd", escd, needs_ids=True, prepare=event_places, without=frozenset({"direction", "beta"})
+)
+
+
+def _blocks(call: LossCall) -> tuple[EscdBlocks, int]:
+    pair = call.pair
+    assert pair.byte_prefixes is not None
+    assert pair.completions is not None
+    places = call.prepared(SPEC, EventPlaces)
+    where = ChunkRows(places.teacher_index, None, len(places.teacher_index))
+    loss = EscdBlocks(
+        student=ChunkRows.ragged(places.row_first, places.row_count, call.device),
+        teacher=replace(call.teacher_rows("chain"), where=where),
+        places=places,
+        root=RootProjection(pair.byte_prefixes, isinstance(call.teacher, TeacherTopK)),
+        completions=pair.completions,
+        fold=pair.student_stop_fold,
+        temperature=call.temperature,
+    )
+    return loss, max(pair.sizes)
+
+
+@dataclass(eq=False, kw_only=True)
+class EscdBlocks(BlockLoss):
+    """Roots and completions of a block of chunks.
+
+    Attributes:
+        teacher: a row for each of `places.teacher_index`.
+    """
+
+    student: ChunkRows
+    teacher: TeacherRows
+    places: EventPlaces
+    root: RootProjection
+    completions: Completions
+    fold: StopFold | None
+    temperature: float
+    metric_names = ("kl", "complement", "completion", "events", "event_mass")
+
+    def forward(
+        self, rows: Tensor, block: Block, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.student.ends is not None
+        assert block.segments is not None
+        logits = rows if self.temperature == 1.0 else rows / self.temperature
+        if self.fold is not None:
+            logits = self.fold.with_graph(logits)
+        log_student = torch.log_softmax(logits, -1)
+        start, stop = int(self.student.ends[block.start]), int(self.student.ends[block.stop])
+        ends = self.places.teacher_ends
+        first = int(ends[block.start])
+        log_teacher = self.teacher.log_probs(first, int(ends[block.stop]))
+        at = on_device(ends[block.start : block.stop] - first, rows.device)
+        firsts = on_device(self.student.ends[block.start : block.stop] - start, rows.device)
+        target, entries = self.root(log_teacher.index_select(0, at))
+        counted = torch.ones_like(firsts, dtype=torch.bool)
+        pair = compared(target, entries, counted, log_student.index_select(0, firsts))
+        losses = kl_sum(*pair)
+        kl = losses.detach().sum()
+        rest = torch.exp(pair[0][:, -1]).sum()
+        children = self.places.children.of_rows(start, stop)
+        more = losses.new_zeros(3)
+        if len(children):
+            mass, log_completed, row = self._completions(log_student, log_teacher, children, first)
+            terms = -mass * log_completed.masked_fill(mass == 0, 0.0)
+            losses = losses.index_add(0, block.segments[row], terms)
+            more = torch.stack(
+                [terms.detach().sum(), mass.new_tensor(float(len(mass))), mass.sum()]
+            )
+        return losses * self.temperature**2, torch.cat([torch.stack([kl, rest]), more])
+
+    def _completions(
+        self, log_student: Tensor, log_teacher: Tensor, children: Items, first: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For each event begun before one of `children`: the teacher's mass of it, the log of the
+        student's probability to complete it, and the row of that."""
+        tables = self.completions
+        total, tokens_total = children.total("groups"), children.total("tokens")
+        owner = owners(children["groups"], total)
+        entry = ragged_arange(tables.ptr[children["token"]], children["groups"], total)
+        with torch.no_grad():
+            roots = log_teacher.index_select(0, children["item"] - first)
+            events = log_project(roots, torch.ones_like(tables.members), tables.events)
+            mass = torch.exp(events[owner, tables.group[entry]])
+        which = owners(tables.size[entry], tokens_total)
+        tokens = tables.order[ragged_arange(tables.lo[entry], tables.size[entry], tokens_total)]
+        row = children.row[owner]
+        completed = segment_logsumexp(log_student[row[which], tokens], which, total)
+        return mass, completed, row
