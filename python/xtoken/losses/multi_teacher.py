@@ -59,7 +59,7 @@ def multi_teacher(
             (`ce`) or entropy (`entropy`), summed over its positions and divided by the *student's*
             tokens there, so that teachers of finer tokenizers are not favoured; or the log of its
             mean largest probability (`max_prob`).
-        sharpness: >= 0; 0 is equal weights.
+        sharpness: at least 0; 0 is equal weights.
 
     Returns: the loss, the chunks of all teachers together, and each term's metrics under
         `teacher{i}/`, with the mean `weight` over its chunks.

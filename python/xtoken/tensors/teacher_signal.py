@@ -26,7 +26,7 @@ class TeacherTopK:
         ids: [B, T_t, k] int64 teacher ids, distinct within a row but for pads.
         log_probs: [B, T_t, k] float, log-probabilities under the full vocabulary; -inf pads a
             short row, whatever its id. The tail mass is 1 - sum(exp(log_probs)).
-        temperature: > 0, the one the log-probabilities were taken at.
+        temperature: above 0, the one the log-probabilities were taken at.
         token_log_probs: [B, T_t] float or None; at position p the log-probability of token p + 1,
             which need not be among the k. The losses on chunk likelihoods ask for it.
         vocab_size: V_t where known; no id is beyond it.
@@ -98,7 +98,7 @@ class TeacherTopK:
             logits: [B, T_t, V_t'] float.
             k: entries per position, by falling log-probability; more than there are takes all.
             vocab_size: V_t where the lm_head is padded.
-            temperature: > 0, divides the logits.
+            temperature: above 0; divides the logits.
             ids: [B, T_t] int64 tokens, for `token_log_probs`.
             teacher_fingerprint: of the teacher's vocabulary, where known.
 
