@@ -103,8 +103,8 @@ class LossOptions:
         direction: "forward" is KL(teacher || student), "reverse" KL(student || teacher), "jsd" the
             generalized Jensen-Shannon divergence.
         beta: the teacher's share of the mean in "jsd", inside (0, 1).
-        temperature: above 0; divides both sides' logits; the loss is multiplied by its square. In ALM
-            the root taken of the likelihoods. None means the loss's own, 1 (100 for ALM).
+        temperature: above 0; divides both sides' logits, and the loss is multiplied by its square.
+            In ALM the root taken of the likelihoods. None means the loss's own, 1 (100 for ALM).
         merge: from the predictor rows of a chunk to one distribution: "chain" the first one's,
             "last" the last one's, "mean" that of the mean logits.
         top_k: teacher columns kept among those that W reaches; None or more than there are keeps
