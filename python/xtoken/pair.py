@@ -247,6 +247,7 @@ class Pair:
         *,
         max_tokens: int | None = None,
         date: datetime.date | None = None,
+        strict: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> ExampleSet:
         """Tokenize texts and conversations on both sides, align and cut; see `encode_examples`.
@@ -255,6 +256,7 @@ class Pair:
             documents: texts, `Completion`s and `Conversation`s.
             max_tokens: longest example on either side, cut at a chunk boundary; None for no limit.
             date: the day that chat templates print; None for today.
+            strict: whether a conversation that cannot be printed ends the call, or is left out.
             progress: called with (documents done, documents to do).
 
         Raises:
@@ -265,6 +267,7 @@ class Pair:
             self.encoders(date),
             self.aligner,
             max_tokens=max_tokens,
+            strict=strict,
             progress=progress,
         )
 

@@ -149,7 +149,7 @@ def test_all_commands_refuse_options_that_are_given_twice() -> None:
         ("align", "--student", "a", "--student=b", "--teacher", "c"),
         ("project", "build", "--out", "a", "--out", "b"),
         ("distill", "--teacher", "A", "--teacher", "B"),
-        ("distill", "--data", "A", "--data", "B"),
+        ("distill", "--out", "A", "--out", "B"),
         ("distill", "--resume", "--resume"),
         ("distill", "--tail-bucket", "--no-tail-bucket"),
     ],

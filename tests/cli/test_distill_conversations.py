@@ -173,10 +173,17 @@ def test_a_chat_template_can_be_given_as_a_file_and_stays_with_the_student(
 
 
 def test_bad_conversations_and_templates_are_named(workspace: Path, tmp_path: Path) -> None:
-    talks = conversations(12)
+    talks = conversations(40)
     talks[3][0]["role"] = "human"
     data = write_conversations(tmp_path / "data.jsonl", talks)
-    with pytest.raises(Exception, match=r"data\.jsonl:4: messages\[0\]\.role = 'human', expected"):
+    output = distill(workspace, tmp_path / "one", data=data, loss="ce", steps=1)
+    output = " ".join(output.split())
+    assert "warning: 1 of 40 rows are left out; the first, " in output
+    assert "data.jsonl:4: messages[0].role = 'human', expected" in output
+    for talk in talks:
+        talk[0]["role"] = "human"
+    data = write_conversations(tmp_path / "data.jsonl", talks)
+    with pytest.raises(Exception, match=r"data\.jsonl:1: messages\[0\]\.role = 'human', expected"):
         distill(workspace, tmp_path / "run", data=data)
     with pytest.raises(FileNotFoundError, match=r"--student-chat-template nowhere does not exist"):
         distill(workspace, tmp_path / "run", student_chat_template="nowhere")

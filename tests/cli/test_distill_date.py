@@ -27,8 +27,9 @@ CONFIG = DistillConfig(
 
 def request(out: Path, *, resume: bool) -> distill_run.Request:
     return distill_run.Request(
-        student="s", teacher="t", data=out, held_out=None, text_field=None, chat_templates={},
-        config=None, settings={}, compare=False, out=out, resume=resume, teacher_cache=out,
+        student="s", teacher="t", data=[str(out)], held_out=None, split="train", text_field=None,
+        chat_templates={}, config=None, settings={}, compare=False, out=out, resume=resume,
+        teacher_cache=out,
     )  # fmt: skip
 
 

@@ -24,11 +24,21 @@ def distill(
     teacher: Annotated[
         str, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
     ],
-    data: Annotated[Path, typer.Option(help="Training texts or conversations: .jsonl or .txt.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Training texts or conversations: a file (.jsonl, .txt, .parquet, .csv, ...), a "
+            "directory of them, or a dataset on the hub; may be repeated."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or with --resume.")],
     held_out: Annotated[
-        Path | None, typer.Option(help="Held-out texts; by default a tenth of --data, by hash.")
+        list[str] | None,
+        typer.Option(help="Held-out texts; by default a tenth of --data, by hash."),
     ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split of a directory or hub dataset, such as train[:1%].")
+    ] = "train",
     text_field: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +160,7 @@ def distill(
             teacher=teacher,
             data=data,
             held_out=held_out,
+            split=split,
             text_field=text_field,
             chat_templates={"student": student_chat_template, "teacher": teacher_chat_template},
             config=config,

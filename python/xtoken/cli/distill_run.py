@@ -7,7 +7,7 @@ import datetime
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from xtoken.cli.distill_tables import (
     result_table,
     taught_tokens,
 )
-from xtoken.data import TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.data import Documents, LeftOut, TextSplit, keep_apart, read_documents, split_held_out
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.errors import DataError, LowCoverageWarning, MissingFileError
@@ -56,8 +56,9 @@ class Request:
 
     student: str
     teacher: str
-    data: Path
-    held_out: Path | None
+    data: list[str]
+    held_out: list[str] | None
+    split: str
     text_field: str | None
     chat_templates: Mapping[str, Path | None]
     config: Path | None
@@ -106,7 +107,7 @@ def run(request: Request) -> None:
     losses: list[DistillLossName] = [config.loss]
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
-    texts = _texts(request)
+    texts = _texts(request, console)
     pair = load_models(request.student, request.teacher)
     for side, file in request.chat_templates.items():
         if file is not None:
@@ -156,11 +157,31 @@ def _dated(config: DistillConfig, request: Request) -> DistillConfig:
     return replace(config, date=str(earlier or datetime.date.today().isoformat()))
 
 
-def _texts(request: Request) -> TextSplit:
-    texts = read_documents(request.data, field=request.text_field)
-    if request.held_out is None:
+def _texts(request: Request, console: Console) -> TextSplit:
+    texts = _documents(request.data, request, console)
+    if not request.held_out:
         return split_held_out(texts, HELD_OUT_FRACTION)
-    return keep_apart(texts, read_documents(request.held_out, field=request.text_field))
+    return keep_apart(texts, _documents(request.held_out, request, console))
+
+
+def _documents(sources: list[str], request: Request, console: Console) -> Documents:
+    found = read_documents(sources, field=request.text_field, split=request.split, strict=False)
+    _warn_of_left_out(console, found.left_out, len(found.left_out) + len(found), "rows")
+    return found
+
+
+def _warn_of_left_out(console: Console, left_out: Sequence[LeftOut], total: int, what: str) -> None:
+    if left_out:
+        named = "; ".join(
+            # Some reasons begin with the place themselves.
+            each.reason if each.reason.startswith(each.source) else f"{each.source}: {each.reason}"
+            for each in left_out[:3]
+        )
+        console.print(
+            f"[bold yellow]warning:[/] {len(left_out):,} of {total:,} {what} are left out; the "
+            f"first, {escape(named)}",
+            soft_wrap=True,
+        )
 
 
 def _chat_template(side: str, file: Path) -> str:
@@ -183,11 +204,9 @@ def _show_materials(console: Console, materials: PreparedData, texts: TextSplit)
     if texts.dropped:
         console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
-        if part.cut or part.empty:
-            console.print(
-                f"{name} examples: {part.cut} cut at max_tokens, {part.empty} left out with "
-                "nothing in the loss"
-            )
+        if part.cut:
+            console.print(f"{name} examples: {part.cut:,} cut at max_tokens")
+        _warn_of_left_out(console, part.left_out, part.empty + len(part), f"{name} examples")
 
 
 def _warn_of_coverage(materials: PreparedData) -> None:

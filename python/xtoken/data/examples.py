@@ -21,6 +21,7 @@ from xtoken.errors import DataError, OptionError
 from xtoken.vocab.source import LoadedTokenizer
 
 BATCH = 256
+NO_TOKEN = "no student token in the loss"
 Ids = NDArray[np.int64]
 
 
@@ -127,6 +128,7 @@ def encode_examples(
     aligner: Aligner,
     *,
     max_tokens: int | None,
+    strict: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExampleSet:
     """Tokenize documents on both sides and align.
@@ -145,14 +147,17 @@ def encode_examples(
         encoders: of student and teacher.
         aligner: of the two.
         max_tokens: longest example on either side, at least 2; None for no limit.
+        strict: whether a conversation that a chat template cannot print ends the call; else it is
+            left out, and named.
         progress: called with (documents done, documents to do).
     Raises:
-        DataError: if `max_tokens` is below 2, a conversation cannot be printed, or no example is
-            left.
+        OptionError: `max_tokens` is below 2.
+        DataError: a conversation cannot be printed, or no example is left.
     """
     (made,) = encode_together(
-        documents, encoders[0], encoders[1:], [aligner], max_tokens=max_tokens, progress=progress
-    )
+        documents, encoders[0], encoders[1:], [aligner],
+        max_tokens=max_tokens, strict=strict, progress=progress,
+    )  # fmt: skip
     return made
 
 
@@ -163,6 +168,7 @@ def encode_together(
     aligners: Sequence[Aligner],
     *,
     max_tokens: int | None,
+    strict: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ExampleSet, ...]:
     """What `encode_examples` makes, for several teachers of one student.
@@ -172,7 +178,7 @@ def encode_together(
     a chunk of every teacher ends and all sides fit.
 
     Args:
-        documents, max_tokens, progress: as there.
+        documents, max_tokens, strict, progress: as there.
         student: the encoder of all pairs' student.
         teachers, aligners: one each per teacher.
 
@@ -184,7 +190,9 @@ def encode_together(
     cut = 0
     for start in range(0, len(documents), BATCH):
         batch = documents[start : start + BATCH]
-        found = encode_documents(batch, student, teachers, aligners, max_tokens=max_tokens)
+        found = encode_documents(
+            batch, student, teachers, aligners, max_tokens=max_tokens, strict=strict
+        )
         for index, (document, made) in enumerate(zip(batch, found, strict=True), start):
             source = getattr(document, "source", f"documents[{index}]")
             examples += made.examples
@@ -193,6 +201,9 @@ def encode_together(
         if progress is not None:
             progress(min(start + BATCH, len(documents)), len(documents))
     if not examples:
+        unprinted = next((each for each in left_out if each.reason != NO_TOKEN), None)
+        if unprinted is not None:
+            raise DataError(f"none of {len(left_out)} documents can be used: {unprinted.reason}")
         raise DataError(
             f"none of {len(left_out)} examples has a student token in the loss within max_tokens = "
             f"{max_tokens}; give longer texts or raise max_tokens"
@@ -264,7 +275,7 @@ def encode_documents(
             each = zip(encoded[1:], aligned, strict=True)
             made[owner].examples.append(tuple(_example(encoded[0], *one) for one in each))
         else:
-            made[owner].reasons.append("no student token in the loss")
+            made[owner].reasons.append(NO_TOKEN)
     return made
 
 

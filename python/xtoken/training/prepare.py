@@ -91,6 +91,7 @@ def prepare(
                 pair.examples(
                     part,
                     max_tokens=config.max_tokens,
+                    strict=False,
                     date=None if config.date is None else datetime.date.fromisoformat(config.date),
                     progress=functools.partial(_advance, update),
                 )
