@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -27,6 +25,7 @@ from xtoken.cli.sides import (
     Teacher,
     read_side,
     read_text,
+    working,
 )
 from xtoken.data.stops import vocab_with_stops
 from xtoken.projection import Projection
@@ -80,7 +79,7 @@ def build(
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
     vocabs = _read(student, teacher)
-    with _working("building W"):
+    with working("building W"):
         w = Projection.build(
             *vocabs,
             top_k=top_k,
@@ -117,7 +116,7 @@ def explain(
     """Print rows of W: the rule that made each, the teacher's pieces and their weights."""
     if file is None:
         vocabs = _read(student, teacher)
-        with _working("building W"):
+        with working("building W"):
             w = Projection.build(*vocabs)
     else:
         w = _load(file, student, teacher)
@@ -130,7 +129,7 @@ def export_table(
     file: File, out: Annotated[Path, typer.Option(help="File to write (.pt).")]
 ) -> None:
     """Write W as the dense top-k table that NeMo-RL reads."""
-    with _working("writing the table"):
+    with working("writing the table"):
         Projection.load(file).export_topk_pt(out)
     Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
 
@@ -145,7 +144,7 @@ def import_table(
 ) -> None:
     """Read such a table and write it as W for this pair."""
     vocabs = _read(student, teacher)
-    with _working("reading the table"):
+    with working("reading the table"):
         w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)
         w.save(out)
     Console().print(tables.statistics(w))
@@ -170,7 +169,7 @@ def audit(
     # Encoders are read only where there is text for them: not every file of a vocabulary has one.
     sample = None if text is None else _read_sample(student, teacher, text)
     vocabs = _read(student, teacher) if sample is None else sample.vocabs
-    with _working("auditing the pair"):
+    with working("auditing the pair"):
         w = Projection.build(*vocabs)
         result = audit_pair(w, threshold)
         if sample is not None:
@@ -199,7 +198,7 @@ class _Sample(NamedTuple):
 
 
 def _read_sample(student: str, teacher: str, text: Path) -> _Sample:
-    with _working("reading the tokenizers and the text"):
+    with working("reading the tokenizers and the text"):
         content = read_text(text)
         sides = read_side("student", student), read_side("teacher", teacher)
         one, other = (side.encode([content])[0] for side in sides)
@@ -212,21 +211,8 @@ def _supervision(w: Projection, sample: _Sample) -> tuple[ClassSupervision, ...]
     return supervision(w, Aligner(*sample.vocabs).align(*sample.ids), *sample.ids)
 
 
-@contextmanager
-def _working(what: str) -> Iterator[None]:
-    """A spinner on stderr, so that output can be piped."""
-    console = Console(stderr=True)
-    with console.status(what) if console.is_terminal else _nothing():
-        yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:
-    with _working("reading the tokenizers"):
+    with working("reading the tokenizers"):
         return (
             vocab_with_stops(Side("student", student)),
             vocab_with_stops(Side("teacher", teacher)),
@@ -234,7 +220,7 @@ def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:
 
 
 def _load(file: Path, student: str | None, teacher: str | None) -> Projection:
-    with _working("reading W"):
+    with working("reading W"):
         return Projection.load(
             file,
             None if student is None else read_tokenizer(student),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from xtoken.data.documents import Document, read_documents
 from xtoken.errors import MissingFileError, OptionError
 from xtoken.vocab.side import Side, SideName
 
@@ -53,3 +59,55 @@ def read_text(file: Path) -> str:
         raise OptionError(
             f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
         ) from error
+
+
+# One word that ends as a file does, or names a folder: a text would hardly look so.
+_FILE_NAME = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z][A-Za-z0-9]{0,5}")
+
+
+def read_document(given: str, row: int = 1) -> tuple[Document, str]:
+    """The text or the conversation that an option names, and what to call it.
+
+    Args:
+        given: a UTF-8 file, `-` for standard input, or the text itself.
+        row: of a `.jsonl` file, from 1.
+
+    Raises:
+        MissingFileError: it looks like the name of a file, and there is none.
+        OptionError: it is a directory or not UTF-8, or the file has fewer rows.
+        DataError: a row is no text and no conversation.
+    """
+    if given == "-":
+        return read_text(Path(given)), "standard input"
+    if not _exists(given):
+        if _FILE_NAME.fullmatch(given):
+            raise MissingFileError(
+                f"text file {given} does not exist; pass a UTF-8 file, or, if this is the text "
+                "itself, through standard input"
+            )
+        return given, "the given text"
+    path = Path(given)
+    if path.suffix != ".jsonl":
+        return read_text(path), path.name
+    rows = read_documents(path)
+    if not 1 <= row <= len(rows):
+        raise OptionError(f"--row {row}: {path} has {len(rows)} rows; expected 1 to {len(rows)}")
+    return rows[row - 1], f"{path.name}, row {row}"
+
+
+def _exists(given: str) -> bool:
+    try:
+        return os.path.exists(given)
+    except (OSError, ValueError):  # longer than a name can be, or with a zero byte
+        return False
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on stderr, so that output can be piped."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

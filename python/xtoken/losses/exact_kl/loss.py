@@ -41,7 +41,7 @@ def exact_kl(
         XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another
             direction.
     """
-    return run_loss(SPEC, _blocks, inputs, pair, options)
+    return run_loss(SPEC, exact_kl_blocks, inputs, pair, options)
 
 
 SPEC = LossSpec.of(
@@ -60,7 +60,8 @@ SPEC = LossSpec.of(
 )
 
 
-def _blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
+def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
+    """The loss by blocks, and its widest row."""
     options = call.options
     if options.chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
         raise OptionError(

@@ -64,7 +64,7 @@ def prefix_kl(
         # Made here and not by a decorator, which would import the compiler with the losses.
         eager: LossOutput = torch.compiler.disable(prefix_kl)(inputs, pair, options)  # type: ignore[no-untyped-call]
         return eager
-    result = run_loss(SPEC, _blocks, inputs, pair, options)
+    result = run_loss(SPEC, prefix_kl_blocks, inputs, pair, options)
     prefixes = result.metrics["prefixes"]
     # Summed over prefixes, so far divided by chunks.
     known = result.metrics["prefix_teacher_mass"] / torch.where(prefixes > 0, prefixes, 1.0)
@@ -77,7 +77,8 @@ SPEC = LossSpec.of(
 )  # fmt: skip
 
 
-def _blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
+def prefix_kl_blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
+    """The loss by blocks, and its widest row."""
     pair, options, chunks, teacher = call.pair, call.options, call.chunks, call.teacher
     assert pair.first_pieces is not None
     assert pair.student_trie is not None

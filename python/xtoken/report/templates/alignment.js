@@ -1,0 +1,107 @@
+const buttons = [...document.querySelectorAll("button.chunk")];
+const detail = byId("detail");
+const NAMES = { "p-kl": "P\u2011KL", "prefix-kl": "Prefix KL", "exact-kl": "Exact KL" };
+const SAYS = {
+  "p-kl": "The student's distribution goes through W into the teacher's vocabulary and is compared there.",
+  "prefix-kl": "The first piece, then at each further piece which way the tokens go on.",
+  "exact-kl": "Groups of student tokens, from the teacher's word on the student's own next token.",
+};
+let pinned = null;
+
+const bytesOf = (hex) => hex.replace(/(..)(?=.)/g, "$1 ");
+const tokenRows = (side, [start, end]) => data.tokens[side].slice(start, end).map(([label, id, hex, prob]) =>
+  make("tr", {}, make("th", { scope: "row" }, side), make("td", {}, make("code", {}, make("bdi", {}, label))),
+    make("td", { class: "number" }, String(id)), make("td", { class: "mono" }, hex ? bytesOf(hex) : "none: special"),
+    ...(data.models.length ? [make("td", { class: "number" }, prob === null ? "" : percent(prob))] : [])));
+
+const comparison = ({ title, lines, rest }) => {
+  const all = rest ? [...lines, rest] : lines;
+  if (!all.length) return make("h4", {}, make("bdi", {}, title));
+  const has = (name) => all.some((line) => line[name] !== undefined);
+  const columns = [["teacher", "Teacher", "one"], ["student", "Student", "two"], ["weight", "Weight", "three"]].filter(([name]) => has(name));
+  const head = make("tr", {}, make("th", { scope: "col" }, "Token"), ...columns.map(([, text]) => make("th", { scope: "col", class: "number" }, text)),
+    columns.length ? make("th", { scope: "col" }, make("span", { class: "hidden" }, "as bars")) : null,
+    has("tokens") ? make("th", { scope: "col", class: "number" }, "Tokens") : null);
+  const rows = all.map((line) => make("tr", { class: line.own ? "own strong" : null },
+    make("th", { scope: "row" }, make("bdi", {}, make("code", {}, line.label)), line.own ? make("span", { class: "hidden" }, " (what the text has)") : null),
+    ...columns.map(([name]) => make("td", { class: "number" }, line[name] === undefined ? "" : name === "weight" ? line.weight.toFixed(4) : percent(line[name]))),
+    columns.length ? make("td", {}, ...columns.map(([name, , colour]) => line[name] === undefined ? null : meter(line[name], colour))) : null,
+    has("tokens") ? make("td", { class: "number" }, line.tokens === undefined ? "" : count(line.tokens)) : null));
+  return make("table", {}, make("caption", {}, make("bdi", {}, title)), make("thead", {}, head), make("tbody", {}, ...rows));
+};
+
+const lossSection = ({ loss, comparisons, value, note }) => make("section", {},
+  make("h3", {}, NAMES[loss] || loss, value === undefined ? "" : `: ${value.toFixed(3)} nats`),
+  make("p", { class: "hint" }, SAYS[loss] || "", note ? ` ${note[0].toUpperCase()}${note.slice(1)}.` : ""),
+  ...comparisons.map(comparison));
+
+const show = (at) => {
+  const chunk = data.chunks[at];
+  buttons.forEach((button, index) => button.classList.toggle("shown", index === at));
+  const close = make("button", { type: "button", class: "plain close" }, "Close");
+  close.addEventListener("click", letGo);
+  const heading = make("tr", {}, ...["Side", "Token", "Id", "Bytes"].map((text) =>
+    make("th", { scope: "col", class: text === "Id" ? "number" : null }, text)),
+    data.models.length ? make("th", { scope: "col", class: "number" }, "Probability") : null);
+  detail.replaceChildren(
+    make("h2", {}, `Chunk ${count(at + 1)} (${chunk.shape})`, close),
+    make("p", { class: "hint" }, `${chunk.meaning[0].toUpperCase()}${chunk.meaning.slice(1)}`,
+      chunk.whole ? `; the text is ${chunk.whole}` : "",
+      chunk.counted === false ? `. In no loss: ${chunk.reason}.` : "."),
+    make("table", {}, make("thead", {}, heading),
+      make("tbody", {}, ...tokenRows("student", chunk.student), ...tokenRows("teacher", chunk.teacher))),
+    ...chunk.losses.map(lossSection));
+  detail.scrollTop = 0;
+};
+const open = (at) => { show(at); detail.classList.add("open"); document.body.classList.add("opened"); };
+const pin = (at) => {
+  pinned = at;
+  buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === at)));
+  open(at);
+};
+const letGo = () => {
+  const was = pinned;
+  pinned = null;
+  buttons.forEach((button) => button.setAttribute("aria-pressed", "false"));
+  detail.classList.remove("open");
+  document.body.classList.remove("opened");
+  if (was !== null) buttons[was].focus({ preventScroll: true });
+};
+const focusOn = (at) => {
+  buttons.forEach((button, index) => { button.tabIndex = index === at ? 0 : -1; });
+  buttons[at].focus();
+};
+// The chunk above or below: the nearest one in the next line of the page.
+const vertical = (at, step) => {
+  const box = buttons[at].getBoundingClientRect();
+  const centre = box.left + box.width / 2;
+  let best = at, least = Infinity, line = null;
+  for (let i = at + step; i >= 0 && i < buttons.length; i += step) {
+    const other = buttons[i].getBoundingClientRect();
+    if (Math.abs(other.top - box.top) < 4) continue;
+    if (line === null) line = other.top;
+    if (Math.abs(other.top - line) >= 4) break;
+    const distance = Math.abs(other.left + other.width / 2 - centre);
+    if (distance < least) { least = distance; best = i; }
+  }
+  return best;
+};
+buttons.forEach((button, at) => {
+  button.tabIndex = at === 0 ? 0 : -1;
+  button.addEventListener("mouseenter", () => { if (pinned === null) show(at); });
+  button.addEventListener("focus", () => { if (pinned === null) show(at); });
+  button.addEventListener("click", () => { focusOn(at); if (pinned === at) letGo(); else pin(at); });
+  button.addEventListener("keydown", (event) => {
+    const last = buttons.length - 1;
+    const to = { ArrowRight: Math.min(at + 1, last), ArrowLeft: Math.max(at - 1, 0), Home: 0, End: last }[event.key]
+      ?? (event.key === "ArrowDown" ? vertical(at, 1) : event.key === "ArrowUp" ? vertical(at, -1) : null);
+    if (to === null) return;
+    event.preventDefault();
+    if (pinned !== null) pin(to);
+    focusOn(to);
+  });
+});
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") letGo(); });
+// What readers come for first: a chunk whose sides are cut differently.
+const first = data.chunks.findIndex((chunk) => chunk.counted !== false && chunk.losses.length && chunk.shape !== "1:1");
+if (buttons.length) show(Math.max(first, 0));
