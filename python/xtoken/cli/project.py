@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from xtoken._core import Vocab
 from xtoken._files import write_text
-from xtoken.align import Aligner
-from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.cli import project_tables as tables
+from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
 from xtoken.cli.sides import (
     MaybeStudent,
     MaybeTeacher,
     Student,
     Teacher,
-    read_side,
+    check_out,
     read_text,
     working,
 )
@@ -31,7 +29,7 @@ from xtoken.data.stops import vocab_with_stops
 from xtoken.projection import Projection
 from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
-from xtoken.vocab.side import Side, labels
+from xtoken.vocab.side import Side
 
 project = App(
     help="The projection W between two vocabularies.",
@@ -154,31 +152,23 @@ def import_table(
 def audit(
     student: Student,
     teacher: Teacher,
-    threshold: Annotated[
-        float, typer.Option(help="Least weight of a pair in the relaxed common set.")
-    ] = 0.6,
+    threshold: Threshold = 0.6,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write the page of `xtoken report pair` here.")
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="Also count what prefix KL compares in this text file.")
     ] = None,
 ) -> None:
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
-    from xtoken.audit.audit import audit as audit_pair
-
-    # Encoders are read only where there is text for them: not every file of a vocabulary has one.
-    sample = None if text is None else _read_sample(student, teacher, text)
-    vocabs = _read(student, teacher) if sample is None else sample.vocabs
-    with working("auditing the pair"):
-        w = Projection.build(*vocabs)
-        result = audit_pair(w, threshold)
-        if sample is not None:
-            result = replace(result, supervision=_supervision(w, sample))
     if html is not None:
-        from xtoken.audit.page import render
-
-        names = labels(Side("student", student), Side("teacher", teacher))
-        write_text(html, render(result, w, *names))
+        check_out(html, "--html")
+    content = None if text is None else read_text(text)
+    found = audit_sides(Side("student", student), Side("teacher", teacher), threshold, content)
+    result = found.audit
+    if html is not None:
+        write_text(html, found.page("the given text" if text is None else text.name))
     if as_json:
         json.dump(result.to_dict(), sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -190,25 +180,6 @@ def audit(
     console.print(tables.recommendation(result))
     if html is not None:
         console.print(f"page: {html}", highlight=False, soft_wrap=True)
-
-
-class _Sample(NamedTuple):
-    vocabs: tuple[Vocab, Vocab]
-    ids: tuple[list[int], list[int]]
-
-
-def _read_sample(student: str, teacher: str, text: Path) -> _Sample:
-    with working("reading the tokenizers and the text"):
-        content = read_text(text)
-        sides = read_side("student", student), read_side("teacher", teacher)
-        one, other = (side.encode([content])[0] for side in sides)
-    return _Sample((vocab_with_stops(sides[0]), vocab_with_stops(sides[1])), (one, other))
-
-
-def _supervision(w: Projection, sample: _Sample) -> tuple[ClassSupervision, ...]:
-    from xtoken.audit.prefix_coverage import supervision
-
-    return supervision(w, Aligner(*sample.vocabs).align(*sample.ids), *sample.ids)
 
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:

@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 
 from xtoken._files import write_text
+from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.sides import Student, Teacher, read_document, working
+from xtoken.cli.sides import Student, Teacher, check_out, page_names, read_document, working
 from xtoken.data.conversations import Conversation
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
-from xtoken.vocab.side import Side, labels
+from xtoken.vocab.side import Side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,8 +72,10 @@ def alignment(
 ) -> None:
     """Write the alignment of a text or a conversation as a page."""
     from xtoken.report.aligned_text import aligned_text
-    from xtoken.report.alignment_page import PageNames, alignment_page
+    from xtoken.report.alignment_page import alignment_page
+    from xtoken.report.page import PageNames
 
+    check_out(out)
     document, source = read_document(text, row)
     sides = Side("student", student), Side("teacher", teacher)
     for side in sides:  # first, as the vocabulary is then the tokenizer's own
@@ -95,25 +98,46 @@ def alignment(
     _write(out, page)
 
 
-def page_names(
-    student: Side, teacher: Side, student_name: str | None, teacher_name: str | None
-) -> tuple[str, str]:
-    """What a page calls the two: as asked, else as their folders are called."""
-    found = labels(student, teacher)
-    return student_name or found[0], teacher_name or found[1]
+@report.command()
+def pair(
+    student: Student,
+    teacher: Teacher,
+    out: Out,
+    threshold: Threshold = 0.6,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|TEXT", help="Also count what prefix KL compares in this file or text."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="The most rows of W on the page.")] = 20_000,
+    student_name: StudentName = None,
+    teacher_name: TeacherName = None,
+) -> None:
+    """Write what suits a pair, and why, as a page: the one of `xtoken project audit --html`."""
+    check_out(out)
+    document, source = (None, "") if text is None else read_document(text)
+    if isinstance(document, Conversation):
+        raise OptionError(
+            f"--text {text} holds a conversation; pass a text, as an audit counts one"
+        )
+    found = audit_sides(Side("student", student), Side("teacher", teacher), threshold, document)
+    with working("writing the page"):
+        page = found.page(source, student_name, teacher_name, rows)
+    _write(out, page)
 
 
 def _model(side: str, source: str | None) -> nn.Module | None:
     if source is None:
         return None
     with working(f"reading the {side}'s model"):
+        from xtoken.cli.distill_run import quiet_transformers
         from xtoken.teachers.load_model import load_causal_lm
 
+        quiet_transformers()
         return load_causal_lm(source, side=side)
 
 
 def _write(out: Path, page: str) -> None:
-    if not out.parent.is_dir():
-        raise OptionError(f"--out {out}: there is no directory {out.parent}; make it first")
     write_text(out, page)
     Console().print(f"page: {out}, {len(page) / 1e6:.1f} MB", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from xtoken.data.documents import Document, read_documents
 from xtoken.errors import MissingFileError, OptionError
-from xtoken.vocab.side import Side, SideName
+from xtoken.vocab.side import Side, SideName, labels
 
 _HELP = "Directory or file of a tokenizer (tokenizer.json, .xz too), or a hub name (owner/model)."
 Student = Annotated[str, typer.Option("--student", help=f"The student's tokenizer. {_HELP}")]
@@ -61,6 +61,14 @@ def read_text(file: Path) -> str:
         ) from error
 
 
+def page_names(
+    student: Side, teacher: Side, student_name: str | None, teacher_name: str | None
+) -> tuple[str, str]:
+    """What a page calls the two: as asked, else as their folders are called."""
+    found = labels(student, teacher)
+    return student_name or found[0], teacher_name or found[1]
+
+
 # One word that ends as a file does, or names a folder: a text would hardly look so.
 _FILE_NAME = re.compile(r"\S*[/\\]\S*|\S+\.[A-Za-z][A-Za-z0-9]{0,5}")
 
@@ -93,6 +101,18 @@ def read_document(given: str, row: int = 1) -> tuple[Document, str]:
     if not 1 <= row <= len(rows):
         raise OptionError(f"--row {row}: {path} has {len(rows)} rows; expected 1 to {len(rows)}")
     return rows[row - 1], f"{path.name}, row {row}"
+
+
+def check_out(out: Path, option: str = "--out") -> None:
+    """Refuse a place that no file can be written to, before any work is done.
+
+    Raises:
+        OptionError: it is a directory, or its directory is not there.
+    """
+    if out.is_dir():
+        raise OptionError(f"{option} {out} is a directory; name a file in it, such as page.html")
+    if not out.parent.is_dir():
+        raise OptionError(f"{option} {out}: there is no directory {out.parent}; make it first")
 
 
 def _exists(given: str) -> bool:

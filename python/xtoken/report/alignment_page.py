@@ -7,25 +7,11 @@ from typing import TYPE_CHECKING
 
 from xtoken.report.aligned_text import KINDS, AlignedText, Chunk, Token
 from xtoken.report.comparisons import LossView
-from xtoken.report.page import render_page
+from xtoken.report.page import PageNames, render_page
 from xtoken.report.structure import structural_views
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class PageNames:
-    """What a page calls what it shows.
-
-    Attributes:
-        student, teacher: the two tokenizers, as the models are called.
-        source: where the text is from, such as a file.
-    """
-
-    student: str
-    teacher: str
-    source: str = "a text"
 
 
 @dataclass(frozen=True)

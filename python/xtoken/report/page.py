@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 _FOLDER = "templates"
 # What would end a script element or begin a comment in it, and the line ends of JavaScript.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class PageNames:
+    """What a page calls what it shows.
+
+    Attributes:
+        student, teacher: the two tokenizers, as the models are called.
+        source: where the text is from, such as a file.
+    """
+
+    student: str
+    teacher: str
+    source: str = "a text"
 
 
 def render_page(
@@ -63,6 +78,25 @@ def percent(part: float, whole: float = 1.0) -> str:
     return "< 0.1 %" if share < 0.1 else f"{min(share, 99.9):.1f} %"
 
 
+def plain(value: object) -> str:
+    """A value of unknown kind in a table.
+
+    >>> plain(1234), plain(0.12345678), plain((2, 1)), plain(None)
+    ('1,234', '0.1235', '2, 1', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    return str(value)
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -76,6 +110,7 @@ def _environment() -> Environment:
     )
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.filters["percent"] = percent
+    environment.filters["plain"] = plain
     return environment
 
 

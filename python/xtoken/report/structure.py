@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xtoken.align import ChunkKind
 from xtoken.errors import XTokenError
-from xtoken.pair import Pair
+from xtoken.projection import Projection
 from xtoken.report.aligned_text import AlignedText, Chunk
 from xtoken.report.comparisons import Comparison, Line, LossView, first_lines
 from xtoken.targets import TargetBuilder
@@ -29,19 +29,22 @@ class PairStructure:
     """The parts of a pair that a page shows: W, tries, cells.
 
     A part that the tokenizers do not give is None, with the reason in `lacking`.
+
+    Attributes:
+        projection: built, or loaded with its tokenizers.
     """
 
-    pair: Pair
+    projection: Projection
 
     @cached_property
     def tries(self) -> PairTries | None:
         """Both tries."""
-        return self._made("tries", lambda: self.pair.tries)
+        return self._made("tries", lambda: PairTries.from_projection(self.projection))
 
     @cached_property
     def roots(self) -> Ints | None:
         """[V_t] the cell of each teacher token, -1 for none; see `TargetBuilder.roots`."""
-        return self._made("cells", lambda: TargetBuilder(self.pair.projection).roots)
+        return self._made("cells", lambda: TargetBuilder(self.projection).roots)
 
     @cached_property
     def lacking(self) -> dict[str, str]:
@@ -51,7 +54,7 @@ class PairStructure:
     @cached_property
     def cells(self) -> Ints:
         """[V_s] the cell of each student token, that of its first piece; -1 for none."""
-        projection = self.pair.projection
+        projection = self.projection
         first = np.full(projection.shape[0], -1, np.int64)
         starts, ends = projection.pieces_indptr[:-1], projection.pieces_indptr[1:]
         some = starts < ends
@@ -65,7 +68,7 @@ class PairStructure:
         """Student tokens sorted by cell, and [V_t + 1] where each cell's begin."""
         order = np.argsort(self.cells, kind="stable")
         order = order[self.cells[order] >= 0]
-        sizes = np.bincount(self.cells[order], minlength=self.pair.sizes[1])
+        sizes = np.bincount(self.cells[order], minlength=self.projection.shape[1])
         return order, np.concatenate([[0], np.cumsum(sizes)])
 
     def members(self, cell: int) -> Ints:
@@ -75,11 +78,11 @@ class PairStructure:
 
     def student(self, token_id: int) -> str:
         """A student token for people."""
-        return visible_token(self.pair.student_vocab, token_id)
+        return visible_token(self.projection.vocabularies()[0], token_id)
 
     def teacher(self, token_id: int) -> str:
         """A teacher token for people."""
-        return visible_token(self.pair.teacher_vocab, token_id)
+        return visible_token(self.projection.vocabularies()[1], token_id)
 
     def spelled(self, trie: PieceTrie, piece: int) -> str:
         """A piece of a trie for people; a negative one is the end of a token."""
@@ -89,7 +92,7 @@ class PairStructure:
 
     def row(self, student_id: int, own: int | None = None) -> Comparison:
         """The row of W of a student token; `own` is the teacher token that the text has."""
-        indices, weights = self.pair.projection.csr.row(student_id)
+        indices, weights = self.projection.csr.row(student_id)
         lines = [
             Line(self.teacher(column), column == own, weight=weight)
             for column, weight in zip(indices.tolist(), weights.tolist(), strict=True)
@@ -119,7 +122,7 @@ def structural_views(text: AlignedText, chunks: list[Chunk]) -> list[list[LossVi
 
     A chunk that no loss can use has none.
     """
-    structure = PairStructure(text.pair)
+    structure = PairStructure(text.pair.projection)
     prefixes = _prefixes(structure, text, chunks)
     return [
         _views(structure, text, chunk, prefixes[chunk.index]) if _comparable(chunk) else []

@@ -27,6 +27,7 @@ from xtoken.losses.prefix_kl.targets import PrefixBlock
 from xtoken.losses.registry import find_loss
 from xtoken.report.aligned_text import AlignedText, Chunk
 from xtoken.report.comparisons import LINES, Comparison, Line, LossView
+from xtoken.report.page import percent
 from xtoken.report.structure import PairStructure
 from xtoken.teachers.forward import causal_logits
 from xtoken.tensors.pair_parts import LossName
@@ -84,7 +85,7 @@ def model_views(
         ("prefix-kl", _prefix_kl),
         ("exact-kl", _exact_kl),
     )
-    structure = PairStructure(text.pair)
+    structure = PairStructure(text.pair.projection)
     for name, make in makers:
         try:
             case = _case(text, name, structure, [chunks[i] for i in at], teacher, student)
@@ -156,7 +157,9 @@ def _p_kl(case: _Case) -> Iterator[LossView]:
         rows, block = case.rows(loss, at)
         own = case.teacher_ids[chunk.teacher[0]]
         table, dropped = _columns(case, loss, rows, block, own, "teacher tokens that W reaches")
-        note = f"{dropped:.1%} of the teacher's probability is on tokens that no row of W reaches"
+        note = (
+            f"{percent(dropped)} of the teacher's probability is on tokens that no row of W reaches"
+        )
         yield LossView(
             "p-kl", (table,), case.value(loss, rows, block), note if dropped >= 5e-4 else ""
         )
@@ -304,7 +307,7 @@ def _groups(
 
 def _group_name(structure: PairStructure, tokens: list[int], own: int) -> str:
     """The tokens of a group, the text's own or the shortest first."""
-    vocab = structure.pair.student_vocab
+    vocab = structure.projection.vocabularies()[0]
     ranked = sorted(tokens, key=lambda t: (t != own, len(vocab.token_bytes(t)), t))
     shown = " ".join(structure.student(token) for token in ranked[:3])
     return shown if len(tokens) <= 3 else f"{shown} …"

@@ -14,12 +14,17 @@ const tokenRows = (side, [start, end]) => data.tokens[side].slice(start, end).ma
     make("td", { class: "number" }, String(id)), make("td", { class: "mono" }, hex ? bytesOf(hex) : "none: special"),
     ...(data.models.length ? [make("td", { class: "number" }, prob === null ? "" : percent(prob))] : [])));
 
+const swatch = (colour) => {
+  const square = make("i", { class: "swatch", "aria-hidden": "true" });
+  square.style.background = `var(--${colour})`;
+  return square;
+};
 const comparison = ({ title, lines, rest }) => {
   const all = rest ? [...lines, rest] : lines;
   if (!all.length) return make("h4", {}, make("bdi", {}, title));
   const has = (name) => all.some((line) => line[name] !== undefined);
   const columns = [["teacher", "Teacher", "one"], ["student", "Student", "two"], ["weight", "Weight", "three"]].filter(([name]) => has(name));
-  const head = make("tr", {}, make("th", { scope: "col" }, "Token"), ...columns.map(([, text]) => make("th", { scope: "col", class: "number" }, text)),
+  const head = make("tr", {}, make("th", { scope: "col" }, "Token"), ...columns.map(([, text, colour]) => make("th", { scope: "col", class: "number" }, swatch(colour), text)),
     columns.length ? make("th", { scope: "col" }, make("span", { class: "hidden" }, "as bars")) : null,
     has("tokens") ? make("th", { scope: "col", class: "number" }, "Tokens") : null);
   const rows = all.map((line) => make("tr", { class: line.own ? "own strong" : null },
