@@ -21,7 +21,7 @@ from xtoken.vocab.display import quoted
 Ints = NDArray[np.int64]
 
 # Shown of a trie node: ways to go on, and tokens of each. The others are counted.
-WAYS = 8
+WAYS = 12
 EXAMPLES = 3
 
 

@@ -11,7 +11,7 @@ const list = (ids, total, name) => {
   return total > ids.length ? [...parts, ` and ${count(total - ids.length)} more`] : parts;
 };
 
-const nodeTable = ([prefix, ways, otherWays, otherTokens], pieces) => {
+const nodeTable = ([prefix, ways, otherWays, otherTokens], pieces, token) => {
   const next = pieces[prefix.length];
   const lines = ways.map(([piece, size, some]) => {
     const own = piece < 0 ? next === undefined : piece === next;
@@ -19,6 +19,10 @@ const nodeTable = ([prefix, ways, otherWays, otherTokens], pieces) => {
       make("th", { scope: "row" }, ...(piece < 0 ? ["ends here"] : [code(teacher(piece))]), own ? make("span", { class: "hidden" }, " (this token)") : null),
       make("td", {}, ...list(some, size, student)), make("td", { class: "number" }, count(size)));
   });
+  if (otherWays && next !== undefined && !ways.some(([piece]) => piece === next)) {
+    lines.push(make("tr", { class: "own strong" }, make("th", { scope: "row" }, code(teacher(next)), make("span", { class: "hidden" }, " (this token)")),
+      make("td", {}, code(student(token)), " among the others"), make("td")));
+  }
   if (otherWays) lines.push(make("tr", {}, make("th", { scope: "row" }, `${count(otherWays)} other ways`), make("td"), make("td", { class: "number" }, count(otherTokens))));
   return make("table", {}, make("caption", {}, "after ", ...list(prefix, prefix.length, teacher)),
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Goes on"), make("th", { scope: "col" }, "Student tokens"), make("th", { scope: "col", class: "number" }, "Number"))),
@@ -58,7 +62,7 @@ const tell = (at, opened) => {
     cellInfo ? make("p", {}, "The cell of ", code(teacher(cell)), `, of ${count(cellInfo[0])} student ${cellInfo[0] === 1 ? "token" : "tokens"}: `, ...list(cellInfo[1], cellInfo[0], student), ".")
       : make("p", {}, data.lacking.cells ?? "None: no text token of the teacher stands for it."),
     make("h3", {}, "Neighbours in the trie: what prefix KL tells apart"),
-    ...(nodes.length ? nodes.map((node) => nodeTable(data.nodes[node], pieces)) : [make("p", {}, data.lacking.tries ?? "Nothing to decide along its pieces: no other token shares them.")]));
+    ...(nodes.length ? nodes.map((node) => nodeTable(data.nodes[node], pieces, token)) : [make("p", {}, data.lacking.tries ?? "Nothing to decide along its pieces: no other token shares them.")]));
   story.scrollTop = 0;
   if (opened) { story.classList.add("open"); document.body.classList.add("opened"); }
 };
