@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xtoken._extras import needs_extra
 from xtoken._files import temporary_beside
 from xtoken.errors import OptionError
+from xtoken.report.panels import MEAN_OF, Panel, Records, moving_mean, panels_of
 
-Records = Sequence[Mapping[str, float]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-# Panel: the record's name, the title with its unit, and how it is drawn.
-PANELS = (
-    ("ce", "training cross-entropy (nats per token)", "moving mean"),
-    ("kd", "training distillation loss (nats per chunk)", "moving mean"),
-    ("eval_bits_per_byte", "held-out bits per byte", "points"),
-    ("eval_numeral_mass", "held-out mass on 2-3 digit numerals, where one is right", "points"),
-    ("eval_digit_mass", "held-out mass on single digits, where a numeral is right", "points"),
-    ("learning_rate", "learning rate", "line"),
-)
+_COLUMNS = 3
+# What a picture of a run shows, where it was logged; the page of a run has all.
+_DRAWN = (
+    "eval_bits_per_byte", "ce", "kd", "eval_numeral_mass", "eval_digit_mass", "eval_numeral_nll",
+    "teacher_mass", "coverage", "learning_rate",
+)  # fmt: skip
+# Lines are told apart without colour too.
+_DASHES = ("solid", (0, (6, 2)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), (0, (12, 3)))
 
 
 def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
-    """Draw the training and held-out curves of runs into one picture, one colour per run.
+    """Draw the training and held-out curves of runs into one picture, a line per run.
+
+    A panel begins at 0 unless a value is below, and a share has all of 0 to 1. Panels that no run
+    has a value for are left out.
 
     Args:
         runs: records by the name of the run; a record has `step` and any of the panels' names.
@@ -40,40 +45,60 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    panels = [panel for panel in panels_of(list(runs.values())) if panel.name in _DRAWN]
+    panels.sort(key=lambda panel: _DRAWN.index(panel.name))
+    rows = max(1, -(-len(panels) // _COLUMNS))
+    figure = Figure(figsize=(13, 0.9 + 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3).flat
-    for axis, (name, title, style) in zip(axes, PANELS, strict=True):
-        for index, (run, records) in enumerate(runs.items()):
-            points = [(record["step"], record[name]) for record in records if name in record]
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            colour = f"C{index}"
-            if style == "moving mean":
-                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                axis.plot(steps, _moving_mean(values, 15), color=colour, label=run)
-            else:
-                axis.plot(
-                    steps,
-                    values,
-                    color=colour,
-                    label=run,
-                    marker="o" if style == "points" else "",
-                    markersize=3,
-                )
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    steps = [record["step"] for records in runs.values() for record in records] or [0]
+    first, last = min(steps), max(steps)
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw(axis, panel, runs)
+        # One range for all, so that panels can be compared; a single step is no fraction wide.
+        room = 0.02 * (last - first) or 1
+        axis.set_xlim(first - room, last + room)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    figure.suptitle(f"{', '.join(runs)}: up to step {last:,.0f}", fontsize=12)
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
+    names = [name for name in runs if name in lines]
+    if names:
+        figure.legend(
+            [lines[name] for name in names], names, loc="outside lower center", ncols=len(names),
+            fontsize=9, title=f"strong: mean of the last {MEAN_OF} records; faint: each record",
+            title_fontsize=8, frameon=False,
+        )  # fmt: skip
+    else:
+        axes[0].text(0.5, 0.5, "no record yet", ha="center", transform=axes[0].transAxes)
     with temporary_beside(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _moving_mean(values: Sequence[float], width: int) -> list[float]:
-    means = []
-    for end in range(1, len(values) + 1):
-        window = values[max(0, end - width) : end]
-        means.append(sum(window) / len(window))
-    return means
+def _draw(axis: Axes, panel: Panel, runs: Mapping[str, Records]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawn: list[float] = []
+    for index, (run, records) in enumerate(runs.items()):
+        points = panel.points(records)
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        drawn += values
+        colour, dashes = f"C{index % 10}", _DASHES[index % len(_DASHES)]
+        if panel.smooth:
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        shown = moving_mean(values, MEAN_OF) if panel.smooth else values
+        few = not panel.smooth and len(points) <= 60
+        axis.plot(
+            steps, shown, color=colour, label=run, linestyle=dashes, marker="o" if few else "",
+            markersize=3,
+        )  # fmt: skip
+    low, high = panel.limits(drawn)
+    room = 0.0 if panel.share and high == 1 and low == 0 else 0.04 * (high - low)
+    axis.set_ylim(low - (room if low < 0 else 0), high + room)
+    held_out = "held-out " if panel.name.startswith("eval_") else ""
+    axis.set_title(held_out + panel.title, fontsize=9)
+    axis.set_xlabel("step", fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axis.grid(alpha=0.3)

@@ -70,6 +70,8 @@ const paint = (one) => {
       if (near > 0) { ends[at - 1].at -= near / 2; ends[at].at += near / 2; }
     }
   }
+  const over = ends.length ? Math.max(0, edge.top + 6 - ends[0].at) - Math.max(0, ends.at(-1).at - (height - edge.bottom + 4)) : 0;
+  for (const end of ends) end.at += over;
   for (const end of ends) svg.append(draw("text", { class: "name", x: Math.min(end.x + 5, width - 12), y: end.at }, letter(end.run)));
   const cursor = draw("line", { class: "cursor", y1: edge.top, y2: height - edge.bottom, visibility: "hidden" });
   svg.append(cursor);
