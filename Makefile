@@ -11,7 +11,7 @@ ARGS ?=
 JOBS ?= 2
 
 RUST_SOURCES := Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src -name '*.rs')
-PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name 'py.typed')
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name 'py.typed')
 
 .PHONY: help setup demo test test-rust test-python docs lint format bench clean
 

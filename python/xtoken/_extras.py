@@ -18,7 +18,6 @@ _MODULES: dict[str, Extra] = {
     "datasets": "train",
     "gguf": "train",
     "httpx2": "serve",
-    "jinja2": "train",
     "matplotlib": "train",
     "pyarrow": "train",
     "transformers": "train",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import tokenizer_zoo as zoo
 
 from xtoken import Projection, Vocab
 from xtoken.audit.audit import DEFAULT_LOSS, Audit, audit, recommended_loss
-from xtoken.audit.page import render
 from xtoken.errors import OptionError
 from xtoken.vocab.classes import class_of, classes
 
@@ -162,21 +159,3 @@ def test_the_audit_needs_tokenizers_and_a_threshold_in_range(
     w.save(tmp_path / "w.safetensors")
     with pytest.raises(OptionError, match="loaded without its tokenizers"):
         audit(Projection.load(tmp_path / "w.safetensors"))
-
-
-def test_the_page_needs_nothing_but_itself_and_holds_the_numerals() -> None:
-    w = build(zoo.deepseek(), zoo.byte_level_bpe(2000, 1))
-    result = audit(w)
-    page = render(result, w, "</script>", "b & c")
-    assert not re.search(r"(src|href)=|https?://|@import|url\(", page)
-    assert page.count("</script>") == 2
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert data is not None
-    content = json.loads(data[1])
-    assert content["student"] == "</script>"
-    assert content["audit"]["recommendation"] == "prefix-kl"
-    assert content["audit"]["reason"] == result.reason
-    rows = {row[1]: row for row in content["rows"]}
-    assert rows["'201'"][3] == "forward"
-    assert rows["'201'"][4] == [["'2'", 0.9009], ["'0'", 0.0901], ["'1'", 0.009]]
-    assert len(page) < 1_000_000

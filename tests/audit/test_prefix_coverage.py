@@ -11,8 +11,6 @@ import torch
 from typer.testing import CliRunner
 
 from xtoken import Aligner, Projection
-from xtoken.audit.audit import audit
-from xtoken.audit.page import render
 from xtoken.audit.prefix_coverage import ClassSupervision, supervision
 from xtoken.cli import app
 from xtoken.losses import LossInputs, LossOptions, PairParts, prefix_kl
@@ -74,10 +72,8 @@ def test_the_audit_shows_it_for_a_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     arguments = ["project", "audit", "--student", str(paths[0]), "--teacher", str(paths[1])]
-    page = tmp_path / "page.html"
-    shown = CliRunner().invoke(app, [*arguments, "--text", str(text), "--html", str(page)])
+    shown = CliRunner().invoke(app, [*arguments, "--text", str(text)])
     assert "what prefix KL compares in the text" in shown.output
-    assert '"supervision": [{"name": ' in page.read_text(encoding="utf-8")
     printed = CliRunner().invoke(app, [*arguments, "--text", str(text), "--json"])
     found = [ClassSupervision(**item) for item in json.loads(printed.stdout)["supervision"]]
     assert any(item.name == "three-digit numerals" and item.compared for item in found)
@@ -85,8 +81,3 @@ def test_the_audit_shows_it_for_a_text(tmp_path: Path) -> None:
     assert json.loads(without.stdout)["supervision"] == []
     missing = CliRunner().invoke(app, [*arguments, "--text", str(tmp_path / "none.txt")])
     assert isinstance(missing.exception, FileNotFoundError)
-
-
-def test_a_page_without_a_text_has_no_such_part() -> None:
-    projection = Projection.build(*pair(True), cache_dir=False)
-    assert '"supervision": []' in render(audit(projection), projection, "a", "b")

@@ -157,12 +157,13 @@ def _p_kl(case: _Case) -> Iterator[LossView]:
         rows, block = case.rows(loss, at)
         own = case.teacher_ids[chunk.teacher[0]]
         table, dropped = _columns(case, loss, rows, block, own, "teacher tokens that W reaches")
-        note = (
-            f"{percent(dropped)} of the teacher's probability is on tokens that no row of W reaches"
-        )
-        yield LossView(
-            "p-kl", (table,), case.value(loss, rows, block), note if dropped >= 5e-4 else ""
-        )
+        notes = []
+        if not any(line.own for line in table.lines):
+            token = case.structure.teacher(own)
+            notes.append(f"what the text has, {token}, is reached by no row of W and left out")
+        if dropped >= 5e-4:
+            notes.append(f"{percent(dropped)} of the teacher's mass is on tokens that W misses")
+        yield LossView("p-kl", (table,), case.value(loss, rows, block), "; ".join(notes))
 
 
 def _columns(
