@@ -140,7 +140,7 @@ def test_what_cannot_be_shown_is_one_line(
     talk = tmp_path / "talk.jsonl"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     talk.write_text(json.dumps({"messages": messages}) + "\n")
-    assert "holds a conversation" in fails(capsys, "pair", *pair, "--out", out, "--text", str(talk))
+    assert "holds no plain text" in fails(capsys, "pair", *pair, "--out", out, "--text", str(talk))
     assert "template" in fails(capsys, *align, "--text", str(talk))
     assert not Path(out).exists()
 

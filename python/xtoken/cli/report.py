@@ -12,7 +12,6 @@ from xtoken._files import read_json, write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
 from xtoken.cli.sides import Student, Teacher, check_out, page_names, read_document, working
-from xtoken.data.conversations import Conversation
 from xtoken.errors import MissingFileError, OptionError
 from xtoken.pair import Pair
 from xtoken.vocab.side import Side
@@ -80,16 +79,17 @@ def alignment(
 
     check_out(out)
     document, source = read_document(text, row)
+    if not special_tokens and not isinstance(document, str):
+        raise OptionError(
+            f"--no-special-tokens with {source}: what prints a conversation or a completion adds "
+            "them; leave it out"
+        )
     sides = Side("student", student), Side("teacher", teacher)
     for side in sides:  # first, as the vocabulary is then the tokenizer's own
         _ = side.tokenizer
     with working("aligning"):
         aligned = aligned_text(
             Pair(*sides), document, limit=limit, add_special_tokens=special_tokens
-        )
-    if isinstance(document, Conversation) and not special_tokens:
-        raise OptionError(
-            "--no-special-tokens with a conversation: its chat template prints them; leave it out"
         )
     names = page_names(*sides, student_name, teacher_name)
     page = alignment_page(
@@ -120,10 +120,8 @@ def pair(
     """Write what suits a pair, and why, as a page: the one of `xtoken project audit --html`."""
     check_out(out)
     document, source = (None, "") if text is None else read_document(text)
-    if isinstance(document, Conversation):
-        raise OptionError(
-            f"--text {text} holds a conversation; pass a text, as an audit counts one"
-        )
+    if document is not None and not isinstance(document, str):
+        raise OptionError(f"--text {text} holds no plain text; an audit counts one: pass a text")
     found = audit_sides(Side("student", student), Side("teacher", teacher), threshold, document)
     with working("writing the page"):
         page = found.page(source, student_name, teacher_name, rows)

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xtoken.data.documents import Document, read_documents
+from xtoken.data.read import read_documents
+from xtoken.data.rows import Document
 from xtoken.errors import MissingFileError, OptionError
 from xtoken.vocab.side import Side, SideName, labels
 

@@ -11,8 +11,8 @@ import numpy as np
 from xtoken._checks import check_number
 from xtoken._extras import installed
 from xtoken.align import Alignment, ChunkKind, Coverage
-from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
+from xtoken.data.rows import Document
 from xtoken.pair import Pair
 from xtoken.vocab.display import is_utf8, special_name, visible, visible_token
 from xtoken.vocab.side import Side
@@ -186,12 +186,12 @@ class AlignedText:
 
 def aligned_text(
     pair: Pair,
-    document: str | Conversation,
+    document: Document,
     *,
     limit: int,
     add_special_tokens: bool = True,
 ) -> AlignedText:
-    """Tokenize a text or a conversation on both sides and align.
+    """Tokenize a text, a conversation or a prompt with its completion on both sides and align.
 
     Args:
         document: a conversation is printed by each tokenizer's own chat template.
@@ -205,7 +205,7 @@ def aligned_text(
     """
     rule = "is out of range; expected a whole number of at least 1"
     check_number("limit", limit, 1, rule=rule, whole=True)
-    if isinstance(document, Conversation):
+    if not isinstance(document, str):
         example = pair.examples([document])[0]
     else:
         student, teacher = (
