@@ -17,6 +17,7 @@ import xtoken
 from xtoken import Aligner, Pair, Projection, Vocab
 from xtoken.errors import (
     ArgumentTypeError,
+    DataError,
     FormatError,
     MissingFileError,
     OptionError,
@@ -165,6 +166,20 @@ def test_a_pair_crosses_to_another_process(folder: Path) -> None:
     again = pickle.loads(pickle.dumps(pair))
     assert again.fingerprint == pair.fingerprint
     assert again.align(TEXT) == pair.align(TEXT)
+
+
+def test_half_a_character_is_refused_wherever_a_text_is_encoded(folder: Path) -> None:
+    pair = Pair(folder / "student", folder / "teacher", cache_dir=False)
+    calls = (
+        pair.align,
+        lambda text: pair.examples([text]),
+        lambda text: pair.student.encode([text]),
+    )
+    for call in calls:
+        with pytest.raises(DataError, match=r"text 'a.ud800' holds half a character"):
+            call("a\ud800")
+    with pytest.raises(ArgumentTypeError, match=r"texts\[0\] is a int, expected a text"):
+        pair.student.encode([5])  # type: ignore[list-item]
 
 
 def test_wrong_calls_name_the_call_that_was_meant(folder: Path) -> None:

@@ -103,3 +103,15 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     # An array equals nothing, and 1 is not True.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise OptionError(f"{name} = {value!r}, expected one of {', '.join(map(str, choices))}")
+
+
+def half_character(text: str) -> str | None:
+    """Say which half of a character a text holds, with the remedy; None for Unicode text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"holds half a character, {text[error.start]!r}, at {error.start}; expected Unicode "
+            "text; write whole characters"
+        )
+    return None

@@ -304,6 +304,7 @@ class Pair:
 
         Raises:
             OptionError: `max_tokens` is below 2.
+            ArgumentTypeError, ShapeError: `batch` is no columns of equal length.
 
         >>> from tokenizers import Tokenizer, models
         >>> words = {"a": 0, "b": 1, "ab": 2}

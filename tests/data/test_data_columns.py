@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from xtoken import Pair
 from xtoken.data import ColumnExamples, Example, example_from_columns
-from xtoken.errors import DataError, OptionError, PairError, ShapeError
+from xtoken.errors import ArgumentTypeError, DataError, OptionError, PairError, ShapeError
 
 TEXTS = tiny_texts(12)
 
@@ -59,6 +59,17 @@ def test_rows_that_cannot_be_used_are_rows_with_a_reason(pair: Pair) -> None:
     assert "half a character" in columns["left_out"][4]
     with pytest.raises(DataError, match="was left out: its text is blank; filter such rows"):
         example_from_columns(row(columns, 1))
+
+
+def test_what_is_no_columns_of_equal_length_is_refused(pair: Pair) -> None:
+    for wrong in (None, 5, [], TEXTS):
+        with pytest.raises(ArgumentTypeError, match=r"expected columns by name, as datasets\.map"):
+            pair.tokenize(wrong)  # type: ignore[arg-type]
+    for column in ("one text", 5, None):
+        with pytest.raises(ArgumentTypeError, match=r"the column 'text' is a .*; pass batched=T"):
+            pair.tokenize({"text": column})  # type: ignore[dict-item]
+    with pytest.raises(ShapeError, match="expected equally many"):
+        pair.tokenize({"text": TEXTS, "messages": [None]})
 
 
 def test_datasets_keeps_them_and_gives_them_back(pair: Pair, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ from chat_families import ENDINGS, Ending, ending, family
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtoken import Aligner, ChunkKind, Vocab
+from xtoken import Aligner, ChunkKind, Pair, Vocab
 from xtoken.data import (
     Conversation,
     Encoded,
@@ -25,6 +27,8 @@ from xtoken.data import (
     stop_tokens,
     turn_end_chunks,
 )
+from xtoken.data.chat_template import ChatTemplate
+from xtoken.errors import DataError, FormatError
 from xtoken.tensors.chunks import ChunkBatch
 
 TALK = Conversation.from_messages(
@@ -104,6 +108,26 @@ def test_a_generation_config_adds_ends_of_text_and_a_tokenizer_without_template_
         tokenizer_object=how.tokenizer.backend_tokenizer, eos_token="<|return|>"
     )
     assert stop_tokens(bare) == StopTokens((), (other[1],))
+
+
+@pytest.mark.parametrize("wrong", ["abc", True, 1.5, [[1]], {"a": 1}, [None]], ids=repr)
+def test_what_is_no_id_in_a_generation_config_is_refused(wrong: object) -> None:
+    with pytest.raises(FormatError, match=r"has eos_token_id = .*, expected a token id or a list"):
+        stop_tokens(ending("gpt-oss").tokenizer, None, {"eos_token_id": wrong})
+
+
+def test_a_generation_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    ending("gpt-oss").tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[2]")
+    with pytest.raises(FormatError, match="holds a list, expected an object; write it again"):
+        _ = Pair(tmp_path, tmp_path).aligner
+
+
+def test_a_chat_template_that_is_no_text_is_refused() -> None:
+    tokenizer = copy.copy(ending("gpt-oss").tokenizer)
+    tokenizer.chat_template = 5
+    with pytest.raises(DataError, match="the teacher's chat template is a int, expected a text"):
+        ChatTemplate(tokenizer, side="teacher")
 
 
 @pytest.mark.parametrize("blocks", ["none", "content"])

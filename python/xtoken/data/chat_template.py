@@ -107,6 +107,11 @@ class ChatTemplate:
                 "with; set tokenizer.chat_template, or put a chat_template.jinja beside its "
                 "tokenizer.json"
             ) from error
+        if not isinstance(source, str):
+            raise DataError(
+                f"the {side}'s chat template is a {type(source).__name__}, expected a text; mend "
+                "chat_template in its tokenizer_config.json"
+            )
         templates = getattr(tokenizer, "chat_template", None)
         self.prints_date: bool = _DATE_FUNCTION in f"{source}{templates}"
         """Whether the text may depend on the day."""

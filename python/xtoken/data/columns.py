@@ -13,7 +13,7 @@ from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import Example, Made, encode_documents
 from xtoken.data.rows import Document, document_of, reason_of
-from xtoken.errors import DataError, ShapeError
+from xtoken.errors import ArgumentTypeError, DataError, ShapeError
 from xtoken.vocab.fingerprints import PairFingerprint
 
 Column: TypeAlias = list[NDArray[Any]] | list[str] | list[int] | list[bool]
@@ -56,8 +56,8 @@ def tokenize_columns(
         encoders, aligner, pair: of the two tokenizers.
         field: see `document_of`.
     """
-    names = list(batch.keys())
-    size = len(batch[names[0]]) if names else 0
+    size = _length(batch)
+    names = list(batch)
     made: list[Made] = [Made([], 0, []) for _ in range(size)]
     documents: list[Document] = []
     places: list[int] = []
@@ -78,6 +78,25 @@ def tokenize_columns(
         made[index] = found
     rows = [row for each in made for row in _rows(each, "-".join(pair))]
     return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _length(batch: Mapping[str, Sequence[Any]]) -> int:
+    """The number of rows in columns, which all have it."""
+    if not isinstance(batch, Mapping):
+        raise ArgumentTypeError(
+            f"batch is a {type(batch).__name__}, expected columns by name, as "
+            'datasets.map(batched=True) passes them: {"text": [...]}'
+        )
+    for name, column in batch.items():
+        if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+            raise ArgumentTypeError(
+                f"the column {name!r} is a {type(column).__name__}, expected a list of rows; pass "
+                "batched=True to datasets.map"
+            )
+    lengths = {name: len(column) for name, column in batch.items()}
+    if len(set(lengths.values())) > 1:
+        raise ShapeError(f"the columns have {lengths} rows, expected equally many")
+    return next(iter(lengths.values()), 0)
 
 
 def is_tokenized(row: object) -> TypeGuard[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xtoken._checks import half_character
 from xtoken.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -176,18 +177,6 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nulls(item) for item in value]
     return value
-
-
-def half_character(text: str) -> str | None:
-    """Say which half of a character a text holds, with the remedy; None for Unicode text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return (
-            f"holds half a character, {text[error.start]!r}, at {error.start}; expected Unicode "
-            "text; write whole characters"
-        )
-    return None
 
 
 def _half_within(value: object, place: str) -> tuple[str, str] | None:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from xtoken._checks import half_character
 from xtoken.data.completions import Completion
-from xtoken.data.conversations import Conversation, half_character
+from xtoken.data.conversations import Conversation
 from xtoken.errors import DataError
 
 Document: TypeAlias = str | Conversation | Completion

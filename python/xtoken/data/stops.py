@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xtoken._core import Vocab
 from xtoken.data.chat_template import ChatTemplate
-from xtoken.errors import DataError
+from xtoken.errors import DataError, FormatError
 from xtoken.vocab.side import Side
 from xtoken.vocab.source import LoadedTokenizer
 
@@ -47,6 +47,9 @@ def stop_tokens(
         generation_config: a `GenerationConfig`, or the content of a `generation_config.json`, whose
             `eos_token_id` is an id, a list of ids, or absent.
         template: of the tokenizer; made here if absent.
+
+    Raises:
+        FormatError: `eos_token_id` of the generation config holds something else.
     """
     if template is None:
         try:
@@ -85,9 +88,14 @@ def _listed(config: object) -> list[int]:
         found = config.get("eos_token_id")
     else:
         found = getattr(config, "eos_token_id", None)
-    if found is None:
-        return []
-    return [int(token) for token in found] if isinstance(found, list | tuple) else [int(found)]
+    listed = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    for token in listed:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise FormatError(
+                f"the generation config has eos_token_id = {found!r}, expected a token id or a "
+                "list of them; mend generation_config.json"
+            )
+    return list(listed)
 
 
 def vocab_with_stops(side: Side) -> Vocab:

@@ -8,10 +8,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from xtoken._checks import half_character
 from xtoken._core import Vocab
 from xtoken._extras import installed
 from xtoken._files import read_json
-from xtoken.errors import PairError, UnsupportedTokenizerError
+from xtoken.errors import (
+    ArgumentTypeError,
+    DataError,
+    FormatError,
+    PairError,
+    UnsupportedTokenizerError,
+)
 from xtoken.vocab.load import is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
@@ -120,7 +127,12 @@ class Side:
         if not file.is_file():
             return None
         content = read_json(file, "generation config")
-        return content if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise FormatError(
+                f"generation config {file} holds a {type(content).__name__}, expected an object; "
+                "write it again with generation_config.save_pretrained"
+            )
+        return content
 
     @property
     def label(self) -> str:
@@ -142,6 +154,8 @@ class Side:
         Args:
             texts: whole texts; neither padded nor truncated.
             add_special_tokens: whether those that the tokenizer adds (BOS, EOS) are there.
+
+        Raises: as `encode_texts`.
         """
         return encode_texts(self._whole, texts, add_special_tokens=add_special_tokens)
 
@@ -182,7 +196,20 @@ def encode_texts(
     tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = True
 ) -> list[list[int]]:
     """The ids that a transformers tokenizer, a `tokenizers.Tokenizer` or a tiktoken `Encoding`
-    makes of each text, whole: neither padded nor truncated."""
+    makes of each text, whole: neither padded nor truncated.
+
+    Raises:
+        ArgumentTypeError: one is no text.
+        DataError: one holds half a character, which no tokenizer takes.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ArgumentTypeError(
+                f"texts[{index}] is a {type(text).__name__}, expected a text (str)"
+            )
+        fault = half_character(text)
+        if fault is not None:
+            raise DataError(f"text {text[:40]!r} {fault}")
     if hasattr(tokenizer, "apply_chat_template"):  # transformers
         # verbose=False: what is longer than the model's context is cut later or refused.
         rows = tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
