@@ -58,6 +58,8 @@ class Unit(NamedTuple):
 
 
 TEXTS = ("wesnoth-de", "wesnoth-ru")
+# The text on which a model learns its new tokenizer from itself.
+TRANSFER = "mixed"
 SEEDS = (0, 1, 2)
 FIRST = ("CE", "exact KL", "P-KL", "prefix KL, tail")
 SECOND = (
@@ -81,9 +83,10 @@ def plan() -> list[Unit]:
         *(Unit(arm, TEXTS[0]) for arm in FIRST),
         *(Unit("CE", TEXTS[0], 0, Setting(learning_rate=rate)) for rate in RATES),
         *(Unit(arm, TEXTS[1]) for arm in FIRST),
+        *(Unit(arm, TRANSFER) for arm in FIRST),
         *(Unit(arm, text) for arm in SECOND for text in TEXTS),
         *(Unit(arm, text, seed) for seed in SEEDS for arm in FIRST for text in TEXTS),
         *(Unit(arm, text) for arm in ARMS for text in TEXTS),
-        *(Unit(arm, text, seed) for arm in ARMS for seed in SEEDS for text in TEXTS),
+        *(Unit(arm, text, seed) for arm in ARMS for seed in SEEDS for text in (*TEXTS, TRANSFER)),
     ]
     return list(dict.fromkeys(units))

@@ -1,8 +1,9 @@
-"""Texts in German, Russian and Chinese from Debian packages, cut into passages.
+"""Texts in German, Russian and Chinese from Debian packages, and what Python carries, in passages.
 
 The game Battle for Wesnoth tells of its peoples, places and rules in the same messages in all
-languages; the Debian Handbook is prose on computers; fortunes are aphorisms and anecdotes. What is
-held out is held out by document: a catalogue, a chapter, a file of fortunes.
+languages; the Debian Handbook is prose on computers; fortunes are aphorisms and anecdotes. `mixed`
+is English prose, text rich in numerals, indented code and Chinese. What is held out is held out by
+document: a catalogue, a chapter, a file.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import gettext
 import html
 import random
 import re
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+from demo.corpus import build_corpus
 
 PACKAGES = ("wesnoth-1.16-data", "debian-handbook", "fortunes-de", "fortunes-ru")
 FETCH = f'apt-get download {" ".join(PACKAGES)}; for file in *.deb; do dpkg-deb -x "$file" .; done'
 # A passage is cut at so many tokens of either side later; fewer bytes than this make it too short.
+MIXED = "mixed"
 PASSAGE_BYTES = {"de": 500, "ru": 400, "zh": 400}
 HELD_OUT_SHARE = 0.25
 _LEAST_BYTES = 120
@@ -29,10 +35,15 @@ Documents = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Texts:
-    """Passages of one text to train on, and of other documents to score on."""
+    """Passages of one text to train on, and of other documents to score on.
+
+    Attributes:
+        kinds: of each held-out passage, in a text of several kinds; else empty.
+    """
 
     train: list[str]
     held_out: list[str]
+    kinds: tuple[str, ...] = ()
 
 
 def read_texts(folder: Path, name: str) -> Texts:
@@ -40,10 +51,12 @@ def read_texts(folder: Path, name: str) -> Texts:
 
     Args:
         folder: where the packages were unpacked.
-        name: of `TEXTS`, such as `fortunes-ru`.
+        name: of `TEXTS`, such as `fortunes-ru`, or `mixed`.
 
     Raises: SystemExit if the packages are not there.
     """
+    if name == MIXED:
+        return _mixed(folder)
     documents = TEXTS[name](folder)
     if not documents:
         raise SystemExit(f"{folder} holds no text of {name}; in it, run `{FETCH}`")
@@ -61,6 +74,37 @@ def read_texts(folder: Path, name: str) -> Texts:
     for part in (held_out, train):
         random.Random(0).shuffle(part)
     return Texts(train, held_out)
+
+
+def _mixed(folder: Path) -> Texts:
+    """As many passages of each kind, in turn."""
+    demo = build_corpus(seed=0, max_chars=500)
+    chinese = read_texts(folder, "wesnoth-zh")
+    kinds = {"chinese": (chinese.train, chinese.held_out), "code": _code()}
+    for kind in ("prose", "numbers"):
+        of_kind = [[d.text for d in part if d.kind == kind] for part in (demo.train, demo.held_out)]
+        kinds[kind] = of_kind[0], of_kind[1]
+    for parts in kinds.values():
+        for part in parts:
+            random.Random(0).shuffle(part)
+    train, held_out = ([parts[side] for parts in kinds.values()] for side in (0, 1))
+    least = min(map(len, held_out))
+    return Texts(
+        list(chain.from_iterable(zip(*train, strict=False))),
+        list(chain.from_iterable(zip(*held_out, strict=False))),
+        tuple(kinds) * least,
+    )
+
+
+def _code() -> tuple[list[str], list[str]]:
+    """Passages of the standard library's modules, every fourth module held out."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for place, path in enumerate(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))):
+        lines = [line.rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
+        # Without what is prose: the head of the file and its comments.
+        code = [line for line in lines if line and not line.lstrip().startswith("#")]
+        parts[place % 4 == 3].extend(list(_passages(code, 350))[1:9])
+    return parts
 
 
 def _passages(paragraphs: list[str], size: int) -> Iterator[str]:

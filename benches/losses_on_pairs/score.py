@@ -7,7 +7,7 @@ chunk spells the same bytes on both, and all tokens in it are predicted on both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,16 +51,17 @@ def score(
     side: SideName,
     examples: Sequence[Example],
     distiller: Distiller,
-    on_batch: Callable[[], None] | None = None,
+    kinds: Sequence[str] = (),
 ) -> Sums:
-    """Of a model on examples: `all`, `class NAME` and `shape m:n`."""
+    """Of a model on examples: `all`, `class NAME`, `shape m:n`, and `kind NAME` where kinds are
+    given, one per example."""
     model.eval()
     sums = Sums()
     for start in range(0, len(examples), BATCH):
-        batch = distiller.collate(examples[start : start + BATCH])
-        _add_batch(sums, batch, side, _token_nats(model, getattr(batch, side)), distiller)
-        if on_batch is not None:
-            on_batch()
+        part = slice(start, start + BATCH)
+        batch = distiller.collate(examples[part])
+        nats = _token_nats(model, getattr(batch, side))
+        _add_batch(sums, batch, side, nats, distiller, kinds[part])
     return sums
 
 
@@ -76,7 +77,12 @@ def _token_nats(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _add_batch(
-    sums: Sums, batch: Batch, side: SideName, nats: Tensor, distiller: Distiller
+    sums: Sums,
+    batch: Batch,
+    side: SideName,
+    nats: Tensor,
+    distiller: Distiller,
+    kinds: Sequence[str],
 ) -> None:
     chunks = batch.chunks
     vocab = distiller.pair.student_vocab
@@ -93,5 +99,8 @@ def _add_batch(
         text = b"".join(vocab.token_bytes(ids[row][place]) for place in range(begin, finish))
         value = float(before[row, stop] - before[row, first])
         shape = f"{'1' if finish - begin == 1 else 'm'}:{'1' if teacher_tokens == 1 else 'n'}"
-        for name in ("all", f"class {class_of(text)}", f"shape {shape}"):
+        names = ["all", f"class {class_of(text)}", f"shape {shape}"]
+        if kinds:
+            names.append(f"kind {kinds[row]}")
+        for name in names:
             sums.add(name, value, len(text))

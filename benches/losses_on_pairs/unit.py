@@ -15,14 +15,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import xtoken
-from benches.losses_on_pairs.arms import ARMS, COMMON, TEACHER_TOP_K, Setting, Unit
+from benches.losses_on_pairs.arms import ARMS, COMMON, TEACHER_TOP_K, TRANSFER, Setting, Unit
 from benches.losses_on_pairs.corpus import Texts, read_texts
-from benches.losses_on_pairs.models import prepare_gemma, prepare_student
-from benches.losses_on_pairs.score import score
+from benches.losses_on_pairs.models import (
+    prepare_gemma,
+    prepare_student,
+    prepare_transferred,
+)
+from benches.losses_on_pairs.score import Sums, score
 from xtoken.data import Example
 from xtoken.distillation import Distiller
 from xtoken.teachers import LiveTeacher, TopKStore
 from xtoken.teachers.shard import StoreKey
+from xtoken.vocab.side import SideName
 
 MAX_TOKENS = 128
 HELD_OUT = 24
@@ -36,26 +41,54 @@ class Stopped(Exception):
     """A unit was left in the middle; its state is on disk."""
 
 
+class Couple:
+    """Two models, and what their pair of tokenizers gives."""
+
+    def __init__(self, student: Path, teacher: Path) -> None:
+        self.student_path, self.teacher_path = student, teacher
+        self.pair = xtoken.Pair(str(student), str(teacher))
+        self.plain = self.pair.distiller("ce", max_tokens=MAX_TOKENS)
+        # Of `ce` a batch has all chunks too, but no teacher is asked for; this one scores.
+        self.scorer = self.pair.distiller("p-kl", max_tokens=MAX_TOKENS)
+        self._teacher: LiveTeacher | None = None
+
+    def teacher(self) -> LiveTeacher:
+        """The teacher's weights, loaded at the first call."""
+        if self._teacher is None:
+            self._teacher = LiveTeacher.from_pretrained(self.teacher_path)
+        return self._teacher
+
+    def student(self) -> nn.Module:
+        """The student as it came."""
+        return AutoModelForCausalLM.from_pretrained(self.student_path, dtype=torch.float32)
+
+
 @dataclass
 class Bench:
-    """What the units share: the pair, the texts and the stored teacher predictions."""
+    """What the units share: the models, the texts and the stored teacher predictions."""
 
     folder: Path
     should_stop: Callable[[], bool]
     progress: Progress
+    couples: dict[bool, Couple] = field(default_factory=dict)
     texts: dict[str, Texts] = field(default_factory=dict)
     stores: dict[str, TopKStore] = field(default_factory=dict)
     held_out: dict[str, list[Example]] = field(default_factory=dict)
-    teacher: LiveTeacher | None = None
 
     def __post_init__(self) -> None:
-        self.student_path = prepare_student(self.folder / "student")
-        self.teacher_path = prepare_gemma(self.folder / "gemma")
-        self.pair = xtoken.Pair(str(self.student_path), str(self.teacher_path))
-        self.plain = self.pair.distiller("ce", max_tokens=MAX_TOKENS)
-        # Of `ce` a batch has all chunks too, but no teacher is asked for; this one scores.
-        self.scorer = self.pair.distiller("p-kl", max_tokens=MAX_TOKENS)
         self.commit = _commit()  # of the code that is loaded
+
+    def couple(self, name: str) -> Couple:
+        """The models that meet on a text: of two families, or one before and after a transfer."""
+        transfer = name == TRANSFER
+        if transfer not in self.couples:
+            small = prepare_student(self.folder / "student")
+            if transfer:
+                new = prepare_transferred(self.folder / "transferred", small)
+                self.couples[transfer] = Couple(new, small)
+            else:
+                self.couples[transfer] = Couple(small, prepare_gemma(self.folder / "gemma"))
+        return self.couples[transfer]
 
     def passages(self, name: str) -> Texts:
         """The text of a name, read once."""
@@ -63,28 +96,19 @@ class Bench:
             self.texts[name] = read_texts(self.folder / "text", name)
         return self.texts[name]
 
-    def held_out_examples(self, name: str) -> list[Example]:
-        """The passages that all units of a text are scored on."""
+    def score(self, name: str, side: SideName, model: nn.Module) -> Sums:
+        """A model on the passages that all units of a text are scored on."""
+        couple, texts = self.couple(name), self.passages(name)
         if name not in self.held_out:
-            found = self.plain.examples(self.passages(name).held_out[:HELD_OUT])
-            self.held_out[name] = found
-        return self.held_out[name]
-
-    def live_teacher(self) -> LiveTeacher:
-        """The teacher's weights, loaded at the first call."""
-        if self.teacher is None:
-            self.teacher = LiveTeacher.from_pretrained(self.teacher_path)
-        return self.teacher
-
-    def student(self) -> nn.Module:
-        """The student as it came."""
-        return AutoModelForCausalLM.from_pretrained(self.student_path, dtype=torch.float32)
+            self.held_out[name] = couple.plain.examples(texts.held_out[:HELD_OUT])
+        kinds = texts.kinds[:HELD_OUT]
+        return score(model, side, self.held_out[name], couple.scorer, kinds)
 
     def ends(self, name: str) -> dict[str, dict[str, float]]:
         """What both models know of a text before training, and what is how much of it."""
-        examples = self.held_out_examples(name)
-        student = score(self.student(), "student", examples, self.scorer)
-        teacher = score(self.live_teacher().model, "teacher", examples, self.scorer)
+        couple = self.couple(name)
+        student = self.score(name, "student", couple.student())
+        teacher = self.score(name, "teacher", couple.teacher().model)
         return {
             "student": student.scores(),
             "teacher": teacher.scores(),
@@ -96,9 +120,10 @@ class Bench:
 
         Raises: Stopped where it was asked to stop in between; the next call goes on.
         """
-        distiller = self._distiller(unit.arm)
+        couple = self.couple(unit.text)
+        distiller = self._distiller(couple, unit.arm)
         examples = self._train_examples(unit)
-        model = self.student()
+        model = couple.student()
         training = _Training.start_or_resume(model, unit, self.folder / "unit.pt")
         store = self._store(unit.text, examples) if distiller.needs_teacher else None
         while training.step < unit.setting.steps:
@@ -107,7 +132,7 @@ class Bench:
                 raise Stopped
             training.one_step(distiller, store, examples)
             self.progress(f"{unit}", training.step)
-        scores = score(model, "student", self.held_out_examples(unit.text), self.scorer)
+        scores = self.score(unit.text, "student", model)
         training.forget()
         return {
             "arm": unit.arm,
@@ -129,10 +154,10 @@ class Bench:
             "commit": self.commit,
         }
 
-    def _distiller(self, arm: str) -> Distiller:
+    def _distiller(self, couple: Couple, arm: str) -> Distiller:
         options = {**COMMON, **ARMS[arm]}
         loss = options.pop("loss")
-        return self.pair.distiller(loss, max_tokens=MAX_TOKENS, **options)
+        return couple.pair.distiller(loss, max_tokens=MAX_TOKENS, **options)
 
     def _train_examples(self, unit: Unit) -> list[Example]:
         """As many passages as the unit reads, each once; the order is the seed's."""
@@ -141,21 +166,20 @@ class Bench:
         count = unit.setting.steps * unit.setting.batch_size
         if count > len(passages):
             raise SystemExit(f"{unit.text} has {len(passages)} passages, {unit} reads {count}")
-        return self.plain.examples(passages[:count])
+        return self.couple(unit.text).plain.examples(passages[:count])
 
     def _store(self, name: str, examples: Sequence[Example]) -> TopKStore:
         """The teacher's stored predictions; what is missing is computed."""
         folder = self.folder / f"teacher-top-{TEACHER_TOP_K}" / name
+        couple = self.couple(name)
         if name not in self.stores:
-            teacher = self.live_teacher()
-            key = StoreKey(
-                teacher.fingerprint, TEACHER_TOP_K, "float32", self.pair.teacher_vocab.fingerprint
-            )
+            fingerprints = couple.teacher().fingerprint, couple.pair.teacher_vocab.fingerprint
+            key = StoreKey(fingerprints[0], TEACHER_TOP_K, "float32", fingerprints[1])
             self.stores[name] = TopKStore(folder, key)
         store = self.stores[name]
         missing = [e.teacher_ids for e in examples if e.teacher_ids not in store]
         if missing:
-            store.fill(self.live_teacher(), sorted(missing, key=len))
+            store.fill(couple.teacher(), sorted(missing, key=len))
         return store
 
 
