@@ -67,7 +67,7 @@ def prepare_transferred(directory: Path, model: Path) -> Path:
         str(model),
         str(Path(spec.origin).parent),
         directory,
-        decay=0.1,
+        decay=1.0,
         max_pieces=4,
         pad_to_multiple_of=1,
         dtype="float32",

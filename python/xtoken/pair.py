@@ -358,6 +358,7 @@ class Pair:
         self,
         model: PreTrainedModel,
         *,
+        decay: float | None = 1.0,
         pad_to_multiple_of: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> TransferCounts:
@@ -365,14 +366,17 @@ class Pair:
 
         In place. The new embedding and head rows are W times the old ones: a token with the same
         bytes keeps its row as it was, one that the old tokenizer splits gets the mean of its
-        pieces' rows by W's weights, one without a source the mean of all rows with text. Everything
-        else stays, so that what is left to do is a short distillation from the model as it was.
+        pieces' rows, one without a source the mean of all rows with text. Everything else stays, so
+        that what is left to do is a short distillation from the model as it was.
         `config` and `generation_config` get the size and the special tokens of the new tokenizer;
         save that beside the model.
 
         Args:
             model: of transformers, with the teacher's tokenizer; head and embedding tied or not,
                 with a bias or without, padded or not.
+            decay: weight of a piece over that of the one before in a mean, 0 to 1; None for the
+                weights of the pair's own W. Even weights are best: with 0.1 the rows of all tokens
+                with one first piece are nearly equal, and as long as its own.
             pad_to_multiple_of: the number of rows is rounded up to it.
             progress: called with (rows done, rows to do).
 
@@ -382,7 +386,7 @@ class Pair:
             ArgumentTypeError: `model` is not one of transformers.
             ModelSourceError: it has another tokenizer, quantized or adapted tables, or further
                 tables by token.
-            OptionError: `pad_to_multiple_of` is out of range.
+            OptionError: `decay` or `pad_to_multiple_of` is out of range.
 
         Example:
             >>> import xtoken
@@ -396,13 +400,12 @@ class Pair:
             >>> counts.copied, counts.averaged, counts.without_source, model.config.vocab_size
             (2, 1, 1, 4)
 
-        Source: FVT (Gee et al., 2022) averages the rows of a token's pieces evenly; here W's
-        weights do.
+        Source: FVT (Gee et al., 2022), the even mean of a token's pieces.
         """
         from xtoken.transfer import transfer_embeddings
 
         return transfer_embeddings(
-            self, model, pad_to_multiple_of=pad_to_multiple_of, progress=progress
+            self, model, decay=decay, pad_to_multiple_of=pad_to_multiple_of, progress=progress
         )
 
     def save(self, directory: str | PathLike[str]) -> None:

@@ -35,6 +35,11 @@ def pair(folder: Path) -> Pair:
     return Pair(*sides, cache_dir=False)
 
 
+def even(pair: Pair) -> Pair:
+    """The pair whose W has even weights, those of a mean by default."""
+    return pair.with_options(decay=1.0)
+
+
 def own_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
 
@@ -61,12 +66,23 @@ def untied(seed: int = 3, **others: Any) -> Any:
 
 def test_tied_rows_are_w_times_the_old_ones(folder: Path, pair: Pair) -> None:
     model = own_model(folder)
-    expected = new_rows(pair, model.get_input_embeddings().weight)
+    expected = new_rows(even(pair), model.get_input_embeddings().weight)
     counts = pair.transfer_embeddings(model)
     rows = model.get_input_embeddings().weight
     assert counts.tied
     assert rows is model.get_output_embeddings().weight
     torch.testing.assert_close(rows.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_other_weights_are_an_option(folder: Path, pair: Pair) -> None:
+    for decay, own in ((None, pair), (0.5, pair.with_options(decay=0.5))):
+        model = own_model(folder)
+        expected = new_rows(own, model.get_input_embeddings().weight)
+        pair.transfer_embeddings(model, decay=decay)
+        rows = model.get_input_embeddings().weight
+        torch.testing.assert_close(rows.double(), expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(OptionError, match="decay"):
+        pair.transfer_embeddings(own_model(folder), decay=2.0)
 
 
 def test_a_token_with_the_same_bytes_keeps_its_row_bit_for_bit(folder: Path, pair: Pair) -> None:
@@ -99,7 +115,7 @@ def test_an_untied_head_and_its_bias_get_rows_of_their_own(pair: Pair) -> None:
     model = PhiForCausalLM(PhiConfig(**sizes(tie_word_embeddings=False)))
     torch.nn.init.normal_(model.lm_head.bias)
     old = [model.model.embed_tokens.weight, model.lm_head.weight, model.lm_head.bias]
-    expected = [new_rows(pair, part.detach()) for part in old]
+    expected = [new_rows(even(pair), part.detach()) for part in old]
     assert not pair.transfer_embeddings(model).tied
     new = [model.model.embed_tokens.weight, model.lm_head.weight, model.lm_head.bias]
     for rows, wanted in zip(new, expected, strict=True):
@@ -112,7 +128,7 @@ def test_padding_of_the_old_head_is_left_out_and_the_new_one_is_the_mean(pair: P
     model = untied(vocab_size=OLD_SIZE + 32)
     with torch.no_grad():
         model.lm_head.weight[OLD_SIZE:] = torch.nan  # nobody may read it
-    expected = new_rows(pair, model.lm_head.weight.detach())
+    expected = new_rows(even(pair), model.lm_head.weight.detach())
     counts = pair.transfer_embeddings(model, pad_to_multiple_of=64)
     tokens = len(pair.student_vocab)
     head = model.lm_head.weight.detach()
@@ -151,7 +167,7 @@ def test_a_scaled_embedding_stays_one(pair: Pair) -> None:
     torch.manual_seed(5)
     model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes(head_dim=8)))
     embedding = model.get_input_embeddings()
-    expected = new_rows(pair, embedding.weight.detach())
+    expected = new_rows(even(pair), embedding.weight.detach())
     kind = type(embedding)
     pair.transfer_embeddings(model)
     embedding = model.get_input_embeddings()
@@ -163,7 +179,7 @@ def test_a_scaled_embedding_stays_one(pair: Pair) -> None:
 
 def test_the_dtype_and_the_random_numbers_stay(pair: Pair) -> None:
     model = untied(dtype=torch.bfloat16).to(torch.bfloat16)
-    expected = new_rows(pair, model.lm_head.weight.detach())
+    expected = new_rows(even(pair), model.lm_head.weight.detach())
     state = torch.random.get_rng_state()
     pair.transfer_embeddings(model)
     assert torch.equal(torch.random.get_rng_state(), state)

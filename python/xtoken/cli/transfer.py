@@ -27,7 +27,7 @@ def transfer(
     out: Annotated[Path, typer.Option(help="Directory to write; new or empty.")],
     decay: Annotated[
         float, typer.Option(help="Weight of a piece over that of the one before, in a mean.")
-    ] = 0.1,
+    ] = 1.0,
     max_pieces: Annotated[int, typer.Option(help="Of more pieces the first stay.")] = 4,
     pad_to_multiple_of: Annotated[
         int, typer.Option(help="Round the number of rows up to a multiple.")

@@ -58,13 +58,14 @@ def run(
     with Bars(console).progress("rows", len(pair.student_vocab)) as update:
         counts = pair.transfer_embeddings(
             model,
+            decay=None,
             pad_to_multiple_of=pad_to_multiple_of,
             progress=lambda done, total: update(done * len(pair.student_vocab) // total, ""),
         )
     _write(model, new, pair, counts, out)
     console.print(table(counts))
     for line in _remarks(pair, counts):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     console.print(
         f"{out}: the model with its new tokenizer; finish with xtoken distill --student {out} "
         f"--teacher {model_source} --data TEXTS --out DIR",

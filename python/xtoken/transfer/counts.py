@@ -17,8 +17,8 @@ class RowCounts:
     Attributes:
         copied: one row of the model as it was: of a token with the same bytes (or equal by what the
             pair declares equal), or of the special token with the same role or name.
-        averaged: the mean by W's weights of the rows of several pieces, which the model's tokenizer
-            splits the token into; they may be one token repeated.
+        averaged: the mean of the rows of several pieces, which the model's tokenizer splits the
+            token into; they may be one token repeated.
         without_source: no row corresponds; the mean of all rows stands in.
     """
 

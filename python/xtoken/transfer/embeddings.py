@@ -29,6 +29,7 @@ def transfer_embeddings(
     pair: Pair,
     model: PreTrainedModel,
     *,
+    decay: float | None = 1.0,
     pad_to_multiple_of: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TransferCounts:
@@ -39,6 +40,8 @@ def transfer_embeddings(
         raise OptionError(f"pad_to_multiple_of = {pad_to_multiple_of} {rule}")
     embedding, head = _parts(model)
     tied = head is None or head.weight is embedding.weight
+    if decay is not None:
+        pair = pair.with_options(decay=decay)
     w = _within(pair, min(embedding.weight.shape[0], *_rows(head)))
     _refuse_other_tables(model, embedding, head, w.shape[1])
     tokens = w.shape[0]

@@ -35,22 +35,24 @@ def set_token_ids(model: Any, vocab: Vocab) -> tuple[str, ...]:
     if configs["text_config"] is configs["config"]:
         del configs["text_config"]
     for name, config in configs.items():
-        changed += _set(name, config, ids)
+        changed += _set(name, config, ids, vocab.roles)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         eos = ids["eos_token_id"]
         if len(stops) > 1:
             eos = [*([eos] if isinstance(eos, int) else []), *(s for s in stops if s != eos)]
-        changed += _set("generation_config", generation, {**ids, "eos_token_id": eos})
+        changed += _set("generation_config", generation, {**ids, "eos_token_id": eos}, vocab.roles)
     return tuple(changed)
 
 
-def _set(name: str, config: Any, ids: dict[str, int | list[int] | None]) -> Iterator[str]:
+def _set(
+    name: str, config: Any, ids: dict[str, int | list[int] | None], roles: dict[str, int]
+) -> Iterator[str]:
     values = dict(ids)
     for key, value in config.to_dict().items():
         named = key.endswith(("_token_id", "_token_index")) or key in _OTHER_IDS
         if named and key not in values and value is not None:
-            values[key] = None
+            values[key] = roles.get(key.removesuffix("_token_id"))
     for key, value in values.items():
         before = getattr(config, key, None)
         setattr(config, key, value)
