@@ -316,4 +316,6 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
         "alm": with_ids("alm"),
         "bpm": with_ids("bpm"),
         "escd": with_ids("escd"),
+        "strict_top_k": loss("strict-top-k", student_top_k=3),
+        "strict_top_k all": loss("strict-top-k", student_top_k=None),
     }

@@ -126,6 +126,25 @@ def same_vocab_kl(
     return total * temperature**2
 
 
+def strict_top_k(
+    student_logits, teacher_logits, chunks, common, v_s, v_t, *, student_top_k=16, temperature=1.0
+) -> Tensor:  # fmt: skip
+    """Sum over chunks; `common` is a list of (student id, teacher id)."""
+    total = torch.zeros((), dtype=torch.float64)
+    both = pairs(student_logits, teacher_logits, chunks, "chain", temperature, v_s, v_t)
+    for c, (p, q) in enumerate(both):
+        sizes = [
+            int(getattr(chunks, f"{side}_end")[c] - getattr(chunks, f"{side}_start")[c])
+            for side in ("student", "teacher")
+        ]
+        if sizes != [1, 1]:
+            continue
+        best = sorted(common, key=lambda pair, p=p: -float(p[pair[0]].detach()))[:student_top_k]
+        own, other = p[[s for s, _ in best]], q[[t for _, t in best]]
+        total = total + kl(own / own.sum(), other / other.sum())
+    return total * temperature**2
+
+
 def cross_entropy(student_logits, ids, mask, size) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for b in range(ids.shape[0]):

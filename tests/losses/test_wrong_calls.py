@@ -108,7 +108,9 @@ def test_a_pair_of_another_class_is_refused_by_every_loss(
         LOSSES[name].function(inputs, case.pair, {"top_k": 3})
 
 
-@pytest.mark.parametrize("name", ["p-kl", "prefix-kl", "gold", "h-kl", "bpm", "escd"])
+@pytest.mark.parametrize(
+    "name", ["p-kl", "prefix-kl", "gold", "h-kl", "bpm", "escd", "strict-top-k"]
+)
 def test_a_missing_part_names_the_call_that_makes_it(name: str) -> None:
     case = make_case(0)
     ids = {"student_ids": case.student_ids, "teacher_ids": case.teacher_ids}

@@ -59,8 +59,8 @@ def distill(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="prefix-kl, p-kl, exact-kl, h-kl, gold, uld, alm, bpm, escd, same-vocab-kl, ce "
-            "(no teacher), or auto: what the pair's audit recommends."
+            help="prefix-kl, p-kl, exact-kl, h-kl, gold, uld, alm, bpm, escd, strict-top-k, "
+            "same-vocab-kl, ce (no teacher), or auto: what the pair's audit recommends."
         ),
     ] = None,
     direction: Annotated[

@@ -21,6 +21,7 @@ DistillLossName = Literal[
     "alm",
     "bpm",
     "escd",
+    "strict-top-k",
     "same-vocab-kl",
     "ce",
     "auto",
@@ -52,6 +53,7 @@ class LossFields(TypedDict, total=False):
     carry_levels: int
     sure: bool
     chain_rule: bool
+    student_top_k: int | None
     mask_spaces: bool
     full_metrics: bool
     block_size: int | None

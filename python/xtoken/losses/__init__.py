@@ -27,6 +27,7 @@ from xtoken.losses.registry import LOSSES as LOSSES
 from xtoken.losses.registry import LossName as LossName
 from xtoken.losses.registry import LossSpec as LossSpec
 from xtoken.losses.same_vocab_kl import same_vocab_kl as same_vocab_kl
+from xtoken.losses.strict_top_k import strict_top_k as strict_top_k
 from xtoken.tensors.chunks import ChunkBatch as ChunkBatch
 from xtoken.tensors.pair_parts import CommonSet as CommonSet
 from xtoken.tensors.pair_parts import PairParts as PairParts

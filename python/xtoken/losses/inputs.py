@@ -128,6 +128,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
+        student_top_k: shared tokens that strict-top-k compares at each chunk, the student's
+            likeliest; None for all of them.
         mask_spaces: whether bpm leaves out positions whose token is spaces and tabs alone.
         full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows
             where the loss needs only some columns, `empty_row_mass`.
@@ -164,6 +166,7 @@ class LossOptions:
     carry_levels: int = 1
     sure: bool = False
     chain_rule: bool = True
+    student_top_k: int | None = 16
     mask_spaces: bool = True
     full_metrics: bool = False
     block_size: int | None = None
@@ -182,6 +185,9 @@ class LossOptions:
         if self.top_k is not None:
             rule = "must be a whole number of at least 1, or None for all columns"
             check_number("top_k", self.top_k, 1, rule=rule, whole=True)
+        if self.student_top_k is not None:
+            rule = "must be a whole number of at least 1, or None for all shared tokens"
+            check_number("student_top_k", self.student_top_k, 1, rule=rule, whole=True)
         check_choice("top_k_scope", self.top_k_scope, get_args(Scope))
         check_choice("tail_bucket", self.tail_bucket, (False, True, "auto"))
         for name in ("common_weight", "uld_weight"):

@@ -15,11 +15,15 @@ from xtoken.losses.hybrid.uld import SPEC as ULD
 from xtoken.losses.p_kl.loss import SPEC as P_KL
 from xtoken.losses.prefix_kl.loss import SPEC as PREFIX_KL
 from xtoken.losses.same_vocab_kl import SPEC as SAME_VOCAB_KL
+from xtoken.losses.strict_top_k import SPEC as STRICT_TOP_K
 from xtoken.tensors.pair_parts import LossName as LossName
 
 LOSSES: dict[LossName, LossSpec] = {
     spec.name: spec
-    for spec in (PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, ESCD, SAME_VOCAB_KL)
+    for spec in (
+        *(PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, ESCD, STRICT_TOP_K),
+        SAME_VOCAB_KL,
+    )
 }
 
 

@@ -39,6 +39,7 @@ LossName = Literal[
     "alm",
     "bpm",
     "escd",
+    "strict-top-k",
     "same-vocab-kl",
 ]
 
@@ -53,6 +54,7 @@ PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "alm": frozenset(),
     "bpm": frozenset({"byte_prefixes"}),
     "escd": frozenset({"byte_prefixes", "completions"}),
+    "strict-top-k": frozenset({"strict_common"}),
     "same-vocab-kl": frozenset(),
 }
 
@@ -125,7 +127,7 @@ class PairParts(nn.Module):
             `student_trie` are there.
         student_trie: the student's tokens as teacher pieces.
         teacher_trie: the mirror.
-        strict_common, relaxed_common: the common sets of GOLD and of H-KL.
+        strict_common, relaxed_common: the common sets of GOLD and strict top-k, and of H-KL.
         stop_fold: the teacher's stop tokens that no student token stands for.
         student_stop_fold: the student's that claim a teacher token of a preferred one, for the
             losses with one-to-one pairs.

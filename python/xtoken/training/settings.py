@@ -111,6 +111,9 @@ class DistillSettings:
     chain_rule: bool = field(
         default=True, metadata={"help": "Weigh exact-kl's depths by their parents' mass."}
     )
+    student_top_k: int | None = field(
+        default=16, metadata={"help": "Tokens that strict-top-k compares; None for all shared."}
+    )
     mask_spaces: bool = field(
         default=True,
         metadata={"help": "Whether bpm leaves out positions that are spaces and tabs alone."},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.bpm.places import BytePlaces
+from xtoken.losses.engine.checks import zero_or_nan
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.prepared import Items
@@ -109,6 +110,7 @@ class BPMBlocks(BlockLoss):
         target, entries = self.target(block)
         log_teacher, log_student = compared(target, entries, counted, torch.log_softmax(logits, -1))
         losses = divergence(log_teacher, log_student, self.direction, self.beta)
+        losses = losses + zero_or_nan(logits) + zero_or_nan(target)
         chunks = losses.new_zeros(len(block)).index_add(0, block.segments, losses)
         rest = torch.exp(log_teacher[:, -1]).masked_fill(~counted, 0.0)
         sums = torch.stack([losses.detach().sum(), rest.sum(), counted.sum(), space.sum()])

@@ -68,6 +68,14 @@ def inside(ids: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     return ids.clamp(0, size - 1), (ids < 0) | (ids >= size)
 
 
+def zero_or_nan(rows: Tensor) -> Tensor:
+    """[R, n] to [R]: 0, and NaN where a row holds NaN or +inf; no gradient. What a loss adds for
+    rows that it does not compare, so that a broken model is told there too."""
+    top = rows.detach().amax(1)
+    top = top.masked_fill(torch.isneginf(top), 0.0)
+    return top - top
+
+
 def finite_or_nan(total: Tensor, slope: Tensor) -> Tensor:
     """The loss; on a device NaN where its gradient is not finite, as nobody looks at that."""
     if readable(total.detach()) or torch.compiler.is_compiling():
