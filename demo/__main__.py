@@ -20,7 +20,7 @@ OPTIONS = ("--steps", "320", "--eval-every", "40", "--seed", str(SEED), "--overw
 def main() -> None:
     """Prepare everything below `runs/demo` and hand over to the command `xtoken distill`."""
     from xtoken.cli import main as xtoken
-    from xtoken.cli.distill_run import quiet_transformers
+    from xtoken.cli.console import quiet_transformers
 
     quiet_transformers()
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     from benches.uncommon_tokens.unit import Bench
-    from xtoken.cli.distill_run import Bars, quiet_transformers
+    from xtoken.cli.console import Bars, quiet_transformers
 
     unknown = [arm for arm in options.only or () if arm not in ARMS]
     if unknown:
@@ -113,7 +113,7 @@ def _print_teacher(options: argparse.Namespace) -> None:
 
     from benches.uncommon_tokens.teacher_score import score_teacher
     from benches.uncommon_tokens.unit import Bench
-    from xtoken.cli.distill_run import Bars, quiet_transformers
+    from xtoken.cli.console import Bars, quiet_transformers
     from xtoken.training.config import DistillConfig
 
     quiet_transformers()

@@ -62,12 +62,29 @@ def write_tensors(
     write_atomically(path, lambda file: file.write(content))
 
 
-def read_tensors(path: Path | str, file_format: str, content: str, expected: str) -> TensorFile:
+def read_metadata(path: Path | str, expected: str) -> dict[str, str]:
+    """The metadata of a safetensors file, whatever its tensors; their checksum is not compared.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FormatError: it is something else, or cut off within its header.
+        OSError: it cannot be opened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; expected {expected}")
+    header, _, _ = _header(path, expected)
+    return _metadata(header, path)
+
+
+def read_tensors(
+    path: Path | str, file_format: str | tuple[str, ...], content: str, expected: str
+) -> TensorFile:
     """Read what `write_tensors` wrote.
 
     Args:
         path: of the file.
-        file_format: its `format` entry.
+        file_format: its `format` entry, or those that are read; the first is what is written.
         content: what that is, for the messages, as in "projection".
         expected: which file holds one, as in "one that Projection.save wrote".
 
@@ -82,10 +99,11 @@ def read_tensors(path: Path | str, file_format: str, content: str, expected: str
         raise MissingFileError(f"{path} does not exist; expected {expected}")
     header, start, size = _header(path, expected)
     metadata = _metadata(header, path)
-    if metadata.get("format") != file_format:
+    formats = (file_format,) if isinstance(file_format, str) else file_format
+    if metadata.get("format") not in formats:
         raise ForeignFileError(
             f"{path} is a safetensors file but holds no {content} (format = "
-            f"{metadata.get('format')!r}, expected {file_format!r}); expected {expected}"
+            f"{metadata.get('format')!r}, expected {formats[0]!r}); expected {expected}"
         )
     arrays = _map(path, header, start, size)
     checksum = metadata.pop(_CHECKSUM, "")

@@ -193,3 +193,31 @@ def test_bad_conversations_and_templates_are_named(workspace: Path, tmp_path: Pa
     (tmp_path / "broken.jinja").write_text("{% for %}")
     with pytest.raises(Exception, match=r"train\.jsonl:1: the teacher's chat template cannot"):
         distill(workspace, tmp_path / "run", teacher_chat_template=tmp_path / "broken.jinja")
+
+
+def test_stored_conversations_are_those_that_are_trained_on(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Of the teacher's template and day, whatever the student's template makes of them."""
+    store = tmp_path / "store"
+    made = CliRunner().invoke(
+        app,
+        [
+            *("teach", "--teacher", str(workspace / "teacher"), "--out", str(store)),
+            *("--data", str(workspace / "train.jsonl"), "--top-k", "32", "--max-tokens", "400"),
+            *("--date", "2020-02-02"),
+        ],
+    )
+    assert made.exit_code == 0, made.output
+    run = CliRunner().invoke(
+        app,
+        [
+            *("distill", "--student", str(workspace / "student"), "--teacher-store", str(store)),
+            *("--data", str(workspace / "train.jsonl"), "--out", str(tmp_path / "run")),
+            *("--held-out", str(workspace / "held_out.jsonl")),
+            *("--config", str(workspace / "config.json"), "--steps", "1"),
+        ],
+    )
+    assert run.exit_code == 0, (run.output, run.exception)
+    assert "0 of them computed now" in " ".join(run.output.split())
+    assert DistillConfig.load(tmp_path / "run" / "config.json").date == "2020-02-02"

@@ -118,7 +118,8 @@ def test_no_damage_of_stored_predictions_is_silent(tmp_path: Path) -> None:
         predictions.append(Predictions(ids, top, log_probs[:, 0].astype(np.float32)))
     key = StoreKey("t" * 32, 6, "float32", "v" * 64)
     path = tmp_path / "shard.safetensors"
-    write_shard(path, key, [bytes([i]) * 16 for i in range(3)], predictions)
+    sequences = [np.arange(len(item.ids)) for item in predictions]
+    write_shard(path, key, [bytes([i]) * 16 for i in range(3)], sequences, predictions)
 
     def read() -> object:
         shard = Shard(path, key)

@@ -14,50 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_teacher import TOP_K, VOCAB, key_of, make_sequences, make_teacher, padded
 
 from xtoken.errors import NonFiniteError, OptionError, PairError, StoreError
 from xtoken.teachers import LiveTeacher, Predictions, StoreKey, TopKStore
 from xtoken.teachers.shard import Shard, write_shard
 from xtoken.teachers.store import TOKENS_PER_SHARD
-
-VOCAB, TOP_K = 300, 17
-
-
-def make_teacher(seed: int = 0) -> LiveTeacher:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.3,
-        )
-        return LiveTeacher(LlamaForCausalLM(config))
-
-
-def make_sequences(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, VOCAB, length, dtype=np.int64) for length in lengths]
-
-
-def key_of(teacher: LiveTeacher, dtype: str = "float32") -> StoreKey:
-    return StoreKey(teacher.fingerprint, TOP_K, dtype)
-
-
-def padded(sequences: list[np.ndarray], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, sequences))
-    ids = torch.full((len(sequences), width), 7)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
-        ids[row, place] = torch.from_numpy(sequence)
-        mask[row, place] = 1
-    return ids, mask
 
 
 def test_a_live_teacher_holds_no_graph_and_keeps_its_evaluation_mode() -> None:
@@ -281,7 +243,7 @@ def test_predictions_that_no_softmax_gives_are_not_stored(tmp_path: Path) -> Non
     ids = np.array([[0, 1], [4, 2]])
     log_probs = np.log(np.array([[0.5, 0.25], [0.6, 0.4]], dtype=np.float32))
     good = Predictions(ids, log_probs, np.zeros(2, dtype=np.float32))
-    write_shard(tmp_path / "good", key, [b"d" * 16], [good])
+    write_shard(tmp_path / "good", key, [b"d" * 16], [np.arange(2)], [good])
     nan = log_probs.copy()
     nan[1, 1] = np.nan
     for wrong, error, message in (
@@ -291,7 +253,9 @@ def test_predictions_that_no_softmax_gives_are_not_stored(tmp_path: Path) -> Non
         ({"ids": np.array([[-1, 3], [4, 2]])}, StoreError, "or below 0"),
     ):
         with pytest.raises(error, match=message):
-            write_shard(tmp_path / "wrong", key, [b"d" * 16], [replace(good, **wrong)])
+            write_shard(
+                tmp_path / "wrong", key, [b"d" * 16], [np.arange(2)], [replace(good, **wrong)]
+            )
     assert not (tmp_path / "wrong").exists()
 
 

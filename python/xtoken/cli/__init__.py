@@ -19,7 +19,9 @@ app = App(
 
 # Each module of this package named here has `register(app)`, which adds its commands; torch stays
 # out of them until a command that needs it runs.
-_GROUPS: tuple[str, ...] = ("vocab", "align", "project", "distill", "transfer", "report", "doctor")
+_GROUPS: tuple[str, ...] = (
+    *("vocab", "align", "project", "teach", "distill", "transfer", "report", "doctor"),
+)
 
 
 @app.callback(invoke_without_command=True)

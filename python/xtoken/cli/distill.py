@@ -21,9 +21,6 @@ def distill(
     student: Annotated[
         str, typer.Option(help="Student: a directory by save_pretrained, or a hub name.")
     ],
-    teacher: Annotated[
-        str, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
-    ],
     data: Annotated[
         list[str],
         typer.Option(
@@ -32,6 +29,16 @@ def distill(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or with --resume.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
+    ] = None,
+    teacher_store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that xtoken teach filled, in place of the teacher's weights; --teacher is "
+            "then a directory with its tokenizer, by default the one in the folder."
+        ),
+    ] = None,
     held_out: Annotated[
         list[str] | None,
         typer.Option(help="Held-out texts; by default a tenth of --data, by hash."),
@@ -158,6 +165,7 @@ def distill(
         Request(
             student=student,
             teacher=teacher,
+            teacher_store=teacher_store,
             data=data,
             held_out=held_out,
             split=split,

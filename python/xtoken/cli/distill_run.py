@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from transformers.utils import logging as transformers_logging
 
 from xtoken._files import write_text
 from xtoken.align import AlignmentBatch
+from xtoken.cli.console import (
+    Bars,
+    quiet_transformers,
+    read_chat_template,
+    read_data,
+    warn_of_left_out,
+)
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
@@ -34,16 +29,17 @@ from xtoken.cli.distill_tables import (
     result_table,
     taught_tokens,
 )
-from xtoken.data import Documents, LeftOut, TextSplit, keep_apart, read_documents, split_held_out
+from xtoken.data import Documents, TextSplit, keep_apart, split_held_out
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
-from xtoken.errors import DataError, LowCoverageWarning, MissingFileError
+from xtoken.errors import LowCoverageWarning
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
+from xtoken.teachers.store_notes import StoreNotes
 from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.models import load_models
-from xtoken.training.prepare import PreparedData, Update, open_teachers, prepare
+from xtoken.training.prepare import PreparedData, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 
@@ -56,7 +52,8 @@ class Request:
     """The options of the command, as given; `settings` override those of the file `config`."""
 
     student: str
-    teacher: str
+    teacher: str | None
+    teacher_store: Path | None
     data: list[str]
     held_out: list[str] | None
     split: str
@@ -68,32 +65,6 @@ class Request:
     out: Path
     resume: bool
     teacher_cache: Path
-
-
-class Bars:
-    """Shows progress as bars on a console."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    @contextlib.contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Update]:
-        """Show a bar while the context is open; nothing where there is nothing to do."""
-        if total == 0:
-            yield lambda done, remark: None
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[remark]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as bars:
-            task = bars.add_task(title, total=total, remark="")
-            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
 
 
 def run(request: Request) -> None:
@@ -109,10 +80,12 @@ def run(request: Request) -> None:
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
     texts = _texts(request, console)
-    pair = load_models(request.student, request.teacher)
+    pair = load_models(request.student, request.teacher, store=request.teacher_store)
     for side, file in request.chat_templates.items():
         if file is not None:
-            getattr(pair.pair, f"{side}_tokenizer").chat_template = _chat_template(side, file)
+            getattr(pair.pair, f"{side}_tokenizer").chat_template = read_chat_template(
+                f"{side}-chat-template", file
+            )
     materials = prepare(pair, texts, config, bars)
     _show_materials(console, materials, texts)
 
@@ -136,66 +109,37 @@ def run(request: Request) -> None:
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
 
 
-def quiet_transformers() -> None:
-    """Keep the bars and warnings of `transformers` out of ours."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    # Through Any: transformers declares the function without types.
-    library: Any = transformers_logging
-    library.disable_progress_bar()
-
-
 def _config(request: Request) -> DistillConfig:
     # Merged before they are checked: the file may need the option beside it.
     settings = {} if request.config is None else read_settings(request.config)
-    return DistillConfig.from_settings(settings | request.settings)
+    settings |= request.settings
+    if request.teacher_store is not None:
+        stored = TopKStore.open(request.teacher_store).key.top_k
+        settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
+        settings["teacher_top_k"] = stored
+    return DistillConfig.from_settings(settings)
 
 
 def _dated(config: DistillConfig, request: Request) -> DistillConfig:
-    """Fix the day that chat templates print: that of the run that is resumed, or today."""
+    """Fix the day that chat templates print: that of the run that is resumed, of the stored
+    predictions, or today."""
     if config.date is not None:
         return config
     earlier = saved_settings(request.out).get("date") if request.resume else None
+    notes = None if request.teacher_store is None else StoreNotes.of(request.teacher_store)
+    if earlier is None and notes is not None:
+        earlier = notes.date
     return replace(config, date=str(earlier or datetime.date.today().isoformat()))
 
 
 def _texts(request: Request, console: Console) -> TextSplit:
-    texts = _documents(request.data, request, console)
+    def documents(sources: list[str]) -> Documents:
+        return read_data(sources, request.text_field, request.split, console)
+
+    texts = documents(request.data)
     if not request.held_out:
         return split_held_out(texts, HELD_OUT_FRACTION)
-    return keep_apart(texts, _documents(request.held_out, request, console))
-
-
-def _documents(sources: list[str], request: Request, console: Console) -> Documents:
-    found = read_documents(sources, field=request.text_field, split=request.split, strict=False)
-    _warn_of_left_out(console, found.left_out, len(found.left_out) + len(found), "rows")
-    return found
-
-
-def _warn_of_left_out(console: Console, left_out: Sequence[LeftOut], total: int, what: str) -> None:
-    if left_out:
-        named = "; ".join(
-            # Some reasons begin with the place themselves.
-            each.reason if each.reason.startswith(each.source) else f"{each.source}: {each.reason}"
-            for each in left_out[:3]
-        )
-        console.print(
-            f"[bold yellow]warning:[/] {len(left_out):,} of {total:,} {what} are left out; the "
-            f"first, {escape(named)}",
-            soft_wrap=True,
-        )
-
-
-def _chat_template(side: str, file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"--{side}-chat-template {file} does not exist; pass a file with a Jinja template"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"--{side}-chat-template {file} is not UTF-8 at byte {error.start}; convert it to UTF-8"
-        ) from error
+    return keep_apart(texts, documents(request.held_out))
 
 
 def _show_materials(console: Console, materials: PreparedData, texts: TextSplit) -> None:
@@ -207,7 +151,7 @@ def _show_materials(console: Console, materials: PreparedData, texts: TextSplit)
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
         if part.cut:
             console.print(f"{name} examples: {part.cut:,} cut at max_tokens")
-        _warn_of_left_out(console, part.left_out, part.empty + len(part), f"{name} examples")
+        warn_of_left_out(console, part.left_out, part.empty + len(part), f"{name} examples")
 
 
 def _warn_of_coverage(materials: PreparedData) -> None:
@@ -223,8 +167,10 @@ def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
     stores = [teacher for teacher in teachers.values() if isinstance(teacher, TopKStore)]
     if stores:
         store = stores[0]
+        key = store.key
+        kept = "" if key.mass is None else f" within {key.mass:.4g} of the mass"
         console.print(
-            f"teacher: top {store.key.top_k} of {len(store):,} texts in {store.directory}, "
+            f"teacher: top {key.top_k}{kept} of {len(store):,} texts in {store.directory}, "
             f"{store.sequences_computed:,} of them computed now"
         )
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken._tensor_files import Array, read_tensors, write_tensors
+from xtoken._tensor_files import Array, read_metadata, read_tensors, write_tensors
 from xtoken.errors import (
     DamagedStoreError,
     ForeignFileError,
     FormatError,
     MissingFileError,
-    NonFiniteError,
+    OptionError,
     PairError,
     StoreError,
 )
+from xtoken.teachers.packed import STORE_DTYPES, fits, pack, tokens_of, unpack
+from xtoken.teachers.predictions import Predictions as Predictions
 
-FORMAT = "xtoken-teacher-top-k-2"
+FORMAT = "xtoken-teacher-top-k-3"
+# Rows of one length, without the tokens that they are of.
+_FIXED_FORMAT = "xtoken-teacher-top-k-2"
 DIGEST_BYTES = 16
-# A softmax in float32 or bfloat16 sums to 1 within this.
-_MASS_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -32,66 +34,64 @@ class StoreKey:
 
     Attributes:
         teacher: fingerprint of the teacher's weights.
-        top_k: number of kept columns per position.
-        dtype: `float32` or `float16`, of the stored log-probabilities.
+        top_k: number of kept columns per position, at most.
+        dtype: `float32`, `float16` or `uint8`, of the stored log-probabilities: in steps of 0.05,
+            and each row's sum beside them, which is restored.
         tokenizer: fingerprint of the teacher's vocabulary; empty where it is not known.
+        mass: of each row only the likeliest columns that reach this much are kept; None for all
+            `top_k`.
+
+    Raises:
+        OptionError: a value is out of range.
     """
 
     teacher: str
     top_k: int
     dtype: str
     tokenizer: str = ""
+    mass: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORE_DTYPES:
+            expected = ", ".join(map(repr, STORE_DTYPES))
+            raise OptionError(f"dtype = {self.dtype!r}, expected one of {expected}")
+        if self.top_k < 1:
+            raise OptionError(f"top_k = {self.top_k}, expected at least 1")
+        if self.mass is not None and not 0 < self.mass < 1:
+            raise OptionError(
+                f"mass = {self.mass}, expected a share inside (0, 1), or None for all top_k columns"
+            )
 
     def metadata(self) -> dict[str, str]:
         """The header entries that every file of the store carries."""
         return {"format": FORMAT} | {name: str(value) for name, value in asdict(self).items()}
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """Teacher predictions of one token sequence; row `i` predicts token `i + 1`.
-
-    Attributes:
-        ids: [T, K] int64, teacher columns, falling log-probability.
-        log_probs: [T, K] float32, natural logarithm, of the full softmax.
-        token_log_probs: [T] float32, of the token that follows; 0 at the last, which none follows.
-    """
-
-    ids: NDArray[np.int64]
-    log_probs: NDArray[np.float32]
-    token_log_probs: NDArray[np.float32]
-
-    def check(self) -> None:
-        """Refuse what no softmax gives, before it is stored for good.
+    @classmethod
+    def of(cls, path: Path) -> StoreKey:
+        """The key that a file was written with.
 
         Raises:
-            NonFiniteError: a log-probability is NaN or above 0 without bound.
-            StoreError: the rows of a position have more than all mass, or name a column twice.
+            StoreError: it is no file of a store, or its header is damaged.
         """
-        for name in ("log_probs", "token_log_probs"):
-            values = getattr(self, name)
-            # -inf is a column that the teacher rules out.
-            bad = np.isnan(values) | np.isposinf(values)
-            if bad.any():
-                position = int(np.argwhere(bad)[0][0])
-                raise NonFiniteError(
-                    f"the teacher predicts {values[bad][0]} at position {position} of a sequence "
-                    f"of {len(values)} tokens; it overflows in its dtype: load it in float32, or "
-                    "leave the text out"
+        try:
+            found = read_metadata(path, "a file of a store of teacher predictions")
+            if found.get("format") not in (FORMAT, _FIXED_FORMAT):
+                raise StoreError(
+                    f"{path} holds no teacher predictions (format = {found.get('format')!r}); "
+                    "pass the folder that xtoken teach wrote"
                 )
-        mass = np.exp(self.log_probs.astype(np.float64)).sum(axis=-1)
-        if len(mass) and float(mass.max()) > 1 + _MASS_TOLERANCE:
-            position = int(mass.argmax())
-            raise StoreError(
-                f"the predictions of position {position} sum to {mass[position]:.4g}, expected at "
-                "most 1; pass log-probabilities under the full softmax, not logits"
+            mass = found.get("mass", "None")
+            return cls(
+                found["teacher"],
+                int(found["top_k"]),
+                found["dtype"],
+                found.get("tokenizer", ""),
+                None if mass == "None" else float(mass),
             )
-        # -inf pads a short row, whatever its id.
-        padding = -1 - np.arange(self.ids.shape[-1])
-        ordered = np.sort(np.where(np.isneginf(self.log_probs), padding, self.ids), axis=-1)
-        twice = ordered[:, 1:] == ordered[:, :-1]
-        if twice.any() or (self.ids < 0).any():
-            raise StoreError("a position names a teacher column twice or below 0; pass each once")
+        except (FormatError, KeyError, ValueError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{path} is damaged ({error}); remove it") from error
 
 
 class Shard:
@@ -100,6 +100,10 @@ class Shard:
     Args:
         path: of the file.
         key: what it must have been written for; its tokenizer only where both are known.
+
+    Attributes:
+        digests: of the sequences, in their order.
+        has_tokens: whether the sequences themselves are stored, as in all but old files.
 
     Raises:
         DamagedStoreError: the file is cut off or altered.
@@ -110,7 +114,9 @@ class Shard:
     def __init__(self, path: Path, key: StoreKey) -> None:
         self.path = path
         try:
-            file = read_tensors(path, FORMAT, "teacher predictions", "a file of this store")
+            file = read_tensors(
+                path, (FORMAT, _FIXED_FORMAT), "teacher predictions", "a file of this store"
+            )
         except ForeignFileError as error:
             raise StoreError(f"{error}; remove it or use another folder") from error
         except FormatError as error:
@@ -123,27 +129,38 @@ class Shard:
                 "use another folder"
             ) from error
         _check_key(path, file.metadata, key)
-        self._arrays = file.arrays
-        self._starts = _checked(self._arrays, key, path)
+        self._dtype = key.dtype
+        self._arrays: Mapping[str, Array] = file.arrays
+        self.has_tokens = file.metadata["format"] == FORMAT
+        if not self.has_tokens:
+            self._arrays = _of_fixed_rows(file.arrays, key, path)
+        elif not fits(self._arrays, key.dtype, key.top_k):
+            raise DamagedStoreError(f"{path} holds tensors that do not fit one another; remove it")
         self.digests: list[bytes] = [row.tobytes() for row in self._arrays["digests"]]
 
-    def read(self, index: int) -> Predictions:
-        """The predictions of the sequence at `index` of `digests`."""
-        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
-        return Predictions(
-            self._arrays["ids"][part].astype(np.int64),
-            self._arrays["log_probs"][part].astype(np.float32),
-            self._arrays["token_log_probs"][part].astype(np.float32),
-        )
+    def length(self, index: int) -> int:
+        """Number of tokens of the sequence at `index` of `digests`."""
+        starts = self._arrays["starts"]
+        return int(starts[index + 1] - starts[index])
+
+    def tokens(self, index: int, length: int | None = None) -> NDArray[np.int64]:
+        """The first `length` tokens of a sequence, or all."""
+        return tokens_of(self._arrays, index, length)
+
+    def read(self, index: int, length: int | None = None) -> Predictions:
+        """The predictions of the sequence at `index` of `digests`, or of its first tokens."""
+        return unpack(self._arrays, index, self._dtype, length)
 
 
 def _check_key(path: Path, found: dict[str, str], key: StoreKey) -> None:
     expected = key.metadata()
+    expected.pop("format")
     tokenizer, wanted = found.get("tokenizer", ""), expected.pop("tokenizer")
     for name, value in expected.items():
-        if found.get(name) != value:
+        given = found.get(name, "None")
+        if given != value:
             raise StoreError(
-                f"{path} has {name} = {found.get(name)!r}, expected {value!r}; "
+                f"{path} has {name} = {given!r}, expected {value!r}; "
                 "it was written for another teacher or setting: remove it or use another folder"
             )
     if tokenizer and wanted and tokenizer != wanted:
@@ -153,8 +170,8 @@ def _check_key(path: Path, found: dict[str, str], key: StoreKey) -> None:
         )
 
 
-def _checked(arrays: dict[str, Array], key: StoreKey, path: Path) -> NDArray[np.int64]:
-    """The starts of the sequences, once all arrays are there and fit one another."""
+def _of_fixed_rows(arrays: Mapping[str, Array], key: StoreKey, path: Path) -> dict[str, Array]:
+    """The arrays of `pack`, but for the tokens, from rows of `top_k` columns each."""
     names = ("digests", "starts", "ids", "log_probs", "token_log_probs")
     missing = [name for name in names if name not in arrays]
     if missing:
@@ -162,7 +179,7 @@ def _checked(arrays: dict[str, Array], key: StoreKey, path: Path) -> NDArray[np.
     shapes = {name: arrays[name].shape for name in names}
     starts = arrays["starts"].astype(np.int64)
     tokens, count = shapes["ids"][0] if shapes["ids"] else -1, len(arrays["digests"])
-    fits = (
+    fit = (
         shapes["digests"] == (count, DIGEST_BYTES)
         and shapes["ids"] == shapes["log_probs"] == (tokens, key.top_k)
         and shapes["token_log_probs"] == (tokens,)
@@ -172,13 +189,25 @@ def _checked(arrays: dict[str, Array], key: StoreKey, path: Path) -> NDArray[np.
         and bool((np.diff(starts) >= 0).all())
         and arrays["log_probs"].dtype == key.dtype
     )
-    if not fits:
+    if not fit:
         raise DamagedStoreError(f"{path} holds tensors that do not fit one another; remove it")
-    return starts
+    return {
+        "digests": arrays["digests"],
+        "starts": starts,
+        "column_starts": starts * key.top_k,
+        "counts": np.full(tokens, key.top_k, np.int32),
+        "ids": arrays["ids"].reshape(-1),
+        "log_probs": arrays["log_probs"].reshape(-1),
+        "token_log_probs": arrays["token_log_probs"],
+    }
 
 
 def write_shard(
-    path: Path, key: StoreKey, digests: Sequence[bytes], predictions: Sequence[Predictions]
+    path: Path,
+    key: StoreKey,
+    digests: Sequence[bytes],
+    sequences: Sequence[NDArray[np.int64]],
+    predictions: Sequence[Predictions],
 ) -> None:
     """Write a file whole or not at all, with a checksum.
 
@@ -188,15 +217,6 @@ def write_shard(
     """
     for item in predictions:
         item.check()
-    lengths = [len(item.ids) for item in predictions]
-    # Two bytes hold every id of most vocabularies of small models; it halves the index half.
-    largest = max((int(item.ids.max(initial=0)) for item in predictions), default=0)
-    id_type = np.uint16 if largest < 2**16 else np.int32
-    arrays: dict[str, Array] = {
-        "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1),
-        "starts": np.cumsum([0, *lengths], dtype=np.int64),
-        "ids": np.concatenate([item.ids for item in predictions]).astype(id_type),
-        "log_probs": np.concatenate([item.log_probs for item in predictions]).astype(key.dtype),
-        "token_log_probs": np.concatenate([item.token_log_probs for item in predictions]),
-    }
+    arrays = pack(sequences, predictions, key.dtype)
+    arrays["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
     write_tensors(path, arrays, key.metadata())

@@ -1,11 +1,13 @@
-"""Teacher predictions computed once: the top-k log-probabilities of every position, on disk."""
+"""Teacher predictions computed once: the likeliest columns of every position, on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,6 +22,7 @@ from xtoken.errors import DamagedStoreError, MissingFileError, OptionError, Pair
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.shard import DIGEST_BYTES, Predictions, Shard, StoreKey, write_shard
+from xtoken.teachers.store_notes import StoreNotes
 
 TOKENS_PER_SHARD = 16_384
 TOKENS_PER_FORWARD = 1_024
@@ -30,39 +33,57 @@ _OWN_NAME = re.compile(r"[0-9a-f]{24}\.safetensors")
 Ids: TypeAlias = NDArray[np.int64]
 
 
-class TopKStore:
-    """The teacher's top-k log-probabilities of token sequences, kept over epochs and over runs.
+@dataclass(frozen=True)
+class _Place:
+    """Where a sequence, or one that begins with it, is stored."""
 
-    One folder holds one teacher at one setting. A sequence is found by the digest of its ids, so
-    that two runs with other texts share what they have in common. Files are written whole or not at
-    all, each with a checksum that is compared when the store is opened. A file of the store that is
-    damaged is renamed to `*.damaged`, and its sequences are computed again; no file is deleted.
+    shard: Shard
+    index: int
+    length: int | None = None
+
+    def read(self) -> Predictions:
+        return self.shard.read(self.index, self.length)
+
+
+def is_store(folder: object) -> bool:
+    """Whether a path is that of a folder with files of stored predictions."""
+    if not isinstance(folder, str | os.PathLike) or not Path(folder).is_dir():
+        return False
+    return any(_OWN_NAME.fullmatch(name) is not None for name in os.listdir(folder))
+
+
+class TopKStore:
+    """The teacher's likeliest log-probabilities of token sequences, kept over epochs and runs.
+
+    One folder holds one teacher at one setting. A sequence is found by its ids, also where a longer
+    one that begins with it was stored, as the teacher is causal: one store serves students that cut
+    texts elsewhere. Files are written whole or not at all, each with a checksum that is compared
+    when the store is opened. A file of the store that is damaged is renamed to `*.damaged`, and its
+    sequences are computed again; no file is deleted.
 
     Args:
         directory: the folder, made if absent.
-        key: teacher, number of columns, dtype and tokenizer that the files must have.
+        key: teacher, columns, dtype and tokenizer that the files must have.
         required: whether a folder that cannot be written ends the call, as where predictions are
             made to be kept; otherwise they stay in memory, and one warning says so.
 
     Raises:
-        OptionError: a setting of the key is out of range.
         StoreError: the folder holds files of another teacher or setting, foreign files, or files
             that cannot be opened.
         PairError: it holds predictions of another tokenizer.
     """
 
     def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
-        if key.dtype not in ("float32", "float16"):
-            raise OptionError(f"dtype = {key.dtype!r}, expected 'float32' or 'float16'")
-        if key.top_k < 1:
-            raise OptionError(f"top_k = {key.top_k}, expected at least 1")
         self.directory = Path(directory)
         self.key = key
         self.required = required
         self.sequences_computed = 0
         self.files_discarded = 0
-        self._places: dict[bytes, tuple[Shard, int]] = {}
+        self._shards: list[Shard] = []
+        self._places: dict[bytes, _Place] = {}
         self._in_memory: dict[bytes, Predictions] = {}
+        # By length, a power of two: the sequences that have as many tokens, by the digest of these.
+        self._heads: dict[int, dict[bytes, list[_Place]]] = {}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,14 +92,63 @@ class TopKStore:
         for path in sorted(self.directory.glob("*.safetensors")):
             self._open(path)
 
+    @classmethod
+    def open(cls, directory: Path | str) -> TopKStore:
+        """The store in a folder, whoever its teacher was: no weights are needed.
+
+        Raises:
+            MissingFileError: there is no such folder.
+            StoreError: it holds no predictions; otherwise as above.
+        """
+        folder = Path(directory)
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"teacher store {folder} does not exist; fill one with xtoken teach --out {folder}"
+            )
+        for path in sorted(folder.glob("*.safetensors")):
+            if _OWN_NAME.fullmatch(path.name) is not None:
+                with contextlib.suppress(MissingFileError):
+                    return cls(folder, StoreKey.of(path))
+        raise StoreError(
+            f"{folder} holds no teacher predictions; pass the folder that xtoken teach wrote"
+        )
+
+    @property
+    def notes(self) -> StoreNotes | None:
+        """How `xtoken teach` made the store; None where something else did."""
+        return StoreNotes.of(self.directory)
+
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
 
     def __contains__(self, ids: Ids) -> bool:
-        return self._has(_digest(ids))
+        return _digest(ids) in self._in_memory or self._place(ids) is not None
 
-    def _has(self, digest: bytes) -> bool:
-        return digest in self._places or digest in self._in_memory
+    def _place(self, ids: Ids) -> _Place | None:
+        found = self._places.get(_digest(ids))
+        return self._longer(ids) if found is None else found
+
+    def _longer(self, ids: Ids) -> _Place | None:
+        """Where a sequence that begins with `ids` is stored."""
+        length = len(ids)
+        if not length:
+            return None
+        size = 1 << (length.bit_length() - 1)
+        if size not in self._heads:
+            self._heads[size] = {}
+            for shard in self._shards:
+                self._add_heads(shard, size)
+        for place in self._heads[size].get(_digest(ids[:size]), ()):
+            shard, index = place.shard, place.index
+            if shard.length(index) >= length and np.array_equal(shard.tokens(index, length), ids):
+                return _Place(shard, index, length)
+        return None
+
+    def _add_heads(self, shard: Shard, size: int) -> None:
+        for index in range(len(shard.digests) if shard.has_tokens else 0):
+            if shard.length(index) > size:
+                head = _digest(shard.tokens(index, size))
+                self._heads[size].setdefault(head, []).append(_Place(shard, index))
 
     def _open(self, path: Path) -> None:
         try:
@@ -91,7 +161,13 @@ class TopKStore:
                 raise StoreError(f"{error}; it is not of this store: move it elsewhere") from error
             self._set_aside(path)
             return
-        self._places |= {digest: (shard, index) for index, digest in enumerate(shard.digests)}
+        self._take(shard)
+
+    def _take(self, shard: Shard) -> None:
+        self._shards.append(shard)
+        self._places |= {digest: _Place(shard, i) for i, digest in enumerate(shard.digests)}
+        for size in self._heads:
+            self._add_heads(shard, size)
 
     def _set_aside(self, path: Path) -> None:
         """Rename a damaged file, unless another process has put a whole one in its place."""
@@ -108,7 +184,7 @@ class TopKStore:
         except OSError as error:
             self._cannot_write(error)
             return
-        self._places |= {digest: (shard, index) for index, digest in enumerate(shard.digests)}
+        self._take(shard)
 
     def _cannot_write(self, error: OSError) -> None:
         if self.required:
@@ -128,6 +204,30 @@ class TopKStore:
                 "another folder with this pair's teacher"
             )
 
+    def require(self, sequences: Sequence[Ids]) -> None:
+        """Refuse a store that lacks predictions of some of these sequences.
+
+        Raises:
+            StoreError: how many, the likely cause, and the command that adds them.
+        """
+        missing = [ids for ids in sequences if ids not in self]
+        if not missing:
+            return
+        notes = self.notes
+        found = f"lacks {len(missing):,} of the {len(sequences):,} teacher sequences of this data"
+        longest = max(map(len, missing))
+        if notes is not None and not notes.complete:
+            cause = "it was not filled to the end"
+        elif notes is not None and notes.max_tokens and longest > notes.max_tokens:
+            cause = (
+                f"its texts were cut at {notes.max_tokens} tokens, one here has {longest}: pass "
+                f"max_tokens = {notes.max_tokens} or less, or fill it anew"
+            )
+        else:
+            cause = "it was filled with other texts, or another chat template or date"
+        remedy = "xtoken teach with this data adds the rest" if notes is None else notes.command
+        raise StoreError(f"the teacher store {self.directory} {found}; {cause}; run: {remedy}")
+
     def fill(
         self,
         teacher: LiveTeacher,
@@ -135,19 +235,19 @@ class TopKStore:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Compute what is not stored yet.
+        """Compute what is not stored yet; each forward pass is kept at once.
 
         Args:
             teacher: its fingerprint must be that of the key.
             sequences: [T] int64 each, teacher ids.
-            progress: called with (tokens done, tokens to do) after each file.
+            progress: called with (tokens done, tokens to do) after each forward pass.
 
         Returns: the number of sequences that had to be computed.
 
         Raises:
             StoreError: the teacher is another.
             OptionError: it has fewer columns than `top_k`.
-            NonFiniteError: it predicts NaN; nothing of that file is stored.
+            NonFiniteError: it predicts NaN; nothing of that pass is stored.
             OSError: the folder cannot be written, and the store is `required`.
         """
         if teacher.fingerprint != self.key.teacher:
@@ -155,29 +255,26 @@ class TopKStore:
                 f"the store in {self.directory} is for teacher {self.key.teacher}, this one is "
                 f"{teacher.fingerprint}; use another folder"
             )
-        missing = {_digest(ids): ids for ids in sequences if len(ids)}
-        missing = {key: ids for key, ids in missing.items() if not self._has(key)}
+        missing = {_digest(ids): ids for ids in sequences if len(ids) and ids not in self}
         total, done = sum(map(len, missing.values())), 0
-        for group in _by_tokens(sorted(missing.values(), key=len), TOKENS_PER_SHARD):
-            self._write(teacher, group)
-            done += sum(map(len, group))
-            if progress is not None:
-                progress(done, total)
+        writer = ShardWriter(self)
+        for group in by_tokens(sorted(missing.values(), key=len), TOKENS_PER_SHARD):
+            for batch in by_tokens(group, TOKENS_PER_FORWARD):
+                writer.add(batch, predict(teacher, batch, self.key.top_k))
+                done += sum(map(len, batch))
+                if progress is not None:
+                    progress(done, total)
+            writer.merge()
         self.sequences_computed += len(missing)
         return len(missing)
-
-    def _write(self, teacher: LiveTeacher, group: list[Ids]) -> None:
-        predictions: list[Predictions] = []
-        for batch in _by_tokens(group, TOKENS_PER_FORWARD):
-            predictions += _predict(teacher, batch, self.key.top_k)
-        self.add(group, predictions)
 
     def add(self, sequences: Sequence[Ids], predictions: Sequence[Predictions]) -> Path | None:
         """Write the predictions of sequences, made elsewhere, into one file.
 
         Args:
             sequences: [T] int64 each, teacher ids.
-            predictions: one per sequence, of the teacher and the `top_k` of the key.
+            predictions: one per sequence, of the teacher, with at most the `top_k` of the key; of
+                each row what reaches its `mass` is kept.
 
         Returns: the file; None where the folder cannot be written and they stay in memory.
 
@@ -187,16 +284,18 @@ class TopKStore:
             OSError: the folder cannot be written, and the store is `required`.
         """
         for ids, item in zip(sequences, predictions, strict=True):
-            if item.ids.shape != (len(ids), self.key.top_k):
+            if len(item.ids) != len(ids) or item.ids.shape[1] > self.key.top_k:
                 raise StoreError(
                     f"predictions of a sequence have shape {item.ids.shape}, expected "
                     f"{(len(ids), self.key.top_k)}: its tokens and top_k of the store"
                 )
+        if self.key.mass is not None:
+            predictions = [item.within(self.key.mass) for item in predictions]
         digests = [_digest(ids) for ids in sequences]
         name = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
         path = self.directory / f"{name}.safetensors"
         try:
-            write_shard(path, self.key, digests, predictions)
+            write_shard(path, self.key, digests, sequences, predictions)
         except OSError as error:
             self._cannot_write(error)
             self._in_memory |= dict(zip(digests, predictions, strict=True))
@@ -204,22 +303,31 @@ class TopKStore:
         self._open(path)
         return path
 
+    def drop(self, paths: Sequence[Path]) -> None:
+        """Delete files whose sequences are stored in another one too."""
+        for path in paths:
+            # A file that another process reads stays on Windows, and does no harm.
+            with contextlib.suppress(OSError):
+                path.unlink()
+        self._shards = [shard for shard in self._shards if shard.path not in paths]
+        self._heads = {}
+
     def get(self, ids: Ids) -> Predictions:
         """The stored predictions of a sequence.
 
         Raises:
             StoreError: the sequence was never computed.
         """
-        digest = _digest(ids)
-        if digest in self._in_memory:
-            return self._in_memory[digest]
-        place = self._places.get(digest)
+        in_memory = self._in_memory.get(_digest(ids))
+        if in_memory is not None:
+            return in_memory
+        place = self._place(ids)
         if place is None:
             raise StoreError(
                 f"no predictions for this sequence of {len(ids)} teacher tokens in "
                 f"{self.directory} ({len(self)} sequences stored); call fill() with it first"
             )
-        return place[0].read(place[1])
+        return place.read()
 
     def signal(self, ids: Tensor, attention_mask: Tensor) -> TeacherTopK:
         """The stored predictions of a padded batch.
@@ -228,17 +336,46 @@ class TopKStore:
             ids: [B, T] int64.
             attention_mask: [B, T], 1 for a token and 0 for padding on either side.
 
-        Returns: ids and log_probs [B, T, K], token_log_probs [B, T]; padded positions hold the
-            first K columns with equal probability, which no loss reads.
+        Returns: ids and log_probs [B, T, K] with the K of the longest row, shorter ones padded with
+            -inf; token_log_probs [B, T]; padded positions hold the first K columns with equal
+            probability, which no loss reads.
         """
-        return padded_signal(self.get, ids, attention_mask, self.key.top_k, self.key.tokenizer)
+        return padded_signal(self.get, ids, attention_mask, self.key.tokenizer)
+
+
+class ShardWriter:
+    """Makes each batch of predictions a file at once, and of small files large ones."""
+
+    def __init__(self, store: TopKStore) -> None:
+        self._store = store
+        self._small: list[tuple[Path, Sequence[Ids], Sequence[Predictions]]] = []
+        self._tokens = 0
+
+    def add(self, sequences: Sequence[Ids], predictions: Sequence[Predictions]) -> None:
+        """Write a batch."""
+        path = self._store.add(sequences, predictions)
+        if path is not None:
+            self._small.append((path, sequences, predictions))
+            self._tokens += sum(map(len, sequences))
+        if self._tokens >= TOKENS_PER_SHARD:
+            self.merge()
+
+    def merge(self) -> None:
+        """Make one file of those written since the last time."""
+        if len(self._small) > 1:
+            merged = self._store.add(
+                [ids for _, sequences, _ in self._small for ids in sequences],
+                [item for _, _, predictions in self._small for item in predictions],
+            )
+            if merged is not None:
+                self._store.drop([path for path, _, _ in self._small])
+        self._small, self._tokens = [], 0
 
 
 def padded_signal(
     read: Callable[[Ids], Predictions],
     ids: Tensor,
     attention_mask: Tensor,
-    top_k: int,
     tokenizer: str = "",
 ) -> TeacherTopK:
     """The predictions of the sequences of a padded batch, on the device of its ids.
@@ -249,15 +386,17 @@ def padded_signal(
         ids, attention_mask, and what is returned: as in `TopKStore.signal`.
     """
     rows, width = ids.shape
-    columns = torch.arange(top_k).expand(rows, width, top_k).clone()
-    log_probs = torch.full((rows, width, top_k), -float(np.log(top_k)))
+    masks = attention_mask.bool().cpu()
+    stored = [read(row[mask].numpy()) for row, mask in zip(ids.cpu(), masks, strict=True)]
+    count = max(item.ids.shape[1] for item in stored)
+    columns = torch.arange(count).expand(rows, width, count).clone()
+    log_probs = torch.full((rows, width, count), -float(np.log(count)))
     token_log_probs = torch.zeros(rows, width)
-    for row in range(rows):
-        mask = attention_mask[row].bool().cpu()
-        stored = read(ids[row].cpu()[mask].numpy())
-        columns[row, mask] = torch.from_numpy(stored.ids)
-        log_probs[row, mask] = torch.from_numpy(stored.log_probs)
-        token_log_probs[row, mask] = torch.from_numpy(stored.token_log_probs)
+    for row, (mask, item) in enumerate(zip(masks, stored, strict=True)):
+        missing = (0, count - item.ids.shape[1])
+        columns[row, mask] = F.pad(torch.from_numpy(item.ids), missing)
+        log_probs[row, mask] = F.pad(torch.from_numpy(item.log_probs), missing, value=-torch.inf)
+        token_log_probs[row, mask] = torch.from_numpy(item.token_log_probs)
     signal = TeacherTopK(
         columns,
         log_probs,
@@ -267,7 +406,12 @@ def padded_signal(
     return signal.to(ids.device)
 
 
-def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predictions]:
+def predict(teacher: LiveTeacher, batch: Sequence[Ids], top_k: int) -> list[Predictions]:
+    """The `top_k` likeliest columns of sequences, by one forward pass.
+
+    Raises:
+        OptionError: the teacher has fewer columns.
+    """
     width = max(map(len, batch))
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -286,17 +430,12 @@ def _predict(teacher: LiveTeacher, batch: list[Ids], top_k: int) -> list[Predict
         top = values.topk(top_k, dim=-1)
         following = ids[row, 1 : len(sequence), None].to(values.device)
         tokens = F.pad((values[:-1].gather(1, following) - total[:-1])[:, 0], (0, 1))  # [T]
-        stored = (top.indices, top.values - total, tokens)
-        predictions.append(Predictions(*(value.cpu().numpy() for value in stored)))
+        stored = [part.cpu().numpy() for part in (top.indices, top.values - total, tokens)]
+        predictions.append(Predictions(stored[0], stored[1], stored[2]))
     return predictions
 
 
-def _digest(ids: Ids) -> bytes:
-    data = np.ascontiguousarray(ids, dtype=np.int64)
-    return hashlib.blake2b(data.tobytes(), digest_size=DIGEST_BYTES).digest()
-
-
-def _by_tokens(sequences: Sequence[Ids], limit: int) -> Iterator[list[Ids]]:
+def by_tokens(sequences: Sequence[Ids], limit: int) -> Iterator[list[Ids]]:
     """Cut a list of rising lengths into groups of at most `limit` padded tokens, or of one item."""
     group: list[Ids] = []
     for sequence in sequences:
@@ -306,3 +445,8 @@ def _by_tokens(sequences: Sequence[Ids], limit: int) -> Iterator[list[Ids]]:
         group.append(sequence)
     if group:
         yield group
+
+
+def _digest(ids: Ids) -> bytes:
+    data = np.ascontiguousarray(ids, dtype=np.int64)
+    return hashlib.blake2b(data.tobytes(), digest_size=DIGEST_BYTES).digest()

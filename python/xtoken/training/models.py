@@ -14,6 +14,8 @@ from xtoken.pair import Pair
 from xtoken.teachers.forward import position_limit
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.store import TopKStore
+from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.config import TeacherDtype
 from xtoken.vocab.load import by_transformers, is_hub_name
 
@@ -25,11 +27,14 @@ class ModelPair:
     Attributes:
         student_source, teacher_source: directories that `save_pretrained` wrote, or hub names.
         pair: of their tokenizers, `transformers` fast tokenizers.
+        store: folder with the teacher's predictions, in place of its weights; of `teacher_source`
+            only the tokenizer is read then.
     """
 
     student_source: str
     teacher_source: str
     pair: Pair
+    store: Path | None = None
 
     def check_positions(self, max_tokens: int) -> None:
         """Refuse examples that are longer than a model has positions.
@@ -37,7 +42,10 @@ class ModelPair:
         Raises:
             OptionError: names the side and its limit.
         """
-        for side, source in (("student", self.student_source), ("teacher", self.teacher_source)):
+        sources = [("student", self.student_source)]
+        if self.store is None:
+            sources.append(("teacher", self.teacher_source))
+        for side, source in sources:
             limit = _positions(source)
             if limit is not None and max_tokens > limit:
                 raise OptionError(
@@ -56,19 +64,36 @@ class ModelPair:
         return LiveTeacher(model.to(device))
 
 
-def load_models(student: Path | str, teacher: Path | str) -> ModelPair:
+def load_models(
+    student: Path | str, teacher: Path | str | None = None, *, store: Path | str | None = None
+) -> ModelPair:
     """Read both tokenizers.
 
     Args:
         student, teacher: a directory that `save_pretrained` wrote, or the name of a model on the
             hub ("owner/model").
+        store: folder with the teacher's predictions, as `xtoken teach` or a `TopKStore` wrote it.
+            The teacher's weights are not needed then: `teacher` is a directory with its tokenizer,
+            or None for the one that lies in the store.
 
     Raises:
         FileNotFoundError: if one is neither.
         ModelSourceError: if it holds no model or no tokenizer.
         UnsupportedTokenizerError: if a tokenizer is not a fast one or cannot be read exactly.
+        OptionError: neither a teacher nor a store.
+        StoreError, PairError: the folder holds no predictions, or those of another tokenizer.
     """
-    student_source, teacher_source = _source("student", student), _source("teacher", teacher)
+    student_source = _source("student", student)
+    found = None if store is None else TopKStore.open(store)
+    if found is not None:
+        teacher_source = _tokenizer_of(found, teacher)
+    elif teacher is None:
+        raise OptionError(
+            "no teacher was given; pass a directory by save_pretrained, a hub name, or a store "
+            "that xtoken teach filled"
+        )
+    else:
+        teacher_source = _source("teacher", teacher)
     tokenizers = (
         by_transformers(student_source, "student "),
         by_transformers(teacher_source, "teacher "),
@@ -76,7 +101,27 @@ def load_models(student: Path | str, teacher: Path | str) -> ModelPair:
     pair = Pair(*tokenizers)
     for side in pair.sides:
         _ = side.vocab  # refused here, before any minute is spent
-    return ModelPair(student_source, teacher_source, pair)
+    if found is not None:
+        found.require_tokenizer(pair.teacher_vocab.fingerprint)
+    return ModelPair(student_source, teacher_source, pair, None if store is None else Path(store))
+
+
+def _tokenizer_of(store: TopKStore, given: Path | str | None) -> str:
+    """Where the tokenizer of a store's teacher is."""
+    if given is None:
+        folder = store.directory / TOKENIZER_FOLDER
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"the teacher store {store.directory} has no tokenizer in {folder}; pass the "
+                "teacher's: a directory with its tokenizer, no weights are needed"
+            )
+        return str(folder)
+    if not Path(given).is_dir() and not is_hub_name(given):
+        raise MissingFileError(
+            f"teacher directory {given} does not exist; pass a directory with the teacher's "
+            "tokenizer, or the name of a model on the hub (owner/model)"
+        )
+    return str(given)
 
 
 def _source(side: str, given: Path | str) -> str:

@@ -152,11 +152,20 @@ def open_teachers(
 ) -> dict[str, TeacherSource | None]:
     """Return the teacher that each loss learns from: a store, the live model, or none for `ce`.
 
-    The teacher is loaded only if a loss needs it, and once.
+    The teacher is loaded only if a loss needs it, and once; where its predictions were stored
+    before, not at all.
+
+    Raises:
+        StoreError: a store that was given lacks predictions of an example.
     """
     sources: dict[str, TeacherSource | None] = dict.fromkeys(losses)
     taught = [loss for loss in losses if loss != "ce"]
-    if taught:
+    if taught and materials.models.store is not None:
+        store = TopKStore.open(materials.models.store)
+        store.require_tokenizer(materials.pair.teacher_vocab.fingerprint)
+        store.require([example.teacher_ids for example in materials.train.examples])
+        sources |= dict.fromkeys(taught, store)
+    elif taught:
         teacher = materials.models.load_teacher(run_device(config), config.teacher_dtype)
         source: TeacherSource = teacher
         if config.teacher_top_k is not None:

@@ -25,8 +25,10 @@ from xtoken.distillation.items import examples_together
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.pair import Pair
-from xtoken.teachers import LiveTeacher, TeacherSource
+from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.store import is_store
+from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.settings import DistillSettings
 from xtoken.training.signals import teacher_signal
 from xtoken.vocab import TokenizerSource
@@ -40,8 +42,8 @@ class Teacher:
     """One teacher of a trainer.
 
     Attributes:
-        source: a `LiveTeacher`, a filled `TopKStore`, a causal language model, or a directory or
-            hub name of one.
+        source: a `LiveTeacher`, a filled `TopKStore` or its folder, a causal language model, or a
+            directory or hub name of one.
         tokenizer: of the teacher: an object, a directory or hub name; or the whole `Pair`. None
             takes what lies beside the source's weights, or the trainer's own pair.
         loss: a loss of the library; None for that of the settings.
@@ -260,6 +262,15 @@ def _pair(teacher: Teacher, student: Pair | TokenizerSource) -> Pair:
 
 
 def _tokenizer_place(source: object) -> TokenizerSource:
+    folder = source.directory if isinstance(source, TopKStore) else source
+    if isinstance(source, TopKStore) or is_store(folder):
+        place = Path(cast("str", folder)) / TOKENIZER_FOLDER
+        if place.is_dir():
+            return place
+        raise OptionError(
+            f"the teacher store {folder} has no tokenizer in {place.name}; pass "
+            "Teacher(store, tokenizer=...), no weights are needed"
+        )
     if isinstance(source, str | PathLike):
         return source
     model = source.model if isinstance(source, LiveTeacher) else source
@@ -276,6 +287,11 @@ def _source(
     teacher: Teacher, pair: Pair, settings: DistillSettings, device: torch.device
 ) -> TeacherSource:
     source = teacher.source
+    if isinstance(source, str | PathLike) and is_store(source):
+        source = TopKStore.open(Path(source))
+    if isinstance(source, TopKStore):
+        source.require_tokenizer(pair.teacher_vocab.fingerprint)
+        return source
     if isinstance(source, nn.Module):
         return LiveTeacher(source.to(device))
     if isinstance(source, str | PathLike):

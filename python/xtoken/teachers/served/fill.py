@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.errors import ServerError, StoreError
+from xtoken.errors import OptionError, ServerError, StoreError
 from xtoken.teachers.live import LiveTeacher
+from xtoken.teachers.packed import StoreDtype
 from xtoken.teachers.served.probe import Probe
-from xtoken.teachers.served.teacher import Answered, ServedTeacher
+from xtoken.teachers.served.teacher import ServedTeacher
 from xtoken.teachers.shard import StoreKey
-from xtoken.teachers.store import TOKENS_PER_SHARD, TopKStore
+from xtoken.teachers.store import ShardWriter, TopKStore
 
 Ids = NDArray[np.int64]
-StoreDtype = Literal["float32", "float16"]
 
 _DESCRIPTION = "served.json"
 
@@ -55,15 +55,22 @@ class Filled:
 
 
 def open_store(
-    directory: Path | str, source: ServedTeacher, dtype: StoreDtype = "float32"
+    directory: Path | str,
+    source: ServedTeacher,
+    dtype: StoreDtype = "float32",
+    mass: float | None = None,
 ) -> TopKStore:
     """The store of a served teacher in a folder, which is made if absent.
+
+    Args:
+        dtype, mass: what is kept of the answers, see `StoreKey`.
 
     The folder keeps the server's answer to a fixed prompt beside the predictions. A server that
     rounds differently from one start to the next is recognised by it.
 
     Raises:
         StoreError: the folder holds predictions of another model or setting.
+        OptionError: a mass with chosen ids, which it would drop.
         PairError: it holds predictions of another tokenizer.
         ServerError: the server cannot be reached, or serves something else than expected.
     """
@@ -76,7 +83,11 @@ def open_store(
                 f"{source.connection.url} serves {source.model} (digest "
                 f"{source.probe.digest[:12]}), which answers differently; use another folder"
             )
-    key = StoreKey(source.fingerprint, source.width, dtype, source.vocab_fingerprint)
+    if mass is not None and source.chosen is not None:
+        raise OptionError(
+            f"mass = {mass} would drop chosen ids; pass mass=None, or a teacher without chosen="
+        )
+    key = StoreKey(source.fingerprint, source.width, dtype, source.vocab_fingerprint, mass)
     # What a server was asked for must not be lost with the process.
     store = TopKStore(directory, key, required=True)
     if not path.exists():
@@ -138,49 +149,22 @@ def _ask(
     total: int,
     report: Callable[[int, int], None],
 ) -> None:
-    writer = _Writer(store)
-    done = 0
+    writer = ShardWriter(store)
+    sequences = done = 0
     try:
         for answered in source.answers(missing):
-            writer.add(answered)
+            writer.add(answered.sequences, answered.predictions)
+            sequences += len(answered.sequences)
             done += answered.tokens
             report(done, total)
+        writer.merge()
     except ServerError as error:
         raise ServerError(
             f"{error} ({done:,} of {total:,} tokens arrived and are stored in "
             f"{store.directory}; the same call asks for the rest alone)"
         ) from error
     finally:
-        store.sequences_computed += writer.sequences
-
-
-class _Writer:
-    """Each answer becomes a file at once; small files are merged when they make a large one."""
-
-    def __init__(self, store: TopKStore) -> None:
-        self.store = store
-        self.sequences = 0
-        self._small: list[tuple[Path, Answered]] = []
-
-    def add(self, answered: Answered) -> None:
-        path = self.store.add(answered.sequences, answered.predictions)
-        self.sequences += len(answered.sequences)
-        if path is not None:
-            self._small.append((path, answered))
-        if sum(item.tokens for _, item in self._small) >= TOKENS_PER_SHARD:
-            self._merge()
-
-    def _merge(self) -> None:
-        if len(self._small) > 1:
-            self.store.add(
-                [ids for _, item in self._small for ids in item.sequences],
-                [found for _, item in self._small for found in item.predictions],
-            )
-            for path, _ in self._small:
-                # A file that another process reads stays on Windows, and does no harm.
-                with contextlib.suppress(OSError):
-                    path.unlink()
-        self._small = []
+        store.sequences_computed += sequences
 
 
 def _tell_nobody(done: int, remark: str) -> None:

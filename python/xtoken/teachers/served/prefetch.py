@@ -90,7 +90,6 @@ class PrefetchedTeacher:
             lambda row: found[row.tobytes()],
             ids,
             attention_mask,
-            self.source.width,
             self.source.vocab_fingerprint,
         )
 

@@ -236,7 +236,6 @@ class ServedTeacher:
             lambda row: found[row.tobytes()],
             ids,
             attention_mask,
-            self.width,
             self.vocab_fingerprint,
         )
 

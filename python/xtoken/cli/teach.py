@@ -1,0 +1,101 @@
+"""`xtoken teach`: a teacher's predictions of a corpus, computed once and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xtoken.cli.command import App
+
+
+def register(app: App) -> None:
+    """Add the command."""
+    app.command()(teach)
+
+
+def teach(
+    data: Annotated[list[str], typer.Option(help="Texts or conversations, as distill takes them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store; one that was begun is finished.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Teacher: a directory by save_pretrained, or a hub name. With --url only its "
+            "tokenizer is read."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of a server (vLLM, SGLang) that runs the teacher.")
+    ] = None,
+    api: Annotated[
+        str, typer.Option(help="The server's dialect: auto, vllm, vllm-tokens or sglang.")
+    ] = "auto",
+    model: Annotated[
+        str | None, typer.Option(help="As the server names it, where it serves several.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 8,
+    top_k: Annotated[int, typer.Option(help="Columns kept per token, at most.")] = 512,
+    mass: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep of each token only the likeliest columns that together reach this share, "
+            "such as 0.99; at most --top-k."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the log-probabilities: float32, float16, or uint8, steps of 0.05 nats."
+        ),
+    ] = "float16",
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens of a text that are predicted; distill's, or more.")
+    ] = 512,
+    split: Annotated[str, typer.Option(help="Split of a directory or hub dataset.")] = "train",
+    text_field: Annotated[
+        str | None, typer.Option(help="Field of a .jsonl line with the text or the messages.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Jinja file to print conversations with.")
+    ] = None,
+    date: Annotated[
+        str | None, typer.Option(help="The day that chat templates print, YYYY-MM-DD.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where the teacher runs.")] = (
+        "auto"
+    ),
+    teacher_dtype: Annotated[
+        str, typer.Option(help="Of the teacher's weights: auto (its files'), float32, bfloat16.")
+    ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Measure a few batches, print size and time, and stop."),
+    ] = False,
+) -> None:
+    """Store a teacher's predictions, for `xtoken distill --teacher-store` without its weights."""
+    # torch and transformers take seconds to import: only once the command is really run.
+    from xtoken.cli.teach_run import Request, run
+
+    run(
+        Request(
+            data=data,
+            out=out,
+            teacher=teacher,
+            url=url,
+            api=api,
+            model=model,
+            concurrency=concurrency,
+            top_k=top_k,
+            mass=mass,
+            dtype=dtype,
+            max_tokens=max_tokens,
+            split=split,
+            text_field=text_field,
+            chat_template=chat_template,
+            date=date,
+            device=device,
+            teacher_dtype=teacher_dtype,
+            dry_run=dry_run,
+        )
+    )

@@ -1,0 +1,268 @@
+"""What `xtoken teach` does: read, estimate, compute what is missing, say what it came to."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from xtoken.cli.console import Bars, quiet_transformers, read_chat_template, read_data
+from xtoken.errors import OptionError, StoreError
+from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.teachers.forward import position_limit
+from xtoken.teachers.packed import StoreDtype
+from xtoken.teachers.served import ApiName, ServedTeacher, fill_store, open_store
+from xtoken.teachers.store import is_store
+from xtoken.teachers.store_notes import TOKENIZER_FOLDER, StoreNotes
+from xtoken.teachers.teach import (
+    Estimate,
+    Ids,
+    check_space,
+    estimate,
+    filling,
+    teacher_sequences,
+)
+from xtoken.vocab.load import by_transformers
+from xtoken.vocab.side import Side
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command, as given."""
+
+    data: list[str]
+    out: Path
+    teacher: str | None
+    url: str | None
+    api: str
+    model: str | None
+    concurrency: int
+    top_k: int
+    mass: float | None
+    dtype: str
+    max_tokens: int
+    split: str
+    text_field: str | None
+    chat_template: Path | None
+    date: str | None
+    device: str
+    teacher_dtype: str
+    dry_run: bool
+
+    def arguments(self) -> tuple[str, ...]:
+        """The command line that repeats it."""
+        found = ["teach"]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None or each.name == "dry_run":
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                found += ["--" + each.name.replace("_", "-"), str(one)]
+        return tuple(found)
+
+
+def run(request: Request) -> None:
+    """Run the command.
+
+    Raises: XTokenError or OSError with a message for the user.
+    """
+    quiet_transformers()
+    console = Console(highlight=False)
+    _check(request)
+    documents = read_data(request.data, request.text_field, request.split, console)
+    request = _dated(request)
+    tokenizer: Any = by_transformers(str(request.teacher), "teacher ")
+    if request.chat_template is not None:
+        tokenizer.chat_template = read_chat_template("chat-template", request.chat_template)
+    side = Side("teacher", tokenizer)
+    sequences = teacher_sequences(
+        documents,
+        tokenizer,
+        max_tokens=request.max_tokens,
+        vocab=side.vocab,
+        date=_day(request.date),
+        generation_config=side.generation_config,
+    )
+    if request.dry_run:
+        # Measured beside: another --top-k may be tried next.
+        with tempfile.TemporaryDirectory() as scratch:
+            source, store = _open(request, side, Path(scratch))
+            found = estimate(store, source, _missing(request.out, sequences))
+            console.print(_table(request, store, found, source))
+        console.print(f"nothing was written to {request.out} (--dry-run)")
+        return
+    with filling(request.out):
+        source, store = _open(request, side, request.out)
+        notes = _keep_notes(request, side, sequences)
+        found = estimate(store, source, sequences)
+        console.print(_table(request, store, found, source))
+        check_space(store, found)
+        fill_store(store, source, sequences, Bars(console))
+        replace(notes, complete=True).save(request.out)
+        _show_store(console, request.out, sequences)
+
+
+def _missing(folder: Path, sequences: Sequence[Ids]) -> list[Ids]:
+    if not is_store(folder):
+        return list(sequences)
+    store = TopKStore.open(folder)
+    return [ids for ids in sequences if ids not in store]
+
+
+def _check(request: Request) -> None:
+    if request.teacher is None:
+        what = (
+            "--url needs --teacher too, a directory with its tokenizer"
+            if request.url
+            else ("--teacher is missing: a directory by save_pretrained, or a hub name")
+        )
+        raise OptionError(f"{what}; pass it")
+    if request.max_tokens < 2:
+        raise OptionError(f"--max-tokens {request.max_tokens}, expected at least 2")
+    if request.device not in ("auto", "cpu", "cuda"):
+        raise OptionError(f"--device {request.device}, expected auto, cpu or cuda")
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise OptionError("--device cuda, but torch finds no CUDA device; use auto or cpu")
+    if request.teacher_dtype not in ("auto", "float32", "bfloat16"):
+        raise OptionError(
+            f"--teacher-dtype {request.teacher_dtype}, expected auto, float32 or bfloat16"
+        )
+    _day(request.date)
+    StoreKey("", request.top_k, request.dtype, mass=request.mass)
+
+
+def _day(text: str | None) -> datetime.date | None:
+    try:
+        return None if text is None else datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise OptionError(f"--date {text}, expected a day as YYYY-MM-DD") from error
+
+
+def _dated(request: Request) -> Request:
+    """The day that chat templates print: that of the store that is finished, or today."""
+    notes = StoreNotes.of(request.out)
+    if request.date is not None:
+        return request
+    date = notes.date if notes is not None else datetime.date.today().isoformat()
+    return replace(request, date=date)
+
+
+def _open(
+    request: Request, side: Side, folder: Path
+) -> tuple[LiveTeacher | ServedTeacher, TopKStore]:
+    if request.url is not None:
+        served = ServedTeacher(
+            request.url,
+            vocab=side.vocab,
+            top_k=request.top_k,
+            api=cast(ApiName, request.api),
+            model=request.model,
+            concurrency=request.concurrency,
+        )
+        return served, open_store(folder, served, cast(StoreDtype, request.dtype), request.mass)
+    cuda = request.device != "cpu" and torch.cuda.is_available()
+    dtype = request.teacher_dtype
+    teacher = LiveTeacher.from_pretrained(
+        str(request.teacher),
+        device="cuda" if cuda else "cpu",
+        dtype=cast(Any, dtype if dtype == "auto" else getattr(torch, dtype)),
+    )
+    limit = position_limit(getattr(teacher.model, "config", None))
+    if limit is not None and request.max_tokens > limit:
+        raise OptionError(
+            f"--max-tokens {request.max_tokens}, but the teacher {request.teacher} has {limit} "
+            f"positions; pass {limit} or less"
+        )
+    key = StoreKey(
+        teacher.fingerprint, request.top_k, request.dtype, side.vocab.fingerprint, request.mass
+    )
+    return teacher, TopKStore(folder, key, required=True)
+
+
+def _keep_notes(request: Request, side: Side, sequences: Sequence[Ids]) -> StoreNotes:
+    """Write how the store is made, and the tokenizer that it is of."""
+    folder = request.out / TOKENIZER_FOLDER
+    cast(Any, side.tokenizer).save_pretrained(folder)
+    generation = Path(str(request.teacher)) / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+    again = Side("teacher", by_transformers(str(folder), "teacher "))
+    if again.vocab.fingerprint != side.vocab.fingerprint:
+        raise StoreError(
+            f"the tokenizer of {request.teacher} reads as {again.vocab.fingerprint[:12]} once it "
+            f"is saved, and as {side.vocab.fingerprint[:12]} before; save it with "
+            "save_pretrained first, and pass that directory"
+        )
+    notes = StoreNotes(
+        teacher=request.url or str(request.teacher),
+        date=cast(str, request.date),
+        max_tokens=request.max_tokens,
+        sequences=len(sequences),
+        tokens=sum(map(len, sequences)),
+        complete=False,
+        arguments=request.arguments(),
+    )
+    notes.save(request.out)
+    return notes
+
+
+def _table(
+    request: Request, store: TopKStore, found: Estimate, source: LiveTeacher | ServedTeacher
+) -> Table:
+    table = Table(title=f"teacher predictions of {', '.join(request.data)}", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    key = store.key
+    kept = (
+        f"top {key.top_k}" if key.mass is None else f"{key.mass:.4g} of mass, {key.top_k} at most"
+    )
+    where = source.connection.url if isinstance(source, ServedTeacher) else str(source.device)
+    rows = [
+        ("texts", f"{found.sequences:,}"),
+        ("teacher tokens", f"{found.tokens:,}"),
+        ("kept of each", f"{kept}, {key.dtype}"),
+        ("still to compute", f"{found.tokens_left:,} tokens"),
+    ]
+    if not math.isnan(found.bytes_per_token):
+        free = shutil.disk_usage(store.directory).free
+        rows += [
+            ("measured", f"{found.bytes_per_token:,.0f} bytes per token"),
+            (f"on {where}", f"{found.tokens_per_second:,.0f} tokens per second"),
+            ("size of the rest", f"{_bytes(found.bytes_left)} of {_bytes(free)} free"),
+            ("time for the rest", _duration(found.seconds_left)),
+        ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _show_store(console: Console, folder: Path, sequences: Sequence[Ids]) -> None:
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    console.print(
+        f"{len(sequences):,} texts in [bold]{folder}[/], {_bytes(size)}; next: xtoken distill "
+        f"--teacher-store {folder} --student DIR --data FILE --out DIR",
+        soft_wrap=True,
+    )

@@ -1,0 +1,61 @@
+"""How a store was made: from which texts, cut where, by which command, and whether to the end."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xtoken._files import read_json, sealed, unsealed, write_text
+from xtoken.errors import StoreError
+
+NOTES_FILE = "store.json"
+TOKENIZER_FOLDER = "tokenizer"
+_FORMAT = "xtoken-teacher-store-1"
+
+
+@dataclass(frozen=True)
+class StoreNotes:
+    """What `xtoken teach` says of a store; for people and messages, no predictions depend on it.
+
+    Attributes:
+        teacher: directory, hub name or address of the teacher.
+        date: the day that chat templates printed, YYYY-MM-DD.
+        max_tokens: where texts were cut; None for nowhere.
+        sequences, tokens: of the texts.
+        complete: whether all of them were computed.
+        arguments: of the command that made it, after `xtoken`.
+    """
+
+    teacher: str
+    date: str
+    max_tokens: int | None
+    sequences: int
+    tokens: int
+    complete: bool
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that makes or finishes the store."""
+        return shlex.join(["xtoken", *self.arguments])
+
+    def save(self, directory: Path) -> None:
+        """Write them beside the predictions."""
+        write_text(directory / NOTES_FILE, sealed({"format": _FORMAT, **asdict(self)}))
+
+    @classmethod
+    def of(cls, directory: Path) -> StoreNotes | None:
+        """Those of a store; None where there are none.
+
+        Raises:
+            StoreError: the file was altered.
+        """
+        path = directory / NOTES_FILE
+        if not path.is_file():
+            return None
+        values: dict[str, Any] | None = unsealed(read_json(path, "notes of a teacher store"))
+        if values is None or values.pop("format", None) != _FORMAT:
+            raise StoreError(f"{path} was altered, or is of a newer version; remove it")
+        return cls(**{**values, "arguments": tuple(values["arguments"])})

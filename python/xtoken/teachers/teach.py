@@ -1,0 +1,174 @@
+"""Fill a store with a teacher's predictions of a corpus: how much it takes, and who may."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtoken._core import Vocab
+from xtoken._files import locked
+from xtoken.data.documents import Document
+from xtoken.data.encode import Encoder, print_document
+from xtoken.errors import DataError, StoreError
+from xtoken.teachers.live import LiveTeacher
+from xtoken.teachers.served.fill import fill_store
+from xtoken.teachers.served.teacher import ServedTeacher
+from xtoken.teachers.store import TOKENS_PER_FORWARD, TopKStore
+
+Ids: TypeAlias = NDArray[np.int64]
+
+_LOCK_FILE = ".teach.lock"
+# Forward passes, or requests, that an estimate is measured on.
+_MEASURED_BATCHES = 4
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What filling a store will take, measured on a few batches, which are stored already.
+
+    Attributes:
+        sequences, tokens: of the corpus.
+        tokens_left: that are still to be computed.
+        bytes_per_token: on the disk; NaN where nothing was left to measure.
+        tokens_per_second: the same.
+    """
+
+    sequences: int
+    tokens: int
+    tokens_left: int
+    bytes_per_token: float
+    tokens_per_second: float
+
+    @property
+    def bytes_left(self) -> int:
+        """Disk space for what is left."""
+        return int(self.tokens_left * self.bytes_per_token) if self.tokens_left else 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Time for what is left."""
+        return self.tokens_left / self.tokens_per_second if self.tokens_left else 0.0
+
+
+def teacher_sequences(
+    documents: Sequence[Document],
+    tokenizer: Any,
+    *,
+    max_tokens: int | None = None,
+    vocab: Vocab | None = None,
+    date: datetime.date | None = None,
+    generation_config: object = None,
+) -> list[Ids]:
+    """What a teacher reads of documents: the tokens that any student's examples begin with.
+
+    Args:
+        documents: texts and conversations.
+        tokenizer: of the teacher, with a chat template for conversations.
+        max_tokens: longer ones lose their tail; None for no limit.
+        vocab, date, generation_config: as `Encoder` takes them.
+
+    Returns: [T] int64 each, distinct, in the order of the documents.
+
+    Raises:
+        DataError: a conversation cannot be printed, or there is nothing to predict.
+    """
+    encoder = Encoder(
+        tokenizer, "teacher", vocab=vocab, date=date, generation_config=generation_config
+    )
+    found: dict[bytes, Ids] = {}
+    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        printed = [
+            row[0]
+            for document in documents[start : start + _DOCUMENTS_AT_ONCE]
+            for row in print_document(document, [encoder])
+        ]
+        for encoded in encoder.encode(printed, max_tokens=max_tokens):
+            ids, mask = encoded.ids[:max_tokens], encoded.loss_mask[:max_tokens]
+            if mask[1:].any():
+                found[ids.tobytes()] = ids
+    if not found:
+        raise DataError(
+            f"none of the {len(documents):,} documents has a token that can be predicted within "
+            f"max_tokens = {max_tokens}; give longer texts, or raise it"
+        )
+    return list(found.values())
+
+
+def estimate(
+    store: TopKStore, source: LiveTeacher | ServedTeacher, sequences: Sequence[Ids]
+) -> Estimate:
+    """Measure the size and time of filling a store on a few batches, which are kept in it.
+
+    Raises:
+        StoreError, ServerError, OSError: as `fill_store`.
+    """
+    distinct = {ids.tobytes(): ids for ids in sequences}
+    missing = sorted((ids for ids in distinct.values() if ids not in store), key=len)
+    # Of all lengths; the first batch warms up and is not timed.
+    left = len(missing)
+    step = max(1, sum(map(len, missing)) // (_MEASURED_BATCHES * TOKENS_PER_FORWARD))
+    picked = missing[step // 2 :: step]
+    warm, timed = picked[::_MEASURED_BATCHES], []
+    if len(picked) > 1:
+        timed = [ids for index, ids in enumerate(picked) if index % _MEASURED_BATCHES]
+    fill_store(store, source, warm)
+    before = _size(store.directory)
+    began = time.perf_counter()
+    fill_store(store, source, timed)
+    seconds = time.perf_counter() - began
+    tokens = sum(map(len, timed))
+    done = sum(map(len, warm)) + tokens
+    return Estimate(
+        sequences=len(distinct),
+        tokens=sum(map(len, distinct.values())),
+        tokens_left=sum(map(len, missing)) - done if left else 0,
+        bytes_per_token=(_size(store.directory) - before) / tokens if tokens else float("nan"),
+        tokens_per_second=tokens / seconds if tokens and seconds else float("nan"),
+    )
+
+
+def check_space(store: TopKStore, found: Estimate) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        StoreError: names both sizes.
+    """
+    free = shutil.disk_usage(store.directory).free
+    if found.bytes_left > free:
+        raise StoreError(
+            f"the store in {store.directory} needs about {found.bytes_left / 1e9:,.1f} GB more, "
+            f"and {free / 1e9:,.1f} GB are free; use another disk, or keep less: a smaller mass "
+            "or top_k, dtype uint8"
+        )
+
+
+@contextlib.contextmanager
+def filling(directory: Path | str) -> Iterator[None]:
+    """Hold a store's folder for one process that fills it.
+
+    Raises:
+        StoreError: another process does.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / _LOCK_FILE, timeout=0):
+            yield
+    except TimeoutError as error:
+        raise StoreError(
+            f"another process fills {folder}; wait for its end, or use another folder"
+        ) from error
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

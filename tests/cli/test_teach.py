@@ -1,0 +1,259 @@
+"""`xtoken teach`, and `xtoken distill` from what it stored, without the teacher's weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from xtoken.cli import app
+from xtoken.errors import PairError
+from xtoken.teachers import LiveTeacher, TopKStore
+from xtoken.training import DistillArguments, DistillConfig, DistillTrainer, Teacher
+from xtoken.training.metrics_log import read_history
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teach")
+    write_pair(folder)
+    write_jsonl(folder / "data.jsonl", tiny_texts(40))
+    return folder
+
+
+def command(name: str, *flags: str, **options: object) -> list[str]:
+    named = {key.replace("_", "-"): value for key, value in options.items()}
+    return [name, *(part for k, v in named.items() for part in (f"--{k}", str(v))), *flags]
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def teach(workspace: Path, out: Path, *flags: str, **options: object) -> str:
+    given: dict[str, object] = {
+        "teacher": workspace / "teacher",
+        "data": workspace / "data.jsonl",
+        "out": out,
+        "top_k": 64,
+        "device": "cpu",
+    }
+    return invoke(*command("teach", *flags, **(given | options)))
+
+
+def distill(workspace: Path, out: Path, *flags: str, **options: object) -> str:
+    given: dict[str, object] = {
+        "student": workspace / "student",
+        "data": workspace / "data.jsonl",
+        "out": out,
+        "steps": 3,
+        "top_k": 64,
+        "max_tokens": 80,
+        "device": "cpu",
+    }
+    return invoke(*command("distill", *flags, **(given | options)))
+
+
+@pytest.fixture(scope="module")
+def store(workspace: Path) -> Path:
+    teach(workspace, workspace / "store")
+    return workspace / "store"
+
+
+def test_a_complete_store_needs_no_weights_and_trains_as_the_teacher_does(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    """float32: the predictions of a batch of other texts differ by rounding."""
+    exact = tmp_path / "store"
+    teach(workspace, exact, dtype="float32")
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(workspace / "teacher", tokenizer)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tokenizer / name).unlink(missing_ok=True)
+    settings = DistillConfig(steps=3, top_k=64, teacher_top_k=64, max_tokens=80)
+    settings.save(tmp_path / "config.json")
+    distill(
+        workspace, tmp_path / "live", teacher=workspace / "teacher",
+        config=tmp_path / "config.json", teacher_cache=tmp_path / "cache",
+    )  # fmt: skip
+    distill(workspace, tmp_path / "stored", teacher=tokenizer, teacher_store=exact)
+    output = distill(workspace, tmp_path / "alone", teacher_store=exact)
+    assert "0 of them computed now" in output
+    records = [read_history(tmp_path / name / "metrics.jsonl") for name in ("live", "stored")]
+    for live, stored in zip(*records, strict=True):
+        assert live.keys() == stored.keys()
+        for name in ("loss", "ce", "kd", "eval_bits_per_byte"):
+            if name in live:
+                assert stored[name] == pytest.approx(live[name], rel=1e-5), name
+    first, second = ((tmp_path / n / "student/model.safetensors") for n in ("stored", "alone"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_estimate_comes_first_and_a_dry_run_writes_nothing(
+    workspace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    output = teach(workspace, out, "--dry-run", dtype="uint8", mass=0.5)
+    assert not out.exists()
+    assert "0.5 of mass, 64 at most, uint8" in output
+    for words in ("bytes per token", "tokens per second", "size of the rest", "time for the rest"):
+        assert words in output
+    measured = float(re.search(r"([\d,]+) bytes per token", output)[1].replace(",", ""))
+    assert "next: xtoken distill --teacher-store" in teach(workspace, out, dtype="uint8", mass=0.5)
+    found = TopKStore.open(out)
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert found.notes.complete
+    assert size / found.notes.tokens == pytest.approx(measured, rel=0.2)
+
+
+DIES = """
+import os, signal, sys
+from xtoken.teachers.store import TopKStore
+from xtoken.cli import main
+
+writes = int(sys.argv.pop(1))
+add = TopKStore.add
+
+def die(store, sequences, predictions):
+    global writes
+    writes -= 1
+    if writes == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(store, sequences, predictions)
+
+TopKStore.add = die
+main()
+"""
+
+
+def test_a_killed_teacher_goes_on_and_computes_nothing_twice(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "store"
+    data = write_jsonl(tmp_path / "data.jsonl", tiny_texts(110))
+    given = {"teacher": workspace / "teacher", "data": data, "top_k": 64, "device": "cpu"}
+    arguments = command("teach", **given, out=out)
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES, "7", *arguments], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = TopKStore.open(out)
+    assert not before.notes.complete
+    stored = sum(shard.length(i) for shard in before._shards for i in range(len(shard.digests)))
+    assert stored > 1000
+    with pytest.raises(Exception, match=r"it was not filled to the end; run: xtoken teach --data"):
+        distill(workspace, tmp_path / "run", teacher_store=out)
+    teachers: list[LiveTeacher] = []
+    load = LiveTeacher.from_pretrained
+
+    def counted(*args: object, **named: object) -> LiveTeacher:
+        teachers.append(load(*args, **named))  # type: ignore[arg-type]
+        return teachers[-1]
+
+    monkeypatch.setattr(LiveTeacher, "from_pretrained", counted)
+    invoke(*arguments)
+    invoke(*command("teach", **given, out=whole))
+    assert teachers[0].tokens_computed == teachers[1].tokens_computed - stored
+    assert invoke(*arguments).count("0 tokens") == 1
+    assert teachers[2].tokens_computed == 0
+    one, two = TopKStore.open(whole), TopKStore.open(out)
+    assert len(one) == len(two)
+    for shard in one._shards:
+        for index in range(len(shard.digests)):
+            expected, found = shard.read(index), two.get(shard.tokens(index))
+            assert np.array_equal(expected.ids[:, :8], found.ids[:, :8])
+
+
+def test_a_store_that_does_not_fit_is_refused_in_one_line(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    def refused(words: str, **options: object) -> None:
+        with pytest.raises(Exception, match=words) as found:
+            distill(workspace, tmp_path / "run", **({"teacher_store": store} | options))
+        assert "\n" not in str(found.value)
+
+    refused("are of the teacher tokenizer .* this pair's is", teacher=workspace / "student")
+    other = write_jsonl(tmp_path / "other.jsonl", [text[7:] for text in tiny_texts(60)])
+    refused(
+        r"lacks \d+ of the \d+ teacher sequences .* with other texts, .*run: xtoken", data=other
+    )
+    refused("top_k = 99, expected at most teacher_top_k = 64, the columns that are", top_k=99)
+    refused("teacher store .*nowhere does not exist; fill one", teacher_store=tmp_path / "nowhere")
+    short = tmp_path / "short"
+    teach(workspace, short, max_tokens=20)
+    refused("were cut at 20 tokens, one here has .*: pass max_tokens = 20", teacher_store=short)
+    bare = tmp_path / "bare"
+    shutil.copytree(store, bare)
+    shutil.rmtree(bare / "tokenizer")
+    refused("has no tokenizer in .* no weights are needed", teacher_store=bare)
+    with pytest.raises(Exception, match="no teacher was given; pass a directory"):
+        distill(workspace, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mass": 1}, r"mass = 1.0, expected a share inside \(0, 1\)"),
+        ({"dtype": "int4"}, "dtype = 'int4', expected one of 'float32', 'float16', 'uint8'"),
+        ({"top_k": 0}, "top_k = 0, expected at least 1"),
+        ({"top_k": 9999}, "the teacher has 800 columns; pass a smaller top_k"),
+        ({"max_tokens": 1}, "--max-tokens 1, expected at least 2"),
+        ({"max_tokens": 513}, "has 512 positions; pass 512 or less"),
+        ({"date": "today"}, "--date today, expected a day as YYYY-MM-DD"),
+        ({"device": "tpu"}, "--device tpu, expected auto, cpu or cuda"),
+        ({"teacher_dtype": "int8"}, "--teacher-dtype int8, expected auto, float32 or bfloat16"),
+        ({"url": "localhost"}, "expected the address of a server such as"),
+    ],
+)
+def test_a_bad_option_is_named(
+    workspace: Path, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Exception, match=words):
+        teach(workspace, tmp_path / "store", **options)
+
+
+def test_two_processes_do_not_fill_one_store(workspace: Path, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".teach.lock"):
+        with pytest.raises(Exception, match=r"another process fills .*; wait for its end"):
+            teach(workspace, tmp_path)
+
+
+def test_a_trainer_takes_the_folder_of_a_store_as_a_teacher(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    arguments = DistillArguments(
+        str(tmp_path / "out"), max_steps=2, max_tokens=80, report_to=[], use_cpu=True, seed=0,
+        per_device_train_batch_size=2, logging_steps=1, disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    losses = []
+    for teacher in (str(store), store, TopKStore.open(store)):
+        torch.manual_seed(0)
+        trainer = DistillTrainer(
+            _student(workspace), arguments, teachers=[teacher], train_dataset=tiny_texts(40)
+        )
+        trainer.train()
+        losses.append([log["kd"] for log in trainer.state.log_history if "kd" in log])
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1] == losses[2]
+    wrong = Teacher(store, tokenizer=str(workspace / "student"))
+    with pytest.raises(PairError, match=r"are of the teacher tokenizer .* this pair's is"):
+        DistillTrainer(_student(workspace), arguments, teachers=[wrong], train_dataset=["a b"])
+
+
+def _student(workspace: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(workspace / "student")

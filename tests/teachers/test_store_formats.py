@@ -1,0 +1,180 @@
+"""What a store keeps of predictions, in which bytes, and what it is found by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_teacher import TOP_K, make_sequences, make_teacher, padded
+
+from xtoken._tensor_files import read_tensors, write_tensors
+from xtoken.errors import MissingFileError, OptionError, StoreError
+from xtoken.teachers import Predictions, StoreKey, TopKStore
+from xtoken.teachers.shard import FORMAT, Shard, write_shard
+from xtoken.teachers.store import _digest
+
+WIDE = 200
+
+
+def filled(folder: Path, lengths: list[int], **settings: object) -> tuple[TopKStore, list]:
+    teacher = make_teacher()
+    key = StoreKey(teacher.fingerprint, WIDE, "float32", **settings)  # type: ignore[arg-type]
+    store = TopKStore(folder, key)
+    sequences = make_sequences(lengths)
+    store.fill(teacher, sequences)
+    return store, sequences
+
+
+def test_a_mass_keeps_the_fewest_columns_that_reach_it(tmp_path: Path) -> None:
+    whole, sequences = filled(tmp_path / "whole", [30, 9])
+    for dtype in ("float32", "float16", "uint8"):
+        teacher = make_teacher()
+        key = StoreKey(teacher.fingerprint, WIDE, dtype, mass=0.9)
+        store = TopKStore(tmp_path / dtype, key)
+        store.fill(teacher, sequences)
+        for ids in sequences:
+            exact, kept = whole.get(ids), store.get(ids)
+            probs = np.exp(exact.log_probs.astype(np.float64))
+            for row in range(len(ids)):
+                count = int((np.cumsum(probs[row]) < 0.9).sum()) + 1
+                named = ~np.isneginf(kept.log_probs[row])
+                assert named.sum() == min(count, WIDE)
+                assert np.array_equal(kept.ids[row, named], exact.ids[row, : named.sum()])
+
+
+def test_log_probabilities_of_one_byte_keep_the_mass_and_stay_within_a_step(tmp_path: Path) -> None:
+    whole, sequences = filled(tmp_path / "whole", [40])
+    teacher = make_teacher()
+    store = TopKStore(tmp_path / "small", StoreKey(teacher.fingerprint, WIDE, "uint8"))
+    store.fill(teacher, sequences)
+    exact, found = whole.get(sequences[0]), store.get(sequences[0])
+    assert np.array_equal(exact.ids, found.ids)
+    # Half a step, and what restores the sum.
+    assert np.abs(found.log_probs - exact.log_probs).max() < 0.05
+    masses = [np.exp(each.log_probs.astype(np.float64)).sum(-1) for each in (exact, found)]
+    np.testing.assert_allclose(masses[1], masses[0], rtol=1e-3)
+
+
+def test_columns_that_exceed_sixteen_bits_take_three_bytes_and_come_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for largest, expected in ((2**16, 2), (2**18, 3)):
+        ids = np.stack([rng.permutation(largest)[:5] for _ in range(4)])
+        ids[0, 0] = largest - 1
+        ids[0, 1:] = [0, 1, 2, 3]
+        item = Predictions(ids, np.full((4, 5), -3.0, np.float32), np.zeros(4, np.float32))
+        key = StoreKey("t", 5, "float16")
+        path = tmp_path / f"{largest}.safetensors"
+        tokens = np.array([largest - 1, 5, 6, 7])
+        write_shard(path, key, [b"d" * 16], [tokens], [item])
+        shard = Shard(path, key)
+        assert np.array_equal(shard.read(0).ids, ids)
+        assert np.array_equal(shard.tokens(0), tokens)
+        arrays = read_tensors(path, FORMAT, "", "").arrays
+        names = [name for name in ("ids", "ids_high") if name in arrays]
+        assert sum(arrays[name].itemsize for name in names) == expected
+
+
+def test_a_prefix_of_what_was_stored_is_stored(tmp_path: Path) -> None:
+    store, sequences = filled(tmp_path, [33, 64, 7])
+    teacher = make_teacher()
+    alone = TopKStore(tmp_path / "alone", replace(store.key))
+    for ids in sequences:
+        for length in {1, 2, len(ids) // 2, len(ids) - 1} - {0}:
+            head = ids[:length]
+            assert head in store
+            alone.fill(teacher, [head])
+            found, expected = store.get(head), alone.get(head)
+            np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                found.token_log_probs, expected.token_log_probs, rtol=1e-4, atol=1e-4
+            )
+            assert found.token_log_probs[-1] == 0
+    other = sequences[1][:20].copy()
+    other[-1] = (other[-1] + 1) % 300
+    assert other not in store
+    assert np.append(sequences[0], 5) not in store
+    assert store.fill(teacher, [ids[:5] for ids in sequences]) == 0
+
+
+def test_short_rows_of_a_batch_are_padded_to_its_longest(tmp_path: Path) -> None:
+    whole, sequences = filled(tmp_path / "whole", [12, 5])
+    teacher = make_teacher()
+    store = TopKStore(tmp_path / "cut", StoreKey(teacher.fingerprint, WIDE, "float32", mass=0.5))
+    store.fill(teacher, sequences)
+    signal, full = (each.signal(*padded(sequences, "right")) for each in (store, whole))
+    width = signal.ids.shape[2]
+    assert width == max(store.get(ids).ids.shape[1] for ids in sequences) < WIDE
+    named = ~signal.log_probs.isneginf()
+    assert signal.ids[0][named[0]].equal(full.ids[0, :, :width][named[0]])
+
+
+def test_a_store_is_opened_without_its_teacher(tmp_path: Path) -> None:
+    store, sequences = filled(tmp_path, [9], mass=0.8, tokenizer="v" * 8)
+    again = TopKStore.open(tmp_path)
+    assert again.key == store.key
+    assert np.array_equal(again.get(sequences[0]).ids, store.get(sequences[0]).ids)
+    with pytest.raises(MissingFileError, match="does not exist; fill one with xtoken teach --out"):
+        TopKStore.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no teacher predictions; pass the folder that xtoken te"):
+        TopKStore.open(tmp_path / "empty")
+
+
+def test_files_with_rows_of_one_length_are_still_read(tmp_path: Path) -> None:
+    """As releases before 0.4 wrote them."""
+    teacher = make_teacher()
+    (ids,) = make_sequences([6])
+    item = Predictions(
+        np.argsort(np.random.default_rng(0).random((6, 300)))[:, :TOP_K],
+        np.full((6, TOP_K), -4.0, np.float32),
+        np.full(6, -1.0, np.float32),
+    )
+    metadata = {"format": "xtoken-teacher-top-k-2", "teacher": teacher.fingerprint}
+    metadata |= {"top_k": str(TOP_K), "dtype": "float32", "tokenizer": ""}
+    arrays = {
+        "digests": np.frombuffer(_digest(ids), np.uint8)[None],
+        "starts": np.array([0, 6]),
+        "ids": item.ids.astype(np.int32),
+        "log_probs": item.log_probs,
+        "token_log_probs": item.token_log_probs,
+    }
+    write_tensors(tmp_path / ("0" * 24 + ".safetensors"), arrays, metadata)
+    store = TopKStore.open(tmp_path)
+    assert store.key == StoreKey(teacher.fingerprint, TOP_K, "float32")
+    found = store.get(ids)
+    assert np.array_equal(found.ids, item.ids)
+    assert np.array_equal(found.log_probs, item.log_probs)
+    assert ids[:3] not in store  # their tokens are not known
+    assert store.fill(teacher, [ids]) == 0
+
+
+def test_further_arrays_are_stored_with_the_sequences_and_come_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    key = StoreKey("t", 2, "float32")
+    sequences = make_sequences([3, 5])
+    items = [
+        Predictions(
+            np.tile([4, 9], (len(ids), 1)),
+            np.full((len(ids), 2), -2.0, np.float32),
+            np.zeros(len(ids), np.float32),
+            more={"groups": rng.integers(0, 9, (count, 2)).astype(np.int32)},
+        )
+        for ids, count in zip(sequences, (7, 0), strict=True)
+    ]
+    store = TopKStore(tmp_path, key)
+    store.add(sequences, items)
+    for ids, item in zip(sequences, items, strict=True):
+        assert np.array_equal(TopKStore.open(tmp_path).get(ids).more["groups"], item.more["groups"])
+    assert not store.get(sequences[0][:2]).more
+    with pytest.raises(StoreError, match=r"more\['groups'\] is not of one dtype and row shape"):
+        store.add(sequences, [items[0], replace(items[1], more={})])
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for mass in (0.0, 1.0, 1.5, -0.1):
+        with pytest.raises(OptionError, match="expected a share inside"):
+            StoreKey("t", 4, "float32", mass=mass)
+    with pytest.raises(OptionError, match="dtype = 'int4', expected one of 'float32', 'float16', "):
+        StoreKey("t", 4, "int4")
