@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.fill import fill_store
 from xtoken.teachers.served.teacher import ServedTeacher
 from xtoken.teachers.store import TOKENS_PER_FORWARD, TopKStore
+from xtoken.vocab.source import LoadedTokenizer
 
 Ids: TypeAlias = NDArray[np.int64]
 
@@ -62,7 +63,7 @@ class Estimate:
 
 def teacher_sequences(
     documents: Sequence[Document],
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     *,
     max_tokens: int | None = None,
     vocab: Vocab | None = None,
