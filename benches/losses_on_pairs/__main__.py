@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     import torch
 
     from benches.losses_on_pairs.unit import Bench, Stopped
-    from xtoken.cli.distill_run import quiet_transformers
+    from xtoken.cli.console import quiet_transformers
 
     torch.set_num_threads(1)
     quiet_transformers()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xtoken._files import write_text
-from xtoken.cli.distill_run import Bars, quiet_transformers
+from xtoken.cli.console import Bars, quiet_transformers
 from xtoken.errors import MissingFileError
 from xtoken.pair import Pair
 from xtoken.teachers.load_model import load_causal_lm

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xtoken._core import Vocab
 from xtoken._files import locked
-from xtoken.data.documents import Document
+from xtoken.data.rows import Document
 from xtoken.data.encode import Encoder, print_document
 from xtoken.errors import DataError, StoreError
 from xtoken.teachers.live import LiveTeacher
