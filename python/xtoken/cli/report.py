@@ -185,7 +185,7 @@ def _model(side: str, source: str | None) -> nn.Module | None:
     if source is None:
         return None
     with working(f"reading the {side}'s model"):
-        from xtoken.cli.distill_run import quiet_transformers
+        from xtoken.cli.console import quiet_transformers
         from xtoken.teachers.load_model import load_causal_lm
 
         quiet_transformers()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from xtoken._core import Vocab
 from xtoken._files import locked
-from xtoken.data.rows import Document
 from xtoken.data.encode import Encoder, print_document
+from xtoken.data.rows import Document
 from xtoken.errors import DataError, StoreError
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.fill import fill_store
