@@ -341,7 +341,7 @@ def test_autocast_does_not_lower_the_maths(make: Make, loss: Loss) -> None:
 
 @all_losses
 def test_a_float16_gradient_does_not_underflow_before_a_gradient_scaler(loss: Loss) -> None:
-    case = make_case(16, dtype=torch.float16, chunks=20)
+    case = make_case(16, dtype=torch.float16, chunks=40)
     same = replace(
         case,
         student_logits=case.student_logits.detach().float().requires_grad_(),
