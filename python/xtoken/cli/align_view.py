@@ -22,8 +22,12 @@ _STYLES = {
     ChunkKind.TEACHER_ONLY: "black on bright_cyan",
     ChunkKind.SPECIAL: "black on magenta",
 }
+_SIGNS = {ChunkKind.MISMATCH: "≠", ChunkKind.SPECIAL: "="}
 _MAX_SHAPES = 12
+# Below this many columns a table of five is unreadable.
+_TABLE_WIDTH = 64
 _NOTHING = "∅"
+_SEPARATORS = "│≠="
 
 
 def alignment_view(
@@ -42,7 +46,7 @@ def alignment_view(
     more = len(alignment) - len(chunks)
     rest = Text(f"… {more:,} more chunks (--limit)", "dim") if more else Text()
     return Group(
-        _Rows(chunks), rest, _legend(), Text(), coverage_table(alignment.coverage),
+        _Rows(chunks), rest, _Legend(), Text(), _Coverage(alignment.coverage),
         _shapes(alignment),
     )  # fmt: skip
 
@@ -70,15 +74,54 @@ class _Chunk:
             start, end = ends[chunk : chunk + 2].tolist()
             texts.append(_side_text(side, ids[start:end]))
         kind = ChunkKind(int(alignment.kind[chunk]))
-        if kind == ChunkKind.MISMATCH:
-            texts[1] = f"≠{texts[1]}"
+        # Kinds are told apart without colour too.
+        texts[1] = _SIGNS.get(kind, "") + texts[1]
         style = _STYLES.get(kind, _SHADES[chunk % 2])
         ends_line = kind == ChunkKind.EXACT and texts[1].endswith("⏎")
-        return cls(texts[0] or _NOTHING, texts[1] or _NOTHING, style, ends_line)
+        student_text, teacher_text = (_based(text) or _NOTHING for text in texts)
+        return cls(student_text, teacher_text, style, ends_line)
 
     @property
     def width(self) -> int:
         return max(cell_len(self.student), cell_len(self.teacher))
+
+    def parts(self, room: int) -> list[_Chunk]:
+        """The chunk in pieces of at most `room` cells, with `…` where it goes on in the next."""
+        if self.width <= room:
+            return [self]
+        cut = [_cut(text, room - 1) for text in (self.student, self.teacher)]
+        count = max(map(len, cut))
+        texts = [
+            [text + ("…" if at + 1 < len(side) else "") for at, text in enumerate(side)]
+            + [""] * (count - len(side))
+            for side in cut
+        ]
+        return [
+            _Chunk(student, teacher, self.style, self.ends_line and at + 1 == count)
+            for at, (student, teacher) in enumerate(zip(*texts, strict=True))
+        ]
+
+
+def _based(text: str) -> str:
+    """The text with a base for each mark that would else sit on a separator, or on nothing."""
+    based = []
+    for before, character in zip(f"│{text}", text, strict=False):
+        bare = before in _SEPARATORS and cell_len(character) == 0
+        based.append(f"◌{character}" if bare else character)
+    return "".join(based)
+
+
+def _cut(text: str, room: int) -> list[str]:
+    """Pieces of at most `room` cells; a mark stays with the character that it is on."""
+    pieces, used = [""], 0
+    for character in text:
+        width = cell_len(character)
+        if width and used + width > room:
+            pieces.append("")
+            used = 0
+        pieces[-1] += character
+        used += width
+    return pieces
 
 
 def _side_text(side: Side, ids: Sequence[int]) -> str:
@@ -114,7 +157,7 @@ class _Rows:
 def _lines(chunks: Sequence[_Chunk], room: int) -> Iterator[list[_Chunk]]:
     line: list[_Chunk] = []
     used = 0
-    for chunk in chunks:
+    for chunk in (part for whole in chunks for part in whole.parts(room)):
         if line and used + chunk.width > room:
             yield line
             line, used = [], 0
@@ -127,21 +170,46 @@ def _lines(chunks: Sequence[_Chunk], room: int) -> Iterator[list[_Chunk]]:
         yield line
 
 
-def _legend() -> Text:
-    legend = Text()
-    legend.append("exact", _SHADES[0])
-    legend.append(" ")
-    legend.append("exact", _SHADES[1])
-    legend.append("   ")
-    legend.append("≠ bytes differ", _STYLES[ChunkKind.MISMATCH])
-    legend.append("   ")
-    legend.append(f"{_NOTHING} below: student only", _STYLES[ChunkKind.STUDENT_ONLY])
-    legend.append("   ")
-    legend.append(f"{_NOTHING} above: teacher only", _STYLES[ChunkKind.TEACHER_ONLY])
-    legend.append("   ")
-    legend.append("special tokens of one role", _STYLES[ChunkKind.SPECIAL])
-    legend.append("   │ between tokens   [n] text of n tokens")
-    return legend
+class _Legend:
+    """What the signs mean; the colours too, where there are any."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        legend = Text()
+        if console.color_system is not None:
+            legend.append("exact", _SHADES[0]).append(" ").append("exact", _SHADES[1])
+            legend.append("   ")
+        for text, kind in (
+            ("≠ bytes differ", ChunkKind.MISMATCH),
+            (f"{_NOTHING} below: student only", ChunkKind.STUDENT_ONLY),
+            (f"{_NOTHING} above: teacher only", ChunkKind.TEACHER_ONLY),
+            ("= special tokens of one role", ChunkKind.SPECIAL),
+        ):
+            legend.append(text, _STYLES[kind]).append("   ")
+        legend.append("│ between tokens   [n] text of n tokens   … goes on below")
+        yield legend
+
+
+class _Coverage:
+    """The coverage as a table, or as lines where the terminal is narrow."""
+
+    def __init__(self, coverage: Coverage) -> None:
+        self.coverage = coverage
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _TABLE_WIDTH:
+            yield coverage_table(self.coverage)
+            return
+        found = self.coverage
+        for side in ("student", "teacher"):
+            counts = (getattr(found, f"{side}_{unit}s") for unit in ("byte", "token"))
+            shares = (getattr(found, f"{side}_{unit}_share") for unit in ("byte", "token"))
+            bytes_, tokens = counts
+            of_bytes, of_tokens = shares
+            yield Text(
+                f"{side}: {bytes_:,} bytes, {of_bytes:.3%} of them in exact chunks; "
+                f"{tokens:,} tokens, {of_tokens:.3%} of them"
+            )
+        yield Text(_counted(found))
 
 
 def coverage_table(coverage: Coverage) -> Table:
@@ -163,13 +231,16 @@ def coverage_table(coverage: Coverage) -> Table:
         f"{coverage.teacher_tokens:,}",
         f"{coverage.teacher_token_share:.3%}",
     )
-    table.caption = f"{coverage.chunks:,} chunks, {coverage.exact_chunks:,} exact" + (
-        f", {coverage.coarse_chunks:,} coarse: the texts have too little in common there"
-        if coverage.coarse_chunks
-        else ""
-    )
+    table.caption = _counted(coverage)
     table.caption_justify = "left"
     return table
+
+
+def _counted(coverage: Coverage) -> str:
+    coarse = f", {coverage.coarse_chunks:,} coarse: the texts have too little in common there"
+    return f"{coverage.chunks:,} chunks, {coverage.exact_chunks:,} exact" + (
+        coarse if coverage.coarse_chunks else ""
+    )
 
 
 def _shapes(alignment: Alignment) -> Text:
