@@ -13,6 +13,7 @@ from xtoken.report.panels import MEAN_OF, Panel, Records, moving_mean, panels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLUMNS = 3
 # What a picture of a run shows, where it was logged; the page of a run has all.
@@ -33,6 +34,18 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
     Args:
         runs: records by the name of the run; a record has `step` and any of the panels' names.
         path: where the PNG is written.
+
+    Raises:
+        OptionError: there is no run.
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = curves_figure(runs)
+    with temporary_beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def curves_figure(runs: Mapping[str, Records]) -> Figure:
+    """The picture of `draw_curves`.
 
     Raises:
         OptionError: there is no run.
@@ -71,8 +84,7 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
         )  # fmt: skip
     else:
         axes[0].text(0.5, 0.5, "no record yet", ha="center", transform=axes[0].transAxes)
-    with temporary_beside(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return figure
 
 
 def _draw(axis: Axes, panel: Panel, runs: Mapping[str, Records]) -> None:

@@ -21,7 +21,7 @@ from xtoken.vocab.display import visible_token
 
 Ints = NDArray[np.int64]
 _Part = TypeVar("_Part")
-END = "END: the token ends here"
+END = "END, no more pieces"
 
 
 @dataclass(frozen=True, eq=False)

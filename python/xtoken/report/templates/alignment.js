@@ -24,7 +24,7 @@ const comparison = ({ title, lines, rest }) => {
   if (!all.length) return make("h4", {}, make("bdi", {}, title));
   const has = (name) => all.some((line) => line[name] !== undefined);
   const columns = [["teacher", "Teacher", "one"], ["student", "Student", "two"], ["weight", "Weight", "three"]].filter(([name]) => has(name));
-  const head = make("tr", {}, make("th", { scope: "col" }, "Token"), ...columns.map(([, text, colour]) => make("th", { scope: "col", class: "number" }, swatch(colour), text)),
+  const head = make("tr", {}, make("th", { scope: "col" }, "Token or group"), ...columns.map(([, text, colour]) => make("th", { scope: "col", class: "number" }, swatch(colour), text)),
     columns.length ? make("th", { scope: "col" }, make("span", { class: "hidden" }, "as bars")) : null,
     has("tokens") ? make("th", { scope: "col", class: "number" }, "Tokens") : null);
   const rows = all.map((line) => make("tr", { class: line.own ? "own strong" : null },
