@@ -22,7 +22,7 @@ _DRAWN = (
     "teacher_mass", "coverage", "learning_rate",
 )  # fmt: skip
 # Lines are told apart without colour too.
-_DASHES = ("solid", (0, (6, 2)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)), (0, (12, 3)))
+_DASHES = ("solid", "dashed", "dotted", "dashdot", (0, (12, 3)))
 
 
 def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
