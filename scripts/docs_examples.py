@@ -1,8 +1,8 @@
 """Docstrings as griffe and Markdown have to see them, for the API.
 
 griffe knows the section `Examples:`; our docstrings say `Example:`, or nothing at all before a
-doctest, which Markdown would take for a quotation. Of two attributes in one line it takes the
-second for a type.
+doctest, which Markdown would take for a quotation. What follows `Returns:` on its line it takes for
+a title, and of two attributes in one line the second for a type.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 import griffe
 
+_INLINE = re.compile(r"(Returns|Raises|Yields|Source|Example): (?=\S)")
 _SEVERAL = re.compile(r"    [a-z]\w*(, [a-z]\w*)+: ")
 
 
@@ -24,21 +25,26 @@ class Examples(griffe.Extension):
 
 
 def with_sections(text: str) -> str:
-    """A docstring with `Examples:` over each doctest, and lists of names that are one word.
+    """A docstring with `Examples:` over each doctest, and no section begun and filled in one line.
 
-    >>> print(with_sections("Adds.\\n\\n>>> 1 + 1\\n2"))
-    Adds.
-    <BLANKLINE>
-    Examples:
-        >>> 1 + 1
-        2
+    >>> print(with_sections("Returns: one\\n    of two."))
+    **Returns:** one
+    of two.
+    >>> with_sections("Adds.\\n\\n>>> 1 + 1\\n2").splitlines()
+    ['Adds.', '', 'Examples:', '    >>> 1 + 1', '    2']
     """
     lines: list[str] = []
-    inside = False
+    inside = inline = False
     for line in text.splitlines():
+        inline = inline and line.startswith("    ")
+        if inline:
+            line = line.strip()
+        elif found := _INLINE.match(line):
+            inline = True
+            line = f"**{found[1]}:** {line[found.end() :]}"
         if line == "Example:":
             line = "Examples:"
-        elif line.startswith(">>> ") and not inside:
+        elif line.startswith(">>> ") and not inside and not inline:
             inside = True
             lines.append("Examples:")
         elif not line.strip():

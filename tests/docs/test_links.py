@@ -3,6 +3,7 @@ the site as it is built."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import runpy
 import subprocess
@@ -89,6 +90,13 @@ def test_the_page_of_the_commands_has_every_option() -> None:
     text = hook("command_page")()
     for each in ("## xtoken distill", "`--resume`", "## xtoken project audit", "`TOKENIZER`"):
         assert each in text
+
+
+def test_docstrings_are_rewritten_as_the_example_says() -> None:
+    pytest.importorskip("griffe")
+    code = runpy.run_path(str(ROOT / "scripts" / "docs_examples.py"))
+    (example,) = doctest.DocTestFinder().find(code["with_sections"], globs=code)
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
 
 
 def hook(name: str) -> Callable[..., Any]:
