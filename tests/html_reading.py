@@ -12,8 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 _VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
-# What an element without an end of its own is ended by.
-_RAW = {"script", "style"}
 
 
 @dataclass
@@ -70,13 +68,18 @@ class _Builder(HTMLParser):
         raise AssertionError(f"a comment, which no template has: {data[:40]!r}")
 
 
-def read_page(page: str) -> Node:
-    """The page as a tree, once it is found well-formed, self-contained and readable by all."""
+def read_tree(page: str) -> Node:
+    """A document as a tree, once it is found well-formed."""
     builder = _Builder()
     builder.feed(page)
     builder.close()
     assert [node.tag for node in builder.open] == ["root"], "elements are left open"
-    root = builder.root
+    return builder.root
+
+
+def read_page(page: str) -> Node:
+    """The page as a tree, once it is found well-formed, self-contained and readable by all."""
+    root = read_tree(page)
     assert page.startswith("<!doctype html>")
     _needs_nothing_else(page, root)
     _can_be_read_by_all(root)

@@ -11,6 +11,8 @@ import tokenizer_zoo as zoo
 from typer.testing import CliRunner
 
 from xtoken.cli import app, main
+from xtoken.cli.sides import page_names
+from xtoken.vocab.side import Side
 
 from html_reading import page_data, read_page
 
@@ -76,6 +78,23 @@ def test_pages_are_called_as_the_models_or_as_asked(pair: list[str], tmp_path: P
     root = read_page(Path(out).read_text())
     assert root.all("h1")[0].text == "Student Llama, teacher other"
     assert "What prefix KL compares in the given text" in root.text
+
+
+def test_a_folder_that_could_be_any_models_is_named_with_its_parent(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    for folder in (tmp_path / "SmolLM2" / "tok", snapshot, tmp_path / "run" / "checkpoint-40"):
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").touch()
+    names = [
+        page_names(Side("student", one), Side("teacher", other), None, None)
+        for one, other in (
+            (tmp_path / "SmolLM2" / "tok" / "tokenizer.json", snapshot),
+            (tmp_path / "run" / "checkpoint-40", tmp_path / "SmolLM2"),
+        )
+    ]
+    assert names == [("SmolLM2/tok", "org/name"), ("run/checkpoint-40", "SmolLM2")]
+    twice = Side("student", snapshot), Side("teacher", snapshot)
+    assert page_names(*twice, "a", None)[0] == "a"
 
 
 def test_the_audit_writes_the_same_page(pair: list[str], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 
 from xtoken import ChunkKind, Pair
 from xtoken.data.conversations import Conversation
+from xtoken.data.examples import Example
 from xtoken.errors import OptionError
-from xtoken.report.aligned_text import AlignedText, aligned_text
+from xtoken.report.aligned_text import AlignedText, aligned_text, first_chunks
 from xtoken.report.alignment_page import alignment_page
 from xtoken.report.page import PageNames
 from xtoken.teachers.load_model import load_causal_lm
@@ -143,6 +144,29 @@ def test_a_long_text_is_cut_and_the_page_says_so(pair: Pair) -> None:
     assert f"{whole.coverage.student_tokens:,}" in root.all("table")[0].text
     with pytest.raises(OptionError, match="limit = 0 is out of range"):
         aligned_text(pair, text, limit=0)
+
+
+def test_a_chunk_too_long_for_a_page_ends_it_and_the_page_says_so() -> None:
+    pair = Pair(zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1), cache_dir=False)
+    same, one, other = zoo.TEXT[0][:200], zoo.TEXT[1][:40_000], "机器学习" * 4000
+    ids = [
+        side.encode([same + text])[0] for side, text in zip(pair.sides, (one, other), strict=True)
+    ]
+    alignment = pair.align(*ids)
+    longest = max(
+        int(np.diff(b).max()) for b in (alignment.student_bounds, alignment.teacher_bounds)
+    )
+    assert longest > 2000
+    example = Example.whole(*ids, alignment)
+    shown = first_chunks(example, 200)
+    assert 0 < len(shown.alignment) < len(alignment)
+    for mine, whole in (
+        (shown.student_ids, example.student_ids), (shown.teacher_ids, example.teacher_ids)
+    ):  # fmt: skip
+        assert len(mine) <= 200 * 8
+        assert mine.tolist() == whole[: len(mine)].tolist()
+    text = AlignedText(pair, shown, alignment.coverage, len(alignment), (1, 1), next_tokens=longest)
+    assert f"the next one holds {longest:,} tokens" in read_page(alignment_page(text, NAMES)).text
 
 
 def test_without_models_the_page_has_the_row_the_prefixes_and_the_cell() -> None:

@@ -1,4 +1,4 @@
-"""What suits a pair of tokenizers: figures, a recommendation, and the page that shows them."""
+"""What suits a pair of tokenizers: figures and a recommendation."""
 
 from xtoken.audit.audit import Audit as Audit
 from xtoken.audit.audit import audit as audit

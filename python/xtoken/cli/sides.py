@@ -65,9 +65,34 @@ def read_text(file: Path) -> str:
 def page_names(
     student: Side, teacher: Side, student_name: str | None, teacher_name: str | None
 ) -> tuple[str, str]:
-    """What a page calls the two: as asked, else as their folders are called."""
-    found = labels(student, teacher)
+    """What a page calls the two: as asked, else as their models are called."""
+    found = _model_name(student), _model_name(teacher)
+    if found[0] == found[1]:
+        found = labels(student, teacher)
     return student_name or found[0], teacher_name or found[1]
+
+
+# Folders that say nothing of what is in them.
+_GENERIC = frozenset(
+    ("student", "teacher", "tokenizer", "tok", "model", "final", "output", "out", "hf")
+)
+
+
+def _model_name(side: Side) -> str:
+    """The name of the hub where the folder is one of its cache; of a folder that is called as any
+    other might be, its parent's too."""
+    if not side.is_path or not os.path.exists(str(side.source)):
+        return side.label
+    path = Path(str(side.source)).resolve()
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    folder = path if path.is_dir() else path.parent
+    if side.label == folder.name and (
+        folder.name.lower() in _GENERIC or folder.name.startswith("checkpoint-")
+    ):
+        return "/".join(folder.parts[-2:])
+    return side.label
 
 
 # One word that ends as a file does, or names a folder: a text would hardly look so.

@@ -1,1 +1,1 @@
-"""Pictures of an alignment and of runs."""
+"""Pages and pictures of an alignment, a pair and of runs."""

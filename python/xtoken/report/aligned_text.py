@@ -105,6 +105,7 @@ class AlignedText:
         coverage: of the whole text.
         total_chunks: of the whole text.
         total_tokens: student's and teacher's of the whole text.
+        next_tokens: of both sides in the first chunk that is not shown; 0 where all are.
     """
 
     pair: Pair
@@ -112,6 +113,7 @@ class AlignedText:
     coverage: Coverage
     total_chunks: int
     total_tokens: tuple[int, int]
+    next_tokens: int = 0
 
     @property
     def alignment(self) -> Alignment:
@@ -184,6 +186,10 @@ class AlignedText:
         return "it is not learned: a prompt, or what a template prints"
 
 
+# One chunk of two texts that have nothing in common may hold all of their tokens.
+TOKENS_PER_CHUNK = 8
+
+
 def aligned_text(
     pair: Pair,
     document: Document,
@@ -195,7 +201,8 @@ def aligned_text(
 
     Args:
         document: a conversation is printed by each tokenizer's own chat template.
-        limit: the most chunks that are shown, at least 1.
+        limit: the most chunks that are shown, at least 1; and of either side 8 times as many
+            tokens.
         add_special_tokens: of a text, whether those that each tokenizer adds are there.
 
     Raises:
@@ -212,17 +219,22 @@ def aligned_text(
             side.encode([document], add_special_tokens=add_special_tokens)[0] for side in pair.sides
         )
         example = Example.whole(student, teacher, pair.aligner.align(student, teacher))
-    return AlignedText(
-        pair,
-        _first_chunks(example, limit),
-        example.alignment.coverage,
-        len(example.alignment),
-        (len(example.student_ids), len(example.teacher_ids)),
-    )
+    whole, shown = example.alignment, first_chunks(example, limit)
+    number = len(shown.alignment)
+    bounds = whole.student_bounds, whole.teacher_bounds
+    following = sum(int(np.diff(side[number : number + 2]).sum()) for side in bounds)
+    totals = len(example.student_ids), len(example.teacher_ids)
+    return AlignedText(pair, shown, whole.coverage, len(whole), totals, following)
 
 
-def _first_chunks(example: Example, limit: int) -> Example:
+def first_chunks(example: Example, limit: int) -> Example:
+    """The beginning of an example that a page can show: at most `limit` chunks and, of either
+    side, 8 times as many tokens."""
     whole = example.alignment
+    sides = whole.student_bounds[1:], whole.teacher_bounds[1:]
+    # Bounds rise, so what fits is a beginning.
+    fits = [int(np.searchsorted(side, limit * TOKENS_PER_CHUNK, "right")) for side in sides]
+    limit = min(limit, *fits)
     if len(whole) <= limit:
         return example
     ends = int(whole.student_bounds[limit]), int(whole.teacher_bounds[limit])

@@ -75,6 +75,7 @@ def alignment_page(
         "coverage": coverage,
         "total_chunks": text.total_chunks,
         "total_tokens": text.total_tokens,
+        "next_tokens": text.next_tokens,
         "shapes": [
             (f"{n}:{m}", number) for (n, m), number in list(text.alignment.shapes().items())[:8]
         ],
