@@ -15,6 +15,7 @@ from xtoken import Aligner, Projection, Vocab
 from xtoken.losses import PairParts
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.projection import SparseProjection
 
 ALPHABET = b"ab "
@@ -103,9 +104,13 @@ def make_byte_case(
         logits = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
         sides.append((logits.to(dtype), padded_ids, torch.stack(mask)))
     chunks = ChunkBatch.from_alignments(alignments)
+    common = PairParts.from_projection(projection, needs={"strict_common"}).strict_common
     pair = pair_of(
-        SparseProjection.from_projection(projection), BytePrefixes.from_projection(projection)
+        SparseProjection.from_projection(projection),
+        BytePrefixes.from_projection(projection),
+        PieceChains.from_projection(projection),
     )
+    pair.strict_common = common
     case = Case(
         sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments, chunks,
         chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2], pair,

@@ -18,6 +18,7 @@ from xtoken.losses import LOSSES, CommonSet, LossInputs, LossOptions, LossOutput
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.completions import Completions
+from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.projection import SparseProjection
 
 EXACT, MISMATCH, STUDENT_ONLY, TEACHER_ONLY, SPECIAL = ChunkKind
@@ -44,15 +45,29 @@ def common_set(student_ids, teacher_ids) -> CommonSet:
     return CommonSet(torch.tensor(student_ids), torch.tensor(teacher_ids))
 
 
-def pair_of(projection: SparseProjection, byte_prefixes: BytePrefixes | None = None) -> PairParts:
-    """W with the common sets and the bytes that the laws over all losses use."""
+def pair_of(
+    projection: SparseProjection,
+    byte_prefixes: BytePrefixes | None = None,
+    piece_chains: PieceChains | None = None,
+) -> PairParts:
+    """W with the common sets, bytes and pieces that the laws over all losses use."""
     ids = [i for i in (1, 4, 6, 9) if i < min(projection.shape)]
     common = common_set(ids, ids)
     tables = byte_prefixes or BytePrefixes(*some_bytes(*projection.shape))
     return PairParts(
         projection.shape, projection=projection, strict_common=common, relaxed_common=common,
         byte_prefixes=tables, completions=completions(tables),
+        piece_chains=piece_chains or PieceChains(*some_pieces(*projection.shape)),
     )  # fmt: skip
+
+
+def some_pieces(v_s: int, v_t: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Pieces of two vocabularies, of one to three on each side."""
+    one, other = (
+        [[i % size] if i % 3 == 0 else [*range(i % 3), i * 5 % size] for i in range(count)]
+        for count, size in ((v_s, v_t), (v_t, v_s))
+    )
+    return one, other
 
 
 @functools.cache
@@ -182,10 +197,11 @@ def real_pair() -> tuple[Tokenizer, Tokenizer, SparseProjection]:
 
 
 @functools.cache
-def real_bytes() -> BytePrefixes:
-    """What the tokens of `real_pair` begin with."""
+def real_tables() -> tuple[BytePrefixes, PieceChains]:
+    """What the tokens of `real_pair` begin with, and what their pieces can end as."""
     sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
-    return BytePrefixes.from_projection(Projection.build(*sides, cache_dir=False))
+    matrix = Projection.build(*sides, cache_dir=False)
+    return BytePrefixes.from_projection(matrix), PieceChains.from_projection(matrix)
 
 
 def real_case(
@@ -224,7 +240,7 @@ def real_case(
     return Case(
         sides[0][0].requires_grad_(), sides[1][0], sides[0][1], sides[1][1], alignments,
         all_chunks, all_chunks.usable(sides[0][2], sides[1][2]), sides[0][2], sides[1][2],
-        pair_of(projection, real_bytes()), PairParts((min(projection.shape),) * 2),
+        pair_of(projection, *real_tables()), PairParts((min(projection.shape),) * 2),
         *projection.shape,
     )  # fmt: skip
 
@@ -316,6 +332,7 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
         "alm": with_ids("alm"),
         "bpm": with_ids("bpm"),
         "escd": with_ids("escd"),
+        "partition_kl": with_ids("partition-kl"),
         "strict_top_k": loss("strict-top-k", student_top_k=3),
         "strict_top_k all": loss("strict-top-k", student_top_k=None),
     }

@@ -126,6 +126,57 @@ def same_vocab_kl(
     return total * temperature**2
 
 
+def partition_kl(
+    student_logits, teacher_logits, student_ids, teacher_ids, chunks, common, student_pieces,
+    teacher_pieces, *, mismatch_weight=1.0, temperature=1.0, direction="forward", beta=0.5,
+) -> Tensor:  # fmt: skip
+    """Sum over chunks; `common` is a list of (student id, teacher id), the pieces are lists of the
+    other side's ids for each token."""
+    total = torch.zeros((), dtype=torch.float64)
+    v_s, v_t = len(student_pieces), len(teacher_pieces)
+    for c in range(len(chunks)):
+        b, sides = int(chunks.sample[c]), []
+        for logits, ids, start, end, size in (
+            (student_logits, student_ids, chunks.student_start, chunks.student_end, v_s),
+            (teacher_logits.detach(), teacher_ids, chunks.teacher_start, chunks.teacher_end, v_t),
+        ):
+            tokens, rows = [], []
+            for t in range(int(start[c]), int(end[c])):
+                tokens.append(int(ids[b, t]))
+                rows.append(torch.softmax(logits[b, t - 1, :size].double() / temperature, -1))
+            before = torch.ones((), dtype=torch.float64)
+            for row, token in zip(rows[:-1], tokens, strict=False):
+                before = before * row[token]
+            sides.append((tokens, before * rows[-1]))
+        (own, p), (other, q) = sides
+        events = []
+        if len(own) == len(other) == 1:
+            events = list(common)
+        elif len(own) == 1:
+            events = _same_but_last(student_pieces, other)
+        elif len(other) == 1:
+            events = [(last, token) for token, last in _same_but_last(teacher_pieces, own)]
+        kept = [(s, t) for s, t in events if s != own[-1] and t != other[-1]]
+        kept.append((own[-1], other[-1]))
+        student = torch.stack([p[s] for s, _ in kept])
+        teacher = torch.stack([q[t] for _, t in kept])
+        student = torch.cat([student, (1 - student.sum())[None]])
+        teacher = torch.cat([teacher, (1 - teacher.sum())[None]])
+        weight = 1.0 if len(own) == len(other) == 1 else mismatch_weight
+        total = total + weight * divergence(teacher, student, direction, beta)
+    return total * temperature**2
+
+
+def _same_but_last(pieces, chain) -> list[tuple[int, int]]:
+    """(token, its last piece) of tokens with these pieces but for the last; of several with the
+    same pieces the first."""
+    found = {}
+    for token, each in enumerate(pieces):
+        if len(each) == len(chain) and list(each[:-1]) == chain[:-1]:
+            found.setdefault(each[-1], token)
+    return [(token, last) for last, token in found.items()]
+
+
 def strict_top_k(
     student_logits, teacher_logits, chunks, common, v_s, v_t, *, student_top_k=16, temperature=1.0
 ) -> Tensor:  # fmt: skip

@@ -16,7 +16,7 @@ from xtoken.losses import LossOutput
 LOSSES = every_loss()
 # These first make index lists whose lengths depend on the data (non-zeros of W under the chosen
 # columns, tokens of all chunks), where a graph may break; the tensor part is traced all the same.
-RAGGED = ("p_kl microbatch top-k", "alm", "bpm", "escd")
+RAGGED = ("p_kl microbatch top-k", "alm", "bpm", "escd", "partition_kl")
 
 
 # torch 2.8 was seen to stop at a few of our operations, 2.15 traces all.

@@ -19,7 +19,7 @@ from xtoken.tensors.chunks import ChunkBatch
 
 LOSSES = every_loss()
 # They read the rows of a chunk one by one.
-NOT_MERGING = ("alm", "bpm", "escd", "strict_top_k", "strict_top_k all")
+NOT_MERGING = ("alm", "bpm", "escd", "partition_kl", "strict_top_k", "strict_top_k all")
 MERGING = [name for name in LOSSES if name not in NOT_MERGING]
 # One set of columns a micro-batch depends, by its name, on what is in the micro-batch.
 CUTTABLE = {name: loss for name, loss in LOSSES.items() if "microbatch" not in name}

@@ -109,7 +109,7 @@ def test_a_pair_of_another_class_is_refused_by_every_loss(
 
 
 @pytest.mark.parametrize(
-    "name", ["p-kl", "prefix-kl", "gold", "h-kl", "bpm", "escd", "strict-top-k"]
+    "name", ["p-kl", "prefix-kl", "gold", "h-kl", "bpm", "escd", "strict-top-k", "partition-kl"]
 )
 def test_a_missing_part_names_the_call_that_makes_it(name: str) -> None:
     case = make_case(0)

@@ -21,6 +21,7 @@ NAMES = {
     "targets": ["targets"],
     "byte_prefixes": ["byte_prefixes"],
     "completions": ["completions"],
+    "piece_chains": ["piece_chains"],
 }
 
 

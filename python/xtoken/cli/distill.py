@@ -67,7 +67,8 @@ def distill(
         str | None,
         typer.Option(
             help="prefix-kl, p-kl, exact-kl, h-kl, gold, uld, alm, bpm, escd, strict-top-k, "
-            "same-vocab-kl, ce (no teacher), or auto: what the pair's audit recommends."
+            "partition-kl, same-vocab-kl, ce (no teacher), or auto: what the pair's audit "
+            "recommends."
         ),
     ] = None,
     direction: Annotated[

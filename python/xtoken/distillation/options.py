@@ -22,6 +22,7 @@ DistillLossName = Literal[
     "bpm",
     "escd",
     "strict-top-k",
+    "partition-kl",
     "same-vocab-kl",
     "ce",
     "auto",
@@ -53,6 +54,7 @@ class LossFields(TypedDict, total=False):
     carry_levels: int
     sure: bool
     chain_rule: bool
+    mismatch_weight: float
     student_top_k: int | None
     mask_spaces: bool
     full_metrics: bool

@@ -22,6 +22,7 @@ from xtoken.losses.output import balance as balance
 from xtoken.losses.output import combine as combine
 from xtoken.losses.output import global_normalizer as global_normalizer
 from xtoken.losses.p_kl.loss import p_kl as p_kl
+from xtoken.losses.partition_kl.loss import partition_kl as partition_kl
 from xtoken.losses.prefix_kl.loss import prefix_kl as prefix_kl
 from xtoken.losses.registry import LOSSES as LOSSES
 from xtoken.losses.registry import LossName as LossName

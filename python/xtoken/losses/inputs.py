@@ -128,6 +128,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
+        mismatch_weight: factor of partition-kl, >= 0, on chunks that are not one token on both
+            sides.
         student_top_k: shared tokens that strict-top-k compares at each chunk, the student's
             likeliest; None for all of them.
         mask_spaces: whether bpm leaves out positions whose token is spaces and tabs alone.
@@ -166,6 +168,7 @@ class LossOptions:
     carry_levels: int = 1
     sure: bool = False
     chain_rule: bool = True
+    mismatch_weight: float = 1.0
     student_top_k: int | None = 16
     mask_spaces: bool = True
     full_metrics: bool = False
@@ -190,7 +193,7 @@ class LossOptions:
             check_number("student_top_k", self.student_top_k, 1, rule=rule, whole=True)
         check_choice("top_k_scope", self.top_k_scope, get_args(Scope))
         check_choice("tail_bucket", self.tail_bucket, (False, True, "auto"))
-        for name in ("common_weight", "uld_weight"):
+        for name in ("common_weight", "uld_weight", "mismatch_weight"):
             rule = "must not be negative: a finite factor of at least 0"
             check_number(name, getattr(self, name), 0, rule=rule)
         if self.max_depth is not None:
@@ -200,7 +203,7 @@ class LossOptions:
         check_number("carry_levels", self.carry_levels, 0, rule=rule, whole=True)
         self._check_depth_weights()
         # Whole numbers among them may be too large for a tensor's.
-        for name in ("beta", "temperature", "common_weight", "uld_weight"):
+        for name in ("beta", "temperature", "common_weight", "uld_weight", "mismatch_weight"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
         rule = "must be a probability below 1"

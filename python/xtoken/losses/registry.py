@@ -13,6 +13,7 @@ from xtoken.losses.hybrid.gold import SPEC as GOLD
 from xtoken.losses.hybrid.h_kl import SPEC as H_KL
 from xtoken.losses.hybrid.uld import SPEC as ULD
 from xtoken.losses.p_kl.loss import SPEC as P_KL
+from xtoken.losses.partition_kl.loss import SPEC as PARTITION_KL
 from xtoken.losses.prefix_kl.loss import SPEC as PREFIX_KL
 from xtoken.losses.same_vocab_kl import SPEC as SAME_VOCAB_KL
 from xtoken.losses.strict_top_k import SPEC as STRICT_TOP_K
@@ -22,7 +23,7 @@ LOSSES: dict[LossName, LossSpec] = {
     spec.name: spec
     for spec in (
         *(PREFIX_KL, P_KL, EXACT_KL, H_KL, GOLD, ULD, ALM, BPM, ESCD, STRICT_TOP_K),
-        SAME_VOCAB_KL,
+        *(PARTITION_KL, SAME_VOCAB_KL),
     )
 }
 

@@ -14,6 +14,7 @@ from xtoken.projection import Projection
 from xtoken.targets import TargetBuilder
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.completions import Completions
+from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
 from xtoken.tensors.trie import TrieSlots, first_pieces
@@ -28,6 +29,7 @@ Part = Literal[
     "targets",
     "byte_prefixes",
     "completions",
+    "piece_chains",
 ]
 LossName = Literal[
     "prefix-kl",
@@ -40,6 +42,7 @@ LossName = Literal[
     "bpm",
     "escd",
     "strict-top-k",
+    "partition-kl",
     "same-vocab-kl",
 ]
 
@@ -55,6 +58,7 @@ PARTS_OF_LOSS: dict[LossName, frozenset[Part]] = {
     "bpm": frozenset({"byte_prefixes"}),
     "escd": frozenset({"byte_prefixes", "completions"}),
     "strict-top-k": frozenset({"strict_common"}),
+    "partition-kl": frozenset({"strict_common", "piece_chains"}),
     "same-vocab-kl": frozenset(),
 }
 
@@ -127,13 +131,15 @@ class PairParts(nn.Module):
             `student_trie` are there.
         student_trie: the student's tokens as teacher pieces.
         teacher_trie: the mirror.
-        strict_common, relaxed_common: the common sets of GOLD and strict top-k, and of H-KL.
+        strict_common, relaxed_common: the common sets: of GOLD, strict top-k and partition KL, and
+            of H-KL.
         stop_fold: the teacher's stop tokens that no student token stands for.
         student_stop_fold: the student's that claim a teacher token of a preferred one, for the
             losses with one-to-one pairs.
         targets: the builder of exact targets, for exact-kl; it stays on the CPU.
         byte_prefixes: what each teacher token begins with, for bpm and escd.
         completions: what completes the teacher tokens that a student token begins, for escd.
+        piece_chains: what the pieces of a token but the last can end as, for partition-kl.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -151,6 +157,7 @@ class PairParts(nn.Module):
     targets: TargetBuilder | None
     byte_prefixes: BytePrefixes | None
     completions: Completions | None
+    piece_chains: PieceChains | None
 
     def __init__(
         self,
@@ -166,6 +173,7 @@ class PairParts(nn.Module):
         targets: TargetBuilder | None = None,
         byte_prefixes: BytePrefixes | None = None,
         completions: Completions | None = None,
+        piece_chains: PieceChains | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -191,6 +199,7 @@ class PairParts(nn.Module):
             ("targets", targets, TargetBuilder),
             ("byte_prefixes", byte_prefixes, BytePrefixes),
             ("completions", completions, Completions),
+            ("piece_chains", piece_chains, PieceChains),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -219,7 +228,7 @@ class PairParts(nn.Module):
         for common in (strict_common, relaxed_common):
             if common is not None:
                 common.check_sizes(self.sizes)
-        for tables in (byte_prefixes, completions):
+        for tables in (byte_prefixes, completions, piece_chains):
             if tables is not None:
                 tables.check_sizes(self.sizes)
         self.fingerprint = _common_fingerprint(known)
@@ -243,7 +252,8 @@ class PairParts(nn.Module):
         Args:
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
-                "relaxed_common", "targets", "byte_prefixes", "completions".
+                "relaxed_common", "targets", "byte_prefixes", "completions",
+                "piece_chains".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -284,6 +294,9 @@ class PairParts(nn.Module):
             targets=TargetBuilder(projection) if "targets" in parts else None,
             byte_prefixes=tables if "byte_prefixes" in parts else None,
             completions=Completions(tables) if tables and "completions" in parts else None,
+            piece_chains=PieceChains.from_projection(projection)
+            if "piece_chains" in parts
+            else None,
             fingerprint=projection.pair,
         )
 

@@ -111,6 +111,10 @@ class DistillSettings:
     chain_rule: bool = field(
         default=True, metadata={"help": "Weigh exact-kl's depths by their parents' mass."}
     )
+    mismatch_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor of partition-kl on chunks that are not one token on both sides."},
+    )
     student_top_k: int | None = field(
         default=16, metadata={"help": "Tokens that strict-top-k compares; None for all shared."}
     )

@@ -164,6 +164,7 @@ def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
         "targets": ("targets",),
         "byte_prefixes": ("byte_prefixes",),
         "completions": ("completions",),
+        "piece_chains": ("piece_chains",),
     }
     for part in sorted(spec.parts):
         for name in wanted[part]:
@@ -185,6 +186,8 @@ def _tensors_of(spec: LossSpec, pair: PairParts) -> list[tuple[str, Tensor]]:
         found.append(("byte_prefixes", pair.byte_prefixes.begins))
     if "completions" in spec.parts and pair.completions is not None:
         found.append(("completions", pair.completions.ptr))
+    if "piece_chains" in spec.parts and pair.piece_chains is not None:
+        found.append(("piece_chains", pair.piece_chains.student_ids))
     for name, common in (
         ("strict_common", pair.strict_common),
         ("relaxed_common", pair.relaxed_common),
