@@ -295,12 +295,12 @@ class Pair:
                 a date where a chat template prints one.
             field: the column of the text or the messages; None takes those of `document_of`.
 
-        Returns: a row for each example, by column: `student_ids`, `teacher_ids` (int32),
-            `student_loss_mask`, `teacher_loss_mask` (bool), the alignment's `student_bounds`,
+        Returns: a row for each example, by column: lists of ints `student_ids` and `teacher_ids`,
+            of bools `student_loss_mask` and `teacher_loss_mask`, the alignment's `student_bounds`,
             `teacher_bounds`, `chunk_kinds` and `byte_counts`, the fingerprint of the `pair`, `part`
             (0 for the first row of a document), whether it was `cut` at max_tokens, and `left_out`:
-            empty, or why there is no example, in a row without tokens. So rows that cannot be used
-            are counted and named, and never taught: `ColumnExamples(rows).left_out`.
+            empty, or why there is no example, in a row of one token without a loss. So rows that
+            cannot be used are counted and named, and never taught: `ColumnExamples(rows).left_out`.
 
         Raises:
             OptionError: `max_tokens` is below 2.
@@ -311,8 +311,8 @@ class Pair:
         >>> student = Tokenizer(models.BPE(words, [("a", "b")]))
         >>> teacher = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
         >>> rows = Pair(student, teacher, cache_dir=False).tokenize({"text": ["aab", " "]})
-        >>> [ids.tolist() for ids in rows["student_ids"]], rows["left_out"]
-        ([[0, 2], []], ['', 'its text is blank'])
+        >>> rows["student_ids"], rows["left_out"]
+        ([[0, 2], [0]], ['', 'its text is blank'])
         """
         return tokenize_columns(
             batch,

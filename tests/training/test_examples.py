@@ -13,6 +13,9 @@ import pytest
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from xtoken import Pair
+from xtoken.data import ColumnExamples, load_rows
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = "--use_cpu --max_steps 3 --logging_steps 1 --save_strategy no --disable_tqdm true".split()
 
@@ -111,6 +114,17 @@ def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> N
         is_a_student(folder, out)
     assert len(curves[0]) == 3
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_ray_data_tokenizes_what_a_trainer_reads(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    output = run(folder, "ray_data.py", str(tmp_path / "out"))
+    assert "24 examples, 0 cut at 512 tokens" in output
+    pair = Pair(folder / "student", folder / "teacher")
+    found = ColumnExamples(load_rows(tmp_path / "out"), pair.fingerprints)
+    texts = [text[:200] for text in tiny_texts(24)]
+    expected = {each.student_ids.tobytes() for each in pair.examples(texts).examples}
+    assert {each.student_ids.tobytes() for each in found} == expected
 
 
 def test_the_readme_names_every_script() -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeGuard, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xtoken.align import Aligner, Alignment
+from xtoken.align import Aligner, Alignment, ChunkKind
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import Example, Made, encode_documents
@@ -16,20 +15,21 @@ from xtoken.data.rows import Document, document_of, reason_of
 from xtoken.errors import ArgumentTypeError, DataError, ShapeError
 from xtoken.vocab.fingerprints import PairFingerprint
 
-Column: TypeAlias = list[NDArray[Any]] | list[str] | list[int] | list[bool]
+Column: TypeAlias = list[list[int]] | list[list[bool]] | list[str] | list[int] | list[bool]
 
-# As narrow as the values allow: they stay on disk. Arrays, as a list of no number has no type.
-_ARRAYS: dict[str, type[np.generic]] = {
-    "student_ids": np.int32,
-    "teacher_ids": np.int32,
-    "student_loss_mask": np.bool_,
-    "teacher_loss_mask": np.bool_,
-    "student_bounds": np.int32,
-    "teacher_bounds": np.int32,
-    "chunk_kinds": np.uint8,
-    "byte_counts": np.int64,
+# What stands in a row that was left out: one token of each side without a loss. Of lists without
+# a number the formats on disk know no type.
+_NOTHING: dict[str, list[int] | list[bool]] = {
+    "student_ids": [0],
+    "teacher_ids": [0],
+    "student_loss_mask": [False],
+    "teacher_loss_mask": [False],
+    "student_bounds": [0, 1],
+    "teacher_bounds": [0, 1],
+    "chunk_kinds": [int(ChunkKind.MISMATCH)],
+    "byte_counts": [0, 0, 0, 0],
 }
-COLUMNS = (*_ARRAYS, "pair", "part", "cut", "left_out")
+COLUMNS = (*_NOTHING, "pair", "part", "cut", "left_out")
 """The columns of `Pair.tokenize`."""
 
 
@@ -121,7 +121,7 @@ def example_from_columns(row: Mapping[str, Any], pair: PairFingerprint | None = 
         pair.check(found, "a tokenized row", "tokenize the rows with this pair's tokenize")
     if row["left_out"]:
         raise DataError(f"a tokenized row was left out: {row['left_out']}; filter such rows")
-    values = {name: np.asarray(row[name]) for name in _ARRAYS}
+    values = {name: np.asarray(row[name]) for name in _NOTHING}
     alignment = Alignment(
         values["student_bounds"].astype(np.int64),
         values["teacher_bounds"].astype(np.int64),
@@ -198,25 +198,21 @@ def _rows(made: Made, pair: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, (example,) in enumerate(made.examples):
         alignment = example.alignment
-        rows.append(
-            {
-                "student_ids": example.student_ids,
-                "teacher_ids": example.teacher_ids,
-                "student_loss_mask": example.student_loss_mask,
-                "teacher_loss_mask": example.teacher_loss_mask,
-                "student_bounds": alignment.student_bounds,
-                "teacher_bounds": alignment.teacher_bounds,
-                "chunk_kinds": alignment.kind,
-                "byte_counts": alignment.byte_counts,
-                # Which of them were cut is not known of several: the first are marked.
-                "cut": number < made.cut,
-                "left_out": "",
-            }
-        )
-    empty = {name: np.zeros(0, dtype=kind) for name, kind in _ARRAYS.items()}
-    rows += [empty | {"cut": False, "left_out": reason} for reason in made.reasons]
+        arrays = {
+            "student_ids": example.student_ids,
+            "teacher_ids": example.teacher_ids,
+            "student_loss_mask": example.student_loss_mask,
+            "teacher_loss_mask": example.teacher_loss_mask,
+            "student_bounds": alignment.student_bounds,
+            "teacher_bounds": alignment.teacher_bounds,
+            "chunk_kinds": alignment.kind,
+            "byte_counts": alignment.byte_counts,
+        }
+        # Which of several examples were cut is not known: the first are marked.
+        lists = {name: values.tolist() for name, values in arrays.items()}
+        rows.append(lists | {"cut": number < made.cut, "left_out": ""})
+    rows += [_NOTHING | {"cut": False, "left_out": reason} for reason in made.reasons]
     for part, row in enumerate(rows):
-        row |= {name: np.asarray(row[name], dtype=kind) for name, kind in _ARRAYS.items()}
         row |= {"pair": pair, "part": part}
     return rows
 
