@@ -262,7 +262,7 @@ def encode_documents(
         encoded = [side[at] for side in sides]
         aligned = [each[at] for each in alignments]
         ends = [len(side.ids) for side in encoded]
-        fitting = ends if max_tokens is None else _fitting_ends(aligned, max_tokens)
+        fitting = ends if max_tokens is None else fitting_ends(aligned, max_tokens)
         if fitting != ends:
             encoded = [side.cut(end) for side, end in zip(encoded, fitting, strict=True)]
             aligned = [
@@ -279,7 +279,7 @@ def encode_documents(
     return made
 
 
-def _fitting_ends(alignments: Sequence[Alignment], max_tokens: int) -> list[int]:
+def fitting_ends(alignments: Sequence[Alignment], max_tokens: int) -> list[int]:
     """The last place where chunks of all end and no side has more than `max_tokens` tokens: the
     tokens of the student up to it, and of each teacher."""
     fitting = []

@@ -114,8 +114,12 @@ class ExampleCollator:
         self._used += len(rows) - left_out
         kept = BatchRows(tuple(examples) if self.keep else (), left_out)
         batch = self.batch(examples) if examples else self._blank()
+        return self.inputs(batch, kept)
+
+    def inputs(self, batch: AnyBatch, rows: BatchRows) -> dict[str, Any]:
+        """A batch as the inputs of a step."""
         return {
-            **batch.student, "labels": labels_of(batch), TEACHER_SIDE: batch, BATCH_ROWS: kept
+            **batch.student, "labels": labels_of(batch), TEACHER_SIDE: batch, BATCH_ROWS: rows
         }  # fmt: skip
 
     def batch(self, examples: Sequence[tuple[Example, ...]]) -> AnyBatch:

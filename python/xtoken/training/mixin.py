@@ -43,6 +43,8 @@ PROJECTION_FILE = "projection.safetensors"
 _PARAMETERS_FILE = "learned_projection.pt"
 
 if TYPE_CHECKING:
+    from xtoken.training.on_policy import Sampler
+
     _Base = Trainer
 else:
     _Base = object
@@ -80,6 +82,7 @@ class DistillMixin(_Base):
         distill: DistillSettings | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        sampler: Sampler | None = None,
         **named: Any,
     ) -> None:
         if isinstance(teachers, str | Path) or not isinstance(teachers, Sequence):
@@ -125,6 +128,8 @@ class DistillMixin(_Base):
                 "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
         self._bind_data()
+        if self.distill_settings.on_policy_fraction > 0:
+            self._bind_sampler(sampler)
         # The loss below is already divided by the totals of the step. Older releases ask the first
         # attribute whether to divide by the number of micro-batches again, newer ones the second.
         self.model_accepts_loss_kwargs = True
@@ -146,6 +151,7 @@ class DistillMixin(_Base):
     ) -> tuple[list[Any], Any]:
         """Collect the micro-batches of one step and count what the step will divide by."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self._step_batches(batches)
         sides = [side for side in (split(batch)[1] for batch in batches) if side is not None]
         self._totals, self._to_balance = None, []
         self._rows_left_out += sum(rows_of(batch).left_out for batch in batches)
@@ -160,6 +166,10 @@ class DistillMixin(_Base):
         # which dropout draws, only after this.
         self._to_balance = batches if balanced and not whole else []
         return batches, items
+
+    def _step_batches(self, batches: list[Any]) -> list[Any]:
+        """The micro-batches of a step as it takes them."""
+        return batches
 
     def _count(self, sides: Sequence[AnyBatch]) -> tuple[Counts, ...]:
         counted = [self.teaching.counts(side) for side in sides]
@@ -376,6 +386,14 @@ class DistillMixin(_Base):
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
             self.train_dataset = add_teacher_side(cast(Any, self.train_dataset), pairs)
+
+    def _bind_sampler(self, sampler: Sampler | None) -> None:
+        """Prepare for `on_policy_fraction`."""
+        raise OptionError(
+            f"on_policy_fraction = {self.distill_settings.on_policy_fraction}: "
+            f"{type(self).__name__} has rows of its own, of which no prompt is known; use "
+            "DistillTrainer"
+        )
 
     def _prepare_dataset(
         self,

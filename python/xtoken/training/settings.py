@@ -164,6 +164,27 @@ class DistillSettings:
         },
     )
 
+    on_policy_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of each step's examples that the student answers (GKD's lambda)."},
+    )
+    on_policy_url: str | None = field(
+        default=None,
+        metadata={"help": "OpenAI-compatible server of the student (vLLM); None: the student."},
+    )
+    on_policy_max_new_tokens: int = field(
+        default=128, metadata={"help": "Most tokens of a sampled answer."}
+    )
+    on_policy_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of sampling; 0 takes the likeliest token."}
+    )
+    on_policy_top_p: float = field(
+        default=1.0, metadata={"help": "Mass of the likeliest tokens that is sampled from."}
+    )
+    on_policy_prompt_tokens: int = field(
+        default=32, metadata={"help": "First tokens of a text without a prompt that stay as one."}
+    )
+
     def __post_init__(self) -> None:
         self.check()
 
@@ -181,7 +202,30 @@ class DistillSettings:
             raise OptionError(
                 f"max_tokens = {self.max_tokens}, expected at least 2, or None for no limit"
             )
+        self._check_on_policy()
         LossOptions(**self._loss_options())
+
+    def _check_on_policy(self) -> None:
+        rules = {
+            "on_policy_fraction": (0 <= self.on_policy_fraction <= 1, "between 0 and 1"),
+            "on_policy_max_new_tokens": (self.on_policy_max_new_tokens >= 1, "at least 1"),
+            "on_policy_temperature": (self.on_policy_temperature >= 0, "at least 0"),
+            "on_policy_top_p": (0 < self.on_policy_top_p <= 1, "above 0 and at most 1"),
+            "on_policy_prompt_tokens": (self.on_policy_prompt_tokens >= 1, "at least 1"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise OptionError(f"{name} = {getattr(self, name)}, expected {expected}")
+        if self.on_policy_fraction > 0 and self.loss == "ce":
+            raise OptionError(
+                f"on_policy_fraction = {self.on_policy_fraction} with loss = 'ce': what the "
+                "student says is scored by a teacher; name a loss that reads one"
+            )
+        if self.on_policy_fraction == 1 and self.kd_weight == "balanced":
+            raise OptionError(
+                "on_policy_fraction = 1 leaves no cross-entropy for kd_weight = 'balanced' to "
+                "balance; pass a number"
+            )
 
     def _loss_options(self) -> dict[str, Any]:
         names = [each.name for each in dataclasses.fields(LossOptions)]

@@ -16,14 +16,22 @@ from transformers import (
     TrainerCallback,
 )
 
-from xtoken.distillation.collate import DistillCollator
+from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
+from xtoken.teachers import TopKStore
 from xtoken.training.arguments import DistillArguments
-from xtoken.training.batches import ExampleCollator
+from xtoken.training.batches import ExampleCollator, rows_of
 from xtoken.training.evaluate import HeldOutEvaluator
 from xtoken.training.mixin import DistillMixin
+from xtoken.training.on_policy import (
+    GeneratingSampler,
+    OnPolicy,
+    Sampler,
+    without_cross_entropy,
+)
 from xtoken.training.rows import ExampleRows, prepare_rows
+from xtoken.training.served_sampler import ServedSampler
 from xtoken.training.teaching import AnyTeacher
 
 
@@ -51,6 +59,7 @@ class DistillTrainer(DistillMixin, Trainer):
             cannot be used is left out with a warning.
         processing_class: the student's tokenizer, or the `Pair` of all teachers that name none.
         data_collator: a `DistillCollator`, or one that makes the teachers' side itself.
+        sampler: answers the prompts of `on_policy_fraction` in place of the student's own generate.
         compute_metrics, callbacks, optimizers, more: as `Trainer`.
 
     Raises:
@@ -71,6 +80,7 @@ class DistillTrainer(DistillMixin, Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Any = (None, None),
+        sampler: Sampler | None = None,
         **more: Any,
     ) -> None:
         args = DistillArguments() if args is None else args
@@ -79,6 +89,7 @@ class DistillTrainer(DistillMixin, Trainer):
             # tensors from the first one, and no chunks.
             cast(Any, args.accelerator_config).dispatch_batches = False
         self._evaluators: dict[int, HeldOutEvaluator] = {}
+        self._on_policy: OnPolicy | None = None
         super().__init__(
             model,
             args,
@@ -90,12 +101,15 @@ class DistillTrainer(DistillMixin, Trainer):
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            sampler=sampler,
             **more,
         )
         if data_collator is None:
-            self.data_collator = ExampleCollator(self.teaching)
+            self.data_collator = ExampleCollator(self.teaching, keep=self._on_policy is not None)
         elif isinstance(data_collator, DistillCollator):
-            self.data_collator = ExampleCollator(self.teaching, [data_collator])
+            self.data_collator = ExampleCollator(
+                self.teaching, [data_collator], keep=self._on_policy is not None
+            )
         if data_collator is None or isinstance(data_collator, DistillCollator):
             self.train_dataset = self._prepared(train_dataset)
             if isinstance(eval_dataset, dict):
@@ -105,6 +119,67 @@ class DistillTrainer(DistillMixin, Trainer):
 
     def _bind_data(self) -> None:
         """The rows are made below, once the teachers are known."""
+
+    def _bind_sampler(self, sampler: Sampler | None) -> None:
+        settings = self.distill_settings
+        fraction = f"on_policy_fraction = {settings.on_policy_fraction}"
+        if not self._own_ce:
+            raise OptionError(
+                f"{fraction} beside a loss of the Trainer's own (label_smoothing_factor, "
+                "compute_loss_func), which would learn the samples by heart; leave that out"
+            )
+        stored = [each for each in self.teaching.sources if isinstance(each, TopKStore)]
+        if stored:
+            raise OptionError(
+                f"{fraction}: the store {stored[0].directory} has no predictions of what the "
+                "student will say; pass a teacher that runs or is served"
+            )
+        own = self.data_collator is _unset_collator or isinstance(
+            self.data_collator, DistillCollator
+        )
+        if not own:
+            raise OptionError(
+                f"{fraction}: of what {type(self.data_collator).__name__} makes no prompt is "
+                "known; leave data_collator out, or pass a DistillCollator"
+            )
+        pairs = self.teaching.pairs
+        if sampler is None and settings.on_policy_url is not None:
+            sampler = ServedSampler(settings.on_policy_url, pairs[0].student_vocab)
+        if sampler is None:
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            pad = pad_id(pairs[0].student.source)
+            sampler = GeneratingSampler(cast(nn.Module, self.model), pad, sharded=sharded)
+        self._on_policy = OnPolicy(
+            settings,
+            pairs,
+            sampler,
+            seed=self.args.seed,
+            process=self.accelerator.process_index,
+        )
+
+    def _step_batches(self, batches: list[Any]) -> list[Any]:
+        """Let the student answer some of the examples.
+
+        Its random numbers are its own, so that a resumed run samples what an uninterrupted one did.
+        """
+        collator = self.data_collator
+        if self._on_policy is None or not isinstance(collator, ExampleCollator):
+            return batches
+        groups = [rows_of(inputs).examples for inputs in batches]
+        made = []
+        tokens = 0
+        replaced = self._on_policy.replaced(groups, self.state.global_step)
+        for inputs, group in zip(batches, replaced, strict=True):
+            sampled = [row for row, (_, is_sampled) in enumerate(group) if is_sampled]
+            if not sampled:
+                made.append(inputs)
+                continue
+            batch = collator.batch([examples for examples, _ in group])
+            made.append(collator.inputs(without_cross_entropy(batch, sampled), rows_of(inputs)))
+            tokens += sum(int(group[row][0][0].student_loss_mask.sum()) for row in sampled)
+        name = "sampled_tokens"
+        self._step_metrics[name] = self._step_metrics.get(name, 0.0) + tokens
+        return made
 
     def _prepared(self, dataset: Any) -> Any:
         return None if dataset is None else prepare_rows(dataset, self.teaching)

@@ -1,0 +1,354 @@
+"""On-policy distillation: the student samples, the teachers score in their own tokens.
+
+The generalized knowledge distillation of Agarwal et al. (2024, arXiv 2306.13649): with
+probability lambda a student learns from what it says itself. Here lambda is a share of each step's
+examples. Ids stay as they were sampled, whether a tokenizer would produce them or not, and bytes
+that are no Unicode text reach the teacher as the tokens that spell them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from xtoken._core import Vocab
+from xtoken.data.align_turns import align_by_turns
+from xtoken.data.examples import Example, fitting_ends
+from xtoken.data.loss_mask import NO_RANGES, Encoded
+from xtoken.distillation import MultiBatch
+from xtoken.distillation.batch import Batch
+from xtoken.distillation.collate import pad_id
+from xtoken.pair import Pair
+from xtoken.training.settings import DistillSettings
+from xtoken.training.teaching import AnyBatch
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a sampler is asked for.
+
+    Attributes:
+        prompts: [T] student ids each, without padding.
+        max_new_tokens: most tokens of an answer, its stop token included.
+        temperature, top_p: as in transformers' generate; temperature 0 takes the likeliest.
+        stops: student ids that end an answer.
+        seed: the same seed must give the same answers.
+    """
+
+    prompts: list[list[int]]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stops: tuple[int, ...]
+    seed: int
+
+
+class Sampler(Protocol):
+    """Samples answers of the student: ids in, ids out."""
+
+    def __call__(self, request: SampleRequest) -> list[list[int]]:
+        """The ids of each answer, with the stop token where it ended by one."""
+
+
+class GeneratingSampler:
+    """The student itself, by transformers' generate, with its weights as they are.
+
+    Args:
+        model: the student.
+        pad: id of padding.
+        sharded: whether all processes must take as many steps as the longest of their answers.
+    """
+
+    def __init__(self, model: nn.Module, pad: int, *, sharded: bool = False) -> None:
+        self._model = model
+        self._pad = pad
+        self._sharded = sharded
+
+    @torch.no_grad()
+    def __call__(self, request: SampleRequest) -> list[list[int]]:
+        """The answers; neither dropout nor the global random numbers are touched."""
+        prompts = request.prompts
+        if not prompts:
+            if not self._sharded:
+                return []
+            prompts = [[self._pad]]  # every process takes part
+        device = next(self._model.parameters()).device
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        greedy = request.temperature == 0
+        options: dict[str, Any] = {"do_sample": not greedy}
+        if not greedy:
+            options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+        training = self._model.training
+        self._model.eval()
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(request.seed)
+                # Through Any: transformers' mixin is not in the type of a module.
+                found = cast(Any, self._model).generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=request.max_new_tokens,
+                    eos_token_id=list(request.stops) or None,
+                    pad_token_id=self._pad,
+                    synced_gpus=self._sharded,
+                    use_cache=True,
+                    **options,
+                )
+        finally:
+            self._model.train(training)
+        rows = found[: len(request.prompts), width:].tolist()
+        return [until_stop(row, request.stops) for row in rows]
+
+
+def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
+    """The ids up to the first stop token, that one included."""
+    end = next((at for at, token in enumerate(ids, 1) if token in stops), len(ids))
+    return list(ids[:end])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where the prompt of an example ends: a chunk boundary with every teacher.
+
+    Attributes:
+        student: tokens of the student's prompt.
+        teachers: of each teacher's.
+    """
+
+    student: int
+    teachers: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a side."""
+        return max(self.student, *self.teachers)
+
+
+def prompt_of(examples: tuple[Example, ...], plain_tokens: int) -> Prompt | None:
+    """The prompt of an example: what stands before the tokens that count, or of a text whose
+    tokens all count its first `plain_tokens`.
+
+    Args:
+        examples: of one text with each teacher.
+
+    Returns: None where nothing to begin with is left.
+    """
+    mask = examples[0].student_loss_mask
+    # Nothing predicts a first token, so whether that counts says nothing.
+    first = int(mask[1:].argmax()) + 1
+    limit = first if first > 1 else min(plain_tokens, len(mask) - 1)
+    ends: list[set[int]] = []
+    for example in examples:
+        student, teacher = example.alignment.student_bounds, example.alignment.teacher_bounds
+        last = len(example.teacher_ids)
+        if first > 1 and example.teacher_loss_mask.any():
+            last = int(example.teacher_loss_mask.argmax())
+        fits = (student >= 1) & (student <= limit) & (teacher >= 1) & (teacher <= last)
+        ends.append(set(student[fits].tolist()))
+    common = set.intersection(*ends)
+    if not common:
+        return None
+    end = max(common)
+    teachers = []
+    for example in examples:
+        at = int(np.searchsorted(example.alignment.student_bounds, end, side="right")) - 1
+        teachers.append(int(example.alignment.teacher_bounds[at]))
+    return Prompt(end, tuple(teachers))
+
+
+def answered(
+    examples: tuple[Example, ...],
+    prompt: Prompt,
+    answer: Sequence[int],
+    pairs: Sequence[Pair],
+    max_tokens: int | None,
+) -> tuple[Example, ...] | None:
+    """The examples of a prompt with what the student said.
+
+    The student's ids stay as they are. A teacher reads the same bytes in its own tokens, and its
+    own stop where the student stopped. Only the answer counts.
+
+    Args:
+        examples, prompt: as in `prompt_of`.
+        answer: student ids, with the stop token where it ended by one.
+        pairs: one per teacher.
+        max_tokens: longest example on any side, cut where chunks end.
+
+    Returns: None where a teacher's vocabulary cannot spell the answer, or nothing of it is left.
+    """
+    vocab = pairs[0].student_vocab
+    stopped = len(answer) > 0 and answer[-1] in vocab.stops
+    said = answer[:-1] if stopped else answer
+    # Not decode_bytes, which takes the space of a first token for a dummy prefix.
+    text = b"".join(vocab.token_bytes(token) for token in said)
+    head = examples[0].student_ids[: prompt.student]
+    student = _turn(np.array([*head, *answer], dtype=np.int64), prompt.student, stopped)
+    sides = [student]
+    alignments = []
+    for example, end, pair in zip(examples, prompt.teachers, pairs, strict=True):
+        stop = _partner(pair, answer[-1]) if stopped else None
+        teacher = _spelled(example.teacher_ids[:end], text, stop, pair.teacher_vocab)
+        if teacher is None:
+            return None
+        own = student
+        if not len(teacher.turns):  # a token spells some of the prompt and of the answer
+            own = student._replace(turns=NO_RANGES, stops=NO_RANGES)
+        sides.append(teacher)
+        alignments += align_by_turns(pair.aligner, [own], [teacher])
+    if max_tokens is not None and any(len(side.ids) > max_tokens for side in sides):
+        sides = [
+            side.cut(end)
+            for side, end in zip(sides, fitting_ends(alignments, max_tokens), strict=True)
+        ]
+        if len(sides[0].ids) <= prompt.student:
+            return None
+        alignments = [
+            align_by_turns(pair.aligner, sides[:1], [side])[0]
+            for pair, side in zip(pairs, sides[1:], strict=True)
+        ]
+    return tuple(
+        Example(sides[0].ids, side.ids, sides[0].loss_mask, side.loss_mask, alignment)
+        for side, alignment in zip(sides[1:], alignments, strict=True)
+    )
+
+
+def _turn(ids: Ids, start: int, stopped: bool) -> Encoded:
+    """Ids whose answer begins at `start`, and ends in a stop token or not."""
+    end = len(ids)
+    turns = np.array([[start, end]], dtype=np.int64)
+    stops = np.array([[end - int(stopped), end]], dtype=np.int64)
+    return Encoded(ids, np.arange(end) >= start, turns, stops)
+
+
+def _spelled(head: Ids, text: bytes, stop: int | None, vocab: Vocab) -> Encoded | None:
+    """The teacher's prompt and the tokens that its tokenizer makes of the answer after it."""
+    start = len(head)
+    while start > 0 and not vocab.is_special(int(head[start - 1])):
+        start -= 1
+    tail = head[start:].tolist()
+    before = b"".join(vocab.token_bytes(token) for token in tail)
+    # As one text with what stands before it; where that is spelled in another way (a dummy prefix)
+    # it stays as it is.
+    joint = vocab.segment(before) == tail
+    pieces = vocab.segment(before + text if joint else text)
+    if pieces is None:
+        return None
+    whole = joint and pieces[: len(tail)] == tail
+    kept = head[:start] if joint else head
+    answer_from = len(head)
+    if joint and not whole:
+        ends = np.cumsum([len(vocab.token_bytes(token)) for token in pieces])
+        answer_from = start + int(np.searchsorted(ends, len(before), side="right"))
+    ids = np.array([*kept, *pieces, *([] if stop is None else [stop])], dtype=np.int64)
+    encoded = _turn(ids, answer_from, stop is not None)
+    if joint and not whole:
+        return encoded._replace(turns=NO_RANGES, stops=NO_RANGES)
+    return encoded
+
+
+def _partner(pair: Pair, stop: int) -> int | None:
+    """What the teacher would say where the student says this stop token; see W's special rows."""
+    projection = pair.projection
+    start, end = (int(projection.indptr[at]) for at in (stop, stop + 1))
+    if start < end:
+        return int(projection.indices[start])
+    return next(iter(pair.teacher_vocab.stops), None)
+
+
+class OnPolicy:
+    """Replaces a share of each step's examples by the student's own answers.
+
+    Args:
+        settings: `on_policy_fraction` and what belongs to it.
+        pairs: one per teacher.
+        sampler: of the student.
+        seed, process: of the run; samples follow from them and the step.
+    """
+
+    def __init__(
+        self,
+        settings: DistillSettings,
+        pairs: Sequence[Pair],
+        sampler: Sampler,
+        *,
+        seed: int,
+        process: int,
+    ) -> None:
+        self._settings = settings
+        self._pairs = pairs
+        self._sampler = sampler
+        self._seed = (seed, process)
+        self.pad = pad_id(pairs[0].student.source)
+
+    def replaced(
+        self, groups: Sequence[Sequence[tuple[Example, ...]]], step: int
+    ) -> list[list[tuple[tuple[Example, ...], bool]]]:
+        """The examples of a step, some of them with sampled answers.
+
+        Args:
+            groups: the examples of each micro-batch.
+            step: number of the optimizer step.
+
+        Returns: by micro-batch, each example and whether its answer was sampled.
+        """
+        settings = self._settings
+        made = [[(example, False) for example in group] for group in groups]
+        places = [(group, row) for group, rows in enumerate(made) for row in range(len(rows))]
+        numbers = np.random.default_rng([*self._seed, step])
+        # The share is met in the mean: of 3 examples at 0.5 one or two.
+        count = int(len(places) * settings.on_policy_fraction + numbers.random())
+        chosen = sorted(numbers.permutation(len(places))[:count].tolist())
+        prompts: list[tuple[int, int, Prompt]] = []
+        for index in chosen:
+            group, row = places[index]
+            prompt = prompt_of(made[group][row][0], settings.on_policy_prompt_tokens)
+            limit = settings.max_tokens
+            if prompt is not None and (
+                limit is None or max(prompt.student, *prompt.teachers) < limit
+            ):
+                prompts.append((group, row, prompt))
+        ids = [made[g][r][0][0].student_ids[: p.student].tolist() for g, r, p in prompts]
+        answers = self._sampler(
+            SampleRequest(
+                ids,
+                settings.on_policy_max_new_tokens,
+                settings.on_policy_temperature,
+                settings.on_policy_top_p,
+                self._pairs[0].student_vocab.stops,
+                int(numbers.integers(2**31)),
+            )
+        )
+        for (group, row, prompt), answer in zip(prompts, answers, strict=True):
+            found = answered(made[group][row][0], prompt, answer, self._pairs, settings.max_tokens)
+            if found is not None:
+                made[group][row] = (found, True)
+        return made
+
+
+def without_cross_entropy(batch: AnyBatch, rows: Sequence[int]) -> AnyBatch:
+    """The batch with no cross-entropy of some rows: a student does not learn its own samples by
+    heart. Their chunks stay."""
+    if isinstance(batch, MultiBatch):
+        return MultiBatch(tuple(_without(part, rows) for part in batch.batches))
+    return _without(batch, rows)
+
+
+def _without(batch: Batch, rows: Sequence[int]) -> Batch:
+    mask = batch.student_loss_mask.clone()
+    mask[list(rows)] = False
+    counted = (mask[:, 1:].nonzero() * torch.tensor([mask.shape[1], 1])).sum(1)
+    return replace(batch, student_loss_mask=mask, tokens=int(mask[:, 1:].sum()), counted=counted)

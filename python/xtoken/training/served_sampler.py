@@ -1,0 +1,98 @@
+"""Answers of a student that a server runs: vLLM, or another with OpenAI's completions."""
+
+from __future__ import annotations
+
+from xtoken._core import Vocab
+from xtoken._files import JsonValue
+from xtoken.errors import ServerError
+from xtoken.teachers.served.answers import items, member
+from xtoken.teachers.served.client import Connection, RetryPolicy
+from xtoken.training.on_policy import SampleRequest, until_stop
+
+_PATH = "/v1/completions"
+
+
+class ServedSampler:
+    """Asks `POST /v1/completions` with the prompts' ids.
+
+    vLLM answers with ids (`return_token_ids`), which stay as they are. Of a server that answers
+    with text alone the student's tokenizer makes ids again. The server samples with the weights
+    that it has loaded: whoever trains puts the student's there.
+
+    Args:
+        url: of the server.
+        vocab: the student's.
+        model: as the server names it; None for the first one that it serves.
+        policy: of retries.
+
+    Raises:
+        ServerError: no server is there, or its answer cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        vocab: Vocab,
+        model: str | None = None,
+        *,
+        policy: RetryPolicy | None = None,
+    ) -> None:
+        self._connection = Connection(url, policy=policy or RetryPolicy())
+        self._vocab = vocab
+        self._model = model
+
+    def __call__(self, request: SampleRequest) -> list[list[int]]:
+        """The answers, in the order of the prompts."""
+        if not request.prompts:
+            return []
+        prompts: list[JsonValue] = [list(prompt) for prompt in request.prompts]
+        body: dict[str, JsonValue] = {
+            "model": self._served(),
+            "prompt": prompts,
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stop_token_ids": list(request.stops),
+            "return_token_ids": True,
+        }
+        answer = self._connection.post(_PATH, body)
+        choices = items(member(answer, "choices"), "choices", len(prompts))
+        found: dict[int, list[int]] = {}
+        for at, choice in enumerate(choices):
+            index = member(choice, "index")
+            found[index if isinstance(index, int) else at] = self._ids(choice, request)
+        if sorted(found) != list(range(len(prompts))):
+            raise ServerError(
+                f"{self._connection.url}{_PATH} numbered its answers {sorted(found)}, expected 0 "
+                f"to {len(prompts) - 1}"
+            )
+        return [found[index] for index in range(len(prompts))]
+
+    def _ids(self, choice: JsonValue, request: SampleRequest) -> list[int]:
+        given = member(choice, "token_ids")
+        if isinstance(given, list) and all(isinstance(token, int) for token in given):
+            ids = [int(str(token)) for token in given]
+        else:
+            text = member(choice, "text")
+            ids = self._vocab.segment(text.encode()) or [] if isinstance(text, str) else []
+        beyond = next((token for token in ids if not 0 <= token < len(self._vocab)), None)
+        if beyond is not None:
+            raise ServerError(
+                f"{self._connection.url} sampled token {beyond}, the student has "
+                f"{len(self._vocab)}; it serves another model"
+            )
+        ids = until_stop(ids, request.stops)
+        stopped = member(choice, "finish_reason") == "stop"
+        if stopped and request.stops and (not ids or ids[-1] not in request.stops):
+            ids.append(request.stops[0])
+        return ids
+
+    def _served(self) -> str:
+        if self._model is None:
+            models = items(member(self._connection.get("/v1/models"), "data"), "models")
+            name = member(models[0], "id") if models else None
+            if not isinstance(name, str):
+                raise ServerError(f"{self._connection.url} serves no model; start it with one")
+            self._model = name
+        return self._model
