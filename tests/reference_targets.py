@@ -50,6 +50,7 @@ class Switches:
     max_depth: int = 8
     min_prob: float = 0.0
     sure: Literal["", "cell", "all"] = ""
+    max_unknown: float = 0.05
 
 
 @dataclass(eq=False)
@@ -400,9 +401,16 @@ class _Builder:
         before = b"".join(self.pair.student[s] for s in self.example.student_ids)
         before = before[self.starts[self.j] : self.begin]
 
+        candidates = sum(by_token.values())
+        ending = self.ending_here(before)
+
         def group_of(token: int) -> Group:
             text = self.pair.student[token]
             if self.ends_before(before, token):
+                return TAIL
+            if ending > self.switches.max_unknown * candidates and self.may_end_before(
+                before, token
+            ):
                 return TAIL
             for size in range(len(text), 0, -1):
                 if text[:size] in texts:
@@ -434,6 +442,26 @@ class _Builder:
             self.pair.teacher[spelled[-1]] + self.pair.teacher[pieces[0]]
         )
         return bool(pair) and tuple(pair)[:1] == tuple(spelled)[-1:]  # type: ignore[arg-type]
+
+    def ending_here(self, before: bytes) -> float:
+        """The teacher's mass on tokens with which its spelling of these bytes begins, when only
+        these bytes come: it has a boundary here or may have one, and what follows is not known."""
+        row = self.row(self.j)
+        spelled = self.pair.segment_teacher(before)
+        return row.get(spelled[0], 0.0) if row and spelled else 0.0
+
+    def may_end_before(self, before: bytes, token: int) -> bool:
+        """Whether the teacher has a boundary before some longer token of its own than this one."""
+        text = self.pair.student[token]
+        spelled = self.pair.segment_teacher(before)
+        if not spelled:
+            return False
+        for longer in self.pair.teacher:
+            if longer.startswith(text) and len(longer) > len(text):
+                pair = self.pair.segment_teacher(self.pair.teacher[spelled[-1]] + longer)
+                if pair and pair[0] == spelled[-1]:
+                    return True
+        return False
 
     def normalized(
         self, group_of: Callable[[int], Group]

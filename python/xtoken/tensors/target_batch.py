@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +13,28 @@ from torch import Tensor
 from xtoken.errors import ShapeError
 from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host import readable
 
 _Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class HostTargets:
+    """What a loss has to know of targets before it computes: offsets, and what it can refuse.
+
+    Attributes:
+        chunk_ptr, group_ptr, token_ptr, depths: as those of `TargetBatch`.
+        probs: [G] float64.
+        most_row, most_token: the largest of `rows` and of `tokens`, -1 for none.
+    """
+
+    chunk_ptr: _Int64
+    group_ptr: _Int64
+    token_ptr: _Int64
+    depths: _Int64
+    probs: NDArray[np.float64]
+    most_row: int
+    most_token: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +51,9 @@ class TargetBatch:
         depths: [G] int64, the depth at which a group parts from the text.
         token_ptr: [G + 1] int64, offsets into `tokens`.
         tokens: [N] int64, the student tokens of each group.
+        group_row: [G] int64, the position of each group, its place in `rows`.
+        token_group: [N] int64, the group of each token.
+        host: copies on the host, so that no loss waits for a device to know them.
     """
 
     rows: Tensor
@@ -42,6 +65,26 @@ class TargetBatch:
     depths: Tensor
     token_ptr: Tensor
     tokens: Tensor
+    group_row: Tensor | None = None
+    token_group: Tensor | None = None
+    host: HostTargets | None = None
+
+    def __post_init__(self) -> None:
+        if self.host is not None and not readable(self.chunk_ptr):
+            return
+        host = HostTargets(
+            self.chunk_ptr.cpu().numpy(),
+            self.group_ptr.cpu().numpy(),
+            self.token_ptr.cpu().numpy(),
+            self.depths.cpu().numpy(),
+            self.probs.cpu().double().numpy(),
+            int(self.rows.max()) if len(self.rows) else -1,
+            int(self.tokens.max()) if len(self.tokens) else -1,
+        )
+        object.__setattr__(self, "host", host)
+        for name, ptr in (("group_row", host.group_ptr), ("token_group", host.token_ptr)):
+            owner = torch.from_numpy(owner_of(ptr))
+            object.__setattr__(self, name, owner.to(self.rows.device))
 
     @classmethod
     def from_targets(
@@ -108,7 +151,27 @@ class TargetBatch:
 
     def to(self, device: torch.device | str) -> TargetBatch:
         """The same targets on another device."""
-        return TargetBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TargetBatch:
+        """The same targets in page-locked memory, from which copies to a GPU do not wait."""
+        return self.mapped(Tensor.pin_memory)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> TargetBatch:
+        """The same targets with moved tensors."""
+        assert self.group_row is not None
+        assert self.token_group is not None
+        return TargetBatch(
+            move(self.rows), move(self.chunk_ptr), move(self.tails), move(self.open),
+            move(self.group_ptr), move(self.probs), move(self.depths), move(self.token_ptr),
+            move(self.tokens), move(self.group_row), move(self.token_group), self.host,
+        )  # fmt: skip
+
+
+def owner_of(ptr: _Int64) -> _Int64:
+    """The place in `ptr` of each number below its last one; 0 for those below its first."""
+    unowned = np.zeros(int(ptr[0]), np.int64)
+    return np.concatenate([unowned, np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))])
 
 
 def _chunk_of(

@@ -165,6 +165,48 @@ impl Bpe {
         }
     }
 
+    /// The merges alone, whole words or not: replaces `symbols` by what they make of `bytes`, and
+    /// returns the last one as (left, right, rank), if there is any; `None` where a byte or a
+    /// character has no symbol.
+    pub(super) fn last_merge(
+        &self,
+        vocab: &Vocab,
+        bytes: &[u8],
+        symbols: &mut Vec<u32>,
+    ) -> Option<Option<(u32, u32, u32)>> {
+        symbols.clear();
+        if !self.stored.symbols.push(vocab.spelling(), bytes, symbols) {
+            return None;
+        }
+        let mut last = None;
+        loop {
+            let pairs = symbols.windows(2).enumerate();
+            let found = pairs.map(|(at, pair)| (self.pairs.get(pair[0], pair[1]), at));
+            let Some(((rank, merged), at)) = found.min_by_key(|&((rank, _), at)| (rank, at)) else {
+                return Some(last);
+            };
+            if rank == NONE {
+                return Some(last);
+            }
+            last = Some((symbols[at], symbols[at + 1], rank));
+            symbols[at] = merged;
+            symbols.remove(at + 1);
+        }
+    }
+
+    /// All merges, as (left, right, rank).
+    pub(super) fn merges(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        let merges = self.stored.merges.iter();
+        // Of a pair that is listed twice the later rank counts.
+        let counts = |m: &&Merge| self.pairs.get(m.left, m.right).0 == m.rank;
+        merges.filter(counts).map(|m| (m.left, m.right, m.rank))
+    }
+
+    /// The token that a word is as a whole, whatever the merges make of it.
+    pub(crate) fn whole_word(&self, vocab: &Vocab, word: &[u8]) -> Option<u32> {
+        self.stored.words.get(vocab, word)
+    }
+
     /// A heap of candidate merges over a linked list: O(n log n) for long words.
     fn merge_long(&self, symbols: &mut Vec<u32>, buffers: &mut MergeBuffers) {
         let MergeBuffers {

@@ -7,6 +7,8 @@
 
 mod bpe;
 mod bpe_file;
+mod char_classes;
+mod derivations;
 mod occurrences;
 mod pairs;
 mod pretokenize;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use bpe::Bpe;
+pub(crate) use char_classes::CharClasses;
+pub(crate) use derivations::Derivations;
 pub use pretokenize::PreTokenizer;
 pub use unigram::{Scores, Unigram};
 pub use wordpiece::WordPiece;

@@ -195,6 +195,18 @@ impl PreTokenizer {
         )
     }
 
+    /// The stored section, whether ASCII stays as it is, whether anything may change, and what stands
+    /// for a space.
+    pub(super) fn parts(&self) -> (&str, bool, bool, Option<char>) {
+        let stored = &self.stored;
+        (
+            &stored.pre_tokenizer,
+            self.keeps_ascii,
+            self.normalizer.is_some(),
+            stored.replacement,
+        )
+    }
+
     /// What decides where text is cut, as stable text.
     pub(crate) fn identity(&self) -> [&str; 2] {
         [

@@ -1,6 +1,9 @@
 //! Targets as flat arrays, and the masses of one position while it is built.
 
+use std::hint::black_box;
+
 use super::NONE;
+use super::pair::Column;
 
 /// The targets of one example, position by position, in flat arrays.
 ///
@@ -105,67 +108,80 @@ impl Targets {
     }
 }
 
+/// A key's mass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mass {
+    pub key: u32,
+    /// The range of the key's tokens, where it has one of its own.
+    pub range: (u32, u32),
+    pub mass: f64,
+}
+
 /// Masses by key, in order of first use.
 #[derive(Debug, Default)]
 pub(super) struct Masses {
-    /// By key: its place in the other two, or [`NONE`].
+    /// By key: its place in `found` above `base`; anything below is of an earlier use.
     place: Vec<u32>,
-    pub keys: Vec<u32>,
-    pub masses: Vec<f64>,
-    /// The range of the tokens of each key that has one of its own.
-    pub ranges: Vec<(u32, u32)>,
+    base: u32,
+    pub found: Vec<Mass>,
     pub tail: f64,
 }
 
 impl Masses {
     pub fn new(key_count: usize) -> Self {
         Self {
-            place: vec![NONE; key_count],
+            place: vec![0; key_count],
+            base: 1,
             ..Self::default()
         }
     }
 
     pub fn clear(&mut self) {
-        for &key in &self.keys {
-            self.place[key as usize] = NONE;
+        self.base += self.found.len() as u32;
+        if self.base > u32::MAX / 2 {
+            self.place.fill(0);
+            self.base = 1;
         }
-        self.keys.clear();
-        self.masses.clear();
-        self.ranges.clear();
+        self.found.clear();
         self.tail = 0.0;
     }
 
     /// Adds to the mass of a key, whose tokens are `range`; [`NONE`] is the tail.
+    #[inline]
     pub fn add(&mut self, key: u32, mass: f64, range: (u32, u32)) {
         if key == NONE {
             self.tail += mass;
             return;
         }
-        let place = self.place[key as usize];
-        if place == NONE {
-            self.place[key as usize] = self.keys.len() as u32;
-            self.keys.push(key);
-            self.masses.push(mass);
-            self.ranges.push(range);
+        let place = &mut self.place[key as usize];
+        if *place >= self.base {
+            self.found[(*place - self.base) as usize].mass += mass;
         } else {
-            self.masses[place as usize] += mass;
+            *place = self.base + self.found.len() as u32;
+            self.found.push(Mass { key, range, mass });
         }
+    }
+
+    /// Brings the places of these columns' cells near, all at once.
+    pub fn touch(&self, columns: &[Column]) {
+        let places = columns.iter().map(|column| self.place.get(column.cell as usize));
+        black_box(places.fold(0, |all, place| all ^ place.copied().unwrap_or(0)));
     }
 
     /// Takes a key's mass away.
     pub fn remove(&mut self, key: u32) {
         if let Some(place) = self.find(key) {
-            self.masses[place] = 0.0;
+            self.found[place].mass = 0.0;
         }
     }
 
     /// The place of a key that has mass.
     pub fn find(&self, key: u32) -> Option<usize> {
         let place = *self.place.get(key as usize)?;
-        (place != NONE).then_some(place as usize)
+        place.checked_sub(self.base).map(|place| place as usize)
     }
 
     pub fn total(&self) -> f64 {
-        self.masses.iter().sum::<f64>() + self.tail
+        self.found.iter().map(|found| found.mass).sum::<f64>() + self.tail
     }
 }

@@ -1,17 +1,105 @@
 //! The target of a student position inside a teacher token: the teacher's tokens that begin with
 //! the bytes so far, by the student token that what is left of them starts with.
 
-use super::NONE;
-use super::groups::Targets;
-use super::position::{Build, tail};
+use rustc_hash::FxHashMap;
+
+use super::below::MOST_TEXTS;
+use super::groups::{Masses, Targets};
+use super::pair::PairTables;
+use super::position::Build;
+use super::side::Order;
+use super::{NONE, TargetOptions};
+
+/// What one thread remembers of positions inside teacher tokens.
+#[derive(Debug)]
+pub(super) struct Inside {
+    /// By teacher token and bytes of it that are past.
+    facts: FxHashMap<(u32, u32), Facts>,
+    /// By the same and the token behind it: the student token that their text starts with.
+    texts: FxHashMap<(u32, u32, u32), u32>,
+    /// By the teacher token before a boundary, a student token behind it, and whether all must be
+    /// sure: the stretches of the student's order of bytes that begin with it and before which the
+    /// teacher has no boundary.
+    members: FxHashMap<(u32, u32, bool), Vec<(u32, u32)>>,
+    by_token: Masses,
+    kept: Vec<Kept>,
+    stretches: Vec<(u32, u32)>,
+}
+
+/// Where the teacher has a boundary inside a chunk its next row is not known. So much of that, as a
+/// share of what is known, is let pass.
+const MAX_UNKNOWN: f64 = 0.05;
+
+/// A teacher token with some bytes past.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    /// The places, in the order of bytes, of the tokens that begin with these bytes and go on.
+    pub longer: (u32, u32),
+    /// The tokens that these bytes begin and end with, as the tokenizer segments them, or [`NONE`].
+    first: u32,
+    last: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    token: u32,
+    mass: f64,
+    order: Order,
+}
+
+impl Inside {
+    pub fn new(tables: &PairTables) -> Self {
+        Self {
+            facts: FxHashMap::default(),
+            texts: FxHashMap::default(),
+            members: FxHashMap::default(),
+            by_token: Masses::new(tables.student.vocab().len()),
+            kept: Vec::new(),
+            stretches: Vec::new(),
+        }
+    }
+
+    /// Memos that have grown too large start anew.
+    pub fn start(&mut self, _: &TargetOptions) {
+        if self.texts.len() > MOST_TEXTS {
+            self.texts.clear();
+        }
+        if self.members.len() > MOST_TEXTS {
+            self.members.clear();
+        }
+        if self.facts.len() > MOST_TEXTS {
+            self.facts.clear();
+        }
+    }
+}
 
 impl Build<'_> {
+    /// What is known of the teacher token around the boundary.
+    pub fn inside_facts(&mut self) -> Facts {
+        let around = self.teacher_ids[self.place.teacher];
+        let past = self.place.past;
+        if let Some(&facts) = self.scratch.inside.facts.get(&(around, past as u32)) {
+            return facts;
+        }
+        let teacher = &self.tables.teacher;
+        let before = &teacher.bytes(around)[..past];
+        let longer = teacher.longer_than(before);
+        let (first, last) = teacher.outer_pieces(before, &mut self.scratch.pieces);
+        let facts = Facts {
+            longer: (longer.start, longer.end),
+            first,
+            last,
+        };
+        self.scratch.inside.facts.insert((around, past as u32), facts);
+        facts
+    }
+
     pub(super) fn inside(&mut self, targets: &mut Targets) {
         if !self.options.cells || self.options.levels == 0 {
             return;
         }
         self.find_path();
-        self.scratch.by_token.clear();
+        self.scratch.inside.by_token.clear();
         let on_path = self.scratch.path.first().copied();
         let (mut scale, mut mass) = (1.0, 0.0);
         for level in 0..self.options.levels {
@@ -22,7 +110,7 @@ impl Build<'_> {
                 break;
             }
             if level > 0 {
-                match self.rows.prob(at, self.teacher_ids[at]) {
+                match self.rows.of(at).own_prob() {
                     Some(prob) => scale /= prob,
                     None => break,
                 }
@@ -43,43 +131,85 @@ impl Build<'_> {
 
     /// The rows behind the text's own tokens; false where one of them is not known.
     fn follow_path(&mut self, mut mass: f64) -> bool {
-        let tables = self.tables;
         let around = self.scratch.path[0];
-        let mut prefix = tables.teacher.bytes(around)[self.place.past..].to_vec();
+        let past = self.place.past;
+        let mut prefix = self.tables.teacher.bytes(around)[past..].to_vec();
         for depth in 1..self.scratch.path.len() + usize::from(self.closed) {
             let row = self.rows.of(self.place.teacher + depth);
             if row.is_empty() {
                 return false;
             }
-            let on_path = self.scratch.path.get(depth).copied();
-            let (length, mut listed) = (prefix.len(), 0.0);
-            let mut on_path_prob = 0.0;
-            for entry in row {
-                listed += entry.prob;
-                if Some(entry.id) == on_path {
-                    on_path_prob = entry.prob;
-                    continue;
+            let (first, last) = match depth {
+                1 => self.rest_of(around, past),
+                _ => {
+                    let pieces = &mut self.scratch.pieces;
+                    self.tables.student.outer_pieces(&prefix, pieces)
                 }
-                prefix.extend_from_slice(tables.teacher.bytes(entry.id));
-                let first = tables
-                    .student
-                    .first_piece(&prefix, &mut self.scratch.pieces);
-                prefix.truncate(length);
-                self.give_token(first, mass * entry.prob);
-            }
-            let first = tables
-                .student
-                .first_piece(&prefix, &mut self.scratch.pieces);
-            self.give_token(first, mass * tail(listed));
-            if let Some(token) = on_path {
-                mass *= on_path_prob;
-                prefix.extend_from_slice(tables.teacher.bytes(token));
+            };
+            self.place_inside_row(depth, &mut prefix, (first, last), mass);
+            if let Some(&token) = self.scratch.path.get(depth) {
+                mass *= row.own_prob().unwrap_or(0.0);
+                prefix.extend_from_slice(self.tables.teacher.bytes(token));
             }
         }
         if let (false, Some(own)) = (self.closed, self.place.own) {
             self.add_token(own, mass);
         }
         true
+    }
+
+    /// A row behind a text, which the student's tokens `outer` begin and end.
+    fn place_inside_row(
+        &mut self,
+        depth: usize,
+        prefix: &mut Vec<u8>,
+        outer: (u32, u32),
+        mass: f64,
+    ) {
+        let tables = self.tables;
+        let at = self.place.teacher + depth;
+        let row = self.rows.of(at);
+        let on_path = match depth < self.scratch.path.len() {
+            true => row.own,
+            false => NONE,
+        };
+        let mut stays = row.listed;
+        if let Some(&own) = row.probs.get(on_path as usize) {
+            stays -= own;
+        }
+        let slot = match tables.student.is_pairwise() && outer.1 != NONE {
+            true => Some(self.keep_mask(at, outer.1)),
+            false => None,
+        };
+        let around = (self.scratch.path[0], self.place.past as u32);
+        let length = prefix.len();
+        for (place, (&id, &prob)) in row.ids.iter().zip(row.probs).enumerate() {
+            let kept = slot.is_some_and(|slot| {
+                self.scratch.masks[slot].bits[place / 64] >> (place % 64) & 1 == 1
+            });
+            if kept || place == on_path as usize || tables.teacher.bytes(id).is_empty() {
+                continue;
+            }
+            stays -= prob;
+            let key = (around.0, around.1, id);
+            let known = match depth {
+                1 => self.scratch.inside.texts.get(&key).copied(),
+                _ => None,
+            };
+            let first = known.unwrap_or_else(|| {
+                prefix.extend_from_slice(tables.teacher.bytes(id));
+                let pieces = &mut self.scratch.pieces;
+                let first = tables.student.first_piece(prefix, pieces).unwrap_or(NONE);
+                prefix.truncate(length);
+                if depth == 1 {
+                    self.scratch.inside.texts.insert(key, first);
+                }
+                first
+            });
+            self.give_token((first != NONE).then_some(first), mass * prob);
+        }
+        let stays = stays.max(0.0) + row.tail();
+        self.give_token((outer.0 != NONE).then_some(outer.0), mass * stays);
     }
 
     fn give_token(&mut self, first: Option<u32>, mass: f64) {
@@ -92,56 +222,71 @@ impl Build<'_> {
     }
 
     fn add_token(&mut self, token: u32, mass: f64) {
-        let by_token = &mut self.scratch.by_token;
-        match by_token.iter_mut().find(|entry| entry.0 == token) {
-            Some(entry) => entry.1 += mass,
-            None => by_token.push((token, mass)),
-        }
+        self.scratch.inside.by_token.add(token, mass, (0, 0));
     }
 
     /// Groups by the longest of the tokens found that a student token begins with. One before which
-    /// the teacher has a boundary is in none: its mass is not that of a longer teacher token.
+    /// the teacher has a boundary is in none: its mass is not that of a longer teacher token. Nor is
+    /// one before which it has a boundary in some texts, where those may be many.
     fn emit_inside(&mut self, targets: &mut Targets) {
         let tables = self.tables;
-        let before = &tables.teacher.bytes(self.teacher_ids[self.place.teacher])[..self.place.past];
-        let last = tables.teacher.last_piece(before, &mut self.scratch.pieces);
-        let found = std::mem::take(&mut self.scratch.by_token);
+        let Facts { first, last, .. } = self.inside_facts();
+        let last = (last != NONE).then_some(last);
+        let row = self.rows.of(self.place.teacher);
+        let ending = row.ids.iter().position(|&id| id == first);
+        let ending = ending.map_or(0.0, |at| row.probs[at]);
+        let strict = ending > MAX_UNKNOWN * self.scratch.inside.by_token.total();
+        let mut kept = std::mem::take(&mut self.scratch.inside.kept);
+        let mut stretches = std::mem::take(&mut self.scratch.inside.stretches);
         // Student tokens with the bytes of one found, and all that begin so, are one range of the
-        // order of bytes; ranges are nested or apart.
-        let order = |token: u32| tables.student.order[token as usize];
-        let kept: Vec<bool> = found
-            .iter()
-            .map(|&(token, _)| !self.ends_before(last, token))
-            .collect();
-        let total: f64 = found
-            .iter()
-            .zip(&kept)
-            .filter(|entry| *entry.1)
-            .map(|entry| entry.0.1)
-            .sum();
+        // order of bytes; ranges are nested or apart. All tokens found delimit groups.
+        kept.clear();
+        let mut total = 0.0;
+        for at in 0..self.scratch.inside.by_token.found.len() {
+            let found = self.scratch.inside.by_token.found[at];
+            let mass = match self.is_left_out(last, found.key, strict) {
+                true => 0.0,
+                false => found.mass,
+            };
+            total += mass;
+            kept.push(Kept {
+                token: found.key,
+                mass,
+                order: tables.student.order[found.key as usize],
+            });
+        }
         if total > 0.0 {
-            for (&(token, mass), _) in found.iter().zip(&kept).filter(|entry| *entry.1) {
-                let own = order(token);
-                let mut longer: Vec<(u32, u32)> = found
-                    .iter()
-                    .map(|&(other, _)| order(other))
-                    .filter(|other| {
-                        other.equal_start >= own.equal_end && other.prefix_end <= own.prefix_end
-                    })
-                    .map(|other| (other.equal_start, other.prefix_end))
-                    .collect();
-                longer.sort_unstable();
+            kept.sort_unstable_by_key(|kept| {
+                (kept.order.equal_start, u32::MAX - kept.order.prefix_end, kept.token)
+            });
+            for at in 0..kept.len() {
+                let Kept { token, mass, order } = kept[at];
+                if mass <= 0.0 {
+                    continue;
+                }
+                stretches.clear();
+                // What is nested in this range comes behind it, the outermost first.
+                let mut from = order.equal_start;
+                for inner in &kept[at + 1..] {
+                    if inner.order.equal_start >= order.prefix_end {
+                        break;
+                    }
+                    if inner.order.equal_start >= order.equal_end.max(from) {
+                        stretches.push((from, inner.order.equal_start));
+                        from = inner.order.prefix_end;
+                    }
+                }
+                stretches.push((from, order.prefix_end));
                 targets.push_group(mass / total, 0);
-                let mut at = own.equal_start;
-                for (start, end) in longer.into_iter().chain([(own.prefix_end, own.prefix_end)]) {
-                    self.push_members(targets, last, token, (at, start));
-                    at = at.max(end);
+                for &stretch in &stretches {
+                    self.push_members(targets, last, token, strict, stretch);
                 }
                 targets.end_group();
             }
             targets.end_position(self.place.position, self.place.chunk, 0.0, true);
         }
-        self.scratch.by_token = found;
+        self.scratch.inside.kept = kept;
+        self.scratch.inside.stretches = stretches;
     }
 
     /// Adds the tokens that begin with `token`, in a stretch of the order of bytes, but those before
@@ -151,17 +296,18 @@ impl Build<'_> {
         targets: &mut Targets,
         last: Option<u32>,
         token: u32,
+        strict: bool,
         (start, end): (u32, u32),
     ) {
         if start >= end {
             return;
         }
-        let key = (last.unwrap_or(NONE), token);
-        if !self.scratch.members.contains_key(&key) {
-            let found = self.members(last, token);
-            self.scratch.members.insert(key, found);
+        let key = (last.unwrap_or(NONE), token, strict);
+        if !self.scratch.inside.members.contains_key(&key) {
+            let found = self.members(last, token, strict);
+            self.scratch.inside.members.insert(key, found);
         }
-        for &(from, to) in &self.scratch.members[&key] {
+        for &(from, to) in &self.scratch.inside.members[&key] {
             let (from, to) = (from.max(start), to.min(end));
             if from < to {
                 targets.push_range(self.tables.by_bytes(from, to));
@@ -169,11 +315,11 @@ impl Build<'_> {
         }
     }
 
-    fn members(&mut self, last: Option<u32>, token: u32) -> Vec<(u32, u32)> {
+    fn members(&mut self, last: Option<u32>, token: u32, strict: bool) -> Vec<(u32, u32)> {
         let order = self.tables.student.order[token as usize];
         let mut found: Vec<(u32, u32)> = Vec::new();
         for at in order.equal_start..order.prefix_end {
-            if self.ends_before(last, self.tables.student.sorted[at as usize]) {
+            if self.is_left_out(last, self.tables.student.sorted[at as usize], strict) {
                 continue;
             }
             match found.last_mut() {
@@ -182,6 +328,22 @@ impl Build<'_> {
             }
         }
         found
+    }
+
+    fn is_left_out(&mut self, last: Option<u32>, token: u32, strict: bool) -> bool {
+        self.ends_before(last, token) || (strict && self.may_end_before(last, token))
+    }
+
+    /// Whether the teacher has a boundary between its token `last` and some longer token of its own
+    /// than this student token.
+    fn may_end_before(&mut self, last: Option<u32>, token: u32) -> bool {
+        let Some(last) = last else {
+            return false;
+        };
+        let teacher = &self.tables.teacher;
+        let (start, end) = self.tables.teacher_longer[token as usize];
+        let mut after = teacher.after(last, &mut self.scratch.teacher_pairs);
+        (start..end).any(|at| after.keeps(&teacher.next(teacher.sorted[at as usize])))
     }
 
     /// Whether the teacher has a boundary between its token `last` and this student token.

@@ -10,11 +10,16 @@
 //!
 //! `tests/reference_targets.py` is the definition, slow and plain.
 
+mod below;
+mod doubt;
+mod emit;
 mod groups;
 mod inside;
 mod pair;
+mod places;
 mod position;
 mod rows;
+mod side;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,14 +1,11 @@
 //! What a pair of tokenizers says about targets, before any text: cells, groups, boundaries.
 
-use std::sync::Arc;
-
+use super::side::Side;
 use super::{NONE, PairInput};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
-use crate::segment::Model;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::Next;
 use crate::trie::{PieceTrie, ROOT};
-use crate::vocab::Vocab;
 
 /// What a teacher token stands for at a boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +17,39 @@ pub(super) enum ColumnKind {
     Special,
 }
 
-/// A teacher token, as the hot loop reads it.
+/// A teacher token, as the hot loop reads it: half a cache line.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
 pub(super) struct Column {
-    pub kind: ColumnKind,
-    /// The first byte of `first`.
-    pub first_byte: u8,
     /// The student token that it starts with; of a special token, its index among the pairs.
     pub first: u32,
+    shape: u32,
+    part_start: u32,
     /// The trie node of its cell, and the range of the cell's tokens.
     pub cell: u32,
     pub cell_range: (u32, u32),
     /// Its place in the order of bytes.
     pub rank: u32,
+    first_byte: u8,
+    second_byte: u8,
+    part_count: u8,
+    pub kind: ColumnKind,
+}
+
+const _: () = assert!(size_of::<Column>() == 32);
+
+impl Column {
+    /// `first`, as what may follow another token.
+    pub fn next(&self) -> Next {
+        Next {
+            token: self.first,
+            shape: self.shape,
+            part_start: self.part_start,
+            first_byte: self.first_byte,
+            second_byte: self.second_byte,
+            part_count: self.part_count,
+        }
+    }
 }
 
 /// The tables of one pair of tokenizers.
@@ -45,7 +62,11 @@ pub(super) struct PairTables {
     pub columns: Vec<Column>,
     /// By node: the student token that the node's bytes start with.
     pub node_first: Vec<u32>,
+    /// By node: the student token that they end with.
+    pub node_last: Vec<u32>,
     pub node_depth: Vec<u8>,
+    /// The nodes from 1 to this one are the root's children.
+    pub last_column: u32,
     /// By node: the first piece of its prefix.
     pub node_column: Vec<u32>,
     /// Offsets into `inexact`, one more than there are nodes.
@@ -58,6 +79,9 @@ pub(super) struct PairTables {
     pub cell_columns: Pieces,
     /// By teacher token that a cell is named after: the range of the cell's tokens.
     cell_range: Vec<(u32, u32)>,
+    /// By student token: the places, in the teacher's order of bytes, of the tokens that begin with
+    /// its bytes and go on.
+    pub teacher_longer: Vec<(u32, u32)>,
     /// All student tokens by cell and pieces, then by bytes, then stops and paired specials.
     pub tokens: Vec<u32>,
     node_start: Vec<u32>,
@@ -65,209 +89,6 @@ pub(super) struct PairTables {
     stop_start: u32,
     stop_count: u32,
     pub special_count: u32,
-}
-
-/// One tokenizer with its tokens in the order of their bytes.
-#[derive(Debug)]
-pub(super) struct Side {
-    tokenizer: Arc<Tokenizer>,
-    /// Text tokens by their bytes, equal ones by id.
-    pub sorted: Vec<u32>,
-    /// By token: its place in `sorted`, the end of those with equal bytes, and of those that begin so.
-    pub order: Vec<Order>,
-    /// Whether the tokenizer gives this token for its bytes.
-    canonical: Vec<bool>,
-    /// Pairs of bytes that are neighbours within some token, 256 bits a first byte.
-    adjacent: Vec<[u64; 4]>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Order {
-    pub equal_start: u32,
-    pub equal_end: u32,
-    pub prefix_end: u32,
-}
-
-impl Side {
-    fn new(tokenizer: Arc<Tokenizer>, side: &'static str) -> Result<Self> {
-        tokenizer.require_model(side)?;
-        let vocab = &tokenizer.vocab;
-        let mut sorted: Vec<u32> = (0..vocab.len() as u32)
-            .filter(|&id| !vocab.token_bytes(id).is_empty())
-            .collect();
-        sorted.sort_by(|&a, &b| {
-            vocab
-                .token_bytes(a)
-                .cmp(vocab.token_bytes(b))
-                .then(a.cmp(&b))
-        });
-        let mut order = vec![Order::default(); vocab.len()];
-        // Tokens whose range of longer ones is still open, each a prefix of the next.
-        let mut open: Vec<u32> = Vec::new();
-        let mut at = 0;
-        while at < sorted.len() {
-            let bytes = vocab.token_bytes(sorted[at]);
-            let equal = sorted[at..].partition_point(|&id| vocab.token_bytes(id) == bytes);
-            while let Some(&top) = open.last() {
-                let first = sorted[top as usize];
-                if bytes.starts_with(vocab.token_bytes(first)) {
-                    break;
-                }
-                open.pop();
-                close(&mut order, &sorted, top, at as u32);
-            }
-            for &id in &sorted[at..at + equal] {
-                order[id as usize] = Order {
-                    equal_start: at as u32,
-                    equal_end: (at + equal) as u32,
-                    prefix_end: 0,
-                };
-            }
-            open.push(at as u32);
-            at += equal;
-        }
-        while let Some(top) = open.pop() {
-            close(&mut order, &sorted, top, sorted.len() as u32);
-        }
-        let mut adjacent = vec![[0u64; 4]; 256];
-        for &id in &sorted {
-            for pair in vocab.token_bytes(id).windows(2) {
-                adjacent[usize::from(pair[0])][usize::from(pair[1]) / 64] |= 1 << (pair[1] % 64);
-            }
-        }
-        let mut canonical = vec![false; vocab.len()];
-        let mut pieces = Vec::new();
-        for &id in &sorted {
-            let spelled = match &tokenizer.model {
-                Some(model) => tokenizer.segment_with(model, vocab.token_bytes(id), &mut pieces),
-                None => false,
-            };
-            canonical[id as usize] = spelled && pieces == [id];
-        }
-        Ok(Self {
-            tokenizer,
-            sorted,
-            order,
-            canonical,
-            adjacent,
-        })
-    }
-
-    pub fn vocab(&self) -> &Vocab {
-        &self.tokenizer.vocab
-    }
-
-    pub fn bytes(&self, id: u32) -> &[u8] {
-        self.tokenizer.vocab.token_bytes(id)
-    }
-
-    fn model(&self) -> Option<&Model> {
-        self.tokenizer.model.as_deref()
-    }
-
-    /// Whether pairs of neighbours decide a segmentation.
-    pub fn is_pairwise(&self) -> bool {
-        matches!(self.model(), Some(Model::Bpe(_)))
-    }
-
-    /// The token that a text starts with.
-    pub fn first_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
-        let model = self.model()?;
-        if !self.tokenizer.segment_with(model, bytes, pieces) {
-            return None;
-        }
-        pieces.first().copied()
-    }
-
-    /// The token that a text ends with.
-    pub fn last_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
-        self.first_piece(bytes, pieces)?;
-        pieces.last().copied()
-    }
-
-    /// The neighbours after which `last` may be swallowed, as a set of first bytes; none where a
-    /// text never ends with this token anyway.
-    pub fn may_swallow(&self, last: u32) -> [u64; 4] {
-        match self.bytes(last).last() {
-            Some(&byte) if self.canonical[last as usize] => self.adjacent[usize::from(byte)],
-            _ => [0; 4],
-        }
-    }
-
-    /// Whether the tokenizer keeps `last` when `next` follows.
-    pub fn keeps(&self, last: u32, next: u32, memo: &mut PairMemo) -> bool {
-        let Some(&first) = self.bytes(next).first() else {
-            return true;
-        };
-        if !has(&self.may_swallow(last), first) {
-            return true;
-        }
-        memo.get(last, next, |bytes, pieces| {
-            bytes.clear();
-            bytes.extend_from_slice(self.bytes(last));
-            bytes.extend_from_slice(self.bytes(next));
-            self.first_piece(bytes, pieces) == Some(last)
-        })
-    }
-
-    /// The places in `sorted` of the tokens that begin with `bytes` and go on.
-    pub fn longer_than(&self, bytes: &[u8]) -> std::ops::Range<u32> {
-        let vocab = self.vocab();
-        let start = self
-            .sorted
-            .partition_point(|&id| vocab.token_bytes(id) <= bytes);
-        let more =
-            self.sorted[start..].partition_point(|&id| vocab.token_bytes(id).starts_with(bytes));
-        start as u32..(start + more) as u32
-    }
-}
-
-fn close(order: &mut [Order], sorted: &[u32], start: u32, end: u32) {
-    let equal_end = order[sorted[start as usize] as usize].equal_end;
-    for &id in &sorted[start as usize..equal_end as usize] {
-        order[id as usize].prefix_end = end;
-    }
-}
-
-pub(super) fn has(set: &[u64; 4], byte: u8) -> bool {
-    set[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
-}
-
-/// Answers about pairs of tokens, a fixed number of them.
-#[derive(Debug)]
-pub(super) struct PairMemo {
-    slots: Vec<u64>,
-    bytes: Vec<u8>,
-    pieces: Vec<u32>,
-}
-
-const MEMO_BITS: u32 = 19;
-
-impl PairMemo {
-    pub fn new() -> Self {
-        Self {
-            slots: vec![u64::MAX; 1 << MEMO_BITS],
-            bytes: Vec::new(),
-            pieces: Vec::new(),
-        }
-    }
-
-    fn get(
-        &mut self,
-        left: u32,
-        right: u32,
-        answer: impl FnOnce(&mut Vec<u8>, &mut Vec<u32>) -> bool,
-    ) -> bool {
-        // Ids are below 2^31, which leaves the lowest bit to the answer.
-        let key = u64::from(left) << 32 | u64::from(right) << 1;
-        let slot = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - MEMO_BITS)) as usize;
-        if self.slots[slot] & !1 == key {
-            return self.slots[slot] & 1 == 1;
-        }
-        let found = answer(&mut self.bytes, &mut self.pieces);
-        self.slots[slot] = key | u64::from(found);
-        found
-    }
 }
 
 impl PairTables {
@@ -303,7 +124,7 @@ impl PairTables {
         }
         let trie = PieceTrie::new(pieces, teacher_size)?;
         let root = roots(&trie, &teacher_pieces);
-        let nodes = Nodes::new(&trie, &teacher, &student);
+        let nodes = Nodes::new(&trie, &teacher_pieces, &teacher, &student);
         let (by_cell, node_start, cell_columns) = by_cell(&trie, &root, &nodes.column);
         let mut tokens = by_cell;
         let bytes_start = tokens.len() as u32;
@@ -320,15 +141,20 @@ impl PairTables {
                 let first = teacher_pieces.of(t).first().copied();
                 let place = teacher.order[t as usize].equal_start;
                 let mut column = Column {
-                    kind: ColumnKind::Dropped,
-                    first_byte: 0,
                     first: NONE,
+                    shape: 0,
+                    part_start: 0,
                     cell: NONE,
                     cell_range: (0, 0),
-                    rank: place,
+                    rank: if text { place } else { NONE },
+                    first_byte: 0,
+                    second_byte: 0,
+                    part_count: 0,
+                    kind: ColumnKind::Dropped,
                 };
                 if teacher_stops.contains(&t) {
                     column.kind = ColumnKind::Stop;
+                    column.rank = NONE;
                 } else if let Some(at) = specials.iter().position(|pair| pair.1 == t)
                     && !text
                 {
@@ -337,7 +163,12 @@ impl PairTables {
                 } else if let (true, Some(first)) = (text, first) {
                     column.kind = ColumnKind::Text;
                     column.first = first;
-                    column.first_byte = student.bytes(first)[0];
+                    let next = student.next(first);
+                    column.shape = next.shape;
+                    column.part_start = next.part_start;
+                    column.first_byte = next.first_byte;
+                    column.second_byte = next.second_byte;
+                    column.part_count = next.part_count;
                     let cell = root[t as usize];
                     if cell != NONE {
                         column.cell = trie.child(ROOT, cell).unwrap_or(NONE);
@@ -347,12 +178,17 @@ impl PairTables {
                 column
             })
             .collect();
+        let teacher_longer = longer_tokens(&student, &teacher);
+        let last_column = trie.children(ROOT).len() as u32;
         Ok(Self {
             student,
             teacher,
             columns,
+            teacher_longer,
             node_first: nodes.first,
+            node_last: nodes.last,
             node_depth: nodes.depth,
+            last_column,
             node_column: nodes.column,
             inexact_ptr: nodes.inexact_ptr,
             inexact: nodes.inexact,
@@ -402,6 +238,23 @@ impl PairTables {
         let at = self.stop_start + self.stop_count + index;
         (at, at + 1)
     }
+}
+
+/// By token of one side: the places of the other's tokens that begin with its bytes and go on.
+fn longer_tokens(own: &Side, other: &Side) -> Vec<(u32, u32)> {
+    let mut found = vec![(0, 0); own.vocab().len()];
+    let mut at = 0;
+    for &token in &own.sorted {
+        let bytes = own.bytes(token);
+        let rest = &other.sorted[at..];
+        at += rest.iter().take_while(|&&id| other.bytes(id) < bytes).count();
+        let same = |&id: &u32| other.bytes(id) == bytes;
+        let start = at + other.sorted[at..].partition_point(same);
+        let more = |&id: &u32| other.bytes(id).starts_with(bytes);
+        let end = start + other.sorted[start..].partition_point(more);
+        found[token as usize] = (start as u32, end as u32);
+    }
+    found
 }
 
 /// The columns of a cell are neighbours, and so are their tokens.
@@ -481,17 +334,19 @@ struct Nodes {
     depth: Vec<u8>,
     column: Vec<u32>,
     first: Vec<u32>,
+    last: Vec<u32>,
     inexact_ptr: Vec<u32>,
     inexact: Vec<u32>,
 }
 
 impl Nodes {
-    fn new(trie: &PieceTrie, teacher: &Side, student: &Side) -> Self {
+    fn new(trie: &PieceTrie, teacher_pieces: &Pieces, teacher: &Side, student: &Side) -> Self {
         let count = trie.len();
         let mut nodes = Self {
             depth: vec![0; count],
             column: vec![NONE; count],
             first: vec![NONE; count],
+            last: vec![NONE; count],
             inexact_ptr: vec![0],
             inexact: Vec::new(),
         };
@@ -515,9 +370,21 @@ impl Nodes {
             }
             nodes.inexact_ptr.push(nodes.inexact.len() as u32);
             if let (false, Some(&token)) = (node == ROOT, trie.below(node).first()) {
-                let bytes = student.bytes(token);
-                let text = &bytes[..length[at].min(bytes.len())];
-                nodes.first[at] = student.first_piece(text, &mut pieces).unwrap_or(NONE);
+                // Most nodes are a token, or a teacher's token whose pieces are known.
+                let whole = trie.end_count(node) > 0 && student.canonical[token as usize];
+                let pieces_of_column = match nodes.depth[at] {
+                    1 => teacher_pieces.of(nodes.column[at]),
+                    _ => &[],
+                };
+                (nodes.first[at], nodes.last[at]) = match pieces_of_column {
+                    _ if whole => (token, token),
+                    [first, .., last] => (*first, *last),
+                    _ => {
+                        let bytes = student.bytes(token);
+                        let text = &bytes[..length[at].min(bytes.len())];
+                        student.outer_pieces(text, &mut pieces)
+                    }
+                };
             }
         }
         nodes

@@ -1,48 +1,60 @@
-//! The target of one student position at a common boundary, and the walk over all positions.
+//! The target of one student position at a common boundary.
 
 use rustc_hash::FxHashMap;
 
+use super::below::{GATHERED, Gathered, MOST_TEXTS, Mask};
 use super::groups::{Masses, Targets};
-use super::pair::{ColumnKind, PairMemo, PairTables, has};
+use super::inside::Inside;
+use super::pair::{ColumnKind, PairTables};
+use super::places::{Place, for_each_place};
 use super::rows::Rows;
-use super::{NONE, TargetExample, TargetOptions, is_exact, is_special};
+use super::side::BoundaryMemo;
+use super::{NONE, TargetExample, TargetOptions};
 use crate::trie::ROOT;
 
-/// Buffers of one thread.
+/// Buffers of one thread, and what it remembers of the pair.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    pub student_pairs: PairMemo,
-    pub teacher_pairs: PairMemo,
-    /// By teacher token and bytes of it that are past: the student token that the rest starts with.
-    rests: FxHashMap<(u32, u32), u32>,
+    pub student_pairs: BoundaryMemo,
+    pub teacher_pairs: BoundaryMemo,
+    /// By teacher token and bytes of it that are past: the student tokens that the rest starts and
+    /// ends with.
+    rests: FxHashMap<(u32, u32), (u32, u32)>,
+    /// By trie node and teacher token behind it: the student token that their text starts with.
+    pub texts: FxHashMap<(u32, u32), u32>,
     rows: Rows,
     student_ids: Vec<u32>,
     teacher_ids: Vec<u32>,
     pub masses: Masses,
     /// The text's own teacher tokens from the boundary on, and the trie nodes that they lead to.
     pub path: Vec<u32>,
-    nodes: Vec<u32>,
+    pub nodes: Vec<u32>,
     pub bytes: Vec<u8>,
     pub pieces: Vec<u32>,
-    extra: Vec<(u32, (u32, u32))>,
+    pub extra: Vec<(u32, (u32, u32))>,
+    /// The answers about the last rows that were asked about.
+    pub masks: [Mask; 4],
+    pub next_mask: usize,
+    /// By teacher token, the last digit of it: the columns of the row before it.
+    pub gathered: [Gathered; GATHERED],
+    /// Columns of a row that are children of a node: place in the row, and the child.
+    pub children: Vec<(u32, u32)>,
+    /// The ids of one row by their last bits.
+    pub filter: Vec<u64>,
+    pub filter_row: usize,
     /// Groups that are left out; see [`TargetOptions::sure`].
-    doubted: Vec<u32>,
-    /// By the teacher token before a boundary and a student token behind it: the stretches of the
-    /// student's order of bytes that begin with it and before which the teacher has no boundary.
-    pub members: FxHashMap<(u32, u32), Vec<(u32, u32)>>,
-    pub by_token: Vec<(u32, f64)>,
+    pub doubted: Vec<u32>,
+    pub inside: Inside,
 }
-
-/// Beyond this the memo of rests starts anew.
-const MOST_RESTS: usize = 1 << 20;
 
 impl Scratch {
     pub fn new(tables: &PairTables) -> Self {
         let keys = 2 * tables.trie.len() + 1 + tables.special_count as usize;
         Self {
-            student_pairs: PairMemo::new(),
-            teacher_pairs: PairMemo::new(),
+            student_pairs: BoundaryMemo::new(),
+            teacher_pairs: BoundaryMemo::new(),
             rests: FxHashMap::default(),
+            texts: FxHashMap::default(),
             rows: Rows::default(),
             student_ids: Vec::new(),
             teacher_ids: Vec::new(),
@@ -52,28 +64,30 @@ impl Scratch {
             bytes: Vec::new(),
             pieces: Vec::new(),
             extra: Vec::new(),
+            masks: std::array::from_fn(|_| Mask::new()),
+            next_mask: 0,
+            gathered: std::array::from_fn(|_| Gathered::new()),
+            children: Vec::new(),
+            filter: Vec::new(),
+            filter_row: usize::MAX,
             doubted: Vec::new(),
-            members: FxHashMap::default(),
-            by_token: Vec::new(),
+            inside: Inside::new(tables),
         }
     }
-}
 
-/// Where a student position is.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub position: usize,
-    pub chunk: usize,
-    /// The teacher token at or around the boundary.
-    pub teacher: usize,
-    /// Bytes of it that are before the boundary.
-    pub past: usize,
-    /// The text's own student token here; none where a special one is.
-    pub own: Option<u32>,
-    /// The student token before, where it is text.
-    pub last: Option<u32>,
-    /// The first teacher token of the text without a gap up to here.
-    pub text_start: usize,
+    /// Readies for another text; memos that have grown too large start anew.
+    fn start(&mut self, options: &TargetOptions) {
+        self.masks.iter_mut().for_each(Mask::forget);
+        self.gathered.iter_mut().for_each(Gathered::forget);
+        self.filter_row = usize::MAX;
+        if self.rests.len() > MOST_TEXTS {
+            self.rests.clear();
+        }
+        if self.texts.len() > MOST_TEXTS {
+            self.texts.clear();
+        }
+        self.inside.start(options);
+    }
 }
 
 /// One position while its target is built.
@@ -87,7 +101,7 @@ pub(super) struct Build<'a> {
     /// Whether a row after the path is known, and not only that the text's own token comes.
     pub closed: bool,
     /// The trie node of the cell of the path's first token.
-    own_cell: u32,
+    pub own_cell: u32,
 }
 
 /// The targets of all positions of an example, in order.
@@ -101,17 +115,17 @@ pub(super) fn build(
     let mut rows = std::mem::take(&mut scratch.rows);
     let mut student_ids = std::mem::take(&mut scratch.student_ids);
     let mut teacher_ids = std::mem::take(&mut scratch.teacher_ids);
-    rows.fill(tables, &example.predictions, options.min_prob);
     student_ids.clear();
     student_ids.extend(example.student_ids.iter().map(|&id| id as u32));
     teacher_ids.clear();
     teacher_ids.extend(example.teacher_ids.iter().map(|&id| id as u32));
-    if scratch.rests.len() > MOST_RESTS {
-        scratch.rests.clear();
-    }
-    if scratch.members.len() > MOST_RESTS {
-        scratch.members.clear();
-    }
+    rows.fill(
+        &example.predictions,
+        &teacher_ids,
+        tables.columns.len(),
+        options.min_prob,
+    );
+    scratch.start(options);
     targets.reserve(student_ids.len(), rows.len() + student_ids.len());
     for_each_place(tables, example, &student_ids, &teacher_ids, |place| {
         let mut build = Build {
@@ -136,84 +150,6 @@ pub(super) fn build(
     scratch.teacher_ids = teacher_ids;
 }
 
-fn for_each_place(
-    tables: &PairTables,
-    example: &TargetExample<'_>,
-    student_ids: &[u32],
-    teacher_ids: &[u32],
-    mut visit: impl FnMut(Place),
-) {
-    // Where the text that has no gap up to here began, on both sides.
-    let mut run: Option<(usize, usize)> = None;
-    for (chunk, &kind) in example.kinds.iter().enumerate() {
-        let range = |bounds: &[i64]| bounds[chunk] as usize..bounds[chunk + 1] as usize;
-        let (student, teacher) = (range(example.student_bounds), range(example.teacher_bounds));
-        if student.is_empty() || teacher.is_empty() {
-            run = None;
-            continue;
-        }
-        let student_size = |s: &u32| tables.student.bytes(*s).len();
-        let teacher_size = |t: &u32| tables.teacher.bytes(*t).len();
-        let sizes = (
-            student_ids[student.clone()]
-                .iter()
-                .map(student_size)
-                .sum::<usize>(),
-            teacher_ids[teacher.clone()]
-                .iter()
-                .map(teacher_size)
-                .sum::<usize>(),
-        );
-        // A dummy prefix makes a chunk exact whose tokens differ by a space.
-        let exact = is_exact(kind) && sizes.0 == sizes.1 && sizes.0 > 0;
-        if !exact && !is_special(kind) {
-            run = None;
-            continue;
-        }
-        let (student_start, text_start) = run.unwrap_or((student.start, teacher.start));
-        let place = Place {
-            position: student.start,
-            chunk,
-            teacher: teacher.start,
-            past: 0,
-            own: None,
-            last: None,
-            text_start,
-        };
-        let last = |position: usize| (position > student_start).then(|| student_ids[position - 1]);
-        if !exact {
-            if student.start > 0 {
-                visit(Place {
-                    last: last(student.start),
-                    ..place
-                });
-            }
-            run = None;
-            continue;
-        }
-        run = Some((student_start, text_start));
-        let (mut at, mut past) = (teacher.start, 0);
-        for position in student {
-            while at < teacher.end && past >= teacher_size(&teacher_ids[at]) {
-                past -= teacher_size(&teacher_ids[at]);
-                at += 1;
-            }
-            // Tokens without bytes at the end of a chunk leave nothing to compare with.
-            if position > 0 && at < teacher.end {
-                visit(Place {
-                    position,
-                    teacher: at,
-                    past,
-                    own: Some(student_ids[position]),
-                    last: last(position),
-                    ..place
-                });
-            }
-            past += student_size(&student_ids[position]);
-        }
-    }
-}
-
 impl<'a> Build<'a> {
     /// Follows the text's teacher tokens until they cover its student token.
     pub fn find_path(&mut self) {
@@ -232,10 +168,11 @@ impl<'a> Build<'a> {
         while self.scratch.path.len() < limit && covered < size + self.place.past {
             let at = self.place.teacher + self.scratch.path.len();
             let token = self.teacher_ids[at];
-            if self.rows.of(at).is_empty() {
+            let row = self.rows.of(at);
+            if row.is_empty() {
                 break;
             }
-            if self.rows.prob(at, token).is_none() {
+            if row.own_prob().is_none() {
                 self.closed = true;
                 break;
             }
@@ -272,17 +209,14 @@ impl<'a> Build<'a> {
             if self.rows.of(self.place.teacher + depth).is_empty() {
                 return;
             }
-            let on_path = self.scratch.path.get(depth).copied();
             if depth == 0 {
-                self.place_first_row(on_path);
+                self.place_first_row();
             } else {
-                self.place_row_below(depth, mass, on_path);
+                self.place_row_below(depth, mass);
             }
-            if let Some(token) = on_path {
-                mass *= self
-                    .rows
-                    .prob(self.place.teacher + depth, token)
-                    .unwrap_or(0.0);
+            if depth < self.scratch.path.len() {
+                let row = self.rows.of(self.place.teacher + depth);
+                mass *= row.own_prob().unwrap_or(0.0);
             }
         }
         if let (false, Some(own)) = (self.closed, self.place.own) {
@@ -298,123 +232,63 @@ impl<'a> Build<'a> {
     }
 
     /// The row at the boundary: each token to its cell.
-    fn place_first_row(&mut self, on_path: Option<u32>) {
-        let tables = self.tables;
-        let swallow = match self.place.last {
-            Some(last) if self.options.consistent => tables.student.may_swallow(last),
-            _ => [0; 4],
+    fn place_first_row(&mut self) {
+        let row = self.rows.of(self.place.teacher);
+        let on_path = match self.scratch.path.is_empty() {
+            true => NONE,
+            false => row.own,
         };
-        let last = self.place.last.unwrap_or(NONE);
-        let on_path = on_path.unwrap_or(NONE);
-        let rows = self.rows;
-        let mut listed = 0.0;
-        for entry in rows.of(self.place.teacher) {
-            listed += entry.prob;
-            if entry.id == on_path {
-                continue;
+        let slot = match self.place.last {
+            Some(last) if self.options.consistent => {
+                Some(self.keep_mask(self.place.teacher, last))
             }
-            let column = entry.column;
-            match column.kind {
-                ColumnKind::Text => {
-                    if has(&swallow, column.first_byte) {
-                        if self.options.sure {
-                            let node = tables.trie.child(ROOT, entry.id).unwrap_or(NONE);
-                            self.doubt(Some(column.first), self.below(node));
-                        }
-                        let memo = &mut self.scratch.student_pairs;
-                        if !tables.student.keeps(last, column.first, memo) {
-                            continue;
-                        }
-                    }
-                    if !self.options.cells {
-                        if let Some(node) = tables.trie.child(ROOT, entry.id) {
-                            self.add(node, entry.prob);
-                        }
-                    } else if column.cell == self.own_cell && self.own_cell != NONE {
-                        let group = self.group_of(column.first);
-                        self.add(group, entry.prob);
-                    } else {
-                        let masses = &mut self.scratch.masses;
-                        masses.add(column.cell, entry.prob, column.cell_range);
-                    }
-                }
-                ColumnKind::Stop => {
-                    self.add(self.stop_key(), entry.prob);
-                }
-                ColumnKind::Special => {
-                    self.add(self.stop_key() + 1 + column.first, entry.prob);
-                }
-                ColumnKind::Dropped => {}
-            }
-        }
-        self.scratch.masses.tail += tail(listed);
-    }
-
-    /// A row behind the first `depth` tokens of the path.
-    fn place_row_below(&mut self, depth: usize, mass: f64, on_path: Option<u32>) {
-        let tables = self.tables;
-        let node = self.scratch.nodes[depth];
-        let mut prefix = Vec::new();
-        for &token in &self.scratch.path[..depth] {
-            prefix.extend_from_slice(tables.teacher.bytes(token));
-        }
-        let prefix_first = match node {
-            NONE => tables
-                .student
-                .first_piece(&prefix, &mut self.scratch.pieces),
-            node => Some(tables.node_first[node as usize]).filter(|&first| first != NONE),
+            _ => None,
         };
-        // The student token that is the path itself: what follows decides whether it stays.
-        let whole = prefix_first.filter(|&first| tables.student.bytes(first) == prefix);
-        let swallow = whole.map(|token| tables.student.may_swallow(token));
-        let pairwise = tables.student.is_pairwise();
-        let has_children = node != NONE && tables.trie.children(node).len() > 0;
-        let on_path = on_path.unwrap_or(NONE);
-        let rows = self.rows;
-        let (mut listed, mut stays) = (0.0, 0.0);
-        for entry in rows.of(self.place.teacher + depth) {
-            listed += entry.prob;
-            if entry.id == on_path {
-                continue;
-            }
-            let text = tables.teacher.bytes(entry.id);
-            if text.is_empty() || entry.column.kind == ColumnKind::Stop {
-                stays += entry.prob;
-                continue;
-            }
-            let child = if has_children {
-                tables.trie.child(node, entry.id)
-            } else {
-                None
-            };
-            if let Some(child) = child {
-                let first = Some(tables.node_first[child as usize]).filter(|&first| first != NONE);
-                if self.options.sure {
-                    self.doubt(first, self.below(child));
-                }
-                self.give(first, mass * entry.prob);
-                continue;
-            }
-            if let (Some(token), Some(swallow), ColumnKind::Text) =
-                (whole, &swallow, entry.column.kind)
-            {
-                let memo = &mut self.scratch.student_pairs;
-                if !has(swallow, entry.column.first_byte)
-                    || (pairwise && tables.student.keeps(token, entry.column.first, memo))
-                {
-                    stays += entry.prob;
+        if self.options.sure {
+            self.doubt_row(on_path);
+        }
+        self.gather(self.place.teacher);
+        let cells = self.options.cells;
+        for word in 0..row.ids.len().div_ceil(64) {
+            let kept = slot.map_or(u64::MAX, |slot| self.scratch.masks[slot].bits[word]);
+            let range = word * 64..row.ids.len().min(word * 64 + 64);
+            let columns = row.ids[range.clone()].iter().zip(&row.probs[range.clone()]);
+            for (bit, (&id, &prob)) in columns.enumerate() {
+                if kept >> bit & 1 == 0 || word * 64 + bit == on_path as usize {
                     continue;
                 }
+                let scratch = &mut *self.scratch;
+                let slot = self.place.teacher % GATHERED;
+                let column = &scratch.gathered[slot].columns[word * 64 + bit];
+                // All but text of another cell than the text's own is rare.
+                if column.kind == ColumnKind::Text && cells && column.cell != self.own_cell {
+                    scratch.masses.add(column.cell, prob, column.cell_range);
+                } else {
+                    self.place_column(id, prob);
+                }
             }
-            let length = prefix.len();
-            prefix.extend_from_slice(text);
-            let first = tables
-                .student
-                .first_piece(&prefix, &mut self.scratch.pieces);
-            prefix.truncate(length);
-            self.give(first, mass * entry.prob);
         }
-        self.give(prefix_first, mass * (stays + tail(listed)));
+        self.scratch.masses.tail += row.tail();
+    }
+
+    fn place_column(&mut self, id: u32, prob: f64) {
+        let tables = self.tables;
+        let column = &tables.columns[id as usize];
+        match column.kind {
+            ColumnKind::Text if !self.options.cells => {
+                if let Some(node) = tables.trie.child(ROOT, id) {
+                    self.add(node, prob);
+                }
+            }
+            ColumnKind::Text if self.own_cell == NONE => self.scratch.masses.tail += prob,
+            ColumnKind::Text => {
+                let group = self.group_of(column.first);
+                self.add(group, prob);
+            }
+            ColumnKind::Stop => self.add(self.stop_key(), prob),
+            ColumnKind::Special => self.add(self.stop_key() + 1 + column.first, prob),
+            ColumnKind::Dropped => {}
+        }
     }
 
     /// Tokens of earlier rows that run past the boundary.
@@ -427,7 +301,7 @@ impl<'a> Build<'a> {
             if at < self.place.text_start {
                 return;
             }
-            match self.rows.prob(at, self.teacher_ids[at]) {
+            match self.rows.of(at).own_prob() {
                 Some(prob) => scale /= prob,
                 None => return,
             }
@@ -447,125 +321,75 @@ impl<'a> Build<'a> {
         at: usize,
         mut visit: impl FnMut(&mut Self, u32, Option<u32>, f64),
     ) {
-        let (tables, rows) = (self.tables, self.rows);
-        let whole = &self.teacher_ids[at..self.place.teacher];
-        let (longer, length) = if let (&[token], 0) = (whole, self.place.past) {
-            let order = tables.teacher.order[token as usize];
-            (
-                order.equal_end..order.prefix_end,
-                tables.teacher.bytes(token).len(),
-            )
-        } else {
-            let bytes = &mut self.scratch.bytes;
-            bytes.clear();
-            for &token in whole {
-                bytes.extend_from_slice(tables.teacher.bytes(token));
-            }
-            if self.place.past > 0 {
-                let around = tables.teacher.bytes(self.teacher_ids[self.place.teacher]);
-                bytes.extend_from_slice(&around[..self.place.past]);
-            }
-            (tables.teacher.longer_than(bytes), bytes.len())
-        };
+        let row = self.rows.of(at);
+        if row.is_empty() {
+            return;
+        }
+        let (longer, length) = self.longer_tokens(at);
         if longer.is_empty() {
             return;
         }
-        for entry in rows.of(at) {
-            let text = matches!(entry.column.kind, ColumnKind::Text | ColumnKind::Dropped);
-            if text && longer.contains(&entry.column.rank) {
-                let first = self.first_of_rest(entry.id, length);
-                visit(self, entry.id, first, entry.prob);
+        let count = longer.end - longer.start;
+        self.gather(at);
+        for place in 0..row.ids.len() {
+            let column = &self.scratch.gathered[at % GATHERED].columns[place];
+            if column.rank.wrapping_sub(longer.start) < count {
+                let (first, _) = self.rest_of(row.ids[place], length);
+                let first = (first != NONE).then_some(first);
+                visit(self, row.ids[place], first, row.probs[place]);
             }
         }
     }
 
-    fn first_of_rest(&mut self, token: u32, past: usize) -> Option<u32> {
+    /// The teacher's tokens, by their places in the order of bytes, that begin with the text from
+    /// teacher token `at` to the boundary and go on; and the length of that text.
+    fn longer_tokens(&mut self, at: usize) -> (std::ops::Range<u32>, usize) {
+        let teacher = &self.tables.teacher;
+        let whole = &self.teacher_ids[at..self.place.teacher];
+        if let (&[token], 0) = (whole, self.place.past) {
+            let order = teacher.order[token as usize];
+            return (
+                order.equal_end..order.prefix_end,
+                teacher.bytes(token).len(),
+            );
+        }
+        if whole.is_empty() {
+            let (start, end) = self.inside_facts().longer;
+            return (start..end, self.place.past);
+        }
+        let bytes = &mut self.scratch.bytes;
+        bytes.clear();
+        for &token in whole {
+            bytes.extend_from_slice(teacher.bytes(token));
+        }
+        if self.place.past > 0 {
+            let around = teacher.bytes(self.teacher_ids[self.place.teacher]);
+            bytes.extend_from_slice(&around[..self.place.past]);
+        }
+        (teacher.longer_than(bytes), bytes.len())
+    }
+
+    /// The student tokens that a teacher token without its first bytes starts and ends with.
+    pub fn rest_of(&mut self, token: u32, past: usize) -> (u32, u32) {
         let tables = self.tables;
         let pieces = &mut self.scratch.pieces;
-        let found = self
-            .scratch
-            .rests
-            .entry((token, past as u32))
-            .or_insert_with(|| {
-                let rest = &tables.teacher.bytes(token)[past..];
-                tables.student.first_piece(rest, pieces).unwrap_or(NONE)
-            });
-        (*found != NONE).then_some(*found)
+        let rests = &mut self.scratch.rests;
+        *rests.entry((token, past as u32)).or_insert_with(|| {
+            let rest = &tables.teacher.bytes(token)[past..];
+            tables.student.outer_pieces(rest, pieces)
+        })
     }
 
     /// The student tokens below a node.
-    fn below(&self, node: u32) -> &'a [u32] {
+    pub fn below(&self, node: u32) -> &'a [u32] {
         match node {
             NONE => &[],
             node => self.tables.trie.below(node),
         }
     }
 
-    /// Marks groups that longer tokens, where the text goes on so, would move mass into, out of or
-    /// between.
-    fn doubt(&mut self, first: Option<u32>, longer: &[u32]) {
-        let start = self.scratch.doubted.len();
-        let (mut held, mut lost) = (false, false);
-        for token in first.into_iter().chain(longer.iter().copied()) {
-            if self.holds(token) {
-                held = true;
-                let group = self.group_of(token);
-                if group != NONE && !self.scratch.doubted[start..].contains(&group) {
-                    self.scratch.doubted.push(group);
-                }
-            } else {
-                lost = true;
-            }
-        }
-        if self.scratch.doubted.len() - start < 2 && !(held && lost) {
-            self.scratch.doubted.truncate(start);
-        }
-    }
-
-    /// As [`Build::doubt`], of the path as a whole.
-    fn doubt_path(&mut self) {
-        if !self.options.sure || self.scratch.path.is_empty() {
-            return;
-        }
-        let tables = self.tables;
-        let mut text = Vec::new();
-        for &token in &self.scratch.path {
-            text.extend_from_slice(tables.teacher.bytes(token));
-        }
-        let first = tables.student.first_piece(&text, &mut self.scratch.pieces);
-        let node = self.scratch.nodes.last().copied().unwrap_or(NONE);
-        self.doubt(first, self.below(node));
-    }
-
-    /// As [`Build::doubt`], of what is left of a teacher token from an earlier row.
-    fn doubt_rest(&mut self, at: usize, token: u32, first: Option<u32>) {
-        let tables = self.tables;
-        let size = |t: &u32| tables.teacher.bytes(*t).len();
-        let past: usize = self.teacher_ids[at..self.place.teacher]
-            .iter()
-            .map(size)
-            .sum();
-        let rest = &tables.teacher.bytes(token)[past..];
-        let last = self.teacher_ids[self.place.teacher - 1];
-        let last = tables
-            .teacher
-            .last_piece(tables.teacher.bytes(last), &mut self.scratch.pieces);
-        let sorted = &tables.student.sorted;
-        let start = sorted.partition_point(|&id| tables.student.bytes(id) < rest);
-        let longer: Vec<u32> = sorted[start..]
-            .iter()
-            .copied()
-            .take_while(|&id| tables.student.bytes(id).starts_with(rest))
-            .collect();
-        let kept: Vec<u32> = longer
-            .into_iter()
-            .filter(|&id| !self.ends_before(last, id))
-            .collect();
-        self.doubt(first, &kept);
-    }
-
     /// Gives mass to the group of the student token that comes first, if the boundary holds.
-    fn give(&mut self, first: Option<u32>, mass: f64) {
+    pub fn give(&mut self, first: Option<u32>, mass: f64) {
         let Some(first) = first else {
             return;
         };
@@ -582,33 +406,6 @@ impl<'a> Build<'a> {
             None => self.own_range(key),
         };
         self.scratch.masses.add(key, mass, range);
-    }
-
-    /// The tokens that are in a group whatever the path; those along it are `extra`.
-    fn own_range(&self, key: u32) -> (u32, u32) {
-        let tables = self.tables;
-        let node_count = tables.trie.len() as u32;
-        if key == NONE {
-            (0, 0)
-        } else if key == 2 * node_count {
-            tables.stops()
-        } else if key > 2 * node_count {
-            tables.special(key - 2 * node_count - 1)
-        } else if key >= node_count {
-            let node = key - node_count;
-            let last = self.scratch.nodes.last().copied();
-            if self.closed || Some(node) != last {
-                tables.ending_at(node)
-            } else {
-                (0, 0)
-            }
-        } else if tables.node_depth[key as usize] > 1 || !self.options.cells {
-            tables.below(key)
-        } else if key != self.own_cell {
-            tables.cell(tables.node_column[key as usize])
-        } else {
-            (0, 0)
-        }
     }
 
     /// Whether the student still has its boundary when this token follows.
@@ -633,7 +430,7 @@ impl<'a> Build<'a> {
 
     /// The key of the group that a student token is in: the node at which its pieces part from the
     /// path, or the end of the path's node that it is; [`NONE`] for the tail.
-    fn group_of(&self, token: u32) -> u32 {
+    pub fn group_of(&self, token: u32) -> u32 {
         let tables = self.tables;
         let (path, nodes) = (&self.scratch.path, &self.scratch.nodes);
         let mut token = token;
@@ -685,113 +482,4 @@ impl<'a> Build<'a> {
         }
         NONE
     }
-
-    fn emit(&mut self, targets: &mut Targets) {
-        let open = !self.scratch.doubted.is_empty();
-        if open {
-            self.scratch.masses.tail = 0.0;
-            for at in 0..self.scratch.doubted.len() {
-                let group = self.scratch.doubted[at];
-                self.scratch.masses.remove(group);
-            }
-        }
-        let total = self.scratch.masses.total();
-        if total.is_nan() || total <= 0.0 {
-            return;
-        }
-        self.find_extra_ranges();
-        let tables = self.tables;
-        let node_count = tables.trie.len() as u32;
-        let scratch = &mut *self.scratch;
-        scratch.extra.sort_by_key(|extra| extra.0);
-        let mut extra = scratch.extra.iter().peekable();
-        let places = scratch.masses.keys.iter().zip(&scratch.masses.masses);
-        for (place, (&key, &mass)) in (0u32..).zip(places) {
-            if mass <= 0.0 {
-                while extra.next_if(|extra| extra.0 == place).is_some() {}
-                continue;
-            }
-            let depth = if key < node_count {
-                tables.node_depth[key as usize].saturating_sub(1)
-            } else if key < 2 * node_count {
-                tables.node_depth[(key - node_count) as usize]
-            } else {
-                0
-            };
-            targets.push_group(mass / total, depth);
-            targets.push_range(scratch.masses.ranges[place as usize]);
-            while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
-                targets.push_range(range);
-            }
-            targets.end_group();
-        }
-        let Place {
-            position, chunk, ..
-        } = self.place;
-        targets.end_position(position, chunk, scratch.masses.tail / total, open);
-    }
-
-    /// The student tokens along the path that no node of their own stands for.
-    fn find_extra_ranges(&mut self) {
-        self.scratch.extra.clear();
-        let tables = self.tables;
-        let Some(&first) = self.scratch.path.first() else {
-            return;
-        };
-        let cell = tables.root[first as usize];
-        if cell != NONE {
-            for &column in tables
-                .cell_columns
-                .of(cell)
-                .iter()
-                .filter(|&&column| column != first)
-            {
-                let Some(node) = tables.trie.child(ROOT, column) else {
-                    continue;
-                };
-                let group = if column == cell {
-                    node
-                } else {
-                    match tables.teacher_pieces.of(column).first() {
-                        Some(&shorter) => self.group_of(shorter),
-                        None => NONE,
-                    }
-                };
-                self.add_extra(group, tables.below(node));
-            }
-        }
-        let depths = self.scratch.path.len();
-        for depth in 1..=depths {
-            let node = self.scratch.nodes[depth];
-            if node == NONE {
-                return;
-            }
-            if depth == depths && !self.closed {
-                let group = self.place.own.map_or(NONE, |own| self.group_of(own));
-                self.add_extra(group, tables.below(node));
-                return;
-            }
-            let next = self.scratch.nodes.get(depth + 1).copied().unwrap_or(NONE);
-            let children = tables.inexact_ptr[node as usize]..tables.inexact_ptr[node as usize + 1];
-            for &child in &tables.inexact[children.start as usize..children.end as usize] {
-                let first = tables.node_first[child as usize];
-                if child != next && first != NONE {
-                    let group = self.group_of(first);
-                    self.add_extra(group, tables.below(child));
-                }
-            }
-        }
-    }
-
-    fn add_extra(&mut self, group: u32, range: (u32, u32)) {
-        if let Some(place) = self.scratch.masses.find(group) {
-            self.scratch.extra.push((place as u32, range));
-        }
-    }
-}
-
-/// What a row says of all columns that are not listed.
-pub(super) fn tail(listed: f64) -> f64 {
-    let rest = 1.0 - listed;
-    if rest > 1e-12 { rest } else { 0.0 }
 }

@@ -1,5 +1,7 @@
 //! A vocabulary together with the model that segments bytes into its tokens.
 
+mod joints;
+
 use std::sync::{Arc, OnceLock};
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -12,6 +14,8 @@ use crate::segment::{Model, PreTokenizer, SUPPORTED, Scores};
 use crate::vocab::rank_files;
 use crate::vocab::tokenizer_json::TokenizerJson;
 use crate::vocab::{DummyPrefix, Spelling, Vocab, VocabBuilder, hex};
+
+pub(crate) use joints::{AfterToken, JointMemo, Joints, Next};
 
 /// One token for [`Tokenizer::from_tokens`].
 #[derive(Debug, Clone)]

@@ -56,9 +56,8 @@ class ChunkRows:
         return cls(on_device(index, device), on_device(owner, device), len(sizes), ends)
 
     @classmethod
-    def of_ptr(cls, index: Tensor, ptr: Tensor) -> ChunkRows:
-        """Rows with each chunk's range `ptr` [C + 1] in them; on a device this waits for it."""
-        ends: NDArray[np.int64] = ptr.cpu().numpy()
+    def of_ptr(cls, index: Tensor, ends: NDArray[np.int64]) -> ChunkRows:
+        """Rows with each chunk's range `ends` [C + 1] in them."""
         owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
         return cls(index, on_device(owner, index.device), len(ends) - 1, ends)
 

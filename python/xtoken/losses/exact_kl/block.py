@@ -29,6 +29,8 @@ from torch import Tensor
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.exact_kl.depth_weights import DepthWeights
+from xtoken.tensors.host import readable
 from xtoken.tensors.target_batch import TargetBatch
 
 
@@ -51,7 +53,13 @@ class ExactKLBlocks(BlockLoss):
 
     def __post_init__(self) -> None:
         targets = self.targets
-        self.student = ChunkRows.of_ptr(targets.rows, targets.chunk_ptr)
+        assert targets.host is not None
+        self.student = ChunkRows.of_ptr(targets.rows, targets.host.chunk_ptr)
+        self.by_depth = None
+        if self.depth_weights is not None:
+            self.by_depth = DepthWeights.of(
+                targets.host, self.depth_weights, self.least_mass, targets.rows.device
+            )
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -72,7 +80,7 @@ class ExactKLBlocks(BlockLoss):
         needed: Sequence[bool],
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
-        if self.direction != "forward":
+        if self.direction != "forward" or not readable(rows):
             return super().value_and_grad(rows, block, params, needed, scale)
         with torch.no_grad():
             part = BlockTargets.of(self, rows, block)
@@ -123,48 +131,38 @@ class BlockTargets:
     @classmethod
     def of(cls, loss: ExactKLBlocks, rows: Tensor, block: Block) -> BlockTargets:
         """The targets of chunks [start, stop), whose positions are `rows`."""
-        targets = loss.targets
-        ptr = targets.chunk_ptr[block.start : block.stop + 1]
-        begin, end = int(ptr[0]), int(ptr[-1])
-        count = end - begin
-        chunk = torch.repeat_interleave(
-            torch.arange(len(ptr) - 1, device=ptr.device), ptr.diff(), output_size=count
-        )
-        group_ptr = targets.group_ptr[begin : end + 1]
-        first_group, last_group = int(group_ptr[0]), int(group_ptr[-1])
-        groups = last_group - first_group
-        group_row = torch.repeat_interleave(
-            torch.arange(count, device=ptr.device), group_ptr.diff(), output_size=groups
-        )
-        token_ptr = targets.token_ptr[first_group : last_group + 1]
-        first_token, last_token = int(token_ptr[0]), int(token_ptr[-1])
-        token_slot = torch.repeat_interleave(
-            torch.arange(groups, device=ptr.device),
-            token_ptr.diff(),
-            output_size=last_token - first_token,
-        )
-        positions = torch.arange(count, device=ptr.device)
-        dtype = rows.dtype
-        probs = torch.cat([targets.probs[first_group:last_group], targets.tails[begin:end]]).to(
-            dtype
-        )
-        slot_row = torch.cat([group_row, positions])
-        depths = torch.cat([targets.depths[first_group:last_group], torch.zeros_like(positions)])
-        unions = _unions(loss, probs, depths, slot_row, count)
+        targets, host, dtype = loss.targets, loss.targets.host, rows.dtype
+        assert host is not None
+        assert targets.group_row is not None
+        assert targets.token_group is not None
+        begin, end = int(host.chunk_ptr[block.start]), int(host.chunk_ptr[block.stop])
+        first_group, last_group = int(host.group_ptr[begin]), int(host.group_ptr[end])
+        first_token, last_token = int(host.token_ptr[first_group]), int(host.token_ptr[last_group])
+        count, groups = end - begin, last_group - first_group
+        positions = torch.arange(count, device=rows.device)
+        group_row = targets.group_row[first_group:last_group] - begin
+        token_slot = targets.token_group[first_token:last_token] - first_group
+        probs = torch.cat([targets.probs[first_group:last_group], targets.tails[begin:end]])
+        depths = targets.depths[first_group:last_group]
+        chunk = positions if block.segments is None else block.segments
+        by_depth = loss.by_depth
+        if by_depth is None:
+            weights = rows.new_full(
+                (groups + count,), 1.0 if loss.depth_weights is None else loss.depth_weights[0]
+            )
+            none, empty = group_row.new_zeros(0), rows.new_zeros(0)
+            deep = none, empty, empty, none, none
+        else:
+            weights = torch.cat(
+                [by_depth.weights[first_group:last_group], by_depth.tail_weights[begin:end]]
+            ).to(dtype)
+            deep = by_depth.between(begin, end, first_group, dtype)
         return cls(
-            chunk,
-            len(ptr) - 1,
-            block.start,
-            group_row[token_slot],
-            token_slot,
-            targets.tokens[first_token:last_token],
-            slot_row,
-            probs,
-            unions[0],
-            targets.open[begin:end],
-            *unions[1:],
-            depths > 0,
-        )
+            chunk, len(block), block.start, group_row[token_slot], token_slot,
+            targets.tokens[first_token:last_token], torch.cat([group_row, positions]),
+            probs.to(dtype), weights, targets.open[begin:end], *deep,
+            torch.cat([depths > 0, torch.zeros_like(positions, dtype=torch.bool)]),
+        )  # fmt: skip
 
     def log_student(self, rows: Tensor) -> Tensor:
         """[S] log of the student's mass of each slot; -inf for the tail of an open position."""
@@ -221,15 +219,10 @@ class BlockTargets:
         """Sums over the block: loss, the target's tail, groups, the loss below depth 0."""
         groups = len(self.slot_row) - len(self.chunk)
         deep = self.is_deep & (self.probs > 0)
-        below = self.probs[deep] * (torch.log(self.probs[deep]) - log_student[deep])
-        return torch.stack(
-            [
-                losses.sum(),
-                self.probs[groups:].sum(),
-                losses.new_tensor(float(groups)),
-                below.sum(),
-            ]
-        )
+        log_target = torch.log(torch.where(deep, self.probs, 1.0))
+        below = torch.where(deep, self.probs * (log_target - log_student), 0.0)
+        number = losses.new_full((), float(groups))
+        return torch.stack([losses.sum(), self.probs[groups:].sum(), number, below.sum()])
 
     def closed_form(
         self, rows: Tensor, scale: float | Tensor, chunk_weights: Tensor | None
@@ -238,13 +231,13 @@ class BlockTargets:
         count = len(self.chunk)
         groups = len(self.slot_row) - count
         shares = torch.softmax(rows, 1)
-        mass = shares.new_zeros(groups).index_add_(
-            0, self.token_slot, shares[self.token_row, self.tokens]
-        )
+        flat, at = shares.view(-1), self.token_row * shares.shape[1] + self.tokens
+        picked = flat[at]
+        mass = shares.new_zeros(groups).index_add_(0, self.token_slot, picked)
         listed = shares.new_zeros(count).index_add_(0, self.slot_row[:groups], mass)
         # Summed without the listed tokens, never 1 minus their sum: that would lose a small tail.
-        outside = shares.index_put((self.token_row, self.tokens), shares.new_zeros(())).sum(1)
-        outside.masked_fill_(self.open, 0.0)
+        flat[at] = 0.0
+        outside = shares.sum(1).masked_fill_(self.open, 0.0)
         total = torch.where(self.open, listed, listed + outside)
         student = torch.cat([mass, outside]) / total[self.slot_row]
         counted = self.probs > 0
@@ -273,56 +266,9 @@ class BlockTargets:
         # d log p(slot) / d logit is p(k) / p(slot) inside it, minus p(k) for all that is compared.
         ratio = torch.where(counted | (pull != 0), pull / student.clamp(min=tiny), 0.0)
         slope = (whole[self.slot_row] - ratio) * (row_scale / total)[self.slot_row]
-        grad = shares
-        inside = shares[self.token_row, self.tokens] * slope[self.token_slot]
-        grad = grad.mul_(slope[groups:].masked_fill(self.open, 0.0)[:, None])
-        grad.index_put_((self.token_row, self.tokens), inside)
+        grad = shares.mul_(slope[groups:].masked_fill(self.open, 0.0)[:, None])
+        flat[at] = picked.mul_(slope[self.token_slot])
         return value, self.metrics(losses, log_student), grad
-
-
-def _unions(
-    loss: ExactKLBlocks, probs: Tensor, depths: Tensor, slot_row: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The weight of each slot, and the unions of deeper groups: row, A, u, members' slot and union.
-
-    By the chain rule every weight is 1 and there is no union.
-    """
-    none = slot_row.new_zeros(0)
-    if loss.depth_weights is None or not bool((depths > 0).any()):
-        first = 1.0 if loss.depth_weights is None else loss.depth_weights[0]
-        empty = probs.new_zeros(0)
-        return probs.new_full((len(probs),), first), none, empty, empty, none, none
-    levels = int(depths.max()) + 1
-    own = torch.zeros(count, levels, dtype=probs.dtype, device=probs.device)
-    own.index_put_((slot_row, depths), probs, accumulate=True)
-    mass = own.flip(1).cumsum(1).flip(1)  # A
-    given = loss.depth_weights
-    factors = probs.new_tensor([given[min(depth, len(given) - 1)] for depth in range(levels)])
-    # A depth with next to no mass has no conditional to speak of: it keeps its parent's weight.
-    each = factors / torch.where(mass >= loss.least_mass, mass, 1.0)
-    for depth in range(1, levels):
-        each[:, depth] = torch.where(
-            mass[:, depth] >= loss.least_mass, each[:, depth], each[:, depth - 1]
-        )
-    weights = each[slot_row, depths]
-    change = each[:, :-1] - each[:, 1:]
-    row, level = ((change != 0) & (mass[:, 1:] > 0)).nonzero(as_tuple=True)
-    number = torch.full((count, levels), -1, dtype=torch.int64, device=probs.device)
-    number[row, level + 1] = torch.arange(len(row), device=probs.device)
-    slots, unions = [], []
-    for depth in range(1, levels):
-        inside = (depths >= depth).nonzero().flatten()
-        union = number[slot_row[inside], depth]
-        slots.append(inside[union >= 0])
-        unions.append(union[union >= 0])
-    return (
-        weights,
-        row,
-        mass[row, level + 1],
-        change[row, level],
-        torch.cat(slots) if slots else none,
-        torch.cat(unions) if unions else none,
-    )
 
 
 def _segment_logsumexp(values: Tensor, segment: Tensor, count: int) -> Tensor:

@@ -100,14 +100,15 @@ def _check_targets(targets: TargetBatch, call: LossCall) -> None:
             f"targets are of {len(targets)} chunks, expected {len(call.chunks)}; "
             "lay them out with the chunks of this batch"
         )
-    if len(targets.rows) and int(targets.rows.max()) >= batch * length:
+    assert targets.host is not None
+    if targets.host.most_row >= batch * length:
         raise ShapeError(
-            f"a target reads row {int(targets.rows.max())}, the student has {batch * length}; "
+            f"a target reads row {targets.host.most_row}, the student has {batch * length}; "
             "lay the targets out with this batch's padded length"
         )
     size = call.pair.sizes[0]
-    if len(targets.tokens) and int(targets.tokens.max()) >= size:
+    if targets.host.most_token >= size:
         raise ShapeError(
-            f"a target holds token {int(targets.tokens.max())}, the student has {size}; "
+            f"a target holds token {targets.host.most_token}, the student has {size}; "
             "pass the targets of this student's tokenizer"
         )

@@ -1,0 +1,103 @@
+"""The plain sum over depths: which weight each group has, and which unions of deeper ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtoken.tensors.host import on_device
+from xtoken.tensors.target_batch import HostTargets, owner_of
+
+
+@dataclass(frozen=True, eq=False)
+class DepthWeights:
+    """c, u and A of `block`'s formula for all targets of a batch.
+
+    Attributes:
+        weights: [G] float64, c of each group.
+        tail_weights: [P] float64, c of each position's tail.
+        row, mass, weight: [D] the position of each union of deeper groups, A and u.
+        member_group, member_union: [M] which group is in which union.
+        union_ptr, member_ptr: [P + 1] each position's range in the above, on the host.
+    """
+
+    weights: Tensor
+    tail_weights: Tensor
+    row: Tensor
+    mass: Tensor
+    weight: Tensor
+    member_group: Tensor
+    member_union: Tensor
+    union_ptr: NDArray[np.int64]
+    member_ptr: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        host: HostTargets,
+        given: tuple[float, ...],
+        least_mass: float,
+        device: torch.device,
+    ) -> DepthWeights | None:
+        """The weights `given` of depth 0, 1, ...; None where no group is below depth 0."""
+        depths, probs = host.depths, host.probs
+        if not (depths > 0).any():
+            return None
+        count, levels = len(host.group_ptr) - 1, int(depths.max()) + 1
+        group_row = owner_of(host.group_ptr)
+        owned = slice(int(host.group_ptr[0]), None)
+        own = np.zeros((count, levels))
+        np.add.at(own, (group_row[owned], depths[owned]), probs[owned])
+        # The tail parts from the text at depth 0, where A is 1 whatever it is.
+        own[:, 0] += 1.0 - own.sum(1)
+        mass = own[:, ::-1].cumsum(1)[:, ::-1]
+        factors = np.array([given[min(depth, len(given) - 1)] for depth in range(levels)])
+        # A depth with next to no mass has no conditional to speak of: it keeps its parent's weight.
+        enough = mass >= least_mass
+        each = factors / np.where(enough, mass, 1.0)
+        for depth in range(1, levels):
+            each[:, depth] = np.where(enough[:, depth], each[:, depth], each[:, depth - 1])
+        change = each[:, :-1] - each[:, 1:]
+        row, level = ((change != 0) & (mass[:, 1:] > 0)).nonzero()
+        union = np.full((count, levels), -1)
+        union[row, level + 1] = np.arange(len(row))
+        # Each group is in the unions of all depths from 1 to its own.
+        member_group = np.repeat(np.arange(len(depths)), depths)
+        first = np.repeat(np.cumsum(depths) - depths, depths)
+        member_union = union[group_row[member_group], np.arange(len(first)) - first + 1]
+        member_group = member_group[member_union >= 0]
+        member_union = member_union[member_union >= 0]
+
+        def ptr(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
+
+        return cls(
+            on_device(each[group_row, depths], device),
+            on_device(np.ascontiguousarray(each[:, 0]), device),
+            on_device(row, device),
+            on_device(mass[row, level + 1], device),
+            on_device(change[row, level], device),
+            on_device(member_group, device),
+            on_device(member_union, device),
+            ptr(row),
+            ptr(group_row[member_group]),
+        )
+
+    def between(
+        self, begin: int, end: int, first_group: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of positions [begin, end), counted from there: the row, A and u of each union, and the
+        group and union of each member."""
+        unions = slice(int(self.union_ptr[begin]), int(self.union_ptr[end]))
+        members = slice(int(self.member_ptr[begin]), int(self.member_ptr[end]))
+        return (
+            self.row[unions] - begin,
+            self.mass[unions].to(dtype),
+            self.weight[unions].to(dtype),
+            self.member_group[members] - first_group,
+            self.member_union[members] - unions.start,
+        )

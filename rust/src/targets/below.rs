@@ -1,0 +1,266 @@
+//! A teacher's row behind some of the text's own tokens.
+
+use super::NONE;
+use super::pair::{Column, ColumnKind};
+use super::position::Build;
+
+/// Beyond this the memo of texts starts anew.
+pub(super) const MOST_TEXTS: usize = 1 << 20;
+
+impl Build<'_> {
+    /// A row behind the first `depth` tokens of the path.
+    pub fn place_row_below(&mut self, depth: usize, mass: f64) {
+        let tables = self.tables;
+        let node = self.scratch.nodes[depth];
+        let at = self.place.teacher + depth;
+        let row = self.rows.of(at);
+        let on_path = match depth < self.scratch.path.len() {
+            true => row.own,
+            false => NONE,
+        };
+        // The student tokens that the text of the path begins and ends with.
+        let (first, last) = match node {
+            NONE => {
+                let mut bytes = std::mem::take(&mut self.scratch.bytes);
+                self.path_bytes(depth, &mut bytes);
+                let found = tables
+                    .student
+                    .outer_pieces(&bytes, &mut self.scratch.pieces);
+                self.scratch.bytes = bytes;
+                found
+            }
+            node => (
+                tables.node_first[node as usize],
+                tables.node_last[node as usize],
+            ),
+        };
+        let mut stays = row.listed;
+        if let Some(&own) = row.probs.get(on_path as usize) {
+            stays -= own;
+        }
+        let children = self.find_children(node, at, on_path);
+        for place in 0..children {
+            let (at, child) = self.scratch.children[place];
+            let prob = row.probs[at as usize];
+            stays -= prob;
+            let child_first = tables.node_first[child as usize];
+            let child_first = (child_first != NONE).then_some(child_first);
+            if self.options.sure {
+                self.doubt(child_first, self.below(child));
+            }
+            self.give(child_first, mass * prob);
+        }
+        // What the student's tokenizer does not join to the text so far leaves its tokens as they
+        // are; for other models than byte pair encoding the whole text decides.
+        let slot = match tables.student.is_pairwise() && last != NONE {
+            true => Some(self.keep_mask(at, last)),
+            false => None,
+        };
+        let mut next_child = 0;
+        self.gather(at);
+        for word in 0..row.ids.len().div_ceil(64) {
+            let mut open = match slot {
+                Some(slot) => !self.scratch.masks[slot].bits[word],
+                None => u64::MAX,
+            };
+            if word == row.ids.len() / 64 {
+                open &= (1 << (row.ids.len() % 64)) - 1;
+            }
+            while open != 0 {
+                let place = word * 64 + open.trailing_zeros() as usize;
+                open &= open - 1;
+                while next_child < children
+                    && (self.scratch.children[next_child].0 as usize) < place
+                {
+                    next_child += 1;
+                }
+                let is_child = next_child < children
+                    && self.scratch.children[next_child].0 as usize == place;
+                if is_child || place == on_path as usize {
+                    continue;
+                }
+                let id = row.ids[place];
+                let kind = self.scratch.gathered[at % GATHERED].columns[place].kind;
+                let empty = kind != ColumnKind::Text && tables.teacher.bytes(id).is_empty();
+                if empty || kind == ColumnKind::Stop {
+                    continue;
+                }
+                stays -= row.probs[place];
+                let first = self.first_of_text(depth, node, id);
+                self.give(first, mass * row.probs[place]);
+            }
+        }
+        let stays = stays.max(0.0) + row.tail();
+        self.give((first != NONE).then_some(first), mass * stays);
+    }
+
+    fn path_bytes(&self, depth: usize, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        for &token in &self.scratch.path[..depth] {
+            bytes.extend_from_slice(self.tables.teacher.bytes(token));
+        }
+    }
+
+    /// The student token that the path's text and a token behind it begin with.
+    fn first_of_text(&mut self, depth: usize, node: u32, id: u32) -> Option<u32> {
+        if node != NONE
+            && let Some(&first) = self.scratch.texts.get(&(node, id))
+        {
+            return (first != NONE).then_some(first);
+        }
+        let tables = self.tables;
+        let mut bytes = std::mem::take(&mut self.scratch.bytes);
+        self.path_bytes(depth, &mut bytes);
+        bytes.extend_from_slice(tables.teacher.bytes(id));
+        let first = tables.student.first_piece(&bytes, &mut self.scratch.pieces);
+        self.scratch.bytes = bytes;
+        if node != NONE {
+            self.scratch.texts.insert((node, id), first.unwrap_or(NONE));
+        }
+        first
+    }
+
+    /// Finds the columns of a row that are children of a node, but the text's own, by their places
+    /// in the row; how many there are.
+    fn find_children(&mut self, node: u32, at: usize, on_path: u32) -> usize {
+        self.scratch.children.clear();
+        if node == NONE {
+            return 0;
+        }
+        let tables = self.tables;
+        let children = tables.trie.children(node);
+        let count = children.len();
+        if count == 0 {
+            return 0;
+        }
+        let row = self.rows.of(at);
+        let scratch = &mut *self.scratch;
+        if count > 8 * row.ids.len() {
+            for (place, &id) in (0u32..).zip(row.ids) {
+                if place != on_path
+                    && let Some(child) = tables.trie.child(node, id)
+                {
+                    scratch.children.push((place, child));
+                }
+            }
+            return scratch.children.len();
+        }
+        // Which ids a row has, by their last bits.
+        const BITS: usize = 4096;
+        if scratch.filter_row != at {
+            scratch.filter_row = at;
+            scratch.filter.clear();
+            scratch.filter.resize(BITS / 64, 0);
+            for &id in row.ids {
+                scratch.filter[id as usize % BITS / 64] |= 1 << (id % 64);
+            }
+        }
+        for (piece, child) in children {
+            if scratch.filter[piece as usize % BITS / 64] >> (piece % 64) & 1 == 0 {
+                continue;
+            }
+            if let Some(place) = row.ids.iter().position(|&id| id == piece)
+                && place != on_path as usize
+            {
+                scratch.children.push((place as u32, child));
+            }
+        }
+        scratch.children.sort_unstable();
+        scratch.children.len()
+    }
+
+    /// Looks up the columns of the row before teacher token `at`, unless that was done.
+    pub fn gather(&mut self, at: usize) {
+        let gathered = &mut self.scratch.gathered[at % GATHERED];
+        if gathered.at == at {
+            return;
+        }
+        gathered.at = at;
+        gathered.columns.clear();
+        let ids = self.rows.of(at).ids;
+        let columns = ids.iter().map(|&id| self.tables.columns[id as usize]);
+        gathered.columns.extend(columns);
+        self.scratch.masses.touch(&gathered.columns);
+    }
+
+    /// Which columns of the row before teacher token `at` leave the student's token `last` as it
+    /// is, as the slot of a mask.
+    pub fn keep_mask(&mut self, at: usize, last: u32) -> usize {
+        self.gather(at);
+        let scratch = &mut *self.scratch;
+        let found = |mask: &Mask| mask.at == at && mask.last == last;
+        if let Some(slot) = scratch.masks.iter().position(found) {
+            return slot;
+        }
+        let slot = scratch.next_mask;
+        scratch.next_mask = (slot + 1) % scratch.masks.len();
+        let mask = &mut scratch.masks[slot];
+        (mask.at, mask.last) = (at, last);
+        mask.bits.clear();
+        let columns = &scratch.gathered[at % GATHERED].columns;
+        let tables = self.tables;
+        let mut after = tables.student.after(last, &mut scratch.student_pairs);
+        for columns in columns.chunks(64) {
+            let mut bits = 0u64;
+            for (bit, column) in columns.iter().enumerate() {
+                let kept = match column.kind {
+                    ColumnKind::Text => after.keeps(&column.next()),
+                    // Text that the student cannot spell.
+                    ColumnKind::Dropped => false,
+                    ColumnKind::Stop | ColumnKind::Special => true,
+                };
+                bits |= u64::from(kept) << bit;
+            }
+            mask.bits.push(bits);
+        }
+        slot
+    }
+}
+
+/// Rows whose columns are held together.
+pub(super) const GATHERED: usize = 8;
+
+/// What the pair says of the columns of one row, side by side: looking them up one by one, where
+/// each is used, would wait for the memory as often.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    at: usize,
+    pub columns: Vec<Column>,
+}
+
+impl Gathered {
+    pub fn new() -> Self {
+        Self {
+            at: usize::MAX,
+            columns: Vec::new(),
+        }
+    }
+
+    /// Forgets: the next row may be of another text.
+    pub fn forget(&mut self) {
+        self.at = usize::MAX;
+    }
+}
+
+/// Which columns of one row leave a student token as it is.
+#[derive(Debug)]
+pub(super) struct Mask {
+    at: usize,
+    last: u32,
+    pub bits: Vec<u64>,
+}
+
+impl Mask {
+    pub fn new() -> Self {
+        Self {
+            at: usize::MAX,
+            last: NONE,
+            bits: Vec::new(),
+        }
+    }
+
+    /// Forgets: the next row may be of another text.
+    pub fn forget(&mut self) {
+        self.at = usize::MAX;
+    }
+}

@@ -1,0 +1,142 @@
+//! From the masses of a position to its groups and their tokens.
+
+use super::NONE;
+use super::groups::Targets;
+use super::places::Place;
+use super::position::Build;
+use crate::trie::ROOT;
+
+impl Build<'_> {
+    /// The tokens that are in a group whatever the path; those along it are `extra`.
+    pub fn own_range(&self, key: u32) -> (u32, u32) {
+        let tables = self.tables;
+        let node_count = tables.trie.len() as u32;
+        if key == NONE {
+            (0, 0)
+        } else if key == 2 * node_count {
+            tables.stops()
+        } else if key > 2 * node_count {
+            tables.special(key - 2 * node_count - 1)
+        } else if key >= node_count {
+            let node = key - node_count;
+            let last = self.scratch.nodes.last().copied();
+            if self.closed || Some(node) != last {
+                tables.ending_at(node)
+            } else {
+                (0, 0)
+            }
+        } else if tables.node_depth[key as usize] > 1 || !self.options.cells {
+            tables.below(key)
+        } else if key != self.own_cell {
+            tables.cell(tables.node_column[key as usize])
+        } else {
+            (0, 0)
+        }
+    }
+
+    pub fn emit(&mut self, targets: &mut Targets) {
+        let open = !self.scratch.doubted.is_empty();
+        if open {
+            self.scratch.masses.tail = 0.0;
+            for at in 0..self.scratch.doubted.len() {
+                let group = self.scratch.doubted[at];
+                self.scratch.masses.remove(group);
+            }
+        }
+        let total = self.scratch.masses.total();
+        if total.is_nan() || total <= 0.0 {
+            return;
+        }
+        self.find_extra_ranges();
+        let tables = self.tables;
+        let node_count = tables.trie.len() as u32;
+        let scratch = &mut *self.scratch;
+        scratch.extra.sort_by_key(|extra| extra.0);
+        let mut extra = scratch.extra.iter().peekable();
+        let scale = 1.0 / total;
+        for (place, found) in (0u32..).zip(&scratch.masses.found) {
+            let (key, mass) = (found.key, found.mass);
+            if mass <= 0.0 {
+                while extra.next_if(|extra| extra.0 == place).is_some() {}
+                continue;
+            }
+            let depth = if key <= tables.last_column {
+                0
+            } else if key < node_count {
+                tables.node_depth[key as usize].saturating_sub(1)
+            } else if key < 2 * node_count {
+                tables.node_depth[(key - node_count) as usize]
+            } else {
+                0
+            };
+            targets.push_group(mass * scale, depth);
+            targets.push_range(found.range);
+            while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
+                targets.push_range(range);
+            }
+            targets.end_group();
+        }
+        let Place {
+            position, chunk, ..
+        } = self.place;
+        targets.end_position(position, chunk, scratch.masses.tail / total, open);
+    }
+
+    /// The student tokens along the path that no node of their own stands for.
+    fn find_extra_ranges(&mut self) {
+        self.scratch.extra.clear();
+        let tables = self.tables;
+        let Some(&first) = self.scratch.path.first() else {
+            return;
+        };
+        let cell = tables.root[first as usize];
+        if cell != NONE {
+            for &column in tables
+                .cell_columns
+                .of(cell)
+                .iter()
+                .filter(|&&column| column != first)
+            {
+                let Some(node) = tables.trie.child(ROOT, column) else {
+                    continue;
+                };
+                let group = if column == cell {
+                    node
+                } else {
+                    match tables.teacher_pieces.of(column).first() {
+                        Some(&shorter) => self.group_of(shorter),
+                        None => NONE,
+                    }
+                };
+                self.add_extra(group, tables.below(node));
+            }
+        }
+        let depths = self.scratch.path.len();
+        for depth in 1..=depths {
+            let node = self.scratch.nodes[depth];
+            if node == NONE {
+                return;
+            }
+            if depth == depths && !self.closed {
+                let group = self.place.own.map_or(NONE, |own| self.group_of(own));
+                self.add_extra(group, tables.below(node));
+                return;
+            }
+            let next = self.scratch.nodes.get(depth + 1).copied().unwrap_or(NONE);
+            let children = tables.inexact_ptr[node as usize]..tables.inexact_ptr[node as usize + 1];
+            for &child in &tables.inexact[children.start as usize..children.end as usize] {
+                let first = tables.node_first[child as usize];
+                if child != next && first != NONE {
+                    let group = self.group_of(first);
+                    self.add_extra(group, tables.below(child));
+                }
+            }
+        }
+    }
+
+    fn add_extra(&mut self, group: u32, range: (u32, u32)) {
+        if let Some(place) = self.scratch.masses.find(group) {
+            self.scratch.extra.push((place as u32, range));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! One side of a pair: its tokens in the order of their bytes, and where it has a boundary.
+
+use std::sync::Arc;
+
+use super::NONE;
+use crate::error::Result;
+use crate::segment::Model;
+use crate::tokenizer::{AfterToken, JointMemo, Joints, Next, Tokenizer};
+use crate::vocab::Vocab;
+
+/// One tokenizer with its tokens in the order of their bytes.
+#[derive(Debug)]
+pub(super) struct Side {
+    tokenizer: Arc<Tokenizer>,
+    /// Text tokens by their bytes, equal ones by id.
+    pub sorted: Vec<u32>,
+    /// By token: its place in `sorted`, the end of those with equal bytes, and of those that begin so.
+    pub order: Vec<Order>,
+    /// Whether the tokenizer gives this token for its bytes.
+    pub canonical: Vec<bool>,
+    /// Pairs of bytes that are neighbours within some token, 256 bits per first byte.
+    adjacent: Vec<[u64; 4]>,
+    /// What answers most questions about boundaries without their bytes.
+    joints: Option<Joints>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Order {
+    pub equal_start: u32,
+    pub equal_end: u32,
+    pub prefix_end: u32,
+}
+
+impl Side {
+    pub fn new(tokenizer: Arc<Tokenizer>, side: &'static str) -> Result<Self> {
+        tokenizer.require_model(side)?;
+        let vocab = &tokenizer.vocab;
+        let mut sorted: Vec<u32> = (0..vocab.len() as u32)
+            .filter(|&id| !vocab.token_bytes(id).is_empty())
+            .collect();
+        sorted.sort_by(|&a, &b| {
+            vocab
+                .token_bytes(a)
+                .cmp(vocab.token_bytes(b))
+                .then(a.cmp(&b))
+        });
+        let mut order = vec![Order::default(); vocab.len()];
+        // Tokens whose range of longer ones is still open, each a prefix of the next.
+        let mut open: Vec<u32> = Vec::new();
+        let mut at = 0;
+        while at < sorted.len() {
+            let bytes = vocab.token_bytes(sorted[at]);
+            let equal = sorted[at..].partition_point(|&id| vocab.token_bytes(id) == bytes);
+            while let Some(&top) = open.last() {
+                let first = sorted[top as usize];
+                if bytes.starts_with(vocab.token_bytes(first)) {
+                    break;
+                }
+                open.pop();
+                close(&mut order, &sorted, top, at as u32);
+            }
+            for &id in &sorted[at..at + equal] {
+                order[id as usize] = Order {
+                    equal_start: at as u32,
+                    equal_end: (at + equal) as u32,
+                    prefix_end: 0,
+                };
+            }
+            open.push(at as u32);
+            at += equal;
+        }
+        while let Some(top) = open.pop() {
+            close(&mut order, &sorted, top, sorted.len() as u32);
+        }
+        let mut adjacent = vec![[0u64; 4]; 256];
+        for &id in &sorted {
+            for pair in vocab.token_bytes(id).windows(2) {
+                adjacent[usize::from(pair[0])][usize::from(pair[1]) / 64] |= 1 << (pair[1] % 64);
+            }
+        }
+        let (joints, canonical) = match Joints::new(&tokenizer) {
+            Some((joints, canonical)) => (Some(joints), canonical),
+            None => (None, canonical_tokens(&tokenizer, &sorted)),
+        };
+        Ok(Self {
+            tokenizer,
+            sorted,
+            order,
+            canonical,
+            adjacent,
+            joints,
+        })
+    }
+
+    pub fn vocab(&self) -> &Vocab {
+        &self.tokenizer.vocab
+    }
+
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.tokenizer.vocab.token_bytes(id)
+    }
+
+    fn model(&self) -> Option<&Model> {
+        self.tokenizer.model.as_deref()
+    }
+
+    /// Whether pairs of neighbours decide a segmentation.
+    pub fn is_pairwise(&self) -> bool {
+        matches!(self.model(), Some(Model::Bpe(_)))
+    }
+
+    /// The token that a text starts with.
+    pub fn first_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
+        let model = self.model()?;
+        if !self.tokenizer.segment_with(model, bytes, pieces) {
+            return None;
+        }
+        pieces.first().copied()
+    }
+
+    /// The token that a text ends with.
+    pub fn last_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
+        self.first_piece(bytes, pieces)?;
+        pieces.last().copied()
+    }
+
+    /// The first and the last token of a text; [`NONE`] twice where it cannot be spelled.
+    pub fn outer_pieces(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> (u32, u32) {
+        match self.first_piece(bytes, pieces) {
+            Some(first) => (first, pieces[pieces.len() - 1]),
+            None => (NONE, NONE),
+        }
+    }
+
+    /// A token as what may follow another.
+    pub fn next(&self, token: u32) -> Next {
+        match &self.joints {
+            Some(joints) => joints.next(token),
+            None => Next {
+                token,
+                first_byte: self.bytes(token).first().copied().unwrap_or(0),
+                ..Next::default()
+            },
+        }
+    }
+
+    /// Whether the tokenizer keeps `last` when `next` follows.
+    pub fn keeps(&self, last: u32, next: u32, memo: &mut BoundaryMemo) -> bool {
+        if self.bytes(next).is_empty() {
+            return true;
+        }
+        self.after(last, memo).keeps(&self.next(next))
+    }
+
+    /// Whether `last` stays when a token follows, ready to be asked of many.
+    pub fn after<'a>(&'a self, last: u32, memo: &'a mut BoundaryMemo) -> After<'a> {
+        let BoundaryMemo { joints, pairs } = memo;
+        let by_joint = match &self.joints {
+            Some(tables) => joints.after(tables, &self.tokenizer, last),
+            None => None,
+        };
+        After {
+            side: self,
+            last,
+            by_joint,
+            pairs,
+            // A text never ends with another token anyway.
+            may_end: self.canonical[last as usize],
+        }
+    }
+
+    /// Whether any token might swallow `last` and a part of what begins as `next` does.
+    pub fn may_join(&self, last: u32, next: u32) -> bool {
+        let (Some(&before), Some(&after)) = (self.bytes(last).last(), self.bytes(next).first())
+        else {
+            return false;
+        };
+        // White space may belong to what follows although no token says so.
+        self.canonical[last as usize]
+            && (has(&self.adjacent[usize::from(before)], after) || before.is_ascii_whitespace())
+    }
+
+    fn keeps_bytes(&self, last: u32, next: u32, memo: &mut PairMemo) -> bool {
+        if !self.may_join(last, next) {
+            return true;
+        }
+        memo.get(last, next, |bytes, pieces| {
+            bytes.clear();
+            bytes.extend_from_slice(self.bytes(last));
+            bytes.extend_from_slice(self.bytes(next));
+            self.first_piece(bytes, pieces) == Some(last)
+        })
+    }
+
+    /// The places in `sorted` of the tokens that begin with `bytes` and go on.
+    pub fn longer_than(&self, bytes: &[u8]) -> std::ops::Range<u32> {
+        let vocab = self.vocab();
+        let start = self
+            .sorted
+            .partition_point(|&id| vocab.token_bytes(id) <= bytes);
+        let more =
+            self.sorted[start..].partition_point(|&id| vocab.token_bytes(id).starts_with(bytes));
+        start as u32..(start + more) as u32
+    }
+}
+
+/// Whether the tokenizer gives each token for its bytes.
+fn canonical_tokens(tokenizer: &Tokenizer, sorted: &[u32]) -> Vec<bool> {
+    let vocab = &tokenizer.vocab;
+    let mut canonical = vec![false; vocab.len()];
+    let mut pieces = Vec::new();
+    for &id in sorted {
+        let spelled = match &tokenizer.model {
+            Some(model) => tokenizer.segment_with(model, vocab.token_bytes(id), &mut pieces),
+            None => false,
+        };
+        canonical[id as usize] = spelled && pieces == [id];
+    }
+    canonical
+}
+
+fn close(order: &mut [Order], sorted: &[u32], start: u32, end: u32) {
+    let equal_end = order[sorted[start as usize] as usize].equal_end;
+    for &id in &sorted[start as usize..equal_end as usize] {
+        order[id as usize].prefix_end = end;
+    }
+}
+
+fn has(set: &[u64; 4], byte: u8) -> bool {
+    set[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
+}
+
+/// A token at the end of a text; see [`Side::after`].
+pub(super) struct After<'a> {
+    side: &'a Side,
+    last: u32,
+    by_joint: Option<AfterToken<'a>>,
+    pairs: &'a mut PairMemo,
+    may_end: bool,
+}
+
+impl After<'_> {
+    /// Whether the tokenizer keeps the token when this one, which is not empty, follows.
+    #[inline]
+    pub fn keeps(&mut self, next: &Next) -> bool {
+        let by_joint = self.by_joint.as_mut().and_then(|after| after.keeps(next));
+        by_joint.unwrap_or_else(|| self.by_bytes(next.token))
+    }
+
+    #[cold]
+    fn by_bytes(&mut self, next: u32) -> bool {
+        !self.may_end || self.side.keeps_bytes(self.last, next, self.pairs)
+    }
+}
+
+/// What one thread knows of the boundaries of one side.
+#[derive(Debug)]
+pub(super) struct BoundaryMemo {
+    joints: JointMemo,
+    pairs: PairMemo,
+}
+
+impl BoundaryMemo {
+    pub fn new() -> Self {
+        Self {
+            joints: JointMemo::default(),
+            pairs: PairMemo::new(),
+        }
+    }
+}
+
+/// Answers about pairs of tokens, a fixed number of them.
+#[derive(Debug)]
+struct PairMemo {
+    slots: Vec<u64>,
+    bytes: Vec<u8>,
+    pieces: Vec<u32>,
+}
+
+const MEMO_BITS: u32 = 18;
+
+impl PairMemo {
+    fn new() -> Self {
+        Self {
+            slots: vec![u64::MAX; 1 << MEMO_BITS],
+            bytes: Vec::new(),
+            pieces: Vec::new(),
+        }
+    }
+
+    fn get(
+        &mut self,
+        left: u32,
+        right: u32,
+        answer: impl FnOnce(&mut Vec<u8>, &mut Vec<u32>) -> bool,
+    ) -> bool {
+        // Ids are below 2^31, which leaves the lowest bit to the answer.
+        let key = u64::from(left) << 32 | u64::from(right) << 1;
+        let slot = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - MEMO_BITS)) as usize;
+        if self.slots[slot] & !1 == key {
+            return self.slots[slot] & 1 == 1;
+        }
+        let found = answer(&mut self.bytes, &mut self.pieces);
+        self.slots[slot] = key | u64::from(found);
+        found
+    }
+}
+
