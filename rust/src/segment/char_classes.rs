@@ -5,6 +5,8 @@
 //! same of these sets, one by one, are therefore cut at the same places. The classes here are at
 //! least as fine as that, so that an answer about one text holds for all texts of its shape.
 
+use std::collections::BTreeSet;
+
 use rustc_hash::FxHashMap;
 use serde_json::Value;
 use tokenizers::tokenizer::pattern::Pattern;
@@ -27,11 +29,17 @@ enum Atom {
 }
 
 /// Classes of characters, numbered as they are met.
+///
+/// Letters that a pattern names one by one, as in `'s|'t|'re`, count only behind the character that
+/// such a branch begins with, its guard. In a text without guards they are letters as others are.
 #[derive(Debug)]
 pub(crate) struct CharClasses {
     atoms: Vec<Atom>,
-    /// By character: its class.
-    known: FxHashMap<char, u32>,
+    /// Those that count only behind a guard.
+    guarded: Vec<Atom>,
+    guards: Vec<char>,
+    /// By character: its class in a text without guards, and in one with.
+    known: [FxHashMap<char, u32>; 2],
     /// By the atoms that hold a character: the class.
     classes: FxHashMap<Vec<bool>, u32>,
     ascii_only: bool,
@@ -47,63 +55,99 @@ impl CharClasses {
         }
         let section: Value = serde_json::from_str(section).ok()?;
         let parts = section["pretokenizers"].as_array()?;
-        let mut atoms = Vec::new();
+        let mut made = Self {
+            atoms: Vec::new(),
+            guarded: Vec::new(),
+            guards: Vec::new(),
+            known: Default::default(),
+            classes: FxHashMap::default(),
+            ascii_only: normalizes,
+            replacement,
+        };
         for (at, part) in parts.iter().enumerate() {
             match component(part) {
                 "Split" => match (&part["pattern"]["Regex"], &part["pattern"]["String"]) {
-                    (Value::String(pattern), _) => push_atoms(pattern, &mut atoms)?,
-                    (_, Value::String(text)) => atoms.extend(text.chars().map(Atom::Literal)),
+                    (Value::String(pattern), _) => made.push_pattern(pattern)?,
+                    (_, Value::String(text)) => {
+                        made.atoms.extend(text.chars().map(Atom::Literal));
+                    }
                     _ => return None,
                 },
-                "Digits" => atoms.push(Atom::Numeric),
-                "WhitespaceSplit" => atoms.push(Atom::Whitespace),
-                "Whitespace" => push_atoms(r"\w\s", &mut atoms)?,
+                "Digits" => made.atoms.push(Atom::Numeric),
+                "WhitespaceSplit" => made.atoms.push(Atom::Whitespace),
+                "Whitespace" => made.push_pattern(r"\w\s")?,
                 "Metaspace" => {
-                    atoms.push(Atom::Literal(' '));
-                    atoms.extend(part["replacement"].as_str()?.chars().map(Atom::Literal));
+                    made.atoms.push(Atom::Literal(' '));
+                    let replacement = part["replacement"].as_str()?;
+                    made.atoms.extend(replacement.chars().map(Atom::Literal));
                 }
                 // What comes behind it reads bytes in disguise.
                 "ByteLevel" if at + 1 == parts.len() => {
                     if part["use_regex"] != false {
-                        push_atoms(BYTE_LEVEL, &mut atoms)?;
+                        made.push_pattern(BYTE_LEVEL)?;
                     }
                 }
                 _ => return None,
             }
         }
-        Some(Self {
-            atoms,
-            known: FxHashMap::default(),
-            classes: FxHashMap::default(),
-            ascii_only: normalizes,
-            replacement,
-        })
+        Some(made)
     }
 
-    /// The class of each character of `text`; `false` where the text may not be cut as it is.
-    pub fn shape(&mut self, text: &str, out: &mut Vec<u32>) -> bool {
+    /// The class of each character of `text`, and whether there is a guard among them; `None` where
+    /// the text may not be cut as it is. Behind a text with a guard, classes of one without do not
+    /// tell how it is cut.
+    pub fn shape(&mut self, text: &str, out: &mut Vec<u32>) -> Option<bool> {
         out.clear();
         if (self.ascii_only && !text.is_ascii())
             || self.replacement.is_some_and(|c| text.contains(c))
         {
-            return false;
+            return None;
         }
+        let guarded = text.contains(&self.guards[..]);
         for c in text.chars() {
-            let class = match self.known.get(&c) {
+            let class = match self.known[usize::from(guarded)].get(&c) {
                 Some(&class) => class,
-                None => self.classify(c),
+                None => self.classify(c, guarded),
             };
             out.push(class);
         }
-        true
+        Some(guarded)
     }
 
-    fn classify(&mut self, c: char) -> u32 {
-        let in_atoms = self.atoms.iter().map(|atom| atom.holds(c)).collect();
+    fn classify(&mut self, c: char, guarded: bool) -> u32 {
+        let mut in_atoms: Vec<bool> = self.atoms.iter().map(|atom| atom.holds(c)).collect();
+        if guarded {
+            in_atoms.extend(self.guarded.iter().map(|atom| atom.holds(c)));
+            in_atoms.push(true);
+        }
         let next = self.classes.len() as u32;
         let class = *self.classes.entry(in_atoms).or_insert(next);
-        self.known.insert(c, class);
+        self.known[usize::from(guarded)].insert(c, class);
         class
+    }
+
+    /// Adds the sets of characters that a regular expression names; `None` for one that this does
+    /// not read.
+    fn push_pattern(&mut self, pattern: &str) -> Option<()> {
+        let mut found = Sets::default();
+        let rest = alternation(pattern, &mut found)?;
+        if !rest.is_empty() {
+            return None;
+        }
+        for (sets, atoms) in [
+            (found.open, &mut self.atoms),
+            (found.guarded, &mut self.guarded),
+        ] {
+            for set in sets {
+                // Each with and without regard to case: which counts depends on the group.
+                for flags in ["s", "si"] {
+                    let set = SysRegex::new(&format!("(?{flags}:{set})")).ok()?;
+                    atoms.push(Atom::Set(set));
+                }
+            }
+        }
+        self.guards.extend(found.guards);
+        Some(())
     }
 }
 
@@ -124,12 +168,75 @@ impl Atom {
     }
 }
 
-/// The sets of characters that a regular expression names; `None` for one that this does not read.
-fn push_atoms(pattern: &str, atoms: &mut Vec<Atom>) -> Option<()> {
-    let mut sets: Vec<String> = Vec::new();
+/// The sets that a pattern names, as they are written.
+#[derive(Debug, Default)]
+struct Sets {
+    open: BTreeSet<String>,
+    guarded: BTreeSet<String>,
+    guards: BTreeSet<char>,
+}
+
+/// Reads branches up to the end of a group or of the pattern; returns what is left.
+fn alternation<'p>(pattern: &'p str, found: &mut Sets) -> Option<&'p str> {
     let mut rest = pattern;
+    loop {
+        let mut branch = Sets::default();
+        let guard = guard_of(rest);
+        let looks_around;
+        (rest, looks_around) = sequence(rest, &mut branch)?;
+        match guard {
+            Some(guard) if !looks_around => {
+                found.open.insert(quoted(guard));
+                found.guards.insert(guard);
+                found.guarded.append(&mut branch.open);
+            }
+            _ => found.open.append(&mut branch.open),
+        }
+        found.guarded.append(&mut branch.guarded);
+        found.guards.append(&mut branch.guards);
+        match rest.strip_prefix('|') {
+            Some(next) => rest = next,
+            None => return Some(rest),
+        }
+    }
+}
+
+/// The character that a branch must begin with, where it has no case and stands alone.
+fn guard_of(branch: &str) -> Option<char> {
+    let mut chars = branch.chars();
+    let guard = chars.next()?;
+    let plain = guard.is_ascii_punctuation() && !r"\[](){}|*+?^$.".contains(guard);
+    let repeated = chars.next().is_some_and(|c| "?*+{".contains(c));
+    (plain && !repeated).then_some(guard)
+}
+
+fn quoted(c: char) -> String {
+    format!("[{c}]")
+}
+
+/// Reads one branch; returns what is left, and whether the branch looks around.
+fn sequence<'p>(pattern: &'p str, found: &mut Sets) -> Option<(&'p str, bool)> {
+    let mut rest = pattern;
+    let mut looks_around = false;
     while let Some(c) = rest.chars().next() {
         let size = match c {
+            '|' | ')' => break,
+            '(' => {
+                let opening = match rest.starts_with("(?") {
+                    true => group_length(rest)?,
+                    false => 1,
+                };
+                looks_around |= ["(?=", "(?!", "(?<"]
+                    .iter()
+                    .any(|open| rest.starts_with(open));
+                // A flag for what follows has no group of its own.
+                if rest[..opening].ends_with(')') {
+                    rest = &rest[opening..];
+                    continue;
+                }
+                rest = alternation(&rest[opening..], found)?.strip_prefix(')')?;
+                continue;
+            }
             '[' => class_length(rest)?,
             '\\' => escape_length(rest)?,
             '{' => {
@@ -141,12 +248,7 @@ fn push_atoms(pattern: &str, atoms: &mut Vec<Atom>) -> Option<()> {
                 rest = &rest[size..];
                 continue;
             }
-            '(' if rest.starts_with("(?") => {
-                let size = group_length(rest)?;
-                rest = &rest[size..];
-                continue;
-            }
-            '(' | ')' | '|' | '*' | '+' | '?' | '^' | '$' => {
+            '*' | '+' | '?' | '^' | '$' => {
                 rest = &rest[1..];
                 continue;
             }
@@ -155,20 +257,17 @@ fn push_atoms(pattern: &str, atoms: &mut Vec<Atom>) -> Option<()> {
         let set = &rest[..size];
         rest = &rest[size..];
         match set {
-            r"\b" | r"\B" => sets.push(r"\w".to_owned()),
-            r"\A" | r"\z" | r"\Z" | r"\G" => {}
-            set => sets.push(set.to_owned()),
+            r"\b" | r"\B" => {
+                looks_around = true;
+                found.open.insert(r"\w".to_owned());
+            }
+            r"\A" | r"\z" | r"\Z" | r"\G" => looks_around = true,
+            set => {
+                found.open.insert(set.to_owned());
+            }
         }
     }
-    sets.sort_unstable();
-    sets.dedup();
-    for set in sets {
-        // Each with and without regard to case: which of the two counts depends on the group.
-        for flags in ["s", "si"] {
-            atoms.push(Atom::Set(SysRegex::new(&format!("(?{flags}:{set})")).ok()?));
-        }
-    }
-    Some(())
+    Some((rest, looks_around))
 }
 
 /// The length of a set in brackets, those inside it included.
@@ -244,22 +343,26 @@ mod tests {
 
     #[test]
     fn texts_of_one_shape_are_cut_at_the_same_places() {
-        let chars: Vec<char> = "abzstSTlLKſ'\u{212a}12٣Ⅷ \t\n\r\u{a0}.,!?_-/日éß".chars().collect();
+        let chars: Vec<char> = "abzstSTlLKſ'\u{212a}12٣Ⅷ \t\n\r\u{a0}.,!?_-/日éß"
+            .chars()
+            .collect();
         for pattern in [LLAMA3, BYTE_LEVEL, r"[!\]\-a-c][A-Z]+|\d{2,}|\b\w|x"] {
             let cut = cut(pattern);
             let mut classes = CharClasses::of(&cut).unwrap();
             let mut seen: FxHashMap<Vec<u32>, (String, Vec<usize>)> = FxHashMap::default();
             let mut state = 7u64;
             let mut repeated = 0;
-            for _ in 0..4_000 {
+            for _ in 0..6_000 {
                 let text: String = (0..4)
                     .map(|_| {
-                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        state = state
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1);
                         chars[(state >> 33) as usize % chars.len()]
                     })
                     .collect();
                 let mut shape = Vec::new();
-                assert!(classes.shape(&text, &mut shape));
+                assert!(classes.shape(&text, &mut shape).is_some());
                 let places: Vec<usize> = cut
                     .cut(&text)
                     .unwrap()
@@ -280,22 +383,29 @@ mod tests {
     #[test]
     fn letters_are_one_class_where_only_their_kind_counts() {
         let mut classes = CharClasses::of(&cut(LLAMA3)).unwrap();
-        let mut shapes = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
-        for (text, shape) in ["bonk", "zipu", "bo1k", "bolk"].iter().zip(&mut shapes) {
-            assert!(classes.shape(text, shape));
-        }
+        let texts = ["bonk", "stll", "bo1k", "'bonk", "'zipu", "'lonk"];
+        let shapes = texts.map(|text| {
+            let mut shape = Vec::new();
+            let guarded = classes.shape(text, &mut shape);
+            assert_eq!(guarded, Some(text.starts_with('\'')));
+            shape
+        });
         assert_eq!(shapes[0], shapes[1]);
         assert_ne!(shapes[0], shapes[2]);
-        assert_ne!(shapes[0], shapes[3], "'l is one of the contractions");
+        assert_eq!(shapes[3], shapes[4]);
+        assert_ne!(shapes[4], shapes[5], "'l is one of the contractions");
     }
 
     #[test]
     fn what_reads_more_than_characters_has_no_classes() {
         assert!(CharClasses::of(&cut(r"(a)b")).is_some());
         assert!(CharClasses::of(&cut(r"(?:a|(?i)b)+?[x-y]{2}")).is_some());
-        assert!(push_atoms(r"(a)\1", &mut Vec::new()).is_none());
-        assert!(push_atoms(r"(?<name>a)", &mut Vec::new()).is_none());
-        assert!(push_atoms(r"\R", &mut Vec::new()).is_none());
+        for pattern in [r"(a)\1", r"(?<name>a)", r"\R", "a)", "(a"] {
+            assert!(
+                alternation(pattern, &mut Sets::default()) != Some(""),
+                "{pattern}"
+            );
+        }
         let bert = serde_json::json!({"type": "BertPreTokenizer"});
         let bert = PreTokenizer::from_sections(Some(&bert), None, &Spelling::ByteLevel);
         assert!(CharClasses::of(&bert.unwrap().unwrap()).is_none());
@@ -308,7 +418,7 @@ mod tests {
         let cut =
             PreTokenizer::from_sections(Some(&split), Some(&normalizer), &Spelling::ByteLevel);
         let mut classes = CharClasses::of(&cut.unwrap().unwrap()).unwrap();
-        assert!(classes.shape("e1", &mut Vec::new()));
-        assert!(!classes.shape("é1", &mut Vec::new()));
+        assert_eq!(classes.shape("e1", &mut Vec::new()), Some(false));
+        assert_eq!(classes.shape("é1", &mut Vec::new()), None);
     }
 }

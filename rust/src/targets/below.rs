@@ -48,7 +48,18 @@ impl Build<'_> {
             if self.options.sure {
                 self.doubt(child_first, self.below(child));
             }
-            self.give(child_first, mass * prob);
+            match child_first {
+                // Of a node on the path a child that is a token is a group.
+                Some(first)
+                    if tables.trie.end_count(child) > 0
+                        && tables.trie.below(child).first() == Some(&first) =>
+                {
+                    if mass * prob > 0.0 && self.holds(first) {
+                        self.add(child, mass * prob);
+                    }
+                }
+                first => self.give(first, mass * prob),
+            }
         }
         // What the student's tokenizer does not join to the text so far leaves its tokens as they
         // are; for other models than byte pair encoding the whole text decides.
@@ -74,8 +85,8 @@ impl Build<'_> {
                 {
                     next_child += 1;
                 }
-                let is_child = next_child < children
-                    && self.scratch.children[next_child].0 as usize == place;
+                let is_child =
+                    next_child < children && self.scratch.children[next_child].0 as usize == place;
                 if is_child || place == on_path as usize {
                     continue;
                 }
@@ -129,15 +140,15 @@ impl Build<'_> {
         }
         let tables = self.tables;
         let children = tables.trie.children(node);
-        let count = children.len();
-        if count == 0 {
+        if children.len() == 0 {
             return 0;
         }
         let row = self.rows.of(at);
         let scratch = &mut *self.scratch;
-        if count > 8 * row.ids.len() {
+        if tables.has_many_children(node) {
             for (place, &id) in (0u32..).zip(row.ids) {
                 if place != on_path
+                    && tables.may_have_child(node, id)
                     && let Some(child) = tables.trie.child(node, id)
                 {
                     scratch.children.push((place, child));

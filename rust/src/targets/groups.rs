@@ -164,7 +164,9 @@ impl Masses {
 
     /// Brings the places of these columns' cells near, all at once.
     pub fn touch(&self, columns: &[Column]) {
-        let places = columns.iter().map(|column| self.place.get(column.cell as usize));
+        let places = columns
+            .iter()
+            .map(|column| self.place.get(column.cell as usize));
         black_box(places.fold(0, |all, place| all ^ place.copied().unwrap_or(0)));
     }
 

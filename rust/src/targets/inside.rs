@@ -90,7 +90,10 @@ impl Build<'_> {
             first,
             last,
         };
-        self.scratch.inside.facts.insert((around, past as u32), facts);
+        self.scratch
+            .inside
+            .facts
+            .insert((around, past as u32), facts);
         facts
     }
 
@@ -257,7 +260,11 @@ impl Build<'_> {
         }
         if total > 0.0 {
             kept.sort_unstable_by_key(|kept| {
-                (kept.order.equal_start, u32::MAX - kept.order.prefix_end, kept.token)
+                (
+                    kept.order.equal_start,
+                    u32::MAX - kept.order.prefix_end,
+                    kept.token,
+                )
             });
             for at in 0..kept.len() {
                 let Kept { token, mass, order } = kept[at];

@@ -176,7 +176,7 @@ impl TargetBuilder {
     ) -> Result<Targets> {
         self.check(at, example)?;
         let mut targets = Targets::empty();
-        position::build(&self.tables, example, options, scratch, &mut targets);
+        position::build(&self.tables, example, options, scratch, &mut targets)?;
         Ok(targets)
     }
 

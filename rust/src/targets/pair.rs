@@ -39,6 +39,19 @@ pub(super) struct Column {
 const _: () = assert!(size_of::<Column>() == 32);
 
 impl Column {
+    const DROPPED: Self = Self {
+        first: NONE,
+        shape: 0,
+        part_start: 0,
+        cell: NONE,
+        cell_range: (0, 0),
+        rank: NONE,
+        first_byte: 0,
+        second_byte: 0,
+        part_count: 0,
+        kind: ColumnKind::Dropped,
+    };
+
     /// `first`, as what may follow another token.
     pub fn next(&self) -> Next {
         Next {
@@ -60,6 +73,12 @@ pub(super) struct PairTables {
     pub trie: PieceTrie,
     pub teacher_pieces: Pieces,
     pub columns: Vec<Column>,
+    /// The same by student token, each as what it starts with.
+    pub heads: Vec<Column>,
+    /// By node: where the bits of its children begin in `child_bits`, and how many less one; no bit
+    /// where it has few children.
+    child_filter: Vec<(u32, u32)>,
+    child_bits: Vec<u64>,
     /// By node: the student token that the node's bytes start with.
     pub node_first: Vec<u32>,
     /// By node: the student token that they end with.
@@ -135,55 +154,60 @@ impl PairTables {
         let cell_range: Vec<(u32, u32)> = (0..teacher_size as u32)
             .map(|cell| range_of_cell(&trie, &cell_columns, &node_start, cell))
             .collect();
+        let text_column = |first: u32, piece: Option<u32>| {
+            let next = student.next(first);
+            let cell = piece.map_or(NONE, |piece| root[piece as usize]);
+            let (cell, cell_range) = match cell {
+                NONE => (NONE, (0, 0)),
+                cell => (
+                    trie.child(ROOT, cell).unwrap_or(NONE),
+                    cell_range[cell as usize],
+                ),
+            };
+            Column {
+                first,
+                shape: next.shape,
+                part_start: next.part_start,
+                cell,
+                cell_range,
+                rank: NONE,
+                first_byte: next.first_byte,
+                second_byte: next.second_byte,
+                part_count: next.part_count,
+                kind: ColumnKind::Text,
+            }
+        };
+        let heads = (0..student_size as u32)
+            .map(|s| text_column(s, trie.token_pieces().of(s).first().copied()))
+            .collect();
         let columns = (0..teacher_size as u32)
             .map(|t| {
                 let text = !teacher.bytes(t).is_empty();
-                let first = teacher_pieces.of(t).first().copied();
-                let place = teacher.order[t as usize].equal_start;
-                let mut column = Column {
-                    first: NONE,
-                    shape: 0,
-                    part_start: 0,
-                    cell: NONE,
-                    cell_range: (0, 0),
-                    rank: if text { place } else { NONE },
-                    first_byte: 0,
-                    second_byte: 0,
-                    part_count: 0,
-                    kind: ColumnKind::Dropped,
+                let mut column = match teacher_pieces.of(t).first() {
+                    Some(&first) if text => text_column(first, Some(t)),
+                    _ => Column::DROPPED,
                 };
                 if teacher_stops.contains(&t) {
                     column.kind = ColumnKind::Stop;
-                    column.rank = NONE;
-                } else if let Some(at) = specials.iter().position(|pair| pair.1 == t)
-                    && !text
-                {
+                } else if text {
+                    column.rank = teacher.order[t as usize].equal_start;
+                } else if let Some(at) = specials.iter().position(|pair| pair.1 == t) {
                     column.kind = ColumnKind::Special;
                     column.first = at as u32;
-                } else if let (true, Some(first)) = (text, first) {
-                    column.kind = ColumnKind::Text;
-                    column.first = first;
-                    let next = student.next(first);
-                    column.shape = next.shape;
-                    column.part_start = next.part_start;
-                    column.first_byte = next.first_byte;
-                    column.second_byte = next.second_byte;
-                    column.part_count = next.part_count;
-                    let cell = root[t as usize];
-                    if cell != NONE {
-                        column.cell = trie.child(ROOT, cell).unwrap_or(NONE);
-                        column.cell_range = cell_range[cell as usize];
-                    }
                 }
                 column
             })
             .collect();
+        let (child_filter, child_bits) = child_filters(&trie);
         let teacher_longer = longer_tokens(&student, &teacher);
         let last_column = trie.children(ROOT).len() as u32;
         Ok(Self {
             student,
             teacher,
             columns,
+            heads,
+            child_filter,
+            child_bits,
             teacher_longer,
             node_first: nodes.first,
             node_last: nodes.last,
@@ -204,6 +228,18 @@ impl PairTables {
             stop_count: student_stops.len() as u32,
             special_count: specials.len() as u32,
         })
+    }
+
+    /// Whether a piece may lead to a child of a node that has many: most that do not are told apart.
+    pub fn may_have_child(&self, node: u32, piece: u32) -> bool {
+        let (start, mask) = self.child_filter[node as usize];
+        let bit = child_bit(piece) & mask;
+        self.child_bits[(start + bit / 64) as usize] >> (bit % 64) & 1 == 1
+    }
+
+    /// Whether a node has so many children that they are asked about one by one.
+    pub fn has_many_children(&self, node: u32) -> bool {
+        self.child_filter[node as usize].1 > 0
     }
 
     /// Where the tokens below a node are in `tokens`.
@@ -240,6 +276,34 @@ impl PairTables {
     }
 }
 
+/// More children than this are many.
+const FEW_CHILDREN: usize = 48;
+
+fn child_bit(piece: u32) -> u32 {
+    piece.wrapping_mul(0x9E37_79B9) >> 12
+}
+
+/// Bits of the pieces of each node that has many children, eight for each of them or more.
+fn child_filters(trie: &PieceTrie) -> (Vec<(u32, u32)>, Vec<u64>) {
+    let mut filters = vec![(0, 0); trie.len()];
+    let mut bits = Vec::new();
+    for node in (0..trie.len() as u32).filter(|&node| node != ROOT) {
+        let children = trie.children(node);
+        if children.len() <= FEW_CHILDREN {
+            continue;
+        }
+        let size = (8 * children.len()).next_power_of_two();
+        let (start, mask) = (bits.len(), size as u32 - 1);
+        bits.resize(start + size / 64, 0u64);
+        for (piece, _) in children {
+            let bit = child_bit(piece) & mask;
+            bits[start + bit as usize / 64] |= 1 << (bit % 64);
+        }
+        filters[node as usize] = (start as u32, mask);
+    }
+    (filters, bits)
+}
+
 /// By token of one side: the places of the other's tokens that begin with its bytes and go on.
 fn longer_tokens(own: &Side, other: &Side) -> Vec<(u32, u32)> {
     let mut found = vec![(0, 0); own.vocab().len()];
@@ -247,7 +311,10 @@ fn longer_tokens(own: &Side, other: &Side) -> Vec<(u32, u32)> {
     for &token in &own.sorted {
         let bytes = own.bytes(token);
         let rest = &other.sorted[at..];
-        at += rest.iter().take_while(|&&id| other.bytes(id) < bytes).count();
+        at += rest
+            .iter()
+            .take_while(|&&id| other.bytes(id) < bytes)
+            .count();
         let same = |&id: &u32| other.bytes(id) == bytes;
         let start = at + other.sorted[at..].partition_point(same);
         let more = |&id: &u32| other.bytes(id).starts_with(bytes);

@@ -10,6 +10,7 @@ use super::places::{Place, for_each_place};
 use super::rows::Rows;
 use super::side::BoundaryMemo;
 use super::{NONE, TargetExample, TargetOptions};
+use crate::error::Result;
 use crate::trie::ROOT;
 
 /// Buffers of one thread, and what it remembers of the pair.
@@ -111,7 +112,7 @@ pub(super) fn build(
     options: &TargetOptions,
     scratch: &mut Scratch,
     targets: &mut Targets,
-) {
+) -> Result<()> {
     let mut rows = std::mem::take(&mut scratch.rows);
     let mut student_ids = std::mem::take(&mut scratch.student_ids);
     let mut teacher_ids = std::mem::take(&mut scratch.teacher_ids);
@@ -124,7 +125,7 @@ pub(super) fn build(
         &teacher_ids,
         tables.columns.len(),
         options.min_prob,
-    );
+    )?;
     scratch.start(options);
     targets.reserve(student_ids.len(), rows.len() + student_ids.len());
     for_each_place(tables, example, &student_ids, &teacher_ids, |place| {
@@ -148,6 +149,7 @@ pub(super) fn build(
     scratch.rows = rows;
     scratch.student_ids = student_ids;
     scratch.teacher_ids = teacher_ids;
+    Ok(())
 }
 
 impl<'a> Build<'a> {
@@ -239,9 +241,7 @@ impl<'a> Build<'a> {
             false => row.own,
         };
         let slot = match self.place.last {
-            Some(last) if self.options.consistent => {
-                Some(self.keep_mask(self.place.teacher, last))
-            }
+            Some(last) if self.options.consistent => Some(self.keep_mask(self.place.teacher, last)),
             _ => None,
         };
         if self.options.sure {
@@ -393,13 +393,19 @@ impl<'a> Build<'a> {
         let Some(first) = first else {
             return;
         };
-        if mass > 0.0 && self.holds(first) {
+        if mass <= 0.0 || !self.holds(first) {
+            return;
+        }
+        let head = &self.tables.heads[first as usize];
+        if self.options.cells && head.cell != self.own_cell {
+            self.scratch.masses.add(head.cell, mass, head.cell_range);
+        } else {
             let group = self.group_of(first);
             self.add(group, mass);
         }
     }
 
-    fn add(&mut self, key: u32, mass: f64) {
+    pub fn add(&mut self, key: u32, mass: f64) {
         // Looked up once for each key: only a new one needs its range.
         let range = match self.scratch.masses.find(key) {
             Some(_) => (0, 0),
@@ -412,8 +418,9 @@ impl<'a> Build<'a> {
     pub fn holds(&mut self, first: u32) -> bool {
         match self.place.last {
             Some(last) if self.options.consistent => {
+                let next = self.tables.heads[first as usize].next();
                 let memo = &mut self.scratch.student_pairs;
-                self.tables.student.keeps(last, first, memo)
+                self.tables.student.after(last, memo).keeps(&next)
             }
             _ => true,
         }

@@ -38,6 +38,7 @@ impl Predictions<'_> {
                 remedy: "pass one row per teacher token",
             });
         }
+        // Those that count are looked at as they are read.
         let Some(ids) = self.ids else {
             return if self.width >= vocab_size || self.is_empty() {
                 Ok(())
@@ -58,13 +59,7 @@ impl Predictions<'_> {
                 remedy: "pass one id a log-probability",
             });
         }
-        match ids.iter().find(|&&id| id < -1 || id >= vocab_size as i64) {
-            Some(&id) => Err(Error::NoSuchId {
-                id,
-                size: vocab_size,
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -125,7 +120,7 @@ impl Rows {
         teacher_ids: &[u32],
         vocab_size: usize,
         min_prob: f64,
-    ) {
+    ) -> Result<()> {
         self.ids.clear();
         self.probs.clear();
         self.ptr.clear();
@@ -140,11 +135,19 @@ impl Rows {
             match predictions.ids {
                 Some(ids) => {
                     let ids = &ids[row * width..(row + 1) * width];
-                    self.push_row(log_probs, lowest, min_prob, |at| ids[at] as u32);
+                    self.push_row(log_probs, lowest, min_prob, |at| ids[at]);
+                    let found = &self.ids[start..];
+                    if found.iter().any(|&id| id as usize >= vocab_size) {
+                        let outside = |&&id: &&i64| id < -1 || id >= vocab_size as i64;
+                        return Err(Error::NoSuchId {
+                            id: ids.iter().find(outside).copied().unwrap_or(-1),
+                            size: vocab_size,
+                        });
+                    }
                 }
                 None => {
                     let known = &log_probs[..vocab_size.min(width)];
-                    self.push_row(known, lowest, min_prob, |at| at as u32);
+                    self.push_row(known, lowest, min_prob, |at| at as i64);
                 }
             }
             self.ptr.push(self.ids.len() as u32);
@@ -156,6 +159,7 @@ impl Rows {
                 listed: sum(probs),
             });
         }
+        Ok(())
     }
 
     fn push_row(
@@ -163,21 +167,25 @@ impl Rows {
         log_probs: &[f32],
         lowest: f32,
         min_prob: f64,
-        id: impl Fn(usize) -> u32,
+        id: impl Fn(usize) -> i64,
     ) {
         for (chunk, values) in log_probs.chunks(CHUNK).enumerate() {
             // Stored columns fall: most chunks hold none that counts.
-            if !values.iter().fold(false, |any, &value| any | (value >= lowest)) {
+            if !values
+                .iter()
+                .fold(false, |any, &value| any | (value >= lowest))
+            {
                 continue;
             }
             for (at, &log_prob) in (chunk * CHUNK..).zip(values) {
                 let id = id(at);
-                if !(log_prob >= lowest) || id > i32::MAX as u32 {
+                // No id, and no number, is no column.
+                if !(log_prob >= lowest) || id == -1 {
                     continue;
                 }
                 let prob = self.exp.of(f64::from(log_prob));
                 if prob >= min_prob && prob > 0.0 {
-                    self.ids.push(id);
+                    self.ids.push(u32::try_from(id).unwrap_or(NONE));
                     self.probs.push(prob);
                 }
             }

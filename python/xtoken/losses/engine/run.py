@@ -125,7 +125,7 @@ def checked_call(
     expect(options, LossOptions, "options", "pass LossOptions(...)")
     if not torch.compiler.is_compiling():
         spec.check_options(options)
-    _check_parts(spec, pair, options)
+    _check_parts(spec, pair, options, inputs)
     source = student_rows(inputs.student, pair.sizes[0])
     check_batch(source, inputs)
     device = source.tensors()[0].device
@@ -155,13 +155,14 @@ def checked_call(
     return LossCall(inputs, pair, options, source, temperature)
 
 
-def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions) -> None:
+def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions, inputs: LossInputs) -> None:
     wanted = {
         "projection": ("projection",),
         "tries": ("student_trie", "teacher_trie") if options.mirror else ("student_trie",),
         "strict_common": ("strict_common",),
         "relaxed_common": ("relaxed_common",),
-        "targets": ("targets",),
+        # What was made before needs no builder.
+        "targets": ("targets",) if inputs.targets is None else (),
         "byte_prefixes": ("byte_prefixes",),
         "completions": ("completions",),
         "piece_chains": ("piece_chains",),

@@ -239,10 +239,11 @@ class BlockTargets:
         flat[at] = 0.0
         outside = shares.sum(1).masked_fill_(self.open, 0.0)
         total = torch.where(self.open, listed, listed + outside)
-        student = torch.cat([mass, outside]) / total[self.slot_row]
+        mass = torch.cat([mass, outside])
+        student = mass / total[self.slot_row]
         counted = self.probs > 0
         tiny = torch.finfo(rows.dtype).tiny * 1e6
-        if not bool((student.masked_fill(~counted, 1.0) >= tiny).all()):
+        if not bool((mass.masked_fill(~counted, 1.0) >= tiny).all()):
             return None
         log_student = torch.log(student.masked_fill(student <= 0, 1.0))
         losses = self.forward_kl(log_student)
