@@ -311,8 +311,11 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
 
         return call
 
-    def same_vocab_kl(case: Case, **given: object) -> LossOutput:
-        return case.loss("same-vocab-kl", pair=case.shared, **given)
+    def same_vocab(**fixed: object) -> Callable[..., LossOutput]:
+        def call(case: Case, **given: object) -> LossOutput:
+            return case.loss("same-vocab-kl", pair=case.shared, **fixed, **given)
+
+        return call
 
     def with_ids(name: str) -> Callable[..., LossOutput]:
         def call(case: Case, **given: object) -> LossOutput:
@@ -325,10 +328,14 @@ def every_loss() -> dict[str, Callable[..., LossOutput]]:
         "p_kl": loss("p-kl"),
         "p_kl chunk top-k": loss("p-kl", top_k=3, top_k_scope="chunk"),
         "p_kl microbatch top-k": loss("p-kl", top_k=5, top_k_scope="microbatch"),
+        "p_kl student's top-k": loss("p-kl", top_k=3, top_k_by="student"),
         "h_kl": loss("h-kl"),
         "gold": loss("gold"),
         "uld": loss("uld"),
-        "same_vocab_kl": same_vocab_kl,
+        "same_vocab_kl": same_vocab(),
+        "same_vocab_kl student's top-k": same_vocab(
+            top_k=3, top_k_by="student", direction="reverse"
+        ),
         "alm": with_ids("alm"),
         "bpm": with_ids("bpm"),
         "escd": with_ids("escd"),

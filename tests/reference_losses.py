@@ -69,7 +69,8 @@ def dense(indptr, indices, weights, shape) -> Tensor:
 
 def p_kl(
     student_logits, teacher_logits, w, chunks, *, top_k=None, top_k_scope="chunk",
-    tail_bucket=False, merge="chain", temperature=1.0, direction="forward", beta=0.5,
+    top_k_by="teacher", tail_bucket=False, merge="chain", temperature=1.0, direction="forward",
+    beta=0.5,
 ) -> Tensor:  # fmt: skip
     """Sum over chunks; `w` is a dense [V_s, V_t] float64."""
     v_s, v_t = w.shape
@@ -81,10 +82,10 @@ def p_kl(
         shared = sorted(supported, key=lambda t: -float(mass[t]))[:top_k]
     total = w.new_zeros(())
     for p, q in both:
-        kept = shared
+        kept, projected = shared, p @ w
         if top_k is not None and top_k_scope == "chunk":
-            kept = sorted(supported, key=lambda t, q=q: -float(q[t]))[:top_k]
-        projected = p @ w
+            likely = q if top_k_by == "teacher" else projected.detach()
+            kept = sorted(supported, key=lambda t, x=likely: -float(x[t]))[:top_k]
         a, b = q[kept], projected[kept]
         if tail_bucket:
             a = torch.cat([a, (1 - a.sum())[None]])
@@ -118,10 +119,17 @@ def hybrid(
 
 
 def same_vocab_kl(
-    student_logits, teacher_logits, chunks, size, *, temperature=1.0, direction="forward", beta=0.5
-) -> Tensor:
+    student_logits, teacher_logits, chunks, size, *, top_k=None, top_k_by="teacher",
+    tail_bucket=False, temperature=1.0, direction="forward", beta=0.5,
+) -> Tensor:  # fmt: skip
     total = torch.zeros((), dtype=torch.float64)
     for p, q in pairs(student_logits, teacher_logits, chunks, "chain", temperature, size, size):
+        if top_k is not None:
+            likely = q if top_k_by == "teacher" else p.detach()
+            kept = sorted(range(size), key=lambda t, x=likely: -float(x[t]))[:top_k]
+            rests = [(1 - x[kept].sum())[None] if tail_bucket else x[:0] for x in (p, q)]
+            p, q = torch.cat([p[kept], rests[0]]), torch.cat([q[kept], rests[1]])
+            p, q = p / p.sum(), q / q.sum()
         total = total + divergence(q, p, direction, beta)
     return total * temperature**2
 

@@ -112,6 +112,12 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "p_kl chunk": ("p-kl", {"top_k": 3}),
     "p_kl chunk, tail": ("p-kl", {"top_k": 3, "tail_bucket": True}),
     "p_kl chunk, reverse": ("p-kl", {"top_k": 3, "direction": "reverse"}),
+    "p_kl by the student": (
+        "p-kl", {"top_k": 3, "top_k_by": "student", "direction": "reverse"}
+    ),
+    "p_kl stored, by the student": (
+        "p-kl", {"stored": True, "top_k": 3, "top_k_by": "student", "tail_bucket": "auto"}
+    ),
     "p_kl microbatch": ("p-kl", {"top_k": 5, "top_k_scope": "microbatch"}),
     "p_kl microbatch, tail": (
         "p-kl", {"top_k": 5, "top_k_scope": "microbatch", "tail_bucket": "auto"}
@@ -130,6 +136,9 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "uld stored": ("uld", {"stored": True}),
     "same_vocab_kl": ("same-vocab-kl", {}),
     "same_vocab_kl stored": ("same-vocab-kl", {"stored": True, "tail_bucket": True}),
+    "same_vocab_kl by the student": (
+        "same-vocab-kl", {"top_k": 3, "top_k_by": "student", "direction": "reverse"}
+    ),
     "alm": ("alm", {}),
     "alm, in blocks": ("alm", {"block_size": 2}),
     "alm stored": ("alm", {"stored": True}),

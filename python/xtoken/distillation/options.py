@@ -8,7 +8,7 @@ from typing import Literal, TypedDict, get_args
 from xtoken.distillation.collate import PaddingSide
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
-from xtoken.losses.inputs import Scope
+from xtoken.losses.inputs import Chooser, Scope
 from xtoken.losses.registry import LossName
 
 DistillLossName = Literal[
@@ -41,6 +41,7 @@ class LossFields(TypedDict, total=False):
     merge: Merge
     top_k: int | None
     top_k_scope: Scope
+    top_k_by: Chooser
     tail_bucket: bool | Literal["auto"]
     common_weight: float
     uld_weight: float

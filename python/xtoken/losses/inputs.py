@@ -21,6 +21,7 @@ from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, check_temperature, teacher_positions
 
 Scope = Literal["chunk", "microbatch"]
+Chooser = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,10 @@ class LossOptions:
             best of them.
         top_k_scope: "chunk", each chunk's own best columns; "microbatch", one set for the batch by
             total teacher mass (sparser work, and the cheapest path).
+        top_k_by: whose likeliest columns the `top_k` are, those of the teacher or of the student as
+            it is, without a gradient through the choice. The student's suit reverse KL: what it
+            would say is compared, and not what it would never say. With a `TeacherTopK` it chooses
+            among the stored ones. In chunk scope alone.
         tail_bucket: one more column on each side for all mass outside the kept ones, the student's
             on empty rows of W included. True refuses a tail in which the student cannot have mass;
             "auto" has one exactly where W reaches columns outside the kept ones.
@@ -155,6 +160,7 @@ class LossOptions:
     merge: Merge = "chain"
     top_k: int | None = None
     top_k_scope: Scope = "chunk"
+    top_k_by: Chooser = "teacher"
     tail_bucket: bool | Literal["auto"] = False
     common_weight: float = 1.0
     uld_weight: float = 1.0
@@ -192,6 +198,7 @@ class LossOptions:
             rule = "must be a whole number of at least 1, or None for all shared tokens"
             check_number("student_top_k", self.student_top_k, 1, rule=rule, whole=True)
         check_choice("top_k_scope", self.top_k_scope, get_args(Scope))
+        check_choice("top_k_by", self.top_k_by, get_args(Chooser))
         check_choice("tail_bucket", self.tail_bucket, (False, True, "auto"))
         for name in ("common_weight", "uld_weight", "mismatch_weight"):
             rule = "must not be negative: a finite factor of at least 0"

@@ -14,10 +14,12 @@ from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.tail import safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
+from xtoken.losses.p_kl.loss import check_chooser
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.teacher_signal import TeacherTopK
 
@@ -29,8 +31,8 @@ def same_vocab_kl(
 
     Args:
         inputs: `chunks` from `ChunkBatch.from_mask(mask)`, or of an alignment. With a
-            `TeacherTopK` both sides are renormalized over each row's stored entries, or given a
-            tail bucket for all that is not stored.
+            `TeacherTopK` or a `top_k` both sides are renormalized over each row's stored or chosen
+            entries, or given a tail bucket for all that is not kept.
         pair: of equal sizes; no further part.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics: `kl`, `teacher_mass` (stored),
@@ -43,7 +45,9 @@ def same_vocab_kl(
     return run_loss(SPEC, _blocks, inputs, pair, options)
 
 
-SPEC = LossSpec.of("same-vocab-kl", same_vocab_kl, "merge", "tail_bucket", "full_metrics")
+SPEC = LossSpec.of(
+    "same-vocab-kl", same_vocab_kl, "merge", "top_k", "top_k_by", "tail_bucket", "full_metrics"
+)
 
 
 def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
@@ -54,12 +58,19 @@ def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
             "one tokenizer, or another loss"
         )
     options, stored = call.options, isinstance(call.teacher, TeacherTopK)
-    if options.tail_bucket is True and not stored:
-        raise OptionError("tail_bucket=True, but full logits leave no tail; pass a TeacherTopK")
+    check_chooser(options)
+    kept = options.top_k if options.top_k is not None and options.top_k < teacher_size else None
+    if options.tail_bucket is True and not stored and kept is None:
+        raise OptionError(
+            "tail_bucket=True, but full logits leave no tail; pass a TeacherTopK, or a top_k below "
+            f"{teacher_size}"
+        )
     loss = SameVocabBlocks(
         student=call.student_chunks(options.merge),
         teacher=call.teacher_rows(options.merge, renormalized=not options.tail_bucket),
-        tail_bucket=bool(options.tail_bucket) and stored,
+        top_k=kept,
+        by_student=options.top_k_by == "student",
+        tail_bucket=bool(options.tail_bucket) and (stored or kept is not None),
         full_metrics=options.full_metrics,
         temperature=call.temperature,
         direction=options.direction,
@@ -70,10 +81,17 @@ def _blocks(call: LossCall) -> tuple[SameVocabBlocks, int]:
 
 @dataclass(eq=False, kw_only=True)
 class SameVocabBlocks(BlockLoss):
-    """The divergence of a block of chunks over one vocabulary."""
+    """The divergence of a block of chunks over one vocabulary.
+
+    Attributes:
+        top_k: columns that each chunk keeps; None for all, or all that are stored.
+        by_student: whether they are the student's likeliest, not the teacher's.
+    """
 
     student: ChunkRows
     teacher: TeacherRows
+    top_k: int | None
+    by_student: bool
     tail_bucket: bool
     full_metrics: bool
     temperature: float
@@ -91,8 +109,12 @@ class SameVocabBlocks(BlockLoss):
         if self.temperature != 1.0:
             logits = logits / self.temperature
         log_student = torch.log_softmax(logits, -1)
-        if isinstance(self.teacher.signal, TeacherTopK):
-            columns, log_teacher = self.teacher.top_k(block.start, block.stop)
+        found = self._kept(block, log_student)
+        if found is None:
+            log_teacher = self.teacher.log_probs(block.start, block.stop)
+            mass = log_teacher.new_ones(len(block))
+        else:
+            columns, log_teacher = found
             mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
             # One column past the last, for stored ids beyond V.
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
@@ -107,9 +129,6 @@ class SameVocabBlocks(BlockLoss):
                 )  # fmt: skip
             log_teacher = torch.log_softmax(log_teacher, -1)
             log_student = torch.log_softmax(log_student, -1)
-        else:
-            log_teacher = self.teacher.log_probs(block.start, block.stop)
-            mass = log_teacher.new_ones(len(block))
         loss = divergence(log_teacher, log_student, self.direction, self.beta)
         sums = [loss.detach().sum(), mass.sum()]
         if self.full_metrics:
@@ -117,9 +136,37 @@ class SameVocabBlocks(BlockLoss):
             sums.append(best.sum().to(loss.dtype))
         return loss * self.temperature**2, torch.stack(sums)
 
+    def _kept(self, block: Block, log_student: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[R, k] the columns of each chunk and the teacher's log-probabilities there; V for a pad.
+        None where all columns are compared."""
+        start, stop = block.start, block.stop
+        if isinstance(self.teacher.signal, TeacherTopK):
+            columns, log_teacher = self.teacher.top_k(start, stop)
+            if self.top_k is None:
+                return columns, log_teacher
+            likely = log_teacher
+            if self.by_student:
+                every = torch.nn.functional.pad(log_student.detach(), (0, 1), value=-torch.inf)
+                likely = every.gather(1, columns)
+            _, order = best_of(likely, self.top_k)
+            return columns.gather(1, order), log_teacher.gather(1, order)
+        if self.top_k is None:
+            return None
+        log_teacher = self.teacher.log_probs(start, stop)
+        _, columns = best_of(log_student.detach() if self.by_student else log_teacher, self.top_k)
+        return columns, log_teacher.gather(1, columns)
+
+    @property
+    def _has_closed_form(self) -> bool:
+        return (
+            self.direction == "forward"
+            and self.top_k is None
+            and not isinstance(self.teacher.signal, TeacherTopK)
+        )
+
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
-        if self.direction != "forward" or isinstance(self.teacher.signal, TeacherTopK):
+        if not self._has_closed_form:
             return super().value(rows, block, params)
         return self.value_and_grad(rows, block, params, [], 1.0)[:2]
 
@@ -132,7 +179,7 @@ class SameVocabBlocks(BlockLoss):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL to full logits in closed form: p - q."""
-        if self.direction != "forward" or isinstance(self.teacher.signal, TeacherTopK):
+        if not self._has_closed_form:
             return super().value_and_grad(rows, block, params, needed, scale)
         with torch.no_grad():
             tau = self.temperature

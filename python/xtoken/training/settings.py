@@ -12,9 +12,11 @@ from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
-from xtoken.losses.inputs import DEFAULT_OPTIONS, LossOptions, Scope
+from xtoken.losses.inputs import DEFAULT_OPTIONS, Chooser, LossOptions, Scope
 from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
+
+DEFAULT_TOP_K = 512
 
 if TYPE_CHECKING:
     ParsedWeight: TypeAlias = KdWeight
@@ -65,10 +67,14 @@ class DistillSettings:
         default="chain", metadata={"help": "From the rows of a chunk to one distribution."}
     )
     top_k: int | None = field(
-        default=512, metadata={"help": "Teacher columns kept in the loss; None for all."}
+        default=DEFAULT_TOP_K, metadata={"help": "Teacher columns kept in the loss; None for all."}
     )
     top_k_scope: Scope = field(
         default="chunk", metadata={"help": "Whose likeliest columns: each chunk's or the batch's."}
+    )
+    top_k_by: Chooser = field(
+        default="teacher",
+        metadata={"help": "Whose likeliest columns: the teacher's, or the student's."},
     )
     tail_bucket: Literal[True, False, "auto"] = field(
         default="auto", metadata={"help": "Whether all other columns together are one more."}
@@ -236,6 +242,8 @@ class DistillSettings:
         """What a `Distiller` of this loss takes, which is known and not `auto`: the options that
         it reads."""
         read = frozenset() if loss == "ce" else find_loss(loss).options
+        if loss == "same-vocab-kl" and self.top_k_by == "teacher" and self.top_k == DEFAULT_TOP_K:
+            read = read - {"top_k"}  # a plain KL needs no choice
         options: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "padding_side": self.padding_side,

@@ -29,6 +29,7 @@ class PKLBlocks(BlockLoss):
         part: W on the columns that are kept in any chunk.
         column_of: [V_t + 1] int64, the place of each teacher id among them.
         chunk_top_k: columns that each chunk keeps of them; None keeps them all.
+        by_student: whether they are the student's likeliest, not the teacher's.
         tail_bucket: whether there is a tail at all.
         full_metrics: whether `top1_agreement` is told.
         all_columns: a chunk that keeps this many columns has nothing left for a tail; None where
@@ -43,6 +44,7 @@ class PKLBlocks(BlockLoss):
     column_of: Tensor
     empty_rows: Tensor
     chunk_top_k: int | None
+    by_student: bool
     tail_bucket: bool
     all_columns: int | None
     full_metrics: bool
@@ -68,7 +70,7 @@ class PKLBlocks(BlockLoss):
         if self.part.rows is not None and self.columns is None:
             inputs = logits.index_select(1, self.part.rows)
         log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
-        columns, log_teacher = self._teacher(block)
+        columns, log_teacher = self._teacher(block, log_student if self.by_student else None)
         if columns is not None:
             # One column past the last, for stored ids that W does not reach.
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
@@ -102,7 +104,7 @@ class PKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL in closed form."""
         found = None
-        if self.direction == "forward":
+        if self.direction == "forward" and not self.by_student:
             closed_form = self._closed_form if readable(rows) else self._closed_form_in_log_space
             found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
@@ -110,7 +112,7 @@ class PKLBlocks(BlockLoss):
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
         found = None
-        if self.direction == "forward" and readable(rows):
+        if self.direction == "forward" and not self.by_student and readable(rows):
             none = [False for _ in params]
             found = self._closed_form(rows, block, params, none, 1.0, want_grad=False)
         return super().value(rows, block, params) if found is None else found[:2]
@@ -288,21 +290,32 @@ class PKLBlocks(BlockLoss):
             self._others = mask.nonzero().flatten()
         return self._others
 
-    def _teacher(self, block: Block) -> tuple[Tensor | None, Tensor]:
+    def _teacher(
+        self, block: Block, log_student: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor]:
         """Each chunk's own places in the shared columns (None: all of them), and log-probs there.
 
         [R, k] each; a stored entry that W does not reach has the place past the last, and -inf.
+        Where the student chooses, `log_student` [R, K] is what it chooses by.
         """
         if self.chunk_top_k is not None and isinstance(self.teacher.signal, TeacherTopK):
             ids, log_teacher = self.teacher.top_k(block.start, block.stop)
             columns = self.column_of[ids]
             reached = columns < self.part.map.output_ptr.shape[0] - 1
             log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
+            if log_student is not None:
+                every = torch.nn.functional.pad(log_student.detach(), (0, 1), value=-torch.inf)
+                likely = every.gather(1, columns).masked_fill(~reached, -torch.inf)
+                _, order = best_of(likely, self.chunk_top_k)
+                return columns.gather(1, order), log_teacher.gather(1, order)
             log_teacher, order = best_of(log_teacher, self.chunk_top_k)
             return columns.gather(1, order), log_teacher
         log_teacher = self.teacher.log_probs(block.start, block.stop, self.part.columns)
         if self.chunk_top_k is None:
             return None, log_teacher
+        if log_student is not None:
+            _, columns = best_of(log_student.detach(), self.chunk_top_k)
+            return columns, log_teacher.gather(1, columns)
         log_teacher, columns = best_of(log_teacher, self.chunk_top_k)
         return columns, log_teacher
 

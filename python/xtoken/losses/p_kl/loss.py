@@ -52,7 +52,7 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
 
 
 SPEC = LossSpec.of(
-    "p-kl", p_kl, "merge", "top_k", "top_k_scope", "tail_bucket", "full_metrics"
+    "p-kl", p_kl, "merge", "top_k", "top_k_scope", "top_k_by", "tail_bucket", "full_metrics"
 )  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
     rows = call.teacher_rows(options.merge, renormalized=not options.tail_bucket)
     widest = max(projection.shape)
     top_k, stored = options.top_k, isinstance(teacher, TeacherTopK)
+    check_chooser(options)
     per_chunk = options.top_k_scope == "chunk" and (top_k is not None or stored)
     part, column_of = projection.full(), projection.column_of
     if top_k is not None and not per_chunk and len(call.chunks):
@@ -94,6 +95,7 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
         empty_rows=projection.empty_ids,
         chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
         tail_bucket=has_tail,
+        by_student=options.top_k_by == "student",
         all_columns=all_columns,
         full_metrics=options.full_metrics,
         temperature=call.temperature,
@@ -101,6 +103,19 @@ def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks
         beta=options.beta,
     )
     return loss, widest
+
+
+def check_chooser(options: LossOptions) -> None:
+    """Refuse a choice by the student where nothing is chosen, or for a batch at once."""
+    if options.top_k_by == "teacher":
+        return
+    if options.top_k is None:
+        raise OptionError("top_k_by = 'student' with top_k = None; say how many it chooses")
+    if options.top_k_scope == "microbatch":
+        raise OptionError(
+            "top_k_by = 'student' with top_k_scope = 'microbatch'; the student chooses for each "
+            "chunk: pass top_k_scope='chunk'"
+        )
 
 
 def _tail(
