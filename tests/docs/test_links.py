@@ -6,6 +6,7 @@ from __future__ import annotations
 import doctest
 import re
 import runpy
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="there is n
 
 
 def markdown_files() -> list[str]:
-    found = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    names = found.stdout.split()
-    return names or [str(path.relative_to(ROOT)) for path in ROOT.glob("*.md")]
+    """Those of the repository; outside of git those that are here."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [name for name in found.stdout.split() if (ROOT / name).is_file()]
+    return [
+        str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    ]
 
 
 def links(text: str) -> list[str]:
