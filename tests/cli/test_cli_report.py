@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tokenizer_zoo as zoo
 from typer.testing import CliRunner
 
+from xtoken import Pair
 from xtoken.cli import app, main
 from xtoken.cli.sides import page_names
 from xtoken.vocab.side import Side
@@ -139,6 +141,51 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert [cell.text for cell in root.all("tr")[1].all("td")][-2:] == ["p-kl", "0"]
 
 
+def test_the_newest_state_of_a_trainer_is_a_run_too(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from xtoken.training import DistillArguments, DistillTrainer
+
+    arguments = DistillArguments(
+        str(tmp_path / "out"), max_steps=12, logging_steps=1, save_steps=3, report_to="none",
+        per_device_train_batch_size=1, use_cpu=True, loss="p-kl", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = DistillTrainer(
+        AutoModelForCausalLM.from_pretrained(folder / "student"),
+        arguments,
+        teachers=[str(folder / "teacher")],
+        train_dataset=["In 201 days it flew 384 km, and back. " * 3, "Bread and butter. " * 6],
+        processing_class=Pair(folder / "student", folder / "teacher"),
+    )
+    trainer.train()
+    out = tmp_path / "page.html"
+    run("run", str(tmp_path / "out"), "--out", str(out))
+    charts = {c["title"]: c for c in page_data(read_page(out.read_text()))["charts"]}
+    (line,) = charts["distillation loss (nats per chunk)"]["lines"]
+    logged = [log for log in trainer.state.log_history if "kd" in log]
+    assert line == [[log["step"], pytest.approx(log["kd"], rel=1e-4)] for log in logged]
+    assert len(line) == 12
+    assert "total, weighted" in charts
+    assert not any("runtime" in title for title in charts)
+
+
+def test_without_torch_pages_have_all_but_probabilities(pair: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules |= dict.fromkeys(['torch', 'transformers', 'matplotlib'])\n"
+        "from xtoken.cli import main; main()"
+    )
+    for command in (["pair"], ["alignment", "--text", "in 201 days"]):
+        out = tmp_path / f"{command[0]}.html"
+        arguments = ["report", *command, *pair, "--out", str(out)]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        data = page_data(read_page(out.read_text(encoding="utf-8")))
+    assert {chunk["counted"] for chunk in data["chunks"]} == {None}
+    assert any(chunk["losses"] for chunk in data["chunks"])
+
+
 def test_what_cannot_be_shown_is_one_line(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +215,9 @@ def test_a_run_that_is_not_there_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "page.html")
-    assert "metrics.jsonl does not exist" in fails(capsys, "run", str(tmp_path), "--out", out)
+    assert "has no metrics.jsonl and no trainer_state.json" in fails(
+        capsys, "run", str(tmp_path), "--out", out
+    )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "ce": null}\n')
     assert "no record yet" in fails(capsys, "run", str(tmp_path), "--out", out)
     twice = [str(tmp_path), str(tmp_path)]

@@ -239,6 +239,27 @@ def test_what_a_loss_compares_adds_up_to_one(
             assert sum(line[side] for line in lines) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_exact_kl_has_a_target_for_each_student_token_that_it_names(
+    models: tuple[Pair, torch.nn.Module, torch.nn.Module],
+) -> None:
+    pair, student, teacher = models
+    text = aligned_text(pair, TEXT, limit=1000)
+    data = page_data(read_page(alignment_page(text, NAMES, student=student, teacher=teacher)))
+    several = 0
+    for chunk in counted(data["chunks"]):
+        tables = chunk["losses"][2]["comparisons"]  # type: ignore[index]
+        tokens = data["tokens"]["student"][slice(*chunk["student"])]  # type: ignore[misc]
+        titles = [f"student tokens at {token[0]}" for token in tokens]
+        named = [table["title"].split("; among")[0] for table in tables]
+        assert named == titles[: len(named)]
+        assert named
+        several += len(named) > 1
+        for token, table in zip(tokens, tables, strict=False):
+            own = [line for line in table["lines"] if line.get("own")]
+            assert all(token[0] in line["label"].split(" ") for line in own)
+    assert several
+
+
 def test_the_columns_of_p_kl_are_the_two_distributions_by_their_definition(
     models: tuple[Pair, torch.nn.Module, torch.nn.Module],
 ) -> None:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from xtoken._files import read_json, write_text
+from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
+from xtoken.cli.run_records import read_run, run_names
 from xtoken.cli.sides import Student, Teacher, check_out, page_names, read_document, working
-from xtoken.errors import MissingFileError, OptionError
+from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.vocab.side import Side
 
 if TYPE_CHECKING:
     from torch import nn
-
-METRICS_FILE = "metrics.jsonl"
-_SETTINGS = ("loss", "kd_weight", "learning_rate", "batch_size", "seed")
 
 report = App(
     help="Pages that show an alignment, a pair or a run.",
@@ -132,7 +130,10 @@ def pair(
 def runs(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Directories that `xtoken distill` wrote, 1 to 8."),
+        typer.Argument(
+            metavar="DIR...",
+            help="1 to 8 directories that `xtoken distill` wrote, or a Trainer with checkpoints.",
+        ),
     ],
     out: Out,
 ) -> None:
@@ -141,44 +142,11 @@ def runs(
 
     check_out(out)
     with working("reading the runs"):
-        from xtoken.training.metrics_log import read_history
-
         found = [
-            Run(name, read_history(_metrics_file(folder)), _facts(folder))
-            for folder, name in zip(folders, _run_names(folders), strict=True)
+            Run(name, *read_run(folder))
+            for folder, name in zip(folders, run_names(folders), strict=True)
         ]
     _write(out, run_page(found))
-
-
-def _metrics_file(folder: Path) -> Path:
-    file = folder / METRICS_FILE if folder.is_dir() else folder
-    if not file.is_file():
-        raise MissingFileError(
-            f"{file} does not exist; name a directory that xtoken distill writes to with --out"
-        )
-    return file
-
-
-def _run_names(folders: list[Path]) -> list[str]:
-    """Of each the last part of its path, and as many before it as tell all apart."""
-    parts = [(folder if folder.is_dir() else folder.parent).resolve().parts for folder in folders]
-    names: list[str] = []
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise OptionError(f"{names[0]} is named twice; name each run once")
-
-
-def _facts(folder: Path) -> dict[str, object]:
-    """The settings that a reader compares, where the run has written them."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    config = read_json(file, "run's settings")
-    if not isinstance(config, dict):
-        return {}
-    return {name.replace("_", " "): config[name] for name in _SETTINGS if name in config}
 
 
 def _model(side: str, source: str | None) -> nn.Module | None:
