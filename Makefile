@@ -25,14 +25,15 @@ help:  ## Show this help
 # Side by side, as the compiler and the downloads wait for different things; then the wheel goes in.
 setup:  ## Make the virtual environment, build the wheel, install everything
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.dev
-	@$(MAKE) --no-print-directory $(VENV)/.package
+	@$(MAKE) --no-print-directory $(VENV)/.package $(VENV)/.bytecode
 
 demo:  ## Distil SmolLM2 into a small student (ARGS=--compare: CE and GOLD beside it)
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.demo
 	@$(MAKE) --no-print-directory $(VENV)/.package
 	$(BIN)/python -m demo $(ARGS)
 
-# Without bytecode: Python compiles what is imported, and most of torch never is.
+# Without bytecode: Python compiles what is imported, once, and most of torch never is.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 REQUIREMENTS := $(BIN)/python scripts/requirements.py
 
@@ -63,6 +64,10 @@ $(VENV)/.wheel: $(VENV)/.tools $(RUST_SOURCES) $(PYTHON_SOURCES)
 $(VENV)/.package: $(VENV)/.wheel
 	$(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
 	touch $@
+
+# What the tests import, so that it is not compiled in each of their processes.
+$(VENV)/.bytecode: $(VENV)/.dev | $(VENV)/.package
+	$(BIN)/python -m pytest --collect-only -qq > $@
 
 test: test-rust test-python docs  ## Run all tests, Rust and Python, and build the documentation
 

@@ -26,6 +26,16 @@ def test_importing_xtoken_brings_nothing_heavy(statement):
     assert not modules_after(statement) & set(HEAVY)
 
 
+def test_importing_xtoken_brings_neither_http_nor_locks_nor_encoders():
+    """Each is imported by the calls that need it."""
+    unwanted = {"urllib.request", "http.client", "filelock", "tokenizers", "packaging"}
+    assert not modules_after("import xtoken.cli") & unwanted
+
+
+def test_the_losses_bring_no_compiler():
+    assert not modules_after("import xtoken.losses") & {"torch._dynamo", "torch._inductor"}
+
+
 def test_the_check_for_heavy_imports_can_fail():
     assert "torch" in modules_after("import torch")
 

@@ -20,8 +20,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock
-
 from xtoken.errors import FormatError, MissingFileError, UnavailableCacheWarning
 
 CACHE_VARIABLE = "XTOKEN_CACHE"
@@ -165,6 +163,9 @@ def locked(path: Path | str, timeout: float = -1) -> Iterator[None]:
         TimeoutError: another process still held it.
         OSError: the folder cannot be written.
     """
+    # Here, as it takes longer to import than most calls take.
+    from filelock import FileLock
+
     # Made beforehand with the mode of any file, so that users of a shared cache can wait for one
     # another: FileLock would set the one that it is given.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))

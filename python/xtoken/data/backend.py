@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, processors
 
 from xtoken.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 Ids = NDArray[np.int64]
 Ranges = NDArray[np.int64]
@@ -37,6 +39,9 @@ class TextBackend:
     """
 
     def __init__(self, tokenizer: Any, *, side: str = "student") -> None:
+        # Here, as `import xtoken` does without.
+        from tokenizers import Tokenizer, processors
+
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise DataError(

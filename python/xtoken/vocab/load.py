@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import urllib.request
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -123,7 +122,10 @@ def _from_hub(name: str) -> LoadedTokenizer:
 
 def _hub_is_reachable() -> bool:
     """Whether to ask the hub, or its local cache alone: its client retries for a minute."""
-    if "https" in urllib.request.getproxies():
+    # Here, as it brings HTTP and TLS with it, which most calls do without.
+    from urllib.request import getproxies
+
+    if "https" in getproxies():
         return True  # only the client can tell
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
