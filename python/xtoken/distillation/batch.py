@@ -6,13 +6,17 @@ from collections.abc import KeysView
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.align import Coverage
 from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
+from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.target_batch import TargetBatch
 from xtoken.vocab.fingerprints import PairFingerprint
 
 
@@ -34,8 +38,9 @@ class Batch:
         counted: [N] int64, the flat positions that predict the tokens of `student_loss_mask`.
         prefixes: what prefix KL looks up in the tries; None where the loss is another.
         prepared: what another loss makes of the ids; None where it reads none.
+        targets: exact targets of the chunks that were made before; None where there are none.
 
-    The last three are made on the CPU, so that no loss waits for a GPU to ask it for them.
+    The last four are made on the CPU, so that no loss waits for a GPU to ask it for them.
     """
 
     student: dict[str, Tensor]
@@ -49,6 +54,7 @@ class Batch:
     counted: Tensor | None = None
     prefixes: PreparedPrefixes | None = None
     prepared: Prepared | None = None
+    targets: TargetBatch | None = None
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -89,7 +95,7 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
-            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared):
+            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared | TargetBatch):
                 return value.to(device, non_blocking=non_blocking)
             return value
 
@@ -103,7 +109,7 @@ class Batch:
                 return value.pin_memory()
             if isinstance(value, dict):
                 return {name: pinned(part) for name, part in value.items()}
-            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared):
+            if isinstance(value, ChunkBatch | PreparedPrefixes | Prepared | TargetBatch):
                 return value.pin_memory()
             return value
 
@@ -120,6 +126,19 @@ class Batch:
         """Share of the student tokens in the loss mask that the chunks teach; 1 where there is no
         token."""
         return self.taught / self.tokens if self.tokens else 1.0
+
+    def with_targets(self, targets: Targets, tokens: NDArray[np.int64]) -> Batch:
+        """The batch, on the CPU, with targets of its examples that were made before.
+
+        Args:
+            targets: of the examples, in order.
+            tokens: of the `TargetBuilder` that made them.
+        """
+        attention = self.student.get("attention_mask")
+        columns = None if attention is None else attention.argmax(1).tolist()
+        length = self.student_ids.shape[1]
+        made = TargetBatch.from_targets(targets, tokens, self.chunks, length, columns)
+        return replace(self, targets=made)
 
     def __repr__(self) -> str:
         shapes = f"student {list(self.student_ids.shape)}, teacher {list(self.teacher_ids.shape)}"

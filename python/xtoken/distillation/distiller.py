@@ -42,6 +42,7 @@ from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
 from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
@@ -365,8 +366,16 @@ class Distiller(nn.Module):
             normalizer=max(chunks, 1.0),
             prefixes=prefixes if usable else None,
             prepared=prepared,
+            targets=self._targets_of(batch, parts),
         )
         return TeacherTerm(self.spec.name, inputs, parts, self.options)
+
+    def _targets_of(self, batch: Batch, parts: PairParts) -> TargetBatch | None:
+        """What was made before, where it is of these chunks and of this loss."""
+        made = batch.targets
+        wanted = self.spec is not None and "targets" in self.spec.parts
+        known = made is not None and parts is self.parts and made.belong_to(batch.chunks)
+        return made if wanted and known else None
 
     def _watch(self, batch: Batch) -> None:
         """Warn where chunks teach little of what was collated, whoever collated it."""

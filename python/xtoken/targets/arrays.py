@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int64: TypeAlias = NDArray[np.int64]
+
+_DTYPES: dict[str, Any] = {
+    "position_indptr": np.int64,
+    "positions": np.int64,
+    "chunks": np.int64,
+    "tails": np.float64,
+    "open": np.bool_,
+    "group_indptr": np.int64,
+    "probs": np.float32,
+    "depths": np.uint8,
+    "range_indptr": np.int32,
+    "starts": np.int32,
+    "ends": np.int32,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +72,43 @@ class Targets:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.position_indptr) - 1
+
+    def example(self, index: int) -> Targets:
+        """The targets of one example alone."""
+        first, last = self.position_indptr[index : index + 2].tolist()
+        groups = slice(*self.group_indptr[[first, last]].tolist())
+        ranges = slice(*self.range_indptr[[groups.start, groups.stop]].tolist())
+        return Targets(
+            np.array([0, last - first], np.int64),
+            self.positions[first:last],
+            self.chunks[first:last],
+            self.tails[first:last],
+            self.open[first:last],
+            self.group_indptr[first : last + 1] - groups.start,
+            self.probs[groups],
+            self.depths[groups],
+            self.range_indptr[groups.start : groups.stop + 1] - np.int32(ranges.start),
+            self.starts[ranges],
+            self.ends[ranges],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Targets]) -> Targets:
+        """The examples of several targets of one pair, in order."""
+        arrays = {}
+        for name, dtype in _DTYPES.items():
+            values = [getattr(part, name) for part in parts]
+            if name.endswith("_indptr"):
+                ends = np.cumsum([0, *(int(value[-1]) for value in values)])
+                values = [value[1:] + end for value, end in zip(values, ends, strict=False)]
+                values.insert(0, np.zeros(1, np.int64))
+            arrays[name] = np.concatenate([np.empty(0, dtype), *values]).astype(dtype)
+        return Targets(**arrays)
 
     def groups_at(self, position: int, tokens: Int64) -> list[tuple[float, int, set[int]]]:
         """The groups of the `position`-th target, as (mass, depth, student ids); for looking."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,6 +131,7 @@ class TargetBuilder:
         self.pair = PairFingerprint(projection.student_fingerprint, projection.teacher_fingerprint)
         own, other = _stops(student, student_stops), _stops(teacher, teacher_stops)
         specials = [pair for pair in _specials(projection) if pair[0] not in own]
+        self._marks = (own, other, specials)
         self._core = _core.TargetBuilder(
             student,
             teacher,
@@ -160,6 +162,18 @@ class TargetBuilder:
         roots = self._core.roots()
         roots.flags.writeable = False
         return roots
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A stable hash of all that targets depend on beside the teacher's predictions."""
+        student, teacher = self._made_from[0].vocabularies()
+        found = hashlib.sha256(b"xtoken targets 1\0")
+        for vocab in (student, teacher):
+            found.update(f"{vocab.fingerprint} {vocab.model_fingerprint}\0".encode())
+        found.update(self.tokens.tobytes())
+        found.update(self.roots.tobytes())
+        found.update(repr(self._marks).encode())
+        return found.hexdigest()
 
     def __reduce__(self) -> tuple[object, ...]:
         return _remade, self._made_from

@@ -6,5 +6,6 @@ from xtoken.teachers.live import TeacherSource as TeacherSource
 from xtoken.teachers.shard import Predictions as Predictions
 from xtoken.teachers.shard import StoreKey as StoreKey
 from xtoken.teachers.store import TopKStore as TopKStore
+from xtoken.teachers.target_store import TargetStore as TargetStore
 from xtoken.teachers.teach import estimate as estimate
 from xtoken.teachers.teach import teacher_sequences as teacher_sequences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtoken.errors import ShapeError
 from xtoken.targets import Targets
-from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.chunks import ChunkBatch, HostChunks
 from xtoken.tensors.host import readable
 
 _Int64 = NDArray[np.int64]
@@ -26,6 +26,7 @@ class HostTargets:
         chunk_ptr, group_ptr, token_ptr, depths: as those of `TargetBatch`.
         probs: [G] float64.
         most_row, most_token: the largest of `rows` and of `tokens`, -1 for none.
+        chunks: those that the targets were laid out for, where known.
     """
 
     chunk_ptr: _Int64
@@ -35,6 +36,7 @@ class HostTargets:
     probs: NDArray[np.float64]
     most_row: int
     most_token: int
+    chunks: HostChunks | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class TargetBatch:
             self.probs.cpu().double().numpy(),
             int(self.rows.max()) if len(self.rows) else -1,
             int(self.tokens.max()) if len(self.tokens) else -1,
+            None if self.host is None else self.host.chunks,
         )
         object.__setattr__(self, "host", host)
         for name, ptr in (("group_row", host.group_ptr), ("token_group", host.token_ptr)):
@@ -133,7 +136,7 @@ class TargetBatch:
         ends = targets.ends[ranges].astype(np.int64)
         in_ranges = _ptr(ends - starts)
         token_ptr = np.append(in_ranges[_ptr(last - first)[:-1]], in_ranges[-1])
-        return cls(
+        made = cls(
             torch.from_numpy(sample[kept] * length + position[kept] - 1),
             torch.from_numpy(_ptr(np.bincount(chunk[kept], minlength=len(own_sample)))),
             torch.from_numpy(targets.tails[kept]),
@@ -144,14 +147,21 @@ class TargetBatch:
             torch.from_numpy(token_ptr),
             torch.from_numpy(tokens[_ranges(starts, ends)]),
         )
+        assert made.host is not None
+        object.__setattr__(made, "host", replace(made.host, chunks=chunks.host))
+        return made
+
+    def belong_to(self, chunks: ChunkBatch) -> bool:
+        """Whether the targets were laid out for these chunks, on whatever device."""
+        return self.host is not None and self.host.chunks is chunks.host
 
     def __len__(self) -> int:
         """Number of chunks."""
         return len(self.chunk_ptr) - 1
 
-    def to(self, device: torch.device | str) -> TargetBatch:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
         """The same targets on another device."""
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TargetBatch:
         """The same targets in page-locked memory, from which copies to a GPU do not wait."""

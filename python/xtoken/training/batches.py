@@ -124,12 +124,14 @@ class ExampleCollator:
 
     def batch(self, examples: Sequence[tuple[Example, ...]]) -> AnyBatch:
         """The padded batch of examples with each teacher."""
-        parts = [
-            member.prepared(collator([each[index] for each in examples]))
-            for index, (member, collator) in enumerate(
-                zip(self._teaching.members, self._collators, strict=True)
-            )
-        ]
+        parts = []
+        members = zip(self._teaching.members, self._collators, self._teaching.targets, strict=True)
+        for index, (member, collator, store) in enumerate(members):
+            own = [each[index] for each in examples]
+            batch = member.prepared(collator(own))
+            if store is not None and all(each in store for each in own):
+                batch = batch.with_targets(store.targets(own), store.builder.tokens)
+            parts.append(batch)
         return parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
 
     def examples(self, row: Any) -> list[tuple[Example, ...]]:

@@ -170,6 +170,7 @@ def _train(
             ],
         )
         trainer.remove_callback(PrinterCallback)
+        _fill_targets(trainer, materials, reporter)
         with stop.listening(), writes_into(out):
             _train_from(trainer, checkpoint, config.steps)
         if stop.signal is not None:
@@ -237,6 +238,19 @@ def _read_result(out: Path) -> RunResult:
         records=read_history(out / METRICS_FILE),
         steps_before=values["steps"],
     )
+
+
+def _fill_targets(trainer: DistillTrainer, materials: PreparedData, reporter: Reporter) -> None:
+    """Make the exact targets of the training texts once, where their predictions are stored."""
+    if not any(store is not None for store in trainer.teaching.targets):
+        return
+    examples = [(example,) for example in materials.train.examples]
+    with reporter.progress("exact targets, once", len(examples)) as update:
+        # One process writes; what it has written the others read.
+        on_first_process(lambda: trainer.teaching.fill_targets(examples, update))
+    for store in trainer.teaching.targets:
+        if store is not None:
+            store.reload()
 
 
 def _remark(record: dict[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,8 +24,9 @@ from xtoken.distillation.batch import Batch
 from xtoken.distillation.items import examples_together
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
+from xtoken.losses.exact_kl.batch_targets import target_options
 from xtoken.pair import Pair
-from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
+from xtoken.teachers import LiveTeacher, TargetStore, TeacherSource, TopKStore
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.store import is_store
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
@@ -67,6 +68,7 @@ class Teaching(nn.Module):
     Attributes:
         distillers: one per teacher; their parameters are those of learnable projections.
         sources: one per teacher, None where the loss needs none.
+        targets: one per teacher, of a loss that reads targets from stored predictions, else None.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class Teaching(nn.Module):
         self.distillers = nn.ModuleList(distillers)
         self.sources = list(sources)
         self.joint = joint
+        self.targets = [
+            _target_store(member, source)
+            for member, source in zip(distillers, self.sources, strict=True)
+        ]
 
     @property
     def members(self) -> list[Distiller]:
@@ -110,6 +116,17 @@ class Teaching(nn.Module):
             DataError, ArgumentTypeError: the item cannot be used.
         """
         return examples_together([item], self.pairs, self.max_tokens)
+
+    def fill_targets(
+        self, examples: Sequence[tuple[Example, ...]], update: Callable[[int, str], None]
+    ) -> int:
+        """Make and keep the targets of examples with each teacher; how many were not kept yet."""
+        made = 0
+        for index, store in enumerate(self.targets):
+            if store is not None:
+                own = [each[index] for each in examples]
+                made += store.fill(own, progress=lambda done, _: update(done, "targets"))
+        return made
 
     def parts(self, batch: AnyBatch) -> tuple[Batch, ...]:
         """The batch of each teacher."""
@@ -168,6 +185,14 @@ class Teaching(nn.Module):
         # The share of the student's tokens in EXACT chunks: sums here, divided once per window.
         found["_exact_tokens"], found["_aligned_tokens"] = float(exact), float(tokens)
         return found
+
+
+def _target_store(member: Distiller, source: TeacherSource | None) -> TargetStore | None:
+    if not isinstance(source, TopKStore) or member.spec is None:
+        return None
+    if "targets" not in member.spec.parts or member.parts.targets is None:
+        return None
+    return TargetStore(source, member.parts.targets, target_options(member.options))
 
 
 def teach(
