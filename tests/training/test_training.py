@@ -18,6 +18,7 @@ from xtoken.data import split_held_out
 from xtoken.distillation import Counts, DistillCollator
 from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.projection import Projection
+from xtoken.teachers import TopKStore
 from xtoken.training import (
     DistillConfig,
     DistillTrainer,
@@ -251,6 +252,27 @@ def test_a_run_takes_the_loss_of_the_audit_and_keeps_the_projection_that_it_lear
     saved = Projection.load(tmp_path / "learned" / "projection.safetensors")
     assert np.array_equal(saved.indices, materials.projection.indices)
     assert not np.array_equal(saved.weights, materials.projection.weights)
+
+
+def test_exact_targets_are_made_once_and_no_step_makes_them_again(
+    materials: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, loss="exact-kl", steps=2)
+    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
+    assert isinstance(teacher, TopKStore)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a step makes targets")
+
+    monkeypatch.setattr("xtoken.losses.exact_kl.loss.batch_targets", refuse)
+    first = train(materials, config, teacher, tmp_path / "first")
+    files = list((teacher.directory / "targets").rglob("*.safetensors"))
+    assert files
+    times = [path.stat().st_mtime_ns for path in files]
+    again = train(materials, config, teacher, tmp_path / "again")
+    assert [path.stat().st_mtime_ns for path in files] == times
+    assert first.after == again.after
+    assert [record["kd"] > 0 for record in first.records if "kd" in record] == [True, True]
 
 
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(
