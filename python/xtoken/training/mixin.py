@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,8 +28,10 @@ from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.projection import Projection
+from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
 from xtoken.training.batches import IGNORED, rows_of, split
+from xtoken.training.processes import shard_frozen
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
 from xtoken.training.teacher_side import (
@@ -96,10 +99,16 @@ class DistillMixin(_Base):
         if student is None:
             student = processing_class = _tokenizer_of(model)
         device = args.device if args is not None else TrainingArguments().device
+        # A teacher that will be sharded need not fit on one device.
+        sharded = _asks_for_fsdp(args)
         smoothed = args is not None and args.label_smoothing_factor != 0
         self._own_ce = not smoothed and _loss_is_plain(type(self), named)
         self.teaching = teach(
-            teachers, student, self.distill_settings, device, own_cross_entropy=self._own_ce
+            teachers,
+            student,
+            self.distill_settings,
+            torch.device("cpu") if sharded else device,
+            own_cross_entropy=self._own_ce,
         ).to(device)
         # Sums over the optimizer steps since the last log, and how many steps they are.
         self._step_metrics: dict[str, float] = {}
@@ -127,6 +136,8 @@ class DistillMixin(_Base):
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        if sharded:
+            self._place_teachers()
         self._bind_data()
         if self.distill_settings.on_policy_fraction > 0:
             self._bind_sampler(sampler)
@@ -143,6 +154,17 @@ class DistillMixin(_Base):
                 "learnable_projection = True is not sharded; train with data parallel alone, or "
                 "leave W fixed"
             )
+
+    def _place_teachers(self) -> None:
+        """Shard the teachers that run here as the student is; without FSDP2 each device has them
+        whole."""
+        for source in self.teaching.sources:
+            if not isinstance(source, LiveTeacher):
+                continue
+            if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+                shard_frozen(source.model, self.args.device)
+            else:
+                source.model.to(self.args.device)
 
     # ---- One step ----
 
@@ -594,6 +616,11 @@ class _KeepProjection(TrainerCallback):
         """Forget the gradients of this step."""
         for each in self._trainer._learned():
             each.grad = None
+
+
+def _asks_for_fsdp(args: TrainingArguments | None) -> bool:
+    """Whether the arguments, or the launcher of accelerate, ask for FSDP."""
+    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def _loss_is_plain(cls: type, named: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 # The groups of torch and accelerate give up after 10 (NCCL) or 30 minutes (gloo), and a large
 # teacher predicts for hours. A process that dies ends the wait of the others at once.
@@ -66,6 +67,25 @@ def on_first_process(work: Callable[[], T]) -> T:
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def shard_frozen(model: nn.Module, device: torch.device) -> None:
+    """Shard a model that is only read over all processes by FSDP2, layer by layer, in place.
+
+    Args:
+        model: of transformers, which names the layers that may not be split.
+        device: of this process; shards are moved there, one layer at a time.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    # The root is kept whole after its forward pass by default, for a backward pass.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 @functools.cache

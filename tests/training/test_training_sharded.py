@@ -1,0 +1,89 @@
+"""DDP and FSDP2 by accelerate on two processes: the curve of one, sharded models, a resumed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+SCRIPT = Path(__file__).parent / "sharded_run.py"
+SOURCE = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
+    reason="older torch cannot read a checkpoint of several processes back to the CPU",
+)
+
+
+def run(folder: Path, out: Path, kind: str, processes: int) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--master_port", port, SCRIPT, folder, out, kind],
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join([str(SOURCE / "tests"), str(SOURCE), *sys.path]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((out / "found.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(folder, tmp_path_factory.mktemp("alone"), "ddp", 1)
+
+
+def same_curve(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(found["records"]) == len(expected["records"]) == 4
+    assert found["records"][0]["ce"] != found["records"][-1]["ce"]
+    for mine, other in zip(found["records"], expected["records"], strict=True):
+        assert mine.keys() == other.keys()
+        for name in ("loss", "ce", "kd", "kd_scale", "chunks", "coverage", "teacher_mass"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-5), name
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_two_processes_of_data_parallel_have_the_curve_of_one(
+    folder: Path, tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    same_curve(run(folder, tmp_path, "ddp", 2), alone)
+
+
+def test_fsdp2_shards_student_and_teacher_has_the_curve_of_one_and_resumes(
+    folder: Path, tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    found = run(folder, tmp_path, "fsdp", 2)
+    same_curve(found, alone)
+    assert found["model"] == "FSDPLlamaForCausalLM"
+    assert found["sharded"] == pytest.approx([0.5, 0.5], abs=0.02)
+    whole = shutil.move(tmp_path / "student", tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(whole)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = run(folder, tmp_path, "resume", 2)
+    assert resumed["records"][-1] == found["records"][-1]
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "student")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_sharded_student_answers_too(folder: Path, tmp_path: Path) -> None:
+    records = run(folder, tmp_path, "policy", 2)["records"]
+    assert all(record["sampled_tokens"] > 0 for record in records)
