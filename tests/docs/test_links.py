@@ -23,14 +23,12 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="there is n
 
 
 def markdown_files() -> list[str]:
-    """Those of the repository; outside of git those that are here."""
-    if shutil.which("git") and (ROOT / ".git").exists():
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return [name for name in found.stdout.split() if (ROOT / name).is_file()]
-    return [
-        str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    ]
+    """Those of a checkout; a source distribution has not all that they lead to."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        return []
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in found.stdout.split() if (ROOT / name).is_file()]
 
 
 def links(text: str) -> list[str]:
