@@ -58,7 +58,12 @@ const show = (at) => {
     ...chunk.losses.map(lossSection));
   detail.scrollTop = 0;
 };
-const open = (at) => { show(at); detail.classList.add("open"); document.body.classList.add("opened"); };
+const open = (at) => {
+  show(at);
+  detail.classList.add("open");
+  document.body.classList.add("opened");
+  buttons[at].scrollIntoView({ block: "nearest" }); // not under the details on a phone
+};
 const pin = (at) => {
   pinned = at;
   buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === at)));

@@ -23,3 +23,16 @@ const meter = (share, colour) => {
   part.style.background = `var(--${colour})`;
   return make("span", { class: "meter", "aria-hidden": "true" }, part);
 };
+// What is wider than the page is scrolled by the keyboard too; what is not takes no stop of it.
+const scrollers = [...document.querySelectorAll(".scroll")];
+const reach = () => {
+  for (const box of scrollers) {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    const title = box.closest("section")?.querySelector("h2, summary")?.textContent ?? "Table";
+    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", `${title}: a wide table`]]) {
+      if (wide) box.setAttribute(name, value);
+      else box.removeAttribute(name);
+    }
+  }
+};
+new ResizeObserver(reach).observe(byId("main"));

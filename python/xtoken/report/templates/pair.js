@@ -64,7 +64,11 @@ const tell = (at, opened) => {
     make("h3", {}, "Neighbours in the trie: what prefix KL tells apart"),
     ...(nodes.length ? nodes.map((node) => nodeTable(data.nodes[node], pieces, token)) : [make("p", {}, data.lacking.tries ?? "Nothing to decide along its pieces: no other token shares them.")]));
   story.scrollTop = 0;
-  if (opened) { story.classList.add("open"); document.body.classList.add("opened"); }
+  if (opened) {
+    story.classList.add("open");
+    document.body.classList.add("opened");
+    document.querySelector("#rows tr.chosen")?.scrollIntoView({ block: "nearest" }); // not under it
+  }
 };
 
 const search = () => {
