@@ -343,6 +343,16 @@ def test_an_aligner_is_picklable_and_keeps_its_options() -> None:
             r"student_mask has shape \[1, 1\] where student_ids has \[1, 2\]",
         ),
         (
+            lambda a: a.align_batch([[0, 0], [0, 0]], [[0], [0]], student_mask=[[1, 1], [1]]),
+            xtoken.ShapeError,
+            r"student_mask has rows of other lengths where student_ids has \[2, 2\]",
+        ),
+        (
+            lambda a: a.align_batch([[0]], [[0]], student_mask=[["yes"]]),
+            ArgumentTypeError,
+            "student_mask is of dtype <U3, expected booleans or 0 and 1",
+        ),
+        (
             lambda a: a.align_batch([[0, 0]], [[0]], student_lengths=[3]),
             xtoken.ShapeError,
             r"student_lengths\[0\] = 3 is outside 0..2",

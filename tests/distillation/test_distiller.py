@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import xtoken
 from xtoken import Pair
 from xtoken.data import Conversation, make_examples
-from xtoken.distillation import Batch, Counts, DistillCollator, Distiller
+from xtoken.distillation import Batch, Counts, DistillCollator, Distiller, DistillLossName
 from xtoken.distillation.options import LOSS_NAMES, LossFields
 from xtoken.errors import (
     ArgumentTypeError,
@@ -173,6 +173,20 @@ def test_hidden_states_and_head_give_the_loss_of_the_logits(
     hidden = models[0].model(**batch.student).last_hidden_state
     head = LmHead(hidden, models[0].get_output_embeddings().weight)
     plain, fused = (distiller(given, teacher, batch).loss for given in (student, head))
+    assert float(fused.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl", "exact-kl", "h-kl"])
+def test_a_teacher_by_hidden_states_and_head_gives_the_loss_of_its_logits(
+    models: tuple[Any, Any], pair: Pair, loss: DistillLossName
+) -> None:
+    distiller = pair.distiller(loss)
+    batch = distiller.collate(TEXTS[:3])
+    student, teacher = signals(models, batch)
+    with torch.no_grad():
+        hidden = models[1].model(**batch.teacher).last_hidden_state
+    head = LmHead(hidden, models[1].get_output_embeddings().weight)
+    plain, fused = (distiller(student, given, batch).loss for given in (teacher, head))
     assert float(fused.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
 
 

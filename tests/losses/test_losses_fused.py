@@ -9,6 +9,7 @@ import pytest
 import torch
 from loss_cases import Case, every_loss, make_case, p_kl, same_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses import LmHead, LossOutput, PairParts, TeacherTopK, cross_entropy
@@ -113,7 +114,7 @@ def test_bfloat16_states_give_the_loss_of_their_exact_product(
 
 def test_states_and_weights_that_do_not_fit_are_refused() -> None:
     hidden, weight = torch.randn(1, 4, 8), torch.randn(20, 8)
-    with pytest.raises(ShapeError, match="expected \\[B, T_s, H\\]"):
+    with pytest.raises(ShapeError, match="expected \\[B, T, H\\]"):
         LmHead(hidden[0], weight)
     with pytest.raises(ShapeError, match="hidden has 7 features, weight 8"):
         LmHead(hidden[..., :7], weight)
@@ -141,3 +142,92 @@ def test_a_stored_top_k_reads_the_lm_head_at_the_columns_that_it_names() -> None
         assert torch.allclose(value.loss, values[0].loss)
         for found, wanted in zip(grads, gradients[0], strict=True):
             assert torch.allclose(found, wanted, atol=1e-12)
+
+
+def teacher_head(
+    seed: int, scale: float = 1.0, softcap: float | None = None, bias: bool = True
+) -> tuple[Case, LmHead, Tensor]:
+    """A case, a teacher's head for it, and the logits that it stands for."""
+    case = make_case(seed, dtype=torch.float64)
+    batch, length, width = case.teacher_logits.shape
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((batch, length, 8), (width, 8), (width,))
+    ]
+    if not bias:
+        tensors[2] = torch.zeros_like(tensors[2])
+    head = LmHead(*tensors[: 3 if bias else 2], scale=scale, softcap=softcap)
+    return case, head, logits_of(tensors, scale, softcap)
+
+
+@all_losses
+@pytest.mark.parametrize(("scale", "softcap", "with_bias"), HEADS)
+def test_a_teacher_by_hidden_states_and_head_is_the_teacher_of_the_logits(
+    loss: Callable[..., LossOutput], scale: float, softcap: float | None, with_bias: bool
+) -> None:
+    case, head, logits = teacher_head(1, scale, softcap, with_bias)
+    found = loss(replace(case, teacher_logits=head), block_size=2).loss
+    wanted = loss(replace(case, teacher_logits=logits)).loss
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, case.student_logits),
+        torch.autograd.grad(wanted, case.student_logits),
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"tail_bucket": True, "top_k": 3}, {"temperature": 2.0}])
+def test_options_read_a_teachers_head_as_its_logits(options: dict[str, object]) -> None:
+    case, head, logits = teacher_head(2)
+    found = LOSSES["p_kl"](replace(case, teacher_logits=head), **options)
+    wanted = LOSSES["p_kl"](replace(case, teacher_logits=logits), **options)
+    torch.testing.assert_close(found.loss, wanted.loss)
+    for name, value in wanted.metrics.items():
+        torch.testing.assert_close(found.metrics[name], value)
+
+
+def test_the_best_of_a_teachers_head_are_those_of_its_logits() -> None:
+    case, head, logits = teacher_head(3)
+    found, wanted = (
+        TeacherTopK.from_logits(given, 4, vocab_size=case.v_t, ids=case.teacher_ids)
+        for given in (head, logits)
+    )
+    assert torch.equal(found.ids, wanted.ids)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs)
+    torch.testing.assert_close(found.token_log_probs, wanted.token_log_probs)
+
+
+class Rows(TorchDispatchMode):
+    """Remembers the most rows of a width that any operation gave in one tensor."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor) and each.dim() and each.shape[-1] == self.width:
+                self.most = max(self.most, each.numel() // self.width)
+        return out
+
+
+@pytest.mark.parametrize("name", ["p_kl", "h_kl", "gold"])
+def test_the_logits_of_a_teachers_head_are_never_whole(name: str) -> None:
+    case, head, logits = teacher_head(4)
+    assert len(case.usable) > 4
+    assert case.v_t != case.v_s
+    with Rows(case.v_t) as seen:
+        LOSSES[name](replace(case, teacher_logits=head), block_size=2).loss.backward()
+    # The head's weight, turned, has a row for each of 8 features.
+    assert 0 < seen.most <= 8 < logits.shape[0] * logits.shape[1]
+
+
+def test_a_teachers_head_with_too_few_columns_or_of_no_class_is_refused() -> None:
+    case, head, _ = teacher_head(5)
+    narrow = LmHead(head.hidden, head.weight[: case.v_t - 1])
+    with pytest.raises(
+        ShapeError, match=rf"teacher logits have {case.v_t - 1} columns, fewer than"
+    ):
+        LOSSES["p_kl"](replace(case, teacher_logits=narrow))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -337,6 +338,23 @@ def test_the_fused_path_agrees_with_logits() -> None:
         strict=True,
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3, "tail_bucket": True}, {"temperature": 2.0}])
+def test_a_teacher_by_hidden_states_and_head_is_the_teacher_of_the_logits(
+    options: dict[str, Any],
+) -> None:
+    case = make_prefix_case(5, batch=2, chunks=8, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    rows = case.batch.teacher_logits.shape
+    hidden = torch.randn(*rows[:2], 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(rows[2], 6, generator=generator, dtype=torch.float64)
+    plain = loss_of(case, teacher=hidden @ weight.T, **options)
+    fused = loss_of(case, teacher=LmHead(hidden, weight), block_size=3, **options)
+    torch.testing.assert_close(fused.loss, plain.loss)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(each.loss, case.batch.student_logits) for each in (fused, plain))
+    )
 
 
 def test_the_root_options_are_those_of_p_kl() -> None:

@@ -12,9 +12,9 @@ from exact_kl_cases import LENGTH, V, chunks_of, laid_out, loss_of, random_targe
 from torch import Tensor
 
 from xtoken.errors import OptionError, ShapeError
-from xtoken.losses.engine.lm_head import LmHead
 from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.target_batch import TargetBatch
 
 

@@ -174,7 +174,17 @@ def _mask_spans(
     side: str, mask: npt.ArrayLike, shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """First column and end of the tokens of each row."""
-    array = np.asarray(mask)
+    try:
+        array = np.asarray(mask)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(
+            f"{side}_mask has rows of other lengths where {side}_ids has {list(shape)}; pass the "
+            "attention mask that belongs to these ids"
+        ) from error
+    if array.dtype.kind not in "buif":
+        raise ArgumentTypeError(
+            f"{side}_mask is of dtype {array.dtype}, expected booleans or 0 and 1"
+        )
     if array.shape != shape:
         raise ShapeError(
             f"{side}_mask has shape {list(array.shape)} where {side}_ids has {list(shape)}; "

@@ -32,7 +32,6 @@ from xtoken.errors import (
     TokenIdError,
 )
 from xtoken.losses.cross_entropy import cross_entropy
-from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.inputs import LossInputs, LossOptions
@@ -41,6 +40,7 @@ from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
+from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
@@ -299,7 +299,8 @@ class Distiller(nn.Module):
         Args:
             student: [B, T_s, V_s'] raw logits, an `LmHead` (hidden states and head: the logits are
                 never made) or a `VocabShard`.
-            teacher: [B, T_t, V_t'] raw logits or a `TeacherTopK`; None where no teacher is needed.
+            teacher: [B, T_t, V_t'] raw logits, a `TeacherTopK`, or an `LmHead`, whose logits are
+                never whole; None where no teacher is needed.
             batch: what both models were run on, from `collate`.
             totals: what to divide by, where this batch is one of several of a step; its own counts
                 if None.
@@ -454,10 +455,10 @@ class Distiller(nn.Module):
                 f"the loss {self.loss_name!r} needs the teacher's logits or a TeacherTopK; run the "
                 "teacher on batch.teacher"
             )
-        if teacher is not None and not isinstance(teacher, Tensor | TeacherTopK):
+        if teacher is not None and not isinstance(teacher, Tensor | TeacherTopK | LmHead):
             raise ArgumentTypeError(
-                f"teacher is a {type(teacher).__name__}; pass its logits (output.logits) or a "
-                "TeacherTopK"
+                f"teacher is a {type(teacher).__name__}; pass its logits (output.logits), a "
+                "TeacherTopK or an LmHead"
             )
 
     def extra_repr(self) -> str:

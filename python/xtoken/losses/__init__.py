@@ -6,7 +6,6 @@
 from xtoken.losses.alm import alm as alm
 from xtoken.losses.bpm.loss import bpm as bpm
 from xtoken.losses.cross_entropy import cross_entropy as cross_entropy
-from xtoken.losses.engine.lm_head import LmHead as LmHead
 from xtoken.losses.engine.shared_gradient import SharedLogits as SharedLogits
 from xtoken.losses.engine.vocab_shard import VocabShard as VocabShard
 from xtoken.losses.escd.loss import escd as escd
@@ -30,6 +29,7 @@ from xtoken.losses.registry import LossSpec as LossSpec
 from xtoken.losses.same_vocab_kl import same_vocab_kl as same_vocab_kl
 from xtoken.losses.strict_top_k import strict_top_k as strict_top_k
 from xtoken.tensors.chunks import ChunkBatch as ChunkBatch
+from xtoken.tensors.lm_head import LmHead as LmHead
 from xtoken.tensors.pair_parts import CommonSet as CommonSet
 from xtoken.tensors.pair_parts import PairParts as PairParts
 from xtoken.tensors.projection import SparseProjection as SparseProjection

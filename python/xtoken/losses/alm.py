@@ -22,6 +22,7 @@ from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows, upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
@@ -90,13 +91,13 @@ def teacher_token_log_probs(
                 "next token; make it with TeacherTopK.from_logits(logits, k, ids=teacher_ids)"
             )
         return upcast(teacher.token_log_probs.flatten()[index])
-    flat = teacher.detach().flatten(0, 1)[:, :vocab_size]
+    full = FullLogits.of(teacher, vocab_size)
     targets = teacher_ids.flatten()[index + 1]
-    check_token_ids(targets, flat.shape[1], "teacher")
-    step = block_rows(flat.shape[1], flat.device)
-    parts = [torch.zeros(0, dtype=upcast(flat[:0]).dtype, device=flat.device)]
+    check_token_ids(targets, full.width, "teacher")
+    step = block_rows(full.width, full.device)
+    parts = [torch.zeros(0, dtype=full.dtype, device=full.device)]
     for start in range(0, len(index), step):
-        rows = upcast(flat.index_select(0, index[start : start + step]))
+        rows = full.rows(index[start : start + step])
         parts.append(_token_log_probs(rows, targets[start : start + step]))
     return torch.cat(parts)
 

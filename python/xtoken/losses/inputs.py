@@ -32,7 +32,8 @@ class LossInputs:
         student: [B, T_s, V_s'] float logits, raw; they carry the gradient. Or an `LmHead` (fused:
             the logits are never made) or a `VocabShard`. Columns from V_s on are dropped.
         teacher: [B, T_t, V_t'] float logits, raw, detached here, columns from V_t on dropped; or
-            a `TeacherTopK`, whose unstored tokens have no known probability.
+            a `TeacherTopK`, whose unstored tokens have no known probability; or an `LmHead`, whose
+            logits are made where they are read.
         chunks: the chunks to count, from `ChunkBatch.usable`.
         student_ids, teacher_ids: [B, T_s] and [B, T_t] int64, the tokens that the models were run
             on. Prefix KL and ALM read them; the others compare their shapes with the logits'.

@@ -16,8 +16,9 @@ from xtoken.losses.engine.merge import chunk_rows
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.registry import LossName, find_loss
+from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.pair_parts import PairParts
-from xtoken.tensors.rows import block_rows, upcast
+from xtoken.tensors.rows import block_rows
 from xtoken.tensors.segments import counts_of
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
@@ -158,16 +159,20 @@ def _row_statistic(
     """[N] entropy in nats, or largest probability, at flattened positions; a stored top-k's tail
     counts as one entry, which bounds the entropy from below."""
     stored = isinstance(teacher, TeacherTopK)
-    flat = (teacher.log_probs if isinstance(teacher, TeacherTopK) else teacher).flatten(0, 1)
-    step = block_rows(flat.shape[1], flat.device)
-    parts = [torch.zeros(0, dtype=upcast(flat[:0]).dtype, device=flat.device)]
+    full = (
+        FullLogits.of(teacher.log_probs, None)
+        if isinstance(teacher, TeacherTopK)
+        else FullLogits.of(teacher, vocab_size)
+    )
+    step = block_rows(full.width, full.device)
+    parts = [torch.zeros(0, dtype=full.dtype, device=full.device)]
     for start in range(0, len(index), step):
-        rows = upcast(flat.index_select(0, index[start : start + step]))
+        rows = full.rows(index[start : start + step])
         if stored:
             tail = torch.log1p(-torch.exp(rows).sum(1).clamp(max=1.0))
             rows = torch.cat([rows, tail[:, None]], 1) if confidence == "entropy" else rows
         else:
-            rows = torch.log_softmax(rows[:, :vocab_size], 1)
+            rows = torch.log_softmax(rows, 1)
         if confidence == "entropy":
             parts.append(torch.special.entr(torch.exp(rows)).sum(1))
         else:

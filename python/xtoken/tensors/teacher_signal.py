@@ -11,6 +11,8 @@ from torch import Tensor
 
 from xtoken._checks import check_number, expect
 from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
+from xtoken.tensors.full_logits import FullLogits
+from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.rows import block_rows, upcast
 
 # What the rounding of log-probabilities may add to a mass of 1.
@@ -84,7 +86,7 @@ class TeacherTopK:
     @torch.no_grad()
     def from_logits(
         cls,
-        logits: Tensor,
+        logits: Tensor | LmHead,
         k: int,
         *,
         vocab_size: int | None = None,
@@ -95,7 +97,7 @@ class TeacherTopK:
         """Take the top k of full logits, a few rows at a time.
 
         Args:
-            logits: [B, T_t, V_t'] float.
+            logits: [B, T_t, V_t'] float, or an `LmHead`, whose logits are never kept.
             k: entries per position, by falling log-probability; more than there are takes all.
             vocab_size: V_t where the lm_head is padded.
             temperature: above 0; divides the logits.
@@ -123,23 +125,24 @@ class TeacherTopK:
             )
         following = None if ids is None else ids.roll(-1, 1).flatten()  # the last is cut off below
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        flat = logits.flatten(0, 1)[:, :vocab_size]
-        size = flat.shape[1]
+        flat = FullLogits.of(logits, vocab_size)
+        size = flat.width
         if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise TokenIdError(
                 f"ids span [{int(ids.min())}, {int(ids.max())}], outside the teacher vocabulary "
                 f"(V_t = {size}); pass the teacher's own ids"
             )
         step = block_rows(size, flat.device)
-        for start in range(0, len(flat), step):
-            rows = torch.log_softmax(upcast(flat[start : start + step]) / temperature, -1)
+        places = torch.arange(positions[0] * positions[1], device=flat.device)
+        for index in torch.split(places, step):
+            rows = torch.log_softmax(flat.rows(index) / temperature, -1)
             best = torch.topk(rows, min(k, size))
             tokens = rows[:, 0]
             if following is not None:
-                tokens = rows.gather(1, following[start : start + step, None]).squeeze(1)
+                tokens = rows.gather(1, following[index, None]).squeeze(1)
             found.append((best.indices, best.values, tokens.clone()))
         if not found:
-            raise ShapeError(f"logits has shape {tuple(logits.shape)}: there is no position")
+            raise ShapeError(f"logits of {positions} positions: there is none")
         kept, log_probs, tokens = (torch.cat(part) for part in zip(*found, strict=True))
         nan = torch.isnan(log_probs[:, 0])  # NaN is first in a top k
         if bool(nan.any()):
@@ -180,15 +183,17 @@ class TeacherTopK:
         )
 
 
-Teacher = Tensor | TeacherTopK
+Teacher = Tensor | TeacherTopK | LmHead
 
 
 def teacher_positions(teacher: Teacher) -> tuple[int, int]:
     """(B, T_t) of a teacher signal."""
     expect(
-        teacher, (Tensor, TeacherTopK), "teacher",
-        "pass the teacher's logits [B, T_t, V_t'], or a TeacherTopK of them",
+        teacher, (Tensor, TeacherTopK, LmHead), "teacher",
+        "pass the teacher's logits [B, T_t, V_t'], a TeacherTopK of them, or an LmHead",
     )  # fmt: skip
+    if isinstance(teacher, LmHead):
+        return teacher.hidden.shape[0], teacher.hidden.shape[1]
     shape = teacher.ids.shape if isinstance(teacher, TeacherTopK) else teacher.shape
     if len(shape) != 3:
         raise ShapeError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
+from xtoken.losses.engine.lm_head import LmHeadRows
+from xtoken.tensors.lm_head import LmHead
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from xtoken.errors import NonFiniteError, ShapeError, TokenIdError
 from xtoken.losses.engine.merge import chunk_rows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.inputs import LossInputs
+from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.host import readable
 from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
@@ -110,10 +111,10 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
         teacher = inputs.teacher
         length = teacher_positions(teacher)[1]
         values = teacher.log_probs if isinstance(teacher, TeacherTopK) else teacher
-        flat = values.flatten(0, 1)
+        full = FullLogits.of(values, None)
         where = chunk_rows(inputs.chunks, "teacher", length, None)
         for index in torch.split(where.index, 64):
-            _refuse(flat.index_select(0, index), index, length, "teacher")
+            _refuse(full.rows(index), index, length, "teacher")
     if bool(torch.isnan(value)):
         raise NonFiniteError(
             "the loss is NaN though no logit is NaN or +inf: some row has no mass at all "

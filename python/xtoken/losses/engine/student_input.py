@@ -6,10 +6,11 @@ from torch import Tensor
 
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
-from xtoken.losses.engine.lm_head import LmHead, LmHeadRows
+from xtoken.losses.engine.lm_head import LmHeadRows
 from xtoken.losses.engine.shared_gradient import SharedGradient, SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
+from xtoken.tensors.lm_head import LmHead
 
 Student = Tensor | LmHead | VocabShard | SharedLogits
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.full_logits import FullLogits, columns_of
 from xtoken.tensors.host import readable
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.stop_fold import StopFold
@@ -79,9 +80,9 @@ class TeacherRows:
                     f"the stored top-k is of a teacher of {signal.vocab_size} tokens, the pair's "
                     f"teacher has V_t = {vocab_size}; pass the predictions of this pair's teacher"
                 )
-        elif signal.shape[2] < vocab_size:
+        elif columns_of(signal) < vocab_size:
             raise ShapeError(
-                f"teacher logits have {signal.shape[2]} columns, fewer than V_t = {vocab_size};"
+                f"teacher logits have {columns_of(signal)} columns, fewer than V_t = {vocab_size};"
                 " pass the teacher this pair was built for"
             )
         rows = chunk_rows(chunks, "teacher", length, merge)
@@ -119,23 +120,23 @@ class TeacherRows:
     ) -> Tensor:
         """[stop - start, V_t] merged logits by temperature, or those at `columns`; of the `chosen`
         chunks alone where these are given, counted from `start`."""
-        assert isinstance(self.signal, Tensor)
+        assert not isinstance(self.signal, TeacherTopK)
+        full = FullLogits(self.signal, self.vocab_size)
         index, segments = self.where.block(start, stop)
         if chosen is not None:
             if segments is not None:
                 return self.logits(start, stop, columns)[chosen]
             index = index[chosen]
-        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size].index_select(0, index)
-        kept = flat if columns is None else flat.index_select(1, columns)
-        rows = merge_rows(upcast(kept), segments, stop - start)
+        whole = self.fold is not None and columns is not None
+        kept = full.rows(index, None if whole else columns)
+        rows = merge_rows(kept, segments, stop - start)
         if self.temperature != 1.0:
             rows = rows / self.temperature
         if self.fold is None:
             return rows
         if columns is None:
             return self.fold.dense(rows)
-        whole = merge_rows(upcast(flat), segments, stop - start) / self.temperature
-        return self.fold.chosen(rows, whole, columns)
+        return self.fold.chosen(rows.index_select(1, columns), rows, columns)
 
     @torch.no_grad()
     def log_outside(self, start: int, stop: int, mass: Tensor, kept: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ def batch_targets(
     teacher = inputs.teacher
     if not isinstance(teacher, TeacherTopK):
         kept = options.top_k or DEFAULT_TOP_K
-        teacher = TeacherTopK.from_logits(teacher.detach(), kept, vocab_size=teacher_size)
+        teacher = TeacherTopK.from_logits(teacher, kept, vocab_size=teacher_size)
     if teacher.temperature != 1.0:
         raise OptionError(
             f"the stored top-k was taken at temperature {teacher.temperature}; exact targets need "

@@ -262,7 +262,7 @@ class PKLBlocks(BlockLoss):
         and what is not kept is wanted as one sum alone."""
         teacher = self.teacher
         return (
-            isinstance(teacher.signal, Tensor)
+            not isinstance(teacher.signal, TeacherTopK)
             and teacher.log_totals is None
             and not self.tail_bucket
         )
@@ -322,7 +322,7 @@ class PKLBlocks(BlockLoss):
     def _teacher_tail(self, block: Block, places: Tensor | None, mass: Tensor) -> Tensor:
         """[R] log of what the kept columns leave of the teacher's mass."""
         ids = self.part.columns
-        if places is not None and isinstance(self.teacher.signal, Tensor):
+        if places is not None and not isinstance(self.teacher.signal, TeacherTopK):
             ids = places if ids is None else ids[places]
         return self.teacher.log_outside(block.start, block.stop, mass, ids)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.host import readable
 from xtoken.tensors.rows import upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
@@ -93,10 +94,10 @@ class TeacherEntries:
     def _read_logits(
         self, rows: Tensor, entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        assert isinstance(self.signal, Tensor)
+        full = self._full
         total = self._totals(rows)  # [N]
-        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
-        entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
+        asked = full.entries(rows[entry_row], columns.clamp(min=0))
+        entries = self._scaled(asked) - total[entry_row]
         entries = entries.masked_fill(columns < 0, -torch.inf)
         mass = torch.zeros_like(total).index_add(0, entry_row, torch.exp(entries))
         rest = torch.log1p(-mass.clamp(max=1.0))
@@ -107,7 +108,7 @@ class TeacherEntries:
                 0, some, torch.arange(len(some), device=rows.device)
             )[entry_row]
             inside = (place >= 0) & (columns >= 0)
-            others = self._scaled(flat[rows[some]])
+            others = self._scaled(full.rows(rows[some]))
             others[place[inside], columns[inside]] = -torch.inf
             rest[some] = torch.logsumexp(others, 1) - total[some]
         return entries, rest, torch.ones_like(total)
@@ -116,11 +117,10 @@ class TeacherEntries:
         self, rows: Tensor, entry_ends: list[int], entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `_read_logits`, with no look at which rows need what: all is summed for all."""
-        assert isinstance(self.signal, Tensor)
-        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
+        full = self._full
         totals, rests = [], []
         for start, stop in _blocks(len(rows), self.vocab_size, rows.device):
-            logits = self._scaled(flat.index_select(0, rows[start:stop]))
+            logits = self._scaled(full.rows(rows[start:stop]))
             totals.append(torch.logsumexp(logits, 1))
             some = slice(entry_ends[start], entry_ends[stop])
             column = columns[some].masked_fill(columns[some] < 0, self.vocab_size)
@@ -129,7 +129,8 @@ class TeacherEntries:
             others.index_put_((entry_row[some] - start, column), others.new_full((), -torch.inf))
             rests.append(torch.logsumexp(others, 1) - totals[-1])
         total = torch.cat(totals)
-        entries = self._scaled(flat[rows[entry_row], columns.clamp(min=0)]) - total[entry_row]
+        asked = full.entries(rows[entry_row], columns.clamp(min=0))
+        entries = self._scaled(asked) - total[entry_row]
         return (
             entries.masked_fill(columns < 0, -torch.inf),
             torch.cat(rests),
@@ -138,23 +139,26 @@ class TeacherEntries:
 
     def _totals(self, rows: Tensor) -> Tensor:
         """[N] log of the softmax denominators of positions."""
-        assert isinstance(self.signal, Tensor)
+        full = self._full
         total = self.log_totals[rows]
         unknown = torch.isnan(total).nonzero().flatten()
         if unknown.numel() == 0:
             return total
-        flat = self.signal.detach().flatten(0, 1)[:, : self.vocab_size]
         parts = []
         for start, stop in _blocks(len(unknown), self.vocab_size, rows.device):
-            logits = self._scaled(flat[rows[unknown[start:stop]]])
+            logits = self._scaled(full.rows(rows[unknown[start:stop]]))
             # The largest over its probability: a softmax is faster than a log-sum-exp.
             largest = torch.softmax(logits, 1).amax(1)
             parts.append(logits.amax(1) - torch.log(largest))
         found = torch.cat(parts)
         return total.to(found.dtype).index_copy(0, unknown, found)
 
+    @property
+    def _full(self) -> FullLogits:
+        assert not isinstance(self.signal, TeacherTopK)
+        return FullLogits(self.signal, self.vocab_size)
+
     def _scaled(self, logits: Tensor) -> Tensor:
-        logits = upcast(logits)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
 
