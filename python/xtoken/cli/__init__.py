@@ -20,7 +20,7 @@ app = App(
 # Each module of this package named here has `register(app)`, which adds its commands; torch stays
 # out of them until a command that needs it runs.
 _GROUPS: tuple[str, ...] = (
-    *("vocab", "align", "project", "teach", "distill", "transfer", "report", "doctor"),
+    *("vocab", "align", "project", "teach", "distill", "evaluate", "transfer", "report", "doctor"),
 )
 
 

@@ -77,9 +77,17 @@ def read_chat_template(option: str, file: Path) -> str:
         ) from error
 
 
-def read_data(sources: list[str], field: str | None, split: str, console: Console) -> Documents:
+def read_data(
+    sources: list[str],
+    field: str | None,
+    split: str,
+    console: Console,
+    teacher_column: str | None = None,
+) -> Documents:
     """The documents that `--data` names; what cannot be used is counted and named."""
-    found = read_documents(sources, field=field, split=split, strict=False)
+    found = read_documents(
+        sources, field=field, split=split, strict=False, teacher_column=teacher_column
+    )
     warn_of_left_out(console, found.left_out, len(found.left_out) + len(found), "rows")
     return found
 

@@ -30,13 +30,35 @@ def distill(
     ],
     out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or with --resume.")],
     teacher: Annotated[
-        str | None, typer.Option(help="Teacher: a directory by save_pretrained, or a hub name.")
+        list[str] | None,
+        typer.Option(
+            help="Teacher: a directory by save_pretrained, or a hub name; several with their "
+            "weights as --teacher A --teacher B=0.8."
+        ),
     ] = None,
     teacher_store: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="Folder that xtoken teach filled, in place of the teacher's weights; --teacher is "
             "then a directory with its tokenizer, by default the one in the folder."
+        ),
+    ] = None,
+    teacher_loss: Annotated[
+        list[str] | None,
+        typer.Option(help="Loss of each of several teachers, in their order; default --loss."),
+    ] = None,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weight several teachers in each sample by their confidence: ce, entropy or "
+            "max_prob, in place of their own weights."
+        ),
+    ] = None,
+    teacher_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of the data that names the teachers of a row: the last part of their "
+            "paths, one or a list; by default a row is for all."
         ),
     ] = None,
     held_out: Annotated[
@@ -83,6 +105,9 @@ def distill(
     ] = None,
     learnable_projection: Annotated[
         bool | None, typer.Option(help="Train the weights of W too (p-kl).")
+    ] = None,
+    projection_learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of these weights; default 0.01.")
     ] = None,
     compare: Annotated[
         bool,
@@ -138,6 +163,7 @@ def distill(
     """Distil a teacher into a student with another tokenizer; writes model, W, metrics, curves."""
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.distill_run import Request, run
+    from xtoken.cli.teachers import parse_teachers
 
     _check_output(out, overwrite, resume)
     settings = {
@@ -146,7 +172,9 @@ def distill(
         "beta": beta,
         "temperature": temperature,
         "merge": merge,
+        "teacher_weighting": teacher_weights,
         "learnable_projection": learnable_projection,
+        "projection_learning_rate": projection_learning_rate,
         "steps": steps,
         "batch_size": batch_size,
         "accumulation": accumulation,
@@ -165,8 +193,8 @@ def distill(
     run(
         Request(
             student=student,
-            teacher=teacher,
-            teacher_store=teacher_store,
+            teachers=parse_teachers(teacher or [], teacher_store or [], teacher_loss or []),
+            teacher_column=teacher_column,
             data=data,
             held_out=held_out,
             split=split,

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
+from rich.markup import escape
 
 from xtoken._files import write_text
 from xtoken.align import AlignmentBatch
@@ -29,16 +30,16 @@ from xtoken.cli.distill_tables import (
     result_table,
     taught_tokens,
 )
-from xtoken.data import Documents, TextSplit, keep_apart, split_held_out
+from xtoken.cli.teachers import TeacherOption, load_teachers
+from xtoken.data import Document, TextSplit, keep_apart, split_held_out
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
-from xtoken.errors import LowCoverageWarning
+from xtoken.errors import LowCoverageWarning, OptionError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TopKStore
 from xtoken.teachers.store_notes import StoreNotes
 from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
-from xtoken.training.models import load_models
 from xtoken.training.prepare import PreparedData, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
@@ -52,8 +53,8 @@ class Request:
     """The options of the command, as given; `settings` override those of the file `config`."""
 
     student: str
-    teacher: str | None
-    teacher_store: Path | None
+    teachers: list[TeacherOption]
+    teacher_column: str | None
     data: list[str]
     held_out: list[str] | None
     split: str
@@ -79,18 +80,22 @@ def run(request: Request) -> None:
     losses: list[DistillLossName] = [config.loss]
     if request.compare:
         losses += [loss for loss in COMPARED if loss != config.loss]
-    texts = _texts(request, console)
-    pair = load_models(request.student, request.teacher, store=request.teacher_store)
+    texts, routes = _texts(request, console)
+    models = load_teachers(request.student, request.teachers)
     for side, file in request.chat_templates.items():
-        if file is not None:
-            getattr(pair.pair, f"{side}_tokenizer").chat_template = read_chat_template(
-                f"{side}-chat-template", file
+        for each in models if file is not None else ():
+            getattr(each.pair, f"{side}_tokenizer").chat_template = read_chat_template(
+                f"{side}-chat-template", cast(Path, file)
             )
-    materials = prepare(pair, texts, config, bars)
-    _show_materials(console, materials, texts)
+    materials = prepare(models, texts, config, bars, routes=routes)
+    _show_materials(console, materials, texts, config)
 
-    teachers = open_teachers(materials, config, losses, request.teacher_cache, bars)
-    _show_store(console, teachers)
+    opened = [
+        open_teachers(each, config, losses, request.teacher_cache, bars)
+        for each in materials.teachers
+    ]
+    for sources in opened:
+        _show_store(console, sources)
     folders = {loss: request.out / "compare" / loss for loss in losses} | {config.loss: request.out}
     if not request.resume and is_main_process():
         # All of them: an interruption of this run must not leave one that an earlier run finished.
@@ -100,7 +105,8 @@ def run(request: Request) -> None:
     results = []
     for loss, folder in folders.items():
         settings = replace(config, loss=loss)
-        result = train(materials, settings, teachers[loss], folder, bars, resume=request.resume)
+        sources_of_loss = [sources[loss] for sources in opened]
+        result = train(materials, settings, sources_of_loss, folder, bars, resume=request.resume)
         _show_earlier(console, result, request.resume)
         results.append(result)
     console.print(result_table(results))
@@ -113,8 +119,9 @@ def _config(request: Request) -> DistillConfig:
     # Merged before they are checked: the file may need the option beside it.
     settings = {} if request.config is None else read_settings(request.config)
     settings |= request.settings
-    if request.teacher_store is not None:
-        stored = TopKStore.open(request.teacher_store).key.top_k
+    stores = [each.store for each in request.teachers if each.store is not None]
+    if stores:
+        stored = min(TopKStore.open(store).key.top_k for store in stores)
         settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
         settings["teacher_top_k"] = stored
     return DistillConfig.from_settings(settings)
@@ -126,39 +133,67 @@ def _dated(config: DistillConfig, request: Request) -> DistillConfig:
     if config.date is not None:
         return config
     earlier = saved_settings(request.out).get("date") if request.resume else None
-    notes = None if request.teacher_store is None else StoreNotes.of(request.teacher_store)
-    if earlier is None and notes is not None:
-        earlier = notes.date
+    if earlier is None:
+        stores = [each.store for each in request.teachers if each.store is not None]
+        dates = {notes.date for notes in map(StoreNotes.of, stores) if notes is not None}
+        if len(dates) > 1:
+            raise OptionError(
+                f"the teacher stores were filled on {', '.join(sorted(dates))}, which chat "
+                'templates may print; name one day in --config, {"date": "YYYY-MM-DD"}'
+            )
+        earlier = next(iter(dates), None)
     return replace(config, date=str(earlier or datetime.date.today().isoformat()))
 
 
-def _texts(request: Request, console: Console) -> TextSplit:
-    def documents(sources: list[str]) -> Documents:
-        return read_data(sources, request.text_field, request.split, console)
-
-    texts = documents(request.data)
+def _texts(
+    request: Request, console: Console
+) -> tuple[TextSplit, Mapping[Document, object] | None]:
+    """Both parts, and which teachers a document is for, where a column says so."""
+    column = request.teacher_column
+    texts = read_data(request.data, request.text_field, request.split, console, column)
+    routes = None if column is None else texts.teachers
     if not request.held_out:
-        return split_held_out(texts, HELD_OUT_FRACTION)
-    return keep_apart(texts, documents(request.held_out))
+        return split_held_out(texts, HELD_OUT_FRACTION), routes
+    held_out = read_data(request.held_out, request.text_field, request.split, console)
+    return keep_apart(texts, held_out), routes
 
 
-def _show_materials(console: Console, materials: PreparedData, texts: TextSplit) -> None:
-    console.print(projection_table(materials.projection))
-    console.print(coverage_table(materials))
-    _warn_of_coverage(materials)
+# Above this share of examples a cut or a loss of rows is more than a note.
+_MUCH = 0.25
+
+
+def _show_materials(
+    console: Console, materials: PreparedData, texts: TextSplit, config: DistillConfig
+) -> None:
+    for each in materials.teachers:
+        if materials.others:
+            weight = "" if config.teacher_weighting else f", weight {each.models.weight:g}"
+            loss = each.models.loss or config.loss
+            console.print(f"[bold]teacher {escape(each.models.teacher_name)}[/]: {loss}{weight}")
+        console.print(projection_table(each.projection))
+        console.print(coverage_table(each))
+        _warn_of_coverage(each)
     if texts.dropped:
-        console.print(f"{texts.dropped} repeated or held-out texts were dropped from training")
+        console.print(f"{texts.dropped:,} repeated or held-out texts were dropped from training")
     for name, part in (("training", materials.train), ("held-out", materials.held_out)):
-        if part.cut:
+        if part.cut > _MUCH * len(part):
+            console.print(
+                f"[bold yellow]warning:[/] {part.cut:,} of {len(part):,} {name} examples are cut "
+                f"at max_tokens = {config.max_tokens}; raise it, or give shorter texts",
+                soft_wrap=True,
+            )
+        elif part.cut:
             console.print(f"{name} examples: {part.cut:,} cut at max_tokens")
         warn_of_left_out(console, part.left_out, part.empty + len(part), f"{name} examples")
 
 
 def _warn_of_coverage(materials: PreparedData) -> None:
-    coverage = AlignmentBatch.stack([item.alignment for item in materials.train.examples]).coverage
-    tokens = sum(map(loss_tokens, materials.train.examples))
-    taught = sum(map(taught_tokens, materials.train.examples))
-    CoverageWatch(materials.pair.sides).see(tokens, taught, coverage)
+    # Of what is for another teacher alone nothing is to be covered.
+    own = [each for each in materials.train.examples if each.teacher_loss_mask.any()]
+    if own:
+        coverage = AlignmentBatch.stack([item.alignment for item in own]).coverage
+        tokens, taught = sum(map(loss_tokens, own)), sum(map(taught_tokens, own))
+        CoverageWatch(materials.pair.sides).see(tokens, taught, coverage)
     # Said once, of all texts.
     warnings.simplefilter("ignore", LowCoverageWarning)
 

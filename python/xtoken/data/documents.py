@@ -33,11 +33,33 @@ class LeftOut:
 
 
 class Documents(list[Document]):
-    """The documents of files in their order, and the rows that gave none."""
+    """The documents of files in their order, and the rows that gave none.
+
+    Attributes:
+        left_out: the rows that gave no document.
+        teachers: of a document, the names in the column that says which teachers it is for; a
+            document that several rows hold is for all that they name.
+    """
 
     def __init__(self, documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) -> None:
         super().__init__(documents)
         self.left_out = tuple(left_out)
+        self.teachers: dict[Document, object] = {}
+
+    def name_teachers(self, document: Document, value: object) -> None:
+        """Keep what a row of the document says of its teachers."""
+        known = self.teachers.get(document)
+        if document not in self.teachers:
+            self.teachers[document] = value
+        elif known is None or value is None:
+            self.teachers[document] = None  # one of its rows is for all
+        else:
+            names = [
+                each
+                for part in (known, value)
+                for each in (list(part) if isinstance(part, list | tuple) else [part])
+            ]
+            self.teachers[document] = list(dict.fromkeys(names))
 
 
 def cut_passages(text: str, max_chars: int) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
+import weakref
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -20,6 +22,10 @@ from xtoken.data.stops import StopTokens, stop_tokens
 from xtoken.vocab.side import encode_texts, without_truncation
 
 Printed: TypeAlias = str | Rendering | Completion
+
+# Of tokenizer.json, by tokenizer, with the number of tokens that it had then: printing a large one
+# takes a part of a second.
+_DIGESTS: weakref.WeakKeyDictionary[Any, tuple[int, bytes]] = weakref.WeakKeyDictionary()
 
 # A head of a long text has these tokens more than are kept, as those at its end may be others.
 _SPARE_TOKENS = 64
@@ -53,6 +59,19 @@ class Encoder:
         self._given_vocab = vocab
         self._date = date
         self._generation_config = generation_config
+
+    def same_as(self, other: Encoder) -> bool:
+        """Whether both make the same tokens and loss masks of any document."""
+        if (self._date, self._generation_config) != (other._date, other._generation_config):
+            return False
+        if self._tokenizer is other._tokenizer:
+            return True
+        vocabs = self._given_vocab, other._given_vocab
+        if vocabs[0] is None or vocabs[1] is None or vocabs[0].fingerprint != vocabs[1].fingerprint:
+            return False
+        return (found := _content(self._tokenizer)) is not None and found == _content(
+            other._tokenizer
+        )
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
@@ -158,6 +177,18 @@ class Encoder:
             Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), NO_RANGES)
             for ids in rows
         ]
+
+
+def _content(tokenizer: Any) -> tuple[object, ...] | None:
+    """What tokens and renderings depend on; None where the tokenizer does not tell."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    size, digest = _DIGESTS.get(tokenizer, (-1, b""))
+    if size != len(tokenizer):
+        digest = hashlib.sha256(backend.to_str().encode()).digest()
+        _DIGESTS[tokenizer] = len(tokenizer), digest
+    return digest, tokenizer.chat_template, tokenizer.special_tokens_map
 
 
 def _head(printed: Printed, end: int) -> Printed:

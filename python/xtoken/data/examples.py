@@ -250,10 +250,13 @@ def encode_documents(
             continue
         rows += printed
         owners += [index] * len(printed)
-    sides = [
-        encoder.encode([row[at] for row in rows], max_tokens=max_tokens)
-        for at, encoder in enumerate((student, *teachers))
-    ]
+    sides: list[list[Encoded]] = []
+    encoders = (student, *teachers)
+    for at, encoder in enumerate(encoders):
+        # A teacher with the tokenizer of an earlier side reads the same tokens.
+        same = next((sides[other] for other in range(at) if encoders[other].same_as(encoder)), None)
+        printed_here = [row[at] for row in rows]
+        sides.append(encoder.encode(printed_here, max_tokens=max_tokens) if same is None else same)
     alignments = [
         align_by_turns(aligner, sides[0], side)
         for aligner, side in zip(aligners, sides[1:], strict=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xtoken._extras import needs_extra
 from xtoken.data.documents import Documents, LeftOut, cut_passages
-from xtoken.data.rows import BlankTextError, Document, document_of, reason_of
+from xtoken.data.rows import BlankTextError, document_of, reason_of
 from xtoken.errors import DataError, MissingFileError
 from xtoken.vocab.load import is_hub_name
 
@@ -38,6 +38,7 @@ def read_documents(
     field: str | None = None,
     split: str = "train",
     strict: bool = True,
+    teacher_column: str | None = None,
 ) -> Documents:
     """Read texts, conversations and prompts with completions into memory.
 
@@ -51,6 +52,8 @@ def read_documents(
         split: of directories and of the hub.
         strict: whether a row that cannot be used ends the call; else it is left out and named in
             `left_out`, as rows with a blank text are in either case.
+        teacher_column: the column that names the teachers of a row, kept in `Documents.teachers`;
+            text files have none.
 
     Returns: the documents in order.
 
@@ -65,7 +68,7 @@ def read_documents(
         raise DataError("0 data files; give at least one")
     documents = Documents([])
     for each in sources:
-        found = _read(each, field, split, strict)
+        found = _read(each, field, split, strict, teacher_column)
         if not found:
             reasons = [f" ({each.source}: {each.reason})" for each in found.left_out[:1]]
             raise DataError(
@@ -73,6 +76,13 @@ def read_documents(
             )
         documents += found
         documents.left_out += found.left_out
+        for document, names in found.teachers.items():
+            documents.name_teachers(document, names)
+    if teacher_column is not None and not documents.teachers:
+        raise DataError(
+            f"no row of {', '.join(map(str, sources))} has a column {teacher_column!r}, which was "
+            "to name its teachers; pass another name"
+        )
     return documents
 
 
@@ -151,36 +161,44 @@ def load_rows(
         ) from error
 
 
-def _read(source: DataSource, field: str | None, split: str, strict: bool) -> Documents:
+def _read(
+    source: DataSource, field: str | None, split: str, strict: bool, teachers: str | None
+) -> Documents:
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
         return Documents(cut_passages(_decode(path), TXT_PASSAGE_CHARS))
     if path.is_file() and path.suffix == ".jsonl":
-        return _documents(_lines(_decode(path), path), field, strict)
+        return _documents(_lines(_decode(path), path), field, strict, teachers)
     if path.is_file():
         _kind(path)
     elif not path.is_dir() and not is_hub_name(source):
         raise _no_file(source)
     # What is here is read as a stream, which leaves no second copy of it on the disk.
     rows = load_rows(source, split=split, streaming=path.exists())
-    return _documents(_numbered(rows, source), field, strict)
+    return _documents(_numbered(rows, source), field, strict, teachers)
 
 
 def _documents(
-    rows: Iterator[tuple[str, Mapping[str, Any] | DataError]], field: str | None, strict: bool
+    rows: Iterator[tuple[str, Mapping[str, Any] | DataError]],
+    field: str | None,
+    strict: bool,
+    teachers: str | None,
 ) -> Documents:
-    documents: list[Document] = []
+    documents = Documents([])
     left_out = []
     for source, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
             documents.append(document_of(row, field=field, source=source))
+            if teachers is not None and teachers in row:
+                documents.name_teachers(documents[-1], row[teachers])
         except DataError as error:
             if strict and not isinstance(error, BlankTextError):
                 raise
             left_out.append(LeftOut(source, reason_of(error, source)))
-    return Documents(documents, left_out)
+    documents.left_out = tuple(left_out)
+    return documents
 
 
 def _lines(content: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:

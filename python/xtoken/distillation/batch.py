@@ -33,14 +33,18 @@ class Batch:
             never padding nor a first token.
         chunks: the usable chunks, token ranges in the padded rows.
         tokens: number of student tokens in the loss mask, the normalizer of the cross-entropy.
-        coverage: how much of the batch lies in EXACT chunks.
+        coverage: how much of the batch lies in EXACT chunks, of the examples that this teacher is
+            asked for.
         pair: the pair that made the batch; None where it is not known.
         counted: [N] int64, the flat positions that predict the tokens of `student_loss_mask`.
         prefixes: what prefix KL looks up in the tries; None where the loss is another.
         prepared: what another loss makes of the ids; None where it reads none.
         targets: exact targets of the chunks that were made before; None where there are none.
+        asked_tokens: those of `tokens` in examples with a token in the teacher's loss mask; None
+            for all.
 
-    The last four are made on the CPU, so that no loss waits for a GPU to ask it for them.
+    `counted` and what follows are made on the CPU, so that no loss waits for a GPU to ask it for
+    them.
     """
 
     student: dict[str, Tensor]
@@ -55,6 +59,7 @@ class Batch:
     prefixes: PreparedPrefixes | None = None
     prepared: Prepared | None = None
     targets: TargetBatch | None = None
+    asked_tokens: int | None = None
 
     def __len__(self) -> int:
         """The number of examples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken._checks import check_choice, check_number
-from xtoken.align import AlignmentBatch
+from xtoken.align import AlignmentBatch, Coverage
 from xtoken.data.columns import example_from_columns
 from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
@@ -89,6 +89,16 @@ class DistillCollator:
         alignments = AlignmentBatch.stack([example.alignment for example in examples])
         alignments = replace(alignments, student_columns=student[2], teacher_columns=teacher[2])
         chunks = ChunkBatch.from_alignments(alignments)
+        asked = teacher[1].any(1)
+        # Of a text that is for another teacher nothing is to be covered.
+        own = [each.alignment for each, one in zip(examples, asked.tolist(), strict=True) if one]
+        whole = len(own) == len(examples)
+        if whole:
+            coverage = alignments.coverage
+        elif own:
+            coverage = AlignmentBatch.stack(own).coverage
+        else:
+            coverage = Coverage(*[0] * len(fields(Coverage)))
         return Batch(
             student=student[0],
             teacher=teacher[0],
@@ -96,9 +106,10 @@ class DistillCollator:
             teacher_loss_mask=teacher[1],
             chunks=chunks.usable(student[1], teacher[1]),
             tokens=int(student[1][:, 1:].sum()),
-            coverage=alignments.coverage,
+            coverage=coverage,
             pair=self.pair,
             counted=(student[1][:, 1:].nonzero() * torch.tensor([student[1].shape[1], 1])).sum(1),
+            asked_tokens=None if whole else int(student[1][asked, 1:].sum()),
         )
 
     def _pad(

@@ -381,7 +381,8 @@ class Distiller(nn.Module):
     def _watch(self, batch: Batch) -> None:
         """Warn where chunks teach little of what was collated, whoever collated it."""
         if self.needs_teacher:
-            self._coverage.see(batch.tokens, batch.taught, batch.coverage, stacklevel=3)
+            tokens = batch.tokens if batch.asked_tokens is None else batch.asked_tokens
+            self._coverage.see(tokens, batch.taught, batch.coverage, stacklevel=3)
 
     def balance(self, ce: float, kd: float) -> float:
         """The weight of the distillation loss that balances these two values; see `balance`."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.align import Coverage
 from xtoken.data.examples import Example
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
@@ -168,8 +167,4 @@ class ExampleCollator:
             )
             alignment = member.pair.aligner.align(student, teacher)
             examples.append(Example(student, teacher, nothing, nothing, alignment))
-        batch = self.batch([tuple(examples)])
-        uncovered = Coverage(*[0] * len(fields(Coverage)))
-        if isinstance(batch, MultiBatch):
-            return MultiBatch(tuple(replace(each, coverage=uncovered) for each in batch.batches))
-        return replace(batch, coverage=uncovered)
+        return self.batch([tuple(examples)])

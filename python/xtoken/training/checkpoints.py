@@ -258,7 +258,8 @@ def write_result(folder: Path, values: dict[str, Any]) -> None:
     """Write the checksums of what a run left behind and, last, that it is finished."""
     text = json.dumps(values, indent=2) + "\n"
     sums = {RESULT_FILE: hashlib.sha256(text.encode()).hexdigest()}
-    for name in _WRITTEN:
+    others = sorted(path.name for path in folder.glob("projection-*.safetensors"))
+    for name in (*_WRITTEN, *others):
         inside = [path for path in (folder / name).rglob("*") if path.is_file()]
         for path in inside or [folder / name]:
             sums[path.relative_to(folder).as_posix()] = sha256_of(path)

@@ -16,6 +16,7 @@ from xtoken._files import JsonValue, parse_json, write_text
 from xtoken.distillation import Distiller, DistillLossName
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 from xtoken.training.settings import DistillSettings
@@ -45,7 +46,10 @@ class DistillConfig:
             together as one more, so that no mass hides there; without `top_k` there are none.
         teacher_top_k: columns of the teacher that are computed once and stored; None runs the
             teacher in every step.
+        teacher_weighting: of several teachers, whether each sample weights them by their
+            confidence: `ce`, `entropy` or `max_prob`; None is by their own weights.
         learnable_projection: whether the weights of W are trained with the student (`p-kl`).
+        projection_learning_rate: of these weights.
         projection_top_k, projection_decay, projection_max_pieces: how W is built.
         prefix_max_depth: longest prefix that `prefix-kl` compares; None for no limit.
         prefix_end: whether `prefix-kl` compares where tokens end; False is for ablations.
@@ -80,7 +84,9 @@ class DistillConfig:
     top_k_scope: Literal["chunk", "microbatch"] = "chunk"
     tail_bucket: bool = True
     teacher_top_k: int | None = 512
+    teacher_weighting: Confidence | None = None
     learnable_projection: bool = False
+    projection_learning_rate: float = 0.01
     projection_top_k: int = 4
     projection_decay: float = 0.1
     projection_max_pieces: int = 4
@@ -181,7 +187,9 @@ class DistillConfig:
             "loss": self.loss,
             "kd_weight": self.kd_weight,
             "ce_weight": self.ce_weight,
+            "teacher_weighting": self.teacher_weighting,
             "learnable_projection": self.learnable_projection,
+            "projection_learning_rate": self.projection_learning_rate,
             "max_tokens": self.max_tokens,
         }
 
@@ -275,7 +283,13 @@ _AT_LEAST_ZERO = (
     *("kd_weight", "ce_weight", "projection_decay", "warmup_steps", "weight_decay", "eval_every"),
     *("checkpoint_every", "seed", "prefix_max_depth"),
 )
-_POSITIVE = ("temperature", "learning_rate", "max_grad_norm", "max_tokens")
+_POSITIVE = (
+    "temperature",
+    "learning_rate",
+    "projection_learning_rate",
+    "max_grad_norm",
+    "max_tokens",
+)
 
 
 def _has_type(value: object, hint: typing.Any) -> bool:

@@ -400,6 +400,11 @@ class DistillMixin(_Base):
 
     def _bind_data(self) -> None:
         """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
+        if self.teaching.routes.column is not None:
+            raise OptionError(
+                f"teacher_column = {self.teaching.routes.column!r} is read by DistillTrainer, not "
+                f"by {type(self).__name__}, whose rows are prepared below; leave it out"
+            )
         if not self.teaching.needs_teacher:
             return
         pairs = self.teaching.pairs
@@ -566,8 +571,7 @@ class DistillMixin(_Base):
         """Write each teacher's W as it was learned: `projection.safetensors`, with a number from
         the second teacher on, and the parameters behind it, from which training resumes."""
         for index in range(len(self.teaching.members)):
-            name = PROJECTION_FILE if index == 0 else f"projection-{index}.safetensors"
-            self.learned_projection(index).save(Path(folder) / name)
+            self.learned_projection(index).save(Path(folder) / projection_file(index))
         torch.save([each.detach().cpu() for each in self._learned()], _parameters(folder))
 
     def learned_projection(self, teacher: int = 0) -> Projection:
@@ -587,6 +591,11 @@ class DistillMixin(_Base):
                     self._learned(), torch.load(path, weights_only=True), strict=True
                 ):
                     each.copy_(saved)
+
+
+def projection_file(teacher: int) -> str:
+    """The name of the file with the W of a teacher, counted from 0."""
+    return PROJECTION_FILE if teacher == 0 else f"projection-{teacher}.safetensors"
 
 
 def _parameters(folder: Path | str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xtoken._core import Vocab
+from xtoken.distillation import DistillLossName
 from xtoken.errors import MissingFileError, ModelSourceError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers.forward import position_limit
@@ -29,12 +30,22 @@ class ModelPair:
         pair: of their tokenizers, `transformers` fast tokenizers.
         store: folder with the teacher's predictions, in place of its weights; of `teacher_source`
             only the tokenizer is read then.
+        weight, loss: of this teacher among several; None for the loss of the settings.
+        name: by which a column of the data names the teacher; None for the last part of its source.
     """
 
     student_source: str
     teacher_source: str
     pair: Pair
     store: Path | None = None
+    weight: float = 1.0
+    loss: DistillLossName | None = None
+    name: str | None = None
+
+    @property
+    def teacher_name(self) -> str:
+        """The name, or the last part of where the predictions come from."""
+        return self.name or Path(self.store or self.teacher_source).name
 
     def check_positions(self, max_tokens: int) -> None:
         """Refuse examples that are longer than a model has positions.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.data import ExampleSet, TextSplit
+from xtoken.data import Document, ExampleSet, TextSplit
+from xtoken.data.examples import Example, encode_together
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TeacherSource, TopKStore
@@ -27,6 +28,8 @@ from xtoken.training.processes import (
     process_index,
     wait_for_all,
 )
+from xtoken.training.routing import Routes
+from xtoken.training.rows import ExampleRows
 
 
 class Reporter(Protocol):
@@ -56,12 +59,24 @@ class PreparedData:
         models: where student and teacher are.
         pair: their tokenizers, with W as the settings build it.
         train, held_out: the examples of both parts.
+        others: the same of further teachers: of as many examples, with the same student tokens.
     """
 
     models: ModelPair
     pair: Pair
     train: ExampleSet
     held_out: ExampleSet
+    others: tuple[PreparedData, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[PreparedData, ...]:
+        """What belongs to each teacher, the first included."""
+        return (self, *self.others)
+
+    def rows(self, part: Literal["train", "held_out"]) -> ExampleRows:
+        """A part as a trainer takes it, an example per teacher in each row."""
+        sets: list[ExampleSet] = [getattr(each, part) for each in self.teachers]
+        return ExampleRows(list(zip(*(each.examples for each in sets), strict=True)))
 
     @property
     def projection(self) -> Projection:
@@ -70,37 +85,86 @@ class PreparedData:
 
 
 def prepare(
-    models: ModelPair, texts: TextSplit, config: DistillConfig, reporter: Reporter | None = None
+    models: ModelPair | Sequence[ModelPair],
+    texts: TextSplit,
+    config: DistillConfig,
+    reporter: Reporter | None = None,
+    *,
+    routes: Mapping[Document, object] | None = None,
 ) -> PreparedData:
     """Build W, tokenize and align both parts.
 
-    Raises: DataError if no usable example is left on a side.
+    Args:
+        models: the student with its teacher, or with each of several: texts are cut where it suits
+            all of them.
+        routes: of a document, the name of the teacher that it is for, or a list of names; one that
+            is not there is for all.
+
+    Raises: DataError if no usable example is left on a side, or a name is unknown.
     """
     reporter = reporter or Silent()
-    models.check_positions(config.max_tokens)
-    pair = models.pair.with_options(
-        top_k=config.projection_top_k,
-        decay=config.projection_decay,
-        max_pieces=config.projection_max_pieces,
-    )
-    _ = pair.projection
-    parts = []
+    several = [models] if isinstance(models, ModelPair) else list(models)
+    pairs = []
+    for each in several:
+        each.check_positions(config.max_tokens)
+        pairs.append(
+            each.pair.with_options(
+                top_k=config.projection_top_k,
+                decay=config.projection_decay,
+                max_pieces=config.projection_max_pieces,
+            )
+        )
+        _ = pairs[-1].projection
+    names = Routes([each.teacher_name for each in several], None if routes is None else "teacher")
+    parts: list[tuple[ExampleSet, ...]] = []
     for title, part in (("align training texts", texts.train), ("align held-out", texts.held_out)):
         with reporter.progress(title, len(part)) as update:
-            parts.append(
-                pair.examples(
-                    part,
-                    max_tokens=config.max_tokens,
-                    strict=False,
-                    date=None if config.date is None else datetime.date.fromisoformat(config.date),
-                    progress=functools.partial(_advance, update),
-                )
-            )
-    return PreparedData(models, pair, *parts)
+            parts.append(_examples(part, pairs, config, names, routes or {}, update))
+    made = [PreparedData(*each) for each in zip(several, pairs, *parts, strict=True)]
+    return replace(made[0], others=tuple(made[1:]))
 
 
-def _advance(update: Update, done: int, total: int) -> None:
-    update(done, "")
+def _examples(
+    documents: Sequence[Document],
+    pairs: Sequence[Pair],
+    config: DistillConfig,
+    names: Routes,
+    routes: Mapping[Document, object],
+    update: Update,
+) -> tuple[ExampleSet, ...]:
+    """The examples of each teacher."""
+    date = None if config.date is None else datetime.date.fromisoformat(config.date)
+    encoders = [pair.encoders(date) for pair in pairs]
+    groups: dict[tuple[bool, ...], list[Document]] = {}
+    for document in documents:
+        asked = names.named(routes.get(document)) or [True] * len(pairs)
+        groups.setdefault(tuple(asked), []).append(document)
+    found = []
+    done = 0
+    for named, group in groups.items():
+        sets = encode_together(
+            group,
+            encoders[0][0],
+            [teacher for _, teacher in encoders],
+            [pair.aligner for pair in pairs],
+            max_tokens=config.max_tokens,
+            progress=functools.partial(_advance, update, done),
+        )
+        done += len(group)
+        entries = names.apply(list(zip(*(each.examples for each in sets), strict=True)), named)
+        found.append((sets[0], entries))
+    return tuple(
+        ExampleSet(
+            [entry[at] for _, entries in found for entry in entries],
+            cut=sum(each.cut for each, _ in found),
+            left_out=tuple(one for each, _ in found for one in each.left_out),
+        )
+        for at in range(len(pairs))
+    )
+
+
+def _advance(update: Update, before: int, done: int, total: int) -> None:
+    update(before + done, "")
 
 
 def open_store(
@@ -121,7 +185,7 @@ def open_store(
     # The first process removes damaged files before another looks, and may write them anew.
     stored = on_first_process(lambda: len(TopKStore(folder, key)))
     store = TopKStore(folder, key)
-    sequences = _shortest_first(example.teacher_ids for example in materials.train.examples)
+    sequences = _shortest_first(taught_sequences(materials))
     # Of all, not of the missing: what another process sees as missing depends on when it looks.
     part = sequences[process_index() :: process_count()]
     missing = sum(len(ids) for ids in part if ids not in store)
@@ -136,6 +200,15 @@ def open_store(
     computed += store.fill(teacher, sequences)
     store.sequences_computed = computed
     return store
+
+
+def taught_sequences(materials: PreparedData) -> list[NDArray[np.int64]]:
+    """What the teacher is asked for: not what is for another one alone."""
+
+    def asked(example: Example) -> bool:
+        return bool(example.teacher_loss_mask[1:].any())
+
+    return [example.teacher_ids for example in materials.train.examples if asked(example)]
 
 
 def _shortest_first(sequences: Iterable[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
@@ -163,7 +236,7 @@ def open_teachers(
     if taught and materials.models.store is not None:
         store = TopKStore.open(materials.models.store)
         store.require_tokenizer(materials.pair.teacher_vocab.fingerprint)
-        store.require([example.teacher_ids for example in materials.train.examples])
+        store.require(taught_sequences(materials))
         sources |= dict.fromkeys(taught, store)
     elif taught:
         teacher = materials.models.load_teacher(run_device(config), config.teacher_dtype)

@@ -112,6 +112,7 @@ def _made(rows: Sequence[Any], teaching: Teaching) -> list[Made]:
     made: list[Made] = []
     documents: list[Document] = []
     places: list[int] = []
+    asked: list[list[bool] | None] = []
     for index, row in enumerate(rows):
         if isinstance(row, Mapping) and EXAMPLES in row:
             made.append(Made([row[EXAMPLES]], 0, []))
@@ -120,11 +121,13 @@ def _made(rows: Sequence[Any], teaching: Teaching) -> list[Made]:
         else:
             made.append(Made([], 0, []))
             try:
+                routed = teaching.routes.of(row)
                 documents.append(as_document(row, "row"))
                 places.append(index)
+                asked.append(routed)
             except DataError as error:
                 made[-1].reasons.append(reason_of(error, "row"))
     encoded = encode_for(documents, teaching.pairs, teaching.max_tokens, strict=False)
-    for index, found in zip(places, encoded, strict=True):
-        made[index] = found
+    for index, found, routed in zip(places, encoded, asked, strict=True):
+        made[index] = found._replace(examples=teaching.routes.apply(found.examples, routed))
     return made

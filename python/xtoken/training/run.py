@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.metrics_log import History, KeepHistory, read_history
+from xtoken.training.mixin import projection_file
 from xtoken.training.prepare import PreparedData, Reporter, Silent
 from xtoken.training.processes import is_main_process, join_processes, on_first_process
 from xtoken.training.run_identity import RunIdentity
@@ -76,7 +77,7 @@ class RunResult:
 def train(
     materials: PreparedData,
     config: DistillConfig,
-    teacher: TeacherSource | None,
+    teacher: TeacherSource | Sequence[TeacherSource | None] | None,
     out: Path,
     reporter: Reporter | None = None,
     *,
@@ -85,14 +86,15 @@ def train(
     """Train the student of the pair, fresh from its directory, and write its outputs.
 
     Written into `out`: `student/` (model and tokenizer, for `from_pretrained`),
-    `projection.safetensors`, `config.json`, `metrics.jsonl`, `curves.png`, `SHA256SUMS` (of all
-    these, for `sha256sum --check`) and `result.json`; with `checkpoint_every`, also the Trainer's
-    `checkpoint-N/` of the newest two.
+    `projection.safetensors` (further teachers': `projection-1.safetensors`, ...), `config.json`,
+    `metrics.jsonl`, `curves.png`, `SHA256SUMS` (of all these, for `sha256sum --check`) and
+    `result.json`; with `checkpoint_every`, also the Trainer's `checkpoint-N/` of the newest two.
 
     Args:
         materials: from `prepare`.
         config: the settings.
-        teacher: a `LiveTeacher` or a filled `TopKStore`; None for `ce`.
+        teacher: a `LiveTeacher` or a filled `TopKStore`; None for `ce`; of several, one each in the
+            order of `materials.teachers`.
         out: directory, made if absent; files of the same names are replaced.
         reporter: sees the steps.
         resume: go on from the newest whole checkpoint in `out`, to the student that an
@@ -106,10 +108,11 @@ def train(
     Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`.
     """
     main = is_main_process()
+    sources = list(teacher) if isinstance(teacher, Sequence) else [teacher]
     reporter = reporter if reporter is not None and main else Silent()
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out) if main else contextlib.nullcontext():
-        return _train(materials, config, teacher, out, reporter, resume)
+        return _train(materials, config, sources, out, reporter, resume)
 
 
 @contextlib.contextmanager
@@ -131,17 +134,30 @@ def run_lock(out: Path) -> Iterator[None]:
 def _train(
     materials: PreparedData,
     config: DistillConfig,
-    teacher: TeacherSource | None,
+    sources: Sequence[TeacherSource | None],
     out: Path,
     reporter: Reporter,
     resume: bool,
 ) -> RunResult:
     main = is_main_process()
     pair, models = materials.pair, materials.models
-    if teacher is None and config.loss != "ce":
-        raise OptionError(f"loss = {config.loss!r} needs a teacher, and none was given; pass one")
+    if config.loss == "ce":
+        teachers = []
+    elif None in sources or len(sources) != len(materials.teachers):
+        raise OptionError(
+            f"loss = {config.loss!r} needs {len(materials.teachers)} teachers, and "
+            f"{len(sources) - sources.count(None)} were given; pass one for each pair"
+        )
+    else:
+        teachers = [
+            Teacher(
+                cast(TeacherSource, source), each.pair, each.models.loss, each.models.weight,
+                each.models.teacher_name,
+            )
+            for source, each in zip(sources, materials.teachers, strict=True)
+        ]  # fmt: skip
     student = models.load_student()
-    run = RunIdentity.of(materials, config, student, teacher)
+    run = RunIdentity.of(materials, config, student, [] if config.loss == "ce" else sources)
     join_processes(run_device(config))
     start = on_first_process(lambda: begin(out, run, resume))
     if start.finished:
@@ -158,9 +174,9 @@ def _train(
         trainer = DistillTrainer(
             student,
             training_arguments(config, out),
-            teachers=() if teacher is None else [Teacher(teacher, materials.pair)],
-            train_dataset=materials.train,
-            eval_dataset=materials.held_out,
+            teachers=teachers,
+            train_dataset=materials.rows("train"),
+            eval_dataset=materials.rows("held_out"),
             processing_class=pair,
             callbacks=[
                 FollowArguments(),
@@ -220,7 +236,8 @@ def _write(
 ) -> None:
     cast(Any, student).save_pretrained(out / "student")
     cast(Any, materials.pair.student_tokenizer).save_pretrained(out / "student")
-    trainer.learned_projection(0).save(out / "projection.safetensors")
+    for index in range(len(trainer.teaching.members)):
+        trainer.learned_projection(index).save(out / projection_file(index))
     config.save(out / "config.json")
     draw_curves({config.loss: result.records}, out / "curves.png")
     write_result(out, result.summary())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,11 @@ class RunIdentity:
     Args:
         settings: of `DistillConfig`, by name.
         student: digest of the weights that the run starts from.
-        teacher: digest of the teacher's weights; None without one, or of one that has no digest.
+        teacher: digest of the teacher's weights; None without one, or of one that has no digest. Of
+            several all, each with its weight and loss.
         student_tokenizer, teacher_tokenizer: fingerprints of the vocabularies.
-        projection, train, held_out: digests of W and of the examples of both parts.
+        projection, train, held_out: digests of W and of the examples of both parts; of several
+            teachers all.
         processes: how many train together.
     """
 
@@ -66,19 +68,20 @@ class RunIdentity:
         materials: PreparedData,
         config: DistillConfig,
         student: nn.Module,
-        teacher: TeacherSource | None,
+        sources: Sequence[TeacherSource | None],
     ) -> RunIdentity:
         """Read it off the run; costs a pass over the student's weights, of seconds a gigabyte."""
-        w = materials.projection
+        each = materials.teachers
+        matrices = [(w.indptr, w.indices, w.weights) for w in (one.projection for one in each)]
         return cls(
             settings=dataclasses.asdict(config),
             student=weights_fingerprint(student),
-            teacher=_teacher_fingerprint(teacher),
+            teacher=_teachers(materials, sources),
             student_tokenizer=materials.pair.student_vocab.fingerprint,
-            teacher_tokenizer=materials.pair.teacher_vocab.fingerprint,
-            projection=_digest([w.indptr, w.indices, w.weights]),
-            train=_examples_digest(materials.train.examples),
-            held_out=_examples_digest(materials.held_out.examples),
+            teacher_tokenizer="+".join(one.pair.teacher_vocab.fingerprint for one in each),
+            projection="+".join(map(_digest, matrices)),
+            train="+".join(_examples_digest(one.train.examples) for one in each),
+            held_out="+".join(_examples_digest(one.held_out.examples) for one in each),
             processes=process_count(),
         )
 
@@ -106,6 +109,17 @@ class RunIdentity:
                 f"{where} is of another run: {'; '.join(differences)}; repeat the command of that "
                 "run to resume it, or start anew (another --out, or --overwrite)"
             )
+
+
+def _teachers(materials: PreparedData, sources: Sequence[TeacherSource | None]) -> str | None:
+    found = [_teacher_fingerprint(source) for source in sources]
+    if len(found) < 2:
+        return found[0] if found else None
+    models = [each.models for each in materials.teachers]
+    return " ".join(
+        f"{fingerprint}*{model.weight}:{model.loss}"
+        for fingerprint, model in zip(found, models, strict=True)
+    )
 
 
 def _teacher_fingerprint(teacher: TeacherSource | None) -> str | None:

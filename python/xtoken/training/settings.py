@@ -147,6 +147,12 @@ class DistillSettings:
         default=None,
         metadata={"help": "Weight teachers per sample by confidence; None: by their weights."},
     )
+    teacher_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the data that names the teachers of a row; None: all of them."
+        },
+    )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",
         metadata={"help": "dtype of a teacher loaded by name; auto: that of its files."},

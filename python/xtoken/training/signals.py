@@ -21,11 +21,42 @@ def teacher_signal(source: TeacherSource, batch: Batch) -> Tensor | TeacherTopK:
     inputs = batch.teacher
     ids = inputs["input_ids"]
     if "attention_mask" in inputs:
+        if batch.asked_tokens is not None:
+            asked = batch.teacher_loss_mask.any(1)
+            return _of_rows(source, ids, inputs["attention_mask"], asked)
         return source.signal(ids, inputs["attention_mask"])
     positions = inputs["position_ids"]
     if isinstance(source, LiveTeacher) and masks_documents(source.model):
         return _packed_logits(source, ids, positions)
     return _by_document(source, ids, positions)
+
+
+def _of_rows(
+    source: TeacherSource, ids: Tensor, attention_mask: Tensor, asked: Tensor
+) -> Tensor | TeacherTopK:
+    """The predictions of some rows of a padded batch; the others hold zeros, which nobody reads."""
+    if not bool(asked.any()):
+        if isinstance(source, LiveTeacher):
+            return source.signal(ids, attention_mask)
+        nothing = ids.new_zeros(*ids.shape, 1)
+        return TeacherTopK(
+            nothing,
+            torch.full(nothing.shape, -torch.inf, device=ids.device),
+            token_log_probs=torch.zeros(ids.shape, device=ids.device),
+        )
+    signal = source.signal(ids[asked], attention_mask[asked])
+
+    def spread(values: Tensor) -> Tensor:
+        whole = values.new_zeros(len(ids), *values.shape[1:])
+        whole[asked.to(values.device)] = values
+        return whole
+
+    if isinstance(signal, Tensor):
+        return spread(signal)
+    found = signal.map_tensors(spread)
+    # Zeros would be a mass above 1, and one column many times.
+    found.log_probs[~asked.to(found.log_probs.device)] = -torch.inf
+    return found
 
 
 def masks_documents(model: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from xtoken.teachers import LiveTeacher, TargetStore, TeacherSource, TopKStore
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.store import is_store
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
+from xtoken.training.routing import Routes
 from xtoken.training.settings import DistillSettings
 from xtoken.training.signals import teacher_signal
 from xtoken.vocab import TokenizerSource
@@ -49,12 +50,14 @@ class Teacher:
             takes what lies beside the source's weights, or the trainer's own pair.
         loss: a loss of the library; None for that of the settings.
         weight: of this teacher among several.
+        name: by which a column of the data names it; None for the last part of its path or name.
     """
 
     source: TeacherSource | nn.Module | PathLike[str] | str
     tokenizer: Pair | TokenizerSource | None = None
     loss: DistillLossName | None = None
     weight: float = 1.0
+    name: str | None = None
 
 
 AnyTeacher: TypeAlias = Teacher | TeacherSource | nn.Module | PathLike[str] | str
@@ -69,13 +72,18 @@ class Teaching(nn.Module):
         distillers: one per teacher; their parameters are those of learnable projections.
         sources: one per teacher, None where the loss needs none.
         targets: one per teacher, of a loss that reads targets from stored predictions, else None.
+        routes: which teachers a row is for.
     """
 
     def __init__(
-        self, distillers: Sequence[Distiller], sources: Sequence[TeacherSource | None],
+        self,
+        distillers: Sequence[Distiller],
+        sources: Sequence[TeacherSource | None],
         joint: MultiDistiller | None = None,
-    ) -> None:  # fmt: skip
+        routes: Routes | None = None,
+    ) -> None:
         super().__init__()
+        self.routes = routes or Routes([""] * len(distillers), None)
         self.distillers = nn.ModuleList(distillers)
         self.sources = list(sources)
         self.joint = joint
@@ -115,7 +123,8 @@ class Teaching(nn.Module):
         Raises:
             DataError, ArgumentTypeError: the item cannot be used.
         """
-        return examples_together([item], self.pairs, self.max_tokens)
+        asked = self.routes.of(item)
+        return self.routes.apply(examples_together([item], self.pairs, self.max_tokens), asked)
 
     def fill_targets(
         self, examples: Sequence[tuple[Example, ...]], update: Callable[[int, str], None]
@@ -232,6 +241,9 @@ def teach(
     if len(given) > 1 and "ce" in losses:
         raise OptionError("loss = 'ce' has no teacher; leave the teachers out, or name a loss")
     settings.check_read(losses)
+    routes = Routes(
+        [_name(each, index) for index, each in enumerate(given)], settings.teacher_column
+    )
     distillers = [
         _distiller(pair, loss, settings, own_cross_entropy)
         for pair, loss in zip(pairs, losses, strict=True)
@@ -241,10 +253,22 @@ def teach(
         for each, pair, distiller in zip(given, pairs, distillers, strict=True)
     ]
     if len(given) == 1:
-        return Teaching(distillers, sources)
+        return Teaching(distillers, sources, routes=routes)
     weights = settings.teacher_weighting or [each.weight for each in given]
     joint = MultiDistiller(distillers, weights, **_weights(settings, "", own_cross_entropy))
-    return Teaching(distillers, sources, joint)
+    return Teaching(distillers, sources, joint, routes)
+
+
+def _name(teacher: Teacher, index: int) -> str:
+    if teacher.name is not None:
+        return teacher.name
+    source = teacher.source
+    if isinstance(source, TopKStore):
+        source = source.directory
+    if not isinstance(source, str | PathLike):
+        model = source.model if isinstance(source, LiveTeacher) else source
+        source = getattr(model, "name_or_path", "")
+    return Path(str(source)).name or f"teacher{index}"
 
 
 def _weights(settings: DistillSettings, loss: str, own: bool) -> dict[str, Any]:
