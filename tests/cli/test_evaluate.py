@@ -93,5 +93,5 @@ def test_a_task_of_a_file_is_run_by_lm_eval(workspace: Path, tmp_path: Path) -> 
     out = tmp_path / "scores.json"
     evaluate(workspace, "--tasks", str(tmp_path / "tiny_choice.yaml"), "--out", str(out))
     assert 0 <= json.loads(out.read_text())["tasks"]["tiny_choice"]["acc"] <= 1
-    with pytest.raises(Exception, match="lm-eval cannot run no_such_task .*; check the names"):
+    with pytest.raises(Exception, match=r"lm-eval cannot run no_such_task .*; check the names"):
         evaluate(workspace, "--tasks", "no_such_task")

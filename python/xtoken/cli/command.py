@@ -55,9 +55,11 @@ class Command(TyperCommand):
 class App(typer.Typer):
     """A group whose commands are `Command`s."""
 
-    def command(self, name: str | None = None) -> Callable[[Callable[..., None]], object]:  # type: ignore[override]
+    def command(  # type: ignore[override]
+        self, name: str | None = None, cls: type[Command] = Command
+    ) -> Callable[[Callable[..., None]], object]:
         """Add a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=Command)
+        return super().command(name, cls=cls)
 
 
 def run(app: Callable[[], object]) -> None:

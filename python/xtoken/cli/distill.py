@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from xtoken.cli.command import App
+from xtoken.cli.distill_options import DistillCommand, further_settings
 from xtoken.errors import OptionError
 
 
 def register(app: App) -> None:
     """Add the command."""
-    app.command()(distill)
+    app.command(cls=DistillCommand)(distill)
 
 
 def distill(
+    context: typer.Context,
+    run_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN.yaml]",
+            help="Settings by the names of the flags, in YAML, JSON or TOML; flags go before them.",
+            show_default=False,
+        ),
+    ] = None,
     student: Annotated[
-        str, typer.Option(help="Student: a directory by save_pretrained, or a hub name.")
-    ],
+        str | None, typer.Option(help="Student: a directory by save_pretrained, or a hub name.")
+    ] = None,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Training texts or conversations: a file (.jsonl, .txt, .parquet, .csv, ...), a "
             "directory of them, or a dataset on the hub; may be repeated."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Directory to write; new, empty, or with --resume.")],
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write; new, empty, or with --resume.")
+    ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,8 +78,11 @@ def distill(
         typer.Option(help="Held-out texts; by default a tenth of --data, by hash."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Split of a directory or hub dataset, such as train[:1%].")
-    ] = "train",
+        str | None,
+        typer.Option(
+            help="Split of a directory or hub dataset, such as train[:1%].", show_default="train"
+        ),
+    ] = None,
     text_field: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +98,8 @@ def distill(
         Path | None, typer.Option(help="The same for the teacher.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON file of settings; options below override it.")
+        Path | None,
+        typer.Option(help="File of settings alone (JSON, YAML, TOML); all else goes before it."),
     ] = None,
     loss: Annotated[
         str | None,
@@ -163,9 +179,34 @@ def distill(
     """Distil a teacher into a student with another tokenizer; writes model, W, metrics, curves."""
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.distill_run import Request, run
+    from xtoken.cli.run_file import read_run_file
     from xtoken.cli.teachers import parse_teachers
 
-    _check_output(out, overwrite, resume)
+    given, of_file = ({}, {}) if run_file is None else read_run_file(run_file)
+    flags: dict[str, Any] = {
+        "student": student,
+        "data": data,
+        "out": out,
+        "teacher": teacher,
+        "teacher_store": teacher_store,
+        "teacher_loss": teacher_loss,
+        "teacher_column": teacher_column,
+        "held_out": held_out,
+        "split": split,
+        "text_field": text_field,
+        "student_chat_template": student_chat_template,
+        "teacher_chat_template": teacher_chat_template,
+        "compare": compare,
+        "resume": resume,
+        "overwrite": overwrite,
+        "teacher_cache": teacher_cache,
+    }
+    given |= {name: value for name, value in flags.items() if value}
+    for name in ("student", "data", "out"):
+        if not given.get(name):
+            raise OptionError(f"--{name} is missing; pass it, or write it into the settings file")
+    out = Path(given["out"])
+    _check_output(out, bool(given.get("overwrite")), bool(given.get("resume")))
     settings = {
         "loss": loss,
         "direction": direction,
@@ -190,22 +231,32 @@ def distill(
         "teacher_dtype": teacher_dtype,
         "checkpoint_every": checkpoint_every,
     }
+    named = {name: value for name, value in settings.items() if value is not None}
+    templates = {
+        side: Path(file) if (file := given.get(f"{side}_chat_template")) else None
+        for side in ("student", "teacher")
+    }
+    cache = given.get("teacher_cache")
     run(
         Request(
-            student=student,
-            teachers=parse_teachers(teacher or [], teacher_store or [], teacher_loss or []),
-            teacher_column=teacher_column,
-            data=data,
-            held_out=held_out,
-            split=split,
-            text_field=text_field,
-            chat_templates={"student": student_chat_template, "teacher": teacher_chat_template},
+            student=given["student"],
+            teachers=parse_teachers(
+                given.get("teacher", []),
+                [Path(store) for store in given.get("teacher_store", [])],
+                given.get("teacher_loss", []),
+            ),
+            teacher_column=given.get("teacher_column"),
+            data=given["data"],
+            held_out=given.get("held_out"),
+            split=given.get("split", "train"),
+            text_field=given.get("text_field"),
+            chat_templates=templates,
             config=config,
-            settings={name: value for name, value in settings.items() if value is not None},
-            compare=compare,
+            settings=of_file | named | further_settings(context),
+            compare=bool(given.get("compare")),
             out=out,
-            resume=resume,
-            teacher_cache=teacher_cache or _default_cache(out),
+            resume=bool(given.get("resume")),
+            teacher_cache=_default_cache(out) if cache is None else Path(cache),
         )
     )
 

@@ -6,9 +6,11 @@ import dataclasses
 import datetime
 import json
 import math
+import re
+import tomllib
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,6 +22,12 @@ from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 from xtoken.training.settings import DistillSettings
+from xtoken.training.trainer_options import (
+    ALIASES,
+    OWNED,
+    check_trainer_options,
+    trainer_fields,
+)
 
 TeacherDtype = Literal["float32", "bfloat16", "auto"]
 
@@ -69,6 +77,8 @@ class DistillConfig:
         device: `auto` is a CUDA device where there is one, else the CPU.
         mixed_precision: `bf16` runs the student's forward pass under bfloat16 autocast. Weights,
             gradients, the losses' sums and the evaluation stay float32.
+        trainer: further arguments of `transformers.TrainingArguments` and of `DistillSettings` by
+            their names, such as `{"optim": "adafactor", "report_to": "tensorboard"}`.
         teacher_dtype: of the teacher's weights: `float32`, `bfloat16`, or `auto` for that of its
             files. Stored predictions of one dtype do not stand in for those of another.
     """
@@ -108,16 +118,18 @@ class DistillConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: TeacherDtype = "float32"
+    trainer: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _has_type(value, hints[field.name]):
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if not _has_type(value, hints[each.name]):
                 raise OptionError(
-                    f"{field.name} = {value!r}, expected {_describe(hints[field.name])}; "
-                    f"the default is {field.default!r}"
+                    f"{each.name} = {value!r}, expected {_describe(hints[each.name])}; "
+                    f"the default is {each.default!r}"
                 )
+        check_trainer_options(self.trainer, known_settings())
         for name in _AT_LEAST_ONE:
             self._check(name, lambda value: value >= 1, "at least 1")
         for name in _AT_LEAST_ZERO:
@@ -229,14 +241,28 @@ class DistillConfig:
 
         Raises: OptionError if a name is unknown, or a value cannot work.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise OptionError(
-                f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
-            )
+        known = known_settings()
+        settings, trainer = {}, {}
+        for name, value in values.items():
+            own = ALIASES.get(name, name)
+            if own in settings:
+                raise OptionError(f"{own} is given twice, also as {name}; pass it once")
+            if own in known:
+                settings[own] = value
+            else:
+                trainer[name] = value
+        if trainer:
+            further = trainer_fields(known)
+            for name in trainer:
+                if name not in further and name not in OWNED:
+                    raise OptionError(
+                        f"unknown setting {name!r}; known are {', '.join(sorted(known))}, and "
+                        "the arguments of transformers.TrainingArguments"
+                    )
+            given = settings.get("trainer", {})
+            settings["trainer"] = {**given, **trainer} if isinstance(given, dict) else given
         # Their types are checked by the class itself, with its own message.
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**settings)  # type: ignore[arg-type]
 
     def save(self, path: Path | str) -> None:
         """Write `to_json` to a file."""
@@ -251,18 +277,66 @@ class DistillConfig:
         return cls.from_settings(read_settings(path))
 
 
+def known_settings() -> frozenset[str]:
+    """The names of the settings of a run."""
+    return frozenset(each.name for each in dataclasses.fields(DistillConfig))
+
+
 def read_settings(path: Path | str) -> dict[str, JsonValue]:
     """The settings in a file, by name; neither the names nor the values are checked yet.
 
+    Args:
+        path: JSON, or YAML or TOML where its name ends so.
+
     Raises:
         MissingFileError: there is no such file.
-        OptionError: it is not a JSON object in UTF-8.
+        OptionError: it does not hold names with values, in UTF-8.
     """
+    name = f"configuration file {path}"
     if not Path(path).is_file():
         raise MissingFileError(
-            f"configuration file {path} does not exist; pass a JSON file of settings"
+            f"{name} does not exist; pass a file of settings in JSON, YAML or TOML"
         )
-    return _settings(Path(path).read_bytes(), f"configuration file {path}")
+    content = Path(path).read_bytes()
+    kind = Path(path).suffix.lower()
+    if kind not in (".yaml", ".yml", ".toml"):
+        return _settings(content, name)
+    try:
+        found = _of_toml(content) if kind == ".toml" else _of_yaml(content)
+    # Both raise kinds of their own besides UnicodeDecodeError, and RecursionError where it is deep.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OptionError(f"{name} cannot be read ({reason}); correct it") from error
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found):
+        raise OptionError(f"{name} is a {type(found).__name__}, expected names with values")
+    return cast("dict[str, JsonValue]", _plain(found))
+
+
+def _of_toml(content: bytes) -> object:
+    return tomllib.loads(content.decode())
+
+
+def _of_yaml(content: bytes) -> object:
+    import yaml  # type: ignore[import-untyped]
+
+    return yaml.safe_load(content.decode())
+
+
+# YAML takes it for a text without a point in it.
+_FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _plain(value: object) -> object:
+    """Values as JSON has them: days as texts, numbers such as 2e-5 as numbers."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, str) and _FLOAT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _settings(content: str | bytes, name: str) -> dict[str, JsonValue]:
@@ -297,6 +371,8 @@ def _has_type(value: object, hint: typing.Any) -> bool:
         return any(isinstance(value, type(x)) and value == x for x in typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_has_type(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

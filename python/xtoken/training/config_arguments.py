@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken.errors import OptionError
+from xtoken.errors import OptionError, XTokenError
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.config import DistillConfig
 
@@ -45,7 +45,7 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
                 f"mixed_precision = 'bf16', but this GPU has compute capability {major}.{minor}, "
                 "and bfloat16 needs 8.0; set it to 'no'"
             )
-    return DistillArguments(
+    arguments: dict[str, Any] = dict(
         **cast(dict[str, Any], config.settings()),
         output_dir=str(output_dir),
         max_steps=config.steps,
@@ -73,6 +73,16 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
         bf16=config.mixed_precision == "bf16",
         per_device_eval_batch_size=config.eval_batch_size,
     )
+    try:
+        return DistillArguments(**(arguments | config.trainer))
+    # transformers raises builtins of many kinds for values that cannot work.
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        if isinstance(error, XTokenError) or not config.trainer:
+            raise
+        raise OptionError(
+            f"{', '.join(config.trainer)} of the trainer: {' '.join(str(error).split())[:300]}; "
+            "correct or leave out"
+        ) from error
 
 
 def run_device(config: DistillConfig) -> torch.device:

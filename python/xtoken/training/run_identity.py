@@ -19,6 +19,7 @@ from xtoken.teachers.live import weights_fingerprint
 from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import PreparedData
 from xtoken.training.processes import process_count
+from xtoken.training.trainer_options import REPORTING
 
 # Settings that do not change the trained weights. `steps` is not among them: the learning rate
 # follows a cosine over them, so every step of a longer run differs.
@@ -90,11 +91,13 @@ class RunIdentity:
 
         Raises: ResumeError that names what differs, and `where` this run lies.
         """
-        defaults = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
+        defaults = dataclasses.asdict(DistillConfig())
         then = defaults | self.settings
+        here = _without_reporting(now.settings)
+        then = _without_reporting(then)
         differences = [
             f"{name} = {then.get(name)!r} there and {value!r} here"
-            for name, value in now.settings.items()
+            for name, value in here.items()
             if name not in MAY_CHANGE and then.get(name) != value
         ]
         # Other settings may make other examples and another W: then they are what to name.
@@ -109,6 +112,16 @@ class RunIdentity:
                 f"{where} is of another run: {'; '.join(differences)}; repeat the command of that "
                 "run to resume it, or start anew (another --out, or --overwrite)"
             )
+
+
+def _without_reporting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the arguments of the trainer that change no weight."""
+    trainer = {
+        name: value
+        for name, value in (settings.get("trainer") or {}).items()
+        if name not in REPORTING
+    }
+    return {**settings, "trainer": trainer}
 
 
 def _teachers(materials: PreparedData, sources: Sequence[TeacherSource | None]) -> str | None:

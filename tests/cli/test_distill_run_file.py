@@ -1,0 +1,181 @@
+"""`xtoken distill run.yaml`, and the flags of every setting of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from typer.testing import CliRunner
+
+from xtoken.cli import app
+from xtoken.errors import OptionError
+from xtoken.training import DistillArguments, DistillConfig
+from xtoken.training.config import known_settings
+from xtoken.training.config_arguments import training_arguments
+from xtoken.training.trainer_options import (
+    ALIASES,
+    OWNED,
+    parse_trainer_option,
+    trainer_fields,
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run-file")
+    write_pair(folder)
+    write_jsonl(folder / "data.jsonl", tiny_texts(30))
+    return folder
+
+
+def run_file(workspace: Path, path: Path, **changed: object) -> Path:
+    values: dict[str, object] = {
+        "student": str(workspace / "student"),
+        "teacher": str(workspace / "teacher"),
+        "data": str(workspace / "data.jsonl"),
+        "teacher_cache": str(workspace / "cache"),
+        "out": str(path.parent / path.stem),
+        "steps": 2, "top_k": 32, "teacher_top_k": 32, "max_tokens": 60, "device": "cpu",
+    }  # fmt: skip
+    values |= changed
+    if path.suffix == ".toml":
+        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    elif path.suffix == ".yaml":
+        # Bare, as people write them: 2e-3 and days are no texts.
+        text = "".join(
+            f"{name}: {value if isinstance(value, str) else json.dumps(value)}\n"
+            for name, value in values.items()
+        )
+    else:
+        text = json.dumps(values)
+    path.write_text(text)
+    return path
+
+
+def distill(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["distill", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_file_in_any_notation_is_the_run_that_the_flags_describe(
+    workspace: Path, tmp_path: Path
+) -> None:
+    changed = {"learning_rate": 2e-3, "date": "2024-02-29", "weight_decay": 0.1}
+    distill(run_file(workspace, tmp_path / "json.json", **changed))
+    distill(run_file(workspace, tmp_path / "toml.toml", **changed))
+    distill(run_file(workspace, tmp_path / "yaml.yaml", **(changed | {"learning_rate": "2e-3"})))
+    distill(
+        *("--student", workspace / "student", "--teacher", workspace / "teacher"),
+        *("--data", workspace / "data.jsonl", "--teacher-cache", workspace / "cache"),
+        *("--out", tmp_path / "flags", "--max-steps", 2, "--top-k", 32, "--teacher-top-k", 32),
+        *("--max-tokens", 60, "--device", "cpu", "--learning-rate", "2e-3"),
+        *("--date", "2024-02-29", "--weight-decay", "0.1"),
+    )
+    students = {
+        (tmp_path / name / "student" / "model.safetensors").read_bytes()
+        for name in ("json", "toml", "yaml", "flags")
+    }
+    assert len(students) == 1
+    assert DistillConfig.load(tmp_path / "yaml" / "config.json").learning_rate == 2e-3
+
+
+def test_flags_go_before_the_file_and_trainer_arguments_reach_the_trainer(
+    workspace: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    file = run_file(workspace, tmp_path / "run.yaml", optim="sgd", adam_beta1=0.5)
+    out = tmp_path / "elsewhere"
+    distill(
+        file, "--out", out, "--steps", 1, "--report-to", "tensorboard", "--adam-beta1", "0.8",
+        "--no-tail-bucket", "--carry-levels", "2",
+    )  # fmt: skip
+    config = DistillConfig.load(out / "config.json")
+    assert config.steps == 1
+    assert not config.tail_bucket
+    assert config.trainer == {
+        "optim": "sgd", "adam_beta1": 0.8, "report_to": "tensorboard", "carry_levels": 2,
+    }  # fmt: skip
+    arguments = training_arguments(config, out)
+    assert (arguments.optim, arguments.adam_beta1, arguments.carry_levels) == ("sgd", 0.8, 2)
+    assert list(out.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"stepz": 3}, "unknown setting 'stepz'; known are"),
+        ({"max_steps": 3}, "steps is given twice, also as max_steps; pass it once"),
+        ({"output_dir": "x"}, "output_dir cannot be set here: the run's folder: --out"),
+        ({"num_train_epochs": 3}, "num_train_epochs cannot be set here: a run has steps"),
+        ({"data": 7}, "data = 7, expected a text"),
+        ({"resume": "yes"}, "resume = 'yes', expected true or false"),
+        ({"teacher": [{"path": "x"}]}, "a teacher has 'path', expected some of source, weight"),
+        ({"optim": "newton"}, "optim of the trainer: .* correct or leave out"),
+        ({"student": None}, "--student is missing; pass it, or write it into the settings file"),
+    ],
+)
+def test_what_a_file_may_not_say(
+    workspace: Path, tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Exception, match=words) as found:
+        distill(run_file(workspace, tmp_path / "run.json", **changed))
+    assert "\n" not in str(found.value)
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.yaml", "a: [1"), ("b.toml", "a = "), ("c.yaml", "- 1"), ("d.json", "[]"),
+        ("e.yaml", "\xff"), ("f.yaml", "a: " + "[" * 5000),
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(Exception, match=re.escape(str(path))) as found:
+            distill(path)
+        assert "\n" not in str(found.value)
+    with pytest.raises(Exception, match="does not exist; pass a file of settings in JSON, YAML"):
+        distill(tmp_path / "nowhere.yaml")
+
+
+def test_teachers_in_a_file_have_weights_and_losses(workspace: Path, tmp_path: Path) -> None:
+    teachers = [
+        {"source": str(workspace / "teacher"), "weight": 0.5, "loss": "p-kl"},
+        {"source": str(workspace / "student"), "loss": "same-vocab-kl"},
+    ]
+    output = distill(run_file(workspace, tmp_path / "run.json", teacher=teachers))
+    assert "teacher teacher: p-kl, weight 0.5" in output
+    assert "teacher student: same-vocab-kl, weight 1" in output
+
+
+def test_every_argument_has_a_flag_with_its_default_or_a_reason() -> None:
+    result = CliRunner().invoke(app, ["distill", "--help"], env={"COLUMNS": "300"})
+    assert result.exit_code == 0
+    shown = set(re.findall(r"--[a-z][a-z0-9-]*", result.output))
+    for each in dataclasses.fields(DistillArguments):
+        if each.name in OWNED:
+            assert OWNED[each.name]
+        elif each.name == "teacher_weighting":
+            assert "--teacher-weights" in shown
+        else:
+            assert "--" + each.name.replace("_", "-") in shown, each.name
+    for name in known_settings() - {"trainer", "teacher_weighting"}:
+        assert "--" + name.replace("_", "-") in shown, name
+    assert set(ALIASES.values()) <= known_settings()
+    assert re.search(r"--adam-beta2 .*default: \(0\.999\)", result.output)
+    assert re.search(r"--learning-rate .*default: \(0\.003\)", result.output)
+
+
+def test_values_are_read_as_the_argument_has_them() -> None:
+    fields = trainer_fields(known_settings())
+    assert parse_trainer_option("adam_beta1", "0.5") == 0.5
+    assert parse_trainer_option("gradient_checkpointing", "true") is True
+    assert parse_trainer_option("depth_weights", "1.0,0.5") == [1.0, 0.5]
+    assert "optim" in fields
+    with pytest.raises(OptionError, match="adam_beta1: invalid float value: 'x'; see xtoken disti"):
+        parse_trainer_option("adam_beta1", "x")
