@@ -177,5 +177,5 @@ def test_values_are_read_as_the_argument_has_them() -> None:
     assert parse_trainer_option("gradient_checkpointing", "true") is True
     assert parse_trainer_option("depth_weights", "1.0,0.5") == [1.0, 0.5]
     assert "optim" in fields
-    with pytest.raises(OptionError, match="adam_beta1: invalid float value: 'x'; see xtoken disti"):
+    with pytest.raises(OptionError, match="adam-beta1: invalid float value: 'x'; see xtoken dis"):
         parse_trainer_option("adam_beta1", "x")

@@ -105,3 +105,19 @@ def warn_of_left_out(console: Console, left_out: Sequence[LeftOut], total: int, 
             f"first, {escape(named)}",
             soft_wrap=True,
         )
+
+
+def show_bytes(count: float) -> str:
+    """A size for people, as `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def show_seconds(seconds: float) -> str:
+    """A time for people, as `3 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

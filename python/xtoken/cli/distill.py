@@ -164,6 +164,13 @@ def distill(
         int | None,
         typer.Option(help="Steps between checkpoints; 0, the default, for none."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Take a few steps, print the memory and the time of the run, and write nothing.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -206,7 +213,8 @@ def distill(
         if not given.get(name):
             raise OptionError(f"--{name} is missing; pass it, or write it into the settings file")
     out = Path(given["out"])
-    _check_output(out, bool(given.get("overwrite")), bool(given.get("resume")))
+    if not dry_run:
+        _check_output(out, bool(given.get("overwrite")), bool(given.get("resume")))
     settings = {
         "loss": loss,
         "direction": direction,
@@ -256,6 +264,7 @@ def distill(
             compare=bool(given.get("compare")),
             out=out,
             resume=bool(given.get("resume")),
+            dry_run=dry_run,
             teacher_cache=_default_cache(out) if cache is None else Path(cache),
         )
     )

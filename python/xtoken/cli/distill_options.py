@@ -16,7 +16,16 @@ TRAINER = "Trainer (transformers.TrainingArguments)"
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Run": (
         *("student", "data", "out", "held_out", "split", "text_field", "student_chat_template"),
-        *("teacher_chat_template", "config", "compare", "resume", "overwrite", "date", "device"),
+        *(
+            "teacher_chat_template",
+            "config",
+            "compare",
+            "dry_run",
+            "resume",
+            "overwrite",
+            "date",
+            "device",
+        ),
         *("steps", "eval_every", "eval_batch_size", "checkpoint_every", "seed", "max_tokens"),
     ),
     "Teachers": (

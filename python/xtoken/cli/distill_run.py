@@ -25,6 +25,7 @@ from xtoken.cli.console import (
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
+    dry_run_table,
     loss_tokens,
     projection_table,
     result_table,
@@ -40,6 +41,7 @@ from xtoken.teachers import TopKStore
 from xtoken.teachers.store_notes import StoreNotes
 from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
+from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
@@ -66,6 +68,7 @@ class Request:
     out: Path
     resume: bool
     teacher_cache: Path
+    dry_run: bool = False
 
 
 def run(request: Request) -> None:
@@ -90,6 +93,10 @@ def run(request: Request) -> None:
     materials = prepare(models, texts, config, bars, routes=routes)
     _show_materials(console, materials, texts, config)
 
+    if request.dry_run:
+        console.print(dry_run_table(dry_run(materials, config)))
+        console.print(f"nothing was written to {request.out} (--dry-run)")
+        return
     opened = [
         open_teachers(each, config, losses, request.teacher_cache, bars)
         for each in materials.teachers

@@ -9,9 +9,11 @@ import torch
 from rich.table import Table
 
 from xtoken.align import AlignmentBatch
+from xtoken.cli.console import show_bytes, show_seconds
 from xtoken.data import Example
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.training.dry_run import DryRun
 from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.prepare import PreparedData
 from xtoken.training.run import RunResult
@@ -139,3 +141,34 @@ def _usable(example: Example) -> ChunkBatch:
     chunks = ChunkBatch.from_alignments([example.alignment])
     masks = (example.student_loss_mask, example.teacher_loss_mask)
     return chunks.usable(*(torch.from_numpy(mask)[None] for mask in masks))
+
+
+def dry_run_table(found: DryRun) -> Table:
+    """What a run will take."""
+    table = Table(title="what the run takes", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    sizes = [
+        ("weights of the student", found.weights),
+        ("gradients", found.gradients),
+        ("optimizer", found.optimizer),
+        ("logits, longest micro-batch", found.logits),
+        ("their gradient", found.logits_gradient),
+        ("weights of the teachers", found.teacher_weights),
+        ("teachers' predictions of a micro-batch", found.teacher_signal),
+        ("together, without activations", found.memory),
+    ]
+    if found.peak is not None:
+        sizes.append(("measured peak on the device", found.peak))
+    for name, size in sizes:
+        table.add_row(name, show_bytes(size))
+    table.add_section()
+    table.add_row("teacher store, on the disk", show_bytes(found.store))
+    table.add_row("time to fill it", show_seconds(found.store_seconds))
+    table.add_row("measured, per step", f"{found.seconds_per_step:.3g} s")
+    table.add_row(
+        f"time for {found.steps:,} steps", show_seconds(found.steps * found.seconds_per_step)
+    )
+    table.add_row("time for evaluations", show_seconds(found.evaluation_seconds))
+    table.add_row("time of the run", show_seconds(found.seconds))
+    return table

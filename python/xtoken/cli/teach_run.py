@@ -15,7 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xtoken.cli.console import Bars, quiet_transformers, read_chat_template, read_data
+from xtoken.cli.console import (
+    Bars,
+    quiet_transformers,
+    read_chat_template,
+    read_data,
+    show_bytes,
+    show_seconds,
+)
 from xtoken.errors import OptionError, StoreError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.forward import position_limit
@@ -237,32 +244,18 @@ def _table(
         rows += [
             ("measured", f"{found.bytes_per_token:,.0f} bytes per token"),
             (f"on {where}", f"{found.tokens_per_second:,.0f} tokens per second"),
-            ("size of the rest", f"{_bytes(found.bytes_left)} of {_bytes(free)} free"),
-            ("time for the rest", _duration(found.seconds_left)),
+            ("size of the rest", f"{show_bytes(found.bytes_left)} of {show_bytes(free)} free"),
+            ("time for the rest", show_seconds(found.seconds_left)),
         ]
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _show_store(console: Console, folder: Path, sequences: Sequence[Ids]) -> None:
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     console.print(
-        f"{len(sequences):,} texts in [bold]{folder}[/], {_bytes(size)}; next: xtoken distill "
+        f"{len(sequences):,} texts in [bold]{folder}[/], {show_bytes(size)}; next: xtoken distill "
         f"--teacher-store {folder} --student DIR --data FILE --out DIR",
         soft_wrap=True,
     )

@@ -141,21 +141,7 @@ def _train(
 ) -> RunResult:
     main = is_main_process()
     pair, models = materials.pair, materials.models
-    if config.loss == "ce":
-        teachers = []
-    elif None in sources or len(sources) != len(materials.teachers):
-        raise OptionError(
-            f"loss = {config.loss!r} needs {len(materials.teachers)} teachers, and "
-            f"{len(sources) - sources.count(None)} were given; pass one for each pair"
-        )
-    else:
-        teachers = [
-            Teacher(
-                cast(TeacherSource, source), each.pair, each.models.loss, each.models.weight,
-                each.models.teacher_name,
-            )
-            for source, each in zip(sources, materials.teachers, strict=True)
-        ]  # fmt: skip
+    teachers = taught_by(materials, config, sources)
     student = models.load_student()
     run = RunIdentity.of(materials, config, student, [] if config.loss == "ce" else sources)
     join_processes(run_device(config))
@@ -212,6 +198,30 @@ def _train(
         with writes_into(out):
             _write(out, result, trainer, materials, config, student)
     return result
+
+
+def taught_by(
+    materials: PreparedData, config: DistillConfig, sources: Sequence[TeacherSource | None]
+) -> list[Teacher]:
+    """The teachers of a trainer, from the predictions of each.
+
+    Raises:
+        OptionError: one is missing.
+    """
+    if config.loss == "ce":
+        return []
+    if None in sources or len(sources) != len(materials.teachers):
+        raise OptionError(
+            f"loss = {config.loss!r} needs {len(materials.teachers)} teachers, and "
+            f"{len(sources) - sources.count(None)} were given; pass one for each pair"
+        )
+    return [
+        Teacher(
+            cast(TeacherSource, source), each.pair, each.models.loss, each.models.weight,
+            each.models.teacher_name,
+        )
+        for source, each in zip(sources, materials.teachers, strict=True)
+    ]  # fmt: skip
 
 
 def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None, steps: int) -> None:

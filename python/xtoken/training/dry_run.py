@@ -1,0 +1,245 @@
+"""What a run will take, before it begins: memory by part, and time from a few measured steps."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback
+
+from xtoken.data import ExampleSet
+from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
+from xtoken.training.config import DistillConfig
+from xtoken.training.config_arguments import run_device, training_arguments
+from xtoken.training.prepare import PreparedData, open_teachers, taught_sequences
+from xtoken.training.run import taught_by
+from xtoken.training.trainer import DistillTrainer
+
+# The first step is slower than the others, and not counted.
+MEASURED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run takes; sizes in bytes, on each process.
+
+    Attributes:
+        weights, gradients, optimizer: of the student; measured on its tensors after a step.
+        logits: of the student, for its longest micro-batch; none are made where the head is fused,
+            see `DistillSettings.fused`.
+        logits_gradient: that the losses write, beside them.
+        teacher_weights: of teachers that run here, in training or to fill a store.
+        teacher_signal: of the longest micro-batch: kept columns, or a live teacher's logits.
+        store: on the disk, of all training texts; 0 where predictions are not stored here.
+        store_seconds: to compute it.
+        seconds_per_step: the mean of the measured steps.
+        steps: of the run.
+        evaluation_seconds: of the evaluations, before, during and after.
+        peak: of memory on the device in the measured steps; None on the CPU.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    logits: int
+    logits_gradient: int
+    teacher_weights: int
+    teacher_signal: int
+    store: int
+    store_seconds: float
+    seconds_per_step: float
+    steps: int
+    evaluation_seconds: float
+    peak: int | None
+
+    @property
+    def memory(self) -> int:
+        """The sum of what is held at once; activations come on top."""
+        student = self.weights + self.gradients + self.optimizer
+        return (
+            student
+            + self.logits
+            + self.logits_gradient
+            + self.teacher_weights
+            + self.teacher_signal
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.store_seconds + self.steps * self.seconds_per_step + self.evaluation_seconds
+
+
+def dry_run(materials: PreparedData, config: DistillConfig) -> DryRun:
+    """Take a few steps of a run on some of its examples, and write nothing that stays.
+
+    Args:
+        materials: from `prepare`.
+        config: the settings.
+
+    Raises: as `train`.
+    """
+    part, longest = _some_examples(materials, config)
+    steps = min(MEASURED_STEPS, config.steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        sources = [
+            open_teachers(each, config, [config.loss], Path(scratch) / "teachers")[config.loss]
+            for each in part.teachers
+        ]
+        opened = time.perf_counter() - began
+        store, store_seconds, teacher_weights = _stored(materials, part, config, sources, opened)
+        short = replace(config, steps=steps, eval_every=0, checkpoint_every=0)
+        student = materials.models.load_student()
+        clock = _StepClock()
+        trainer = DistillTrainer(
+            student,
+            training_arguments(short, Path(scratch) / "run"),
+            teachers=taught_by(part, config, sources),
+            train_dataset=part.rows("train"),
+            eval_dataset=part.rows("held_out"),
+            processing_class=part.pair,
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        device = run_device(config)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        trainer.train()
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        began = time.perf_counter()
+        trainer.evaluate()
+        evaluation = time.perf_counter() - began
+    logits = longest[0] * _columns(student) * 4
+    fused = trainer._fused_head(cast(nn.Module, trainer.model)) is not None
+    evaluations = 2 + (config.steps // config.eval_every if config.eval_every else 0)
+    signal = sum(
+        longest[1][at] * _signal_bytes(source, config) for at, source in enumerate(sources)
+    )
+    return DryRun(
+        weights=_bytes(student.parameters()),
+        gradients=_bytes(each for each in student.parameters() if each.requires_grad),
+        optimizer=_bytes(
+            value
+            for state in trainer.optimizer.state.values()  # type: ignore[union-attr]
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ),
+        logits=0 if fused else logits,
+        logits_gradient=0 if fused else logits,
+        teacher_weights=teacher_weights,
+        teacher_signal=signal,
+        store=store,
+        store_seconds=store_seconds,
+        seconds_per_step=clock.mean,
+        steps=config.steps,
+        evaluation_seconds=evaluations * evaluation * len(materials.held_out) / len(part.held_out),
+        peak=peak,
+    )
+
+
+class _StepClock(TrainerCallback):
+    """Times the steps but the first, unless there is no other."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read it, once the device has done its work."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds.append(time.perf_counter() - self._began)
+
+    @property
+    def mean(self) -> float:
+        """Seconds per step."""
+        counted = self._seconds[1:] or self._seconds
+        return sum(counted) / len(counted)
+
+
+def _some_examples(
+    materials: PreparedData, config: DistillConfig
+) -> tuple[PreparedData, tuple[int, list[int]]]:
+    """Enough examples for the measured steps, of all lengths; and the padded tokens of the longest
+    micro-batch, of the student and of each teacher."""
+    count = min(MEASURED_STEPS * config.batch_size * config.accumulation, len(materials.train))
+    lengths = [len(each.student_ids) for each in materials.train.examples]
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    picked = [order[at * len(order) // count] for at in range(count)]
+    held_out = min(len(materials.held_out), 2 * config.eval_batch_size)
+
+    def some(each: PreparedData) -> PreparedData:
+        train = ExampleSet([each.train.examples[at] for at in picked], cut=0)
+        scored = ExampleSet(each.held_out.examples[:held_out], cut=0)
+        return replace(each, train=train, held_out=scored, others=())
+
+    rows = min(config.batch_size, len(lengths))
+    most = [
+        rows * max(len(example.teacher_ids) for example in each.train.examples)
+        for each in materials.teachers
+    ]
+    part = replace(some(materials), others=tuple(map(some, materials.others)))
+    return part, (rows * max(lengths), most)
+
+
+def _stored(
+    materials: PreparedData,
+    part: PreparedData,
+    config: DistillConfig,
+    sources: Sequence[TeacherSource | None],
+    seconds: float,
+) -> tuple[int, float, int]:
+    """Size and time of the stores of all texts, and the teachers' weights in memory."""
+    size, weights, share = 0, 0, 0.0
+    for source, whole, some in zip(sources, materials.teachers, part.teachers, strict=True):
+        if isinstance(source, LiveTeacher):
+            weights += _bytes(source.model.parameters())
+        elif isinstance(source, TopKStore) and whole.models.store is None:
+            files = source.directory.glob("*.safetensors")
+            own, all_ = (sum(map(len, taught_sequences(each))) for each in (some, whole))
+            size += int(sum(path.stat().st_size for path in files) / own * all_)
+            share = max(share, all_ / own)
+            # It runs while the store is filled, before the student's gradients are there.
+            weights += _weight_bytes(whole.models.teacher_source, config)
+    return size, seconds * share, weights
+
+
+def _weight_bytes(source: str, config: DistillConfig) -> int:
+    """Of a teacher that is not loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        # Through Any: transformers declares the method without types.
+        model: nn.Module = cast(Any, AutoModelForCausalLM).from_config(described)
+    dtype = getattr(torch, config.teacher_dtype, None) or described.dtype or torch.float32
+    return sum(each.numel() for each in model.parameters()) * dtype.itemsize
+
+
+def _signal_bytes(source: TeacherSource | None, config: DistillConfig) -> int:
+    """Bytes per token: ids of 8 and log-probabilities of 4, or logits in the teacher's dtype."""
+    if isinstance(source, TopKStore):
+        return source.key.top_k * 12
+    if isinstance(source, LiveTeacher):
+        return _columns(source.model) * next(source.model.parameters()).element_size()
+    return 0
+
+
+def _columns(model: nn.Module) -> int:
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return int(head.weight.shape[0])
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)
