@@ -13,11 +13,24 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
+from xtoken import Pair
 from xtoken.data import read_documents, split_held_out
 from xtoken.errors import XTokenError
-from xtoken.training import DistillConfig, PreparedData, load_models, open_teachers, prepare, train
+from xtoken.teachers import LiveTeacher, StoreKey, TopKStore, teacher_sequences
+from xtoken.training import (
+    DistillConfig,
+    DistillMixin,
+    DistillSettings,
+    Teacher,
+    last_whole_checkpoint,
+    load_models,
+    open_teachers,
+    prepare,
+    train,
+)
 
 CONFIG = DistillConfig(
     steps=8, batch_size=2, top_k=16, teacher_top_k=16, max_tokens=32, warmup_steps=1,
@@ -25,7 +38,10 @@ CONFIG = DistillConfig(
 )  # fmt: skip
 
 
-def run(materials: PreparedData, out: Path, command: str) -> None:
+Run = Callable[[Path], None]
+
+
+def begin(run: Run, out: Path, command: str) -> None:
     kind, _, value = command.partition("=")
     if kind == "kill":
         # At a moment of the work itself, from whatever place it has reached.
@@ -34,11 +50,10 @@ def run(materials: PreparedData, out: Path, command: str) -> None:
         # As on a full disk: no file grows beyond this, and the write says so.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), int(value)))
-    teachers = open_teachers(materials, CONFIG, [CONFIG.loss], out.parent / f"{out.name}-store")
-    train(materials, CONFIG, teachers[CONFIG.loss], out, resume=True)
+    run(out)
 
 
-def start(materials: PreparedData, out: str, command: str, errors: str) -> int:
+def start(run: Run, out: str, command: str, errors: str) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -47,7 +62,7 @@ def start(materials: PreparedData, out: str, command: str, errors: str) -> int:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
         try:
-            run(materials, Path(out), command)
+            begin(run, Path(out), command)
             code = 0
         except (XTokenError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -57,19 +72,76 @@ def start(materials: PreparedData, out: str, command: str, errors: str) -> int:
     os._exit(code)
 
 
-def main(folder: Path) -> None:
+def plain(folder: Path) -> Run:
+    """A run as the command makes it."""
     texts = split_held_out(read_documents(folder / "data.jsonl"), 0.2)
     materials = prepare(load_models(folder / "student", folder / "teacher"), texts, CONFIG)
     _ = materials.pair.tries
+
+    def run(out: Path) -> None:
+        cache = out.parent / f"{out.name}-store"
+        teachers = open_teachers(materials, CONFIG, [CONFIG.loss], cache)
+        train(materials, CONFIG, teachers[CONFIG.loss], out, resume=True)
+
+    return run
+
+
+def packed(folder: Path) -> Run:
+    """TRL's SFTTrainer with packing and two teachers: one from a store that the run fills, one
+    that runs beside it."""
+    import torch
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    class Trainer(DistillMixin, trl.SFTTrainer):
+        """What a user writes."""
+
+    torch.set_num_threads(1)  # bit for bit, and a fork of a pool of threads would hang
+    texts = read_documents(folder / "data.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    pair = Pair(tokenizer, AutoTokenizer.from_pretrained(folder / "teacher"))
+    same = Pair(tokenizer, tokenizer)
+    _ = pair.tries, same.projection
+    sequences = teacher_sequences(texts, pair.teacher_tokenizer)
+
+    def run(out: Path) -> None:
+        live = LiveTeacher.from_pretrained(folder / "teacher")
+        key = StoreKey(live.fingerprint, 16, "uint8", pair.teacher_vocab.fingerprint, 0.9)
+        store = TopKStore(out.parent / f"{out.name}-store", key, required=True)
+        store.fill(live, sequences)
+        trainer = Trainer(
+            AutoModelForCausalLM.from_pretrained(folder / "student"),
+            args=trl.SFTConfig(
+                str(out), max_steps=8, per_device_train_batch_size=1, max_length=256, packing=True,
+                save_steps=2, save_total_limit=2, report_to="none", use_cpu=True, bf16=False,
+                gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_dict({"text": list(texts)}),
+            processing_class=tokenizer,
+            teachers=[
+                Teacher(store, pair),
+                Teacher(str(folder / "student"), same, loss="same-vocab-kl", weight=0.5),
+            ],
+            distill=DistillSettings(loss="p-kl", top_k=16),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(out))
+        trainer.save_model(str(out / "student"))
+
+    return run
+
+
+def main(folder: Path, kind: str) -> None:
+    run = {"plain": plain, "packed": packed}[kind](folder)
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if "start" in asked:
-            answer = start(materials, *asked["start"])
+            answer = start(run, *asked["start"])
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
         print(answer, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

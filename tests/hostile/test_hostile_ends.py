@@ -27,10 +27,10 @@ PATHS = [HERE, HERE.parent, Path(xtoken.__file__).parent.parent, HERE.parent.par
 class Server:
     """A process that forks a run when told to; see `run_once`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = "plain") -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "run_once.py"), str(folder)],
+            [sys.executable, str(HERE / "run_once.py"), str(folder), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -120,6 +120,40 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_student(
         assert_same_run(out, expected)
         assert not unfinished(tmp_path), unfinished(tmp_path)
         shutil.rmtree(out)
+
+
+def test_a_packed_run_with_two_teachers_killed_at_any_moment_resumes_to_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("trl")
+    models = tmp_path / "models"
+    models.mkdir()
+    write_pair(models)
+    write_jsonl(models / "data.jsonl", tiny_texts(12))
+    server = Server(models, "packed")
+    try:
+        whole = tmp_path / "whole" / "run"
+        begun = time.monotonic()
+        code, errors = server.finish(whole)
+        assert code == 0, errors
+        seconds = time.monotonic() - begun
+        rng = generator("kill packed")
+        for number in range(count(2, 20)):
+            out = tmp_path / f"{number}" / "run"
+            moment = seconds * rng.uniform(0.02, 1.0)
+            code, errors = server.finish(out, f"kill={moment:.3f}")
+            assert code in (-9, 0), errors  # 0: it was done before
+            code, errors = server.finish(out)
+            assert code == 0, f"killed after {moment:.3f} of {seconds:.3f} s: {errors}"
+            assert weights(out) == weights(whole), f"killed after {moment:.3f} s"
+            assert not unfinished(out.parent / "run-store")
+            shutil.rmtree(out.parent)
+    finally:
+        server.process.communicate()
+
+
+def weights(out: Path) -> bytes:
+    return (out / "student" / "model.safetensors").read_bytes()
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_unharmed(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xtoken._core import Vocab
 from xtoken._files import locked
+from xtoken.data.chat_template import Rendering
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.rows import Document
 from xtoken.errors import DataError, StoreError
@@ -72,6 +73,8 @@ def teacher_sequences(
 ) -> list[Ids]:
     """What a teacher reads of documents: the tokens that any student's examples begin with.
 
+    After a text that is whole stands the teacher's end of text, which some trainers append.
+
     Args:
         documents: texts and conversations.
         tokenizer: of the teacher, with a chat template for conversations.
@@ -86,6 +89,7 @@ def teacher_sequences(
     encoder = Encoder(
         tokenizer, "teacher", vocab=vocab, date=date, generation_config=generation_config
     )
+    end = (vocab or Vocab.from_tokenizer(tokenizer)).roles.get("eos")
     found: dict[bytes, Ids] = {}
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
         printed = [
@@ -93,10 +97,16 @@ def teacher_sequences(
             for document in documents[start : start + _DOCUMENTS_AT_ONCE]
             for row in print_document(document, [encoder])
         ]
-        for encoded in encoder.encode(printed, max_tokens=max_tokens):
+        for item, encoded in zip(
+            printed, encoder.encode(printed, max_tokens=max_tokens), strict=True
+        ):
             ids, mask = encoded.ids[:max_tokens], encoded.loss_mask[:max_tokens]
-            if mask[1:].any():
-                found[ids.tobytes()] = ids
+            if not mask[1:].any():
+                continue
+            room = max_tokens is None or len(encoded.ids) < max_tokens
+            if end is not None and room and not isinstance(item, Rendering) and ids[-1] != end:
+                ids = np.append(ids, end)
+            found[ids.tobytes()] = ids
     if not found:
         raise DataError(
             f"none of the {len(documents):,} documents has a token that can be predicted within "

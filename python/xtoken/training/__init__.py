@@ -25,7 +25,10 @@ A whole run, as `xtoken distill` makes it, from files to a scored student:
 """
 
 from xtoken.training.arguments import DistillArguments as DistillArguments
+from xtoken.training.checkpoints import last_whole_checkpoint as last_whole_checkpoint
 from xtoken.training.config import DistillConfig as DistillConfig
+from xtoken.training.dry_run import DryRun as DryRun
+from xtoken.training.dry_run import dry_run as dry_run
 from xtoken.training.evaluate import HeldOutEvaluator as HeldOutEvaluator
 from xtoken.training.evaluate import HeldOutScore as HeldOutScore
 from xtoken.training.mixin import DistillMixin as DistillMixin

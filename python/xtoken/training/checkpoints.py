@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import sealed, sha256_of, to_disk, unsealed, write_text
-from xtoken.errors import FailedWriteError, ResumeError
+from xtoken._files import read_json, sealed, sha256_of, to_disk, unsealed, write_text
+from xtoken.errors import FailedWriteError, FormatError, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
 from xtoken.training.run_identity import RunIdentity
@@ -179,6 +179,25 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         checkpoint = _read_checkpoint(path, step)
         if checkpoint is not None:
             return checkpoint
+    return None
+
+
+def last_whole_checkpoint(folder: Path | str) -> str | None:
+    """The newest checkpoint of a Trainer that it wrote to its end, to resume from.
+
+    A Trainer that was killed leaves a checkpoint whose last file, the state, is missing or cut off,
+    and `resume_from_checkpoint=True` would take it.
+
+    Args:
+        folder: the `output_dir` of the Trainer.
+
+    Returns: its path, for `train(resume_from_checkpoint=...)`; None where there is none.
+    """
+    for step, path in sorted(_checkpoint_folders(Path(folder)).items(), reverse=True):
+        with contextlib.suppress(FormatError, OSError):
+            state = read_json(path / "trainer_state.json", "state of a Trainer")
+            if isinstance(state, dict) and state.get("global_step") == step:
+                return str(path)
     return None
 
 
