@@ -150,28 +150,6 @@ def test_files_with_rows_of_one_length_are_still_read(tmp_path: Path) -> None:
     assert store.fill(teacher, [ids]) == 0
 
 
-def test_further_arrays_are_stored_with_the_sequences_and_come_back(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    key = StoreKey("t", 2, "float32")
-    sequences = make_sequences([3, 5])
-    items = [
-        Predictions(
-            np.tile([4, 9], (len(ids), 1)),
-            np.full((len(ids), 2), -2.0, np.float32),
-            np.zeros(len(ids), np.float32),
-            more={"groups": rng.integers(0, 9, (count, 2)).astype(np.int32)},
-        )
-        for ids, count in zip(sequences, (7, 0), strict=True)
-    ]
-    store = TopKStore(tmp_path, key)
-    store.add(sequences, items)
-    for ids, item in zip(sequences, items, strict=True):
-        assert np.array_equal(TopKStore.open(tmp_path).get(ids).more["groups"], item.more["groups"])
-    assert not store.get(sequences[0][:2]).more
-    with pytest.raises(StoreError, match=r"more\['groups'\] is not of one dtype and row shape"):
-        store.add(sequences, [items[0], replace(items[1], more={})])
-
-
 def test_settings_out_of_range_are_refused() -> None:
     for mass in (0.0, 1.0, 1.5, -0.1):
         with pytest.raises(OptionError, match="expected a share inside"):

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._tensor_files import Array
-from xtoken.errors import StoreError
 from xtoken.teachers.predictions import Predictions
 
 StoreDtype: TypeAlias = Literal["float32", "float16", "uint8"]
@@ -18,7 +17,6 @@ STORE_DTYPES: tuple[str, ...] = get_args(StoreDtype)
 # Of uint8, in nats: rounding changes a probability by 2.5 % at most, and what lies below
 # exp(-12.75) is raised to it. The kept mass of each row is stored beside, and restored.
 STEP = 0.05
-_MORE = "more."
 
 
 def pack(
@@ -29,7 +27,7 @@ def pack(
     `starts` [S + 1] and `column_starts` [S + 1]: where each sequence begins; `tokens` [N]: the
     sequences themselves; `counts` [N]: columns of each row; `ids` [M] and `log_probs` [M];
     `log_mass` [N], of uint8: the log of each row's sum, which is restored; `token_log_probs` [N];
-    `more.NAME`: further arrays. What exceeds 16 bits of ids is in `ids_high`, `tokens_high`.
+    what exceeds 16 bits of ids is in `ids_high`, `tokens_high`.
     """
     kept = [~np.isneginf(item.log_probs) for item in predictions]
     counts = np.concatenate([rows.sum(-1) for rows in kept]) if kept else np.zeros(0, np.int64)
@@ -45,7 +43,6 @@ def pack(
         **_split(
             "ids", _joined([item.ids[rows] for item, rows in zip(predictions, kept, strict=True)])
         ),
-        **_further(predictions),
     }
     if dtype == "uint8":
         codes = np.rint(-values.astype(np.float64) / STEP)
@@ -84,8 +81,7 @@ def unpack(
     tokens = arrays["token_log_probs"][start:stop].astype(np.float32)
     if not whole:
         tokens[-1:] = 0.0  # none follows the last
-        return Predictions(ids, log_probs, tokens)
-    return Predictions(ids, log_probs, tokens, _more_of(arrays, sequence))
+    return Predictions(ids, log_probs, tokens)
 
 
 def tokens_of(
@@ -121,7 +117,6 @@ def fits(arrays: Mapping[str, Array], dtype: str, top_k: int) -> bool:
         bool((ends == arrays["column_starts"]).all())
         and int(counts.max(initial=0)) <= top_k
         and arrays["log_probs"].dtype == dtype
-        and _more_fits(arrays, sequences)
     )
 
 
@@ -144,48 +139,6 @@ def _whole(name: str, arrays: Mapping[str, Array], part: slice) -> NDArray[np.in
     values: NDArray[np.int64] = arrays[name][part].astype(np.int64)
     high = arrays.get(f"{name}_high")
     return values if high is None else values + (high[part].astype(np.int64) << 16)
-
-
-def _further(predictions: Sequence[Predictions]) -> dict[str, Array]:
-    names = sorted({name for item in predictions for name in item.more})
-    found: dict[str, Array] = {}
-    for name in names:
-        parts = [item.more.get(name) for item in predictions]
-        rows = [part for part in parts if part is not None]
-        kinds = {(part.dtype, part.shape[1:]) for part in rows}
-        if len(rows) != len(predictions) or len(kinds) != 1:
-            raise StoreError(
-                f"more[{name!r}] is not of one dtype and row shape over all sequences of a file; "
-                "pass it with each, empty where there is nothing"
-            )
-        found[_MORE + name] = np.concatenate(rows)
-        found[f"{_MORE}{name}.starts"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return found
-
-
-def _more_names(arrays: Mapping[str, Array]) -> list[str]:
-    return [
-        name.removeprefix(_MORE)
-        for name in arrays
-        if name.startswith(_MORE) and f"{name}.starts" in arrays
-    ]
-
-
-def _more_of(arrays: Mapping[str, Array], sequence: int) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    for name in _more_names(arrays):
-        start, stop = arrays[f"{_MORE}{name}.starts"][sequence : sequence + 2]
-        found[name] = arrays[_MORE + name][int(start) : int(stop)]
-    return found
-
-
-def _more_fits(arrays: Mapping[str, Array], sequences: int) -> bool:
-    for name in _more_names(arrays):
-        starts, values = arrays[f"{_MORE}{name}.starts"], arrays[_MORE + name]
-        rising = starts.shape == (sequences + 1,) and bool((np.diff(starts) >= 0).all())
-        if not rising or starts[0] != 0 or starts[-1] != len(values):
-            return False
-    return True
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +21,11 @@ class Predictions:
         ids: [T, K] int64, teacher columns, falling log-probability.
         log_probs: [T, K] float32, natural logarithm, of the full softmax; -inf pads a short row.
         token_log_probs: [T] float32, of the token that follows; 0 at the last, which none follows.
-        more: further arrays that are stored with the sequence, by name: of any length, and of one
-            dtype and row shape over the sequences of a file.
     """
 
     ids: NDArray[np.int64]
     log_probs: NDArray[np.float32]
     token_log_probs: NDArray[np.float32]
-    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what no softmax gives, before it is stored for good.

@@ -17,6 +17,7 @@ from xtoken._tensor_files import read_tensors, write_tensors
 from xtoken.data.examples import Example
 from xtoken.errors import FormatError, PairError
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
+from xtoken.teachers.predictions import Predictions
 from xtoken.teachers.store import TopKStore
 
 FORMAT = "xtoken-targets-1"
@@ -138,7 +139,13 @@ class TargetStore:
         return Targets.joined(parts)
 
     def _make(self, examples: Sequence[Example], threads: int) -> Targets:
-        rows = [self.predictions.get(example.teacher_ids) for example in examples]
+        rows = [
+            # What is for another teacher alone was never asked for, and nothing of it counts.
+            self.predictions.get(example.teacher_ids)
+            if example.teacher_loss_mask.any()
+            else _nothing(len(example.teacher_ids))
+            for example in examples
+        ]
         width = max((row.ids.shape[1] for row in rows), default=1)
         built = []
         for example, row in zip(examples, rows, strict=True):
@@ -188,6 +195,15 @@ class TargetStore:
             self.files_discarded += 1
             return
         self._places |= {digest: (targets, index) for index, digest in enumerate(digests)}
+
+
+def _nothing(tokens: int) -> Predictions:
+    """Rows without a column."""
+    return Predictions(
+        np.zeros((tokens, 1), np.int64),
+        np.full((tokens, 1), -np.inf, np.float32),
+        np.zeros(tokens, np.float32),
+    )
 
 
 def _digest(example: Example) -> bytes:

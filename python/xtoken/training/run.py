@@ -271,7 +271,8 @@ def _fill_targets(trainer: DistillTrainer, materials: PreparedData, reporter: Re
     """Make the exact targets of the training texts once, where their predictions are stored."""
     if not any(store is not None for store in trainer.teaching.targets):
         return
-    examples = [(example,) for example in materials.train.examples]
+    sets = [each.train.examples for each in materials.teachers]
+    examples = list(zip(*sets, strict=True))
     with reporter.progress("exact targets, once", len(examples)) as update:
         # One process writes; what it has written the others read.
         on_first_process(lambda: trainer.teaching.fill_targets(examples, update))
