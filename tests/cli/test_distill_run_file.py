@@ -94,16 +94,16 @@ def test_flags_go_before_the_file_and_trainer_arguments_reach_the_trainer(
     out = tmp_path / "elsewhere"
     distill(
         file, "--out", out, "--steps", 1, "--report-to", "tensorboard", "--adam-beta1", "0.8",
-        "--no-tail-bucket", "--carry-levels", "2",
+        "--no-tail-bucket", "--min-mass", "0.01",
     )  # fmt: skip
     config = DistillConfig.load(out / "config.json")
     assert config.steps == 1
     assert not config.tail_bucket
     assert config.trainer == {
-        "optim": "sgd", "adam_beta1": 0.8, "report_to": "tensorboard", "carry_levels": 2,
+        "optim": "sgd", "adam_beta1": 0.8, "report_to": "tensorboard", "min_mass": 0.01,
     }  # fmt: skip
     arguments = training_arguments(config, out)
-    assert (arguments.optim, arguments.adam_beta1, arguments.carry_levels) == ("sgd", 0.8, 2)
+    assert (arguments.optim, arguments.adam_beta1, arguments.min_mass) == ("sgd", 0.8, 0.01)
     assert list(out.rglob("events.out.tfevents.*"))
 
 
