@@ -9,8 +9,10 @@ import pytest
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
+from xtoken import Pair
 from xtoken.cli import app
 from xtoken.distillation.options import LOSS_NAMES
+from xtoken.training import DistillConfig
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,16 @@ def test_direction_and_learned_weights_of_w_are_options(workspace: Path, tmp_pat
     settings = distill(workspace, "teacher", tmp_path / "run", *flags)
     assert (settings["direction"], settings["beta"]) == ("jsd", 0.25)
     assert settings["learnable_projection"] is True
+
+
+def test_auto_is_the_loss_that_the_audit_recommends(workspace: Path, tmp_path: Path) -> None:
+    pair = Pair(str(workspace / "student"), str(workspace / "teacher"))
+    recommended = pair.audit().recommendation
+    assert recommended == DistillConfig().loss  # the audit and the default agree
+    for loss in ("auto", recommended):
+        distill(workspace, "teacher", tmp_path / loss, "--loss", loss)
+    students = [
+        (tmp_path / loss / "student" / "model.safetensors").read_bytes()
+        for loss in ("auto", recommended)
+    ]
+    assert students[0] == students[1]

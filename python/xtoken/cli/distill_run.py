@@ -80,17 +80,29 @@ def run(request: Request) -> None:
     console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
     config = _dated(_config(request), request)
-    losses: list[DistillLossName] = [config.loss]
-    if request.compare:
-        losses += [loss for loss in COMPARED if loss != config.loss]
     texts, routes = _texts(request, console)
     models = load_teachers(request.student, request.teachers)
+    if len(models) > 1 and request.chat_templates["teacher"] is not None:
+        raise OptionError(
+            f"--teacher-chat-template is one for {len(models)} teachers; save each teacher's with "
+            "its tokenizer instead"
+        )
     for side, file in request.chat_templates.items():
         for each in models if file is not None else ():
             getattr(each.pair, f"{side}_tokenizer").chat_template = read_chat_template(
                 f"{side}-chat-template", cast(Path, file)
             )
     materials = prepare(models, texts, config, bars, routes=routes)
+    _show_audited(console, materials, config)
+    losses: list[DistillLossName] = [config.loss]
+    if request.compare:
+        own = [each.loss for each in models if each.loss is not None]
+        if own:
+            raise OptionError(
+                f"--compare trains each loss with all teachers, but --teacher-loss names {own[0]}; "
+                "pass one of them"
+            )
+        losses += [loss for loss in COMPARED if loss != config.loss]
     _show_materials(console, materials, texts, config)
 
     if request.dry_run:
@@ -120,6 +132,18 @@ def run(request: Request) -> None:
     if is_main_process():
         _write_comparison(request.out, results)
     console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
+
+
+def _show_audited(console: Console, materials: PreparedData, config: DistillConfig) -> None:
+    """What `auto` is for each teacher, and why."""
+    for each in materials.teachers:
+        if (each.models.loss or config.loss) == "auto":
+            audit = each.pair.audit()
+            console.print(
+                f"loss of teacher {escape(each.models.teacher_name)}: "
+                f"[bold]{audit.recommendation}[/], by the audit: {escape(audit.reason)}",
+                soft_wrap=True,
+            )
 
 
 def _config(request: Request) -> DistillConfig:
