@@ -201,7 +201,7 @@ def test_a_store_that_does_not_fit_is_refused_in_one_line(
     shutil.copytree(store, bare)
     shutil.rmtree(bare / "tokenizer")
     refused("has no tokenizer in .* no weights are needed", teacher_store=bare)
-    with pytest.raises(Exception, match="no teacher was given; pass a directory"):
+    with pytest.raises(Exception, match="no teacher was given; pass --teacher, a directory"):
         distill(workspace, tmp_path / "run")
 
 
