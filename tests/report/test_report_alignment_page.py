@@ -13,8 +13,8 @@ import torch
 from xtoken import ChunkKind, Pair
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
-from xtoken.errors import OptionError
-from xtoken.report.aligned_text import AlignedText, aligned_text, first_chunks
+from xtoken.errors import OptionError, PairError
+from xtoken.report.aligned_text import TOKENS_PER_CHUNK, AlignedText, aligned_text, first_chunks
 from xtoken.report.alignment_page import alignment_page
 from xtoken.report.page import PageNames
 from xtoken.teachers.load_model import load_causal_lm
@@ -163,7 +163,7 @@ def test_a_chunk_too_long_for_a_page_ends_it_and_the_page_says_so() -> None:
     for mine, whole in (
         (shown.student_ids, example.student_ids), (shown.teacher_ids, example.teacher_ids)
     ):  # fmt: skip
-        assert len(mine) <= 200 * 8
+        assert len(mine) <= 200 * TOKENS_PER_CHUNK
         assert mine.tolist() == whole[: len(mine)].tolist()
     text = AlignedText(pair, shown, alignment.coverage, len(alignment), (1, 1), next_tokens=longest)
     assert f"the next one holds {longest:,} tokens" in read_page(alignment_page(text, NAMES)).text
@@ -350,6 +350,15 @@ def test_more_tokens_than_a_model_has_positions_are_refused_in_one_line(
     text = aligned_text(pair, TEXT * 40, limit=5000)
     with pytest.raises(OptionError, match="has 512 positions"):
         alignment_page(text, NAMES, student=student)
+
+
+def test_the_model_of_another_tokenizer_is_refused_in_one_line(
+    models: tuple[Pair, torch.nn.Module, torch.nn.Module],
+) -> None:
+    pair, _, teacher = models
+    text = aligned_text(pair, TEXT, limit=1000)
+    with pytest.raises(PairError, match="the student's tokenizer has 1700 tokens, its model 800"):
+        alignment_page(text, NAMES, student=teacher)
 
 
 def test_a_conversation_counts_what_the_assistant_says() -> None:

@@ -68,6 +68,7 @@ class Chunk:
         whole: its text, where a token cuts a character that the chunk holds whole; else empty.
         counted: whether a loss compares it; None where torch, which the rule needs, is absent.
         reason: why it is not; empty where it is, or where that is not known.
+        ends_line: its text ends in a line break.
     """
 
     index: int
@@ -187,7 +188,7 @@ class AlignedText:
 
 
 # One chunk of two texts that have nothing in common may hold all of their tokens.
-TOKENS_PER_CHUNK = 8
+TOKENS_PER_CHUNK = 4
 
 
 def aligned_text(
@@ -201,7 +202,7 @@ def aligned_text(
 
     Args:
         document: a conversation is printed by each tokenizer's own chat template.
-        limit: the most chunks that are shown, at least 1; and of either side 8 times as many
+        limit: the most chunks that are shown, at least 1; and of either side 4 times as many
             tokens.
         add_special_tokens: of a text, whether those that each tokenizer adds are there.
 
@@ -229,7 +230,7 @@ def aligned_text(
 
 def first_chunks(example: Example, limit: int) -> Example:
     """The beginning of an example that a page can show: at most `limit` chunks and, of either
-    side, 8 times as many tokens."""
+    side, 4 times as many tokens."""
     whole = example.alignment
     sides = whole.student_bounds[1:], whole.teacher_bounds[1:]
     # Bounds rise, so what fits is a beginning.

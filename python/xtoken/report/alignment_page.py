@@ -40,6 +40,7 @@ def alignment_page(
             compares at each chunk, and with both its value in nats.
 
     Raises:
+        PairError: a model is of another tokenizer.
         OptionError: the text is longer than a model has positions.
     """
     chunks = text.chunks()
@@ -95,8 +96,9 @@ def _probabilities(
     from xtoken.report.targets import model_views, text_logits, token_probabilities
 
     example, sizes = text.example, text.pair.sizes
-    own = None if student is None else text_logits(student, example.student_ids)
-    other = None if teacher is None else text_logits(teacher, example.teacher_ids)
+    sides = text.pair.sides
+    own = None if student is None else text_logits(student, sides[0], example.student_ids)
+    other = None if teacher is None else text_logits(teacher, sides[1], example.teacher_ids)
     if other is None:
         views = structural_views(text, chunks)
     else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.data.examples import Ids
-from xtoken.errors import XTokenError
+from xtoken.errors import PairError, XTokenError
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, checked_call
 from xtoken.losses.exact_kl.block import BlockTargets
@@ -34,18 +34,31 @@ from xtoken.tensors.pair_parts import LossName
 from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.trie import PieceTrie
+from xtoken.vocab.side import Side
 
 # Rows of the vocabulary's width that are turned into probabilities at a time.
 _ROWS = 64
 
 
 @torch.no_grad()
-def text_logits(model: nn.Module, ids: Ids) -> Tensor:
-    """A model's logits [1, T, V] of a text.
+def text_logits(model: nn.Module, side: Side, ids: Ids) -> Tensor:
+    """A model's logits [1, T, V'] of a text.
+
+    Args:
+        model: of the side.
+        ids: [T] of the text.
 
     Raises:
+        PairError: the model is of another tokenizer.
         OptionError: the text is longer than the model has positions.
     """
+    size, columns = len(side.vocab), int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    # Some lack a few columns for tokens that no text reaches; more are padding.
+    if columns < size - max(64, size // 100) or int(ids.max(initial=0)) >= columns:
+        raise PairError(
+            f"the {side.name}'s tokenizer has {size} tokens, its model {columns} columns; this is "
+            "another model's tokenizer: pass the model that belongs to it"
+        )
     rows = torch.from_numpy(np.array(ids))[None]
     return causal_logits(model.eval(), rows, torch.ones_like(rows)).float()
 
