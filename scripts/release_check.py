@@ -192,13 +192,25 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def build_wheel(folder: Path, source: Path) -> Path:
-    """Build in the unpacked sources; what is compiled of other crates is kept in the tree."""
+    """Build in the unpacked sources."""
     command = ["maturin", "build", "--release", "--locked", "--out", folder / "wheel"]
     if sys.platform == "linux":
         command += ["--zig", "--compatibility", COMPATIBILITY]
-    run(*command, cwd=source, env=os.environ | {"CARGO_TARGET_DIR": str(ROOT / "target")})
+    run(*command, cwd=source, env=os.environ | kept_builds())
     (wheel,) = (folder / "wheel").glob("*.whl")
     return wheel
+
+
+def kept_builds() -> dict[str, str]:
+    """The environment of a build that keeps what it compiles of other crates for the next.
+
+    Ours is compiled each time: files of an archive have old dates, by which cargo would take what
+    it built of another version for this one.
+    """
+    target = ROOT / "target" / "release-check"
+    for found in target.glob("**/.fingerprint/xtoken-core-*"):
+        shutil.rmtree(found)
+    return {"CARGO_TARGET_DIR": str(target)}
 
 
 def check_metadata(sdist: Path, wheel: Path) -> None:
@@ -243,7 +255,7 @@ def install_sdist(folder: Path, sdist: Path) -> None:
     """As a user without a wheel does it: pip fetches the build tools, cargo the crates."""
     python = environment(folder, "from-sdist")
     with elsewhere(folder) as place:
-        place["env"]["CARGO_TARGET_DIR"] = str(ROOT / "target")
+        place["env"] |= kept_builds()
         pip(python, sdist, **place)
         run(python.with_name("xtoken"), "doctor", **place)
     shutil.rmtree(folder / "from-sdist")

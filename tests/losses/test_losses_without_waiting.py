@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from byte_cases import make_byte_case
+from fake_devices import FAKE_DEVICES
 from loss_cases import Case, make_case
 from prefix_cases import make_prefix_case
 from torch import Tensor
@@ -209,7 +210,7 @@ def test_without_looking_the_value_and_the_gradient_are_the_same(name: str, scal
     assert loss != "prefix-kl" or float(wanted.metrics["prefixes"]) > 0
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", FAKE_DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_no_value_is_looked_at(name: str, device: str) -> None:
     loss, case, options, head = made(name, dtype=torch.float32)
@@ -229,7 +230,7 @@ def test_no_value_is_looked_at(name: str, device: str) -> None:
             assert leaf.grad is not None
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", FAKE_DEVICES)
 def test_cross_entropy_looks_at_no_value(device: str) -> None:
     case = make_case(1, dtype=torch.float32)
     with (

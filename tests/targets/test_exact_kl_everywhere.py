@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exact_kl_cases import V, chunks_of, laid_out, loss_of, pair, random_targets, student
+from fake_devices import FAKE_DEVICES
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -62,7 +63,7 @@ def test_without_looking_the_value_and_the_gradient_are_the_same(name: str, scal
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", FAKE_DEVICES)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_value_is_looked_at(name: str, device: str) -> None:
     targets, tokens = random_targets(4)
