@@ -25,7 +25,7 @@ help:  ## Show this help
 # Side by side, as the compiler and the downloads wait for different things; then the wheel goes in.
 setup:  ## Make the virtual environment, build the wheel, install everything
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.dev
-	@$(MAKE) --no-print-directory $(VENV)/.package $(VENV)/.bytecode
+	@$(MAKE) --no-print-directory $(VENV)/.package
 
 demo:  ## Distil SmolLM2 into a small student (ARGS=--compare: CE and GOLD beside it)
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.wheel $(VENV)/.demo
@@ -63,11 +63,9 @@ $(VENV)/.wheel: $(VENV)/.tools $(RUST_SOURCES) $(PYTHON_SOURCES)
 
 $(VENV)/.package: $(VENV)/.wheel
 	$(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
+	# What nearly all that follows imports, compiled once, also for processes that keep no bytecode.
+	$(BIN)/python -c 'import xtoken.training'
 	touch $@
-
-# What the tests import, so that it is not compiled in each of their processes.
-$(VENV)/.bytecode: $(VENV)/.dev | $(VENV)/.package
-	$(BIN)/python -m pytest --collect-only -qq > $@ || true
 
 test: test-rust test-python docs  ## Run all tests, Rust and Python, and build the documentation
 
