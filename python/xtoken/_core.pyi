@@ -346,6 +346,8 @@ class TargetArrays:
     """Targets as flat arrays, as `TargetBuilder` returns them; see `xtoken.targets.Targets`."""
 
     @property
+    def accounts(self) -> npt.NDArray[np.float32]: ...
+    @property
     def position_indptr(self) -> npt.NDArray[np.int64]: ...
     @property
     def positions(self) -> npt.NDArray[np.int64]: ...
@@ -402,8 +404,9 @@ class TargetBuilder:
         log_probs: npt.NDArray[np.float32],
         row_indptr: npt.NDArray[np.int64],
         width: int,
-        options: tuple[bool, bool, int, int, float, bool],
+        options: tuple[bool, bool, int, int, float, bool, bool],
         threads: int,
     ) -> TargetArrays:
         """The targets of a ragged batch; bounds are one more than chunks per example, `width` the
-        columns of a row, `options` the fields of `xtoken.targets.TargetOptions`."""
+        columns of a row, `options` the fields of `xtoken.targets.TargetOptions` and whether
+        `accounts` are kept."""

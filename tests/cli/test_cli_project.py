@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizer_zoo as zoo
+from tiny_models import tiny_texts, write_pair
 from typer.testing import CliRunner
 
 from xtoken import Projection, Vocab
@@ -96,6 +97,28 @@ def test_audit_prints_tables_json_and_a_page(pair: list[str], tmp_path: Path) ->
     result = json.loads(run("audit", *pair, "--json"))
     assert result["recommendation"] == "prefix-kl"
     assert result["classes"][0]["name"] == "one-digit numerals"
+
+
+def test_audit_of_a_text_shows_where_the_teachers_mass_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, teacher = write_pair(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(tiny_texts(3)))
+    sides = ["--student", str(student), "--teacher", str(teacher)]
+    given = [*sides, "--text", str(text), "--teacher-model", str(teacher)]
+    arguments = ["project", "audit", *given, "--json"]
+    # Beside it transformers prints what it loads.
+    found = CliRunner().invoke(app, arguments, env=WIDE, catch_exceptions=False)
+    result = json.loads(found.stdout)
+    assert {item["name"] for item in result["placement"]} >= {"1:1", "1:n"}
+    boundaries = [
+        sum(item["boundaries"] for item in result[part])
+        for part in ("placement", "placement_by_class")
+    ]
+    assert boundaries[0] == boundaries[1] > 20
+    assert "dropped by P-KL" in run("audit", *given)
+    assert "--text FILE" in fails(capsys, "audit", *sides, "--teacher-model", str(teacher))
 
 
 def test_what_is_wrong_is_one_line(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._core import Vocab
+from xtoken.audit.placement import MassPlacement
 from xtoken.audit.prefix_coverage import ClassSupervision
 from xtoken.projection import EMPTY_RULES, RULE_CODES, Projection
 from xtoken.trie import PieceTrie
@@ -78,6 +79,8 @@ class Audit:
         stats: `Projection.stats()`.
         notes: what else a user should know before training.
         supervision: where prefix KL compares in a sample of text; empty where none was given.
+        placement, placement_by_class: where the teacher's mass goes there under exact targets, by
+            shape of chunk and by class; empty without predictions of the text.
     """
 
     student_size: int
@@ -97,6 +100,8 @@ class Audit:
     stats: dict[str, int]
     notes: tuple[str, ...]
     supervision: tuple[ClassSupervision, ...] = ()
+    placement: tuple[MassPlacement, ...] = ()
+    placement_by_class: tuple[MassPlacement, ...] = ()
 
     @property
     def recommendation(self) -> RecommendedLoss:

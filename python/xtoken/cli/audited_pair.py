@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from xtoken._core import Vocab
 from xtoken.align import Aligner
@@ -16,6 +19,11 @@ from xtoken.projection import Projection
 from xtoken.vocab.side import Side
 
 Threshold = Annotated[float, typer.Option(help="Least weight of a pair in the relaxed common set.")]
+
+
+# Of a teacher that runs: so many tokens of a text, and so many columns after each.
+LONGEST = 2_048
+COLUMNS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +62,11 @@ class AuditedPair:
 
 
 def audit_sides(
-    student: Side, teacher: Side, threshold: float, text: str | None = None
+    student: Side,
+    teacher: Side,
+    threshold: float,
+    text: str | None = None,
+    model: str | None = None,
 ) -> AuditedPair:
     """Build W and audit.
 
@@ -67,7 +79,9 @@ def audit_sides(
         MissingFileError, ModelSourceError, UnsupportedTokenizerError: a tokenizer cannot be read.
     """
     from xtoken.audit.audit import audit
+    from xtoken.audit.placement import mass_placement
     from xtoken.audit.prefix_coverage import supervision
+    from xtoken.targets import TargetExample
 
     sides = student, teacher
     with working("reading the tokenizers"):
@@ -82,4 +96,46 @@ def audit_sides(
             ids = [side.encode([text])[0] for side in sides]
             alignment = Aligner(*vocabs).align(*ids)
             found = replace(found, supervision=supervision(projection, alignment, *ids))
+    if text is not None and model is not None:
+        with working("predicting the text"):
+            log_probs, columns = predictions(model, teacher, ids[1])
+        with working("placing the teacher's mass"):
+            example = TargetExample(
+                np.asarray(ids[0], dtype=np.int64),
+                np.asarray(ids[1][: len(log_probs)], dtype=np.int64),
+                Aligner(*vocabs).align(ids[0], ids[1][: len(log_probs)]),
+                log_probs,
+                columns,
+            )
+            by_shape, by_class = mass_placement(projection, example)
+            found = replace(found, placement=by_shape, placement_by_class=by_class)
     return AuditedPair(found, projection, student, teacher)
+
+
+def predictions(
+    model: str, teacher: Side, ids: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A teacher's likeliest columns after each token of a text, as log-probabilities and ids.
+
+    Args:
+        model: a folder that `xtoken teach` filled, or a model's directory or hub name.
+        ids: the text; of a long one the first tokens are predicted.
+
+    Raises:
+        StoreError: the store lacks the text.
+        ModelSourceError: the model cannot be loaded.
+    """
+    from xtoken.teachers import LiveTeacher, TopKStore
+    from xtoken.teachers.load_model import load_causal_lm
+    from xtoken.teachers.store import is_store, predict
+
+    whole = np.asarray(ids, dtype=np.int64)
+    if is_store(model):
+        store = TopKStore.open(model)
+        store.require_tokenizer(teacher.vocab.fingerprint)
+        notes = store.notes
+        found = store.get(whole if notes is None else whole[: notes.max_tokens])
+    else:
+        live = LiveTeacher(load_causal_lm(model, side="teacher"))
+        (found,) = predict(live, [whole[:LONGEST]], COLUMNS)
+    return found.log_probs, found.ids

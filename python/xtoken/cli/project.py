@@ -26,6 +26,7 @@ from xtoken.cli.sides import (
     working,
 )
 from xtoken.data.stops import vocab_with_stops
+from xtoken.errors import OptionError
 from xtoken.projection import Projection
 from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
@@ -160,12 +161,21 @@ def audit(
     text: Annotated[
         Path | None, typer.Option(help="Also count what prefix KL compares in this text file.")
     ] = None,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(
+            help="The teacher, or a store of its predictions: show where its mass goes in the text."
+        ),
+    ] = None,
 ) -> None:
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
     if html is not None:
         check_out(html, "--html")
     content = None if text is None else read_text(text)
-    found = audit_sides(Side("student", student), Side("teacher", teacher), threshold, content)
+    if teacher_model is not None and content is None:
+        raise OptionError("--teacher-model predicts a text, and none was given; pass --text FILE")
+    sides = Side("student", student), Side("teacher", teacher)
+    found = audit_sides(*sides, threshold, content, teacher_model)
     result = found.audit
     if html is not None:
         write_text(html, found.page("the given text" if text is None else text.name))
@@ -177,6 +187,8 @@ def audit(
     console.print(tables.overlap(result), tables.coverage(result), sep="\n")
     if result.supervision:
         console.print(tables.supervision(result))
+    if result.placement:
+        console.print(tables.placement(result))
     console.print(tables.recommendation(result))
     if html is not None:
         console.print(f"page: {html}", highlight=False, soft_wrap=True)

@@ -135,6 +135,25 @@ def supervision(result: Audit) -> Table:
     return table
 
 
+def placement(result: Audit) -> Table:
+    """Where the teacher's mass goes in the sample of text, by shape of chunk and by class."""
+    table = Table(
+        title="the teacher's mass at boundaries, % of its row", box=None, padding=(0, 0, 0, 1)
+    )
+    table.add_column("student : teacher tokens, class", no_wrap=True)
+    titles = ("boundaries", "dropped by P-KL", "by exact targets", "left out", "carried")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for part in (result.placement, result.placement_by_class):
+        for item in part:
+            shares = (item.unreached, item.dropped, item.left_out, item.carried)
+            table.add_row(
+                item.name, f"{item.boundaries:,}", *(f"{100 * share:.2f}" for share in shares)
+            )
+        table.add_section()
+    return table
+
+
 def recommendation(result: Audit) -> Panel:
     """The loss to use, why, and what to know."""
     lines = [result.reason, *(f"- {note}" for note in result.notes)]

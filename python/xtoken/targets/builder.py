@@ -194,7 +194,34 @@ class TargetBuilder:
             TokenIdError: an id is outside its vocabulary.
             ShapeError: an alignment or predictions of other ids.
         """
-        options = options or TargetOptions()
+        return self._build(examples, options or TargetOptions(), threads, accounts=False)[0]
+
+    def accounts(
+        self,
+        examples: Sequence[TargetExample],
+        options: TargetOptions | None = None,
+        *,
+        threads: int = 0,
+    ) -> tuple[Targets, NDArray[np.float32]]:
+        """The targets, and what became of the teacher's mass at each of their positions.
+
+        Returns: the targets of P positions, and [P, 4] shares of the row at the boundary: on tokens
+            that the student cannot say, which are dropped; on tokens after which it would not have
+            its boundary, which are left out; of longer tokens of earlier rows, which are carried
+            here, beside the row's own; and on columns that no student token begins with, which
+            P-KL drops. All 0 inside a teacher token, where there is no such row.
+        """
+        found, flat = self._build(examples, options or TargetOptions(), threads, accounts=True)
+        return found, flat.reshape(-1, 4)
+
+    def _build(
+        self,
+        examples: Sequence[TargetExample],
+        options: TargetOptions,
+        threads: int,
+        *,
+        accounts: bool,
+    ) -> tuple[Targets, NDArray[np.float32]]:
         if threads < 0:
             raise OptionError(f"threads = {threads} is out of range; expected at least 0")
         widths = {example.log_probs.shape[1] for example in examples}
@@ -208,6 +235,8 @@ class TargetBuilder:
         if dense == {False}:
             columns = _flat([e.column_ids.ravel() for e in examples if e.column_ids is not None])
         log_probs = [np.ravel(example.log_probs) for example in examples]
+        if len(log_probs) != 1 or log_probs[0].dtype != np.float32:
+            log_probs = [np.concatenate([np.empty(0), *log_probs], dtype=np.float32)]
         made = self._core.build(
             _flat([example.student_ids for example in examples]),
             _indptr([len(example.student_ids) for example in examples]),
@@ -218,7 +247,7 @@ class TargetBuilder:
             np.concatenate([np.empty(0, np.uint8), *(a.kind for a in alignments)], dtype=np.uint8),
             _indptr([len(alignment.kind) for alignment in alignments]),
             columns,
-            np.concatenate([np.empty(0, np.float32), *log_probs], dtype=np.float32),
+            log_probs[0],
             _indptr([len(example.log_probs) for example in examples]),
             max(widths, default=0),
             (
@@ -228,10 +257,11 @@ class TargetBuilder:
                 options.max_depth,
                 options.min_prob,
                 options.sure,
+                accounts,
             ),
             threads,
         )
-        return Targets(
+        targets = Targets(
             made.position_indptr,
             made.positions,
             made.chunks,
@@ -244,6 +274,7 @@ class TargetBuilder:
             made.starts,
             made.ends,
         )
+        return targets, made.accounts
 
 
 def _remade(

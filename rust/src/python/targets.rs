@@ -8,7 +8,7 @@ use super::{detached, interruptible};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
 use crate::targets::{
-    PairInput, Predictions, TargetBuilder, TargetExample, TargetOptions, Targets,
+    Account, PairInput, Predictions, TargetBuilder, TargetExample, TargetOptions, Targets,
 };
 
 /// The part of `xtoken.targets.TargetBuilder` that runs without Python.
@@ -36,6 +36,7 @@ pub(super) struct PyTargetArrays {
     range_indptr: Py<PyArray1<i32>>,
     starts: Py<PyArray1<i32>>,
     ends: Py<PyArray1<i32>>,
+    accounts: Py<PyArray1<f32>>,
 }
 
 type Ids<'py> = PyReadonlyArray1<'py, i64>;
@@ -103,7 +104,7 @@ impl PyTargetBuilder {
         log_probs: PyReadonlyArray1<'_, f32>,
         row_indptr: Ids<'_>,
         width: usize,
-        options: (bool, bool, usize, usize, f64, bool),
+        options: (bool, bool, usize, usize, f64, bool, bool),
         threads: usize,
     ) -> PyResult<PyTargetArrays> {
         let student = Ragged::new("student", &student_ids, &student_indptr)?;
@@ -118,7 +119,7 @@ impl PyTargetBuilder {
         let column_ids = column_ids.map(|ids| slice("column_ids", ids)).transpose()?;
         let rows = slice("row_indptr", &row_indptr)?;
         let count = student.len();
-        let (cells, consistent, levels, max_depth, min_prob, sure) = options;
+        let (cells, consistent, levels, max_depth, min_prob, sure, accounts) = options;
         let options = TargetOptions {
             cells,
             consistent,
@@ -126,6 +127,7 @@ impl PyTargetBuilder {
             max_depth,
             min_prob,
             sure,
+            accounts,
         };
         let made = interruptible(py, threads, |threads| {
             for (what, found) in [
@@ -180,6 +182,19 @@ impl PyTargetBuilder {
             Ok(joined(made))
         })?;
         let (position_indptr, targets) = made;
+        let accounts = targets.accounts.iter().flat_map(|account| {
+            let Account {
+                dropped,
+                left_out,
+                carried,
+                unreached,
+            } = *account;
+            [dropped, left_out, carried, unreached]
+        });
+        let accounts = match options.accounts {
+            true => accounts.collect(),
+            false => Vec::new(),
+        };
         Ok(PyTargetArrays {
             position_indptr: handed_over(py, position_indptr),
             positions: handed_over(py, targets.positions),
@@ -192,6 +207,7 @@ impl PyTargetBuilder {
             range_indptr: handed_over(py, targets.range_ptr),
             starts: handed_over(py, targets.starts),
             ends: handed_over(py, targets.ends),
+            accounts: handed_over(py, accounts),
         })
     }
 }

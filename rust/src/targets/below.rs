@@ -120,10 +120,29 @@ impl Build<'_> {
             return (first != NONE).then_some(first);
         }
         let tables = self.tables;
+        let whole = match node {
+            NONE => NONE,
+            node => tables.node_first[node as usize],
+        };
+        let size = |&token: &u32| tables.teacher.bytes(token).len();
+        let length: usize = self.scratch.path[..depth].iter().map(size).sum();
+        let is_token = whole != NONE && tables.student.bytes(whole).len() == length;
         let mut bytes = std::mem::take(&mut self.scratch.bytes);
-        self.path_bytes(depth, &mut bytes);
-        bytes.extend_from_slice(tables.teacher.bytes(id));
-        let first = tables.student.first_piece(&bytes, &mut self.scratch.pieces);
+        let first = match tables.teacher_pieces.of(id) {
+            // The text is that of two of the student's tokens.
+            &[next] if is_token => tables.student.first_of_two(
+                whole,
+                &tables.heads[next as usize].next(),
+                &mut self.scratch.student_pairs,
+                &mut bytes,
+                &mut self.scratch.pieces,
+            ),
+            _ => {
+                self.path_bytes(depth, &mut bytes);
+                bytes.extend_from_slice(tables.teacher.bytes(id));
+                tables.student.first_piece(&bytes, &mut self.scratch.pieces)
+            }
+        };
         self.scratch.bytes = bytes;
         if node != NONE {
             self.scratch.texts.insert((node, id), first.unwrap_or(NONE));
@@ -199,7 +218,7 @@ impl Build<'_> {
     pub fn keep_mask(&mut self, at: usize, last: u32) -> usize {
         self.gather(at);
         let scratch = &mut *self.scratch;
-        let found = |mask: &Mask| mask.at == at && mask.last == last;
+        let found = |mask: &Mask| mask.is_of(at, last);
         if let Some(slot) = scratch.masks.iter().position(found) {
             return slot;
         }
@@ -262,6 +281,11 @@ pub(super) struct Mask {
 }
 
 impl Mask {
+    /// Whether it is of the row before teacher token `at`, behind `last`.
+    pub fn is_of(&self, at: usize, last: u32) -> bool {
+        self.at == at && self.last == last
+    }
+
     pub fn new() -> Self {
         Self {
             at: usize::MAX,

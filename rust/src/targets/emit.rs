@@ -1,7 +1,9 @@
 //! From the masses of a position to its groups and their tokens.
 
 use super::NONE;
-use super::groups::Targets;
+use super::below::{GATHERED, Mask};
+use super::groups::{Account, Targets};
+use super::pair::ColumnKind;
 use super::places::Place;
 use super::position::Build;
 use crate::trie::ROOT;
@@ -79,7 +81,9 @@ impl Build<'_> {
         let Place {
             position, chunk, ..
         } = self.place;
-        targets.end_position(position, chunk, scratch.masses.tail / total, open);
+        let account = self.account();
+        let tail = self.scratch.masses.tail / total;
+        targets.end_position(position, chunk, tail, open, account);
     }
 
     /// The student tokens along the path that no node of their own stands for.
@@ -138,5 +142,43 @@ impl Build<'_> {
         if let Some(place) = self.scratch.masses.find(group) {
             self.scratch.extra.push((place as u32, range));
         }
+    }
+
+    /// What became of the mass of the row at the boundary.
+    fn account(&self) -> Account {
+        let mut account = Account {
+            carried: self.carried as f32,
+            ..Account::default()
+        };
+        if !self.options.accounts {
+            return account;
+        }
+        let tables = self.tables;
+        let row = self.rows.of(self.place.teacher);
+        let columns = &self.scratch.gathered[self.place.teacher % GATHERED].columns;
+        let last = self.place.last.filter(|_| self.options.consistent);
+        let found = |mask: &&Mask| last.is_some_and(|last| mask.is_of(self.place.teacher, last));
+        let mask = self.scratch.masks.iter().find(found);
+        for (place, ((&id, &prob), column)) in
+            row.ids.iter().zip(row.probs).zip(columns).enumerate()
+        {
+            let prob = prob as f32;
+            let on_path = place == row.own as usize && !self.scratch.path.is_empty();
+            match column.kind {
+                ColumnKind::Dropped => account.dropped += prob,
+                ColumnKind::Text => {
+                    let kept =
+                        mask.is_none_or(|mask| mask.bits[place / 64] >> (place % 64) & 1 == 1);
+                    if !kept && !on_path {
+                        account.left_out += prob;
+                    }
+                    if tables.trie.child(ROOT, id).is_none() {
+                        account.unreached += prob;
+                    }
+                }
+                ColumnKind::Stop | ColumnKind::Special => {}
+            }
+        }
+        account
     }
 }

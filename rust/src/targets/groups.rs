@@ -32,6 +32,21 @@ pub struct Targets {
     pub starts: Vec<i32>,
     /// The place after the last of each range.
     pub ends: Vec<i32>,
+    /// By position: what became of the teacher's mass.
+    pub accounts: Vec<Account>,
+}
+
+/// Where the mass of the teacher's row at a boundary goes, as shares of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Account {
+    /// On tokens that the student cannot say: special ones without a partner.
+    pub dropped: f32,
+    /// On tokens after which the student would not have its boundary.
+    pub left_out: f32,
+    /// Of longer tokens from earlier rows, brought here; beside the row's own mass.
+    pub carried: f32,
+    /// On columns that no student token begins with, which a loss on those alone drops.
+    pub unreached: f32,
 }
 
 impl Targets {
@@ -49,6 +64,7 @@ impl Targets {
             range_ptr: vec![0],
             starts: Vec::new(),
             ends: Vec::new(),
+            accounts: Vec::new(),
         }
     }
 
@@ -67,6 +83,7 @@ impl Targets {
             .extend(other.range_ptr[1..].iter().map(|at| ranges + at));
         self.starts.extend(other.starts);
         self.ends.extend(other.ends);
+        self.accounts.extend(other.accounts);
     }
 
     /// Makes room for the groups of an example with so many columns that count.
@@ -99,7 +116,15 @@ impl Targets {
         self.range_ptr.push(self.starts.len() as i32);
     }
 
-    pub(super) fn end_position(&mut self, position: usize, chunk: usize, tail: f64, open: bool) {
+    pub(super) fn end_position(
+        &mut self,
+        position: usize,
+        chunk: usize,
+        tail: f64,
+        open: bool,
+        account: Account,
+    ) {
+        self.accounts.push(account);
         self.positions.push(position as i64);
         self.chunks.push(chunk as i64);
         self.tails.push(tail);

@@ -4,8 +4,9 @@
 use rustc_hash::FxHashMap;
 
 use super::below::MOST_TEXTS;
-use super::groups::{Masses, Targets};
+use super::groups::{Account, Masses, Targets};
 use super::pair::PairTables;
+use super::places::Place;
 use super::position::Build;
 use super::side::Order;
 use super::{NONE, TargetOptions};
@@ -290,7 +291,10 @@ impl Build<'_> {
                 }
                 targets.end_group();
             }
-            targets.end_position(self.place.position, self.place.chunk, 0.0, true);
+            let Place {
+                position, chunk, ..
+            } = self.place;
+            targets.end_position(position, chunk, 0.0, true, Account::default());
         }
         self.scratch.inside.kept = kept;
         self.scratch.inside.stretches = stretches;

@@ -23,7 +23,7 @@ mod side;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use groups::Targets;
+pub use groups::{Account, Targets};
 pub use rows::Predictions;
 
 use crate::align::ChunkKind;
@@ -71,6 +71,8 @@ pub struct TargetOptions {
     /// Groups are left out where a longer student token than the first of an event would move mass
     /// into, out of or between them.
     pub sure: bool,
+    /// Whether [`Targets::accounts`] is filled in.
+    pub accounts: bool,
 }
 
 impl Default for TargetOptions {
@@ -82,6 +84,7 @@ impl Default for TargetOptions {
             max_depth: 8,
             min_prob: 2e-4,
             sure: false,
+            accounts: false,
         }
     }
 }

@@ -103,6 +103,9 @@ pub(super) struct Build<'a> {
     pub closed: bool,
     /// The trie node of the cell of the path's first token.
     pub own_cell: u32,
+    /// The mass that was given to groups, and of it that of longer tokens from earlier rows.
+    given: f64,
+    pub carried: f64,
 }
 
 /// The targets of all positions of an example, in order.
@@ -138,6 +141,8 @@ pub(super) fn build(
             scratch: &mut *scratch,
             closed: false,
             own_cell: NONE,
+            given: 0.0,
+            carried: 0.0,
         };
         build.scratch.masses.clear();
         if place.past > 0 {
@@ -228,7 +233,9 @@ impl<'a> Build<'a> {
         }
         // Nothing is known of texts before the first token of this one.
         if self.place.last.is_some() {
+            let before = self.given;
             self.carry();
+            self.carried = self.given - before;
         }
         self.emit(targets);
     }
@@ -396,6 +403,7 @@ impl<'a> Build<'a> {
         if mass <= 0.0 || !self.holds(first) {
             return;
         }
+        self.given += mass;
         let head = &self.tables.heads[first as usize];
         if self.options.cells && head.cell != self.own_cell {
             self.scratch.masses.add(head.cell, mass, head.cell_range);

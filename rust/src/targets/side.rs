@@ -132,6 +132,30 @@ impl Side {
         }
     }
 
+    /// The token that the text of two tokens starts with.
+    pub fn first_of_two(
+        &self,
+        last: u32,
+        next: &Next,
+        memo: &mut BoundaryMemo,
+        bytes: &mut Vec<u8>,
+        pieces: &mut Vec<u32>,
+    ) -> Option<u32> {
+        bytes.clear();
+        bytes.extend_from_slice(self.bytes(last));
+        bytes.extend_from_slice(self.bytes(next.token));
+        let by_joint = self.after(last, memo).by_joint;
+        let one_word = by_joint.is_some_and(|mut after| after.is_one_word(next));
+        match self.model() {
+            // The pre-tokenizer has nothing to do.
+            Some(model) if one_word => {
+                let spelled = model.segment(self.vocab(), bytes, pieces);
+                pieces.first().copied().filter(|_| spelled)
+            }
+            _ => self.first_piece(bytes, pieces),
+        }
+    }
+
     /// A token as what may follow another.
     pub fn next(&self, token: u32) -> Next {
         match &self.joints {

@@ -382,6 +382,17 @@ impl AfterToken<'_> {
         }
     }
 
+    /// Whether the two are one word, so that the merges alone make its tokens.
+    pub fn is_one_word(&mut self, next: &Next) -> bool {
+        if self.last.has_matched && has(&self.last.matched, next.first_byte) {
+            return false;
+        }
+        if self.cuts[next.shape as usize] == Cut::Unknown {
+            self.cuts[next.shape as usize] = self.ask(next);
+        }
+        self.cuts[next.shape as usize] == Cut::Nowhere
+    }
+
     #[inline(never)]
     fn merges_with(&self, next: &Next) -> bool {
         let start = next.part_start as usize;
