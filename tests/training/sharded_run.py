@@ -1,4 +1,5 @@
-"""One run of a DistillTrainer: sharded_run.py FOLDER OUT KIND; KIND is ddp, fsdp, resume or policy.
+"""One run of a DistillTrainer: sharded_run.py FOLDER OUT KIND; KIND is ddp,
+fsdp, resume (of fsdp), fused or policy.
 
 accelerate has FSDP for accelerators alone, and takes processes on CPUs for data parallel. Told
 otherwise, it shards over gloo: all else is as on GPUs.
@@ -43,6 +44,8 @@ def main(folder: Path, out: Path, kind: str) -> None:
         options["fsdp_config"] = {
             "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
         }
+    if kind == "fused":
+        options["fused"] = True
     if kind == "policy":
         options |= {"on_policy_fraction": 0.5, "on_policy_max_new_tokens": 6}
     arguments = DistillArguments(
@@ -52,7 +55,7 @@ def main(folder: Path, out: Path, kind: str) -> None:
         logging_steps=1,
         learning_rate=1e-3,
         lr_scheduler_type="constant",
-        save_strategy="no" if kind == "policy" else "steps",
+        save_strategy="no" if kind in ("policy", "fused") else "steps",
         save_steps=2,
         use_cpu=True,
         disable_tqdm=True,

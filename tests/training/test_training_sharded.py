@@ -84,6 +84,14 @@ def test_fsdp2_shards_student_and_teacher_has_the_curve_of_one_and_resumes(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_without_logits_a_sharded_head_is_gathered(
+    folder: Path, tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    found = run(folder, tmp_path, "fused", 2)
+    same_curve(found, alone)
+    assert found["sharded"] == pytest.approx([0.5, 0.5], abs=0.02)
+
+
 def test_a_sharded_student_answers_too(folder: Path, tmp_path: Path) -> None:
     records = run(folder, tmp_path, "policy", 2)["records"]
     assert all(record["sampled_tokens"] > 0 for record in records)

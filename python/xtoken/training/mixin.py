@@ -24,6 +24,7 @@ from xtoken.distillation import Counts, DistillOutput, MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError
 from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
@@ -279,7 +280,7 @@ class DistillMixin(_Base):
             plain = DistillOutput(weight * ce, None, ce, zero, zero.long(), 0)
             return plain, weight * base
         signals = self.teaching.signals(batch)
-        rows = head.of(hidden[0], self._autocast_dtype())
+        rows = self._head_of(head, hidden[0], model)
         pure: DistillOutput = self.teaching(rows, signals, batch, totals, 1.0)
         assert pure.kd is not None
         scale = balance(pure.kd, ce) if kd_scale is None else torch.tensor(kd_scale)
@@ -300,7 +301,7 @@ class DistillMixin(_Base):
                 return logits
             with head.capture() as hidden:
                 output = model(**inputs, use_cache=False, logits_to_keep=1)
-        rows = head.of(hidden[0], self._autocast_dtype())
+        rows = self._head_of(head, hidden[0], model)
         if not self._head_checked:
             self._head_checked = True
             if not same_logits(rows, output.logits):
@@ -326,11 +327,19 @@ class DistillMixin(_Base):
 
     def _usable_head(self, model: nn.Module) -> Head | str:
         if self._head is None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
+            if fsdp1 or self.is_deepspeed_enabled:
                 self._head = "the lm_head is sharded outside of the model's forward pass"
             else:
                 self._head = find_head(self.accelerator.unwrap_model(model))
         return self._head
+
+    def _head_of(self, head: Head, hidden: Tensor, model: nn.Module) -> LmHead:
+        """The losses' input after a forward pass; a sharded head is gathered until the backward
+        pass, which reduces its gradient with those of the rest."""
+        if self.is_fsdp_enabled:
+            cast(Any, model).unshard()
+        return head.of(hidden, self._autocast_dtype())
 
     def _autocast_dtype(self) -> torch.dtype | None:
         """The dtype in which an autocast would make the logits."""
