@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from xtoken import Pair
+from xtoken.data import load_rows
 from xtoken.errors import DataError, OptionError, PairError
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
@@ -216,6 +217,58 @@ def test_rows_of_a_stream_that_cannot_be_used_are_counted_in_the_log(
         pytest.raises(DataError, match=r"none of the first 100 rows can be used: .*'text'"),
     ):
         trainer.train()
+
+
+def test_a_dataset_is_tokenized_once_and_kept_for_later_runs_and_other_processes(
+    folder: Path, tmp_path: Path
+) -> None:
+    Dataset.from_dict({"text": TEXTS, "number": range(16)}).save_to_disk(tmp_path / "rows")
+    before = set((tmp_path / "rows").glob("*.arrow"))
+    found = []
+    for _ in range(2):
+        dataset = load_rows(tmp_path / "rows")
+        trainer = make(
+            folder, tmp_path, train_dataset=dataset,
+            options={"max_steps": 1, "dataset_num_proc": 2},
+        )  # fmt: skip
+        trainer.train()
+        made = set((tmp_path / "rows").glob("*.arrow")) - before
+        found.append({path: path.stat().st_mtime_ns for path in made})
+        (record,) = logged(trainer)
+    assert len(found[0]) == 2
+    assert found[1] == found[0]
+    whole = make(folder, tmp_path, options={"max_steps": 1})
+    whole.train()
+    assert logged(whole)[0]["loss"] == record["loss"]
+    other = make(folder, tmp_path, train_dataset=dataset, options={"max_tokens": 20})
+    assert max(len(row["input_ids"]) for row in other.train_dataset) <= 20
+
+
+def test_what_is_logged_is_seen_by_tensorboard(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"report_to": "tensorboard", "max_steps": 4, "logging_steps": 2}
+    trainer = make(folder, tmp_path, options=options)
+    trainer.train()
+    (log,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(log)).Reload()
+    for name in ("loss", "ce", "kd", "kd_scale", "teacher_mass", "coverage"):
+        seen = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        expected = [(each["step"], each[name]) for each in logged(trainer)]
+        assert [step for step, _ in expected] == [2, 4]
+        for mine, other in zip(seen, expected, strict=True):
+            assert mine == pytest.approx(other, rel=1e-6)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"push_to_hub": True, "hub_model_id": "owner/student"}
+    with pytest.raises(OptionError, match="push_to_hub = True, but the hub refuses") as raised:
+        make(folder, tmp_path, options=options)
+    assert "\n" not in str(raised.value)
 
 
 def test_tokenized_rows_train_as_their_texts_do(folder: Path, tmp_path: Path) -> None:

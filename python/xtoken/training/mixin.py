@@ -156,6 +156,22 @@ class DistillMixin(_Base):
                 "leave W fixed"
             )
 
+    def init_hf_repo(self, *given: Any, **named: Any) -> None:
+        """The Trainer's own; what stands in its way is one line.
+
+        Raises:
+            OptionError: the hub cannot be reached, or refuses.
+        """
+        try:
+            super().init_hf_repo(*given, **named)
+        # Errors of the hub's client, of its transport, and builtins.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OptionError(
+                f"push_to_hub = True, but the hub refuses or cannot be reached ({reason}); log in "
+                "with hf auth login, check hub_model_id and the network, or leave push_to_hub out"
+            ) from error
+
     def _place_teachers(self) -> None:
         """Shard the teachers that run here as the student is; without FSDP2 each device has them
         whole."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+import datasets  # type: ignore[import-untyped]
 import torch
+from transformers import TrainingArguments
 
 from xtoken.data.columns import COLUMNS, ColumnExamples
 from xtoken.data.examples import BATCH, Example, ExampleSet, Made
@@ -60,11 +63,18 @@ class _OfOneTeacher(Sequence[tuple[Example, ...]]):
         return (self._examples[index],)
 
 
-def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
+def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
     """A dataset as examples with each teacher.
 
-    A stream is left as it is, for the collator; rows of `Pair.tokenize` stay where they are and are
-    read as they are asked for. Rows that cannot be used are left out, with a warning.
+    A stream is left as it is, for the collator. A `datasets.Dataset` for one teacher is tokenized
+    by its `map`, once per node and kept as `datasets` keeps it; each process reads its rows from
+    disk as they are asked for, as those of `Pair.tokenize`. All else is tokenized into memory. Rows
+    that cannot be used are left out, with a warning.
+
+    Args:
+        dataset: texts, conversations, rows or examples.
+        teaching: the teachers.
+        args: of the Trainer.
 
     Raises:
         DataError: no row can be used.
@@ -73,10 +83,13 @@ def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
     """
     if isinstance(dataset, ExampleRows) or not hasattr(dataset, "__len__"):
         return dataset
+    one_teacher = len(teaching.members) == 1
+    if isinstance(dataset, datasets.Dataset) and len(dataset) and one_teacher:
+        dataset = _tokenized(dataset, teaching, args)
     if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
         dataset = ColumnExamples(dataset, teaching.first.pair.fingerprints)
     if isinstance(dataset, ColumnExamples | ExampleSet):
-        if len(teaching.members) > 1:
+        if not one_teacher:
             raise ArgumentTypeError(
                 "examples and rows of Pair.tokenize have one teacher; pass texts or conversations, "
                 f"of which each of the {len(teaching.members)} teachers gets an example"
@@ -99,6 +112,28 @@ def prepare_rows(dataset: Any, teaching: Teaching) -> Any:
     if unusable:
         _warn(len(unusable), len(dataset), unusable[:_NAMED])
     return ExampleRows(examples)
+
+
+def _tokenized(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
+    """The rows of `Pair.tokenize`: made by the first process of a node, found by the others."""
+    if set(COLUMNS) <= set(dataset.column_names):
+        return dataset
+    pair = teaching.first.pair
+    templates = (getattr(side.tokenizer, "chat_template", None) for side in pair.sides)
+    options: dict[str, Any] = {"max_tokens": teaching.max_tokens}
+    if any("strftime_now" in str(template) for template in templates):
+        # Rows that were printed on another day are not found.
+        options["date"] = datetime.date.today()
+    with args.main_process_first(desc="tokenization"):
+        return dataset.map(
+            pair.tokenize,
+            batched=True,
+            batch_size=BATCH,
+            num_proc=getattr(args, "dataset_num_proc", None),
+            remove_columns=dataset.column_names,
+            fn_kwargs=options,
+            desc="Tokenizing for student and teacher",
+        )
 
 
 def _warn(count: int, total: int, named: Sequence[str]) -> None:

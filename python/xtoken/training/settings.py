@@ -163,6 +163,9 @@ class DistillSettings:
             "help": "Longest example on either side, cut at a chunk boundary; None for no limit."
         },
     )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize a datasets.Dataset; None: this."}
+    )
     padding_side: Literal["right", "left"] = field(
         default="right", metadata={"help": "Side of the padding, of both models."}
     )

@@ -182,7 +182,7 @@ class DistillTrainer(DistillMixin, Trainer):
         return made
 
     def _prepared(self, dataset: Any) -> Any:
-        return None if dataset is None else prepare_rows(dataset, self.teaching)
+        return None if dataset is None else prepare_rows(dataset, self.teaching, self.args)
 
     # ---- Precision ----
 
