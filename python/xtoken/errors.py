@@ -34,6 +34,10 @@ class DataError(XTokenError):
     """A text, a document file or an example cannot be used; the message says which and why."""
 
 
+class BlankTextError(DataError):
+    """A text is blank: there is nothing to learn."""
+
+
 class ModelSourceError(XTokenError):
     """A directory or hub model cannot be the student or teacher; the message says why."""
 

@@ -273,7 +273,7 @@ class Pair:
 
     def tokenize(
         self,
-        batch: Mapping[str, Sequence[Any]],
+        batch: Mapping[str, Sequence[object]],
         *,
         max_tokens: int | None = None,
         date: datetime.date | None = None,

@@ -42,7 +42,7 @@ class Rows(Protocol):
 
 
 def tokenize_columns(
-    batch: Mapping[str, Sequence[Any]],
+    batch: Mapping[str, Sequence[object]],
     encoders: tuple[Encoder, Encoder],
     aligner: Aligner,
     pair: PairFingerprint,
@@ -99,12 +99,12 @@ def _length(batch: Mapping[str, Sequence[Any]]) -> int:
     return next(iter(lengths.values()), 0)
 
 
-def is_tokenized(row: object) -> TypeGuard[Mapping[str, Any]]:
+def is_tokenized(row: object) -> TypeGuard[Mapping[str, object]]:
     """Whether it is a row of `Pair.tokenize`."""
     return isinstance(row, Mapping) and all(name in row for name in COLUMNS)
 
 
-def example_from_columns(row: Mapping[str, Any], pair: PairFingerprint | None = None) -> Example:
+def example_from_columns(row: Mapping[str, object], pair: PairFingerprint | None = None) -> Example:
     """The example in a row of `Pair.tokenize`.
 
     Args:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xtoken._extras import needs_extra
 from xtoken.data.documents import Documents, LeftOut, cut_passages
-from xtoken.data.rows import BlankTextError, document_of, reason_of
-from xtoken.errors import DataError, MissingFileError
+from xtoken.data.rows import document_of, reason_of
+from xtoken.errors import BlankTextError, DataError, MissingFileError
 from xtoken.vocab.load import is_hub_name
 
 if TYPE_CHECKING:

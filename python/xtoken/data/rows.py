@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from xtoken._checks import half_character
 from xtoken.data.completions import Completion
 from xtoken.data.conversations import Conversation
-from xtoken.errors import DataError
+from xtoken.errors import BlankTextError, DataError
 
 Document: TypeAlias = str | Conversation | Completion
 
@@ -23,11 +23,7 @@ _SPEAKERS = {
 }  # fmt: skip
 
 
-class BlankTextError(DataError):
-    """A text is blank: there is nothing to learn."""
-
-
-def document_of(row: Mapping[str, Any], *, field: str | None = None, source: str) -> Document:
+def document_of(row: Mapping[str, object], *, field: str | None = None, source: str) -> Document:
     """The document in a row.
 
     Args:
@@ -64,14 +60,14 @@ def document_of(row: Mapping[str, Any], *, field: str | None = None, source: str
     return _of_field(row, field, source, remedy)
 
 
-def _column(row: Mapping[str, Any]) -> str:
+def _column(row: Mapping[str, object]) -> str:
     for name in ("text", "messages", "prompt", "conversations"):
         if row.get(name) is not None and (name != "prompt" or "completion" in row):
             return name
     return "messages" if "messages" in row else "text"
 
 
-def _of_field(row: Mapping[str, Any], field: str, source: str, remedy: str) -> Document:
+def _of_field(row: Mapping[str, object], field: str, source: str, remedy: str) -> Document:
     found = row.get(field)
     if isinstance(found, str):
         check_text(found, f"{source}: field {field!r}")
@@ -82,7 +78,7 @@ def _of_field(row: Mapping[str, Any], field: str, source: str, remedy: str) -> D
     raise DataError(f"{source} has no string in field {field!r} and {remedy}")
 
 
-def _prompted(row: Mapping[str, Any], source: str) -> Document:
+def _prompted(row: Mapping[str, object], source: str) -> Document:
     prompt, completion = row["prompt"], row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         for name, text in (("prompt", prompt), ("completion", completion)):
@@ -97,7 +93,7 @@ def _prompted(row: Mapping[str, Any], source: str) -> Document:
 
 
 def _conversation(
-    messages: object, row: Mapping[str, Any], source: str, *, answer_from: int = 0
+    messages: object, row: Mapping[str, object], source: str, *, answer_from: int = 0
 ) -> Conversation:
     if isinstance(messages, list | tuple):
         messages = [_message(each, at, source) for at, each in enumerate(messages)]

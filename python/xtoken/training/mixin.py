@@ -24,13 +24,13 @@ from xtoken.distillation import Counts, DistillOutput, MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError
 from xtoken.losses.cross_entropy import cross_entropy
-from xtoken.losses.engine.lm_head import LmHead
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
+from xtoken.tensors.lm_head import LmHead
 from xtoken.training.batches import IGNORED, rows_of, split
 from xtoken.training.processes import shard_frozen
 from xtoken.training.settings import DistillSettings
