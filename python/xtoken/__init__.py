@@ -11,6 +11,7 @@ from xtoken.align import AlignmentBatch as AlignmentBatch
 from xtoken.align import ChunkKind as ChunkKind
 from xtoken.align import Coverage as Coverage
 from xtoken.errors import ArgumentTypeError as ArgumentTypeError
+from xtoken.errors import BlankTextError as BlankTextError
 from xtoken.errors import DataError as DataError
 from xtoken.errors import FormatError as FormatError
 from xtoken.errors import MissingExtraError as MissingExtraError

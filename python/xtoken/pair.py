@@ -306,10 +306,10 @@ class Pair:
             OptionError: `max_tokens` is below 2.
             ArgumentTypeError, ShapeError: `batch` is no columns of equal length.
 
-        >>> from tokenizers import Tokenizer, models
-        >>> words = {"a": 0, "b": 1, "ab": 2}
-        >>> student = Tokenizer(models.BPE(words, [("a", "b")]))
+        >>> from tokenizers import Tokenizer, decoders, models
+        >>> student = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
         >>> teacher = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+        >>> student.decoder = teacher.decoder = decoders.ByteLevel()
         >>> rows = Pair(student, teacher, cache_dir=False).tokenize({"text": ["aab", " "]})
         >>> rows["student_ids"], rows["left_out"]
         ([[0, 2], [0]], ['', 'its text is blank'])
