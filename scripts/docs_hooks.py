@@ -37,6 +37,13 @@ reports of bugs.
 """
 
 
+_TRAINER = """**Trainer**
+
+Every other argument of `transformers.TrainingArguments` by its name, such as `--adam-beta2 0.95`;
+`xtoken distill --help` lists them.
+"""
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of the commands."""
     files.append(File.generated(config, COMMAND_PAGE, content=command_page()))
@@ -49,9 +56,19 @@ def command_page() -> str:
     parts = [_INTRODUCTION]
     for name, command in _commands(typer.main.get_command(app), "xtoken"):
         parts.append(f"## {name}\n\n{_prose(command.help or '')}\n")
-        rows = [_row(param) for param in command.params if param.name != "help"]
-        if rows:
-            parts.append("| | value | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+        # Some options are made when they are asked for.
+        params = command.get_params(command.context_class(command, info_name=name))
+        groups: dict[str, list[Any]] = {}
+        for param in params:
+            if param.name != "help" and not getattr(param, "hidden", False):
+                groups.setdefault(param.rich_help_panel or "", []).append(param)
+        for group, members in groups.items():
+            if group.startswith("Trainer"):
+                parts.append(_TRAINER)
+                continue
+            heading = f"**{group}**\n\n" if group else ""
+            rows = "\n".join(_row(param) for param in members)
+            parts.append(f"{heading}| | value | meaning |\n|---|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 
@@ -78,9 +95,11 @@ def _row(param: Any) -> str:
     text = _prose(param.help or "").replace("\n", " ")
     if param.required:
         text += " *Required.*"
-    elif getattr(param, "show_default", False) and param.default not in (None, False, ()):
-        default = param.default() if callable(param.default) else param.default
-        text += f" Default: `{default}`."
+    else:
+        shown = getattr(param, "show_default", False)
+        default = shown if isinstance(shown, str) else param.default if shown else None
+        if default not in (None, False, (), "None", "False", ""):
+            text += f" Default: `{default}`."
     return "| " + " | ".join(part.replace("|", "\\|") for part in (names, kind, text)) + " |"
 
 
@@ -88,6 +107,8 @@ def _kind(param: Any) -> str:
     annotation = param.type_descriptor.annotation
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        return "may be repeated"
     names = {int: "whole number", float: "number", str: "text", Path: "path"}
     return names.get(annotation, "texts" if param.nargs == -1 else "text")
 
