@@ -141,6 +141,32 @@ def test_a_certain_student_keeps_alm_finite() -> None:
     assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])
+def test_alm_keeps_the_digits_of_what_a_sure_student_leaves_to_others(direction: str) -> None:
+    case = make_case(7, dtype=torch.float32)
+    with torch.no_grad():
+        following = case.student_ids.roll(-1, 1)
+        # About 1 in 10^6 for all others, at logits that are themselves rounded by more.
+        case.student_logits.mul_(0.1).add_(100.0)
+        case.student_logits.scatter_add_(
+            2, following[..., None], torch.full_like(case.student_logits[..., :1], 16.0)
+        )
+    options = {**ids_of(case), "temperature": 1.0, "direction": direction, "normalizer": 1.0}
+    found = alm(case.student_logits, case.teacher_logits, case.usable, **options).loss
+    exact = case.student_logits.detach().double().requires_grad_()
+    wanted = reference.alm(
+        exact, case.teacher_logits, *ids_of(case).values(), case.usable, 13, 11,
+        temperature=1.0, direction=direction,
+    )  # fmt: skip
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, case.student_logits)[0].double(),
+        torch.autograd.grad(wanted, exact)[0],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
 def test_an_option_that_a_loss_does_not_read_is_refused_by_name() -> None:
     case = make_case(8)
     for name, options, match in (

@@ -15,7 +15,13 @@ from tokenizers import Tokenizer
 
 from xtoken import Projection, Vocab
 from xtoken._core import PROJECTION_RULES
-from xtoken.errors import OptionError, ShapeError, TokenIdError, UnsupportedTokenizerError
+from xtoken.errors import (
+    ArgumentTypeError,
+    OptionError,
+    ShapeError,
+    TokenIdError,
+    UnsupportedTokenizerError,
+)
 
 import reference_projection as reference
 
@@ -436,6 +442,13 @@ def test_an_option_out_of_range_is_refused_by_name(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         build(ranked(), ranked(), **options)
+
+
+def test_canonical_of_another_class_is_refused_by_name() -> None:
+    # An array of no dimension says that it can be iterated over, and cannot.
+    for wrong in (np.array(0.5), 5, [1], None):
+        with pytest.raises(ArgumentTypeError, match=r"canonical = .*; pass names of differences"):
+            build(ranked(), ranked(), canonical=wrong)
 
 
 def test_a_teacher_without_a_model_serves_exact_rows_and_is_refused_for_others() -> None:

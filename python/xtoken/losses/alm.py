@@ -19,6 +19,7 @@ from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, chunk_rows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
+from xtoken.losses.engine.tail import safe_logsumexp
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.chunks import ChunkBatch
@@ -104,7 +105,10 @@ def teacher_token_log_probs(
 
 def _token_log_probs(rows: Tensor, targets: Tensor) -> Tensor:
     targets, outside = inside(targets, rows.shape[1])
-    found = rows.gather(1, targets[:, None]).squeeze(1) - torch.logsumexp(rows, 1)
+    own = rows.gather(1, targets[:, None]).squeeze(1)
+    # From the sum of all others, as 1 - p must keep its digits where p is nearly 1.
+    others = safe_logsumexp(rows.scatter(1, targets[:, None], -torch.inf))
+    found = -torch.nn.functional.softplus(others - own)
     return found if outside is None else found.masked_fill(outside, torch.nan)
 
 

@@ -87,10 +87,13 @@ def options_for(
         )
     check_count("top_k", top_k)
     check_count("max_pieces", max_pieces)
-    given = [canonical] if isinstance(canonical, str) else canonical
-    if not isinstance(given, Iterable) or not all(map(_is_text, given := list(given))):
+    try:
+        names = {canonical} if isinstance(canonical, str) else set(canonical)
+    # A tensor of one number says that it can be iterated over, and cannot.
+    except TypeError as error:
+        raise ArgumentTypeError(f"canonical = {canonical!r}; pass names of differences") from error
+    if not all(map(_is_text, names)):
         raise ArgumentTypeError(f"canonical = {canonical!r}; pass names of differences")
-    names = set(given)
     for name, value in (("decay", decay), ("name_similarity", name_similarity)):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ArgumentTypeError(

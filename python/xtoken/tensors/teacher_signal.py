@@ -132,6 +132,8 @@ class TeacherTopK:
                 f"ids span [{int(ids.min())}, {int(ids.max())}], outside the teacher vocabulary "
                 f"(V_t = {size}); pass the teacher's own ids"
             )
+        if not positions[0] * positions[1]:
+            raise ShapeError(f"logits of {list(positions)} positions: there is no position")
         step = block_rows(size, flat.device)
         places = torch.arange(positions[0] * positions[1], device=flat.device)
         for index in torch.split(places, step):
@@ -141,8 +143,6 @@ class TeacherTopK:
             if following is not None:
                 tokens = rows.gather(1, following[index, None]).squeeze(1)
             found.append((best.indices, best.values, tokens.clone()))
-        if not found:
-            raise ShapeError(f"logits of {positions} positions: there is none")
         kept, log_probs, tokens = (torch.cat(part) for part in zip(*found, strict=True))
         nan = torch.isnan(log_probs[:, 0])  # NaN is first in a top k
         if bool(nan.any()):
