@@ -148,7 +148,9 @@ def test_all_commands_refuse_options_that_are_given_twice() -> None:
     [
         ("align", "--student", "a", "--student=b", "--teacher", "c"),
         ("project", "build", "--out", "a", "--out", "b"),
-        ("distill", "--teacher", "A", "--teacher", "B"),
+        ("distill", "--student", "A", "--student", "B"),
+        ("distill", "--max-steps", "3", "--steps", "4"),
+        ("distill", "--optim", "sgd", "--optim", "adamw_torch"),
         ("distill", "--out", "A", "--out", "B"),
         ("distill", "--resume", "--resume"),
         ("distill", "--tail-bucket", "--no-tail-bucket"),

@@ -56,7 +56,7 @@ def run(request: Request) -> None:
     documents = (
         read_data(request.data, request.text_field, request.split, console) if request.data else []
     )
-    tokenizer = cast(Any, by_transformers(request.model))
+    tokenizer = cast(Any, by_transformers(request.model, "model "))
     model = load_causal_lm(request.model, side="model", dtype=dtype).to(device)
     found: dict[str, object] = {"model": request.model}
     if documents:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -103,19 +104,31 @@ def run(request: Request) -> None:
         # Measured beside: another --top-k may be tried next.
         with tempfile.TemporaryDirectory() as scratch:
             source, store = _open(request, side, Path(scratch))
-            found = estimate(store, source, _missing(request.out, sequences))
-            console.print(_table(request, store, found, source))
+            with _closing(source):
+                found = estimate(store, source, _missing(request.out, sequences))
+                console.print(_table(request, store, found, source))
         console.print(f"nothing was written to {request.out} (--dry-run)")
         return
     with filling(request.out):
         source, store = _open(request, side, request.out)
-        notes = _keep_notes(request, side, sequences)
-        found = estimate(store, source, sequences)
-        console.print(_table(request, store, found, source))
-        check_space(store, found)
-        fill_store(store, source, sequences, Bars(console))
+        with _closing(source):
+            notes = _keep_notes(request, side, sequences)
+            found = estimate(store, source, sequences)
+            console.print(_table(request, store, found, source))
+            check_space(store, found)
+            fill_store(store, source, sequences, Bars(console))
         replace(notes, complete=True).save(request.out)
         _show_store(console, request.out, sequences)
+
+
+@contextlib.contextmanager
+def _closing(source: LiveTeacher | ServedTeacher) -> Iterator[None]:
+    """Leave no connection open."""
+    try:
+        yield
+    finally:
+        if isinstance(source, ServedTeacher):
+            source.close()
 
 
 def _missing(folder: Path, sequences: Sequence[Ids]) -> list[Ids]:
@@ -175,13 +188,18 @@ def _open(
             model=request.model,
             concurrency=request.concurrency,
         )
-        return served, open_store(folder, served, cast(StoreDtype, request.dtype), request.mass)
+        dtype = cast(StoreDtype, request.dtype)
+        try:
+            return served, open_store(folder, served, dtype, request.mass)
+        except BaseException:
+            served.close()
+            raise
     cuda = request.device != "cpu" and torch.cuda.is_available()
-    dtype = request.teacher_dtype
+    weights = request.teacher_dtype
     teacher = LiveTeacher.from_pretrained(
         str(request.teacher),
         device="cuda" if cuda else "cpu",
-        dtype=cast(Any, dtype if dtype == "auto" else getattr(torch, dtype)),
+        dtype=cast(Any, weights if weights == "auto" else getattr(torch, weights)),
     )
     limit = position_limit(getattr(teacher.model, "config", None))
     if limit is not None and request.max_tokens > limit:

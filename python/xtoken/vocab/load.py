@@ -80,11 +80,17 @@ def by_transformers(source: str, side: str = "") -> LoadedTokenizer:
     """The fast tokenizer of a directory or hub name; `side` goes before its name in messages.
 
     Raises:
+        MissingFileError: it is neither: a mistyped path is not sent out.
         ModelSourceError: transformers cannot read it.
         UnsupportedTokenizerError: it is not a fast one.
     """
     from transformers import AutoTokenizer
 
+    if not Path(source).exists() and not is_hub_name(source):
+        raise MissingFileError(
+            f"{side}{source} does not exist; pass a directory with a tokenizer, saved by "
+            "tokenizer.save_pretrained, or the name of a model on the hub (owner/model)"
+        )
     try:
         # Warnings of the hub's client and of transformers are no use beside the one line below.
         with warnings.catch_warnings():
