@@ -36,7 +36,7 @@ def test_a_store_of_a_server_is_that_of_the_model_and_is_trained_from(
         assert "tokens per second" in output
         asked = server.requests
         invoke("teach", *common, "--url", server.url, "--out", tmp_path / "served")
-        assert server.requests - asked < asked / 2  # what tells that it is the same model
+        assert server.requests - asked < asked  # only what tells that it is the same model
     invoke("teach", *common, "--out", tmp_path / "live")
     served, own = (TopKStore.open(tmp_path / name) for name in ("served", "live"))
     assert len(served) == len(own)
