@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from xtoken import Pair
 from xtoken.align import ChunkKind
 from xtoken.data import Example
+from xtoken.distillation.items import examples_together
 from xtoken.errors import OptionError, ServerError
 from xtoken.teachers import StoreKey, TopKStore
 from xtoken.training import DistillMixin, Teacher
@@ -27,6 +28,7 @@ from xtoken.training.on_policy import (
     answered,
     prompt_of,
 )
+from xtoken.training.routing import unasked
 from xtoken.training.served_sampler import ServedSampler
 
 TEXTS = tiny_texts(16)
@@ -147,11 +149,37 @@ def test_an_answer_without_a_stop_and_a_long_one_are_cut_where_both_hold_the_sam
     assert not np.isin(made.teacher_ids, pair.teacher_vocab.stops).any()
 
 
+def test_several_teachers_read_one_answer_and_those_that_are_not_asked_learn_nothing(
+    folder: Path, pair: Pair
+) -> None:
+    pairs = [pair, Pair(folder / "student", folder / "student")]
+    (examples,) = examples_together([TEXTS[0]], pairs, None)
+    said = [300, 17, 900, 5]
+    prompt = prompt_of(examples, 8)
+    assert prompt is not None
+    both = answered(examples, prompt, said, pairs, None)
+    assert both is not None
+    assert both[1].teacher_ids.tolist() == both[0].student_ids.tolist()
+    routed = (examples[0], unasked(examples[1]))
+    alone = answered(routed, prompt_of(routed, 8), said, pairs, None)
+    assert alone is not None
+    assert np.array_equal(alone[0].teacher_ids, both[0].teacher_ids)
+    assert np.array_equal(alone[1].student_ids, alone[0].student_ids)
+    assert not alone[1].teacher_loss_mask.any()
+    assert alone[1].alignment.student_bounds[-1] == len(alone[1].student_ids)
+
+
 # ---- Training ----
 
 
 @pytest.mark.parametrize(
-    ("changed", "share"), [({}, 0.6), ({"direction": "jsd"}, 0.95), ({"loss": "prefix-kl"}, 0.6)]
+    ("changed", "share"),
+    [
+        ({}, 0.6),
+        ({"direction": "jsd"}, 0.95),
+        ({"loss": "prefix-kl"}, 0.6),
+        ({"top_k": 64, "top_k_by": "student"}, 0.8),
+    ],
 )
 def test_the_divergence_on_the_students_own_answers_falls(
     folder: Path, tmp_path: Path, changed: dict[str, Any], share: float

@@ -25,6 +25,7 @@ from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id
 from xtoken.pair import Pair
+from xtoken.training.routing import unasked
 from xtoken.training.settings import DistillSettings
 from xtoken.training.teaching import AnyBatch
 
@@ -152,14 +153,14 @@ def prompt_of(examples: tuple[Example, ...], plain_tokens: int) -> Prompt | None
     first = int(mask[1:].argmax()) + 1
     limit = first if first > 1 else min(plain_tokens, len(mask) - 1)
     ends: list[set[int]] = []
-    for example in examples:
+    for example in filter(_is_asked, examples):
         student, teacher = example.alignment.student_bounds, example.alignment.teacher_bounds
         last = len(example.teacher_ids)
-        if first > 1 and example.teacher_loss_mask.any():
+        if first > 1:
             last = int(example.teacher_loss_mask.argmax())
         fits = (student >= 1) & (student <= limit) & (teacher >= 1) & (teacher <= last)
         ends.append(set(student[fits].tolist()))
-    common = set.intersection(*ends)
+    common = set.intersection(*ends) if ends else set()
     if not common:
         return None
     end = max(common)
@@ -168,6 +169,11 @@ def prompt_of(examples: tuple[Example, ...], plain_tokens: int) -> Prompt | None
         at = int(np.searchsorted(example.alignment.student_bounds, end, side="right")) - 1
         teachers.append(int(example.alignment.teacher_bounds[at]))
     return Prompt(end, tuple(teachers))
+
+
+def _is_asked(example: Example) -> bool:
+    """Whether the example is for this teacher; see `Routes`."""
+    return bool(example.teacher_loss_mask.any())
 
 
 def answered(
@@ -197,18 +203,18 @@ def answered(
     text = b"".join(vocab.token_bytes(token) for token in said)
     head = examples[0].student_ids[: prompt.student]
     student = _turn(np.array([*head, *answer], dtype=np.int64), prompt.student, stopped)
+    asked = [pair for pair, each in zip(pairs, examples, strict=True) if _is_asked(each)]
     sides = [student]
     alignments = []
     for example, end, pair in zip(examples, prompt.teachers, pairs, strict=True):
+        if not _is_asked(example):
+            continue
         stop = _partner(pair, answer[-1]) if stopped else None
         teacher = _spelled(example.teacher_ids[:end], text, stop, pair.teacher_vocab)
         if teacher is None:
             return None
-        own = student
-        if not len(teacher.turns):  # a token spells some of the prompt and of the answer
-            own = student._replace(turns=NO_RANGES, stops=NO_RANGES)
         sides.append(teacher)
-        alignments += align_by_turns(pair.aligner, [own], [teacher])
+        alignments += align_by_turns(pair.aligner, [student], [teacher])
     if max_tokens is not None and any(len(side.ids) > max_tokens for side in sides):
         sides = [
             side.cut(end)
@@ -218,12 +224,18 @@ def answered(
             return None
         alignments = [
             align_by_turns(pair.aligner, sides[:1], [side])[0]
-            for pair, side in zip(pairs, sides[1:], strict=True)
+            for pair, side in zip(asked, sides[1:], strict=True)
         ]
-    return tuple(
-        Example(sides[0].ids, side.ids, sides[0].loss_mask, side.loss_mask, alignment)
-        for side, alignment in zip(sides[1:], alignments, strict=True)
-    )
+    taught = zip(sides[1:], alignments, strict=True)
+    made: list[Example] = []
+    for example in examples:
+        ids, mask = sides[0].ids, sides[0].loss_mask
+        if _is_asked(example):
+            side, alignment = next(taught)
+            made.append(Example(ids, side.ids, mask, side.loss_mask, alignment))
+        else:
+            made.append(unasked(replace(example, student_ids=ids, student_loss_mask=mask)))
+    return tuple(made)
 
 
 def _turn(ids: Ids, start: int, stopped: bool) -> Encoded:
@@ -256,6 +268,7 @@ def _spelled(head: Ids, text: bytes, stop: int | None, vocab: Vocab) -> Encoded 
     ids = np.array([*kept, *pieces, *([] if stop is None else [stop])], dtype=np.int64)
     encoded = _turn(ids, answer_from, stop is not None)
     if joint and not whole:
+        # A token spells some of the prompt and of the answer: the sides are aligned as one piece.
         return encoded._replace(turns=NO_RANGES, stops=NO_RANGES)
     return encoded
 

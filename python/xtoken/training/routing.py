@@ -64,12 +64,12 @@ class Routes:
         if asked is None or all(asked):
             return list(examples)
         return [
-            tuple(each if one else _unasked(each) for each, one in zip(entry, asked, strict=True))
+            tuple(each if one else unasked(each) for each, one in zip(entry, asked, strict=True))
             for entry in examples
         ]
 
 
-def _unasked(example: Example) -> Example:
+def unasked(example: Example) -> Example:
     """The student's side, beside a single token that nobody predicts."""
     alignment = example.alignment
     return replace(

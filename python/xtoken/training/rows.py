@@ -84,7 +84,8 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
     if isinstance(dataset, ExampleRows) or not hasattr(dataset, "__len__"):
         return dataset
     one_teacher = len(teaching.members) == 1
-    if isinstance(dataset, datasets.Dataset) and len(dataset) and one_teacher:
+    plain = one_teacher and teaching.routes.column is None
+    if isinstance(dataset, datasets.Dataset) and len(dataset) and plain:
         dataset = _tokenized(dataset, teaching, args)
     if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
         dataset = ColumnExamples(dataset, teaching.first.pair.fingerprints)
