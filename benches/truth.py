@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from truth_by_enumeration import BOUNDARIES, SHAPES, score, table, world
+from truth_of_losses import losses_at_the_truth, sample
 
 
 def main() -> None:
@@ -32,6 +33,23 @@ def main() -> None:
             note = f", infinite at {infinite}" if infinite else ""
             share = sum(value < 1e-9 for value in losses) / len(losses)
             print(f"  {name}: {sum(finite) / len(finite):.4f}, {share:.2f}{note}")
+        print("\nthe library's losses of that student, nats by chunk, computed by their own code\n")
+        for name, values in _library(kind, longest, texts // 5).items():
+            finite = [value for value in values if value < float("inf")]
+            share = sum(abs(value) < 1e-9 for value in values) / len(values)
+            infinite = len(values) - len(finite)
+            note = f", infinite at {infinite}" if infinite else ""
+            print(f"  {name}: {sum(finite) / len(finite):.4f}, {share:.2f}{note}")
+
+
+def _library(kind: str, longest: int, texts: int) -> dict[str, list[float]]:
+    """Each loss's values over all chunks of sampled texts."""
+    found: dict[str, list[float]] = {}
+    for seed in range(10):
+        one = world(seed, longest, kind)
+        for name, shapes in losses_at_the_truth(one, sample(one, texts, seed)).items():
+            found.setdefault(name, []).extend(value for x in shapes.values() for value in x)
+    return found
 
 
 if __name__ == "__main__":

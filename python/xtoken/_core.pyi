@@ -390,6 +390,11 @@ class TargetBuilder:
         """The student tokens that the ranges of targets point into."""
     def roots(self) -> npt.NDArray[np.int64]:
         """The cell of each teacher token, -1 for none."""
+    def swallowing(
+        self, tokens: npt.NDArray[np.int64], threads: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The teacher tokens that the student would have joined to each token, and their offsets:
+        [tokens + 1], then the ids."""
     def build(
         self,
         student_ids: npt.NDArray[np.int64],

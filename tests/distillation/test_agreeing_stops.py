@@ -97,6 +97,17 @@ def test_an_agreeing_pair_has_no_loss_and_no_gradient_where_it_stops(
     assert float(student_logits.grad.nan_to_num().abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("loss", ["p-kl", "prefix-kl"])
+@pytest.mark.parametrize(("student", "teacher"), [("chatml", "gemma3"), ("gemma3", "gpt-oss")])
+def test_an_agreeing_pair_has_no_loss_where_it_stops_on_cells_too(
+    student: str, teacher: str, loss: Any
+) -> None:
+    distiller: Distiller = pair_of(student, teacher).distiller(loss, cells=True)
+    batch = only_stops(distiller.collate([MESSAGES]))
+    output = distiller(*agreeing(distiller.pair, batch), batch)
+    assert float(output.loss.detach()) == pytest.approx(0, abs=1e-6)
+
+
 def test_stops_that_the_student_lacks_are_added_to_the_one_that_it_has() -> None:
     pair = pair_of("chatml", "gemma3")
     # A student with one marker for the end of a turn and of a text.

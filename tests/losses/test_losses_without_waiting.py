@@ -10,10 +10,11 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from byte_cases import make_byte_case
+from byte_cases import make_byte_case, random_pair
 from fake_devices import FAKE_DEVICES
 from loss_cases import Case, make_case
 from prefix_cases import make_prefix_case
@@ -49,7 +50,7 @@ def stored(case: Case) -> Case:
 def prepared(loss: str, case: Case, options: LossOptions) -> PreparedPrefixes | Prepared | None:
     """What collation makes of the batch on the CPU."""
     assert case.usable.host.predicted
-    prepare = LOSSES[loss].prepare
+    prepare = LOSSES[loss].prepare_for(options)
     if prepare is not None:
         return prepare(case.pair, case.usable, case.student_ids, case.teacher_ids)
     if loss != "prefix-kl":
@@ -93,18 +94,20 @@ def run(
 
 def moved_pair(pair: PairParts, move: Move) -> PairParts:
     """The pair with moved buffers."""
-    moved = copy.copy(pair)
-    moved._modules = dict(pair._modules)
-    for name, part in pair._modules.items():
-        if part is None:
-            continue
-        twin = copy.copy(part)
-        twin._buffers = {key: move(value) for key, value in part._buffers.items()}
-        twin._parameters = dict(part._parameters)
-        if hasattr(twin, "_full"):
-            twin._full = None
-        moved._modules[name] = twin
-    return moved
+    return moved_module(pair, move)
+
+
+def moved_module(module: torch.nn.Module, move: Move) -> Any:
+    twin = copy.copy(module)
+    twin._buffers = {key: move(value) for key, value in module._buffers.items()}
+    twin._parameters = dict(module._parameters)
+    twin._modules = {
+        name: None if part is None else moved_module(part, move)
+        for name, part in module._modules.items()
+    }
+    if hasattr(twin, "_full"):
+        twin._full = None
+    return twin
 
 
 CASES: dict[str, tuple[str, dict[str, object]]] = {
@@ -169,6 +172,14 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "prefix_kl microbatch, no mirror": (
         "prefix-kl", {"top_k": 9, "top_k_scope": "microbatch", "mirror": False}
     ),
+    "p_kl cells": ("p-kl", {"cells": True, "consistent": True, "top_k": 4}),
+    "p_kl cells, stored": (
+        "p-kl", {"cells": True, "consistent": True, "stored": True, "tail_bucket": "auto"}
+    ),
+    "p_kl cells, microbatch": (
+        "p-kl", {"cells": True, "consistent": True, "top_k": 4, "top_k_scope": "microbatch"}
+    ),
+    "p_kl cells alone": ("p-kl", {"cells": True, "head": True}),
     "prefix_kl stored, tail": ("prefix-kl", {"stored": True, "tail_bucket": "auto"}),
 }  # fmt: skip
 
@@ -180,7 +191,11 @@ def made(name: str, **given: object) -> tuple[str, Case, LossOptions, bool]:
     if loss == "prefix-kl":
         found = make_prefix_case(3, chunks=12, **given)
         case = replace(found.batch, pair=found.pair)
-    elif LOSSES[loss].prepare is not None:
+    elif "cells" in options:
+        case = make_byte_case(3, letters=40, **given).batch
+        needs = {"projection", "cells"}
+        case = replace(case, pair=PairParts.from_projection(random_pair(3, 14, 12)[2], needs=needs))
+    elif LOSSES[loss].prepare_for(LossOptions()) is not None:
         case = make_byte_case(3, **given).batch
     else:
         case = make_case(3, **given)

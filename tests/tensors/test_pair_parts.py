@@ -22,6 +22,7 @@ NAMES = {
     "byte_prefixes": ["byte_prefixes"],
     "completions": ["completions"],
     "piece_chains": ["piece_chains"],
+    "cells": ["cells"],
 }
 
 

@@ -41,7 +41,7 @@ from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
 from xtoken.tensors.lm_head import LmHead
-from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.pair_parts import LossName, PairParts, Part
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.trie import PieceTrie
@@ -201,7 +201,7 @@ class Distiller(nn.Module):
             self.spec.check_options(self.options)
             self.parts = PairParts.from_projection(
                 pair.projection,
-                needs=self.spec.name,
+                needs=self._needs,
                 learnable=options.get("learnable_projection", False),
                 threshold=self._threshold,
             )
@@ -256,9 +256,10 @@ class Distiller(nn.Module):
     def prepared(self, batch: Batch) -> Batch:
         """The batch with what the loss would otherwise ask a GPU for; for a batch on the CPU that
         `collate` did not make."""
-        if self.spec is not None and self.spec.prepare is not None and self.needs_teacher:
-            made = self.spec.prepare(self.parts, batch.chunks, batch.student_ids, batch.teacher_ids)
-            return replace(batch, prepared=made)
+        prepare = None if self.spec is None else self.spec.prepare_for(self.options)
+        if prepare is not None and self.needs_teacher:
+            ids = batch.student_ids, batch.teacher_ids
+            batch = replace(batch, prepared=prepare(self.parts, batch.chunks, *ids))
         student, teacher = self._tries
         if student is None or not self.needs_teacher or self.options.max_depth == 0:
             return batch
@@ -272,6 +273,13 @@ class Distiller(nn.Module):
             last_depth=self.options.end,
         )
         return replace(batch, prefixes=prefixes)
+
+    @property
+    def _needs(self) -> LossName | frozenset[Part]:
+        """The loss's name, or its parts where the options ask for more than it does."""
+        assert self.spec is not None
+        parts = self.spec.parts_for(self.options)
+        return self.spec.name if parts == self.spec.parts else parts
 
     @property
     def _tries(self) -> tuple[PieceTrie | None, PieceTrie | None]:
@@ -432,7 +440,7 @@ class Distiller(nn.Module):
         assert self.spec is not None
         return PairParts.from_projection(
             self.pair.projection.limited(rows, columns),
-            needs=self.spec.name,
+            needs=self._needs,
             threshold=self._threshold,
         )
 

@@ -50,8 +50,8 @@ class LossFields(TypedDict, total=False):
     min_mass: float
     end: bool
     mirror: bool
-    cells: bool
-    consistent: bool
+    cells: bool | None
+    consistent: bool | None
     carry_levels: int
     sure: bool
     chain_rule: bool

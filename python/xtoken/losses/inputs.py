@@ -131,7 +131,9 @@ class LossOptions:
         mirror: whether chunks of several student tokens and one teacher token are compared beyond
             the root.
         cells, consistent, carry_levels, sure: the corrections of exact targets, where exact-kl
-            makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`.
+            makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`. Of
+            p-kl and of prefix-kl's root the first two. None means the loss's own: on in exact-kl,
+            off in the others.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`.
         mismatch_weight: factor of partition-kl, >= 0, on chunks that are not one token on both
@@ -170,8 +172,8 @@ class LossOptions:
     min_mass: float = 1e-3
     end: bool = True
     mirror: bool = True
-    cells: bool = True
-    consistent: bool = True
+    cells: bool | None = None
+    consistent: bool | None = None
     carry_levels: int = 1
     sure: bool = False
     chain_rule: bool = True
@@ -219,10 +221,13 @@ class LossOptions:
         if self.min_mass >= 1:
             raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
         for name in (
-            "end", "mirror", "full_metrics", "cells", "consistent", "sure", "chain_rule",
+            "end", "mirror", "full_metrics", "sure", "chain_rule",
             "mask_spaces",
         ):  # fmt: skip
             check_flag(name, getattr(self, name))
+        for name in ("cells", "consistent"):
+            if getattr(self, name) is not None:
+                check_flag(name, getattr(self, name))
         if self.block_size is not None:
             rule = "must be a whole number of at least 1, or None to choose it by cache size"
             check_number("block_size", self.block_size, 1, rule=rule, whole=True)

@@ -175,6 +175,21 @@ class TargetBuilder:
         found.update(repr(self._marks).encode())
         return found.hexdigest()
 
+    def swallowing(self, tokens: Int64, *, threads: int = 1) -> tuple[Int64, Int64]:
+        """The teacher's text tokens behind which the student does not keep a token of its own: its
+        tokenizer would have joined the two. What `consistent` leaves out.
+
+        Args:
+            tokens: [n] int64 student ids. Behind a special one nothing is joined.
+            threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
+
+        Returns: [n + 1] offsets into [m] teacher ids.
+
+        Raises:
+            TokenIdError: an id is outside the student's vocabulary.
+        """
+        return self._core.swallowing(np.ascontiguousarray(tokens, np.int64), threads)
+
     def __reduce__(self) -> tuple[object, ...]:
         return _remade, self._made_from
 

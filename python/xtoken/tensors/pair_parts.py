@@ -13,6 +13,7 @@ from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
 from xtoken.projection import Projection
 from xtoken.targets import TargetBuilder
 from xtoken.tensors.byte_prefixes import BytePrefixes
+from xtoken.tensors.cells import Cells
 from xtoken.tensors.completions import Completions
 from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.projection import SparseProjection
@@ -30,6 +31,7 @@ Part = Literal[
     "byte_prefixes",
     "completions",
     "piece_chains",
+    "cells",
 ]
 LossName = Literal[
     "prefix-kl",
@@ -140,6 +142,8 @@ class PairParts(nn.Module):
         byte_prefixes: what each teacher token begins with, for bpm and escd.
         completions: what completes the teacher tokens that a student token begins, for escd.
         piece_chains: what the pieces of a token but the last can end as, for partition-kl.
+        cells: for the options `cells` and `consistent` of p-kl and prefix-kl.
+        first_cells: `first_pieces` onto the cells.
 
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
     >>> pair.sizes
@@ -158,6 +162,8 @@ class PairParts(nn.Module):
     byte_prefixes: BytePrefixes | None
     completions: Completions | None
     piece_chains: PieceChains | None
+    cells: Cells | None
+    first_cells: SparseProjection | None
 
     def __init__(
         self,
@@ -174,6 +180,7 @@ class PairParts(nn.Module):
         byte_prefixes: BytePrefixes | None = None,
         completions: Completions | None = None,
         piece_chains: PieceChains | None = None,
+        cells: Cells | None = None,
         fingerprint: PairFingerprint | None = None,
     ) -> None:
         """
@@ -200,6 +207,7 @@ class PairParts(nn.Module):
             ("byte_prefixes", byte_prefixes, BytePrefixes),
             ("completions", completions, Completions),
             ("piece_chains", piece_chains, PieceChains),
+            ("cells", cells, Cells),
         ):
             setattr(self, name, None if part is None else expect(part, cls, name, hint))
         known = [("fingerprint", fingerprint)]
@@ -237,6 +245,9 @@ class PairParts(nn.Module):
         self.first_pieces = None
         if projection is not None and student_trie is not None:
             self.first_pieces = first_pieces(projection, student_trie)
+        self.first_cells = None
+        if cells is not None and self.first_pieces is not None:
+            self.first_cells = cells.first_pieces(self.first_pieces)
 
     @classmethod
     def from_projection(
@@ -253,7 +264,7 @@ class PairParts(nn.Module):
             projection: `xtoken.Projection.build(...)` of the pair.
             needs: the name of the loss, or of the parts: "projection", "tries", "strict_common",
                 "relaxed_common", "targets", "byte_prefixes", "completions",
-                "piece_chains".
+                "piece_chains", "cells".
             learnable: W's weights are parameters that the loss trains.
             threshold: the least weight of a relaxed pair, in (0, 1].
 
@@ -294,6 +305,7 @@ class PairParts(nn.Module):
             targets=TargetBuilder(projection) if "targets" in parts else None,
             byte_prefixes=tables if "byte_prefixes" in parts else None,
             completions=Completions(tables) if tables and "completions" in parts else None,
+            cells=Cells(projection, _stop_fold(projection)) if "cells" in parts else None,
             piece_chains=PieceChains.from_projection(projection)
             if "piece_chains" in parts
             else None,

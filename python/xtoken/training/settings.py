@@ -100,12 +100,18 @@ class DistillSettings:
     mirror: bool = field(
         default=True, metadata={"help": "Whether m:1 chunks are compared beyond the root."}
     )
-    cells: bool = field(
-        default=True, metadata={"help": "Whether exact-kl gives mass that W cannot place a cell."}
+    cells: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether mass that W cannot place goes to a cell; None: the loss's own, on in "
+            "exact-kl, off in p-kl and prefix-kl."
+        },
     )
-    consistent: bool = field(
-        default=True,
-        metadata={"help": "Whether exact-kl leaves out what the student's tokenizer never emits."},
+    consistent: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether what the student's tokenizer never emits is left out; None as cells."
+        },
     )
     carry_levels: int = field(
         default=1,

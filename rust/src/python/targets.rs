@@ -85,6 +85,28 @@ impl PyTargetBuilder {
         PyArray1::from_iter(py, self.builder.roots().iter().map(id))
     }
 
+    /// The teacher tokens that the student would have joined to each of these tokens of its own.
+    fn swallowing(
+        &self,
+        py: Python<'_>,
+        tokens: Ids<'_>,
+        threads: usize,
+    ) -> PyResult<(Py<PyArray1<i64>>, Py<PyArray1<i64>>)> {
+        let tokens = slice("tokens", &tokens)?;
+        let size = |id: i64| u32::try_from(id).unwrap_or(u32::MAX);
+        let tokens: Vec<u32> = tokens.iter().map(|&id| size(id)).collect();
+        let found = interruptible(py, threads, |threads| {
+            self.builder.swallowing(&tokens, threads)
+        })?;
+        let mut indptr = vec![0];
+        let mut ids = Vec::new();
+        for each in found {
+            ids.extend(each.into_iter().map(i64::from));
+            indptr.push(ids.len() as i64);
+        }
+        Ok((handed_over(py, indptr), handed_over(py, ids)))
+    }
+
     #[expect(
         clippy::too_many_arguments,
         reason = "flat arrays, called by xtoken.targets alone"

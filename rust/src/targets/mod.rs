@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::parallel::{self, Threads};
 use crate::projection::Pieces;
 use crate::tokenizer::Tokenizer;
-use pair::PairTables;
+use pair::{ColumnKind, PairTables};
 use position::Scratch;
 
 /// "No token", "no node", "no group".
@@ -158,6 +158,37 @@ impl TargetBuilder {
         }
         parallel::map(threads, examples.len(), |at| {
             self.with_scratch(|scratch| self.build_one(at, &examples[at], options, scratch))
+        })
+    }
+
+    /// The teacher's text tokens behind which the student would not keep each of these tokens: its
+    /// own tokenizer would have joined them. None behind a token without text.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchId`] for an id outside the student's vocabulary.
+    pub fn swallowing(&self, lasts: &[u32], threads: &Threads<'_>) -> Result<Vec<Vec<u32>>> {
+        let student = &self.tables.student;
+        parallel::map(threads, lasts.len(), |at| {
+            let last = lasts[at];
+            if last as usize >= student.vocab().len() {
+                return Err(Error::NoSuchId {
+                    id: i64::from(last),
+                    size: student.vocab().len(),
+                });
+            }
+            if student.bytes(last).is_empty() {
+                return Ok(Vec::new());
+            }
+            Ok(self.with_scratch(|scratch| {
+                let mut after = student.after(last, &mut scratch.student_pairs);
+                let columns = (0..).zip(&self.tables.columns);
+                columns
+                    .filter(|(_, column)| {
+                        column.kind == ColumnKind::Text && !after.keeps(&column.next())
+                    })
+                    .map(|(id, _)| id)
+                    .collect()
+            }))
         })
     }
 

@@ -42,6 +42,8 @@ class LossSpec:
         needs_ids: whether it reads `student_ids` and `teacher_ids`.
         temperature: what `LossOptions.temperature = None` means.
         prepare: makes `LossInputs.prepared` of a batch on the CPU; None where the loss reads none.
+        on_cells: whether `cells` and `consistent` are options beyond its definition, which need a
+            part of the pair of their own, and `consistent` what is prepared.
     """
 
     name: LossName
@@ -50,6 +52,7 @@ class LossSpec:
     needs_ids: bool = False
     temperature: float = 1.0
     prepare: Prepare | None = None
+    on_cells: bool = False
 
     @classmethod
     def of(
@@ -61,15 +64,27 @@ class LossSpec:
         temperature: float = 1.0,
         without: frozenset[str] = frozenset(),
         prepare: Prepare | None = None,
+        on_cells: bool = False,
     ) -> LossSpec:
         """A loss that reads `options` and those that all read but `without`."""
         read = (_COMMON | set(options)) - without
-        return cls(name, function, read, needs_ids, temperature, prepare)
+        if on_cells:
+            read = read | {"cells", "consistent"}
+        return cls(name, function, read, needs_ids, temperature, prepare, on_cells)
 
     @property
     def parts(self) -> frozenset[Part]:
         """What it reads of a pair beside the sizes; see `PairParts.from_projection`."""
         return PARTS_OF_LOSS[self.name]
+
+    def parts_for(self, options: LossOptions) -> frozenset[Part]:
+        """`parts`, and what the options need beside them."""
+        wanted = self.on_cells and (options.cells or options.consistent)
+        return self.parts | {"cells"} if wanted else self.parts
+
+    def prepare_for(self, options: LossOptions) -> Prepare | None:
+        """`prepare`, where the options ask for it."""
+        return None if self.on_cells and not options.consistent else self.prepare
 
     def check_options(self, options: LossOptions) -> None:
         """Raise OptionError for an option that is set and that this loss does not read."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError
+from xtoken.losses.engine.boundaries import LeftOut
 from xtoken.losses.engine.checks import check_batch, check_finite
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows
@@ -74,6 +75,22 @@ class LossCall:
             renormalized=renormalized, fold=self.pair.stop_fold,
         )  # fmt: skip
 
+    def root_rows(self, spec: LossSpec, merge: Merge, *, renormalized: bool) -> TeacherRows:
+        """The same by cells and without what the student would have joined, where the options ask
+        for it."""
+        rows = self.teacher_rows(merge, renormalized=renormalized)
+        if self.options.cells:
+            assert self.pair.cells is not None
+            rows = replace(rows, fold=self.pair.cells.fold)
+        if not self.options.consistent:
+            return rows
+        if merge != "chain":
+            raise OptionError(
+                f"consistent = True with merge = {merge!r}; what the student would have joined is "
+                "known at a chunk's first position: pass merge='chain'"
+            )
+        return replace(rows, left_out=self.prepared(spec, LeftOut))
+
     def prepared(self, spec: LossSpec, kind: type[AnyPrepared]) -> AnyPrepared:
         """What was prepared with the batch, or, on the CPU without waiting, made now."""
         found = self.inputs.prepared
@@ -135,7 +152,7 @@ def checked_call(
                 f"{name} of the pair is on {tensor.device}, the student on {device}; "
                 f"pass pair.to({str(device)!r})"
             )
-    if spec.needs_ids:
+    if spec.needs_ids or spec.prepare_for(options) is not None:
         for name, ids in (("student_ids", inputs.student_ids), ("teacher_ids", inputs.teacher_ids)):
             if ids is None:
                 raise OptionError(
@@ -166,13 +183,16 @@ def _check_parts(spec: LossSpec, pair: PairParts, options: LossOptions, inputs: 
         "byte_prefixes": ("byte_prefixes",),
         "completions": ("completions",),
         "piece_chains": ("piece_chains",),
+        "cells": ("cells",),
     }
-    for part in sorted(spec.parts):
+    parts = spec.parts_for(options)
+    needs = repr(spec.name) if parts == spec.parts else "{" + repr(sorted(parts))[1:-1] + "}"
+    for part in sorted(parts):
         for name in wanted[part]:
             if getattr(pair, name) is None:
                 raise PairError(
                     f"the pair has no {name}, which {spec.name} needs; "
-                    f"pass PairParts.from_projection(projection, needs={spec.name!r})"
+                    f"pass PairParts.from_projection(projection, needs={needs})"
                 )
 
 
@@ -187,6 +207,8 @@ def _tensors_of(spec: LossSpec, pair: PairParts) -> list[tuple[str, Tensor]]:
         found.append(("byte_prefixes", pair.byte_prefixes.begins))
     if "completions" in spec.parts and pair.completions is not None:
         found.append(("completions", pair.completions.ptr))
+    if pair.cells is not None and spec.on_cells:
+        found.append(("cells", pair.cells.fold.column_of))
     if "piece_chains" in spec.parts and pair.piece_chains is not None:
         found.append(("piece_chains", pair.piece_chains.student_ids))
     for name, common in (

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import OptionError, PairError, ShapeError
+from xtoken.losses.engine.boundaries import LeftOut
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
+from xtoken.tensors.cells import CellFold
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.full_logits import FullLogits, columns_of
 from xtoken.tensors.host import readable
@@ -29,7 +31,8 @@ class TeacherRows:
         where: the rows each chunk reads.
         vocab_size: V_t; what lies beyond it has no mass.
         temperature: divides the logits.
-        fold: the stop tokens that are added to another.
+        fold: the columns that are added to another: stop tokens, or all by their cells.
+        left_out: columns without mass at each chunk; the others are scaled to 1.
         log_totals: [C] the log of each chunk's softmax denominator, where it is known already.
     """
 
@@ -37,8 +40,9 @@ class TeacherRows:
     where: ChunkRows
     vocab_size: int
     temperature: float
-    fold: StopFold | None = None
+    fold: StopFold | CellFold | None = None
     log_totals: Tensor | None = None
+    left_out: LeftOut | None = None
 
     @classmethod
     def build(
@@ -122,6 +126,10 @@ class TeacherRows:
         chunks alone where these are given, counted from `start`."""
         assert not isinstance(self.signal, TeacherTopK)
         full = FullLogits(self.signal, self.vocab_size)
+        if self.left_out is not None:
+            rows = self._consistent(self.left_out, full, start, stop)
+            rows = rows if chosen is None else rows.index_select(0, chosen)
+            return rows if columns is None else rows.index_select(1, columns)
         index, segments = self.where.block(start, stop)
         if chosen is not None:
             if segments is not None:
@@ -137,6 +145,13 @@ class TeacherRows:
         if columns is None:
             return self.fold.dense(rows)
         return self.fold.chosen(rows.index_select(1, columns), rows, columns)
+
+    def _consistent(self, left_out: LeftOut, full: FullLogits, start: int, stop: int) -> Tensor:
+        """[stop - start, V_t] as `logits`, without what is left out."""
+        index, _ = self.where.block(start, stop)
+        rows = full.rows(index) / self.temperature
+        rows = rows.masked_fill_(left_out.mask(start, stop, self.vocab_size), -torch.inf)
+        return rows if self.fold is None else self.fold.dense(rows)
 
     @torch.no_grad()
     def log_outside(self, start: int, stop: int, mass: Tensor, kept: Tensor | None) -> Tensor:
@@ -185,6 +200,12 @@ class TeacherRows:
         if self.signal.temperature != self.temperature:
             stored = stored * (self.signal.temperature / self.temperature)
         stored = stored.masked_fill(ids >= self.vocab_size, -torch.inf)
+        if self.left_out is not None:
+            gone = self.left_out.mask(start, stop, self.vocab_size + 1)
+            gone = gone.gather(1, ids.clamp(max=self.vocab_size))
+            left = torch.exp(stored.masked_fill(~gone, -torch.inf)).sum(1, keepdim=True)
+            eps = torch.finfo(stored.dtype).eps
+            stored = stored.masked_fill(gone, -torch.inf) - torch.log((1 - left).clamp(min=eps))
         if self.fold is not None:
             ids, stored = self.fold.stored(ids, stored)
         ids = ids.masked_fill(torch.isneginf(stored), self.vocab_size)

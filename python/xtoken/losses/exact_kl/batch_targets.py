@@ -21,8 +21,8 @@ def target_options(options: LossOptions) -> TargetOptions:
     """The builder's options among the loss's."""
     depth = _NO_LIMIT if options.max_depth is None else min(options.max_depth, _NO_LIMIT)
     return TargetOptions(
-        cells=options.cells,
-        consistent=options.consistent,
+        cells=options.cells is not False,
+        consistent=options.consistent is not False,
         levels=options.carry_levels,
         max_depth=depth,
         sure=options.sure,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import OptionError, PairError
+from xtoken.losses.engine.boundaries import left_out
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.teacher_rows import TeacherRows, top_columns
@@ -27,7 +28,15 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     """Mean divergence over chunks in the teacher's vocabulary; forward KL by default.
 
     Args:
-        pair: with `projection`, W; its learnable weights receive a gradient.
+        pair: with `projection`, W; its learnable weights receive a gradient. With `cells` for the
+            options of that name.
+        options: `cells` maps each teacher column that W does not reach to the one that the student
+            says first of it (the root map of `xtoken.targets`), on both sides, so that no text is
+            dropped. `consistent` leaves out the teacher tokens that the student's tokenizer would
+            have joined to its last token, so that its boundary would not be there, and scales the
+            others to 1; it needs the ids. The student's mass on their columns counts, but with a
+            `TeacherTopK` and no tail, where they are compared on neither side. A student equal to
+            its teacher on one vocabulary then has a loss, as both put mass on such tokens.
 
     Returns: loss in nats per chunk, >= 0 up to rounding, 0 with a graph without chunks. Metrics:
         `kl`, `teacher_mass` (on the kept columns, of the full vocabulary), `empty_row_mass` (the
@@ -52,21 +61,30 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
 
 
 SPEC = LossSpec.of(
-    "p-kl", p_kl, "merge", "top_k", "top_k_scope", "top_k_by", "tail_bucket", "full_metrics"
+    "p-kl", p_kl, "merge", "top_k", "top_k_scope", "top_k_by", "tail_bucket", "full_metrics",
+    prepare=left_out, on_cells=True,
 )  # fmt: skip
 
 
 def _blocks(call: LossCall) -> tuple[PKLBlocks, int]:
-    assert call.pair.projection is not None
-    return p_kl_blocks(call, call.pair.projection)
+    projection = call.pair.projection
+    assert projection is not None
+    if call.options.cells:
+        assert call.pair.cells is not None
+        if projection.free is not None:
+            raise OptionError("cells = True with a learnable W, whose columns are its own")
+        projection = call.pair.cells.projection
+    return p_kl_blocks(call, projection)
 
 
-def p_kl_blocks(call: LossCall, projection: SparseProjection) -> tuple[PKLBlocks, int]:
+def p_kl_blocks(
+    call: LossCall, projection: SparseProjection, spec: LossSpec = SPEC
+) -> tuple[PKLBlocks, int]:
     """The loss by blocks, and its widest row; the root of prefix KL too."""
     options, teacher = call.options, call.teacher
     if len(projection.supported_ids) == 0:
         raise PairError("W reaches no teacher column: all its rows are empty; rebuild it")
-    rows = call.teacher_rows(options.merge, renormalized=not options.tail_bucket)
+    rows = call.root_rows(spec, options.merge, renormalized=not options.tail_bucket)
     widest = max(projection.shape)
     top_k, stored = options.top_k, isinstance(teacher, TeacherTopK)
     check_chooser(options)

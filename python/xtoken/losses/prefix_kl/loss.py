@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 
 from xtoken.errors import OptionError, ShapeError
+from xtoken.losses.engine.boundaries import left_out
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
@@ -73,22 +74,27 @@ def prefix_kl(
 
 SPEC = LossSpec.of(
     "prefix-kl", prefix_kl, "top_k", "top_k_scope", "tail_bucket", "max_depth", "depth_weights",
-    "min_mass", "end", "mirror", "full_metrics", needs_ids=True,
+    "min_mass", "end", "mirror", "full_metrics", needs_ids=True, prepare=left_out, on_cells=True,
 )  # fmt: skip
 
 
 def prefix_kl_blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
     """The loss by blocks, and its widest row."""
     pair, options, chunks, teacher = call.pair, call.options, call.chunks, call.teacher
-    assert pair.first_pieces is not None
+    first = pair.first_cells if options.cells else pair.first_pieces
+    assert first is not None
     assert pair.student_trie is not None
-    root, widest = p_kl_blocks(call, pair.first_pieces)
+    root, widest = p_kl_blocks(call, first, SPEC)
     if isinstance(teacher, TeacherTopK) and teacher.temperature != call.temperature:
         raise OptionError(
             f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
             f"{call.temperature}; store it at {call.temperature}, or pass full logits"
         )
-    entries = TeacherEntries.from_rows(root.teacher)
+    # Below the root all columns count, and by themselves.
+    known = (
+        root.teacher if root.teacher.left_out is None else replace(root.teacher, log_totals=None)
+    )
+    entries = TeacherEntries.from_rows(known)
     at = chunks.sample * teacher_positions(teacher)[1] + chunks.teacher_start - 1
     parts: list[PrefixPart] = []
     if options.max_depth != 0:
