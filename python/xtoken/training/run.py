@@ -211,10 +211,13 @@ def taught_by(
     if config.loss == "ce":
         return []
     if None in sources or len(sources) != len(materials.teachers):
-        raise OptionError(
-            f"loss = {config.loss!r} needs {len(materials.teachers)} teachers, and "
-            f"{len(sources) - sources.count(None)} were given; pass one for each pair"
+        count, given = len(materials.teachers), len(sources) - sources.count(None)
+        needed = (
+            "a teacher, and none was given"
+            if count == 1 and not given
+            else (f"{count} teachers, and {given} were given")
         )
+        raise OptionError(f"loss = {config.loss!r} needs {needed}; pass one for each pair")
     return [
         Teacher(
             cast(TeacherSource, source), each.pair, each.models.loss, each.models.weight,
