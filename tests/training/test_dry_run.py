@@ -66,6 +66,8 @@ def test_the_memory_is_that_of_the_tensors_of_a_run(
     assert 0.5 * found.logits < measured["logits"] <= found.logits
     files = (tmp_path / "cache").rglob("*.safetensors")
     assert found.store == pytest.approx(sum(path.stat().st_size for path in files), rel=0.15)
+    again = dry_run(materials, config, tmp_path / "cache")
+    assert (again.store, again.store_seconds) == (0, 0.0)  # it is there
 
 
 def test_a_dry_run_takes_a_few_steps_and_leaves_nothing(

@@ -106,7 +106,7 @@ def run(request: Request) -> None:
     _show_materials(console, materials, texts, config)
 
     if request.dry_run:
-        console.print(dry_run_table(dry_run(materials, config)))
+        console.print(dry_run_table(dry_run(materials, config, request.teacher_cache)))
         console.print(f"nothing was written to {request.out} (--dry-run)")
         return
     opened = [

@@ -9,15 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 
 from xtoken.data import ExampleSet
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
+from xtoken.teachers.store import is_store
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import run_device, training_arguments
-from xtoken.training.prepare import PreparedData, open_teachers, taught_sequences
+from xtoken.training.prepare import (
+    PreparedData,
+    open_teachers,
+    store_folder,
+    taught_sequences,
+)
 from xtoken.training.run import taught_by
 from xtoken.training.trainer import DistillTrainer
 
@@ -36,7 +44,8 @@ class DryRun:
         logits_gradient: that the losses write, beside them.
         teacher_weights: of teachers that run here, in training or to fill a store.
         teacher_signal: of the longest micro-batch: kept columns, or a live teacher's logits.
-        store: on the disk, of all training texts; 0 where predictions are not stored here.
+        store: on the disk, of the training texts that no earlier run has stored; 0 where
+            predictions are not stored here.
         store_seconds: to compute it.
         seconds_per_step: the mean of the measured steps.
         steps: of the run.
@@ -76,12 +85,15 @@ class DryRun:
         return self.store_seconds + self.steps * self.seconds_per_step + self.evaluation_seconds
 
 
-def dry_run(materials: PreparedData, config: DistillConfig) -> DryRun:
+def dry_run(
+    materials: PreparedData, config: DistillConfig, cache_dir: Path | None = None
+) -> DryRun:
     """Take a few steps of a run on some of its examples, and write nothing that stays.
 
     Args:
         materials: from `prepare`.
         config: the settings.
+        cache_dir: where the run keeps predictions: what is there already takes no time.
 
     Raises: as `train`.
     """
@@ -94,7 +106,9 @@ def dry_run(materials: PreparedData, config: DistillConfig) -> DryRun:
             for each in part.teachers
         ]
         opened = time.perf_counter() - began
-        store, store_seconds, teacher_weights = _stored(materials, part, config, sources, opened)
+        store, store_seconds, teacher_weights = _stored(
+            materials, part, config, sources, opened, cache_dir
+        )
         short = replace(config, steps=steps, eval_every=0, checkpoint_every=0)
         student = materials.models.load_student()
         clock = _StepClock()
@@ -199,20 +213,34 @@ def _stored(
     config: DistillConfig,
     sources: Sequence[TeacherSource | None],
     seconds: float,
+    cache_dir: Path | None,
 ) -> tuple[int, float, int]:
-    """Size and time of the stores of all texts, and the teachers' weights in memory."""
+    """Size and time of what the stores lack, and the teachers' weights in memory."""
     size, weights, share = 0, 0, 0.0
     for source, whole, some in zip(sources, materials.teachers, part.teachers, strict=True):
         if isinstance(source, LiveTeacher):
             weights += _bytes(source.model.parameters())
         elif isinstance(source, TopKStore) and whole.models.store is None:
             files = source.directory.glob("*.safetensors")
-            own, all_ = (sum(map(len, taught_sequences(each))) for each in (some, whole))
-            size += int(sum(path.stat().st_size for path in files) / own * all_)
-            share = max(share, all_ / own)
+            own = sum(map(len, taught_sequences(some)))
+            lacking = sum(map(len, _lacking(whole, source, cache_dir)))
+            size += int(sum(path.stat().st_size for path in files) / own * lacking)
+            share = max(share, lacking / own)
             # It runs while the store is filled, before the student's gradients are there.
             weights += _weight_bytes(whole.models.teacher_source, config)
     return size, seconds * share, weights
+
+
+def _lacking(
+    materials: PreparedData, source: TopKStore, cache_dir: Path | None
+) -> list[NDArray[np.int64]]:
+    """What is not among the predictions that earlier runs have kept."""
+    sequences = taught_sequences(materials)
+    folder = None if cache_dir is None else store_folder(cache_dir, source.key)
+    if folder is None or not is_store(folder):
+        return sequences
+    kept = TopKStore(folder, source.key)
+    return [ids for ids in sequences if ids not in kept]
 
 
 def _weight_bytes(source: str, config: DistillConfig) -> int:

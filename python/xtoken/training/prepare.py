@@ -181,7 +181,7 @@ def open_store(
     reporter = reporter or Silent()
     join_processes(teacher.device)
     key = StoreKey(teacher.fingerprint, top_k, "float32", materials.pair.teacher_vocab.fingerprint)
-    folder = cache_dir / f"{teacher.fingerprint[:16]}-top{top_k}"
+    folder = store_folder(cache_dir, key)
     # The first process removes damaged files before another looks, and may write them anew.
     stored = on_first_process(lambda: len(TopKStore(folder, key)))
     store = TopKStore(folder, key)
@@ -200,6 +200,11 @@ def open_store(
     computed += store.fill(teacher, sequences)
     store.sequences_computed = computed
     return store
+
+
+def store_folder(cache_dir: Path, key: StoreKey) -> Path:
+    """Where a run keeps a teacher's predictions."""
+    return cache_dir / f"{key.teacher[:16]}-top{key.top_k}"
 
 
 def taught_sequences(materials: PreparedData) -> list[NDArray[np.int64]]:
