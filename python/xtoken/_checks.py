@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
 from typing import TypeVar
 
-from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.errors import ArgumentTypeError, FormatError, OptionError
 
 T = TypeVar("T")
 
@@ -103,6 +105,24 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     # An array equals nothing, and 1 is not True.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise OptionError(f"{name} = {value!r}, expected one of {', '.join(map(str, choices))}")
+
+
+@contextlib.contextmanager
+def panics_refused(what: str) -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which no `except Exception` stops, into an error.
+
+    Raises:
+        FormatError: it panicked; `what` says on what.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(
+            f"{what} makes the tokenizers library panic ({str(error)[:200]}); the tokenizer is "
+            "damaged: copy it again, or save it anew with tokenizer.save_pretrained"
+        ) from error
 
 
 def half_character(text: str) -> str | None:

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from xtoken._checks import panics_refused
 from xtoken._core import Vocab
 from xtoken._extras import installed
 from xtoken.errors import (
@@ -93,11 +94,13 @@ def by_transformers(source: str, side: str = "") -> LoadedTokenizer:
         )
     try:
         # Warnings of the hub's client and of transformers are no use beside the one line below.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), panics_refused(f"the tokenizer of {side}{source}"):
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(
                 source, local_files_only=is_hub_name(source) and not _hub_is_reachable()
             )
+    except FormatError:
+        raise
     # transformers raises many kinds here, down to KeyError and bare Exception.
     except Exception as error:
         raise ModelSourceError(
@@ -148,7 +151,10 @@ def _by_tokenizers(path: Path) -> LoadedTokenizer:
     file, content = read_content(path)
     try:
         # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
-        tokenizer = Tokenizer.from_str(content.decode())
+        with panics_refused(f"the tokenizer of {path}"):
+            tokenizer = Tokenizer.from_str(content.decode())
+    except FormatError:
+        raise
     except UnicodeDecodeError as error:
         raise FormatError(f"{file} is not UTF-8: {error}; copy it again") from error
     except Exception as error:

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from xtoken._checks import half_character
+from xtoken._checks import half_character, panics_refused
 from xtoken._core import Vocab
 from xtoken._extras import installed
 from xtoken._files import read_json
@@ -210,14 +210,15 @@ def encode_texts(
         fault = half_character(text)
         if fault is not None:
             raise DataError(f"text {text[:40]!r} {fault}")
-    if hasattr(tokenizer, "apply_chat_template"):  # transformers
-        # verbose=False: what is longer than the model's context is cut later or refused.
-        rows = tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
-        return [list(row) for row in rows["input_ids"]]
-    if hasattr(tokenizer, "to_str"):  # tokenizers
-        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [list(encoding.ids) for encoding in encodings]
-    return [list(row) for row in tokenizer.encode_batch(list(texts), disallowed_special=())]
+    with panics_refused("a text"):
+        if hasattr(tokenizer, "apply_chat_template"):  # transformers
+            # verbose=False: what is longer than the model's context is cut later or refused.
+            rows = tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
+            return [list(row) for row in rows["input_ids"]]
+        if hasattr(tokenizer, "to_str"):  # tokenizers
+            encodings = tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+            return [list(encoding.ids) for encoding in encodings]
+        return [list(row) for row in tokenizer.encode_batch(list(texts), disallowed_special=())]
 
 
 def _differs(one: Vocab, other: Vocab) -> bool:
