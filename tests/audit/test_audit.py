@@ -82,12 +82,13 @@ def test_numerals_outside_the_common_set_speak_for_the_default_loss(packed: Audi
     assert "0 of 1,000 three-digit numerals" in packed.reason
 
 
-def test_numerals_inside_the_common_set_speak_for_h_kl() -> None:
+def test_where_all_that_matters_is_shared_the_papers_advice_is_told_beside_the_default() -> None:
     result = audit(build(zoo.byte_level_bpe(4000, 3), zoo.deepseek()))
     relaxed, total = coverage(result, "three-digit numerals")
     assert relaxed == total > 900
-    assert result.recommendation == "h-kl"
+    assert result.recommendation == DEFAULT_LOSS
     assert "of the student are in the common set" in result.reason
+    assert "the paper advises H-KL there (--loss h-kl)" in result.reason
 
 
 def test_the_default_of_a_run_is_the_default_of_the_audit() -> None:
@@ -111,7 +112,7 @@ def test_byte_tokens_that_are_never_emitted_do_not_count_against_a_class() -> No
 
 def test_numerals_that_only_the_teacher_packs_are_noted() -> None:
     result = audit(build(zoo.byte_level_bpe(2000, 1), zoo.deepseek()))
-    assert result.recommendation == "h-kl"
+    assert result.recommendation == DEFAULT_LOSS
     assert any("1,000 three-digit numerals as tokens, the student none" in n for n in result.notes)
 
 

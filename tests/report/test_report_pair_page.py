@@ -108,9 +108,9 @@ def test_the_recommendation_and_the_default_are_told_apart_where_they_differ(
     assert "nothing has to be set" in verdict
     same = Projection.build(zoo.byte_level_bpe(), zoo.byte_level_bpe(), cache_dir=False)
     other = audit(same)
-    assert other.recommendation == "h-kl"
+    assert other.recommendation == "p-kl"
     shown = read_page(pair_page(other, same, NAMES)).all("section", "verdict")[0].text
-    assert "--loss h-kl" in shown
+    assert "--loss p-kl" in shown
     assert f"is {LOSSES[DEFAULT_LOSS]}, for every pair" in shown
     assert "--loss auto" in shown
 

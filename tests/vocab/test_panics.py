@@ -29,9 +29,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_a_panic_of_the_tokenizers_library_is_one_error(damaged: Path) -> None:
-    with pytest.raises(
-        FormatError, match=r"makes the tokenizers library panic .*; the tok"
-    ):
+    with pytest.raises(FormatError, match=r"makes the tokenizers library panic .*; the tok"):
         Pair(damaged, damaged).align("ab")
 
 

@@ -22,7 +22,7 @@ from xtoken.vocab.display import surface
 CRITICAL = (*NUMERALS, PUNCTUATION)
 # What `distill` and `Pair.distiller` use unless told otherwise.
 DEFAULT_LOSS: Final = "prefix-kl"
-RecommendedLoss: TypeAlias = Literal["prefix-kl", "p-kl", "h-kl"]
+RecommendedLoss: TypeAlias = Literal["prefix-kl", "p-kl"]
 # Below this share of a critical class in the common set, the class counts as outside.
 CRITICAL_SHARE = 0.9
 
@@ -192,16 +192,17 @@ def _coverage(
     )
 
 
+_NAMES: dict[RecommendedLoss, str] = {"prefix-kl": "prefix KL", "p-kl": "P-KL"}
+
+
 def recommended_loss(audit: Audit) -> RecommendedLoss:
     """The loss that suits a pair.
 
-    The default, prefix KL, wherever tokens that matter (numerals, punctuation) are outside the
-    common set: H-KL and GOLD would match them by rank to unrelated tokens. P-KL in its place where
-    no token can be compared beyond its first piece, as under a W without pieces. H-KL, by the
-    paper's advice, where all that matters is in the common set.
+    The default, prefix KL; P-KL in its place where no token can be compared beyond its first piece,
+    as under a W without pieces. Where all tokens that matter (numerals, punctuation) are in the
+    common set the paper advises H-KL, which the reason then says: no run of ours has compared the
+    two on such a pair. Elsewhere H-KL and GOLD would match tokens by rank to unrelated ones.
     """
-    if not _outside(audit):
-        return "h-kl"
     return DEFAULT_LOSS if any(item.prefixes for item in audit.classes) else "p-kl"
 
 
@@ -218,7 +219,9 @@ def _reason(audit: Audit) -> str:
     if not outside:
         return (
             f"{_list(_critical(audit))} of the student are in the common set, so a KL on matched "
-            "tokens reaches all that matters, and H-KL is the sharper loss there."
+            "tokens reaches all that matters: the paper advises H-KL there (--loss h-kl), and no "
+            f"run of ours has compared it with {_NAMES[recommended_loss(audit)]}, which reaches "
+            "them too."
         )
     common = (
         f"{_list(outside)} of the student are in the common set. H-KL and GOLD would match the "

@@ -15,7 +15,7 @@ from xtoken.audit.audit import Audit
 from xtoken.projection import RULE_CODES, Projection
 from xtoken.projection.explain import REASONS, Explanation
 
-_LOSSES = {"prefix-kl": "prefix KL (the default)", "p-kl": "P-KL", "h-kl": "H-KL"}
+_LOSSES = {"prefix-kl": "prefix KL (the default)", "p-kl": "P-KL"}
 
 
 def statistics(w: Projection) -> Group:

@@ -17,7 +17,6 @@ LOSSES = {
     "prefix-kl": "Prefix KL",
     "p-kl": "P\u2011KL",
     "exact-kl": "Exact KL",
-    "h-kl": "H\u2011KL",
 }
 # What the template has a place for; all else of an audit is shown as it is.
 _PLACED = frozenset(
