@@ -114,6 +114,23 @@ impl CharClasses {
         Some(guarded)
     }
 
+    /// As [`CharClasses::shape`], of a text whose characters have been met before; `None` also for
+    /// others.
+    pub fn known_shape(&self, text: &str, out: &mut Vec<u32>) -> Option<bool> {
+        out.clear();
+        if (self.ascii_only && !text.is_ascii())
+            || self.replacement.is_some_and(|c| text.contains(c))
+        {
+            return None;
+        }
+        let guarded = text.contains(&self.guards[..]);
+        let known = &self.known[usize::from(guarded)];
+        for c in text.chars() {
+            out.push(*known.get(&c)?);
+        }
+        Some(guarded)
+    }
+
     fn classify(&mut self, c: char, guarded: bool) -> u32 {
         let mut in_atoms: Vec<bool> = self.atoms.iter().map(|atom| atom.holds(c)).collect();
         if guarded {

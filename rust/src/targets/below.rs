@@ -71,7 +71,7 @@ impl Build<'_> {
         self.gather(at);
         for word in 0..row.ids.len().div_ceil(64) {
             let mut open = match slot {
-                Some(slot) => !self.scratch.masks[slot].bits[word],
+                Some(slot) => !self.scratch.masks[slot].plain[word],
                 None => u64::MAX,
             };
             if word == row.ids.len() / 64 {
@@ -120,29 +120,10 @@ impl Build<'_> {
             return (first != NONE).then_some(first);
         }
         let tables = self.tables;
-        let whole = match node {
-            NONE => NONE,
-            node => tables.node_first[node as usize],
-        };
-        let size = |&token: &u32| tables.teacher.bytes(token).len();
-        let length: usize = self.scratch.path[..depth].iter().map(size).sum();
-        let is_token = whole != NONE && tables.student.bytes(whole).len() == length;
         let mut bytes = std::mem::take(&mut self.scratch.bytes);
-        let first = match tables.teacher_pieces.of(id) {
-            // The text is that of two of the student's tokens.
-            &[next] if is_token => tables.student.first_of_two(
-                whole,
-                &tables.heads[next as usize].next(),
-                &mut self.scratch.student_pairs,
-                &mut bytes,
-                &mut self.scratch.pieces,
-            ),
-            _ => {
-                self.path_bytes(depth, &mut bytes);
-                bytes.extend_from_slice(tables.teacher.bytes(id));
-                tables.student.first_piece(&bytes, &mut self.scratch.pieces)
-            }
-        };
+        self.path_bytes(depth, &mut bytes);
+        bytes.extend_from_slice(tables.teacher.bytes(id));
+        let first = tables.student.first_piece(&bytes, &mut self.scratch.pieces);
         self.scratch.bytes = bytes;
         if node != NONE {
             self.scratch.texts.insert((node, id), first.unwrap_or(NONE));
@@ -227,11 +208,12 @@ impl Build<'_> {
         let mask = &mut scratch.masks[slot];
         (mask.at, mask.last) = (at, last);
         mask.bits.clear();
+        mask.plain.clear();
         let columns = &scratch.gathered[at % GATHERED].columns;
         let tables = self.tables;
         let mut after = tables.student.after(last, &mut scratch.student_pairs);
         for columns in columns.chunks(64) {
-            let mut bits = 0u64;
+            let (mut bits, mut plain) = (0u64, 0u64);
             for (bit, column) in columns.iter().enumerate() {
                 let kept = match column.kind {
                     ColumnKind::Text => after.keeps(&column.next()),
@@ -240,8 +222,10 @@ impl Build<'_> {
                     ColumnKind::Stop | ColumnKind::Special => true,
                 };
                 bits |= u64::from(kept) << bit;
+                plain |= u64::from(kept && tables.student.is_plain(&column.next())) << bit;
             }
             mask.bits.push(bits);
+            mask.plain.push(plain);
         }
         slot
     }
@@ -278,6 +262,8 @@ pub(super) struct Mask {
     at: usize,
     last: u32,
     pub bits: Vec<u64>,
+    /// Of them those of which the first student token tells it for all of the column's text.
+    pub plain: Vec<u64>,
 }
 
 impl Mask {
@@ -291,6 +277,7 @@ impl Mask {
             at: usize::MAX,
             last: NONE,
             bits: Vec::new(),
+            plain: Vec::new(),
         }
     }
 

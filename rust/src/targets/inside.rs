@@ -189,7 +189,7 @@ impl Build<'_> {
         let length = prefix.len();
         for (place, (&id, &prob)) in row.ids.iter().zip(row.probs).enumerate() {
             let kept = slot.is_some_and(|slot| {
-                self.scratch.masks[slot].bits[place / 64] >> (place % 64) & 1 == 1
+                self.scratch.masks[slot].plain[place / 64] >> (place % 64) & 1 == 1
             });
             if kept || place == on_path as usize || tables.teacher.bytes(id).is_empty() {
                 continue;

@@ -180,7 +180,8 @@ impl Rows {
             for (at, &log_prob) in (chunk * CHUNK..).zip(values) {
                 let id = id(at);
                 // No id, and no number, is no column.
-                if !(log_prob >= lowest) || id == -1 {
+                let counts = log_prob >= lowest && id != -1;
+                if !counts {
                     continue;
                 }
                 let prob = self.exp.of(f64::from(log_prob));

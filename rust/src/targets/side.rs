@@ -112,10 +112,16 @@ impl Side {
     /// The token that a text starts with.
     pub fn first_piece(&self, bytes: &[u8], pieces: &mut Vec<u32>) -> Option<u32> {
         let model = self.model()?;
-        if !self.tokenizer.segment_with(model, bytes, pieces) {
-            return None;
-        }
-        pieces.first().copied()
+        // Where the pre-tokenizer has nothing to do, asking it would take most of the time.
+        let is_one_word = self.joints.as_ref().is_some_and(|joints| {
+            str::from_utf8(bytes)
+                .is_ok_and(|text| joints.is_one_word(&self.tokenizer, text, pieces))
+        });
+        let spelled = match is_one_word {
+            true => model.segment(self.vocab(), bytes, pieces),
+            false => self.tokenizer.segment_with(model, bytes, pieces),
+        };
+        pieces.first().copied().filter(|_| spelled)
     }
 
     /// The token that a text ends with.
@@ -132,28 +138,13 @@ impl Side {
         }
     }
 
-    /// The token that the text of two tokens starts with.
-    pub fn first_of_two(
-        &self,
-        last: u32,
-        next: &Next,
-        memo: &mut BoundaryMemo,
-        bytes: &mut Vec<u8>,
-        pieces: &mut Vec<u32>,
-    ) -> Option<u32> {
-        bytes.clear();
-        bytes.extend_from_slice(self.bytes(last));
-        bytes.extend_from_slice(self.bytes(next.token));
-        let by_joint = self.after(last, memo).by_joint;
-        let one_word = by_joint.is_some_and(|mut after| after.is_one_word(next));
-        match self.model() {
-            // The pre-tokenizer has nothing to do.
-            Some(model) if one_word => {
-                let spelled = model.segment(self.vocab(), bytes, pieces);
-                pieces.first().copied().filter(|_| spelled)
-            }
-            _ => self.first_piece(bytes, pieces),
-        }
+    /// Whether what follows this token cannot change how the text before it is cut: it is whole
+    /// characters of a known shape. (A first byte alone is no text for the pre-tokenizer.)
+    #[inline]
+    pub fn is_plain(&self, next: &Next) -> bool {
+        self.joints
+            .as_ref()
+            .is_some_and(|joints| joints.has_shape(next))
     }
 
     /// A token as what may follow another.
