@@ -27,7 +27,8 @@ CONFIG = DistillConfig(
 
 def request(out: Path, *, resume: bool) -> distill_run.Request:
     return distill_run.Request(
-        student="s", teacher="t", data=[str(out)], held_out=None, split="train", text_field=None,
+        student="s", teachers=[], teacher_column=None, data=[str(out)],
+        held_out=None, split="train", text_field=None,
         chat_templates={}, config=None, settings={}, compare=False, out=out, resume=resume,
         teacher_cache=out,
     )  # fmt: skip
