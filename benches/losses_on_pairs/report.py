@@ -26,6 +26,10 @@ def by_text(results: Sequence[Result]) -> dict[tuple[str, Setting], dict[str, Ru
     for run in known:
         setting = Setting(*(run[name] for name in Setting._fields))
         found.setdefault((run["text"], setting), {}).setdefault(run["arm"], {})[run["seed"]] = run
+    trained = {text for text, _ in found}
+    for result in results:  # texts that were only scored
+        if (text := result.get("ends")) is not None and text not in trained:
+            found[text, Setting()] = {}
     return found
 
 
@@ -63,7 +67,9 @@ def markdown(results: Sequence[Result]) -> str:
         heads = [f"{name.split(' ', 1)[1]} ({shares[name]:.0%})" for name in columns]
         lines += [
             f"\n{text}: {setting.steps} steps of {setting.batch_size} passages, learning rate "
-            f"{setting.learning_rate:g}\n",
+            f"{setting.learning_rate:g}\n"
+            if arms
+            else f"\n{text}: nothing trained yet\n",
             "| arm | seeds | bits/byte | less CE, by seed | gap closed | late CE, nats/token | "
             f"less CE, by seed | {' | '.join(heads)} | CPU s/step |",
             "|" + " --- |" * (8 + len(heads)),
@@ -107,7 +113,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     tables = by_text(results)
     most: dict[str, tuple[Setting, dict[str, Runs]]] = {}
     for (text, setting), arms in tables.items():  # the setting with the most arms
-        if text not in most or len(arms) > len(most[text][1]):
+        if arms and (text not in most or len(arms) > len(most[text][1])):
             most[text] = (setting, arms)
     if not most:
         return
@@ -130,5 +136,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
         panel.set_xlabel("bits per byte, held out")
         panel.set_title(f"{text}: {setting.steps} steps of {setting.batch_size}", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
-        panel.legend(fontsize=8, loc="lower right")
+        panel.legend(fontsize=8, loc="upper center")
     figure.savefig(path, dpi=120)
