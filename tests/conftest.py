@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 # Tests build what they test, and leave the user's cache alone.
 os.environ["XTOKEN_CACHE"] = "off"
@@ -17,7 +18,9 @@ os.environ["XTOKEN_CACHE"] = "off"
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples in every run and on every machine; the deep profile searches on.
+# The same examples in every run and on every machine; the deep profile searches on. Hypothesis also
+# draws constants of the modules that happen to be loaded, which differ from worker to worker.
+providers._get_local_constants = lambda: type(providers._local_constants)()
 settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
