@@ -14,9 +14,10 @@ from torch import Tensor
 
 from xtoken.errors import OptionError
 from xtoken.losses import TeacherTopK
+from xtoken.teachers.predict import padded_signal
 from xtoken.teachers.served.teacher import ServedTeacher
 from xtoken.teachers.shard import Predictions
-from xtoken.teachers.store import TopKStore, padded_signal
+from xtoken.teachers.store import TopKStore
 
 Ids = NDArray[np.int64]
 

@@ -18,6 +18,7 @@ from xtoken._core import Vocab
 from xtoken._files import JsonValue
 from xtoken.errors import OptionError, RefusedRequestError, ServerError, TokenIdError, XTokenError
 from xtoken.losses import TeacherTopK
+from xtoken.teachers.predict import padded_signal
 from xtoken.teachers.served.answers import items, member
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
 from xtoken.teachers.served.client import Connection, RetryPolicy
@@ -26,7 +27,6 @@ from xtoken.teachers.served.sglang import SGLang
 from xtoken.teachers.served.vllm import VllmCompletions
 from xtoken.teachers.served.vllm_tokens import VllmTokens
 from xtoken.teachers.shard import Predictions
-from xtoken.teachers.store import padded_signal
 
 Ids = NDArray[np.int64]
 
