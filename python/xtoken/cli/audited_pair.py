@@ -127,7 +127,8 @@ def predictions(
     """
     from xtoken.teachers import LiveTeacher, TopKStore
     from xtoken.teachers.load_model import load_causal_lm
-    from xtoken.teachers.store import is_store, predict
+    from xtoken.teachers.predict import predict
+    from xtoken.teachers.store import is_store
 
     whole = np.asarray(ids, dtype=np.int64)
     if is_store(model):
