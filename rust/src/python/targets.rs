@@ -40,6 +40,8 @@ pub(super) struct PyTargetArrays {
 }
 
 type Ids<'py> = PyReadonlyArray1<'py, i64>;
+/// Where each row begins, and what the rows hold.
+type IndptrAndIds = (Py<PyArray1<i64>>, Py<PyArray1<i64>>);
 
 #[pymethods]
 impl PyTargetBuilder {
@@ -91,7 +93,7 @@ impl PyTargetBuilder {
         py: Python<'_>,
         tokens: Ids<'_>,
         threads: usize,
-    ) -> PyResult<(Py<PyArray1<i64>>, Py<PyArray1<i64>>)> {
+    ) -> PyResult<IndptrAndIds> {
         let tokens = slice("tokens", &tokens)?;
         let size = |id: i64| u32::try_from(id).unwrap_or(u32::MAX);
         let tokens: Vec<u32> = tokens.iter().map(|&id| size(id)).collect();
