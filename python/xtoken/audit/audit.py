@@ -265,9 +265,11 @@ def _notes(
             "are empty and their probability is left out."
         )
     if stats["unpaired"]:
+        one = stats["unpaired"] == 1
         notes.append(
-            f"{stats['unpaired']:,} special tokens of the student have no partner; declare those "
-            "that training text holds with special_roles."
+            f"{stats['unpaired']:,} special token{'' if one else 's'} of the student "
+            f"{'has' if one else 'have'} no partner; declare with special_roles what of them "
+            "training text holds."
         )
     return tuple(notes)
 
