@@ -13,6 +13,7 @@ from mutate_json import mutant
 from tokenizers import Tokenizer
 
 from xtoken import Aligner, Projection, Vocab, XTokenError
+from xtoken._checks import panics_refused
 
 WORDS = (b"201", b" the", "नमस्ते".encode(), b"\xff\xfe", b"a" * 3000, b"")
 
@@ -54,11 +55,9 @@ def draws(kind: str, folder: Path, rng: random.Random, number: int):
             try:
                 if aborts_tokenizers(json.loads(content)):
                     raise ValueError
-                made = Tokenizer.from_str(content.decode())
-            # tokenizers refuses it with a bare Exception, or panics, which is no Exception.
-            except BaseException as error:
-                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                    raise
+                with panics_refused("a draw"):
+                    made = Tokenizer.from_str(content.decode())
+            except Exception:  # tokenizers refuses it with a bare Exception
                 made_now -= 1
                 continue
             yield content, lambda _, made=made: Vocab.from_tokenizer(made)

@@ -11,22 +11,7 @@ from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import Chooser, Scope
 from xtoken.losses.registry import LossName
 
-DistillLossName = Literal[
-    "prefix-kl",
-    "p-kl",
-    "exact-kl",
-    "h-kl",
-    "gold",
-    "uld",
-    "alm",
-    "bpm",
-    "escd",
-    "strict-top-k",
-    "partition-kl",
-    "same-vocab-kl",
-    "ce",
-    "auto",
-]
+DistillLossName = Literal[LossName, "ce", "auto"]
 """A loss of the library; `ce` is cross-entropy alone, `auto` what the pair's audit recommends."""
 
 KdWeight = float | Literal["balanced"]

@@ -19,7 +19,7 @@ from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import CommonSet, PairParts
-from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.stop_fold import StopFold, folded_logits
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -92,9 +92,7 @@ class StrictTopKBlocks(BlockLoss):
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        logits = rows if self.temperature == 1.0 else rows / self.temperature
-        if self.fold is not None:
-            logits = self.fold.with_graph(logits)
+        logits = folded_logits(rows, self.temperature, self.fold)
         strict = self.strict[block.start : block.stop]
         shared = logits.index_select(1, self.common.student_ids)
         log_teacher = self.teacher.log_probs(block.start, block.stop, self.common.teacher_ids)

@@ -85,3 +85,9 @@ class StopFold(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{source} -> {target}" for source, target in self.pairs)
+
+
+def folded_logits(rows: Tensor, temperature: float, fold: StopFold | None) -> Tensor:
+    """[R, V_s] logits by temperature, with their graph, the stops added to the one that counts."""
+    logits = rows if temperature == 1.0 else rows / temperature
+    return logits if fold is None else fold.with_graph(logits)

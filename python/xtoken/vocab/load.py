@@ -92,21 +92,20 @@ def by_transformers(source: str, side: str = "") -> LoadedTokenizer:
             f"{side}{source} does not exist; pass a directory with a tokenizer, saved by "
             "tokenizer.save_pretrained, or the name of a model on the hub (owner/model)"
         )
-    try:
-        # Warnings of the hub's client and of transformers are no use beside the one line below.
-        with warnings.catch_warnings(), panics_refused(f"the tokenizer of {side}{source}"):
-            warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, local_files_only=is_hub_name(source) and not _hub_is_reachable()
-            )
-    except FormatError:
-        raise
-    # transformers raises many kinds here, down to KeyError and bare Exception.
-    except Exception as error:
-        raise ModelSourceError(
-            f"{side}{source} has no tokenizer that transformers can read ({_one_line(error)})"
-            "; pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
-        ) from error
+    with panics_refused(f"the tokenizer of {side}{source}"):
+        try:
+            # Warnings of the hub's client and of transformers are no use beside the line below.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, local_files_only=is_hub_name(source) and not _hub_is_reachable()
+                )
+        # transformers raises many kinds here, down to KeyError and bare Exception.
+        except Exception as error:
+            raise ModelSourceError(
+                f"{side}{source} has no tokenizer that transformers can read ({_one_line(error)})"
+                "; pass a directory with one, saved by tokenizer.save_pretrained, or a hub name"
+            ) from error
     if not tokenizer.is_fast:
         raise UnsupportedTokenizerError(
             f"the tokenizer of {side}{source} is {type(tokenizer).__name__}, not a fast one; "
@@ -149,19 +148,17 @@ def _by_tokenizers(path: Path) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
     file, content = read_content(path)
-    try:
-        # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
-        with panics_refused(f"the tokenizer of {path}"):
+    with panics_refused(f"the tokenizer of {path}"):
+        try:
+            # tokenizers raises bare Exception for what it cannot read, a tekken file among it.
             tokenizer = Tokenizer.from_str(content.decode())
-    except FormatError:
-        raise
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{file} is not UTF-8: {error}; copy it again") from error
-    except Exception as error:
-        raise UnsupportedTokenizerError(
-            f"{path} lists tokens but holds no encoder for text; pass the tokenizer.json of a "
-            "Hugging Face fast tokenizer, or the directory with it"
-        ) from error
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{file} is not UTF-8: {error}; copy it again") from error
+        except Exception as error:
+            raise UnsupportedTokenizerError(
+                f"{path} lists tokens but holds no encoder for text; pass the tokenizer.json of a "
+                "Hugging Face fast tokenizer, or the directory with it"
+            ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

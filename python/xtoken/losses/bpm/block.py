@@ -19,7 +19,7 @@ from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.segments import owners, ragged_arange, segment_logsumexp
 from xtoken.tensors.sparse_ops import log_project
-from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.stop_fold import StopFold, folded_logits
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -99,9 +99,7 @@ class BPMBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         assert self.student.ends is not None
         assert block.segments is not None
-        logits = rows if self.temperature == 1.0 else rows / self.temperature
-        if self.fold is not None:
-            logits = self.fold.with_graph(logits)
+        logits = folded_logits(rows, self.temperature, self.fold)
         part = slice(int(self.student.ends[block.start]), int(self.student.ends[block.stop]))
         counted = self.places.counted[part]
         space = self.places.space[part] & counted

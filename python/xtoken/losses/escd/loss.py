@@ -24,7 +24,7 @@ from xtoken.tensors.host import on_device
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.segments import owners, ragged_arange, segment_logsumexp
 from xtoken.tensors.sparse_ops import log_project
-from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.stop_fold import StopFold, folded_logits
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -112,9 +112,7 @@ class EscdBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         assert self.student.ends is not None
         assert block.segments is not None
-        logits = rows if self.temperature == 1.0 else rows / self.temperature
-        if self.fold is not None:
-            logits = self.fold.with_graph(logits)
+        logits = folded_logits(rows, self.temperature, self.fold)
         log_student = torch.log_softmax(logits, -1)
         start, stop = int(self.student.ends[block.start]), int(self.student.ends[block.stop])
         ends = self.places.teacher_ends

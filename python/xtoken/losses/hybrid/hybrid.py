@@ -15,7 +15,7 @@ from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.sorting import sorted_l1
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.pair_parts import CommonSet
-from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.stop_fold import StopFold, folded_logits
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,11 +48,8 @@ class HybridBlocks(BlockLoss):
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        logits = merge_rows(rows, block.segments, len(block))
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        if self.fold is not None:
-            logits = self.fold.with_graph(logits)
+        merged = merge_rows(rows, block.segments, len(block))
+        logits = folded_logits(merged, self.temperature, self.fold)
         log_student = torch.log_softmax(logits, -1)
         log_teacher = self.teacher.log_probs(block.start, block.stop)
         zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one

@@ -19,7 +19,7 @@ from xtoken.tensors.host import on_device
 from xtoken.tensors.pair_parts import CommonSet
 from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.segments import owners, ragged_arange
-from xtoken.tensors.stop_fold import StopFold
+from xtoken.tensors.stop_fold import StopFold, folded_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,7 @@ class PartitionKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         assert self.student.ends is not None
         assert block.segments is not None
-        logits = rows if self.temperature == 1.0 else rows / self.temperature
-        if self.fold is not None:
-            logits = self.fold.with_graph(logits)
+        logits = folded_logits(rows, self.temperature, self.fold)
         log_student = torch.log_softmax(logits, -1)
         ends = self.student.ends[block.start : block.stop + 1]
         tokens = self.places.student_tokens[int(ends[0]) : int(ends[-1])]
