@@ -23,6 +23,7 @@ from xtoken.training import (
     DistillConfig,
     DistillTrainer,
     HeldOutEvaluator,
+    HeldOutScore,
     ModelPair,
     PreparedData,
     load_models,
@@ -32,6 +33,7 @@ from xtoken.training import (
 )
 from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import read_history
+from xtoken.vocab.classes import class_of
 
 CONFIG = DistillConfig(
     steps=1,
@@ -184,14 +186,21 @@ def test_bits_per_byte_are_those_of_a_plain_loop(materials: PreparedData) -> Non
     pair, models = materials.pair, materials.models
     model = models.load_student().double().eval()
     nats, count = 0.0, 0
+    by_class: dict[str, list[float]] = {}
     for example in materials.held_out.examples:
         ids = torch.from_numpy(example.student_ids)[None]
         with torch.no_grad():
             log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
         for position in range(1, ids.shape[1]):
             token = int(ids[0, position])
-            nats -= float(log_probs[position - 1, token])
-            count += len(pair.student_vocab.token_bytes(token))
+            text = pair.student_vocab.token_bytes(token)
+            bits = -float(log_probs[position - 1, token]) / math.log(2)
+            nats += bits * math.log(2)
+            count += len(text)
+            of_class = by_class.setdefault(class_of(text), [0.0, 0])
+            of_class[0] += bits
+            of_class[1] += len(text)
+    assert {"Latin letters", "ASCII punctuation", "three-digit numerals"} <= set(by_class)
     expected = nats / math.log(2) / count
     for batch_size in (1, 4, 100):
         evaluator = HeldOutEvaluator(
@@ -199,6 +208,14 @@ def test_bits_per_byte_are_those_of_a_plain_loop(materials: PreparedData) -> Non
         )
         score = evaluator.score(models.load_student().train())
         assert score.bits_per_byte == pytest.approx(expected, rel=1e-5)
+        assert evaluator.class_bytes == {name: size for name, (_, size) in by_class.items()}
+        assert score.class_bits_per_byte == pytest.approx(
+            {name: bits / size for name, (bits, size) in by_class.items()}, rel=1e-5
+        )
+        logged = score.metrics("eval_")
+        bits, size = by_class["Latin letters"]
+        assert logged["eval_bits_per_byte/Latin letters"] == pytest.approx(bits / size, rel=1e-5)
+        assert HeldOutScore.from_metrics({**logged, "step": 1}, "eval_") == score
 
 
 def test_evaluation_restores_the_mode_of_the_model(materials: PreparedData) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -80,6 +81,7 @@ def run(request: Request) -> None:
         score = evaluator.score(model)
         found["texts"] = score.metrics()
         console.print(_score_table(request.model, score))
+        console.print(_class_table(score, evaluator.class_bytes))
     if request.tasks:
         results = _tasks(request, model, tokenizer)
         found["tasks"] = results
@@ -116,6 +118,17 @@ def _score_table(model: str, score: HeldOutScore) -> Table:
     nats = score.bits_per_byte * math.log(2) * score.bytes / max(score.tokens, 1)
     shown = ["none" if math.isnan(x) else f"{x:.4f}" for x in (nats, score.numeral_nll)]
     table.add_row(f"{score.bits_per_byte:.4f}", *shown)
+    return table
+
+
+def _class_table(score: HeldOutScore, class_bytes: Mapping[str, int]) -> Table:
+    table = Table(title="by class of the tokens")
+    table.add_column("class")
+    for title in ("bits per byte", "share of bytes", "bytes"):
+        table.add_column(title, justify="right")
+    for name, size in class_bytes.items():
+        bits = score.class_bits_per_byte[name]
+        table.add_row(name, f"{bits:.4f}", f"{size / score.bytes:.1%}", f"{size:,}")
     return table
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from xtoken._core import Vocab
 from xtoken.data.examples import Example
 from xtoken.errors import DataError, OptionError
 from xtoken.teachers.forward import causal_logits
+from xtoken.vocab.classes import class_of, order
 
 # An optional space first: some tokenizers glue it to the digits.
 NUMERAL = re.compile(rb" ?[0-9]{2,3}")
@@ -35,7 +37,9 @@ class HeldOutScore:
         numeral_mass: mean probability on all two- and three-digit numerals at these positions.
         digit_mass: mean probability on all single digits at these positions.
         numeral_nll: mean negative log-likelihood of the right numeral there, in nats.
-    The last three are NaN where there is no such position.
+        class_bits_per_byte: the same as `bits_per_byte` over the tokens of each class of text, by
+            its name as in the audit (`Latin letters`, `two-digit numerals`); classes that occur.
+    The three at numerals are NaN where there is no such position.
     """
 
     bits_per_byte: float
@@ -45,16 +49,29 @@ class HeldOutScore:
     numeral_mass: float
     digit_mass: float
     numeral_nll: float
+    class_bits_per_byte: dict[str, float] = field(default_factory=dict)
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
-        """Return the scores by name, each with the prefix."""
-        return {prefix + name: value for name, value in asdict(self).items()}
+        """Return the scores by name, each with the prefix; of a class as `bits_per_byte/NAME`."""
+        values: dict[str, float] = {name: getattr(self, name) for name in _PLAIN}
+        values |= {_OF_CLASS + name: bits for name, bits in self.class_bits_per_byte.items()}
+        return {prefix + name: value for name, value in values.items()}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float], prefix: str = "") -> HeldOutScore:
         """Read what `metrics` returned; other entries are ignored."""
-        values: dict[str, Any] = {field.name: metrics[prefix + field.name] for field in fields(cls)}
-        return cls(**values)
+        values: dict[str, Any] = {name: metrics[prefix + name] for name in _PLAIN}
+        start = prefix + _OF_CLASS
+        by_class = {
+            name.removeprefix(start): bits
+            for name, bits in metrics.items()
+            if name.startswith(start)
+        }
+        return cls(**values, class_bits_per_byte=by_class)
+
+
+_OF_CLASS = "bits_per_byte/"
+_PLAIN = tuple(each.name for each in fields(HeldOutScore) if each.name != "class_bits_per_byte")
 
 
 class HeldOutEvaluator:
@@ -64,6 +81,9 @@ class HeldOutEvaluator:
         examples: the held-out examples; only their student side is read.
         vocab: of the student's tokenizer.
         batch_size: examples per forward pass; it does not change the scores beyond rounding.
+
+    Attributes:
+        class_bytes: bytes of the scored tokens by their class, in the order of reports.
     """
 
     def __init__(self, examples: Sequence[Example], vocab: Vocab, *, batch_size: int = 16) -> None:
@@ -80,6 +100,25 @@ class HeldOutEvaluator:
         self.byte_lengths = torch.tensor(lengths, dtype=torch.int64)
         self.numerals = _ids_of(vocab, NUMERAL)
         self.digits = _ids_of(vocab, DIGIT)
+        self.class_bytes, self._class_of = self._classes(vocab)
+
+    def _classes(self, vocab: Vocab) -> tuple[dict[str, int], Tensor]:
+        """Bytes by class, and of each id [V_s] the place of its class among them; -1 if unscored.
+
+        A class is asked for only of the tokens that occur.
+        """
+        counts: Counter[int] = Counter()
+        for example in self.examples:
+            ids = example.student_ids[1:][example.student_loss_mask[1:].astype(bool)]
+            counts.update(ids.tolist())
+        names = {i: class_of(vocab.token_bytes(i)) for i in counts if self.byte_lengths[i]}
+        class_bytes = dict.fromkeys(order(set(names.values())), 0)
+        places = {name: place for place, name in enumerate(class_bytes)}
+        class_of_id = torch.full((len(vocab),), -1, dtype=torch.int64)
+        for token_id, name in names.items():
+            class_bytes[name] += counts[token_id] * int(self.byte_lengths[token_id])
+            class_of_id[token_id] = places[name]
+        return class_bytes, class_of_id
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> HeldOutScore:
@@ -92,20 +131,24 @@ class HeldOutEvaluator:
                     self._totals(model, self.examples[start : start + self.batch_size])
                     for start in range(0, len(self.examples), self.batch_size)
                 ),
-                torch.zeros(7, dtype=torch.float64),
+                torch.zeros(7 + len(self.class_bytes), dtype=torch.float64),
             )
         finally:
             model.train(was_training)
-        nats, byte_count, tokens, positions, numeral, digit, numeral_nats = totals.tolist()
-        at_numerals = [
+        nats, byte_count, tokens, positions, numeral, digit, numeral_nats = totals[:7].tolist()
+        mass, digit_mass, nll = (
             value / positions if positions else math.nan for value in (numeral, digit, numeral_nats)
-        ]
+        )
+        by_class = zip(self.class_bytes.items(), totals[7:].tolist(), strict=True)
         return HeldOutScore(
             nats / math.log(2) / byte_count if byte_count else math.nan,
             int(byte_count),
             int(tokens),
             int(positions),
-            *at_numerals,
+            mass,
+            digit_mass,
+            nll,
+            {name: value / math.log(2) / size for (name, size), value in by_class},
         )
 
     def _totals(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
@@ -138,7 +181,11 @@ class HeldOutEvaluator:
             probs[:, self.digits.to(device)].double().sum(),
             nats[at_numeral].sum(),
         ]
-        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+        by_class = torch.zeros(len(self.class_bytes), dtype=torch.float64)
+        by_class.index_add_(0, self._class_of[targets], nats)
+        return torch.cat(
+            [torch.tensor([float(each) for each in values], dtype=torch.float64), by_class]
+        )
 
 
 def _ids_of(vocab: Vocab, pattern: re.Pattern[bytes]) -> Tensor:
