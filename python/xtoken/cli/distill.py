@@ -83,6 +83,23 @@ def distill(
             help="Split of a directory or hub dataset, such as train[:1%].", show_default="train"
         ),
     ] = None,
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Read --data as training goes, for a corpus larger than memory; the teacher runs "
+            "in each step, or --teacher-store has what it says.",
+        ),
+    ] = False,
+    shuffle_buffer: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --streaming: texts held at once to draw the next one from; 1 keeps the "
+            "order.",
+            show_default="10000",
+        ),
+    ] = None,
     text_field: Annotated[
         str | None,
         typer.Option(
@@ -200,6 +217,8 @@ def distill(
         "teacher_column": teacher_column,
         "held_out": held_out,
         "split": split,
+        "streaming": streaming,
+        "shuffle_buffer": shuffle_buffer,
         "text_field": text_field,
         "student_chat_template": student_chat_template,
         "teacher_chat_template": teacher_chat_template,
@@ -257,6 +276,8 @@ def distill(
             data=given["data"],
             held_out=given.get("held_out"),
             split=given.get("split", "train"),
+            streaming=bool(given.get("streaming")),
+            shuffle_buffer=given.get("shuffle_buffer"),
             text_field=given.get("text_field"),
             chat_templates=templates,
             config=config,

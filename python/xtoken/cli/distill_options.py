@@ -15,8 +15,10 @@ TRAINER = "Trainer (transformers.TrainingArguments)"
 # A parameter of the command belongs to the first group that names it.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Run": (
-        *("student", "data", "out", "held_out", "split", "text_field", "student_chat_template"),
+        *("student", "data", "out", "held_out", "split", "streaming", "shuffle_buffer"),
         *(
+            "text_field",
+            "student_chat_template",
             "teacher_chat_template",
             "config",
             "compare",

@@ -19,9 +19,9 @@ from xtoken.cli.console import (
     Bars,
     quiet_transformers,
     read_chat_template,
-    read_data,
     warn_of_left_out,
 )
+from xtoken.cli.distill_data import check_streaming, read_run_texts
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
@@ -32,7 +32,7 @@ from xtoken.cli.distill_tables import (
     taught_tokens,
 )
 from xtoken.cli.teachers import TeacherOption, load_teachers
-from xtoken.data import Document, TextSplit, keep_apart, split_held_out
+from xtoken.data import TextSplit
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.errors import LowCoverageWarning, OptionError
@@ -46,7 +46,6 @@ from xtoken.training.prepare import PreparedData, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 
-HELD_OUT_FRACTION = 0.1
 COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
 
@@ -69,6 +68,8 @@ class Request:
     resume: bool
     teacher_cache: Path
     dry_run: bool = False
+    streaming: bool = False
+    shuffle_buffer: int | None = None
 
 
 def run(request: Request) -> None:
@@ -80,7 +81,8 @@ def run(request: Request) -> None:
     console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
     config = _dated(_config(request), request)
-    texts, routes = _texts(request, console)
+    read = read_run_texts(request, config, console)
+    texts = read.parts
     models = load_teachers(request.student, request.teachers)
     if len(models) > 1 and request.chat_templates["teacher"] is not None:
         raise OptionError(
@@ -92,7 +94,8 @@ def run(request: Request) -> None:
             getattr(each.pair, f"{side}_tokenizer").chat_template = read_chat_template(
                 f"{side}-chat-template", cast(Path, file)
             )
-    materials = prepare(models, texts, config, bars, routes=routes)
+    materials = prepare(models, texts, config, bars, routes=read.routes)
+    materials = replace(materials, stream=read.stream)
     _show_audited(console, materials, config)
     losses: list[DistillLossName] = [config.loss]
     if request.compare:
@@ -127,6 +130,7 @@ def run(request: Request) -> None:
         sources_of_loss = [sources[loss] for sources in opened]
         result = train(materials, settings, sources_of_loss, folder, bars, resume=request.resume)
         _show_earlier(console, result, request.resume)
+        _show_unusable(console, result)
         results.append(result)
     console.print(result_table(results))
     if is_main_process():
@@ -150,6 +154,9 @@ def _config(request: Request) -> DistillConfig:
     # Merged before they are checked: the file may need the option beside it.
     settings = {} if request.config is None else read_settings(request.config)
     settings |= request.settings
+    check_streaming(request, settings)
+    if request.streaming:
+        settings["teacher_top_k"] = None
     stores = [each.store for each in request.teachers if each.store is not None]
     if stores:
         stored = min(TopKStore.open(store).key.top_k for store in stores)
@@ -174,19 +181,6 @@ def _dated(config: DistillConfig, request: Request) -> DistillConfig:
             )
         earlier = next(iter(dates), None)
     return replace(config, date=str(earlier or datetime.date.today().isoformat()))
-
-
-def _texts(
-    request: Request, console: Console
-) -> tuple[TextSplit, Mapping[Document, object] | None]:
-    """Both parts, and which teachers a document is for, where a column says so."""
-    column = request.teacher_column
-    texts = read_data(request.data, request.text_field, request.split, console, column)
-    routes = None if column is None else texts.teachers
-    if not request.held_out:
-        return split_held_out(texts, HELD_OUT_FRACTION), routes
-    held_out = read_data(request.held_out, request.text_field, request.split, console)
-    return keep_apart(texts, held_out), routes
 
 
 # Above this share of examples a cut or a loss of rows is more than a note.
@@ -248,6 +242,17 @@ def _show_earlier(console: Console, result: RunResult, resume: bool) -> None:
         console.print(f"{result.loss}: went on from step {result.steps_before} of {result.steps}")
     elif resume:
         console.print(f"{result.loss}: there was no checkpoint; it ran from the beginning")
+
+
+def _show_unusable(console: Console, result: RunResult) -> None:
+    """The rows of a stream that were left out, of which the first was named when it came."""
+    counts = [each["rows_left_out"] for each in result.records if "rows_left_out" in each]
+    if counts:
+        console.print(
+            f"[bold yellow]warning:[/] {result.loss}: {counts[-1]:,.0f} rows of the stream could "
+            "not be used, and were left out",
+            soft_wrap=True,
+        )
 
 
 def _write_comparison(out: Path, results: list[RunResult]) -> None:

@@ -13,7 +13,8 @@ _TEXTS = (
     *("teacher_column", "teacher_cache"),
 )
 _LISTS = ("data", "held_out", "teacher", "teacher_store", "teacher_loss")
-_SWITCHES = ("compare", "resume", "overwrite")
+_SWITCHES = ("compare", "resume", "overwrite", "streaming")
+_NUMBERS = ("shuffle_buffer",)
 _TEACHER = ("source", "weight", "store", "loss")
 
 
@@ -41,12 +42,18 @@ def read_run_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in _SWITCHES:
         if settings.get(name) is not None:
             run[name] = _typed(settings[name], bool, name, path)
+    for name in _NUMBERS:
+        if settings.get(name) is not None:
+            run[name] = _typed(settings[name], int, name, path)
+            if isinstance(run[name], bool) or run[name] < 1:
+                raise OptionError(f"{path}: {name} = {run[name]}, expected at least 1")
     if any(isinstance(each, Mapping) for each in run.get("teacher", ())):
         run |= _of_objects(run, path)
     for name in _LISTS:
         for each in run.get(name, ()):
             _typed(each, str, name, path)
-    rest = {k: v for k, v in settings.items() if k not in (*_TEXTS, *_LISTS, *_SWITCHES)}
+    taken = (*_TEXTS, *_LISTS, *_SWITCHES, *_NUMBERS)
+    rest = {k: v for k, v in settings.items() if k not in taken}
     if "teacher_weights" in rest:
         rest["teacher_weighting"] = rest.pop("teacher_weights")
     return run, rest
@@ -72,6 +79,6 @@ def _of_objects(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _typed(value: object, kind: type, name: str, path: Path) -> Any:
     if not isinstance(value, kind):
-        words = {str: "a text", bool: "true or false"}
+        words = {str: "a text", bool: "true or false", int: "a whole number"}
         raise OptionError(f"{path}: {name} = {value!r}, expected {words[kind]}")
     return value

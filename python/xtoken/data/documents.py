@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from xtoken.data.rows import Document
@@ -68,20 +68,28 @@ def cut_passages(text: str, max_chars: int) -> list[str]:
     A paragraph longer than `max_chars` is cut at line ends, a longer line stays whole: a passage
     can exceed `max_chars` only where it is a single line.
     """
+    return list(passages(text.split("\n\n"), max_chars))
+
+
+def passages(paragraphs: Iterable[str], max_chars: int) -> Iterator[str]:
+    """The passages of `cut_passages`, of a text that is read a paragraph at a time."""
     if max_chars < 1:
         raise OptionError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
-    passages: list[str] = []
-    for paragraph in text.split("\n\n"):
+    passage = ""
+    for paragraph in paragraphs:
         whole = len(paragraph) <= max_chars
         for index, piece in enumerate([paragraph] if whole else paragraph.splitlines()):
             if not piece.strip():
                 continue
             joint = "\n\n" if index == 0 else "\n"
-            if passages and len(passages[-1]) + len(joint) + len(piece) <= max_chars:
-                passages[-1] += joint + piece
-            else:
-                passages.append(piece)
-    return passages
+            if passage and len(passage) + len(joint) + len(piece) <= max_chars:
+                passage += joint + piece
+                continue
+            if passage:
+                yield passage
+            passage = piece
+    if passage:
+        yield passage
 
 
 def split_held_out(texts: Sequence[Document], fraction: float) -> TextSplit:
@@ -97,8 +105,8 @@ def split_held_out(texts: Sequence[Document], fraction: float) -> TextSplit:
     if not 0.0 < fraction < 1.0:
         raise OptionError(f"held-out fraction = {fraction}, expected between 0 and 1; try 0.1")
     distinct = list(dict.fromkeys(texts))
-    held = [text for text in distinct if _unit_hash(text) < fraction]
-    train = [text for text in distinct if _unit_hash(text) >= fraction]
+    held = [text for text in distinct if unit_hash(text) < fraction]
+    train = [text for text in distinct if unit_hash(text) >= fraction]
     if not held or not train:
         raise DataError(
             f"{len(distinct)} distinct documents give {len(train)} for training and {len(held)} "
@@ -120,7 +128,8 @@ def keep_apart(train: Iterable[Document], held_out: Iterable[Document]) -> TextS
     return TextSplit(kept, list(held), dropped=len(train) + len(held_out) - len(kept) - len(held))
 
 
-def _unit_hash(document: Document) -> float:
+def unit_hash(document: Document) -> float:
+    """A number in [0, 1) that only the document decides."""
     text = document if isinstance(document, str) else document.json
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -168,14 +168,12 @@ def _read(
     if path.is_file() and path.suffix == ".txt":
         return Documents(cut_passages(_decode(path), TXT_PASSAGE_CHARS))
     if path.is_file() and path.suffix == ".jsonl":
-        return _documents(_lines(_decode(path), path), field, strict, teachers)
-    if path.is_file():
-        _kind(path)
-    elif not path.is_dir() and not is_hub_name(source):
-        raise _no_file(source)
+        # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
+        return _documents(json_lines(_decode(path).split("\n"), path), field, strict, teachers)
+    check_source(source)
     # What is here is read as a stream, which leaves no second copy of it on the disk.
     rows = load_rows(source, split=split, streaming=path.exists())
-    return _documents(_numbered(rows, source), field, strict, teachers)
+    return _documents(numbered(rows, source), field, strict, teachers)
 
 
 def _documents(
@@ -201,9 +199,11 @@ def _documents(
     return documents
 
 
-def _lines(content: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
-    # Not splitlines(): JSON allows U+2028 and U+0085 inside a string.
-    for number, line in enumerate(content.split("\n"), 1):
+def json_lines(
+    lines: Iterable[str], path: Path
+) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
+    """The rows of a `.jsonl` file, each with its place, or why it is none."""
+    for number, line in enumerate(lines, 1):
         # Files that were joined have a mark at each beginning.
         line = line.removeprefix("\ufeff")
         if not line.strip():
@@ -220,9 +220,14 @@ def _lines(content: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any] | 
             yield place, value if isinstance(value, dict) else {}
 
 
-def _numbered(
+def numbered(
     rows: Dataset | IterableDataset, source: DataSource
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a dataset, each with its place.
+
+    Raises:
+        DataError: the source is damaged.
+    """
     stream = iter(rows)
     index = 0
     while True:
@@ -237,6 +242,19 @@ def _numbered(
             ) from error
         yield f"{source}: row {index}", cast("Mapping[str, Any]", row)
         index += 1
+
+
+def check_source(source: DataSource) -> None:
+    """Refuse what is no file of a known kind, no directory and no name on the hub.
+
+    Raises:
+        MissingFileError, DataError: which it is.
+    """
+    path = Path(source)
+    if path.is_file():
+        _kind(path)
+    elif not path.is_dir() and not is_hub_name(source):
+        raise _no_file(source)
 
 
 def _kind(path: Path) -> str:

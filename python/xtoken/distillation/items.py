@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,18 @@ messages), an example, or a row of `Pair.tokenize`."""
 
 
 def examples_together(
-    items: Sequence[Item], pairs: Sequence[Pair], max_tokens: int | None
+    items: Sequence[Item],
+    pairs: Sequence[Pair],
+    max_tokens: int | None,
+    *,
+    date: datetime.date | None = None,
 ) -> list[tuple[Example, ...]]:
     """The examples of items with each teacher, cut where it suits all; see `encode_together`.
 
     Args:
         pairs: of one student.
         max_tokens: longest example on any side.
+        date: the day that chat templates print; None for today.
 
     Raises:
         DataError: an item cannot be used; the message says why.
@@ -49,7 +55,7 @@ def examples_together(
         for index, item in enumerate(items)
         if not isinstance(item, Example)
     ]
-    found = iter(encode_for(documents, pairs, max_tokens))
+    found = iter(encode_for(documents, pairs, max_tokens, date=date))
     examples: list[tuple[Example, ...]] = []
     for item in items:
         made = Made([(item,)], 0, []) if isinstance(item, Example) else next(found)
@@ -68,11 +74,12 @@ def encode_for(
     max_tokens: int | None,
     *,
     strict: bool = True,
+    date: datetime.date | None = None,
 ) -> list[Made]:
     """What becomes of each document with the teacher of each pair; see `encode_documents`."""
     if not documents:
         return []
-    encoders = [pair.encoders() for pair in pairs]
+    encoders = [pair.encoders(date) for pair in pairs]
     return encode_documents(
         documents,
         encoders[0][0],

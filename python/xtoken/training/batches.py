@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xtoken.data.examples import Example
+from xtoken.data.stream import StreamedRow
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator
@@ -141,6 +142,8 @@ class ExampleCollator:
         """
         if isinstance(row, Mapping) and EXAMPLES in row:
             return [row[EXAMPLES]]
+        if isinstance(row, StreamedRow) and row.document is None:
+            raise DataError(row.reason)
         return self._teaching.examples(row)
 
     def _warn(self, row: Any, reason: str) -> None:
@@ -148,7 +151,7 @@ class ExampleCollator:
         if self._left_out >= 100 and not self._used:
             raise DataError(f"none of the first {self._left_out} rows can be used: {reason}")
         if self._left_out == 1:
-            shown = repr(row)
+            shown = row.source if isinstance(row, StreamedRow) else repr(row)
             shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
             warnings.warn(
                 f"a row is left out, and others like it will be (rows_left_out in the log counts "

@@ -196,7 +196,7 @@ def _some_examples(
     def some(each: PreparedData) -> PreparedData:
         train = ExampleSet([each.train.examples[at] for at in picked], cut=0)
         scored = ExampleSet(each.held_out.examples[:held_out], cut=0)
-        return replace(each, train=train, held_out=scored, others=())
+        return replace(each, train=train, held_out=scored, others=(), stream=None)
 
     rows = min(config.batch_size, len(lengths))
     most = [

@@ -115,7 +115,7 @@ class DistillMixin(_Base):
         self._step_metrics: dict[str, float] = {}
         self._steps_in_window = 0
         # Of this process since training began, of streams alone: else it is said beforehand.
-        self._rows_left_out = 0
+        self.rows_left_out = 0
         # Weight of the distillation loss in this step; None while it is still to be found, from
         # the micro-batches below or, where there are none, from the one that is the whole step.
         self._kd_scale: float | None = None
@@ -193,7 +193,7 @@ class DistillMixin(_Base):
         batches = self._step_batches(batches)
         sides = [side for side in (split(batch)[1] for batch in batches) if side is not None]
         self._totals, self._to_balance = None, []
-        self._rows_left_out += sum(rows_of(batch).left_out for batch in batches)
+        self.rows_left_out += sum(rows_of(batch).left_out for batch in batches)
         if not sides:
             return batches, items
         self._steps_in_window += 1
@@ -532,7 +532,7 @@ class DistillMixin(_Base):
         """The metrics of the steps since the last log: means over them, over all processes."""
         names = list(self._step_metrics)
         found = [self._step_metrics[name] for name in names]
-        values = torch.tensor([*found, self._rows_left_out], dtype=torch.float64)
+        values = torch.tensor([*found, self.rows_left_out], dtype=torch.float64)
         steps = max(self._steps_in_window, 1)
         # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
         # their mean per step.

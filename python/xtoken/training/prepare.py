@@ -30,6 +30,7 @@ from xtoken.training.processes import (
 )
 from xtoken.training.routing import Routes
 from xtoken.training.rows import ExampleRows
+from xtoken.training.stream import TrainingStream
 
 
 class Reporter(Protocol):
@@ -60,6 +61,7 @@ class PreparedData:
         pair: their tokenizers, with W as the settings build it.
         train, held_out: the examples of both parts.
         others: the same of further teachers: of as many examples, with the same student tokens.
+        stream: what is trained on where `train` is but a sample of it.
     """
 
     models: ModelPair
@@ -67,6 +69,7 @@ class PreparedData:
     train: ExampleSet
     held_out: ExampleSet
     others: tuple[PreparedData, ...] = ()
+    stream: TrainingStream | None = None
 
     @property
     def teachers(self) -> tuple[PreparedData, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from xtoken.align import ChunkKind
 from xtoken.data.examples import Example
+from xtoken.data.stream import StreamedRow
 from xtoken.errors import DataError, OptionError
 
 
@@ -38,9 +39,9 @@ class Routes:
         Raises:
             DataError: the column names none, or one that is not there.
         """
-        if self.column is None or not isinstance(row, Mapping):
+        if self.column is None or not isinstance(row, Mapping | StreamedRow):
             return None
-        return self.named(row.get(self.column))
+        return self.named(row.teachers if isinstance(row, StreamedRow) else row.get(self.column))
 
     def named(self, value: object) -> list[bool] | None:
         """The same for a value of the column: a name, a list of names, or None for all."""

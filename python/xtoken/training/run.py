@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -11,18 +12,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
-from transformers import PrinterCallback
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from xtoken._files import locked
 from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
+from xtoken.training.arguments import DistillArguments
 from xtoken.training.checkpoints import (
     LOCK_FILE,
     METRICS_FILE,
     RESULT_FILE,
     Checkpoint,
     MarkCheckpoints,
+    Start,
     begin,
     check_sums,
     write_result,
@@ -34,7 +43,12 @@ from xtoken.training.evaluate import HeldOutScore
 from xtoken.training.metrics_log import History, KeepHistory, read_history
 from xtoken.training.mixin import projection_file
 from xtoken.training.prepare import PreparedData, Reporter, Silent
-from xtoken.training.processes import is_main_process, join_processes, on_first_process
+from xtoken.training.processes import (
+    is_main_process,
+    join_processes,
+    on_first_process,
+    process_count,
+)
 from xtoken.training.run_identity import RunIdentity
 from xtoken.training.stop_on_signal import StopOnSignal
 from xtoken.training.teaching import Teacher
@@ -157,11 +171,12 @@ def _train(
     title = f"train {config.loss}" + (f", from step {done}" if done else "")
     with reporter.progress(title, config.steps) as update:
         stop = StopOnSignal()
+        arguments, rows = _training_rows(materials, config, out, done)
         trainer = DistillTrainer(
             student,
-            training_arguments(config, out),
+            arguments,
             teachers=teachers,
-            train_dataset=materials.rows("train"),
+            train_dataset=rows,
             eval_dataset=materials.rows("held_out"),
             processing_class=pair,
             callbacks=[
@@ -172,7 +187,10 @@ def _train(
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        _fill_targets(trainer, materials, reporter)
+        if materials.stream is None:
+            _fill_targets(trainer, materials, reporter)
+        else:
+            _follow_stream(trainer, config, start)
         with stop.listening(), writes_into(out):
             _train_from(trainer, checkpoint, config.steps)
         if stop.signal is not None:
@@ -225,6 +243,49 @@ def taught_by(
         )
         for source, each in zip(sources, materials.teachers, strict=True)
     ]  # fmt: skip
+
+
+def _training_rows(
+    materials: PreparedData, config: DistillConfig, out: Path, done: int
+) -> tuple[DistillArguments, Any]:
+    """The rows that are left to train on after some steps, and the arguments that go with them."""
+    arguments = training_arguments(config, out)
+    stream = materials.stream
+    if stream is None:
+        return arguments, materials.rows("train")
+    # Skipped by the stream, which need not tokenize what it skips, and knows when it began again.
+    arguments.ignore_data_skip = True
+    arguments.teacher_column = stream.source.teacher_column
+    block = config.batch_size * process_count()
+    return arguments, stream.starting(done * config.accumulation * block, block)
+
+
+def _follow_stream(trainer: DistillTrainer, config: DistillConfig, start: Start) -> None:
+    """What a Trainer that skips no data leaves to do."""
+    date = config.date
+    trainer.teaching.date = None if date is None else datetime.date.fromisoformat(date)
+    if start.checkpoint is not None:
+        trainer.add_callback(RestoreRandomState(trainer, start.checkpoint.path))
+        counts = [record["rows_left_out"] for record in start.records if "rows_left_out" in record]
+        if counts and is_main_process():
+            trainer.rows_left_out = int(counts[-1])
+
+
+class RestoreRandomState(TrainerCallback):
+    """Restores the random numbers of a checkpoint once the first batch is there: the Trainer does
+    so before it begins to iterate, for which the loader draws one."""
+
+    def __init__(self, trainer: DistillTrainer, checkpoint: Path) -> None:
+        self._trainer = trainer
+        self._checkpoint: Path | None = checkpoint
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Restore them before the first step."""
+        if self._checkpoint is not None:
+            self._trainer._load_rng_state(str(self._checkpoint))
+            self._checkpoint = None
 
 
 def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None, steps: int) -> None:

@@ -73,6 +73,8 @@ class RunIdentity:
     ) -> RunIdentity:
         """Read it off the run; costs a pass over the student's weights, of seconds a gigabyte."""
         each = materials.teachers
+        stream = materials.stream
+        streamed = [] if stream is None else [stream.fingerprint]
         matrices = [(w.indptr, w.indices, w.weights) for w in (one.projection for one in each)]
         return cls(
             settings=dataclasses.asdict(config),
@@ -81,7 +83,7 @@ class RunIdentity:
             student_tokenizer=materials.pair.student_vocab.fingerprint,
             teacher_tokenizer="+".join(one.pair.teacher_vocab.fingerprint for one in each),
             projection="+".join(map(_digest, matrices)),
-            train="+".join(_examples_digest(one.train.examples) for one in each),
+            train="+".join([_examples_digest(one.train.examples) for one in each] + streamed),
             held_out="+".join(_examples_digest(one.held_out.examples) for one in each),
             processes=process_count(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from xtoken.data.examples import Example
+from xtoken.data.stream import StreamedRow
 from xtoken.distillation import (
     Counts,
     Distiller,
@@ -73,6 +75,7 @@ class Teaching(nn.Module):
         sources: one per teacher, None where the loss needs none.
         targets: one per teacher, of a loss that reads targets from stored predictions, else None.
         routes: which teachers a row is for.
+        date: the day that chat templates print; None for today.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Teaching(nn.Module):
         self.distillers = nn.ModuleList(distillers)
         self.sources = list(sources)
         self.joint = joint
+        self.date: datetime.date | None = None
         self.targets = [
             _target_store(member, source)
             for member, source in zip(distillers, self.sources, strict=True)
@@ -124,7 +128,9 @@ class Teaching(nn.Module):
             DataError, ArgumentTypeError: the item cannot be used.
         """
         asked = self.routes.of(item)
-        return self.routes.apply(examples_together([item], self.pairs, self.max_tokens), asked)
+        item = item.document if isinstance(item, StreamedRow) else item
+        made = examples_together([item], self.pairs, self.max_tokens, date=self.date)
+        return self.routes.apply(made, asked)
 
     def fill_targets(
         self, examples: Sequence[tuple[Example, ...]], update: Callable[[int, str], None]

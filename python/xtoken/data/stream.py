@@ -1,0 +1,157 @@
+"""Documents of a corpus that is larger than memory: read as they are asked for, never kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from xtoken.data.documents import passages
+from xtoken.data.read import (
+    TXT_PASSAGE_CHARS,
+    DataSource,
+    check_source,
+    json_lines,
+    load_rows,
+    numbered,
+)
+from xtoken.data.rows import Document, document_of, reason_of
+from xtoken.errors import DataError
+
+_BLOCK_CHARS = 1 << 20
+
+
+@dataclass(frozen=True)
+class StreamedRow:
+    """A row of a stream.
+
+    Args:
+        source: its place.
+        document: what it holds; None where it cannot be used.
+        reason: why it cannot, in a few words.
+        teachers: what the column says that names its teachers.
+    """
+
+    source: str
+    document: Document | None
+    reason: str = ""
+    teachers: object = None
+
+
+class DocumentStream:
+    """The documents of files, directories and hub datasets, one pass for each iteration.
+
+    Nothing is kept: a `.txt` or `.jsonl` file is read a line at a time, all else by `datasets` as a
+    stream. A row that cannot be used comes with its reason, so that whoever reads can count it.
+
+    Args:
+        source, field, split, teacher_column: see `read_documents`.
+
+    Raises:
+        MissingFileError, DataError: a source does not exist, or is of another kind.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "texts.jsonl")
+    >>> _ = path.write_text('{"text": "one"}\\n{"text": " "}\\n')
+    >>> [(row.document, row.reason) for row in DocumentStream(path)]
+    [('one', ''), (None, 'its text is blank')]
+    """
+
+    def __init__(
+        self,
+        source: DataSource | Sequence[DataSource],
+        *,
+        field: str | None = None,
+        split: str = "train",
+        teacher_column: str | None = None,
+    ) -> None:
+        several = not isinstance(source, str | PathLike)
+        self.sources: list[DataSource] = list(source) if several else [source]  # type: ignore[arg-type, list-item]
+        if not self.sources:
+            raise DataError("0 data files; give at least one")
+        for each in self.sources:
+            check_source(each)
+        self.field = field
+        self.split = split
+        self.teacher_column = teacher_column
+
+    def __iter__(self) -> Iterator[StreamedRow]:
+        """One pass, in order.
+
+        Raises:
+            DataError: a source is damaged, or cannot be read as a stream.
+        """
+        for source in self.sources:
+            for place, row in self._rows(source):
+                yield self._read(place, row)
+
+    def _read(self, place: str, row: str | Mapping[str, Any] | DataError) -> StreamedRow:
+        if isinstance(row, str):
+            return StreamedRow(place, row)
+        try:
+            if isinstance(row, DataError):
+                raise row
+            document = document_of(row, field=self.field, source=place)
+        except DataError as error:
+            return StreamedRow(place, None, reason_of(error, place))
+        column = self.teacher_column
+        return StreamedRow(place, document, teachers=None if column is None else row.get(column))
+
+    def _rows(
+        self, source: DataSource
+    ) -> Iterator[tuple[str, str | Mapping[str, Any] | DataError]]:
+        path = Path(source)
+        if path.is_file() and path.suffix == ".txt":
+            found = passages(_paragraphs(_text(path)), TXT_PASSAGE_CHARS)
+            for index, passage in enumerate(found):
+                yield f"{path}: passage {index}", passage
+        elif path.is_file() and path.suffix == ".jsonl":
+            yield from json_lines(_text(path), path)
+        else:
+            rows = load_rows(source, split=self.split, streaming=True)
+            yield from numbered(rows, source)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of what is read: names and sizes of files, not their content, which only a
+        pass over all of it would know."""
+        digest = hashlib.sha256(repr((self.field, self.split, self.teacher_column)).encode())
+        for source in self.sources:
+            path = Path(source)
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            sizes = [(each.name, each.stat().st_size) for each in files if each.is_file()]
+            digest.update(repr(sizes or str(source)).encode())
+        return digest.hexdigest()
+
+
+def _text(path: Path) -> Iterator[str]:
+    """The lines of a file in UTF-8, with their ends as `\\n`."""
+    line = 0
+    try:
+        # Its own iteration breaks lines at `\n` alone: JSON allows U+2028 inside a string.
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            for text in file:
+                line += 1
+                yield text
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 soon after line {line}, {error.object[error.start]:#04x}; "
+            "convert the file to UTF-8"
+        ) from error
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """What `text.split("\\n\\n")` gives of the lines together."""
+    rest: list[str] = []
+    size = 0
+    for line in lines:
+        rest.append(line)
+        size += len(line)
+        if size >= _BLOCK_CHARS:
+            *whole, last = "".join(rest).split("\n\n")
+            yield from whole
+            rest, size = [last], 0
+    yield from "".join(rest).split("\n\n")
