@@ -28,12 +28,23 @@ __all__ = [
 
 __version__: str
 
-class XTokenError(ValueError): ...
-class TokenIdError(XTokenError): ...
-class ShapeError(XTokenError): ...
-class FormatError(XTokenError): ...
-class UnsupportedTokenizerError(XTokenError): ...
-class OptionError(XTokenError): ...
+class XTokenError(ValueError):
+    """Base of all errors that xtoken raises."""
+
+class TokenIdError(XTokenError):
+    """A token id lies outside its vocabulary."""
+
+class ShapeError(XTokenError):
+    """Arrays that must fit together do not."""
+
+class FormatError(XTokenError):
+    """A file or stored object cannot be read."""
+
+class UnsupportedTokenizerError(XTokenError):
+    """A tokenizer whose tokens cannot be read exactly as bytes."""
+
+class OptionError(XTokenError):
+    """An option has a value outside its range."""
 
 @final
 class Vocab:
