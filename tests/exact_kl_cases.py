@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken import Projection, Vocab
-from xtoken.losses import LmHead, LossInputs, LossOptions, LossOutput, PairParts
+from xtoken.losses import LmHead, LossInputs, LossOptions, LossOutput, PairParts, SharedLogits
 from xtoken.losses.exact_kl.loss import exact_kl
 from xtoken.targets import TargetBuilder, Targets
 from xtoken.tensors.chunks import ChunkBatch
@@ -43,7 +43,7 @@ def laid_out(targets: Targets, tokens: np.ndarray, shift: int = 0) -> TargetBatc
 
 
 def loss_of(
-    logits: Tensor | LmHead,
+    logits: Tensor | LmHead | SharedLogits,
     targets: Targets,
     batch: TargetBatch,
     *,
@@ -54,6 +54,7 @@ def loss_of(
     **options: object,
 ) -> LossOutput:
     hidden = logits.hidden if isinstance(logits, LmHead) else logits
+    hidden = logits.logits if isinstance(logits, SharedLogits) else hidden
     ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
     inputs = LossInputs(
         logits,

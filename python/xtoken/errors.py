@@ -108,6 +108,10 @@ class LowCoverageWarning(UserWarning):
     """Much of one and the same text lies in no chunk that a loss counts."""
 
 
+class KernelWarning(UserWarning):
+    """A Triton kernel of a loss cannot run, or differs from torch, which computes it instead."""
+
+
 class UnavailableCacheWarning(UserWarning):
     """A cache cannot be read or written; the call goes through without it."""
 

@@ -15,9 +15,11 @@ from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.sorting import top_k as best_of
+from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.engine.tail import safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
+from xtoken.losses.kernels.same_vocab import same_vocab_pass
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.loss import check_chooser
 from xtoken.tensors.pair_parts import PairParts
@@ -155,6 +157,16 @@ class SameVocabBlocks(BlockLoss):
         log_teacher = self.teacher.log_probs(start, stop)
         _, columns = best_of(log_student.detach() if self.by_student else log_teacher, self.top_k)
         return columns, log_teacher.gather(1, columns)
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`."""
+        return same_vocab_pass(self, source, scale, needed, grads)
 
     @property
     def _has_closed_form(self) -> bool:

@@ -2,7 +2,7 @@
 
 The gradient of a block is taken as soon as its value is known, so what autograd keeps is one block
 and never the batch: beside the logits, memory holds their gradient and a block. A `BlockLoss` is a
-plain differentiable function of a block of rows; a kernel may replace its `value_and_grad`.
+plain differentiable function of a block of rows; a kernel may replace the pass (`by_kernel`).
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ class BlockLoss:
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Loss sum and metric sums where no gradient is wanted: the value of `value_and_grad`."""
         return self.total(rows, block, params)
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """`run_blocks` of all chunks at once by a kernel; None where torch computes them."""
+        return None
 
     def value_and_grad(
         self,
@@ -180,7 +190,7 @@ class _RowBlocks(torch.autograd.Function):
         # The buffer holds one gradient to be scaled in backward; the others are added there.
         later = later or (shared is not None and (loss.late or shared.taken))
         now = (False,) * len(needed) if later else needed
-        total, metrics, grads = _run(loss, source, scale, rows_per_block, now)
+        total, metrics, grads = run_blocks(loss, source, scale, rows_per_block, now)
         ctx.call = (loss, source, scale, rows_per_block, needed)
         ctx.early = shared is not None and not later
         if shared is not None and not later:
@@ -200,7 +210,7 @@ class _RowBlocks(torch.autograd.Function):
         if grads is None:  # float16, or a second backward: the first gave its buffer away
             source = source.with_tensors(tensors[: len(source.tensors())])
             with torch.autocast(tensors[0].device.type, enabled=False):
-                grads = _run(loss, source, scale * grad_total, rows_per_block, needed)[2]
+                grads = run_blocks(loss, source, scale * grad_total, rows_per_block, needed)[2]
             return (None, None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
         if not readable(grad_total) or float(grad_total) != 1.0:
@@ -230,18 +240,18 @@ def _into_shared(
     def write(buffer: Tensor) -> None:
         only = (True, *(False for _ in loss.params))
         with torch.no_grad(), torch.autocast(buffer.device.type, enabled=False):
-            _run(loss, source, factor, rows_per_block, only, [buffer])
+            run_blocks(loss, source, factor, rows_per_block, only, [buffer])
 
     if needed[0]:
         shared.add_late(int(loss.late), write)
     params: list[Tensor | None] = [None for _ in loss.params]
     if any(needed[1:]):
         with torch.autocast(tensors[0].device.type, enabled=False):
-            params = _run(loss, source, factor, rows_per_block, (False, *needed[1:]))[2][1:]
+            params = run_blocks(loss, source, factor, rows_per_block, (False, *needed[1:]))[2][1:]
     return [None, *params]
 
 
-def _run(
+def run_blocks(
     loss: BlockLoss,
     source: StudentRows,
     scale: float | Tensor,
@@ -254,6 +264,9 @@ def _run(
     Args:
         grads: of the source's tensors, to be added to; None makes new ones.
     """
+    found = loss.by_kernel(source, scale, needed, grads)
+    if found is not None:
+        return found
     split = len(source.tensors())
     if grads is None and not any(needed[:split]):
         grads = [None] * split

@@ -29,7 +29,9 @@ from torch import Tensor
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.exact_kl.depth_weights import DepthWeights
+from xtoken.losses.kernels.exact import exact_pass
 from xtoken.tensors.host import readable
 from xtoken.tensors.target_batch import TargetBatch
 
@@ -71,6 +73,16 @@ class ExactKLBlocks(BlockLoss):
         else:
             losses = part.other(log_student, self.direction, self.beta)
         return part.per_chunk(losses), part.metrics(losses.detach(), log_student.detach())
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`."""
+        return exact_pass(self, source, scale, needed, grads)
 
     def value_and_grad(
         self,

@@ -1,0 +1,1 @@
+"""What Triton compiles; imported when a kernel runs. Its language has no types that mypy knows."""

@@ -1,0 +1,186 @@
+# mypy: ignore-errors
+"""Exact KL: the softmax summed over groups of tokens, and the gradient in one write.
+
+With l(g) the log of the sum of exp of a group's logits, L that of all that is compared, q the
+target and A its sum over the position,
+
+    loss = sum q (log q - (l - L)),    grad(k) = A exp(z(k) - L) - q exp(z(k) - l(g of k)),
+
+all after a largest term, so that no mass underflows. Which tokens are in no group, the tail, is
+told by a bit for each token of a position: 1/16 of a row in bfloat16.
+"""
+
+import triton
+import triton.language as tl
+
+from xtoken.losses.kernels.device.common import add_terms, finite_top, load_row, not_a_number
+
+
+@triton.jit
+def mark(tokens, token_group, group_row, bits, first, last, begin, WORDS, BLOCK: tl.constexpr):
+    """bits [P, WORDS] int32: 1 for each listed token of a position."""
+    at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < last
+    token = tl.load(tokens + at, mask=inside, other=0)
+    group = tl.load(token_group + at, mask=inside, other=0)
+    row = tl.load(group_row + group, mask=inside, other=begin) - begin
+    bit = tl.full([BLOCK], 1, tl.int32) << (token & 31).to(tl.int32)
+    # Of integers, which give the same in any order.
+    tl.atomic_or(bits + row * WORDS + (token >> 5), bit, mask=inside)
+
+
+@triton.jit
+def listed(bits, row, column, inside, WORDS):
+    """Whether each column is in a group."""
+    word = tl.load(bits + row * WORDS + (column >> 5), mask=inside, other=0)
+    return ((word >> (column & 31)) & 1) != 0
+
+
+@triton.jit
+def group_logs(
+    z_ptr, z_rows, z_step, tokens, token_ptr, group_row, logs, first, last, begin,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """logs [G] log of the sum of exp of each group's logits; -inf for none."""
+    group = first + tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = group < last
+    start = tl.load(token_ptr + group, mask=inside, other=0)
+    stop = tl.load(token_ptr + group + 1, mask=inside, other=0)
+    row = tl.load(group_row + group, mask=inside, other=begin) - begin
+    base = tl.load(z_rows + row, mask=inside, other=0)
+    top = tl.full([GROUPS], float("-inf"), tl.float32)
+    total = tl.full([GROUPS], 0.0, tl.float32)
+    longest = tl.max(stop - start, axis=0).to(tl.int32)
+    for step in range(0, longest, WIDTH):
+        at = start[:, None] + step + tl.arange(0, WIDTH)[None, :]
+        real = at < stop[:, None]
+        token = tl.load(tokens + at, mask=real, other=0)
+        z = tl.load(z_ptr + base[:, None] + token * z_step, mask=real, other=float("-inf"))
+        z = z.to(tl.float32)
+        new = tl.maximum(top, tl.max(z, axis=1))
+        shift = finite_top(new)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
+        top = new
+    found = tl.where(total == 0, float("-inf"), finite_top(top) + tl.log(total))
+    tl.store(logs + group, found, mask=inside)
+
+
+@triton.jit
+def tail_parts(
+    z_ptr, z_rows, z_step, bits, opened, parts, size, WORDS, begin,
+    PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """parts [P, PARTS, 2]: largest logit and sum of exp over the tokens of no group."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    top = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    if tl.load(opened + begin + row) == 0:
+        z_row = z_ptr + tl.load(z_rows + row)
+        for first in range(0, SPAN, BLOCK):
+            column = part * SPAN + first + tl.arange(0, BLOCK)
+            inside = column < size
+            z = load_row(z_row, column, z_step, inside)
+            z = tl.where(listed(bits, row, column, inside, WORDS), float("-inf"), z)
+            top, total = add_terms(top, total, z)
+    at = parts + (row * PARTS + part) * 2
+    tl.store(at, top)
+    tl.store(at + 1, total)
+
+
+@triton.jit
+def positions(
+    logs, probs, depths, tails, group_ptr, parts, out, begin, factor,
+    PARTS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out [P, 5]: L, l of the tail, loss, its part below depth 0, A; `factor` weighs all of q."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PADDED)
+    at = parts + (row * PARTS + part) * 2
+    tops = tl.load(at, mask=part < PARTS, other=float("-inf"))
+    sums = tl.load(at + 1, mask=part < PARTS, other=0.0)
+    base = finite_top(tl.max(tops, axis=0))
+    outside = tl.sum(sums * tl.exp(tops - base), axis=0)
+    tail = tl.where(outside == 0, float("-inf"), base + tl.log(outside))
+    top, total = tail, tl.where(outside == 0, 0.0, 1.0)
+    total = tl.where(outside == outside, total, outside)
+    start = tl.load(group_ptr + begin + row)
+    count = (tl.load(group_ptr + begin + row + 1) - start).to(tl.int32)
+    for first in range(0, count, BLOCK):
+        group = first + tl.arange(0, BLOCK)
+        log = tl.load(logs + start + group, mask=group < count, other=float("-inf"))
+        top, total = add_terms(top, total, log)
+    whole = finite_top(top) + tl.log(total)
+    q_tail = tl.load(tails + begin + row).to(tl.float32)
+    log_q = tl.log(tl.where(q_tail > 0, q_tail, 1.0))
+    loss = tl.where(q_tail > 0, q_tail * (log_q - (tail - whole)), 0.0)
+    mass, deeper = q_tail, tl.full((), 0.0, tl.float32)
+    for first in range(0, count, BLOCK):
+        group = first + tl.arange(0, BLOCK)
+        inside = group < count
+        log = tl.load(logs + start + group, mask=inside, other=0.0)
+        q = tl.load(probs + start + group, mask=inside, other=0.0).to(tl.float32)
+        depth = tl.load(depths + start + group, mask=inside, other=0)
+        some = tl.where(q > 0, q, 1.0)
+        terms = tl.where(q > 0, q * (tl.log(some) - (log - whole)), 0.0)
+        loss += tl.sum(terms, axis=0)
+        deeper += tl.sum(tl.where(depth > 0, terms, 0.0), axis=0)
+        mass += tl.sum(q, axis=0)
+    tl.store(out + row * 5, whole)
+    tl.store(out + row * 5 + 1, tail)
+    # A logit that is no number is told even where nothing is said of it.
+    tl.store(out + row * 5 + 2, loss * factor + (whole - whole))
+    tl.store(out + row * 5 + 3, deeper)
+    tl.store(out + row * 5 + 4, mass * factor)
+
+
+@triton.jit
+def tail_gradient(
+    z_ptr, z_rows, z_step, bits, opened, tails, stats, seed, grad_ptr, grad_rows, checks, size,
+    width, WORDS, begin, factor, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the tokens of no group, 0 in open positions; 0 past `size`."""
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    inside, held = column < size, column < width
+    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
+    is_listed = listed(bits, row, column, inside, WORDS)
+    whole, tail = tl.load(stats + row * 5), tl.load(stats + row * 5 + 1)
+    mass, q = tl.load(stats + row * 5 + 4), tl.load(tails + begin + row).to(tl.float32) * factor
+    pull = tl.where(q > 0, q * tl.exp(z - finite_top(tail)), 0.0)
+    grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row)
+    counted = inside & ~is_listed & (tl.load(opened + begin + row) == 0)
+    grad = tl.where(counted, grad, 0.0)
+    tl.store(
+        checks + row * tl.num_programs(1) + block, tl.sum(grad, axis=0) + not_a_number(z, inside)
+    )
+    at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & ~is_listed
+    if ADDS:
+        grad += tl.load(at, mask=mine, other=0.0).to(tl.float32)
+    tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=mine)
+
+
+@triton.jit
+def group_gradient(
+    z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, grad_ptr,
+    grad_rows, checks, first, last, begin, factor, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the tokens of groups, each written once."""
+    at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < last
+    token = tl.load(tokens + at, mask=inside, other=0)
+    group = tl.load(token_group + at, mask=inside, other=0)
+    row = tl.load(group_row + group, mask=inside, other=begin) - begin
+    base = tl.load(z_rows + row, mask=inside, other=0)
+    z = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32)
+    log = tl.load(logs + group, mask=inside, other=0.0)
+    q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32) * factor
+    whole = tl.load(stats + row * 5, mask=inside, other=0.0)
+    mass = tl.load(stats + row * 5 + 4, mask=inside, other=0.0)
+    pull = tl.where(q > 0, q * tl.exp(z - finite_top(log)), 0.0)
+    grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row, mask=inside, other=0.0)
+    grad = tl.where(inside, grad, 0.0)
+    tl.store(checks + tl.program_id(0), tl.sum(grad, axis=0))
+    to = grad_ptr + tl.load(grad_rows + row, mask=inside, other=0) + token
+    if ADDS:
+        grad += tl.load(to, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to, grad.to(grad_ptr.dtype.element_ty), mask=inside)

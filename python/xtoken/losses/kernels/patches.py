@@ -1,0 +1,32 @@
+"""The few teacher logits that are not as the model gave them: stop tokens added to another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.tensors.full_logits import FullLogits
+from xtoken.tensors.stop_fold import StopFold
+
+# A kernel compares every column with every patch.
+_MOST = 8
+
+
+def patched_columns(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
+    """Columns [K] int32 that differ from the signal's, and each row's logits there [n, K] float32,
+    before the temperature; none of either for plain logits. None where kernels cannot read the
+    rows: columns moved by cells or left out by boundaries."""
+    fold, index = teacher.fold, teacher.where.index
+    if teacher.left_out is not None or not isinstance(fold, StopFold | None):
+        return None
+    columns = sorted({column for pair in fold.pairs for column in pair}) if fold else []
+    if len(columns) > _MOST:
+        return None
+    at = torch.tensor(columns, dtype=torch.int32, device=index.device)
+    if fold is None or not columns:
+        return at, torch.empty((len(index), 0), dtype=torch.float32, device=index.device)
+    tau, place = teacher.temperature, {column: i for i, column in enumerate(columns)}
+    rows = FullLogits(teacher.signal, teacher.vocab_size).rows(index, at.to(torch.int64)) / tau  # type: ignore[arg-type]
+    moved = StopFold([place[a] for a, _ in fold.pairs], [place[b] for _, b in fold.pairs])
+    return at, moved.dense(rows).mul_(tau).to(torch.float32).contiguous()

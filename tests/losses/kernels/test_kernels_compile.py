@@ -1,0 +1,102 @@
+"""Every kernel compiles to machine code of an A100, an H100 and a B200, where no such card is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from xtoken.losses.kernels import choice, self_check
+
+pytest.importorskip("triton")
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+
+CHECKS = {
+    "same-vocab-kl": (self_check.same_vocab, {"clear_rows", "stats", "together", "gradient"}),
+    "exact-kl": (
+        self_check.exact,
+        {
+            "clear_rows",
+            "mark",
+            "group_logs",
+            "tail_parts",
+            "positions",
+            "tail_gradient",
+            "group_gradient",
+        },
+    ),
+}
+
+
+class Compiler:
+    """In place of a launch: the kernel compiled for its arguments, which are not touched."""
+
+    def __init__(self, architecture: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", architecture, 32)
+        self.compiled: dict[str, set[str]] = {}
+
+    def __call__(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        from triton.compiler import ASTSource, compile
+
+        assert all(0 < size <= (2**31 - 1, 65535, 65535)[axis] for axis, size in enumerate(grid))
+        values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
+        assert set(values) == set(kernel.arg_names)
+        types, constants = {}, {}
+        for parameter in kernel.params:
+            value = values[parameter.name]
+            types[parameter.name] = "constexpr" if parameter.is_constexpr else type_of(value)
+            if parameter.is_constexpr:
+                constants[(parameter.num,)] = value
+        source = ASTSource(kernel, types, constants)
+        made = compile(source, target=self.target, options={"num_warps": 4})
+        self.compiled.setdefault(kernel.__name__, set()).add(str(sorted(types.items())))
+        assert len(made.asm["cubin"])
+        # A float added atomically differs from run to run.
+        assert not re.search(r"(atom|red)\.\S*\.(f|bf)\d", made.asm["ptx"])
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        names = {
+            torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16",
+            torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
+            torch.int8: "i8", torch.bool: "i1",
+        }  # fmt: skip
+        return "*" + names[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i64" if abs(value) >= 2**31 else "i32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@pytest.fixture(params=[80, 90, 100])
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    from triton.runtime.jit import JITFunction
+
+    made = Compiler(request.param)
+    monkeypatch.setattr(JITFunction, "run", lambda self, *a, **b: made(self, *a, **b))
+    return made
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_compiles(name: str, compiler: Compiler) -> None:
+    check, kernels = CHECKS[name]
+    with choice.forced("triton"):
+        for student, teacher in (
+            (torch.bfloat16, torch.bfloat16),
+            (torch.float16, torch.float32),
+        ):
+            check(torch.device("cpu"), student, teacher)
+    assert set(compiler.compiled) == kernels
