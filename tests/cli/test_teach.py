@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from xtoken.cli import app
+from xtoken.cli import app, teach_stream
 from xtoken.errors import PairError
 from xtoken.teachers import LiveTeacher, TopKStore
 from xtoken.training import DistillArguments, DistillConfig, DistillTrainer, Teacher
@@ -225,6 +229,135 @@ def test_a_bad_option_is_named(
 ) -> None:
     with pytest.raises(Exception, match=words):
         teach(workspace, tmp_path / "store", **options)
+
+
+def stored(folder: Path) -> dict[bytes, np.ndarray]:
+    """The kept columns of each sequence."""
+    store = TopKStore.open(folder)
+    return {
+        shard.tokens(index).tobytes(): shard.read(index).ids[:, :8]
+        for shard in store._shards
+        for index in range(len(shard.digests))
+    }
+
+
+def test_a_stream_is_stored_as_the_same_texts_in_memory_are(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    lines = (workspace / "data.jsonl").read_text().splitlines()
+    messages = [{"role": "user", "content": "no template prints it"}] * 2
+    lines[5:5] = ["[", '{"text": ""}', json.dumps({"messages": messages})]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    given = {"data": tmp_path / "data.jsonl"}
+    assert "about 40 texts" not in teach(workspace, tmp_path / "dry", "--dry-run", **given)
+    output = teach(workspace, tmp_path / "store", "--streaming", **given)
+    assert "3 of 43 rows are left out; the first, " in output
+    assert "data.jsonl:6: is not JSON" in output
+    assert "40 texts in" in output
+    found, expected = stored(tmp_path / "store"), stored(store)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[ids], expected[ids]) for ids in found)
+    notes = TopKStore.open(tmp_path / "store").notes
+    assert notes.complete
+    assert (notes.sequences, notes.tokens) == (40, TopKStore.open(store).notes.tokens)
+    assert "--streaming" in notes.command
+    output = distill(
+        workspace, tmp_path / "run", "--streaming", teacher_store=tmp_path / "store",
+    )  # fmt: skip
+    assert "student, projection, metrics and curves are in" in output
+
+
+def test_a_stream_of_several_batches_is_estimated_by_its_length(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teach_stream, "ROWS_AT_ONCE", 8)
+    output = teach(workspace, tmp_path / "store", "--streaming")
+    assert re.search(r"texts +. about (39|40|41) ", output)
+    assert len(stored(tmp_path / "store")) == 40
+    computed = len(TopKStore.open(tmp_path / "store"))
+    assert "0 tokens" not in teach(workspace, tmp_path / "store", "--streaming")
+    assert len(TopKStore.open(tmp_path / "store")) == computed
+
+
+def test_two_processes_share_the_work_of_one_store(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    for flags in ([], ["--streaming"]):
+        out = tmp_path / f"store{len(flags)}"
+        arguments = command(
+            "teach", *flags, teacher=workspace / "teacher", data=workspace / "data.jsonl",
+            out=out, top_k=64, device="cpu",
+        )  # fmt: skip
+        done = torchrun(COUNTS, [str(tmp_path), *arguments])
+        assert done.returncode == 0, done.stderr
+        assert "cpu, 2 processes" in " ".join(done.stdout.split())
+        found, expected = stored(out), stored(store)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[ids], expected[ids]) for ids in found)
+        shares = [int((tmp_path / f"tokens-{rank}").read_text()) for rank in range(2)]
+        assert min(shares) > 0
+        assert sum(shares) == TopKStore.open(store).notes.tokens
+        assert TopKStore.open(out).notes.complete
+
+
+def test_a_folder_that_is_not_shared_is_told(workspace: Path, tmp_path: Path) -> None:
+    arguments = command(
+        "teach", teacher=workspace / "teacher", data=workspace / "data.jsonl",
+        out=tmp_path / "RANK", top_k=64, device="cpu",
+    )  # fmt: skip
+    done = torchrun(COUNTS, [str(tmp_path), *arguments])
+    assert done.returncode != 0
+    assert "20 of 40 texts were stored where this process cannot see them" in " ".join(
+        done.stderr.split()
+    )
+    for path in (tmp_path / "1").glob("*.safetensors"):
+        shutil.copy(path, tmp_path / "0")
+    assert "0 tokens" in teach(workspace, tmp_path / "0")
+
+
+COUNTS = """
+import os, sys
+from pathlib import Path
+from xtoken.cli import main
+from xtoken.teachers import LiveTeacher
+
+folder, rank = Path(sys.argv.pop(1)), os.environ["RANK"]
+sys.argv = [each.replace("RANK", rank) for each in sys.argv]
+load = LiveTeacher.from_pretrained
+teachers = []
+
+def counted(*args, **named):
+    teachers.append(load(*args, **named))
+    return teachers[-1]
+
+LiveTeacher.from_pretrained = counted
+try:
+    main()
+finally:
+    (folder / f"tokens-{rank}").write_text(str(teachers[0].tokens_computed))
+"""
+
+
+def torchrun(script: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Two processes of a script on this machine."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(script)
+        file.flush()
+        return subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                "--master-addr", "127.0.0.1", "--master-port", str(free_port()), file.name,
+                *arguments,
+            ],
+            capture_output=True, text=True, timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def test_two_processes_do_not_fill_one_store(workspace: Path, tmp_path: Path) -> None:

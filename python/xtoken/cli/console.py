@@ -32,8 +32,9 @@ class Bars:
         self.console = console
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Update]:
-        """Show a bar while the context is open; nothing where there is nothing to do."""
+    def progress(self, title: str, total: int | None) -> Iterator[Update]:
+        """Show a bar while the context is open; nothing where there is nothing to do. A total of
+        None is not known."""
         if total == 0:
             yield lambda done, remark: None
             return
@@ -92,8 +93,16 @@ def read_data(
     return found
 
 
-def warn_of_left_out(console: Console, left_out: Sequence[LeftOut], total: int, what: str) -> None:
-    """Say how many rows or examples are left out, and why the first ones."""
+def warn_of_left_out(
+    console: Console,
+    left_out: Sequence[LeftOut],
+    total: int,
+    what: str,
+    *,
+    count: int | None = None,
+) -> None:
+    """Say how many rows or examples are left out, and why the first ones; `count` where only these
+    were kept."""
     if left_out:
         named = "; ".join(
             # Some reasons begin with the place themselves.
@@ -101,8 +110,8 @@ def warn_of_left_out(console: Console, left_out: Sequence[LeftOut], total: int, 
             for each in left_out[:3]
         )
         console.print(
-            f"[bold yellow]warning:[/] {len(left_out):,} of {total:,} {what} are left out; the "
-            f"first, {escape(named)}",
+            f"[bold yellow]warning:[/] {count or len(left_out):,} of {total:,} {what} are left "
+            f"out; the first, {escape(named)}",
             soft_wrap=True,
         )
 

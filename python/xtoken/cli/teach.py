@@ -53,6 +53,12 @@ def teach(
         int, typer.Option(help="Tokens of a text that are predicted; distill's, or more.")
     ] = 512,
     split: Annotated[str, typer.Option(help="Split of a directory or hub dataset.")] = "train",
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming", help="Read --data as it is predicted, for a corpus larger than memory."
+        ),
+    ] = False,
     text_field: Annotated[
         str | None, typer.Option(help="Field of a .jsonl line with the text or the messages.")
     ] = None,
@@ -91,6 +97,7 @@ def teach(
             dtype=dtype,
             max_tokens=max_tokens,
             split=split,
+            streaming=streaming,
             text_field=text_field,
             chat_template=chat_template,
             date=date,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from xtoken.cli.console import (
     show_bytes,
     show_seconds,
 )
+from xtoken.cli.teach_stream import SequenceStream, fill_streamed, first_estimate
+from xtoken.data.stream import DocumentStream
 from xtoken.errors import OptionError, StoreError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.forward import position_limit
@@ -34,10 +37,19 @@ from xtoken.teachers.store_notes import TOKENIZER_FOLDER, StoreNotes
 from xtoken.teachers.teach import (
     Estimate,
     Ids,
+    SequenceReader,
     check_space,
     estimate,
     filling,
     teacher_sequences,
+)
+from xtoken.training.processes import (
+    is_main_process,
+    join_processes,
+    on_first_process,
+    process_count,
+    process_index,
+    wait_for_all,
 )
 from xtoken.vocab.load import by_transformers
 from xtoken.vocab.side import Side
@@ -65,16 +77,21 @@ class Request:
     device: str
     teacher_dtype: str
     dry_run: bool
+    streaming: bool = False
 
     def arguments(self) -> tuple[str, ...]:
         """The command line that repeats it."""
         found = ["teach"]
         for each in fields(self):
             value = getattr(self, each.name)
+            flag = "--" + each.name.replace("_", "-")
             if value is None or each.name == "dry_run":
                 continue
+            if isinstance(value, bool):
+                found += [flag] if value else []
+                continue
             for one in value if isinstance(value, list) else [value]:
-                found += ["--" + each.name.replace("_", "-"), str(one)]
+                found += [flag, str(one)]
         return tuple(found)
 
 
@@ -84,41 +101,99 @@ def run(request: Request) -> None:
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not is_main_process())
     _check(request)
-    documents = read_data(request.data, request.text_field, request.split, console)
     request = _dated(request)
     tokenizer: Any = by_transformers(str(request.teacher), "teacher ")
     if request.chat_template is not None:
         tokenizer.chat_template = read_chat_template("chat-template", request.chat_template)
     side = Side("teacher", tokenizer)
-    sequences = teacher_sequences(
-        documents,
-        tokenizer,
-        max_tokens=request.max_tokens,
-        vocab=side.vocab,
-        date=_day(request.date),
-        generation_config=side.generation_config,
-    )
+    texts = _texts(request, side, console)
     if request.dry_run:
         # Measured beside: another --top-k may be tried next.
         with tempfile.TemporaryDirectory() as scratch:
             source, store = _open(request, side, Path(scratch))
             with _closing(source):
-                found = estimate(store, source, _missing(request.out, sequences))
-                console.print(_table(request, store, found, source))
+                console.print(_table(request, store, _measured(request, texts, store, source)))
         console.print(f"nothing was written to {request.out} (--dry-run)")
         return
-    with filling(request.out):
+    join_processes(_device(request))
+    with filling(request.out) if is_main_process() else contextlib.nullcontext():
         source, store = _open(request, side, request.out)
         with _closing(source):
-            notes = _keep_notes(request, side, sequences)
-            found = estimate(store, source, sequences)
-            console.print(_table(request, store, found, source))
+            notes = on_first_process(lambda: _keep_notes(request, side, texts))
+            found = _measured(request, texts, store, source)
+            console.print(_table(request, store, found))
             check_space(store, found)
-            fill_store(store, source, sequences, Bars(console))
-        replace(notes, complete=True).save(request.out)
-        _show_store(console, request.out, sequences)
+            bars = Bars(console)
+            if isinstance(texts, SequenceStream):
+                notes = fill_streamed(store, source, texts, notes, bars)
+            else:
+                fill_store(store, source, _own(texts), bars)
+            wait_for_all()
+        on_first_process(lambda: _finish(request, texts, notes, store.key))
+        _show_store(console, request.out, notes.sequences)
+
+
+def _texts(request: Request, side: Side, console: Console) -> list[Ids] | SequenceStream:
+    """What the teacher reads, as a list or as it comes."""
+    options: dict[str, Any] = {
+        "max_tokens": request.max_tokens,
+        "vocab": side.vocab,
+        "date": _day(request.date),
+        "generation_config": side.generation_config,
+    }
+    tokenizer = cast(Any, side.tokenizer)
+    if request.streaming:
+        source = DocumentStream(request.data, field=request.text_field, split=request.split)
+        return SequenceStream(source, SequenceReader(tokenizer, **options))
+    documents = read_data(request.data, request.text_field, request.split, console)
+    return teacher_sequences(documents, tokenizer, **options)
+
+
+def _own(sequences: Sequence[Ids]) -> Sequence[Ids]:
+    """Those of this process: of all, not of the missing, which another may see otherwise."""
+    return sequences[process_index() :: process_count()]
+
+
+def _measured(
+    request: Request,
+    texts: list[Ids] | SequenceStream,
+    store: TopKStore,
+    source: LiveTeacher | ServedTeacher,
+) -> Estimate:
+    """Size and time of what is left for all processes, which work at the same rate."""
+    if isinstance(texts, SequenceStream):
+        return first_estimate(store, source, texts)
+    missing = _missing(request.out, texts) if request.dry_run else texts
+    found = estimate(store, source, _own(missing))
+    if process_count() == 1:
+        return found
+    return replace(
+        found,
+        sequences=len(texts),
+        tokens=sum(map(len, texts)),
+        tokens_left=found.tokens_left * process_count(),
+        tokens_per_second=found.tokens_per_second * process_count(),
+    )
+
+
+def _finish(
+    request: Request, texts: list[Ids] | SequenceStream, notes: StoreNotes, key: StoreKey
+) -> None:
+    """Say that the store is complete, once what other processes wrote is seen here."""
+    if process_count() > 1:
+        store = TopKStore(request.out, key, required=True)
+        # The first rows of a stream were divided among all processes too.
+        seen = next(iter(texts)) if isinstance(texts, SequenceStream) else texts
+        missing = sum(ids not in store for ids in seen)
+        if missing:
+            raise StoreError(
+                f"{missing:,} of {len(seen):,} texts were stored where this process cannot see "
+                f"them; pass an --out that all machines share, or copy the files of all into "
+                f"{request.out} and repeat the command"
+            )
+    replace(notes, complete=True).save(request.out)
 
 
 @contextlib.contextmanager
@@ -156,6 +231,15 @@ def _check(request: Request) -> None:
         raise OptionError(
             f"--teacher-dtype {request.teacher_dtype}, expected auto, float32 or bfloat16"
         )
+    if process_count() > 1 and request.url is not None:
+        raise OptionError(
+            f"--url in {process_count()} processes, each of which would ask for the same; run one, "
+            "with a larger --concurrency"
+        )
+    if process_count() > 1 and request.dry_run:
+        raise OptionError(
+            f"--dry-run in {process_count()} processes; run it in one, whose rate it tells"
+        )
     _day(request.date)
     StoreKey("", request.top_k, request.dtype, mass=request.mass)
 
@@ -176,6 +260,13 @@ def _dated(request: Request) -> Request:
     return replace(request, date=date)
 
 
+def _device(request: Request) -> torch.device:
+    """Where the teacher runs: under torchrun, the device of this process."""
+    if request.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def _open(
     request: Request, side: Side, folder: Path
 ) -> tuple[LiveTeacher | ServedTeacher, TopKStore]:
@@ -194,11 +285,10 @@ def _open(
         except BaseException:
             served.close()
             raise
-    cuda = request.device != "cpu" and torch.cuda.is_available()
     weights = request.teacher_dtype
     teacher = LiveTeacher.from_pretrained(
         str(request.teacher),
-        device="cuda" if cuda else "cpu",
+        device=_device(request),
         dtype=cast(Any, weights if weights == "auto" else getattr(torch, weights)),
     )
     limit = position_limit(getattr(teacher.model, "config", None))
@@ -213,7 +303,7 @@ def _open(
     return teacher, TopKStore(folder, key, required=True)
 
 
-def _keep_notes(request: Request, side: Side, sequences: Sequence[Ids]) -> StoreNotes:
+def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStream) -> StoreNotes:
     """Write how the store is made, and the tokenizer that it is of."""
     folder = request.out / TOKENIZER_FOLDER
     cast(Any, side.tokenizer).save_pretrained(folder)
@@ -227,6 +317,7 @@ def _keep_notes(request: Request, side: Side, sequences: Sequence[Ids]) -> Store
             f"is saved, and as {side.vocab.fingerprint[:12]} before; save it with "
             "save_pretrained first, and pass that directory"
         )
+    sequences = () if isinstance(texts, SequenceStream) else texts
     notes = StoreNotes(
         teacher=request.url or str(request.teacher),
         date=cast(str, request.date),
@@ -240,9 +331,7 @@ def _keep_notes(request: Request, side: Side, sequences: Sequence[Ids]) -> Store
     return notes
 
 
-def _table(
-    request: Request, store: TopKStore, found: Estimate, source: LiveTeacher | ServedTeacher
-) -> Table:
+def _table(request: Request, store: TopKStore, found: Estimate) -> Table:
     table = Table(title=f"teacher predictions of {', '.join(request.data)}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
@@ -250,12 +339,14 @@ def _table(
     kept = (
         f"top {key.top_k}" if key.mass is None else f"{key.mass:.4g} of mass, {key.top_k} at most"
     )
-    where = source.connection.url if isinstance(source, ServedTeacher) else str(source.device)
+    where = request.url or _device(request).type
+    where += f", {process_count()} processes" if process_count() > 1 else ""
+    about = "about " if request.streaming else ""
     rows = [
-        ("texts", f"{found.sequences:,}"),
-        ("teacher tokens", f"{found.tokens:,}"),
+        ("texts", f"{about}{found.sequences:,}"),
+        ("teacher tokens", f"{about}{found.tokens:,}"),
         ("kept of each", f"{kept}, {key.dtype}"),
-        ("still to compute", f"{found.tokens_left:,} tokens"),
+        ("still to compute", f"{about}{found.tokens_left:,} tokens"),
     ]
     if not math.isnan(found.bytes_per_token):
         free = shutil.disk_usage(store.directory).free
@@ -270,10 +361,10 @@ def _table(
     return table
 
 
-def _show_store(console: Console, folder: Path, sequences: Sequence[Ids]) -> None:
+def _show_store(console: Console, folder: Path, sequences: int) -> None:
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     console.print(
-        f"{len(sequences):,} texts in [bold]{folder}[/], {show_bytes(size)}; next: xtoken distill "
+        f"{sequences:,} texts in [bold]{folder}[/], {show_bytes(size)}; next: xtoken distill "
         f"--teacher-store {folder} --student DIR --data FILE --out DIR",
         soft_wrap=True,
     )

@@ -114,6 +114,32 @@ class DocumentStream:
             rows = load_rows(source, split=self.split, streaming=True)
             yield from numbered(rows, source)
 
+    def expected_rows(self) -> int | None:
+        """About how many rows a pass has: as Parquet and the hub say, and by the size of files of
+        text; None where nobody says."""
+        counts = [self._expected(source) for source in self.sources]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def _expected(self, source: DataSource) -> int | None:
+        path = Path(source)
+        if path.suffix == ".parquet" and path.is_file():
+            from pyarrow import parquet  # type: ignore[import-untyped]
+
+            return int(parquet.read_metadata(path).num_rows)
+        if path.is_file() and path.suffix in (".jsonl", ".txt"):
+            with path.open("rb") as file:
+                head = file.read(_BLOCK_CHARS)
+            rows = head.count(b"\n")
+            if path.suffix == ".txt":
+                rows = -(-len(head) // TXT_PASSAGE_CHARS)
+            return max(1, round(path.stat().st_size / max(len(head), 1) * rows))
+        if path.exists():
+            return None
+        info = load_rows(source, split=self.split, streaming=True).info
+        split = (info.splits or {}).get(self.split)
+        return None if split is None or not split.num_examples else int(split.num_examples)
+
     @property
     def fingerprint(self) -> str:
         """Hex digest of what is read: names and sizes of files, not their content, which only a

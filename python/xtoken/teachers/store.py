@@ -117,6 +117,11 @@ class TopKStore:
         """How `xtoken teach` made the store; None where something else did."""
         return StoreNotes.of(self.directory)
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the files that this process knows, which others may add to."""
+        return sum(each.path.stat().st_size for each in self._shards if each.path.exists())
+
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
 

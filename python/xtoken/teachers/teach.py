@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from xtoken._core import Vocab
 from xtoken._files import locked
 from xtoken.data.chat_template import Rendering
+from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.rows import Document
 from xtoken.errors import DataError, StoreError
@@ -53,13 +55,67 @@ class Estimate:
 
     @property
     def bytes_left(self) -> int:
-        """Disk space for what is left."""
-        return int(self.tokens_left * self.bytes_per_token) if self.tokens_left else 0
+        """Disk space for what is left; 0 where nothing was measured."""
+        size = self.tokens_left * self.bytes_per_token
+        return 0 if math.isnan(size) else int(size)
 
     @property
     def seconds_left(self) -> float:
-        """Time for what is left."""
-        return self.tokens_left / self.tokens_per_second if self.tokens_left else 0.0
+        """Time for what is left; 0 where nothing was measured."""
+        seconds = self.tokens_left / self.tokens_per_second
+        return 0.0 if math.isnan(seconds) else seconds
+
+
+class SequenceReader:
+    """Makes of documents what a teacher reads; see `teacher_sequences`.
+
+    Args:
+        tokenizer, max_tokens, vocab, date, generation_config: as there.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LoadedTokenizer,
+        *,
+        max_tokens: int | None = None,
+        vocab: Vocab | None = None,
+        date: datetime.date | None = None,
+        generation_config: object = None,
+    ) -> None:
+        self._encoder = Encoder(
+            tokenizer, "teacher", vocab=vocab, date=date, generation_config=generation_config
+        )
+        self._end = (vocab or Vocab.from_tokenizer(tokenizer)).roles.get("eos")
+        self._max_tokens = max_tokens
+
+    def read(self, documents: Sequence[Document]) -> list[Ids]:
+        """[T] int64 each, distinct; none of a document without a token to predict.
+
+        Raises:
+            DataError: a conversation cannot be printed.
+        """
+        encoder, limit, end = self._encoder, self._max_tokens, self._end
+        printed = [row[0] for document in documents for row in print_document(document, [encoder])]
+        found: dict[bytes, Ids] = {}
+        for item, encoded in zip(printed, encoder.encode(printed, max_tokens=limit), strict=True):
+            ids, mask = encoded.ids[:limit], encoded.loss_mask[:limit]
+            if not mask[1:].any():
+                continue
+            room = limit is None or len(encoded.ids) < limit
+            if end is not None and room and not isinstance(item, Rendering) and ids[-1] != end:
+                ids = np.append(ids, end)
+            found[ids.tobytes()] = ids
+        return list(found.values())
+
+    def read_usable(self, rows: Sequence[tuple[str, Document]]) -> tuple[list[Ids], list[LeftOut]]:
+        """What `read` gives of documents with their places, and those that cannot be printed."""
+        try:
+            return self.read([document for _, document in rows]), []
+        except DataError as error:
+            if len(rows) == 1:
+                return [], [LeftOut(rows[0][0], str(error))]
+        halves = [self.read_usable(part) for part in (rows[::2], rows[1::2])]
+        return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
 
 
 def teacher_sequences(
@@ -86,27 +142,14 @@ def teacher_sequences(
     Raises:
         DataError: a conversation cannot be printed, or there is nothing to predict.
     """
-    encoder = Encoder(
-        tokenizer, "teacher", vocab=vocab, date=date, generation_config=generation_config
-    )
-    end = (vocab or Vocab.from_tokenizer(tokenizer)).roles.get("eos")
+    reader = SequenceReader(
+        tokenizer, max_tokens=max_tokens, vocab=vocab, date=date,
+        generation_config=generation_config,
+    )  # fmt: skip
     found: dict[bytes, Ids] = {}
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-        printed = [
-            row[0]
-            for document in documents[start : start + _DOCUMENTS_AT_ONCE]
-            for row in print_document(document, [encoder])
-        ]
-        for item, encoded in zip(
-            printed, encoder.encode(printed, max_tokens=max_tokens), strict=True
-        ):
-            ids, mask = encoded.ids[:max_tokens], encoded.loss_mask[:max_tokens]
-            if not mask[1:].any():
-                continue
-            room = max_tokens is None or len(encoded.ids) < max_tokens
-            if end is not None and room and not isinstance(item, Rendering) and ids[-1] != end:
-                ids = np.append(ids, end)
-            found[ids.tobytes()] = ids
+        sequences = reader.read(documents[start : start + _DOCUMENTS_AT_ONCE])
+        found |= {ids.tobytes(): ids for ids in sequences}
     if not found:
         raise DataError(
             f"none of the {len(documents):,} documents has a token that can be predicted within "
@@ -133,7 +176,7 @@ def estimate(
     if len(picked) > 1:
         timed = [ids for index, ids in enumerate(picked) if index % _MEASURED_BATCHES]
     fill_store(store, source, warm)
-    before = _size(store.directory)
+    before = store.file_bytes
     began = time.perf_counter()
     fill_store(store, source, timed)
     seconds = time.perf_counter() - began
@@ -143,7 +186,7 @@ def estimate(
         sequences=len(distinct),
         tokens=sum(map(len, distinct.values())),
         tokens_left=sum(map(len, missing)) - done if left else 0,
-        bytes_per_token=(_size(store.directory) - before) / tokens if tokens else float("nan"),
+        bytes_per_token=(store.file_bytes - before) / tokens if tokens else float("nan"),
         tokens_per_second=tokens / seconds if tokens and seconds else float("nan"),
     )
 
@@ -179,7 +222,3 @@ def filling(directory: Path | str) -> Iterator[None]:
         raise StoreError(
             f"another process fills {folder}; wait for its end, or use another folder"
         ) from error
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
