@@ -18,14 +18,19 @@ def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
         attention_mask: [B, T], 1 for a token and 0 for padding on either side.
     Returns: [B, T, V] raw logits; those at padded positions have no meaning.
     """
+    inputs = causal_inputs(ids, attention_mask)
+    check_positions(model, inputs)
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
+def causal_inputs(ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    """What a causal language model is called with, so that a row's padding does not matter."""
     positions = {}
     if not bool(attention_mask[:, 0].all()):
         # Left padding: positions count tokens. Only then, since not every model takes positions.
         positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    inputs = {"input_ids": ids, "attention_mask": attention_mask, **positions}
-    check_positions(model, inputs)
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits
+    return {"input_ids": ids, "attention_mask": attention_mask, **positions}
 
 
 def position_limit(config: object) -> int | None:

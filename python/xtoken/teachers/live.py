@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from xtoken.teachers.forward import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
+from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -33,6 +37,8 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.tokens_computed = 0
         self._fingerprint: str | None = None
+        self._head: Head | str | None = None
+        self._head_checked = False
 
     @classmethod
     def from_pretrained(
@@ -76,6 +82,36 @@ class LiveTeacher:
     def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the teacher signal of a padded batch: its full logits."""
         return self.logits(ids, attention_mask)
+
+    @torch.no_grad()
+    def fused(self, inputs: Mapping[str, Tensor]) -> LmHead | str:
+        """Hidden states and lm_head, of which a loss makes the logits that it reads; or the reason
+        why this model's logits must be made whole.
+
+        The first call compares the logits of the last position with the model's own.
+
+        Args:
+            inputs: of the model, see `causal_inputs`.
+        """
+        if self._head is None:
+            self._head = find_head(self.model)
+        if isinstance(self._head, Head) and not keeps_few_logits(self.model):
+            self._head = f"{type(self.model).__name__} has no logits_to_keep"
+        if isinstance(self._head, str):
+            return self._head
+        if isinstance(self._head.linear.weight, DTensor):
+            return f"the lm_head of {type(self.model).__name__} is sharded after its forward pass"
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        with self._head.capture() as hidden:
+            output = self.model(**inputs, use_cache=False, logits_to_keep=1)
+        found = self._head.of(hidden[0], None)
+        if not self._head_checked and not same_logits(found, output.logits):
+            name = type(self.model).__name__
+            self._head = f"{name} does more to its logits than scale, bias and softcap"
+            return self._head
+        self._head_checked = True
+        self.tokens_computed += int(inputs.get("attention_mask", inputs["input_ids"] >= 0).sum())
+        return found
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -27,6 +27,7 @@ from xtoken.training.prepare import (
     taught_sequences,
 )
 from xtoken.training.run import taught_by
+from xtoken.training.signals import FusedTeacher, is_fused
 from xtoken.training.trainer import DistillTrainer
 
 # The first step is slower than the others, and not counted.
@@ -134,7 +135,8 @@ def dry_run(
     fused = trainer._fused_head(cast(nn.Module, trainer.model)) is not None
     evaluations = 2 + (config.steps // config.eval_every if config.eval_every else 0)
     signal = sum(
-        longest[1][at] * _signal_bytes(source, config) for at, source in enumerate(sources)
+        longest[1][at] * _signal_bytes(source, trainer.teaching.fused_teacher)
+        for at, source in enumerate(sources)
     )
     return DryRun(
         weights=_bytes(student.parameters()),
@@ -255,12 +257,16 @@ def _weight_bytes(source: str, config: DistillConfig) -> int:
     return sum(each.numel() for each in model.parameters()) * dtype.itemsize
 
 
-def _signal_bytes(source: TeacherSource | None, config: DistillConfig) -> int:
-    """Bytes per token: ids of 8 and log-probabilities of 4, or logits in the teacher's dtype."""
+def _signal_bytes(source: TeacherSource | None, fused: FusedTeacher) -> int:
+    """Bytes per token: ids of 8 and log-probabilities of 4, or logits or, where these are never
+    whole, hidden states in the teacher's dtype."""
     if isinstance(source, TopKStore):
         return source.key.top_k * 12
     if isinstance(source, LiveTeacher):
-        return _columns(source.model) * next(source.model.parameters()).element_size()
+        head: Any = source.model.get_output_embeddings()  # type: ignore[operator]
+        rows, features = head.weight.shape
+        kept = features if is_fused(source, fused) else rows
+        return int(kept) * next(source.model.parameters()).element_size()
     return 0
 
 

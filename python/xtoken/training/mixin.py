@@ -30,11 +30,11 @@ from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
+from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.training.batches import IGNORED, rows_of, split
 from xtoken.training.processes import shard_frozen
 from xtoken.training.settings import DistillSettings
-from xtoken.training.student_head import Head, find_head, keeps_few_logits, same_logits
 from xtoken.training.teacher_side import (
     TeacherSideCollator,
     add_teacher_side,

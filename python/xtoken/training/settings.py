@@ -184,6 +184,10 @@ class DistillSettings:
             "help": "Never make the student's logits; auto: on accelerators and under autocast."
         },
     )
+    fused_teacher: Literal[True, False, "auto"] = field(
+        default="auto",
+        metadata={"help": "Never make a live teacher's logits whole; auto: on accelerators."},
+    )
 
     on_policy_fraction: float = field(
         default=0.0,
@@ -213,8 +217,11 @@ class DistillSettings:
         """Raise OptionError where a value cannot work."""
         if self.loss not in LOSS_NAMES:
             raise OptionError(f"loss = {self.loss!r}, expected one of {', '.join(LOSS_NAMES)}")
-        if self.fused not in (True, False, "auto"):
-            raise OptionError(f"fused = {self.fused!r}, expected True, False or 'auto'")
+        for name in ("fused", "fused_teacher"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise OptionError(
+                    f"{name} = {getattr(self, name)!r}, expected True, False or 'auto'"
+                )
         if not self.projection_learning_rate > 0:
             raise OptionError(
                 f"projection_learning_rate = {self.projection_learning_rate}, expected above 0"

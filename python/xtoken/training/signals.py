@@ -2,61 +2,126 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor, nn
 
 from xtoken.distillation.batch import Batch
+from xtoken.errors import OptionError
 from xtoken.teachers import LiveTeacher, TeacherSource
-from xtoken.teachers.forward import check_positions
+from xtoken.teachers.forward import causal_inputs, check_positions
+from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
 
+Signal: TypeAlias = Tensor | TeacherTopK | LmHead
+FusedTeacher: TypeAlias = Literal[True, False, "auto"]
 
-def teacher_signal(source: TeacherSource, batch: Batch) -> Tensor | TeacherTopK:
+
+def teacher_signal(source: TeacherSource, batch: Batch, fused: FusedTeacher = False) -> Signal:
     """The predictions of a padded or packed batch, in its layout [B, T_t, ...].
 
     In packed rows (`position_ids` that start again, and no attention mask) each document is
     predicted as if it stood alone: by a transformers model in the packed row itself, otherwise row
     by row.
+
+    Args:
+        fused: whether a live teacher gives hidden states and head in place of its logits; `auto`
+            does on accelerators, and warns once where its model has no plain head.
+
+    Raises:
+        OptionError: the model has no plain head, and `fused` is True.
     """
     inputs = batch.teacher
     ids = inputs["input_ids"]
     if "attention_mask" in inputs:
         if batch.asked_tokens is not None:
             asked = batch.teacher_loss_mask.any(1)
-            return _of_rows(source, ids, inputs["attention_mask"], asked)
-        return source.signal(ids, inputs["attention_mask"])
+            return _of_rows(source, ids, inputs["attention_mask"], asked, fused)
+        return _padded(source, ids, inputs["attention_mask"], fused)
     positions = inputs["position_ids"]
     if isinstance(source, LiveTeacher) and masks_documents(source.model):
-        return _packed_logits(source, ids, positions)
-    return _by_document(source, ids, positions)
+        packed = {"input_ids": ids, "position_ids": positions}
+        found = _fused(source, packed, fused)
+        return _packed_logits(source, ids, positions) if found is None else found
+    return _by_document(source, ids, positions, fused)
+
+
+def _padded(
+    source: TeacherSource, ids: Tensor, attention_mask: Tensor, fused: FusedTeacher
+) -> Signal:
+    if isinstance(source, LiveTeacher):
+        found = _fused(source, causal_inputs(ids, attention_mask), fused)
+        if found is not None:
+            return found
+    return source.signal(ids, attention_mask)
+
+
+def is_fused(source: TeacherSource, fused: FusedTeacher) -> bool:
+    """Whether hidden states and head are asked for."""
+    if not isinstance(source, LiveTeacher) or fused is False:
+        return False
+    return fused is True or source.device.type != "cpu"
+
+
+def _fused(source: LiveTeacher, inputs: dict[str, Tensor], fused: FusedTeacher) -> LmHead | None:
+    if not is_fused(source, fused):
+        return None
+    check_positions(source.model, inputs, "teacher")
+    found = source.fused(inputs)
+    if isinstance(found, LmHead):
+        return found
+    if fused is True:
+        raise OptionError(f"fused_teacher = True, but {found}; set it to False or 'auto'")
+    # Python says the same words of one place once.
+    warnings.warn(
+        f"the teacher's logits are made whole, [B, T, V] in memory: {found} "
+        "(fused_teacher=False says nothing)",
+        stacklevel=2,
+    )
+    return None
 
 
 def _of_rows(
-    source: TeacherSource, ids: Tensor, attention_mask: Tensor, asked: Tensor
-) -> Tensor | TeacherTopK:
+    source: TeacherSource,
+    ids: Tensor,
+    attention_mask: Tensor,
+    asked: Tensor,
+    fused: FusedTeacher,
+) -> Signal:
     """The predictions of some rows of a padded batch; the others hold zeros, which nobody reads."""
     if not bool(asked.any()):
         if isinstance(source, LiveTeacher):
-            return source.signal(ids, attention_mask)
+            return _padded(source, ids, attention_mask, fused)
         nothing = ids.new_zeros(*ids.shape, 1)
         return TeacherTopK(
             nothing,
             torch.full(nothing.shape, -torch.inf, device=ids.device),
             token_log_probs=torch.zeros(ids.shape, device=ids.device),
         )
-    signal = source.signal(ids[asked], attention_mask[asked])
 
     def spread(values: Tensor) -> Tensor:
         whole = values.new_zeros(len(ids), *values.shape[1:])
         whole[asked.to(values.device)] = values
         return whole
 
-    if isinstance(signal, Tensor):
-        return spread(signal)
-    found = signal.map_tensors(spread)
-    # Zeros would be a mass above 1, and one column many times.
-    found.log_probs[~asked.to(found.log_probs.device)] = -torch.inf
+    found = _mapped(_padded(source, ids[asked], attention_mask[asked], fused), spread)
+    if isinstance(found, TeacherTopK):
+        # Zeros would be a mass above 1, and one column many times.
+        found.log_probs[~asked.to(found.log_probs.device)] = -torch.inf
     return found
+
+
+def _mapped(signal: Signal, move: Callable[[Tensor], Tensor]) -> Signal:
+    """The signal in another layout of its positions."""
+    if isinstance(signal, Tensor):
+        return move(signal)
+    if isinstance(signal, LmHead):
+        return replace(signal, hidden=move(signal.hidden))
+    return signal.map_tensors(move)
 
 
 def masks_documents(model: nn.Module) -> bool:
@@ -84,7 +149,9 @@ def _packed_logits(source: LiveTeacher, ids: Tensor, positions: Tensor) -> Tenso
     return logits
 
 
-def _by_document(source: TeacherSource, ids: Tensor, positions: Tensor) -> Tensor | TeacherTopK:
+def _by_document(
+    source: TeacherSource, ids: Tensor, positions: Tensor, fused: FusedTeacher
+) -> Signal:
     starts = (positions == 0).flatten()
     rows, width = ids.shape
     starts[torch.arange(rows, device=starts.device) * width] = True
@@ -96,12 +163,10 @@ def _by_document(source: TeacherSource, ids: Tensor, positions: Tensor) -> Tenso
     mask = torch.zeros_like(padded)
     padded[document, column] = ids.flatten()
     mask[document, column] = 1
-    signal = source.signal(padded, mask)
+    signal = _padded(source, padded, mask, fused)
 
     def packed(values: Tensor) -> Tensor:
         at = document.to(values.device), column.to(values.device)
         return values[at].view(rows, width, *values.shape[2:])
 
-    if isinstance(signal, Tensor):
-        return packed(signal)
-    return signal.map_tensors(packed)
+    return _mapped(signal, packed)

@@ -34,7 +34,7 @@ from xtoken.teachers.store import is_store
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.routing import Routes
 from xtoken.training.settings import DistillSettings
-from xtoken.training.signals import teacher_signal
+from xtoken.training.signals import FusedTeacher, teacher_signal
 from xtoken.vocab import TokenizerSource
 from xtoken.vocab.load import is_hub_name
 
@@ -76,6 +76,7 @@ class Teaching(nn.Module):
         targets: one per teacher, of a loss that reads targets from stored predictions, else None.
         routes: which teachers a row is for.
         date: the day that chat templates print; None for today.
+        fused_teacher: see `DistillSettings`.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Teaching(nn.Module):
         self.sources = list(sources)
         self.joint = joint
         self.date: datetime.date | None = None
+        self.fused_teacher: FusedTeacher = False
         self.targets = [
             _target_store(member, source)
             for member, source in zip(distillers, self.sources, strict=True)
@@ -159,7 +161,11 @@ class Teaching(nn.Module):
         found: list[Any] = []
         for member, source, part in zip(self.members, self.sources, self.parts(batch), strict=True):
             needed = source is not None and member.needs_teacher
-            found.append(teacher_signal(source, part) if needed and source is not None else None)
+            found.append(
+                teacher_signal(source, part, self.fused_teacher)
+                if needed and source is not None
+                else None
+            )
         return found
 
     def forward(
@@ -258,11 +264,13 @@ def teach(
         _source(each, pair, settings, device) if distiller.needs_teacher else None
         for each, pair, distiller in zip(given, pairs, distillers, strict=True)
     ]
-    if len(given) == 1:
-        return Teaching(distillers, sources, routes=routes)
-    weights = settings.teacher_weighting or [each.weight for each in given]
-    joint = MultiDistiller(distillers, weights, **_weights(settings, "", own_cross_entropy))
-    return Teaching(distillers, sources, joint, routes)
+    joint = None
+    if len(given) > 1:
+        weights = settings.teacher_weighting or [each.weight for each in given]
+        joint = MultiDistiller(distillers, weights, **_weights(settings, "", own_cross_entropy))
+    made = Teaching(distillers, sources, joint, routes)
+    made.fused_teacher = settings.fused_teacher
+    return made
 
 
 def _name(teacher: Teacher, index: int) -> str:

@@ -1,4 +1,4 @@
-"""The student's forward pass without its logits: hidden states, and what its head does to them."""
+"""A forward pass without logits: a model's hidden states, and what its head does to them."""
 
 from __future__ import annotations
 
