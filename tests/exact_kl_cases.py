@@ -109,7 +109,7 @@ def random_targets(
     return Targets(**arrays), tokens
 
 
-def student(seed: int, padded: int = 2) -> Tensor:
+def student(seed: int, padded: int = 2, samples: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(2, LENGTH, V + padded, generator=generator, dtype=torch.float64)
+    logits = 2 * torch.randn(samples, LENGTH, V + padded, generator=generator, dtype=torch.float64)
     return logits.requires_grad_()

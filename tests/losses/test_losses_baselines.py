@@ -170,7 +170,7 @@ def test_alm_keeps_the_digits_of_what_a_sure_student_leaves_to_others(direction:
 def test_an_option_that_a_loss_does_not_read_is_refused_by_name() -> None:
     case = make_case(8)
     for name, options, match in (
-        ("uld", {"top_k": 3}, "top_k = 3 is not an option of uld; it reads block_size, merge"),
+        ("uld", {"top_k": 3}, "top_k = 3 is not an option of uld; it reads block_size, compiled"),
         ("uld", {"direction": "reverse"}, "direction = 'reverse' is not an option of uld"),
         ("alm", {"merge": "mean", **ids_of(case)}, "merge = 'mean' is not an option of alm"),
         ("p-kl", {"uld_weight": 0.5}, "uld_weight = 0.5 is not an option of p-kl"),

@@ -348,6 +348,7 @@ class Distiller(nn.Module):
             max(tokens, 1.0),
             vocab_size=self.student_columns(student, teacher, batch),
             positions=batch.counted,
+            compiled=self.options.compiled,
         ).loss
 
     def student_columns(self, student: Student, teacher: Teacher | None, batch: Batch) -> int:

@@ -45,6 +45,7 @@ class LossFields(TypedDict, total=False):
     mask_spaces: bool
     full_metrics: bool
     block_size: int | None
+    compiled: bool | str
 
 
 class DistillerOptions(LossFields, total=False):

@@ -7,7 +7,7 @@ both. The loss compares the two tosses p^(1/temperature): it needs no correspond
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from xtoken.losses.engine.checks import check_token_ids, inside
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, chunk_rows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.tail import safe_logsumexp
@@ -128,21 +129,30 @@ class AlmBlocks(BlockLoss):
     beta: float
     metric_names = ("kl", "student_log_prob", "teacher_log_prob")
 
+    def narrowed(self, places: Places) -> AlmBlocks:
+        """As `BlockLoss`."""
+        rows = self.student.range_of(places.start, places.stop)
+        return replace(
+            self,
+            student=places.student,
+            targets=places.fill(self.targets[rows]),
+            teacher=places.of_chunks(self.teacher),
+        )
+
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.student.ends is not None
         assert block.segments is not None
-        first = int(self.student.ends[block.start])
-        tokens = _token_log_probs(rows, self.targets[first : first + len(rows)])
+        targets = self.targets[self.student.range_of(block.start, block.stop)]
+        tokens = _token_log_probs(rows, targets)
         student = tokens.new_zeros(len(block)).index_add(0, block.segments, tokens)
         teacher = self.teacher[block.start : block.stop].to(student.dtype)
         loss = divergence(
             _toss(teacher / self.temperature), _toss(student / self.temperature),
             self.direction, self.beta,
         )  # fmt: skip
-        sums = (loss.detach().sum(), student.detach().sum(), teacher.sum())
-        return loss, torch.stack(sums)
+        sums = (loss.detach(), student.detach(), teacher)
+        return loss, torch.stack([block.sum(each) for each in sums])
 
 
 def _toss(log_prob: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor
 from xtoken._checks import expect
 from xtoken.errors import ShapeError
 from xtoken.losses.engine.checks import check_token_ids, finite_or_nan, inside
+from xtoken.losses.engine.compiled import with_compiled
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
-from xtoken.losses.inputs import check_normalizer
+from xtoken.losses.inputs import LossOptions, check_normalizer
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.host import readable
 from xtoken.tensors.rows import block_rows
@@ -30,6 +32,7 @@ def cross_entropy(
     block_size: int | None = None,
     positions: Tensor | None = None,
     full_metrics: bool = False,
+    compiled: bool | str = False,
 ) -> LossOutput:
     """Mean negative log-likelihood of the tokens in `mask`.
 
@@ -41,6 +44,7 @@ def cross_entropy(
         positions: [N] int64, the flat positions before the tokens of `mask`, where they are known
             from the CPU: on another device all rows are computed without them.
         full_metrics: whether `top1_accuracy` is told, which costs a pass over the rows.
+        compiled: as that of `LossOptions`.
         vocab_size: V_s, so that a padded lm_head's excess is dropped; None takes all columns.
 
     Returns: loss in nats per token; metrics `ce` (the same, always per counted token) and,
@@ -54,6 +58,13 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(1, 2, 4), ids, ids >= 0).metrics["ce"].item()
     1.3862943649291992
     """
+    if torch.compiler.is_compiling():
+        eager: LossOutput = torch.compiler.disable(cross_entropy)(  # type: ignore[no-untyped-call]
+            student_logits, student_ids, mask, normalizer, vocab_size=vocab_size,
+            block_size=block_size, positions=positions, full_metrics=full_metrics,
+            compiled=compiled,
+        )  # fmt: skip
+        return eager
     source = student_rows(student_logits, vocab_size)
     for name, value in (("student_ids", student_ids), ("mask", mask)):
         expect(value, Tensor, name, f"pass {name} as a tensor [B, T_s]")
@@ -84,10 +95,11 @@ def cross_entropy(
         counted=counted,
         full_metrics=full_metrics,
     )
+    rows_per_block = block_size or block_rows(source.vocab_size, index.device)
     result, slope = reduce_chunks(
-        loss,
+        with_compiled(loss, LossOptions(compiled=compiled).backend, rows_per_block),
         source,
-        rows_per_block=block_size or block_rows(source.vocab_size, index.device),
+        rows_per_block=rows_per_block,
         normalizer=normalizer,
         weights=None,
         count=None if counted is None else counted.sum(),
@@ -104,9 +116,19 @@ class CrossEntropyBlocks(BlockLoss):
     counted: Tensor | None = None  # [N] bool, the rows that count; None for all
     full_metrics: bool = False
     late = True
+    has_closed_form = True
 
     def __post_init__(self) -> None:
         self.metric_names = ("ce", *(("top1_accuracy",) if self.full_metrics else ()))
+
+    def narrowed(self, places: Places) -> CrossEntropyBlocks:
+        """As `BlockLoss`."""
+        return replace(
+            self,
+            student=places.student,
+            targets=places.of_chunks(self.targets),
+            counted=None if self.counted is None else places.of_chunks(self.counted),
+        )
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -124,12 +146,12 @@ class CrossEntropyBlocks(BlockLoss):
         return loss, self._metrics(rows.detach(), loss.detach(), targets, block)
 
     def _metrics(self, rows: Tensor, loss: Tensor, targets: Tensor, block: Block) -> Tensor:
-        sums = [loss.sum()]
+        sums = [block.sum(loss)]
         if self.full_metrics:
             hit = rows.argmax(-1) == targets
             if self.counted is not None:
                 hit = hit & self.counted[block.start : block.stop]
-            sums.append(hit.sum().to(loss.dtype))
+            sums.append(block.sum(hit).to(loss.dtype))
         return torch.stack(sums)
 
     @torch.no_grad()
@@ -156,4 +178,4 @@ class CrossEntropyBlocks(BlockLoss):
             loss = loss.masked_fill(~counted, 0.0)
             grad.mul_(counted[:, None])
         grad.mul_(scale)
-        return loss.sum(), self._metrics(rows, loss, targets, block), grad, []
+        return block.sum(loss), self._metrics(rows, loss, targets, block), grad, []

@@ -144,6 +144,8 @@ class LossOptions:
         full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows
             where the loss needs only some columns, `empty_row_mass`.
         block_size: chunks worked on at a time; None chooses by cache size.
+        compiled: True runs the block function by `torch.compile`, or a backend of it by name. It
+            is compiled once, whatever the batch; its values are those without it.
 
     Raises:
         OptionError: a value outside its range.
@@ -182,6 +184,7 @@ class LossOptions:
     mask_spaces: bool = True
     full_metrics: bool = False
     block_size: int | None = None
+    compiled: bool | str = False
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():  # options made inside a traced step
@@ -228,6 +231,11 @@ class LossOptions:
         for name in ("cells", "consistent"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
+        if not isinstance(self.compiled, bool | str):
+            raise OptionError(
+                f"compiled = {self.compiled!r}, expected True, False or the name of a backend of "
+                "torch.compile"
+            )
         if self.block_size is not None:
             rule = "must be a whole number of at least 1, or None to choose it by cache size"
             check_number("block_size", self.block_size, 1, rule=rule, whole=True)
@@ -244,6 +252,13 @@ class LossOptions:
                 "depth 0, 1, ...; the last holds for all deeper ones"
             )
         object.__setattr__(self, "depth_weights", tuple(map(float, weights)))
+
+    @property
+    def backend(self) -> str | None:
+        """Of `torch.compile`; None where nothing is compiled."""
+        if isinstance(self.compiled, str):
+            return self.compiled
+        return "inductor" if self.compiled else None
 
     def changed(self) -> list[str]:
         """The names of the options that are not at their defaults."""

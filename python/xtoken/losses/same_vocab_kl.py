@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from xtoken.errors import OptionError, PairError
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.sorting import top_k as best_of
@@ -103,6 +104,15 @@ class SameVocabBlocks(BlockLoss):
     def __post_init__(self) -> None:
         agreement = ("top1_agreement",) if self.full_metrics else ()
         self.metric_names = ("kl", "teacher_mass", *agreement)
+        self.has_closed_form = (
+            self.direction == "forward"
+            and self.top_k is None
+            and not isinstance(self.teacher.signal, TeacherTopK)
+        )
+
+    def narrowed(self, places: Places) -> SameVocabBlocks:
+        """As `BlockLoss`."""
+        return replace(self, student=places.student, teacher=self.teacher.narrowed(places))
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -132,10 +142,10 @@ class SameVocabBlocks(BlockLoss):
             log_teacher = torch.log_softmax(log_teacher, -1)
             log_student = torch.log_softmax(log_student, -1)
         loss = divergence(log_teacher, log_student, self.direction, self.beta)
-        sums = [loss.detach().sum(), mass.sum()]
+        sums = [block.sum(loss.detach()), block.sum(mass)]
         if self.full_metrics:
             best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
-            sums.append(best.sum().to(loss.dtype))
+            sums.append(block.sum(best).to(loss.dtype))
         return loss * self.temperature**2, torch.stack(sums)
 
     def _kept(self, block: Block, log_student: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -168,17 +178,9 @@ class SameVocabBlocks(BlockLoss):
         """As `BlockLoss`."""
         return same_vocab_pass(self, source, scale, needed, grads)
 
-    @property
-    def _has_closed_form(self) -> bool:
-        return (
-            self.direction == "forward"
-            and self.top_k is None
-            and not isinstance(self.teacher.signal, TeacherTopK)
-        )
-
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
-        if not self._has_closed_form:
+        if not self.has_closed_form:
             return super().value(rows, block, params)
         return self.value_and_grad(rows, block, params, [], 1.0)[:2]
 
@@ -191,7 +193,7 @@ class SameVocabBlocks(BlockLoss):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL to full logits in closed form: p - q."""
-        if not self._has_closed_form:
+        if not self.has_closed_form:
             return super().value_and_grad(rows, block, params, needed, scale)
         with torch.no_grad():
             tau = self.temperature
@@ -201,7 +203,7 @@ class SameVocabBlocks(BlockLoss):
             sums = []
             if self.full_metrics:
                 best = log_teacher.argmax(-1) == log_student.argmax(-1)
-                sums = [best.sum().to(log_student.dtype)]
+                sums = [block.sum(best).to(log_student.dtype)]
             teacher = torch.exp(log_teacher).to(log_student.dtype)
             # In the log-probabilities' places; 0 where the teacher has none, whatever the student.
             terms = log_teacher.to(log_student.dtype).sub_(log_student).mul_(teacher)
@@ -210,5 +212,5 @@ class SameVocabBlocks(BlockLoss):
             if self.weights is not None:
                 weight = weight * self.weights[block.start : block.stop].to(loss.dtype)
             grad = log_student.exp_().sub_(teacher).mul_((weight * (scale / tau))[:, None])
-            metrics = torch.stack([loss.sum(), loss.new_full((), float(len(block))), *sums])
-            return (loss * weight).sum(), metrics, unmerge_rows(grad, block.segments), []
+            metrics = torch.stack([block.sum(loss), block.sum(torch.ones_like(loss)), *sums])
+            return block.sum(loss * weight), metrics, unmerge_rows(grad, block.segments), []

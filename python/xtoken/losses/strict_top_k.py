@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from xtoken.losses.engine.checks import zero_or_nan
 from xtoken.losses.engine.divergence import kl_sum
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.sorting import top_k as best_of
@@ -89,6 +90,15 @@ class StrictTopKBlocks(BlockLoss):
     temperature: float
     metric_names = ("kl", "strict", "teacher_mass", "student_mass")
 
+    def narrowed(self, places: Places) -> StrictTopKBlocks:
+        """As `BlockLoss`."""
+        return replace(
+            self,
+            student=places.student,
+            teacher=self.teacher.narrowed(places),
+            strict=places.of_chunks(self.strict),
+        )
+
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -102,7 +112,7 @@ class StrictTopKBlocks(BlockLoss):
             shared = shared.masked_fill(~known, -torch.inf)
         if self.kept == 0:  # nothing is shared
             zero = shared.sum(1) + logits[:, :0].sum(1)
-            return zero, torch.stack([zero.detach().sum()] * 4)
+            return zero, torch.stack([block.sum(zero.detach())] * 4)
         _, places = best_of(shared.detach(), self.kept)
         log_student, log_teacher = shared.gather(1, places), log_teacher.gather(1, places)
         silent = ~strict[:, None]
@@ -116,7 +126,5 @@ class StrictTopKBlocks(BlockLoss):
         student = torch.log_softmax(log_student.masked_fill(silent, 0.0), 1)
         teacher = torch.log_softmax(log_teacher.masked_fill(silent, 0.0), 1)
         losses = kl_sum(student, teacher) + zero_or_nan(logits) + zero_or_nan(log_all)
-        sums = torch.stack(
-            [losses.detach().sum(), strict.sum(), teacher_mass.sum(), student_mass.exp().sum()]
-        )
-        return losses * self.temperature**2, sums.to(losses.dtype)
+        sums = (losses.detach(), strict.to(losses.dtype), teacher_mass, student_mass.exp())
+        return losses * self.temperature**2, torch.stack([block.sum(each) for each in sums])

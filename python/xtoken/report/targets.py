@@ -272,7 +272,7 @@ def _exact_kl(case: _Case) -> Iterator[LossView]:
             yield LossView("exact-kl", (), note="no target: nothing is known of this place")
             continue
         rows, block = case.rows(loss, at)
-        log_student = BlockTargets.of(loss, rows, block).log_student(rows)
+        log_student = BlockTargets.of(loss, rows.dtype, block).log_student(rows)
         groups = int(targets.group_ptr[end] - targets.group_ptr[begin])
         tables, done = [], 0
         for place in range(begin, end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +49,12 @@ class ColumnSlice:
         """[nnz] the weights of its entries, of W's `values` in CSR order."""
         found = values[self.entries]
         return found if self.real is None else torch.where(self.real, found, 0.0)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> ColumnSlice:
+        """The same in tensors that `move` makes of these, of equal values."""
+        some = (self.columns, self.rows, self.real)
+        columns, rows, real = (None if each is None else move(each) for each in some)
+        return ColumnSlice(columns, rows, move(self.entries), self.map.mapped(move), real)
 
     def reindexed(self, rows: Tensor) -> ColumnSlice:
         """The same with `rows` [n] int64, ascending, as its inputs; they include its own."""

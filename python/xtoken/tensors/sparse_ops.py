@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +52,17 @@ class SparseMap:
         inputs = places[self.inputs]
         ptr = offsets_of(counts_of(inputs, n_in))
         return replace(self, inputs=inputs, input_ptr=ptr)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> SparseMap:
+        """The same in tensors that `move` makes of these, of equal values."""
+        return SparseMap(
+            move(self.inputs),
+            move(self.outputs),
+            move(self.output_ptr),
+            move(self.transposed),
+            move(self.outputs_by_input),
+            move(self.input_ptr),
+        )
 
     def matmul(self, rows: Tensor, values: Tensor) -> Tensor:
         """[R, n_in] times the matrix: [R, n_out]."""

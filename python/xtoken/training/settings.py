@@ -140,6 +140,9 @@ class DistillSettings:
     block_size: int | None = field(
         default=None, metadata={"help": "Chunks worked on at a time; None chooses."}
     )
+    compiled: bool = field(
+        default=False, metadata={"help": "Run the losses' block functions by torch.compile."}
+    )
     threshold: float = field(
         default=0.6, metadata={"help": "Least weight of a pair in h-kl's common set."}
     )

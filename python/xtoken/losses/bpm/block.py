@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from xtoken.losses.bpm.places import BytePlaces
 from xtoken.losses.engine.checks import zero_or_nan
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.prepared import Items
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp
@@ -81,6 +82,7 @@ class BPMBlocks(BlockLoss):
     Attributes:
         teacher: a row for each teacher position of each chunk.
         mask_spaces: whether positions at spaces and tabs are left out.
+        ready: what `targets` gives, where it was made before.
     """
 
     student: ChunkRows
@@ -92,36 +94,48 @@ class BPMBlocks(BlockLoss):
     temperature: float
     direction: Direction
     beta: float
+    ready: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     metric_names = ("kl", "complement", "positions", "spaces")
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.student.ends is not None
         assert block.segments is not None
         logits = folded_logits(rows, self.temperature, self.fold)
-        part = slice(int(self.student.ends[block.start]), int(self.student.ends[block.stop]))
-        counted = self.places.counted[part]
-        space = self.places.space[part] & counted
+        target, entries, counted, space = self.targets(block.start, block.stop)
         if self.mask_spaces:
             counted = counted & ~space
-        target, entries = self.target(block)
         log_teacher, log_student = compared(target, entries, counted, torch.log_softmax(logits, -1))
         losses = divergence(log_teacher, log_student, self.direction, self.beta)
         losses = losses + zero_or_nan(logits) + zero_or_nan(target)
         chunks = losses.new_zeros(len(block)).index_add(0, block.segments, losses)
         rest = torch.exp(log_teacher[:, -1]).masked_fill(~counted, 0.0)
-        sums = torch.stack([losses.detach().sum(), rest.sum(), counted.sum(), space.sum()])
+        kl = block.sum(chunks.detach())
+        sums = torch.stack([kl, rest.sum(), counted.sum(), space.sum()])
         return chunks * self.temperature**2, sums.to(losses.dtype)
 
+    def narrowed(self, places: Places) -> BPMBlocks:
+        """As `BlockLoss`; what the teacher says is made before."""
+        ready = self.targets(places.start, places.stop)
+        target, entries, counted, space = map(places.fill, ready)
+        kept = (target, entries, counted & places.real_rows, space & places.real_rows)
+        return replace(self, student=places.student, ready=kept)
+
+    def targets(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the positions of chunks [start, stop): [n, V_s + 1] log masses of the tokens and the
+        complement, and the entries; [n] bool, which are counted and which of these are spaces."""
+        if self.ready is not None:
+            return self.ready
+        part = self.student.range_of(start, stop)
+        counted = self.places.counted[part]
+        return *self._targets(start, stop), counted, self.places.space[part] & counted
+
     @torch.no_grad()
-    def target(self, block: Block) -> tuple[Tensor, Tensor]:
-        """[n, V_s + 1] log masses of each position's tokens and complement; and the entries."""
-        assert self.student.ends is not None
-        places, ends = self.places, self.student.ends
-        start, stop = int(ends[block.start]), int(ends[block.stop])
-        first = int(places.teacher_ends[block.start])
-        log_teacher = self.teacher.log_probs(first, int(places.teacher_ends[block.stop]))
+    def _targets(self, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:
+        places, rows = self.places, self.student.range_of(first_chunk, last_chunk)
+        start, stop = rows.start, rows.stop
+        first = int(places.teacher_ends[first_chunk])
+        log_teacher = self.teacher.log_probs(first, int(places.teacher_ends[last_chunk]))
         stored = isinstance(self.teacher.signal, TeacherTopK)
         item = places.item[start:stop] - first
         target, entries = RootProjection(self.tables, stored)(log_teacher.index_select(0, item))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from xtoken.errors import OptionError
 from xtoken.losses.bpm.block import BPMBlocks
 from xtoken.losses.bpm.places import BytePlaces, byte_places
@@ -52,9 +50,6 @@ def bpm(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPTI
         the released code are left out: it caps what follows a position inside a teacher token at
         the chunk's end, and lets longer tokens run on past it.
     """
-    if torch.compiler.is_compiling():
-        eager: LossOutput = torch.compiler.disable(bpm)(inputs, pair, options)  # type: ignore[no-untyped-call]
-        return eager
     return run_loss(SPEC, _blocks, inputs, pair, options)
 
 

@@ -30,6 +30,17 @@ class LeftOut(Prepared):
         return mask.index_put((items.row, items["token"]), mask.new_ones(()))
 
 
+@dataclass(frozen=True, eq=False)
+class LeftOutMask:
+    """The same of a block alone, as a mask [n, V_t + 1] bool."""
+
+    dense: Tensor
+
+    def mask(self, start: int, stop: int, size: int) -> Tensor:
+        """As `LeftOut`."""
+        return self.dense[start:stop, :size].clone()
+
+
 def left_out(
     pair: PairParts, chunks: ChunkBatch, student_ids: Tensor, teacher_ids: Tensor
 ) -> LeftOut:

@@ -16,7 +16,7 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.pair_parts import PARTS_OF_LOSS, LossName, PairParts, Part
 
 # Every loss reads them.
-_COMMON = frozenset({"direction", "beta", "temperature", "block_size"})
+_COMMON = frozenset({"direction", "beta", "temperature", "block_size", "compiled"})
 
 
 # Of a pair, the chunks that count and both sides' ids.

@@ -61,12 +61,16 @@ class ChunkRows:
         owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
         return cls(index, on_device(owner, index.device), len(ends) - 1, ends)
 
+    def range_of(self, start: int, stop: int) -> slice:
+        """Where the rows of chunks [start, stop) are among all."""
+        if self.ends is None:
+            return slice(start, stop)
+        return slice(int(self.ends[start]), int(self.ends[stop]))
+
     def block(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """The rows of chunks [start, stop), and for each its chunk, counted from `start`."""
-        if self.owner is None or self.ends is None:
-            return self.index[start:stop], None
-        rows = slice(int(self.ends[start]), int(self.ends[stop]))
-        return self.index[rows], self.owner[rows] - start
+        rows = self.range_of(start, stop)
+        return self.index[rows], None if self.owner is None else self.owner[rows] - start
 
     def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Cut chunks [start, stop) into ranges of at most `rows` rows, at least one chunk each."""
@@ -102,9 +106,9 @@ def chunk_rows(chunks: ChunkBatch, side: str, length: int, merge: Merge | None) 
 
 
 def _sizes(segments: Tensor, count: int, like: Tensor) -> Tensor:
-    """[count, 1] the rows of each segment."""
+    """[count, 1] the rows of each segment; 1 for none."""
     ones = torch.ones_like(segments, dtype=like.dtype)
-    return like.new_zeros(count).index_add(0, segments, ones)[:, None]
+    return like.new_zeros(count).index_add(0, segments, ones).clamp(min=1)[:, None]
 
 
 def merge_rows(rows: Tensor, segments: Tensor | None, count: int) -> Tensor:

@@ -14,22 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtoken.errors import OptionError
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Block:
-    """Chunks [start, stop), with each student row's chunk counted from `start` (None: its own)."""
+    """Chunks [start, stop), with each student row's chunk counted from `start` (None: its own).
+
+    `real` [len] bool are those that count, where some only fill the block up; None for all.
+    """
 
     start: int
     stop: int
     segments: Tensor | None
+    real: Tensor | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of [len] values over the chunks that count."""
+        return values.sum() if self.real is None else torch.where(self.real, values, 0).sum()
+
+    def alone(self) -> Block:
+        """The same, of rows one a chunk."""
+        return Block(self.start, self.stop, None, self.real)
 
 
 class BlockLoss:
@@ -42,6 +56,9 @@ class BlockLoss:
         weights: [C] float, a factor on each chunk's loss (not on metrics), None for 1.
         metric_names: what the second result of `forward` holds.
         late: where several losses share a gradient, this one adds to it in backward.
+        params_of_any_length: places of the params whose length is another in every batch.
+        has_items: whether a block has items of its own beside its rows, in any number.
+        has_closed_form: whether `value_and_grad` is its own and needs no autograd.
     """
 
     student: ChunkRows
@@ -50,6 +67,16 @@ class BlockLoss:
     weights: Tensor | None = None
     metric_names: tuple[str, ...] = ()
     late: bool = False
+    params_of_any_length: tuple[int, ...] = ()
+    has_items: bool = False
+    has_closed_form: bool = False
+
+    def narrowed(self, places: Places) -> BlockLoss:
+        """The same loss of these chunks alone, in tensors of constant shapes; for `compiled`."""
+        raise OptionError(
+            f"compiled = True with {type(self).__name__}, which has no `narrowed`; write it, or "
+            "pass compiled=False"
+        )
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -62,7 +89,7 @@ class BlockLoss:
         losses, metrics = self.forward(rows, block, params)
         if self.weights is not None:
             losses = losses * self.weights[block.start : block.stop].to(losses.dtype)
-        return losses.sum(), metrics
+        return block.sum(losses), metrics
 
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Loss sum and metric sums where no gradient is wanted: the value of `value_and_grad`."""
@@ -111,8 +138,6 @@ def sum_over_chunks(
 ) -> tuple[Tensor, Tensor]:
     """`scale` times the sum of the loss over all chunks; and, detached, the metric sums with one
     more, which is finite where all of the gradient is: [M + 1]."""
-    if torch.compiler.is_compiling():
-        return _traced(loss, source, scale, rows_per_block)
     # Half precision is raised to float32 by the sources; autocast must not lower it again.
     with torch.autocast(source.tensors()[0].device.type, enabled=False):
         total, metrics = _RowBlocks.apply(
@@ -151,23 +176,6 @@ def reduce_chunks(
     *means, slope = (sums / shared).unbind()
     metrics = dict(zip(loss.metric_names, means, strict=True))
     return LossOutput(total, count, metrics), slope
-
-
-def _traced(
-    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
-) -> tuple[Tensor, Tensor]:
-    """The same sum as plain ops, for torch.compile, whose partitioner does the recomputing."""
-    total = source.tensors()[0].new_zeros((), dtype=torch.float32)
-    sums = total.new_zeros(len(loss.metric_names))
-    for start, stop in loss.student.blocks(rows_per_block):
-        index, segments = loss.student.block(start, stop)
-        rows = source.rows(index, loss.columns)
-        value, metrics = loss.total(rows, Block(start, stop, segments), loss.params)
-        total = total + value
-        sums = sums + metrics
-    if loss.student.count == 0:
-        total = total + source.tensors()[0].flatten()[:0].sum()
-    return total * scale, torch.cat([sums, sums.new_zeros(1)])
 
 
 class _RowBlocks(torch.autograd.Function):

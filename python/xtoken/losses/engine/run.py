@@ -13,6 +13,7 @@ from xtoken._checks import expect
 from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.boundaries import LeftOut
 from xtoken.losses.engine.checks import check_batch, check_finite
+from xtoken.losses.engine.compiled import with_compiled
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows
 from xtoken.losses.engine.prepared import Prepared
@@ -118,12 +119,17 @@ def run_loss(
     spec: LossSpec, make: MakeBlocks, inputs: LossInputs, pair: PairParts, options: LossOptions
 ) -> LossOutput:
     """The loss of one batch: the only way from arguments to a `LossOutput`."""
+    if torch.compiler.is_compiling():
+        # Made here and not by a decorator, which would import the compiler with the losses.
+        eager: LossOutput = torch.compiler.disable(run_loss)(spec, make, inputs, pair, options)  # type: ignore[no-untyped-call]
+        return eager
     call = checked_call(spec, inputs, pair, options)
     loss, widest = make(call)
+    rows_per_block = call.rows_per_block(widest)
     result, slope = reduce_chunks(
-        loss,
+        with_compiled(loss, options.backend, rows_per_block),
         call.source,
-        rows_per_block=call.rows_per_block(widest),
+        rows_per_block=rows_per_block,
         normalizer=inputs.normalizer,
         weights=inputs.chunk_weights,
     )
@@ -140,8 +146,7 @@ def checked_call(
         f"pass PairParts.from_projection(projection, needs={spec.name!r})",
     )  # fmt: skip
     expect(options, LossOptions, "options", "pass LossOptions(...)")
-    if not torch.compiler.is_compiling():
-        spec.check_options(options)
+    spec.check_options(options)
     _check_parts(spec, pair, options, inputs)
     source = student_rows(inputs.student, pair.sizes[0])
     check_batch(source, inputs)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import OptionError, PairError, ShapeError
-from xtoken.losses.engine.boundaries import LeftOut
+from xtoken.losses.engine.boundaries import LeftOut, LeftOutMask
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
+from xtoken.losses.engine.places import Places
 from xtoken.tensors.cells import CellFold
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.full_logits import FullLogits, columns_of
@@ -42,7 +43,7 @@ class TeacherRows:
     temperature: float
     fold: StopFold | CellFold | None = None
     log_totals: Tensor | None = None
-    left_out: LeftOut | None = None
+    left_out: LeftOut | LeftOutMask | None = None
 
     @classmethod
     def build(
@@ -93,6 +94,39 @@ class TeacherRows:
         if isinstance(signal, TeacherTopK):
             _check_vocabulary(signal, rows.index, vocab_size)
         return cls(signal, rows, vocab_size, temperature, fold)
+
+    @torch.no_grad()
+    def narrowed(self, places: Places) -> TeacherRows:
+        """The rows of these chunks alone, merged, one a place."""
+        start, stop = places.start, places.stop
+        index, segments = self.where.block(start, stop)
+        signal: Teacher
+        if isinstance(self.signal, TeacherTopK):
+            index = places.fill(index)
+            signal = TeacherTopK(
+                self.signal.ids.flatten(0, 1).index_select(0, index)[:, None],
+                self.signal.log_probs.detach().flatten(0, 1).index_select(0, index)[:, None],
+                self.signal.temperature,
+                validate=False,
+            )
+        elif segments is None and isinstance(self.signal, Tensor):
+            flat = self.signal.detach().flatten(0, 1)
+            signal = flat.index_select(0, places.fill(index))[:, None]
+        else:
+            full = FullLogits(self.signal, self.vocab_size)
+            rows = merge_rows(full.rows(index), segments, stop - start)
+            signal = places.fill(rows)[:, None]
+        totals, gone = self.log_totals, None
+        if self.left_out is not None:
+            mask = self.left_out.mask(start, stop, self.vocab_size + 1)
+            gone = LeftOutMask(places.fill(mask))
+        return replace(
+            self,
+            signal=signal,
+            where=ChunkRows(torch.arange(places.size, device=index.device), None, places.size),
+            log_totals=None if totals is None else places.of_chunks(totals),
+            left_out=gone,
+        )
 
     @property
     def stored_power(self) -> float:
@@ -146,7 +180,9 @@ class TeacherRows:
             return self.fold.dense(rows)
         return self.fold.chosen(rows.index_select(1, columns), rows, columns)
 
-    def _consistent(self, left_out: LeftOut, full: FullLogits, start: int, stop: int) -> Tensor:
+    def _consistent(
+        self, left_out: LeftOut | LeftOutMask, full: FullLogits, start: int, stop: int
+    ) -> Tensor:
         """[stop - start, V_t] as `logits`, without what is left out."""
         index, _ = self.where.block(start, stop)
         rows = full.rows(index) / self.temperature

@@ -12,7 +12,7 @@ from xtoken.losses.bpm.block import RootProjection, compared
 from xtoken.losses.engine.divergence import kl_sum
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows
-from xtoken.losses.engine.prepared import Items
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.teacher_rows import TeacherRows
@@ -61,9 +61,6 @@ def escd(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     Source: Liu et al. 2026, arXiv 2609.34738, sections 3.1 to 3.3 and B.4. With stored predictions
         the paper makes groups of the retained tokens; here they are those of the whole vocabulary.
     """
-    if torch.compiler.is_compiling():
-        eager: LossOutput = torch.compiler.disable(escd)(inputs, pair, options)  # type: ignore[no-untyped-call]
-        return eager
     return run_loss(SPEC, _blocks, inputs, pair, options)
 
 
@@ -90,12 +87,35 @@ def _blocks(call: LossCall) -> tuple[EscdBlocks, int]:
     return loss, max(pair.sizes)
 
 
+@dataclass(frozen=True, eq=False)
+class BlockEvents:
+    """What the teacher says of a block's chunks, and which student tokens complete what it began.
+
+    Attributes:
+        target, entries: [R, V_s + 1] and [R, V_s], of `RootProjection`.
+        first: [R] int64, each chunk's first row in the block.
+        mass, row: [E] of each event begun: the teacher's mass of it, and the row after it.
+        event_of, tokens: [K] the student tokens that complete an event.
+        number: scalar, E.
+    """
+
+    target: Tensor
+    entries: Tensor
+    first: Tensor
+    mass: Tensor
+    row: Tensor
+    event_of: Tensor
+    tokens: Tensor
+    number: Tensor
+
+
 @dataclass(eq=False, kw_only=True)
 class EscdBlocks(BlockLoss):
     """Roots and completions of a block of chunks.
 
     Attributes:
         teacher: a row for each of `places.teacher_index`.
+        ready: what `events` gives, where it was made before.
     """
 
     student: ChunkRows
@@ -105,53 +125,75 @@ class EscdBlocks(BlockLoss):
     completions: Completions
     fold: StopFold | None
     temperature: float
+    ready: BlockEvents | None = None
     metric_names = ("kl", "complement", "completion", "events", "event_mass")
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.student.ends is not None
         assert block.segments is not None
         logits = folded_logits(rows, self.temperature, self.fold)
         log_student = torch.log_softmax(logits, -1)
-        start, stop = int(self.student.ends[block.start]), int(self.student.ends[block.stop])
-        ends = self.places.teacher_ends
-        first = int(ends[block.start])
-        log_teacher = self.teacher.log_probs(first, int(ends[block.stop]))
-        at = on_device(ends[block.start : block.stop] - first, rows.device)
-        firsts = on_device(self.student.ends[block.start : block.stop] - start, rows.device)
-        target, entries = self.root(log_teacher.index_select(0, at))
+        events = self.events(block.start, block.stop)
+        firsts = events.first
         counted = torch.ones_like(firsts, dtype=torch.bool)
-        pair = compared(target, entries, counted, log_student.index_select(0, firsts))
+        pair = compared(events.target, events.entries, counted, log_student.index_select(0, firsts))
         losses = kl_sum(*pair)
-        kl = losses.detach().sum()
-        rest = torch.exp(pair[0][:, -1]).sum()
-        children = self.places.children.of_rows(start, stop)
-        more = losses.new_zeros(3)
-        if len(children):
-            mass, log_completed, row = self._completions(log_student, log_teacher, children, first)
-            terms = -mass * log_completed.masked_fill(mass == 0, 0.0)
-            losses = losses.index_add(0, block.segments[row], terms)
-            more = torch.stack(
-                [terms.detach().sum(), mass.new_tensor(float(len(mass))), mass.sum()]
-            )
-        return losses * self.temperature**2, torch.cat([torch.stack([kl, rest]), more])
+        sums = [block.sum(losses.detach()), block.sum(torch.exp(pair[0][:, -1]))]
+        more = [losses.new_zeros(()), events.number.to(losses.dtype), events.mass.sum()]
+        if len(events.mass):
+            read = log_student[events.row[events.event_of], events.tokens]
+            log_completed = segment_logsumexp(read, events.event_of, len(events.mass))
+            terms = -events.mass * log_completed.masked_fill(events.mass == 0, 0.0)
+            losses = losses.index_add(0, block.segments[events.row], terms)
+            more[0] = terms.detach().sum()
+        return losses * self.temperature**2, torch.stack([*sums, *more])
 
-    def _completions(
-        self, log_student: Tensor, log_teacher: Tensor, children: Items, first: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """For each event begun before one of `children`: the teacher's mass of it, the log of the
-        student's probability to complete it, and the row of that."""
+    def narrowed(self, places: Places) -> EscdBlocks:
+        """As `BlockLoss`; what the teacher says is made before."""
+        events = self.events(places.start, places.stop)
+        spare = places.size - 1
+        more = replace(
+            events,
+            target=places.fill(events.target),
+            entries=places.fill(events.entries),
+            first=places.fill(events.first),
+            mass=places.item(events.mass, 0),
+            row=places.item(events.row, spare),
+            event_of=places.item(events.event_of, len(events.mass)),
+            tokens=places.item(events.tokens, 0),
+        )
+        return replace(self, student=places.student, ready=more)
+
+    @torch.no_grad()
+    def events(self, first_chunk: int, last_chunk: int) -> BlockEvents:
+        """What the teacher says of chunks [first_chunk, last_chunk)."""
+        if self.ready is not None:
+            return self.ready
+        assert self.student.ends is not None
+        rows, ends = self.student.range_of(first_chunk, last_chunk), self.places.teacher_ends
+        first, device = int(ends[first_chunk]), self.student.index.device
+        log_teacher = self.teacher.log_probs(first, int(ends[last_chunk]))
+        own = self.student.ends[first_chunk:last_chunk] - rows.start
+        at = on_device(ends[first_chunk:last_chunk] - first, device)
+        target, entries = self.root(log_teacher.index_select(0, at))
+        children = self.places.children.of_rows(rows.start, rows.stop)
         tables = self.completions
         total, tokens_total = children.total("groups"), children.total("tokens")
         owner = owners(children["groups"], total)
         entry = ragged_arange(tables.ptr[children["token"]], children["groups"], total)
-        with torch.no_grad():
+        mass = target.new_zeros(0)
+        if len(children):
             roots = log_teacher.index_select(0, children["item"] - first)
             events = log_project(roots, torch.ones_like(tables.members), tables.events)
             mass = torch.exp(events[owner, tables.group[entry]])
-        which = owners(tables.size[entry], tokens_total)
-        tokens = tables.order[ragged_arange(tables.lo[entry], tables.size[entry], tokens_total)]
-        row = children.row[owner]
-        completed = segment_logsumexp(log_student[row[which], tokens], which, total)
-        return mass, completed, row
+        return BlockEvents(
+            target,
+            entries,
+            on_device(own, device),
+            mass,
+            children.row[owner],
+            owners(tables.size[entry], tokens_total),
+            tables.order[ragged_arange(tables.lo[entry], tables.size[entry], tokens_total)],
+            target.new_full((), float(total)),
+        )

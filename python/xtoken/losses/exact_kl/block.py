@@ -20,6 +20,7 @@ In an open position p is renormalized over its groups, and other logits have no 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places, of_any_length
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.exact_kl.depth_weights import DepthWeights
@@ -44,6 +46,7 @@ class ExactKLBlocks(BlockLoss):
         targets: the batch's, on the student's device; its chunks are those of the engine.
         depth_weights: w(0), w(1), ...; the last holds for all deeper ones. None for the chain rule.
         least_mass: depths at which the target has less mass keep the weight of the chain rule.
+        ready: the targets of a block, where they were laid out before.
     """
 
     targets: TargetBatch
@@ -51,6 +54,7 @@ class ExactKLBlocks(BlockLoss):
     beta: float = 0.5
     depth_weights: tuple[float, ...] | None = None
     least_mass: float = 1e-3
+    ready: BlockTargets | None = None
     metric_names = ("kl", "target_tail", "groups", "deeper_kl")
 
     def __post_init__(self) -> None:
@@ -63,16 +67,31 @@ class ExactKLBlocks(BlockLoss):
                 targets.host, self.depth_weights, self.least_mass, targets.rows.device
             )
 
+    def block_targets(self, dtype: torch.dtype, block: Block) -> BlockTargets:
+        """The targets of a block."""
+        return BlockTargets.of(self, dtype, block) if self.ready is None else self.ready
+
+    def narrowed(self, places: Places) -> ExactKLBlocks:
+        """As `BlockLoss`; the block's targets are laid out before."""
+        block = Block(places.start, places.stop, places.segments)
+        if block.segments is not None:
+            block.segments = block.segments[places.real_rows]
+        loss = copy.copy(self)
+        loss.student = places.student
+        loss.ready = self.block_targets(places.dtype, block).narrowed(places)
+        return loss
+
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        part = BlockTargets.of(self, rows, block)
+        part = self.block_targets(rows.dtype, block)
         log_student = part.log_student(rows)
         if self.direction == "forward":
             losses = part.forward_kl(log_student)
         else:
             losses = part.other(log_student, self.direction, self.beta)
-        return part.per_chunk(losses), part.metrics(losses.detach(), log_student.detach())
+        chunks = part.per_chunk(losses)
+        return chunks, part.metrics(block.sum(chunks.detach()), log_student.detach())
 
     def by_kernel(
         self,
@@ -95,7 +114,7 @@ class ExactKLBlocks(BlockLoss):
         if self.direction != "forward" or not readable(rows):
             return super().value_and_grad(rows, block, params, needed, scale)
         with torch.no_grad():
-            part = BlockTargets.of(self, rows, block)
+            part = self.block_targets(rows.dtype, block)
             found = part.closed_form(rows, scale, self.weights)
         if found is None:  # a mass so small that it has lost its digits
             return super().value_and_grad(rows, block, params, needed, scale)
@@ -121,6 +140,7 @@ class BlockTargets:
         deep_mass, deep_weight: [D] A and u.
         member_slot, member_deep: [M] which slot is in which union.
         is_deep: [S] the slot is below depth 0.
+        number: scalar, the groups.
     """
 
     chunk: Tensor
@@ -139,11 +159,12 @@ class BlockTargets:
     member_slot: Tensor
     member_deep: Tensor
     is_deep: Tensor
+    number: Tensor
 
     @classmethod
-    def of(cls, loss: ExactKLBlocks, rows: Tensor, block: Block) -> BlockTargets:
-        """The targets of chunks [start, stop), whose positions are `rows`."""
-        targets, host, dtype = loss.targets, loss.targets.host, rows.dtype
+    def of(cls, loss: ExactKLBlocks, dtype: torch.dtype, block: Block) -> BlockTargets:
+        """The targets of chunks [start, stop), to rows of this dtype."""
+        targets, host, device = loss.targets, loss.targets.host, loss.targets.rows.device
         assert host is not None
         assert targets.group_row is not None
         assert targets.token_group is not None
@@ -151,7 +172,7 @@ class BlockTargets:
         first_group, last_group = int(host.group_ptr[begin]), int(host.group_ptr[end])
         first_token, last_token = int(host.token_ptr[first_group]), int(host.token_ptr[last_group])
         count, groups = end - begin, last_group - first_group
-        positions = torch.arange(count, device=rows.device)
+        positions = torch.arange(count, device=device)
         group_row = targets.group_row[first_group:last_group] - begin
         token_slot = targets.token_group[first_token:last_token] - first_group
         probs = torch.cat([targets.probs[first_group:last_group], targets.tails[begin:end]])
@@ -159,10 +180,9 @@ class BlockTargets:
         chunk = positions if block.segments is None else block.segments
         by_depth = loss.by_depth
         if by_depth is None:
-            weights = rows.new_full(
-                (groups + count,), 1.0 if loss.depth_weights is None else loss.depth_weights[0]
-            )
-            none, empty = group_row.new_zeros(0), rows.new_zeros(0)
+            every = 1.0 if loss.depth_weights is None else loss.depth_weights[0]
+            weights = torch.full((groups + count,), every, dtype=dtype, device=device)
+            none, empty = group_row.new_zeros(0), weights.new_zeros(0)
             deep = none, empty, empty, none, none
         else:
             weights = torch.cat(
@@ -174,6 +194,44 @@ class BlockTargets:
             targets.tokens[first_token:last_token], torch.cat([group_row, positions]),
             probs.to(dtype), weights, targets.open[begin:end], *deep,
             torch.cat([depths > 0, torch.zeros_like(positions, dtype=torch.bool)]),
+            torch.full((), groups, dtype=dtype, device=device),
+        )  # fmt: skip
+
+    def narrowed(self, places: Places) -> BlockTargets:
+        """The same filled up, in positions and tails by places, and by two groups and two unions in
+        the spare position."""
+        count, size, spare = len(self.chunk), places.size, places.size - 1
+        groups = len(self.slot_row) - count
+        unions = len(self.deep_row)
+        assert places.segments is not None
+        device = self.chunk.device
+
+        def slots(
+            values: Tensor, filler: int | float | bool, tails: Tensor | None = None
+        ) -> Tensor:
+            own = places.fill(values[groups:]) if tails is None else tails
+            if tails is None:
+                own = torch.where(places.real_rows, own, filler).to(values.dtype)
+            padded = torch.cat([values[:groups], values.new_full((2,), filler), own])
+            return of_any_length(padded)
+
+        def two(values: Tensor, following: int) -> Tensor:
+            filled = places.item(values, following)
+            filled[-1] += 1
+            return filled
+
+        # The tails' slots follow the groups', of which there are two more.
+        member = torch.where(self.member_slot < groups, self.member_slot, self.member_slot + 2)
+        return BlockTargets(
+            places.segments, size, 0,
+            places.item(self.token_row, spare), two(self.token_slot, groups),
+            _two_tokens(places, self.tokens),
+            slots(self.slot_row, spare, torch.arange(size, device=device)),
+            slots(self.probs, 0), slots(self.weights, 0),
+            torch.where(places.real_rows, places.fill(self.open), False),
+            places.item(self.deep_row, spare), places.item(self.deep_mass, 1),
+            places.item(self.deep_weight, 0), two(member, groups), two(self.member_deep, unions),
+            slots(self.is_deep, False), self.number,
         )  # fmt: skip
 
     def log_student(self, rows: Tensor) -> Tensor:
@@ -227,14 +285,14 @@ class BlockTargets:
         """[n] positions to [chunks]."""
         return losses.new_zeros(self.chunks).index_add(0, self.chunk, losses)
 
-    def metrics(self, losses: Tensor, log_student: Tensor) -> Tensor:
-        """Sums over the block: loss, the target's tail, groups, the loss below depth 0."""
+    def metrics(self, total: Tensor, log_student: Tensor) -> Tensor:
+        """Sums over the block: loss (as given), the target's tail, groups, the loss below depth
+        0."""
         groups = len(self.slot_row) - len(self.chunk)
         deep = self.is_deep & (self.probs > 0)
         log_target = torch.log(torch.where(deep, self.probs, 1.0))
         below = torch.where(deep, self.probs * (log_target - log_student), 0.0)
-        number = losses.new_full((), float(groups))
-        return torch.stack([losses.sum(), self.probs[groups:].sum(), number, below.sum()])
+        return torch.stack([total, self.probs[groups:].sum(), self.number, below.sum()])
 
     def closed_form(
         self, rows: Tensor, scale: float | Tensor, chunk_weights: Tensor | None
@@ -281,7 +339,14 @@ class BlockTargets:
         slope = (whole[self.slot_row] - ratio) * (row_scale / total)[self.slot_row]
         grad = shares.mul_(slope[groups:].masked_fill(self.open, 0.0)[:, None])
         flat[at] = picked.mul_(slope[self.token_slot])
-        return value, self.metrics(losses, log_student), grad
+        return value, self.metrics(losses.sum(), log_student), grad
+
+
+def _two_tokens(places: Places, tokens: Tensor) -> Tensor:
+    """With two tokens for the groups that fill up: no two groups of a position share one."""
+    filled = places.item(tokens, 0)
+    filled[-1] += 1
+    return filled
 
 
 def _segment_logsumexp(values: Tensor, segment: Tensor, count: int) -> Tensor:

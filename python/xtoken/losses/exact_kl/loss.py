@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
@@ -77,8 +75,7 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
     if targets is None:
         assert call.pair.targets is not None
         targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
-    if not torch.compiler.is_compiling():
-        _check_targets(targets, call)
+    _check_targets(targets, call)
     loss = ExactKLBlocks(
         targets=targets,
         direction=options.direction,

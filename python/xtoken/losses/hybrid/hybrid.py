@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows, merge_rows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.sorting import sorted_l1
@@ -45,6 +46,10 @@ class HybridBlocks(BlockLoss):
         agreement = ("top1_agreement",) if self.full_metrics else ()
         self.metric_names = ("kl", "uld", "teacher_mass", "student_mass", *agreement)
 
+    def narrowed(self, places: Places) -> HybridBlocks:
+        """As `BlockLoss`."""
+        return replace(self, student=places.student, teacher=self.teacher.narrowed(places))
+
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -72,7 +77,7 @@ class HybridBlocks(BlockLoss):
                 torch.exp(log_teacher.index_select(1, self.teacher_rest)),
             )
         loss = (self.common_weight * kl + self.uld_weight * uld) * self.temperature**2
-        return loss, torch.stack([x.detach().sum() for x in (kl, uld, *masses)])
+        return loss, torch.stack([block.sum(x.detach()) for x in (kl, uld, *masses)])
 
 
 def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlocks, int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
+from xtoken.losses.engine.places import Places, of_any_length
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
@@ -59,6 +60,22 @@ class PKLBlocks(BlockLoss):
         agreement = ("top1_agreement",) if self.full_metrics else ()
         whole = ("empty_row_mass",) if self.columns is None else ()
         self.metric_names = ("kl", "teacher_mass", *agreement, *whole)
+        self.params_of_any_length = () if self.part.rows is None else (0,)
+        self.has_closed_form = self.direction == "forward" and not self.by_student
+
+    def narrowed(self, places: Places) -> PKLBlocks:
+        """As `BlockLoss`; the columns that a batch chose may be of any number."""
+        part = self.part
+        if self.params_of_any_length:
+            part = part.mapped(of_any_length)
+        return replace(
+            self,
+            student=places.student,
+            # Of another length in every batch, and nobody reads them any more.
+            columns=None if self.columns is None else self.columns[:0],
+            teacher=self.teacher.narrowed(places),
+            part=part,
+        )
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
@@ -79,7 +96,7 @@ class PKLBlocks(BlockLoss):
         agreement = []
         if self.full_metrics:
             best = log_teacher.argmax(-1) == log_student.detach().argmax(-1)
-            agreement = [best.sum().to(mass.dtype)]
+            agreement = [block.sum(best).to(mass.dtype)]
         if self.tail_bucket:
             others = logits + log_shares(params[1].to(logits.dtype))
             if columns is not None:
@@ -89,9 +106,9 @@ class PKLBlocks(BlockLoss):
                 safe_logsumexp(others), self._has_tail(columns),
             )  # fmt: skip
         loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
-        sums = [loss.detach().sum(), mass.sum(), *agreement]
+        sums = [block.sum(loss.detach()), block.sum(mass), *agreement]
         if self.columns is None:
-            sums.append(self._empty_mass(logits.detach()).sum())
+            sums.append(block.sum(self._empty_mass(logits.detach())))
         return loss * self.temperature**2, torch.stack(sums)
 
     def value_and_grad(
@@ -104,7 +121,7 @@ class PKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
         """As `BlockLoss`; the forward KL in closed form."""
         found = None
-        if self.direction == "forward" and not self.by_student:
+        if self.has_closed_form:
             closed_form = self._closed_form if readable(rows) else self._closed_form_in_log_space
             found = closed_form(rows, block, params, needed, scale)
         return found or super().value_and_grad(rows, block, params, needed, scale)
@@ -112,7 +129,7 @@ class PKLBlocks(BlockLoss):
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""
         found = None
-        if self.direction == "forward" and not self.by_student and readable(rows):
+        if self.has_closed_form and readable(rows):
             none = [False for _ in params]
             found = self._closed_form(rows, block, params, none, 1.0, want_grad=False)
         return super().value(rows, block, params) if found is None else found[:2]
@@ -235,11 +252,11 @@ class PKLBlocks(BlockLoss):
             log_teacher, places, params[0], self.part.map, factor * scale,
             tail=tail, want_values=needed[0], want_best=self.full_metrics,
         )  # fmt: skip
-        sums = [found.loss.sum(), mass.sum()]
+        sums = [block.sum(found.loss), block.sum(mass)]
         if found.best is not None:
-            sums.append((log_teacher.argmax(-1) == found.best).sum().to(mass.dtype))
+            sums.append(block.sum(log_teacher.argmax(-1) == found.best).to(mass.dtype))
         if self.columns is None:
-            sums.append(self._empty_mass(logits).sum())
+            sums.append(block.sum(self._empty_mass(logits)))
         grad = found.grad
         if chosen is not None:
             grad = torch.zeros_like(every).index_copy(0, chosen, grad)
@@ -255,7 +272,7 @@ class PKLBlocks(BlockLoss):
         if self.temperature != 1.0:
             grad = grad / self.temperature
         grad = unmerge_rows(grad, block.segments)
-        return (found.loss * factor).sum(), torch.stack(sums), grad, grad_params
+        return block.sum(found.loss * factor), torch.stack(sums), grad, grad_params
 
     def _reads_kept_logits(self) -> bool:
         """Whether the teacher's kept logits are enough: the loss does not see their denominator,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.tail import safe_logsumexp
 from xtoken.losses.engine.teacher_rows import TeacherRows
@@ -58,12 +59,44 @@ class Ending:
         compared = torch.zeros_like(at, dtype=torch.bool).scatter(1, own[:, None], True)
         return cls(before, at, own, log_probs[last], sizes == 1, compared)
 
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Ending:
+        """The same in tensors that `move` makes of these."""
+        return Ending(
+            move(self.before),
+            move(self.rows),
+            move(self.own),
+            move(self.own_log_prob),
+            move(self.alone),
+            move(self.compared),
+        )
+
     def rest(self, at_last: Tensor) -> Tensor:
         """[R] log-probability of all that has no slot, from that at the last token alone."""
         eps = torch.finfo(self.before.dtype).eps
         before = torch.where(self.alone, -1.0, self.before.clamp(max=-eps))
         otherwise = torch.log(-torch.expm1(before))
         return torch.where(self.alone, at_last, torch.logaddexp(otherwise, self.before + at_last))
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What is known of a block's chunks but the student's logits.
+
+    Attributes:
+        teacher: its side.
+        tokens: [n] int64 the student's tokens, a row each.
+        ends: [R] int64 the place after each chunk's last row.
+        single: [R] bool, chunks of one token on both sides.
+        chunk, own, other: [P] int64 the pairs of tokens that a chunk could have ended as.
+    """
+
+    teacher: Ending
+    tokens: Tensor
+    ends: Tensor
+    single: Tensor
+    chunk: Tensor
+    own: Tensor
+    other: Tensor
 
 
 @dataclass(eq=False, kw_only=True)
@@ -73,6 +106,7 @@ class PartitionKLBlocks(BlockLoss):
     Attributes:
         teacher: a row for each teacher position of each chunk.
         token_log_probs: [M] of a stored top-k, that of the teacher's own tokens.
+        ready: what `knowledge` gives, where it was made before.
     """
 
     student: ChunkRows
@@ -86,47 +120,84 @@ class PartitionKLBlocks(BlockLoss):
     temperature: float
     direction: Direction
     beta: float
+    ready: Knowledge | None = None
     metric_names = ("kl", "teacher_rest", "student_rest", "single")
 
     def forward(
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.student.ends is not None
         assert block.segments is not None
         logits = folded_logits(rows, self.temperature, self.fold)
         log_student = torch.log_softmax(logits, -1)
-        ends = self.student.ends[block.start : block.stop + 1]
-        tokens = self.places.student_tokens[int(ends[0]) : int(ends[-1])]
+        known = self.knowledge(block.start, block.stop)
+        tokens, single = known.tokens, known.single
         student = Ending.of(
             log_student, tokens, log_student.gather(1, tokens[:, None]).squeeze(1),
-            block.segments, on_device(ends[1:] - ends[0], rows.device),
+            block.segments, known.ends,
         )  # fmt: skip
-        teacher = self._teacher(block)
+        # Slots are marked there.
+        teacher = replace(known.teacher, compared=known.teacher.compared.clone())
         losses = self._difference(
             teacher.before + teacher.own_log_prob, student.before + student.own_log_prob
         )
-        single = self.places.single[block.start : block.stop]
-        losses = self._shared(student, teacher, np.flatnonzero(single), losses)
-        losses = self._other_ends(student, teacher, block, losses)
+        losses = self._shared(student, teacher, single, losses)
+        losses = self._other_ends(student, teacher, known, losses)
         teacher_rest, student_rest = self._rests(student, teacher)
         losses = losses + self._difference(teacher_rest, student_rest)
-        sums = [losses.detach(), torch.exp(teacher_rest), torch.exp(student_rest.detach())]
-        ones = losses.new_full((1,), float(single.sum()))
-        metrics = torch.cat([torch.stack([each.sum() for each in sums]), ones])
+        rests = torch.exp(teacher_rest), torch.exp(student_rest.detach())
+        sums = (losses.detach(), *rests, single.to(losses.dtype))
+        metrics = torch.stack([block.sum(each) for each in sums])
         if self.mismatch_weight != 1.0:
-            weight = np.where(single, 1.0, self.mismatch_weight)
-            losses = losses * on_device(weight, rows.device).to(losses.dtype)
+            losses = torch.where(single, losses, losses * self.mismatch_weight)
         return losses * self.temperature**2, metrics
+
+    def narrowed(self, places: Places) -> PartitionKLBlocks:
+        """As `BlockLoss`; what the teacher says is made before."""
+        known = self.knowledge(places.start, places.stop)
+        spare = places.size - 1
+        # What has no rows ends at the spare one.
+        ends = torch.where(places.real, places.fill(known.ends), places.size)
+        ready = Knowledge(
+            known.teacher.mapped(places.fill),
+            places.fill(known.tokens),
+            ends,
+            places.fill(known.single),
+            places.item(known.chunk, spare),
+            places.item(known.own, 0),
+            places.item(known.other, 0),
+        )
+        # Of their numbers none is read any more, but that there are some.
+        some = None if self.token_log_probs is None else self.token_log_probs[:0]
+        return replace(self, student=places.student, ready=ready, token_log_probs=some)
+
+    @torch.no_grad()
+    def knowledge(self, start: int, stop: int) -> Knowledge:
+        """What is known of chunks [start, stop) but the student's logits."""
+        if self.ready is not None:
+            return self.ready
+        assert self.student.ends is not None
+        device, rows = self.student.index.device, self.student.range_of(start, stop)
+        support = self.places.support.of_rows(start, stop)
+        total = support.total("size")
+        pairs = ragged_arange(support["lo"], support["size"], total)
+        return Knowledge(
+            self._teacher(start, stop),
+            self.places.student_tokens[rows],
+            on_device(self.student.ends[start + 1 : stop + 1] - rows.start, device),
+            on_device(self.places.single[start:stop], device),
+            support.row[owners(support["size"], total)],
+            self.chains.student_ids[pairs],
+            self.chains.teacher_ids[pairs],
+        )
 
     def _difference(self, log_teacher: Tensor, log_student: Tensor) -> Tensor:
         """The term of each slot, of any shape."""
         pair = log_teacher.to(log_student.dtype)[..., None], log_student[..., None]
         return divergence(*pair, self.direction, self.beta)
 
-    @torch.no_grad()
-    def _teacher(self, block: Block) -> Ending:
+    def _teacher(self, first: int, last: int) -> Ending:
         places = self.places
-        ends = places.teacher_ends[block.start : block.stop + 1]
+        ends = places.teacher_ends[first : last + 1]
         start, stop = int(ends[0]), int(ends[-1])
         rows = self.teacher.log_probs(start, stop)
         tokens = places.teacher_tokens[start:stop]
@@ -140,39 +211,29 @@ class PartitionKLBlocks(BlockLoss):
             on_device(ends[1:] - start, rows.device),
         )  # fmt: skip
 
-    def _shared(
-        self,
-        student: Ending,
-        teacher: Ending,
-        single: np.ndarray[tuple[int], np.dtype[np.int64]],
-        losses: Tensor,
-    ) -> Tensor:
+    def _shared(self, student: Ending, teacher: Ending, single: Tensor, losses: Tensor) -> Tensor:
         """Chunks of one token on both sides: the tokens that both vocabularies have."""
-        if not len(single) or not len(self.common):
+        if not len(self.common):
             return losses
-        at = on_device(single, losses.device)
         own, other = self.common.student_ids, self.common.teacher_ids
-        q = teacher.rows.index_select(0, at).index_select(1, other)
-        p = student.rows.index_select(0, at).index_select(1, own)
+        q, p = teacher.rows.index_select(1, other), student.rows.index_select(1, own)
         # The chunk's own tokens have a slot already.
-        kept = (own != student.own[at, None]) & (other != teacher.own[at, None])
+        kept = (own != student.own[:, None]) & (other != teacher.own[:, None]) & single[:, None]
         if self.token_log_probs is not None:
             kept = kept & torch.isfinite(q)
         q, p = q.masked_fill(~kept, -torch.inf), p.masked_fill(~kept, -torch.inf)
         terms = divergence(q.to(p.dtype), p, self.direction, self.beta)
         for side, ids in ((student, own), (teacher, other)):
-            side.compared[at[:, None], ids] |= kept
-        return losses.index_add(0, at, terms)
+            side.compared[:, ids] |= kept
+        return losses + terms
 
-    def _other_ends(self, student: Ending, teacher: Ending, block: Block, losses: Tensor) -> Tensor:
+    def _other_ends(
+        self, student: Ending, teacher: Ending, known: Knowledge, losses: Tensor
+    ) -> Tensor:
         """Chunks of several tokens on one side: what else they could have ended as."""
-        support = self.places.support.of_rows(block.start, block.stop)
-        if not len(support):
+        chunk, own, other = known.chunk, known.own, known.other
+        if not len(chunk):
             return losses
-        total = support.total("size")
-        chunk = support.row[owners(support["size"], total)]
-        pairs = ragged_arange(support["lo"], support["size"], total)
-        own, other = self.chains.student_ids[pairs], self.chains.teacher_ids[pairs]
         q, p = teacher.rows[chunk, other], student.rows[chunk, own]
         kept = (own != student.own[chunk]) & (other != teacher.own[chunk])
         if self.token_log_probs is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from xtoken.errors import OptionError
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows
@@ -51,9 +49,6 @@ def partition_kl(
         tokens, the forward KL with weight 2 for the others, and the teacher's best columns alone;
         here one direction holds for all.
     """
-    if torch.compiler.is_compiling():
-        eager: LossOutput = torch.compiler.disable(partition_kl)(inputs, pair, options)  # type: ignore[no-untyped-call]
-        return eager
     return run_loss(SPEC, _blocks, inputs, pair, options)
 
 

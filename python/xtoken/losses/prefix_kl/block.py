@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
 from xtoken.losses.engine.run import LossCall
 from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
-from xtoken.losses.prefix_kl.targets import PrefixBlock, PrefixPart
+from xtoken.losses.prefix_kl.targets import Part, PrefixBlock, PrefixPart
 from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.projection import places_of
 
@@ -31,12 +32,15 @@ class PrefixKLBlocks(BlockLoss):
     columns: Tensor | None
     params: tuple[Tensor, ...]
     root: PKLBlocks
-    parts: list[PrefixPart]
+    parts: Sequence[Part]
     depth_weights: tuple[float, ...]
+    has_items = True
+    _heads_apart = False
 
     def __post_init__(self) -> None:
         later = ("prefix_kl", "prefixes", "prefix_teacher_mass")
         self.metric_names = (*self.root.metric_names, *later)
+        self.params_of_any_length = self.root.params_of_any_length
         device = self.student.index.device
         ends, count = self.student.ends, self.student.count
         self._firsts = on_device(np.arange(count) if ends is None else ends[:count], device)
@@ -46,8 +50,7 @@ class PrefixKLBlocks(BlockLoss):
         self, rows: Tensor, block: Block, params: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         first = self._first_rows(block)
-        inner = Block(block.start, block.stop, None)
-        losses, sums = self.root.forward(_heads(rows, first), inner, params)
+        losses, sums = self.root.forward(self._heads(rows, first), block.alone(), params)
         losses = losses * self.depth_weights[0]
         later = sums.new_zeros(3)
         for part in self.parts:
@@ -71,10 +74,9 @@ class PrefixKLBlocks(BlockLoss):
         # The root's gradient is dense in a row, that of the rest is not: autograd would make a
         # dense one of it too, and add the two.
         first = self._first_rows(block)
-        inner = Block(block.start, block.stop, None)
         self.root.weights = self.weights
         total, sums, grad, grad_params = self.root.value_and_grad(
-            _heads(rows, first), inner, params, needed, scale * self.depth_weights[0]
+            self._heads(rows, first), block.alone(), params, needed, scale * self.depth_weights[0]
         )
         total = total * self.depth_weights[0]
         grad = _spread(grad, first, rows)
@@ -90,11 +92,30 @@ class PrefixKLBlocks(BlockLoss):
             later = later + counted
         return total, torch.cat([sums, later]), grad, grad_params
 
+    def narrowed(self, places: Places) -> PrefixKLBlocks:
+        """As `BlockLoss`; what the teacher says below the roots is made before."""
+        first = self._first_rows(Block(places.start, places.stop, None))
+        # A place without a chunk has a row of its own, as far as there are any.
+        spare = torch.arange(places.size, device=first.device)
+        first = torch.where(places.real, places.fill(first), spare)
+        loss = replace(
+            self,
+            student=places.student,
+            root=self.root.narrowed(places),
+            parts=[part.narrowed(places) for part in self.parts],
+        )
+        loss._firsts, loss._heads_apart = first, True
+        return loss
+
     def _first_rows(self, block: Block) -> Tensor:
         """[len(block)] each chunk's first row among those of the block."""
         ends = self.student.ends
         before = block.start if ends is None else int(ends[block.start])
         return self._firsts[block.start : block.stop] - before
+
+    def _heads(self, rows: Tensor, first: Tensor) -> Tensor:
+        """What the root reads of the rows: each chunk's first."""
+        return rows[first] if self._heads_apart or len(first) != len(rows) else rows
 
     def _with_grad(
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
@@ -137,13 +158,8 @@ class PrefixKLBlocks(BlockLoss):
         return torch.stack([terms.detach().sum(), counted.sum(), known.sum()])
 
 
-def _heads(rows: Tensor, first: Tensor) -> Tensor:
-    """What the root reads of the rows: each chunk's first."""
-    return rows if len(first) == len(rows) else rows[first]
-
-
 def _spread(grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
-    """The gradient of `_heads` as one of the rows; contiguous."""
+    """The gradient of `PrefixKLBlocks._heads` as one of the rows; contiguous."""
     if len(first) == len(rows):
         return grad.contiguous()
     if not readable(rows):
@@ -154,14 +170,18 @@ def _spread(grad: Tensor, first: Tensor, rows: Tensor) -> Tensor:
     return spread.index_fill_(0, later.nonzero().flatten(), 0.0)
 
 
-def columns_of_all(of_root: Tensor | None, parts: Sequence[PrefixPart]) -> Tensor | None:
+def columns_of_all(
+    of_root: Tensor | None, parts: Sequence[PrefixPart], *, whatever_the_batch: bool
+) -> Tensor | None:
     """The student columns that are read: the root's and those of the tokens below the nodes.
 
-    None for whole rows, which the root may need and the mirrored construction always does. Tells
-    the parts where their tokens are among the columns.
+    None for whole rows, which the root may need and the mirrored construction always does;
+    `whatever_the_batch` takes them where a batch could have mirrored chunks. Tells the parts where
+    their tokens are among the columns.
     """
     compared = [part for part in parts if len(part.items)]
-    if of_root is None or any(part.mirrored for part in compared) or not readable(of_root):
+    mirrored = any(part.mirrored for part in (parts if whatever_the_batch else compared))
+    if of_root is None or mirrored or not readable(of_root):
         return None
     if not compared:
         return of_root

@@ -41,8 +41,6 @@ def prefix_kl(
 ) -> LossOutput:
     """P-KL on first pieces plus the divergences at every further piece; forward KL by default.
 
-    Runs eagerly inside `torch.compile`: its shapes are those of the text, and it calls the core.
-
     Args:
         inputs: with both sides' ids. The unknown mass of a `TeacherTopK` at a prefix counts in END:
             a child that is not among the stored ids counts there on both sides, or on neither where
@@ -61,10 +59,6 @@ def prefix_kl(
         XTokenError: as `p_kl`; a token id inside a chunk that is outside its vocabulary; a stored
             top-k at another temperature.
     """
-    if torch.compiler.is_compiling():
-        # Made here and not by a decorator, which would import the compiler with the losses.
-        eager: LossOutput = torch.compiler.disable(prefix_kl)(inputs, pair, options)  # type: ignore[no-untyped-call]
-        return eager
     result = run_loss(SPEC, prefix_kl_blocks, inputs, pair, options)
     prefixes = result.metrics["prefixes"]
     # Summed over prefixes, so far divided by chunks.
@@ -108,7 +102,7 @@ def prefix_kl_blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
                 parts.append(
                     PrefixPart(trie, items, mirrored, entries, at, options.min_mass, options.end)
                 )
-    columns = columns_of_all(root.columns, parts)
+    columns = columns_of_all(root.columns, parts, whatever_the_batch=options.backend is not None)
     if root.columns is not None:  # the root reads the same rows
         part = root.part if columns is None else root.part.reindexed(columns)
         root = replace(root, columns=columns, part=part)

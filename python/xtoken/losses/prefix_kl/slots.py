@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.losses.engine.divergence import Direction, divergence
+from xtoken.losses.engine.places import Places
 from xtoken.tensors.segments import owners, ragged_arange, segment_logsumexp
 from xtoken.tensors.trie import TrieSlots
 
@@ -90,6 +91,21 @@ class SlotLayout:
         piece = self.piece.masked_fill(unknown, NOWHERE)
         return replace(self, piece=piece, token_slot=slot[self.token_slot])
 
+    def narrowed(self, places: Places) -> SlotLayout:
+        """With two items that nobody compares, of one slot and one token each."""
+        items, slots = len(self), len(self.item)
+        return SlotLayout(
+            _and_two(places, self.item, items),
+            _and_two(places, self.first, slots),
+            places.item(self.piece, NOWHERE),
+            places.item(self.tokens, 0),
+            _and_two(places, self.token_slot, slots),
+            _and_two(places, self.token_item, items),
+            places.item(self.has_end, False),
+            [],
+            [],
+        )
+
     def part(self, start: int, stop: int) -> SlotLayout:
         """Items [start, stop), counted from 0."""
         slots = slice(self.slot_ends[start], self.slot_ends[stop])
@@ -105,6 +121,13 @@ class SlotLayout:
             [end - slots.start for end in self.slot_ends[start : stop + 1]],
             [end - tokens.start for end in self.token_ends[start : stop + 1]],
         )
+
+
+def _and_two(places: Places, values: Tensor, following: int) -> Tensor:
+    """The values, `following` and the next."""
+    filled = places.item(values, following)
+    filled[-1] += 1
+    return filled
 
 
 def below_log_mass(layout: SlotLayout, values: Tensor) -> Tensor:
@@ -166,6 +189,16 @@ class SlotTargets:
             self.valid[slots],
             self.counted[start:stop],
             self.negentropy[start:stop],
+        )
+
+    def narrowed(self, places: Places) -> SlotTargets:
+        """Beside `SlotLayout.narrowed`."""
+        return SlotTargets(
+            places.item(self.log_probs, 0),
+            places.item(self.probs, 0),
+            places.item(self.valid, False),
+            places.item(self.counted, False),
+            places.item(self.negentropy, 0),
         )
 
     def divergence(

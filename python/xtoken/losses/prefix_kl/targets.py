@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block
 from xtoken.losses.prefix_kl.compared_prefixes import PrefixItems
 from xtoken.losses.prefix_kl.slots import SlotLayout, SlotTargets, below_log_mass, next_log_mass
@@ -51,6 +53,18 @@ class PrefixBlock:
             self.chunk[items],
             self.depth[items],
             self.known[items],
+        )
+
+    def narrowed(self, places: Places) -> PrefixBlock:
+        """The same in chunks counted from the block's first, with items that nobody compares: of
+        lengths that are one symbol to the compiler."""
+        return PrefixBlock(
+            self.mirrored,
+            self.layout.narrowed(places),
+            self.targets.narrowed(places),
+            places.item(self.chunk - places.start, places.size - 1),
+            places.item(self.depth, 0),
+            places.item(self.known, 0),
         )
 
     def pick(self, rows: Tensor, row: Tensor) -> Tensor:
@@ -93,6 +107,31 @@ class PrefixBlock:
         return next_log_mass(layout, children, torch.logsumexp(others, 1))
 
 
+class Part(Protocol):
+    """One of the two constructions."""
+
+    def block(self, block: Block) -> PrefixBlock | None:
+        """The items of a block of chunks; None where it has none."""
+
+    def narrowed(self, places: Places) -> Part:
+        """The same of these chunks alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyPart:
+    """The one of a block whose items are made."""
+
+    made: PrefixBlock
+
+    def block(self, block: Block) -> PrefixBlock:
+        """As `Part`."""
+        return self.made
+
+    def narrowed(self, places: Places) -> ReadyPart:
+        """As `Part`."""
+        return self
+
+
 @dataclass(eq=False)
 class PrefixPart:
     """One of the two constructions over a batch.
@@ -132,6 +171,17 @@ class PrefixPart:
             self._ready = (low, self._make(low, max(high, most)))
         start, ready = self._ready
         return ready.part(low - start, high - start)
+
+    def narrowed(self, places: Places) -> ReadyPart:
+        """As `Part`; where no chunk of the block has an item, all are fillers."""
+        found = self.block(Block(places.start, places.stop, None))
+        if found is None:
+            none = self.items.chunk[:0]
+            no, nothing = none.bool(), torch.zeros(0, dtype=self.entries.dtype, device=none.device)
+            layout = SlotLayout(none, none, none, none, none, none, no, [], [])
+            targets = SlotTargets(nothing, nothing, no, no, nothing)
+            found = PrefixBlock(self.mirrored, layout, targets, none, none, nothing)
+        return ReadyPart(found.narrowed(places))
 
     @torch.no_grad()
     def _make(self, low: int, high: int) -> PrefixBlock:

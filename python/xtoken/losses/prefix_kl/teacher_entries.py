@@ -52,6 +52,13 @@ class TeacherEntries:
         return cls(rows.signal, rows.vocab_size, rows.temperature, totals)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of what is read."""
+        if isinstance(self.signal, TeacherTopK):
+            return upcast(self.signal.log_probs[:0]).dtype
+        return FullLogits(self.signal, self.vocab_size).dtype
+
+    @property
     def is_stored(self) -> bool:
         """Whether entries may be unknown."""
         return isinstance(self.signal, TeacherTopK)
