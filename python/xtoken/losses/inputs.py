@@ -22,6 +22,8 @@ from xtoken.tensors.teacher_signal import Teacher, check_temperature, teacher_po
 
 Scope = Literal["chunk", "microbatch"]
 Chooser = Literal["teacher", "student"]
+# Rows that a compiled block may be filled up to.
+_MOST_COMPILED = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +233,25 @@ class LossOptions:
         for name in ("cells", "consistent"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
-        if not isinstance(self.compiled, bool | str):
-            raise OptionError(
-                f"compiled = {self.compiled!r}, expected True, False or the name of a backend of "
-                "torch.compile"
-            )
+        self._check_compiled()
         if self.block_size is not None:
             rule = "must be a whole number of at least 1, or None to choose it by cache size"
             check_number("block_size", self.block_size, 1, rule=rule, whole=True)
+
+    def _check_compiled(self) -> None:
+        known = isinstance(self.compiled, bool)
+        if isinstance(self.compiled, str):
+            known = self.compiled in torch.compiler.list_backends(exclude_tags=())
+        if not known:
+            raise OptionError(
+                f"compiled = {self.compiled!r}, expected True, False or the name of a backend of "
+                "torch.compile, such as 'aot_eager'"
+            )
+        if self.compiled and (self.block_size or 0) > _MOST_COMPILED:
+            raise OptionError(
+                f"compiled = {self.compiled!r} with block_size = {self.block_size}: each block is "
+                f"filled up to its size; pass {_MOST_COMPILED} at most, or None"
+            )
 
     def _check_depth_weights(self) -> None:
         weights = self.depth_weights

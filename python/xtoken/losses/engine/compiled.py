@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtoken.errors import OptionError
 from xtoken.losses.engine.places import Places, of_any_length
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
 
@@ -144,11 +143,5 @@ def _compiled(
     if key not in _made:
         code = body.__code__.replace(co_name=f"{kind.__name__}{body.__name__}")
         own = FunctionType(code, body.__globals__)
-        try:
-            _made[key] = torch.compile(own, backend=backend, dynamic=False, fullgraph=True)
-        except torch._dynamo.exc.InvalidBackend:
-            raise OptionError(
-                f"compiled = {backend!r} is no backend of torch.compile; pass True, or one of "
-                "torch.compiler.list_backends()"
-            ) from None
+        _made[key] = torch.compile(own, backend=backend, dynamic=False, fullgraph=True)
     return _made[key]
