@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.places import Places, of_any_length
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
+from xtoken.losses.engine.student_rows import StudentRows
 
 
 def with_compiled(loss: BlockLoss, backend: str | None, rows_per_block: int) -> BlockLoss:
@@ -42,6 +43,17 @@ class CompiledBlocks(BlockLoss):
         inner = self.inner
         self.student, self.columns, self.params = inner.student, inner.columns, inner.params
         self.weights, self.metric_names, self.late = inner.weights, inner.metric_names, inner.late
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`: a kernel needs no compiler."""
+        self.inner.weights = self.weights
+        return self.inner.by_kernel(source, scale, needed, grads)
 
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`."""
