@@ -62,5 +62,5 @@ def strided(logits: Tensor) -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small rows in many blocks and parts."""
-    monkeypatch.setattr(launch, "BLOCK", 8)
-    monkeypatch.setattr(launch, "SPAN", 16)
+    monkeypatch.setattr(launch, "BLOCK", 16)
+    monkeypatch.setattr(launch, "SPAN", 32)

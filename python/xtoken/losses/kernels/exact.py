@@ -17,6 +17,7 @@ from xtoken.losses.kernels.launch import (
     cdiv,
     floats,
     found,
+    padded,
     seeds,
 )
 
@@ -84,7 +85,7 @@ def _launch(
     stats = floats(index, count, 5)
     device.positions[(count,)](
         logs, targets.probs, targets.depths, targets.tails, targets.group_ptr, partial, stats,
-        begin, factor, PARTS=parts, PADDED=1 << (parts - 1).bit_length(), BLOCK=64,
+        begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
     )  # fmt: skip
     weights = loss.weights
     if weights is not None and loss.student.owner is not None:

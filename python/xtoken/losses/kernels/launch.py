@@ -41,6 +41,10 @@ class Rows:
         offsets = sample * batch_step + (index - sample * length) * row_step
         return cls(tensor.detach(), offsets, step)
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop)."""
+        return Rows(self.tensor, self.offsets[start:stop], self.step)
+
     def __len__(self) -> int:
         return self.offsets.shape[0]
 
@@ -83,6 +87,10 @@ class GradientBuffer:
             clear_rows[(len(flat), cdiv(width, BLOCK))](flat, touched, width, BLOCK=BLOCK)
         return cls(flat, index * width, False)
 
+    def part(self, start: int, stop: int) -> GradientBuffer:
+        """That of rows [start, stop)."""
+        return GradientBuffer(self.flat, self.rows[start:stop], self.adds)
+
 
 def one_row_each(student: ChunkRows, source: StudentRows) -> LogitRows | None:
     """The source, where every chunk has one row of plain logits that kernels can read."""
@@ -123,6 +131,11 @@ def found(
     slope = total.new_zeros(()) if checks is None else checks.sum()
     grad = None if gradient is None else gradient.flat.view(source.logits.shape)
     return total * scale, torch.stack([*sums, slope]), [grad, *(None for _ in range(params))]
+
+
+def padded(number: int) -> int:
+    """The power of two that holds it."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def floats(like: Tensor, *shape: int) -> Tensor:

@@ -18,6 +18,7 @@ from xtoken.losses.kernels.launch import (
     floats,
     found,
     one_row_each,
+    padded,
     seeds,
 )
 from xtoken.losses.kernels.patches import patched_columns
@@ -73,7 +74,7 @@ def _launch(
         SPAN=launch.SPAN,
         BLOCK=launch.BLOCK,
     )
-    device.together[(count,)](partial, logs, PARTS=parts, PADDED=1 << (parts - 1).bit_length())
+    device.together[(count,)](partial, logs, PARTS=parts, PADDED=padded(parts))
     own, seed = seeds(count, loss.weights, scale, index.device)
     losses = logs[:, 2]
     gradient, checks = None, None

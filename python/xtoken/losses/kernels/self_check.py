@@ -16,11 +16,17 @@ from xtoken.losses.engine.row_blocks import BlockLoss, run_blocks
 from xtoken.losses.engine.student_rows import LogitRows
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels.choice import forced
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.pair_parts import PairParts
+from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.target_batch import TargetBatch
+from xtoken.tensors.teacher_signal import TeacherTopK
 
 # Wider than a block, and no multiple of anything.
 _SIZE, _PADDED, _ROWS = 1531, 1537, 5
 _SCALE = 0.25
+
+_Results = tuple[Tensor, Tensor, Tensor]
 
 
 def same_vocab(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
@@ -41,6 +47,50 @@ def same_vocab(device: torch.device, student: torch.dtype, teacher: torch.dtype)
         beta=0.5,
     )
     return difference(lambda: loss, source)
+
+
+def p_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
+    """See `choice.Check`."""
+    from xtoken.losses.inputs import LossInputs, LossOptions
+    from xtoken.losses.p_kl.loss import p_kl
+
+    pair = PairParts((_SIZE, _SIZE), projection=_some_w().to(device))
+    mask = torch.arange(_ROWS + 1)[None] > 0
+    chunks = ChunkBatch.from_mask(mask).to(device)
+    logits = some_logits(student, device, 0).requires_grad_()
+    signal = some_logits(teacher, device, 1)
+    stored = TeacherTopK.from_logits(signal[..., :_SIZE], 40, vocab_size=_SIZE)
+    variants: dict[str, tuple[Tensor | TeacherTopK, LossOptions]] = {
+        "all columns": (signal, LossOptions(temperature=1.5)),
+        "a chunk's top-k": (signal, LossOptions(top_k=100, tail_bucket=True)),
+        "a micro-batch's top-k": (signal, LossOptions(top_k=100, top_k_scope="microbatch")),
+        "a stored top-k": (stored, LossOptions(tail_bucket=True)),
+    }
+    for name, (of, options) in variants.items():
+        results = []
+        for mode in ("torch", "triton"):
+            with forced(mode), torch.enable_grad():
+                output = p_kl(LossInputs(logits, of, chunks), pair, options)
+                (grad,) = torch.autograd.grad(output.loss, logits)
+                metrics = torch.stack(list(output.metrics.values()))
+                results.append((output.loss.detach(), metrics, grad.float()))
+        found = _apart(results[0], results[1], logits.dtype)
+        if found is not None:
+            return f"{found} ({name})"
+    return None
+
+
+def _some_w() -> SparseProjection:
+    """W with empty rows, columns of one, of several and of 60 tokens, and columns of none."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.randint(0, 4, (_SIZE,), generator=generator)
+    ids = torch.randint(0, _SIZE - 40, (int(sizes.sum()),), generator=generator)
+    ids[torch.randperm(len(ids), generator=generator)[:60]] = 5
+    ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    weights = torch.rand(len(ids), generator=generator) + 0.1
+    row = torch.repeat_interleave(torch.arange(_SIZE), sizes)
+    weights = weights / torch.zeros(_SIZE).index_add_(0, row, weights)[row]
+    return SparseProjection(ptr, ids, weights, (_SIZE, _SIZE))
 
 
 def exact(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
@@ -98,13 +148,15 @@ def difference(make: Callable[[], BlockLoss], logits: Tensor) -> str | None:
             total, sums, grads = run_blocks(make(), source, _SCALE, 64, (True,))
         assert grads[0] is not None
         results.append((total, sums[:-1], grads[0].float()))
-    (value, metrics, grad), (other, other_metrics, other_grad) = results
-    for name, one, two, tolerance in (
-        ("the loss", value, other, 1e-3),
-        ("a metric", metrics, other_metrics, 1e-3),
-        ("the gradient", grad, other_grad, 4 * torch.finfo(logits.dtype).eps + 1e-3),
-    ):
-        apart = (one - two).abs().amax() / one.abs().amax().clamp(min=1e-6)
+    return _apart(results[0], results[1], logits.dtype)
+
+
+def _apart(one: _Results, other: _Results, dtype: torch.dtype) -> str | None:
+    """What of loss, metrics and gradient is not the same, up to rounding; None for nothing."""
+    names = ("the loss", "a metric", "the gradient")
+    tolerances = (1e-3, 1e-3, 4 * torch.finfo(dtype).eps + 1e-3)
+    for name, mine, found, tolerance in zip(names, one, other, tolerances, strict=True):
+        apart = (mine - found).abs().amax() / mine.abs().amax().clamp(min=1e-6)
         if not bool(apart <= tolerance):  # NaN is none
             return f"{name} is off by {float(apart):.2g} of its largest value"
     return None

@@ -13,20 +13,23 @@ from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.places import Places, of_any_length
 from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.sorting import top_k as best_of
+from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.kernels.p_kl import p_kl_pass
 from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
 from xtoken.tensors.host import readable
-from xtoken.tensors.projection import ColumnSlice
+from xtoken.tensors.projection import ColumnSlice, SparseProjection
 from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 @dataclass(eq=False, kw_only=True)
 class PKLBlocks(BlockLoss):
-    """P-KL of a block of chunks; the function a kernel would replace.
+    """P-KL of a block of chunks.
 
     Attributes:
+        projection: W on all columns.
         part: W on the columns that are kept in any chunk.
         column_of: [V_t + 1] int64, the place of each teacher id among them.
         chunk_top_k: columns that each chunk keeps of them; None keeps them all.
@@ -41,6 +44,7 @@ class PKLBlocks(BlockLoss):
     columns: Tensor | None
     params: tuple[Tensor, ...]
     teacher: TeacherRows
+    projection: SparseProjection
     part: ColumnSlice
     column_of: Tensor
     empty_rows: Tensor
@@ -87,7 +91,7 @@ class PKLBlocks(BlockLoss):
         if self.part.rows is not None and self.columns is None:
             inputs = logits.index_select(1, self.part.rows)
         log_student = log_project(inputs, params[0], self.part.map)  # [R, K], unnormalized
-        columns, log_teacher = self._teacher(block, log_student if self.by_student else None)
+        columns, log_teacher = self.teacher_columns(block, log_student if self.by_student else None)
         if columns is not None:
             # One column past the last, for stored ids that W does not reach.
             every = torch.nn.functional.pad(log_student, (0, 1), value=-torch.inf)
@@ -110,6 +114,16 @@ class PKLBlocks(BlockLoss):
         if self.columns is None:
             sums.append(block.sum(self._empty_mass(logits.detach())))
         return loss * self.temperature**2, torch.stack(sums)
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`."""
+        return p_kl_pass(self, source, scale, needed, grads)
 
     def value_and_grad(
         self,
@@ -158,7 +172,7 @@ class PKLBlocks(BlockLoss):
             if not bool((rest < torch.inf).all()):
                 return None  # a logit that is no number, which the loss itself does not see
         else:
-            places, log_teacher = self._teacher(block)
+            places, log_teacher = self.teacher_columns(block)
         mass = log_teacher.new_zeros(0)
         if self.tail_bucket or self.teacher.stored_power != 1.0:
             mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
@@ -235,7 +249,7 @@ class PKLBlocks(BlockLoss):
             logits = logits / self.temperature
         chosen = self.part.rows if self.columns is None else None
         every = logits.t().contiguous()
-        places, log_teacher = self._teacher(block)
+        places, log_teacher = self.teacher_columns(block)
         mass = torch.logsumexp(log_teacher * self.teacher.stored_power, -1).exp()
         tail = None
         if self.tail_bucket:
@@ -307,7 +321,7 @@ class PKLBlocks(BlockLoss):
             self._others = mask.nonzero().flatten()
         return self._others
 
-    def _teacher(
+    def teacher_columns(
         self, block: Block, log_student: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """Each chunk's own places in the shared columns (None: all of them), and log-probs there.

@@ -108,6 +108,7 @@ def p_kl_blocks(
         columns=None if has_tail or options.full_metrics else part.rows,
         params=tuple(params),
         teacher=rows,
+        projection=projection,
         part=part,
         column_of=column_of,
         empty_rows=projection.empty_ids,

@@ -40,6 +40,13 @@ def with_patches(values, columns, patch_columns, patch_values, row, PATCHES: tl.
 
 
 @triton.jit
+def is_set(bits, column, inside):
+    """Whether the bits of a row, 32 in an int32, are 1 at each column."""
+    word = tl.load(bits + (column >> 5), mask=inside, other=0)
+    return ((word >> (column & 31)) & 1) != 0
+
+
+@triton.jit
 def not_a_number(values, inside):
     """The sum of 0 for numbers and -inf, NaN for the rest: what makes a gradient's check fail."""
     return tl.sum(tl.where(inside & ~(values < float("inf")), float("nan"), 0.0), axis=0)

@@ -13,7 +13,13 @@ told by a bit for each token of a position: 1/16 of a row in bfloat16.
 import triton
 import triton.language as tl
 
-from xtoken.losses.kernels.device.common import add_terms, finite_top, load_row, not_a_number
+from xtoken.losses.kernels.device.common import (
+    add_terms,
+    finite_top,
+    is_set,
+    load_row,
+    not_a_number,
+)
 
 
 @triton.jit
@@ -27,13 +33,6 @@ def mark(tokens, token_group, group_row, bits, first, last, begin, WORDS, BLOCK:
     bit = tl.full([BLOCK], 1, tl.int32) << (token & 31).to(tl.int32)
     # Of integers, which give the same in any order.
     tl.atomic_or(bits + row * WORDS + (token >> 5), bit, mask=inside)
-
-
-@triton.jit
-def listed(bits, row, column, inside, WORDS):
-    """Whether each column is in a group."""
-    word = tl.load(bits + row * WORDS + (column >> 5), mask=inside, other=0)
-    return ((word >> (column & 31)) & 1) != 0
 
 
 @triton.jit
@@ -80,7 +79,7 @@ def tail_parts(
             column = part * SPAN + first + tl.arange(0, BLOCK)
             inside = column < size
             z = load_row(z_row, column, z_step, inside)
-            z = tl.where(listed(bits, row, column, inside, WORDS), float("-inf"), z)
+            z = tl.where(is_set(bits + row * WORDS, column, inside), float("-inf"), z)
             top, total = add_terms(top, total, z)
     at = parts + (row * PARTS + part) * 2
     tl.store(at, top)
@@ -143,7 +142,7 @@ def tail_gradient(
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
     z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
-    is_listed = listed(bits, row, column, inside, WORDS)
+    is_listed = is_set(bits + row * WORDS, column, inside)
     whole, tail = tl.load(stats + row * 5), tl.load(stats + row * 5 + 1)
     mass, q = tl.load(stats + row * 5 + 4), tl.load(tails + begin + row).to(tl.float32) * factor
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(tail)), 0.0)

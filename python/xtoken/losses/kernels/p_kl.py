@@ -1,0 +1,313 @@
+"""P-KL by kernels: all columns that W reaches, the best of each chunk or of the micro-batch, those
+of a stored top-k; with a tail or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from xtoken.losses.engine.row_blocks import Block
+from xtoken.losses.engine.student_rows import LogitRows, StudentRows
+from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.kernels import launch, self_check
+from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.launch import (
+    Found,
+    GradientBuffer,
+    Rows,
+    cdiv,
+    floats,
+    found,
+    one_row_each,
+    padded,
+    seeds,
+)
+from xtoken.losses.kernels.patches import patched_columns
+from xtoken.losses.kernels.w_map import WMap, w_map
+from xtoken.tensors.teacher_signal import TeacherTopK
+
+if TYPE_CHECKING:
+    from xtoken.losses.p_kl.block import PKLBlocks
+
+# Numbers of scratch that a block of rows may take, and rows that a grid has at most.
+_SCRATCH, _MOST_ROWS = 2**25, 65535
+# Columns of few and of many tokens, and tokens of each, that a program sums up at a time.
+_FEW_TILE, _MANY_TILE = (64, 8), (4, 256)
+_ALWAYS = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class _Teacher:
+    """The teacher's side of a block of rows.
+
+    Attributes:
+        logits: rows of full logits; the student's own where the columns are listed.
+        patches: the columns that differ from those, and the logits there.
+        listed: [n, k] int32 teacher ids and float32 log-probabilities, -inf for none; None for
+            full logits.
+        tail: [n] log of the teacher's mass in the tail, where the columns are listed.
+    """
+
+    logits: Rows
+    patches: tuple[Tensor, Tensor]
+    listed: tuple[Tensor, Tensor] | None
+    tail: Tensor | None
+
+    def part(self, start: int, stop: int) -> _Teacher:
+        some = slice(start, stop)
+        columns, values = self.patches
+        listed = None if self.listed is None else (self.listed[0][some], self.listed[1][some])
+        return _Teacher(
+            self.logits.part(start, stop), (columns, values[some]), listed,
+            None if self.tail is None else self.tail[some],
+        )  # fmt: skip
+
+
+def p_kl_pass(
+    loss: PKLBlocks,
+    source: StudentRows,
+    scale: float | Tensor,
+    needed: tuple[bool, ...],
+    grads: list[Tensor | None] | None,
+) -> Found | None:
+    """The whole pass over a batch by kernels; None where torch computes it."""
+    student, teacher = one_row_each(loss.student, source), loss.teacher
+    if student is None or teacher.where.owner is not None or teacher.left_out is not None:
+        return None
+    if loss.direction != "forward" or loss.by_student or loss.full_metrics or any(needed[1:]):
+        return None
+    if loss.projection.free is not None:
+        return None
+    signal = teacher.signal
+    values = signal.log_probs if isinstance(signal, TeacherTopK) else signal
+    if not isinstance(values, Tensor):
+        return None
+    if isinstance(signal, TeacherTopK) and loss.chunk_top_k is None:
+        return None
+    patches = None if isinstance(signal, TeacherTopK) else patched_columns(teacher)
+    if patches is None and not isinstance(signal, TeacherTopK):
+        return None
+    if not takes("p-kl", self_check.p_kl, student.logits, values):
+        return None
+    with torch.no_grad():
+        return _Pass.of(loss, student, patches).run(scale, needed, grads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What is the same for all blocks of rows.
+
+    Attributes:
+        teacher: of all rows.
+        mass: [n] the teacher's on the kept columns, where the columns are listed.
+        every: whether all columns that W reaches are kept.
+        bits: [1, words] the columns kept of all rows, where they are the same; else None.
+        k: how many columns each row keeps of full logits, where that differs; else None.
+    """
+
+    loss: PKLBlocks
+    source: LogitRows
+    w: WMap
+    teacher: _Teacher
+    mass: Tensor | None
+    every: bool
+    bits: Tensor | None
+    k: int | None
+
+    @classmethod
+    def of(cls, loss: PKLBlocks, source: LogitRows, patches: tuple[Tensor, Tensor] | None) -> _Pass:
+        signal, rows, index = loss.teacher.signal, loss.teacher, loss.teacher.where.index
+        w, supported = w_map(loss.projection), len(loss.projection.supported_ids)
+        if patches is not None:
+            assert isinstance(signal, Tensor)
+            teacher = _Teacher(Rows.of(signal, index), patches, None, None)
+            k = loss.chunk_top_k
+            shared = k is None and loss.part is not loss.projection.full()
+            some = k is not None and k < supported
+            bits = _bits_of(loss.part.columns, rows.vocab_size) if shared else None
+            return cls(
+                loss, source, w, teacher, None, not (shared or some), bits, k if some else None
+            )
+        whole = Block(0, len(index), None)
+        places, log_probs = loss.teacher_columns(whole)
+        assert places is not None
+        ids = places if loss.part.columns is None else _padded_ids(loss.part.columns)[places]
+        mass = torch.logsumexp(log_probs * rows.stored_power, -1).exp()
+        tail = None
+        if loss.tail_bucket:
+            tail = rows.log_outside(0, len(index), mass, None).to(torch.float32).contiguous()
+        none = (
+            torch.empty(0, dtype=torch.int32, device=index.device),
+            torch.empty((len(index), 0), dtype=torch.float32, device=index.device),
+        )
+        listed = (ids.to(torch.int32).contiguous(), log_probs.to(torch.float32).contiguous())
+        student = Rows.of(source.logits, loss.student.index)
+        teacher = _Teacher(student, none, listed, tail)
+        return cls(loss, source, w, teacher, mass, False, None, None)
+
+    def run(
+        self, scale: float | Tensor, needed: tuple[bool, ...], grads: list[Tensor | None] | None
+    ) -> Found:
+        loss, source = self.loss, self.source
+        index = loss.student.index
+        z, count = Rows.of(source.logits, index), len(index)
+        own, seed = seeds(count, loss.weights, scale, index.device)
+        gradient, checks = None, None
+        if any(needed):
+            gradient = GradientBuffer.of(source, index, grads)
+            checks = floats(z.tensor, count, cdiv(gradient.flat.shape[1], launch.BLOCK))
+        stats = floats(z.tensor, count, 7)
+        width = self.w.several + (0 if self.every else loss.teacher.vocab_size)
+        step = min(max(1, _SCRATCH // max(width, 1)), _MOST_ROWS)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            self._block(
+                z.part(start, stop), self.teacher.part(start, stop), stats[start:stop],
+                (seed * loss.temperature)[start:stop],
+                None if gradient is None else gradient.part(start, stop),
+                None if checks is None else checks[start:stop],
+            )  # fmt: skip
+        losses = stats[:, 2]
+        mass = torch.exp(stats[:, 3]) if self.mass is None else self.mass
+        sums = [losses.sum(), mass.sum().to(torch.float32)]
+        if loss.columns is None:
+            sums.append(stats[:, 5].sum())
+        total = (losses * own).sum() * loss.temperature**2
+        return found(source, total, scale, sums, gradient, checks, len(loss.params))
+
+    def _block(
+        self, z: Rows, teacher: _Teacher, stats: Tensor, seed: Tensor,
+        gradient: GradientBuffer | None, checks: Tensor | None,
+    ) -> None:  # fmt: skip
+        from xtoken.losses.kernels.device import p_kl as device
+
+        loss, w, tau, block = self.loss, self.w, self.loss.temperature, launch.BLOCK
+        count, size, columns = len(z), self.source.vocab_size, loss.teacher.vocab_size
+        student, y = (z.tensor, z.offsets, z.step), teacher.logits
+        from_logits = (y.tensor, y.offsets, y.step, *teacher.patches)
+        patches, tail = len(teacher.patches[0]), loss.tail_bucket
+        logs = floats(stats, count, max(w.several, 1))
+        for (wide, deep), first, last in (
+            (_FEW_TILE, 0, w.few), (_MANY_TILE, w.few, w.several),
+        ):  # fmt: skip
+            if last > first:
+                device.shared_columns[(cdiv(last - first, wide), count)](
+                    *student, w.ptr, w.source, w.entry_log_w, logs, first, last, w.several, tau,
+                    COLUMNS=wide, WIDTH=deep,
+                )  # fmt: skip
+        bits = self._kept(teacher, count)
+        bits_step = 0 if len(bits) == 1 and self.bits is not None else bits.shape[1]
+        apart = floats(stats, count, 1 if self.every else columns)
+        if teacher.listed is None:
+            parts = cdiv(columns, launch.SPAN)
+            partial = floats(stats, count, parts, 10)
+            device.columns_of_logits[(parts, count)](
+                *student, *from_logits, w.code, w.log_w, logs, w.several, bits, bits_step, apart,
+                partial, columns, tau, ALL=self.every, TAIL=tail, PATCHES=patches, PARTS=parts,
+                SPAN=launch.SPAN, BLOCK=block,
+            )  # fmt: skip
+        else:
+            parts = 1
+            partial = floats(stats, count, parts, 10)
+            device.columns_of_list[(1, count)](
+                *student, *teacher.listed, teacher.listed[0].shape[1], w.code, w.log_w, logs,
+                w.several, apart, partial, columns, tau, BLOCK=block,
+            )  # fmt: skip
+        tails, beside = partial, 0
+        if tail or (loss.columns is None and len(loss.empty_rows)):
+            beside = cdiv(size, launch.SPAN)
+            tails = floats(stats, count, beside, 6)
+            device.student_sums[(beside, count)](
+                *student, w.row_ptr, w.targets, w.weights, bits, bits_step, tails, size, tau,
+                ALL=self.every, PARTS=beside, SPAN=launch.SPAN, BLOCK=block,
+            )  # fmt: skip
+        most = _ALWAYS if loss.all_columns is None else loss.all_columns
+        device.together[(count,)](
+            partial, tails, partial if teacher.tail is None else teacher.tail, stats, most,
+            PARTS=parts, PADDED=padded(parts), TAILS=beside, TAILS_PADDED=padded(beside), TAIL=tail,
+            LISTED=teacher.listed is not None,
+        )  # fmt: skip
+        if gradient is not None and checks is not None:
+            width = gradient.flat.shape[1]
+            device.gradient[(cdiv(width, block), count)](
+                *student, *from_logits, w.row_ptr, w.targets, w.weights, w.code, logs, w.several,
+                bits, bits_step, apart, columns, stats, seed, gradient.flat, gradient.rows, checks,
+                size, width, tau, ALL=self.every, TAIL=tail, PATCHES=patches, ADDS=gradient.adds,
+                BLOCK=block,
+            )  # fmt: skip
+
+    def _kept(self, teacher: _Teacher, count: int) -> Tensor:
+        """[n, words] int32, the kept columns of each row; [1, words] for all rows; a stand-in where
+        every column is kept."""
+        if self.bits is not None:
+            return self.bits
+        columns, like = self.loss.teacher.vocab_size, self.w.code
+        words = cdiv(columns, 32)
+        if self.every:
+            return like.new_zeros((1, 1))
+        if teacher.listed is not None:
+            from xtoken.losses.kernels.device.p_kl import mark
+
+            ids, values = teacher.listed
+            bits = like.new_zeros((count, words))
+            tiles = cdiv(ids.shape[1], launch.BLOCK)
+            mark[(tiles, count)](ids, values, ids.shape[1], bits, words, BLOCK=launch.BLOCK)
+            return bits
+        from xtoken.losses.kernels.device.top_k import largest
+
+        assert self.k is not None
+        y, bits = teacher.logits, like.new_empty((count, words))
+        # What a 16-bit float leaves of a float32's bits.
+        passes = {torch.bfloat16: 2, torch.float16: 3}.get(y.tensor.dtype, 4)
+        passes = 4 if len(teacher.patches[0]) else passes
+        largest[(count,)](
+            y.tensor, y.offsets, y.step, *teacher.patches, self.w.code, bits, columns, self.k,
+            words, PASSES=passes, PATCHES=len(teacher.patches[0]), BLOCK=max(launch.BLOCK, 32),
+        )  # fmt: skip
+        return bits
+
+
+def _padded_ids(columns: Tensor) -> Tensor:
+    """Teacher ids by place; 0, which nobody reads, past the last."""
+    return torch.nn.functional.pad(columns, (0, 1))
+
+
+def _bits_of(columns: Tensor | None, size: int) -> Tensor:
+    """[1, words] int32 with the bits of columns [K] set."""
+    assert columns is not None
+    words = cdiv(size, 32)
+    mask = torch.zeros(words * 32, dtype=torch.int64, device=columns.device)
+    mask[columns] = 1
+    shift = torch.arange(32, device=columns.device)
+    return (mask.view(words, 32) << shift).sum(1).to(torch.int32)[None]
+
+
+def column_masses(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
+    """[V_t] the teacher's mass of each column over all rows, and [n] the log of each row's softmax
+    denominator; None where torch computes them."""
+    signal = teacher.signal
+    if not isinstance(signal, Tensor) or teacher.where.owner is not None or not teacher.where.count:
+        return None
+    patches = patched_columns(teacher)
+    if patches is None or not takes("p-kl", self_check.p_kl, signal):
+        return None
+    from xtoken.losses.kernels.device import top_k as device
+
+    y, size, tau = Rows.of(signal, teacher.where.index), teacher.vocab_size, teacher.temperature
+    count, parts, block = len(y), cdiv(size, launch.SPAN), launch.BLOCK
+    rows = (y.tensor, y.offsets, y.step, *patches)
+    partial, totals = floats(signal, count, parts, 2), floats(signal, count)
+    device.row_parts[(count, parts)](
+        *rows, partial, size, tau, PATCHES=len(patches[0]), PARTS=parts, SPAN=launch.SPAN,
+        BLOCK=block,
+    )  # fmt: skip
+    device.row_totals[(count,)](partial, totals, PARTS=parts, PADDED=padded(parts))
+    together = max(64, cdiv(count, _MOST_ROWS))
+    mass = floats(signal, cdiv(count, together), size)
+    device.column_mass[(cdiv(size, block), len(mass))](
+        *rows, totals, mass, count, size, tau, PATCHES=len(patches[0]), ROWS=together, BLOCK=block
+    )
+    return mass.sum(0), totals
