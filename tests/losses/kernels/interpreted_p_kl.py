@@ -210,7 +210,7 @@ def test_what_a_kernel_cannot_do_torch_does() -> None:
         {"full_metrics": True},
         {"pair": pair_of(learned)},
     ):
-        with kernels(None):
+        with kernels():
             output = case.loss("p-kl", **given)
         with forced("torch"):
             torch.testing.assert_close(output.loss, case.loss("p-kl", **given).loss)

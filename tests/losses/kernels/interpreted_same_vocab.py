@@ -118,7 +118,7 @@ def test_stop_tokens_are_added() -> None:
 def test_what_a_kernel_cannot_do_torch_does() -> None:
     case = case_of(20)
     for given in ({"direction": "reverse"}, {"top_k": 4}, {"merge": "mean"}):
-        with kernels(None):
+        with kernels():
             found = case.loss(NAME, pair=case.shared, **given)
         with forced("torch"):
             assert torch.equal(found.loss, case.loss(NAME, pair=case.shared, **given).loss)

@@ -10,7 +10,7 @@ import torch
 
 from xtoken.errors import KernelWarning, OptionError
 from xtoken.losses.kernels import choice, self_check
-from xtoken.losses.kernels.device import exact, p_kl, same_vocab, top_k
+from xtoken.losses.kernels.device import exact, p_kl, prefix, same_vocab, top_k
 
 CPU = torch.device("cpu")
 LOGITS = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
@@ -21,7 +21,9 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_found", {})
 
 
-@pytest.mark.parametrize("check", [self_check.same_vocab, self_check.exact, self_check.p_kl])
+@pytest.mark.parametrize(
+    "check", [self_check.same_vocab, self_check.exact, self_check.p_kl, self_check.prefix_kl]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_kernels_pass(check: choice.Check, dtype: torch.dtype) -> None:
     assert check(CPU, dtype, torch.float32) is None
@@ -39,6 +41,9 @@ def test_kernels_pass(check: choice.Check, dtype: torch.dtype) -> None:
         (self_check.p_kl, p_kl, "student_sums", "is off by"),
         (self_check.p_kl, p_kl, "gradient", "is off by"),
         (self_check.p_kl, p_kl, "mark", "is off by"),
+        (self_check.prefix_kl, prefix, "items", "is off by"),
+        (self_check.prefix_kl, prefix, "gradient", "the gradient is off by"),
+        (self_check.prefix_kl, exact, "tail_gradient", "the gradient is off by"),
         (self_check.p_kl, top_k, "largest", "is off by"),
     ],
 )

@@ -16,9 +16,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @contextmanager
-def kernels(name: str | None) -> Iterator[None]:
-    """Kernels inside; the test fails where the one of this name is not taken, or, for None, some
-    is."""
+def kernels(*names: str) -> Iterator[None]:
+    """Kernels inside; the test fails where others are taken than those of these names."""
     taken, before = [], choice.takes
 
     def takes(*arguments: object) -> bool:
@@ -33,7 +32,7 @@ def kernels(name: str | None) -> Iterator[None]:
             if hasattr(module, "takes"):
                 patch.setattr(module, "takes", takes)
         yield
-    assert set(taken) == (set() if name is None else {name})
+    assert set(taken) == set(names)
 
 
 def gradient_of(loss: Tensor, logits: Tensor) -> Tensor:
@@ -41,12 +40,16 @@ def gradient_of(loss: Tensor, logits: Tensor) -> Tensor:
     return grad
 
 
-def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Within the rounding of `dtype`, and of float32 sums."""
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype, writes: int = 1) -> None:
+    """Within the rounding of `dtype`, and of float32 sums; a sum of several writes is rounded by
+    its largest part."""
     eps = torch.finfo(dtype).eps
     scale = float(expected.detach().abs().max().clamp(min=1e-6))
     torch.testing.assert_close(
-        found.detach().double(), expected.detach().double(), rtol=max(eps, 2e-5), atol=2e-5 * scale
+        found.detach().double(),
+        expected.detach().double(),
+        rtol=max(eps, 2e-5),
+        atol=max(2e-5, (writes - 1) * eps / 2) * scale,
     )
 
 

@@ -34,6 +34,23 @@ CHECKS = {
             "column_mass",
         },
     ),
+    "prefix-kl": (
+        self_check.prefix_kl,
+        {
+            "clear_rows",
+            "shared_columns",
+            "columns_of_logits",
+            "together",
+            "gradient",
+            "group_logs",
+            "items",
+            "mark",
+            "tail_parts",
+            "positions",
+            "tail_gradient",
+            "group_gradient",
+        },
+    ),
     "exact-kl": (
         self_check.exact,
         {

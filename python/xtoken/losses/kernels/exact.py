@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,34 @@ def exact_pass(
     return _launch(loss, source, scale, needed, grads)
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of tokens in positions, in the student's vocabulary; ranges are of the whole arrays.
+
+    Attributes:
+        tokens: [N] int64, the tokens of each group; below 0 is none.
+        token_group, group_row: [N] and [G] int64, the group of a token, the position of a group.
+        token_ptr, group_ptr: [G + 1] and [P + 1] int64.
+        probs, depths: [G] the target's masses, float, and depths, int64.
+        tails: [P] float, the target's mass of all tokens in no group.
+        opened: [P] int8, 1 where those are not compared.
+        positions, groups, listed: the ranges that count.
+    """
+
+    tokens: Tensor
+    token_group: Tensor
+    group_row: Tensor
+    token_ptr: Tensor
+    group_ptr: Tensor
+    probs: Tensor
+    depths: Tensor
+    tails: Tensor
+    opened: Tensor
+    positions: tuple[int, int]
+    groups: tuple[int, int]
+    listed: tuple[int, int]
+
+
 def _launch(
     loss: ExactKLBlocks,
     source: LogitRows,
@@ -52,63 +81,93 @@ def _launch(
     needed: tuple[bool, ...],
     grads: list[Tensor | None] | None,
 ) -> Found:
+    targets, host = loss.targets, loss.targets.host
+    assert host is not None
+    assert targets.token_group is not None
+    assert targets.group_row is not None
+    begin, end = int(host.chunk_ptr[0]), int(host.chunk_ptr[-1])
+    first, last = int(host.group_ptr[begin]), int(host.group_ptr[end])
+    groups = Groups(
+        targets.tokens, targets.token_group, targets.group_row, targets.token_ptr,
+        targets.group_ptr, targets.probs, targets.depths, targets.tails,
+        targets.open.to(torch.int8), (begin, end), (first, last),
+        (int(host.token_ptr[first]), int(host.token_ptr[last])),
+    )  # fmt: skip
+    index = targets.rows[begin:end]
+    weights = loss.weights
+    if weights is not None and loss.student.owner is not None:
+        weights = weights[loss.student.owner[begin:end]]
+    own, seed = seeds(end - begin, weights, scale, index.device)
+    gradient = GradientBuffer.of(source, index, grads) if any(needed) else None
+    factor = 1.0 if loss.depth_weights is None else float(loss.depth_weights[0])
+    z = Rows.of(source.logits, index)
+    stats, checks = grouped_kl(z, groups, source.vocab_size, seed, gradient, factor=factor)
+    losses = stats[:, 2]
+    tails = targets.tails[begin:end].to(torch.float32).sum()
+    sums = [losses.sum(), tails, torch.full_like(tails, float(last - first)), stats[:, 3].sum()]
+    return found(source, (losses * own).sum(), scale, sums, gradient, checks)
+
+
+def grouped_kl(
+    z: Rows,
+    groups: Groups,
+    size: int,
+    seed: Tensor,
+    gradient: GradientBuffer | None,
+    *,
+    factor: float = 1.0,
+    tau: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """The KL of each position, and `seed` [P] times its gradient.
+
+    Args:
+        z: the student's row of each position.
+        size: V_s.
+        factor: of the target's masses.
+
+    Returns: [P, 5] float32, the third column the loss, the fourth its part below depth 0; and what
+        is finite where all of the gradient is.
+    """
     from xtoken.losses.kernels.device import exact as device
 
-    targets, host, size = loss.targets, loss.targets.host, source.vocab_size
-    assert host is not None
-    begin, end = int(host.chunk_ptr[0]), int(host.chunk_ptr[-1])
-    first_group, last_group = int(host.group_ptr[begin]), int(host.group_ptr[end])
-    first, last = int(host.token_ptr[first_group]), int(host.token_ptr[last_group])
-    index = targets.rows[begin:end]
-    count, block, words = end - begin, launch.BLOCK, cdiv(size, 32)
-    z = Rows.of(source.logits, index)
+    (begin, _), (first_group, last_group), (first, last) = (
+        groups.positions, groups.groups, groups.listed,
+    )  # fmt: skip
+    count, block, words, parts = len(z), launch.BLOCK, cdiv(size, 32), cdiv(size, launch.SPAN)
     student = (z.tensor, z.offsets, z.step)
-    bits = torch.zeros((count, words), dtype=torch.int32, device=index.device)
-    logs = floats(index, len(targets.probs))
-    lists = (targets.tokens, targets.token_group, targets.group_row)
+    bits = torch.zeros((count, words), dtype=torch.int32, device=seed.device)
+    logs = floats(seed, len(groups.probs))
+    lists = (groups.tokens, groups.token_group, groups.group_row)
     tiles = cdiv(last - first, block)
     if tiles:
         device.mark[(tiles,)](*lists, bits, first, last, begin, words, BLOCK=block)
     if last_group > first_group:
         device.group_logs[(cdiv(last_group - first_group, _GROUPS),)](
-            *student, targets.tokens, targets.token_ptr, targets.group_row, logs,
-            first_group, last_group, begin, GROUPS=_GROUPS, WIDTH=_WIDTH,
+            *student, groups.tokens, groups.token_ptr, groups.group_row, logs, first_group,
+            last_group, begin, tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
         )  # fmt: skip
-    opened = targets.open.to(torch.int8)
-    parts = cdiv(size, launch.SPAN)
-    partial = floats(index, count, parts, 2)
+    partial, stats = floats(seed, count, parts, 2), floats(seed, count, 5)
     device.tail_parts[(count, parts)](
-        *student, bits, opened, partial, size, words, begin,
+        *student, bits, groups.opened, partial, size, words, begin, tau,
         PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
     )  # fmt: skip
-    factor = 1.0 if loss.depth_weights is None else float(loss.depth_weights[0])
-    stats = floats(index, count, 5)
     device.positions[(count,)](
-        logs, targets.probs, targets.depths, targets.tails, targets.group_ptr, partial, stats,
+        logs, groups.probs, groups.depths, groups.tails, groups.group_ptr, partial, stats,
         begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
     )  # fmt: skip
-    weights = loss.weights
-    if weights is not None and loss.student.owner is not None:
-        weights = weights[loss.student.owner[begin:end]]
-    own, seed = seeds(count, weights, scale, index.device)
-    gradient, checks = None, None
-    if any(needed):
-        gradient = GradientBuffer.of(source, index, grads)
-        width = gradient.flat.shape[1]
-        blocks = cdiv(width, block)
-        checks = floats(index, count * blocks + tiles)
-        device.tail_gradient[(count, blocks)](
-            *student, bits, opened, targets.tails, stats, seed, gradient.flat, gradient.rows,
-            checks, size, width, words, begin, factor, ADDS=gradient.adds, BLOCK=block,
+    if gradient is None:
+        return stats, None
+    width = gradient.flat.shape[1]
+    blocks = cdiv(width, block)
+    checks = floats(seed, count * blocks + tiles)
+    device.tail_gradient[(count, blocks)](
+        *student, bits, groups.opened, groups.tails, stats, seed, gradient.flat, gradient.rows,
+        checks, size, width, words, begin, factor, tau, ADDS=gradient.adds, BLOCK=block,
+    )  # fmt: skip
+    if tiles:
+        device.group_gradient[(tiles,)](
+            *student, *lists, logs, groups.probs, stats, seed, gradient.flat, gradient.rows,
+            checks[count * blocks :], first, last, begin, factor, tau,
+            ADDS=gradient.adds, BLOCK=block,
         )  # fmt: skip
-        if tiles:
-            device.group_gradient[(tiles,)](
-                *student, *lists, logs, targets.probs, stats, seed, gradient.flat, gradient.rows,
-                checks[count * blocks :], first, last, begin, factor,
-                ADDS=gradient.adds, BLOCK=block,
-            )  # fmt: skip
-    losses = stats[:, 2]
-    tails = targets.tails[begin:end].to(torch.float32).sum()
-    number = torch.full_like(tails, float(last_group - first_group))
-    sums = [losses.sum(), tails, number, stats[:, 3].sum()]
-    return found(source, (losses * own).sum(), scale, sums, gradient, checks)
+    return stats, checks

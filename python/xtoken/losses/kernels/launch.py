@@ -87,6 +87,12 @@ class GradientBuffer:
             clear_rows[(len(flat), cdiv(width, BLOCK))](flat, touched, width, BLOCK=BLOCK)
         return cls(flat, index * width, False)
 
+    @classmethod
+    def made(cls, grad: Tensor, index: Tensor) -> GradientBuffer:
+        """Rows `index` of a gradient that holds something already."""
+        width = grad.shape[-1]
+        return cls(grad.view(-1, width), index * width, True)
+
     def part(self, start: int, stop: int) -> GradientBuffer:
         """That of rows [start, stop)."""
         return GradientBuffer(self.flat, self.rows[start:stop], self.adds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +22,14 @@ from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import TeacherTopK
+from xtoken.tensors.trie import TrieSlots, first_pieces
+from xtoken.trie import PieceTrie
 
 # Wider than a block, and no multiple of anything.
 _SIZE, _PADDED, _ROWS = 1531, 1537, 5
 _SCALE = 0.25
 
+_SIDES: tuple[Literal["teacher"], Literal["student"]] = ("teacher", "student")
 _Results = tuple[Tensor, Tensor, Tensor]
 
 
@@ -78,6 +82,39 @@ def p_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> st
         if found is not None:
             return f"{found} ({name})"
     return None
+
+
+def prefix_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
+    """See `choice.Check`; of the slots: the root is P-KL's."""
+    from xtoken.losses.inputs import LossInputs, LossOptions
+    from xtoken.losses.prefix_kl.loss import prefix_kl
+
+    # Tokens of one to three pieces out of few, on either side.
+    pieces = [[s % 3, 3 + s % 5, 8 + s % 2][: 3 - s % 4 // 2] for s in range(_SIZE)]
+    tries = [TrieSlots(PieceTrie.from_pieces(pieces, _SIZE, side=side)) for side in _SIDES]
+    w = first_pieces(SparseProjection.identity(_SIZE), tries[0])
+    pair = PairParts((_SIZE, _SIZE), projection=w, student_trie=tries[0], teacher_trie=tries[1])
+    pair = pair.to(device)
+    ids = torch.tensor([[7, 1, 4, 1, 4, 8]], device=device)
+    # One student token of two and of three pieces, then one teacher token of three.
+    ranges = torch.tensor([[0, 1, 2, 1, 3], [0, 2, 3, 3, 6]]).T
+    other = torch.tensor([[0, 3, 6, 1, 2]]).T
+    logits = some_logits(student, device, 0).requires_grad_()
+    signal = some_logits(student, device, 1)
+    results = []
+    for mode in ("torch", "triton"):
+        with forced(mode), torch.enable_grad():
+            output, grads = [], []
+            metrics: list[Tensor] = []
+            for each in (ranges, other):
+                chunks = ChunkBatch.from_ranges(*each).to(device)
+                inputs = LossInputs(logits, signal, chunks, student_ids=ids, teacher_ids=ids)
+                found = prefix_kl(inputs, pair, LossOptions(temperature=1.5, min_mass=0.0))
+                grads.append(torch.autograd.grad(found.loss, logits)[0].float())
+                output.append(found.loss.detach())
+                metrics += found.metrics.values()
+            results.append((torch.stack(output), torch.stack(metrics), torch.stack(grads)))
+    return _apart(results[0], results[1], logits.dtype)
 
 
 def _some_w() -> SparseProjection:

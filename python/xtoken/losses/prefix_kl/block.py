@@ -13,6 +13,8 @@ from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
 from xtoken.losses.engine.run import LossCall
+from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.kernels.prefix import prefix_pass
 from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
 from xtoken.losses.prefix_kl.targets import Part, PrefixBlock, PrefixPart
@@ -58,10 +60,20 @@ class PrefixKLBlocks(BlockLoss):
             if found is not None:
                 items, row = found, first[found.chunk - block.start]
                 terms = self._compare(items, items.pick(rows, row))
-                weighted = terms * self._weights(items, terms)
+                weighted = terms * self.item_weights(items, terms)
                 losses = losses.index_add(0, items.chunk - block.start, weighted)
                 later = later + self._counted(items, terms)
         return losses, torch.cat([sums, later])
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`."""
+        return prefix_pass(self, source, scale, needed, grads)
 
     def value_and_grad(
         self,
@@ -121,7 +133,7 @@ class PrefixKLBlocks(BlockLoss):
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum of the divergences, `scale` times its gradient, and the sums to count."""
-        weight = self._weights(items, picked)
+        weight = self.item_weights(items, picked)
         if self.weights is not None:
             weight = weight * self.weights[items.chunk].to(weight.dtype)
         tau = self.root.temperature
@@ -146,7 +158,7 @@ class PrefixKLBlocks(BlockLoss):
         log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
         return items.targets.divergence(items.layout, log_mass, self.root.direction, self.root.beta)
 
-    def _weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
+    def item_weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
         """[N] factor of each item's divergence in its chunk's loss."""
         depth = items.depth.clamp(max=len(self.depth_weights) - 1)
         return self._depth_weights[depth].to(like.dtype) * self.root.temperature**2

@@ -24,10 +24,11 @@ from xtoken.losses.kernels.device.common import (
 
 @triton.jit
 def mark(tokens, token_group, group_row, bits, first, last, begin, WORDS, BLOCK: tl.constexpr):
-    """bits [P, WORDS] int32: 1 for each listed token of a position."""
+    """bits [P, WORDS] int32: 1 for each listed token of a position; a token below 0 is none."""
     at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < last
     token = tl.load(tokens + at, mask=inside, other=0)
+    inside = inside & (token >= 0)
     group = tl.load(token_group + at, mask=inside, other=0)
     row = tl.load(group_row + group, mask=inside, other=begin) - begin
     bit = tl.full([BLOCK], 1, tl.int32) << (token & 31).to(tl.int32)
@@ -38,7 +39,7 @@ def mark(tokens, token_group, group_row, bits, first, last, begin, WORDS, BLOCK:
 @triton.jit
 def group_logs(
     z_ptr, z_rows, z_step, tokens, token_ptr, group_row, logs, first, last, begin,
-    GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+    tau, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """logs [G] log of the sum of exp of each group's logits; -inf for none."""
     group = first + tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
@@ -53,9 +54,10 @@ def group_logs(
     for step in range(0, longest, WIDTH):
         at = start[:, None] + step + tl.arange(0, WIDTH)[None, :]
         real = at < stop[:, None]
-        token = tl.load(tokens + at, mask=real, other=0)
+        token = tl.load(tokens + at, mask=real, other=-1)
+        real = real & (token >= 0)
         z = tl.load(z_ptr + base[:, None] + token * z_step, mask=real, other=float("-inf"))
-        z = z.to(tl.float32)
+        z = z.to(tl.float32) / tau
         new = tl.maximum(top, tl.max(z, axis=1))
         shift = finite_top(new)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
@@ -66,7 +68,7 @@ def group_logs(
 
 @triton.jit
 def tail_parts(
-    z_ptr, z_rows, z_step, bits, opened, parts, size, WORDS, begin,
+    z_ptr, z_rows, z_step, bits, opened, parts, size, WORDS, begin, tau,
     PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [P, PARTS, 2]: largest logit and sum of exp over the tokens of no group."""
@@ -78,7 +80,7 @@ def tail_parts(
         for first in range(0, SPAN, BLOCK):
             column = part * SPAN + first + tl.arange(0, BLOCK)
             inside = column < size
-            z = load_row(z_row, column, z_step, inside)
+            z = load_row(z_row, column, z_step, inside) / tau
             z = tl.where(is_set(bits + row * WORDS, column, inside), float("-inf"), z)
             top, total = add_terms(top, total, z)
     at = parts + (row * PARTS + part) * 2
@@ -127,7 +129,8 @@ def positions(
     tl.store(out + row * 5, whole)
     tl.store(out + row * 5 + 1, tail)
     # A logit that is no number is told even where nothing is said of it.
-    tl.store(out + row * 5 + 2, loss * factor + (whole - whole))
+    told = tl.where(whole == float("-inf"), 0.0, whole - whole)
+    tl.store(out + row * 5 + 2, loss * factor + told)
     tl.store(out + row * 5 + 3, deeper)
     tl.store(out + row * 5 + 4, mass * factor)
 
@@ -135,13 +138,13 @@ def positions(
 @triton.jit
 def tail_gradient(
     z_ptr, z_rows, z_step, bits, opened, tails, stats, seed, grad_ptr, grad_rows, checks, size,
-    width, WORDS, begin, factor, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    width, WORDS, begin, factor, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of no group, 0 in open positions; 0 past `size`."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
-    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
+    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside) / tau
     is_listed = is_set(bits + row * WORDS, column, inside)
     whole, tail = tl.load(stats + row * 5), tl.load(stats + row * 5 + 1)
     mass, q = tl.load(stats + row * 5 + 4), tl.load(tails + begin + row).to(tl.float32) * factor
@@ -161,16 +164,17 @@ def tail_gradient(
 @triton.jit
 def group_gradient(
     z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, grad_ptr,
-    grad_rows, checks, first, last, begin, factor, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    grad_rows, checks, first, last, begin, factor, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of groups, each written once."""
     at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < last
     token = tl.load(tokens + at, mask=inside, other=0)
+    inside = inside & (token >= 0)
     group = tl.load(token_group + at, mask=inside, other=0)
     row = tl.load(group_row + group, mask=inside, other=begin) - begin
     base = tl.load(z_rows + row, mask=inside, other=0)
-    z = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32) / tau
     log = tl.load(logs + group, mask=inside, other=0.0)
     q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32) * factor
     whole = tl.load(stats + row * 5, mask=inside, other=0.0)
