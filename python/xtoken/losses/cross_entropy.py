@@ -16,7 +16,9 @@ from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
+from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.inputs import LossOptions, check_normalizer
+from xtoken.losses.kernels.cross_entropy import cross_entropy_pass
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.host import readable
 from xtoken.tensors.rows import block_rows
@@ -153,6 +155,16 @@ class CrossEntropyBlocks(BlockLoss):
                 hit = hit & self.counted[block.start : block.stop]
             sums.append(block.sum(hit).to(loss.dtype))
         return torch.stack(sums)
+
+    def by_kernel(
+        self,
+        source: StudentRows,
+        scale: float | Tensor,
+        needed: tuple[bool, ...],
+        grads: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
+        """As `BlockLoss`."""
+        return cross_entropy_pass(self, source, scale, needed, grads)
 
     @torch.no_grad()
     def value_and_grad(

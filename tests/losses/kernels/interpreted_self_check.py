@@ -10,7 +10,7 @@ import torch
 
 from xtoken.errors import KernelWarning, OptionError
 from xtoken.losses.kernels import choice, self_check
-from xtoken.losses.kernels.device import exact, p_kl, prefix, same_vocab, top_k
+from xtoken.losses.kernels.device import cross_entropy, exact, p_kl, prefix, same_vocab, top_k
 
 CPU = torch.device("cpu")
 LOGITS = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
@@ -22,7 +22,14 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [self_check.same_vocab, self_check.exact, self_check.p_kl, self_check.prefix_kl]
+    "check",
+    [
+        self_check.same_vocab,
+        self_check.exact,
+        self_check.p_kl,
+        self_check.prefix_kl,
+        self_check.cross_entropy,
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_kernels_pass(check: choice.Check, dtype: torch.dtype) -> None:
@@ -44,6 +51,8 @@ def test_kernels_pass(check: choice.Check, dtype: torch.dtype) -> None:
         (self_check.prefix_kl, prefix, "items", "is off by"),
         (self_check.prefix_kl, prefix, "gradient", "the gradient is off by"),
         (self_check.prefix_kl, exact, "tail_gradient", "the gradient is off by"),
+        (self_check.cross_entropy, cross_entropy, "losses", "the loss is off by"),
+        (self_check.cross_entropy, cross_entropy, "gradient", "the gradient is off by"),
         (self_check.p_kl, top_k, "largest", "is off by"),
     ],
 )

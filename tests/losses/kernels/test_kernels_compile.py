@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWar
 
 CHECKS = {
     "same-vocab-kl": (self_check.same_vocab, {"clear_rows", "stats", "together", "gradient"}),
+    "cross-entropy": (self_check.cross_entropy, {"clear_rows", "row_parts", "losses", "gradient"}),
     "p-kl": (
         self_check.p_kl,
         {

@@ -53,6 +53,16 @@ def same_vocab(device: torch.device, student: torch.dtype, teacher: torch.dtype)
     return difference(lambda: loss, source)
 
 
+def cross_entropy(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
+    """See `choice.Check`."""
+    from xtoken.losses.cross_entropy import CrossEntropyBlocks
+
+    targets = torch.tensor([0, 1024, _SIZE - 1, 700, 3], device=device)
+    counted = torch.tensor([True, True, False, True, True], device=device)
+    loss = CrossEntropyBlocks(student=some_rows(device), targets=targets, counted=counted)
+    return difference(lambda: loss, some_logits(student, device, 0))
+
+
 def p_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:
     """See `choice.Check`."""
     from xtoken.losses.inputs import LossInputs, LossOptions
