@@ -12,6 +12,7 @@ from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
 from xtoken.cli import app
+from xtoken.distillation import DistillLossName
 from xtoken.errors import OptionError
 from xtoken.training import DistillArguments, DistillConfig
 from xtoken.training.config import known_settings
@@ -176,6 +177,32 @@ def test_values_are_read_as_the_argument_has_them() -> None:
     assert parse_trainer_option("adam_beta1", "0.5") == 0.5
     assert parse_trainer_option("gradient_checkpointing", "true") is True
     assert parse_trainer_option("depth_weights", "1.0,0.5") == [1.0, 0.5]
+    assert parse_trainer_option("student_top_k", "none") is None
     assert "optim" in fields
     with pytest.raises(OptionError, match="adam-beta1: invalid float value: 'x'; see xtoken dis"):
         parse_trainer_option("adam_beta1", "x")
+    with pytest.raises(OptionError, match="adam-beta1: invalid float value: 'none'"):
+        parse_trainer_option("adam_beta1", "none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        ("p-kl", {"cells": "true", "consistent": "true", "top_k_by": "student"}),
+        ("prefix-kl", {"cells": "true", "consistent": "false"}),
+        ("exact-kl", {"cells": "none", "carry_levels": "2", "sure": "true"}),
+        ("partition-kl", {"mismatch_weight": "0.5"}),
+        ("strict-top-k", {"student_top_k": "none"}),
+    ],
+)
+def test_options_of_one_loss_reach_it_from_flags(
+    tmp_path: Path, loss: DistillLossName, given: dict[str, str]
+) -> None:
+    parsed = {name: parse_trainer_option(name, text) for name, text in given.items()}
+    config = DistillConfig(loss=loss, kd_weight=1.0, trainer=parsed, device="cpu")
+    arguments = training_arguments(config, tmp_path)
+    options = dict(arguments.distiller_options(loss))
+    spelled = {"true": True, "false": False, "none": None, "2": 2, "0.5": 0.5}
+    for name, text in given.items():
+        assert options[name] == spelled.get(text, text)
+    arguments.check_read([loss])

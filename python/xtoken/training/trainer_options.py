@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args, get_type_hints
 
 from xtoken._files import JsonValue
 from xtoken.errors import OptionError
@@ -98,11 +98,13 @@ def check_trainer_options(values: Mapping[str, JsonValue], known: frozenset[str]
 
 
 def parse_trainer_option(name: str, text: str) -> JsonValue:
-    """The value of an argument as a command line spells it.
+    """The value of an argument as a command line spells it; `none` where it may be None.
 
     Raises:
         OptionError: it is none.
     """
+    if text.lower() in ("none", "null") and type(None) in get_args(_hints()[name]):
+        return None
     values: list[str] = [text]
     action = next(each for each in _parser()._actions if each.dest == name)
     if action.nargs == "+":
@@ -110,6 +112,13 @@ def parse_trainer_option(name: str, text: str) -> JsonValue:
     parsed = vars(_parser().parse_args([f"--{name}", *values]))[name]
     value: JsonValue = getattr(parsed, "value", parsed)  # of an enumeration
     return value
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    from xtoken.training.arguments import DistillArguments
+
+    return get_type_hints(DistillArguments)
 
 
 @functools.cache
