@@ -416,13 +416,11 @@ class TargetBuilder:
         teacher_bounds: npt.NDArray[np.int64],
         kinds: npt.NDArray[np.uint8],
         chunk_indptr: npt.NDArray[np.int64],
-        column_ids: npt.NDArray[np.int64] | None,
-        log_probs: npt.NDArray[np.float32],
-        row_indptr: npt.NDArray[np.int64],
-        width: int,
+        column_ids: Sequence[npt.NDArray[np.int64]] | None,
+        log_probs: Sequence[npt.NDArray[np.float32]],
         options: tuple[bool, bool, int, int, float, bool, bool],
         threads: int,
     ) -> TargetArrays:
-        """The targets of a ragged batch; bounds are one more than chunks per example, `width` the
-        columns of a row, `options` the fields of `xtoken.targets.TargetOptions` and whether
+        """The targets of a ragged batch; bounds are one more than chunks per example, predictions a
+        table per example, `options` the fields of `xtoken.targets.TargetOptions` and whether
         `accounts` are kept."""

@@ -239,19 +239,13 @@ class TargetBuilder:
     ) -> tuple[Targets, NDArray[np.float32]]:
         if threads < 0:
             raise OptionError(f"threads = {threads} is out of range; expected at least 0")
-        widths = {example.log_probs.shape[1] for example in examples}
-        dense = {example.column_ids is None for example in examples}
-        if len(widths) > 1 or len(dense) > 1:
+        columns = [e.column_ids for e in examples if e.column_ids is not None]
+        if 0 < len(columns) < len(examples):
             raise ShapeError(
-                "examples have predictions of different widths; pass those of one width together"
+                "some examples have whole rows and others chosen columns; pass those of "
+                "one kind together"
             )
         alignments = [example.alignment for example in examples]
-        columns = None
-        if dense == {False}:
-            columns = _flat([e.column_ids.ravel() for e in examples if e.column_ids is not None])
-        log_probs = [np.ravel(example.log_probs) for example in examples]
-        if len(log_probs) != 1 or log_probs[0].dtype != np.float32:
-            log_probs = [np.concatenate([np.empty(0), *log_probs], dtype=np.float32)]
         made = self._core.build(
             _flat([example.student_ids for example in examples]),
             _indptr([len(example.student_ids) for example in examples]),
@@ -261,10 +255,8 @@ class TargetBuilder:
             _flat([alignment.teacher_bounds for alignment in alignments]),
             np.concatenate([np.empty(0, np.uint8), *(a.kind for a in alignments)], dtype=np.uint8),
             _indptr([len(alignment.kind) for alignment in alignments]),
-            columns,
-            log_probs[0],
-            _indptr([len(example.log_probs) for example in examples]),
-            max(widths, default=0),
+            [np.ascontiguousarray(ids, np.int64) for ids in columns] if columns else None,
+            [np.ascontiguousarray(example.log_probs, np.float32) for example in examples],
             (
                 options.cells,
                 options.consistent,

@@ -146,19 +146,16 @@ class TargetStore:
             else _nothing(len(example.teacher_ids))
             for example in examples
         ]
-        width = max((row.ids.shape[1] for row in rows), default=1)
-        built = []
-        for example, row in zip(examples, rows, strict=True):
-            spare = ((0, 0), (0, width - row.ids.shape[1]))
-            built.append(
-                TargetExample(
-                    example.student_ids,
-                    example.teacher_ids,
-                    example.alignment,
-                    np.pad(row.log_probs, spare, constant_values=-np.inf),
-                    np.pad(row.ids, spare, constant_values=-1),
-                )
+        built = [
+            TargetExample(
+                example.student_ids,
+                example.teacher_ids,
+                example.alignment,
+                row.log_probs,
+                row.ids,
             )
+            for example, row in zip(examples, rows, strict=True)
+        ]
         return self.builder.build(built, self.options, threads=threads)
 
     def _write(self, digests: list[bytes], made: Targets) -> None:

@@ -1,6 +1,7 @@
 //! `xtoken._core.TargetBuilder`: flat arrays in, flat arrays out.
 
-use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::ndarray::Dimension;
+use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 use super::vocab::PyVocab;
@@ -124,10 +125,8 @@ impl PyTargetBuilder {
         teacher_bounds: Ids<'_>,
         kinds: PyReadonlyArray1<'_, u8>,
         chunk_indptr: Ids<'_>,
-        column_ids: Option<Ids<'_>>,
-        log_probs: PyReadonlyArray1<'_, f32>,
-        row_indptr: Ids<'_>,
-        width: usize,
+        column_ids: Option<Vec<PyReadonlyArray2<'_, i64>>>,
+        log_probs: Vec<PyReadonlyArray2<'_, f32>>,
         options: (bool, bool, usize, usize, f64, bool, bool),
         threads: usize,
     ) -> PyResult<PyTargetArrays> {
@@ -138,10 +137,19 @@ impl PyTargetBuilder {
             slice("student_bounds", &student_bounds)?,
             slice("teacher_bounds", &teacher_bounds)?,
         ];
-        let log_probs = slice("log_probs", &log_probs)?;
-        let column_ids = column_ids.as_ref();
-        let column_ids = column_ids.map(|ids| slice("column_ids", ids)).transpose()?;
-        let rows = slice("row_indptr", &row_indptr)?;
+        // One array per example: putting them together would copy most of what is read.
+        let predictions = log_probs.iter().enumerate().map(|(at, rows)| {
+            let ids = column_ids.as_ref().map(|ids| {
+                let ids = ids.get(at).map(|ids| slice("column_ids", ids));
+                ids.unwrap_or(Ok(&[]))
+            });
+            Ok(Predictions {
+                ids: ids.transpose()?,
+                log_probs: slice("log_probs", rows)?,
+                width: rows.as_array().ncols(),
+            })
+        });
+        let predictions = predictions.collect::<Result<Vec<_>>>()?;
         let count = student.len();
         let (cells, consistent, levels, max_depth, min_prob, sure, accounts) = options;
         let options = TargetOptions {
@@ -157,14 +165,14 @@ impl PyTargetBuilder {
             for (what, found) in [
                 ("teacher_indptr", teacher.len()),
                 ("chunk_indptr", chunks.len()),
-                ("row_indptr", rows.len().saturating_sub(1)),
+                ("log_probs", predictions.len()),
             ] {
                 if found != count {
                     return Err(Error::Shape {
                         what: what.to_owned(),
-                        found: found + 1,
-                        expected: count + 1,
-                        remedy: "pass one offset an example and the end of the last",
+                        found,
+                        expected: count,
+                        remedy: "pass one entry per example",
                     });
                 }
             }
@@ -178,14 +186,8 @@ impl PyTargetBuilder {
                     });
                 }
             }
-            check_offsets(
-                "row_indptr",
-                rows,
-                log_probs.len().checked_div(width).unwrap_or(0),
-            )?;
             let examples: Vec<TargetExample<'_>> = (0..count)
                 .map(|at| {
-                    let columns = rows[at] as usize * width..rows[at + 1] as usize * width;
                     let first = chunks.range(at).start + at;
                     let own = first..first + chunks.range(at).len() + 1;
                     TargetExample {
@@ -194,11 +196,7 @@ impl PyTargetBuilder {
                         student_bounds: &bounds[0][own.clone()],
                         teacher_bounds: &bounds[1][own],
                         kinds: chunks.of(at),
-                        predictions: Predictions {
-                            ids: column_ids.map(|ids| ids.get(columns.clone()).unwrap_or(&[])),
-                            log_probs: &log_probs[columns],
-                            width,
-                        },
+                        predictions: predictions[at],
                     }
                 })
                 .collect();
@@ -319,9 +317,9 @@ fn pieces_of(name: &'static str, indptr: &Ids<'_>, ids: &Ids<'_>) -> Result<Piec
     })
 }
 
-fn slice<'a, T: Element>(
+fn slice<'a, T: Element, D: Dimension>(
     name: &'static str,
-    array: &'a PyReadonlyArray1<'_, T>,
+    array: &'a PyReadonlyArray<'_, T, D>,
 ) -> Result<&'a [T]> {
     array.as_slice().map_err(|_| Error::Option {
         name,

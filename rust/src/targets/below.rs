@@ -3,6 +3,7 @@
 use super::NONE;
 use super::pair::{Column, ColumnKind};
 use super::position::Build;
+use crate::tokenizer::NO_SHAPE;
 
 /// Beyond this the memo of texts starts anew.
 pub(super) const MOST_TEXTS: usize = 1 << 20;
@@ -91,7 +92,7 @@ impl Build<'_> {
                     continue;
                 }
                 let id = row.ids[place];
-                let kind = self.scratch.gathered[at % GATHERED].columns[place].kind;
+                let kind = self.scratch.gathered[at % GATHERED].columns[place].kind();
                 let empty = kind != ColumnKind::Text && tables.teacher.bytes(id).is_empty();
                 if empty || kind == ColumnKind::Stop {
                     continue;
@@ -191,7 +192,6 @@ impl Build<'_> {
         let ids = self.rows.of(at).ids;
         let columns = ids.iter().map(|&id| self.tables.columns[id as usize]);
         gathered.columns.extend(columns);
-        self.scratch.masses.touch(&gathered.columns);
     }
 
     /// Which columns of the row before teacher token `at` leave the student's token `last` as it
@@ -212,17 +212,33 @@ impl Build<'_> {
         let columns = &scratch.gathered[at % GATHERED].columns;
         let tables = self.tables;
         let mut after = tables.student.after(last, &mut scratch.student_pairs);
-        for columns in columns.chunks(64) {
-            let (mut bits, mut plain) = (0u64, 0u64);
-            for (bit, column) in columns.iter().enumerate() {
-                let kept = match column.kind {
-                    ColumnKind::Text => after.keeps(&column.next()),
+        let ids = self.rows.of(at).ids;
+        for (word, columns) in columns.chunks(64).enumerate() {
+            let (mut bits, mut open) = (0u64, u64::MAX >> (64 - columns.len()));
+            if let Some(after) = after.at_once() {
+                open = 0;
+                for (bit, column) in columns.iter().enumerate() {
+                    let known = after.at_once(&column.text());
+                    bits |= u64::from(known.keeps) << bit;
+                    open |= u64::from(known.open | !column.is_plain()) << bit;
+                }
+            }
+            let mut plain = bits;
+            while open != 0 {
+                let bit = open.trailing_zeros();
+                open &= open - 1;
+                let column = &columns[bit as usize];
+                let (keeps, keeps_for_text) = match column.kind() {
+                    ColumnKind::Text => {
+                        let text = tables.teacher.bytes(ids[word * 64 + bit as usize]);
+                        after.keeps_both(&column.next(), column.shape, text)
+                    }
                     // Text that the student cannot spell.
-                    ColumnKind::Dropped => false,
-                    ColumnKind::Stop | ColumnKind::Special => true,
+                    ColumnKind::Dropped => (false, false),
+                    ColumnKind::Stop | ColumnKind::Special => (true, column.shape != NO_SHAPE),
                 };
-                bits |= u64::from(kept) << bit;
-                plain |= u64::from(kept && tables.student.is_plain(&column.next())) << bit;
+                bits = bits & !(1 << bit) | u64::from(keeps) << bit;
+                plain = plain & !(1 << bit) | u64::from(keeps_for_text) << bit;
             }
             mask.bits.push(bits);
             mask.plain.push(plain);

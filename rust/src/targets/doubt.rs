@@ -2,7 +2,6 @@
 //! [`TargetOptions::sure`](super::TargetOptions::sure).
 
 use super::NONE;
-use super::pair::ColumnKind;
 use super::position::Build;
 use crate::trie::ROOT;
 
@@ -16,7 +15,7 @@ impl Build<'_> {
         };
         for (place, &id) in (0u32..).zip(row.ids) {
             let column = &tables.columns[id as usize];
-            let text = column.kind == ColumnKind::Text && place != on_path;
+            let text = column.is_text() && place != on_path;
             if text && tables.student.may_join(last, column.first) {
                 let node = tables.trie.child(ROOT, id).unwrap_or(NONE);
                 self.doubt(Some(column.first), self.below(node));

@@ -54,30 +54,17 @@ impl Build<'_> {
         let node_count = tables.trie.len() as u32;
         let scratch = &mut *self.scratch;
         scratch.extra.sort_by_key(|extra| extra.0);
-        let mut extra = scratch.extra.iter().peekable();
         let scale = 1.0 / total;
-        for (place, found) in (0u32..).zip(&scratch.masses.found) {
-            let (key, mass) = (found.key, found.mass);
-            if mass <= 0.0 {
-                while extra.next_if(|extra| extra.0 == place).is_some() {}
-                continue;
-            }
-            let depth = if key <= tables.last_column {
+        let depth_of = |key: u32| {
+            if key <= tables.last_column || key >= 2 * node_count {
                 0
             } else if key < node_count {
                 tables.node_depth[key as usize].saturating_sub(1)
-            } else if key < 2 * node_count {
-                tables.node_depth[(key - node_count) as usize]
             } else {
-                0
-            };
-            targets.push_group(mass * scale, depth);
-            targets.push_range(found.range);
-            while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
-                targets.push_range(range);
+                tables.node_depth[(key - node_count) as usize]
             }
-            targets.end_group();
-        }
+        };
+        targets.push_groups(&scratch.masses, &scratch.extra, scale, depth_of);
         let Place {
             position, chunk, ..
         } = self.place;
@@ -164,7 +151,7 @@ impl Build<'_> {
         {
             let prob = prob as f32;
             let on_path = place == row.own as usize && !self.scratch.path.is_empty();
-            match column.kind {
+            match column.kind() {
                 ColumnKind::Dropped => account.dropped += prob,
                 ColumnKind::Text => {
                     let kept =

@@ -1,9 +1,6 @@
-//! Targets as flat arrays, and the masses of one position while it is built.
+//! Targets as flat arrays.
 
-use std::hint::black_box;
-
-use super::NONE;
-use super::pair::Column;
+use super::masses::Masses;
 
 /// The targets of one example, position by position, in flat arrays.
 ///
@@ -100,6 +97,74 @@ impl Targets {
         self.ends.reserve(columns);
     }
 
+    /// Adds the groups of one position, but those without mass, each with its own range and those
+    /// of `extra`, which rise by the places of their groups.
+    pub(super) fn push_groups(
+        &mut self,
+        found: &Masses,
+        extra: &[(u32, (u32, u32))],
+        scale: f64,
+        depth: impl Fn(u32) -> u8,
+    ) {
+        let mut extra = extra.iter().peekable();
+        let mut bare = found.bare.iter().peekable();
+        let (keys, masses, (starts, ends)) = (found.keys(), found.masses(), found.ranges());
+        let mut from = 0;
+        while from < keys.len() {
+            // Up to the next group of which not just one range is to be copied.
+            let rest = &masses[from..];
+            let next = |place: Option<&u32>| place.map_or(usize::MAX, |&place| place as usize);
+            let to = next(bare.peek().copied())
+                .min(next(extra.peek().map(|extra| &extra.0)))
+                .min(
+                    from + rest
+                        .iter()
+                        .position(|&mass| mass <= 0.0)
+                        .unwrap_or(rest.len()),
+                );
+            self.copy_groups(found, from..to, scale, &depth);
+            from = to;
+            if to == keys.len() {
+                break;
+            }
+            let place = to as u32;
+            bare.next_if(|&&bare| bare == place);
+            let counts = masses[to] > 0.0;
+            if counts {
+                self.push_range((starts[to] as u32, ends[to] as u32));
+            }
+            while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
+                if counts {
+                    self.push_range(range);
+                }
+            }
+            if counts {
+                self.push_group(masses[to] * scale, depth(keys[to]));
+                self.end_group();
+            }
+            from += 1;
+        }
+    }
+
+    fn copy_groups(
+        &mut self,
+        found: &Masses,
+        groups: std::ops::Range<usize>,
+        scale: f64,
+        depth: impl Fn(u32) -> u8,
+    ) {
+        let masses = found.masses()[groups.clone()].iter();
+        self.probs.extend(masses.map(|mass| (mass * scale) as f32));
+        let keys = found.keys()[groups.clone()].iter();
+        self.depths.extend(keys.map(|&key| depth(key)));
+        let before = self.starts.len() as i32;
+        self.range_ptr
+            .extend((0..groups.len() as i32).map(|range| before + range + 1));
+        let (starts, ends) = found.ranges();
+        self.starts.extend_from_slice(&starts[groups.clone()]);
+        self.ends.extend_from_slice(&ends[groups]);
+    }
+
     pub(super) fn push_group(&mut self, prob: f64, depth: u8) {
         self.probs.push(prob as f32);
         self.depths.push(depth);
@@ -130,85 +195,5 @@ impl Targets {
         self.tails.push(tail);
         self.open.push(open);
         self.group_ptr.push(self.probs.len() as i64);
-    }
-}
-
-/// A key's mass.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Mass {
-    pub key: u32,
-    /// The range of the key's tokens, where it has one of its own.
-    pub range: (u32, u32),
-    pub mass: f64,
-}
-
-/// Masses by key, in order of first use.
-#[derive(Debug, Default)]
-pub(super) struct Masses {
-    /// By key: its place in `found` above `base`; anything below is of an earlier use.
-    place: Vec<u32>,
-    base: u32,
-    pub found: Vec<Mass>,
-    pub tail: f64,
-}
-
-impl Masses {
-    pub fn new(key_count: usize) -> Self {
-        Self {
-            place: vec![0; key_count],
-            base: 1,
-            ..Self::default()
-        }
-    }
-
-    pub fn clear(&mut self) {
-        self.base += self.found.len() as u32;
-        if self.base > u32::MAX / 2 {
-            self.place.fill(0);
-            self.base = 1;
-        }
-        self.found.clear();
-        self.tail = 0.0;
-    }
-
-    /// Adds to the mass of a key, whose tokens are `range`; [`NONE`] is the tail.
-    #[inline]
-    pub fn add(&mut self, key: u32, mass: f64, range: (u32, u32)) {
-        if key == NONE {
-            self.tail += mass;
-            return;
-        }
-        let place = &mut self.place[key as usize];
-        if *place >= self.base {
-            self.found[(*place - self.base) as usize].mass += mass;
-        } else {
-            *place = self.base + self.found.len() as u32;
-            self.found.push(Mass { key, range, mass });
-        }
-    }
-
-    /// Brings the places of these columns' cells near, all at once.
-    pub fn touch(&self, columns: &[Column]) {
-        let places = columns
-            .iter()
-            .map(|column| self.place.get(column.cell as usize));
-        black_box(places.fold(0, |all, place| all ^ place.copied().unwrap_or(0)));
-    }
-
-    /// Takes a key's mass away.
-    pub fn remove(&mut self, key: u32) {
-        if let Some(place) = self.find(key) {
-            self.found[place].mass = 0.0;
-        }
-    }
-
-    /// The place of a key that has mass.
-    pub fn find(&self, key: u32) -> Option<usize> {
-        let place = *self.place.get(key as usize)?;
-        place.checked_sub(self.base).map(|place| place as usize)
-    }
-
-    pub fn total(&self) -> f64 {
-        self.found.iter().map(|found| found.mass).sum::<f64>() + self.tail
     }
 }

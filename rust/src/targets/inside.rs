@@ -4,8 +4,8 @@
 use rustc_hash::FxHashMap;
 
 use super::below::MOST_TEXTS;
-use super::groups::{Account, Masses, Targets};
-use super::pair::PairTables;
+use super::groups::{Account, Targets};
+use super::masses::Masses;
 use super::places::Place;
 use super::position::Build;
 use super::side::Order;
@@ -49,12 +49,12 @@ struct Kept {
 }
 
 impl Inside {
-    pub fn new(tables: &PairTables) -> Self {
+    pub fn new() -> Self {
         Self {
             facts: FxHashMap::default(),
             texts: FxHashMap::default(),
             members: FxHashMap::default(),
-            by_token: Masses::new(tables.student.vocab().len()),
+            by_token: Masses::new(),
             kept: Vec::new(),
             stretches: Vec::new(),
         }
@@ -246,17 +246,17 @@ impl Build<'_> {
         // order of bytes; ranges are nested or apart. All tokens found delimit groups.
         kept.clear();
         let mut total = 0.0;
-        for at in 0..self.scratch.inside.by_token.found.len() {
-            let found = self.scratch.inside.by_token.found[at];
-            let mass = match self.is_left_out(last, found.key, strict) {
+        for at in 0..self.scratch.inside.by_token.keys().len() {
+            let token = self.scratch.inside.by_token.keys()[at];
+            let mass = match self.is_left_out(last, token, strict) {
                 true => 0.0,
-                false => found.mass,
+                false => self.scratch.inside.by_token.masses()[at],
             };
             total += mass;
             kept.push(Kept {
-                token: found.key,
+                token,
                 mass,
-                order: tables.student.order[found.key as usize],
+                order: tables.student.order[token as usize],
             });
         }
         if total > 0.0 {

@@ -15,6 +15,7 @@ mod doubt;
 mod emit;
 mod groups;
 mod inside;
+mod masses;
 mod pair;
 mod places;
 mod position;
@@ -31,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::parallel::{self, Threads};
 use crate::projection::Pieces;
 use crate::tokenizer::Tokenizer;
-use pair::{ColumnKind, PairTables};
+use pair::PairTables;
 use position::Scratch;
 
 /// "No token", "no node", "no group".
@@ -183,9 +184,7 @@ impl TargetBuilder {
                 let mut after = student.after(last, &mut scratch.student_pairs);
                 let columns = (0..).zip(&self.tables.columns);
                 columns
-                    .filter(|(_, column)| {
-                        column.kind == ColumnKind::Text && !after.keeps(&column.next())
-                    })
+                    .filter(|(_, column)| column.is_text() && !after.keeps(&column.next()))
                     .map(|(id, _)| id)
                     .collect()
             }))
@@ -195,7 +194,7 @@ impl TargetBuilder {
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = idle().pop();
-        let mut scratch = kept.unwrap_or_else(|| Scratch::new(&self.tables));
+        let mut scratch = kept.unwrap_or_else(Scratch::new);
         let answer = work(&mut scratch);
         idle().push(scratch);
         answer

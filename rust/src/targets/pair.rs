@@ -4,15 +4,16 @@ use super::side::Side;
 use super::{NONE, PairInput};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
-use crate::tokenizer::Next;
+use crate::tokenizer::{BYTES, Next};
 use crate::trie::{PieceTrie, ROOT};
 
 /// What a teacher token stands for at a boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
 pub(super) enum ColumnKind {
+    Text,
     /// Nothing that the student could say.
     Dropped,
-    Text,
     Stop,
     Special,
 }
@@ -23,43 +24,86 @@ pub(super) enum ColumnKind {
 pub(super) struct Column {
     /// The student token that it starts with; of a special token, its index among the pairs.
     pub first: u32,
-    shape: u32,
-    part_start: u32,
     /// The trie node of its cell, and the range of the cell's tokens.
     pub cell: u32,
     pub cell_range: (u32, u32),
     /// Its place in the order of bytes.
     pub rank: u32,
+    part_start: u32,
+    until: u16,
+    /// The shape of its text for the student; `first` has the same, or is no text.
+    pub shape: u16,
+    begins: u16,
     first_byte: u8,
-    second_byte: u8,
     part_count: u8,
-    pub kind: ColumnKind,
 }
 
 const _: () = assert!(size_of::<Column>() == 32);
 
+/// Bits of `begins`: the lowest are [`Next::begins`].
+const BEGINS: u16 = (1 << 9) - 1;
+const KIND_SHIFT: u32 = 9;
+const FIRST_IS_BYTES: u16 = 1 << 11;
+
 impl Column {
     const DROPPED: Self = Self {
         first: NONE,
-        shape: 0,
-        part_start: 0,
         cell: NONE,
         cell_range: (0, 0),
         rank: NONE,
+        part_start: 0,
+        until: 0,
+        shape: BYTES,
+        begins: (ColumnKind::Dropped as u16) << KIND_SHIFT,
         first_byte: 0,
-        second_byte: 0,
         part_count: 0,
-        kind: ColumnKind::Dropped,
     };
 
+    #[inline]
+    pub fn kind(&self) -> ColumnKind {
+        match self.begins >> KIND_SHIFT & 3 {
+            0 => ColumnKind::Text,
+            1 => ColumnKind::Dropped,
+            2 => ColumnKind::Stop,
+            _ => ColumnKind::Special,
+        }
+    }
+
+    #[inline]
+    pub fn is_text(&self) -> bool {
+        self.begins >> KIND_SHIFT & 3 == ColumnKind::Text as u16
+    }
+
+    /// Whether it is text that begins with text of the student.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.begins >> KIND_SHIFT == ColumnKind::Text as u16
+    }
+
+    fn set_kind(&mut self, kind: ColumnKind) {
+        self.begins = self.begins & !(3 << KIND_SHIFT) | (kind as u16) << KIND_SHIFT;
+    }
+
     /// `first`, as what may follow another token.
+    #[inline]
     pub fn next(&self) -> Next {
+        let mut next = self.text();
+        if self.begins & FIRST_IS_BYTES != 0 {
+            next.shape = BYTES;
+        }
+        next
+    }
+
+    /// The same with the shape of the whole text.
+    #[inline]
+    pub fn text(&self) -> Next {
         Next {
             token: self.first,
-            shape: self.shape,
             part_start: self.part_start,
+            shape: self.shape,
+            begins: self.begins & BEGINS,
+            until: self.until,
             first_byte: self.first_byte,
-            second_byte: self.second_byte,
             part_count: self.part_count,
         }
     }
@@ -107,7 +151,6 @@ pub(super) struct PairTables {
     bytes_start: u32,
     stop_start: u32,
     stop_count: u32,
-    pub special_count: u32,
 }
 
 impl PairTables {
@@ -121,7 +164,7 @@ impl PairTables {
             student_stops,
             teacher_stops,
         } = input;
-        let (student, teacher) = (
+        let (mut student, teacher) = (
             Side::new(student, "student")?,
             Side::new(teacher, "teacher")?,
         );
@@ -154,8 +197,12 @@ impl PairTables {
         let cell_range: Vec<(u32, u32)> = (0..teacher_size as u32)
             .map(|cell| range_of_cell(&trie, &cell_columns, &node_start, cell))
             .collect();
-        let text_column = |first: u32, piece: Option<u32>| {
+        let mut text_column = |first: u32, piece: Option<u32>, bytes: Option<&[u8]>| {
             let next = student.next(first);
+            let shape = match bytes {
+                Some(bytes) => student.shape_of(&next, bytes),
+                None => next.shape,
+            };
             let cell = piece.map_or(NONE, |piece| root[piece as usize]);
             let (cell, cell_range) = match cell {
                 NONE => (NONE, (0, 0)),
@@ -166,33 +213,39 @@ impl PairTables {
             };
             Column {
                 first,
-                shape: next.shape,
-                part_start: next.part_start,
                 cell,
                 cell_range,
                 rank: NONE,
+                part_start: next.part_start,
+                until: next.until,
+                shape,
+                begins: next.begins
+                    | (ColumnKind::Text as u16) << KIND_SHIFT
+                    | if next.shape == BYTES {
+                        FIRST_IS_BYTES
+                    } else {
+                        0
+                    },
                 first_byte: next.first_byte,
-                second_byte: next.second_byte,
                 part_count: next.part_count,
-                kind: ColumnKind::Text,
             }
         };
         let heads = (0..student_size as u32)
-            .map(|s| text_column(s, trie.token_pieces().of(s).first().copied()))
+            .map(|s| text_column(s, trie.token_pieces().of(s).first().copied(), None))
             .collect();
         let columns = (0..teacher_size as u32)
             .map(|t| {
                 let text = !teacher.bytes(t).is_empty();
                 let mut column = match teacher_pieces.of(t).first() {
-                    Some(&first) if text => text_column(first, Some(t)),
+                    Some(&first) if text => text_column(first, Some(t), Some(teacher.bytes(t))),
                     _ => Column::DROPPED,
                 };
                 if teacher_stops.contains(&t) {
-                    column.kind = ColumnKind::Stop;
+                    column.set_kind(ColumnKind::Stop);
                 } else if text {
                     column.rank = teacher.order[t as usize].equal_start;
                 } else if let Some(at) = specials.iter().position(|pair| pair.1 == t) {
-                    column.kind = ColumnKind::Special;
+                    column.set_kind(ColumnKind::Special);
                     column.first = at as u32;
                 }
                 column
@@ -226,7 +279,6 @@ impl PairTables {
             bytes_start,
             stop_start,
             stop_count: student_stops.len() as u32,
-            special_count: specials.len() as u32,
         })
     }
 

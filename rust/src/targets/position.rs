@@ -3,8 +3,9 @@
 use rustc_hash::FxHashMap;
 
 use super::below::{GATHERED, Gathered, MOST_TEXTS, Mask};
-use super::groups::{Masses, Targets};
+use super::groups::Targets;
 use super::inside::Inside;
+use super::masses::Masses;
 use super::pair::{ColumnKind, PairTables};
 use super::places::{Place, for_each_place};
 use super::rows::Rows;
@@ -49,8 +50,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new(tables: &PairTables) -> Self {
-        let keys = 2 * tables.trie.len() + 1 + tables.special_count as usize;
+    pub fn new() -> Self {
         Self {
             student_pairs: BoundaryMemo::new(),
             teacher_pairs: BoundaryMemo::new(),
@@ -59,7 +59,7 @@ impl Scratch {
             rows: Rows::default(),
             student_ids: Vec::new(),
             teacher_ids: Vec::new(),
-            masses: Masses::new(keys),
+            masses: Masses::new(),
             path: Vec::new(),
             nodes: Vec::new(),
             bytes: Vec::new(),
@@ -72,7 +72,7 @@ impl Scratch {
             filter: Vec::new(),
             filter_row: usize::MAX,
             doubted: Vec::new(),
-            inside: Inside::new(tables),
+            inside: Inside::new(),
         }
     }
 
@@ -255,33 +255,53 @@ impl<'a> Build<'a> {
             self.doubt_row(on_path);
         }
         self.gather(self.place.teacher);
-        let cells = self.options.cells;
-        for word in 0..row.ids.len().div_ceil(64) {
-            let kept = slot.map_or(u64::MAX, |slot| self.scratch.masks[slot].bits[word]);
-            let range = word * 64..row.ids.len().min(word * 64 + 64);
-            let columns = row.ids[range.clone()].iter().zip(&row.probs[range.clone()]);
-            for (bit, (&id, &prob)) in columns.enumerate() {
-                if kept >> bit & 1 == 0 || word * 64 + bit == on_path as usize {
-                    continue;
-                }
-                let scratch = &mut *self.scratch;
-                let slot = self.place.teacher % GATHERED;
-                let column = &scratch.gathered[slot].columns[word * 64 + bit];
-                // All but text of another cell than the text's own is rare.
-                if column.kind == ColumnKind::Text && cells && column.cell != self.own_cell {
-                    scratch.masses.add(column.cell, prob, column.cell_range);
-                } else {
-                    self.place_column(id, prob);
-                }
+        // All but text of another cell than the text's own is rare, and between the others.
+        let mut from = 0;
+        loop {
+            from = self.place_often(from, on_path, slot);
+            if from == row.ids.len() {
+                break;
             }
+            self.place_column(row.ids[from], row.probs[from]);
+            from += 1;
         }
         self.scratch.masses.tail += row.tail();
+    }
+
+    /// Places the columns of the row at the boundary from one on, up to one that is left to
+    /// [`Build::place_column`]; its place.
+    fn place_often(&mut self, from: usize, on_path: u32, slot: Option<usize>) -> usize {
+        let row = self.rows.of(self.place.teacher);
+        let (own_cell, cells) = (self.own_cell, self.options.cells);
+        let scratch = &mut *self.scratch;
+        let columns = &scratch.gathered[self.place.teacher % GATHERED].columns[..];
+        let kept = slot.map(|slot| &scratch.masks[slot].bits[..]);
+        let mut at = from;
+        let next = || {
+            loop {
+                let column = columns.get(at)?;
+                let prob = row.probs[at];
+                at += 1;
+                let keeps = kept.is_none_or(|kept| kept[(at - 1) / 64] >> ((at - 1) % 64) & 1 == 1);
+                if !keeps || at - 1 == on_path as usize {
+                    continue;
+                }
+                if !column.is_text() || !cells || column.cell == own_cell || column.cell == NONE {
+                    at -= 1;
+                    return None;
+                }
+                return Some((column.cell, prob, column.cell_range));
+            }
+        };
+        let most = columns.len() - from;
+        scratch.masses.add_all(most, std::iter::from_fn(next));
+        at
     }
 
     fn place_column(&mut self, id: u32, prob: f64) {
         let tables = self.tables;
         let column = &tables.columns[id as usize];
-        match column.kind {
+        match column.kind() {
             ColumnKind::Text if !self.options.cells => {
                 if let Some(node) = tables.trie.child(ROOT, id) {
                     self.add(node, prob);

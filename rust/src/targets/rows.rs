@@ -109,8 +109,37 @@ impl Row<'_> {
     }
 }
 
-/// As many columns are looked at together.
-const CHUNK: usize = 16;
+/// The ids of the columns of one row.
+#[derive(Clone, Copy)]
+enum RowIds<'a> {
+    Listed(&'a [i64]),
+    /// All of the vocabulary, in order.
+    All,
+}
+
+impl RowIds<'_> {
+    fn of(self, at: usize) -> i64 {
+        match self {
+            RowIds::Listed(ids) => ids[at],
+            RowIds::All => at as i64,
+        }
+    }
+
+    /// Adds the first ones, if all of them are ids.
+    fn push(self, count: usize, out: &mut Vec<u32>) -> bool {
+        match self {
+            RowIds::Listed(ids) => {
+                let ids = &ids[..count];
+                out.extend(ids.iter().map(|&id| id as u32));
+                ids.iter().fold(0, |bits, &id| bits | id as u64) <= u64::from(u32::MAX)
+            }
+            RowIds::All => {
+                out.extend(0..count as u32);
+                true
+            }
+        }
+    }
+}
 
 impl Rows {
     /// Reads the predictions of a text with these ids.
@@ -135,7 +164,7 @@ impl Rows {
             match predictions.ids {
                 Some(ids) => {
                     let ids = &ids[row * width..(row + 1) * width];
-                    self.push_row(log_probs, lowest, min_prob, |at| ids[at]);
+                    self.push_row(log_probs, lowest, min_prob, RowIds::Listed(ids));
                     let found = &self.ids[start..];
                     if found.iter().any(|&id| id as usize >= vocab_size) {
                         let outside = |&&id: &&i64| id < -1 || id >= vocab_size as i64;
@@ -147,7 +176,7 @@ impl Rows {
                 }
                 None => {
                     let known = &log_probs[..vocab_size.min(width)];
-                    self.push_row(known, lowest, min_prob, |at| at as i64);
+                    self.push_row(known, lowest, min_prob, RowIds::All);
                 }
             }
             self.ptr.push(self.ids.len() as u32);
@@ -162,33 +191,31 @@ impl Rows {
         Ok(())
     }
 
-    fn push_row(
-        &mut self,
-        log_probs: &[f32],
-        lowest: f32,
-        min_prob: f64,
-        id: impl Fn(usize) -> i64,
-    ) {
-        for (chunk, values) in log_probs.chunks(CHUNK).enumerate() {
-            // Stored columns fall: most chunks hold none that counts.
-            if !values
-                .iter()
-                .fold(false, |any, &value| any | (value >= lowest))
-            {
-                continue;
+    fn push_row(&mut self, log_probs: &[f32], lowest: f32, min_prob: f64, ids: RowIds<'_>) {
+        let counts = |log_prob: f32| log_prob >= lowest;
+        let count = log_probs.iter().map(|&x| u32::from(counts(x))).sum::<u32>() as usize;
+        let start = self.ids.len();
+        // Stored columns fall: those that count come first.
+        let first = &log_probs[..count];
+        if first.iter().fold(true, |all, &x| all & counts(x)) {
+            self.probs.extend(first.iter().map(|&x| f64::from(x)));
+            self.exp.of_all(&mut self.probs[start..]);
+            let found = self.probs[start..].iter();
+            let all = found.fold(true, |all, &prob| all & (prob >= min_prob) & (prob > 0.0));
+            if all && ids.push(count, &mut self.ids) {
+                return;
             }
-            for (at, &log_prob) in (chunk * CHUNK..).zip(values) {
-                let id = id(at);
-                // No id, and no number, is no column.
-                let counts = log_prob >= lowest && id != -1;
-                if !counts {
-                    continue;
-                }
-                let prob = self.exp.of(f64::from(log_prob));
-                if prob >= min_prob && prob > 0.0 {
-                    self.ids.push(u32::try_from(id).unwrap_or(NONE));
-                    self.probs.push(prob);
-                }
+            self.ids.truncate(start);
+            self.probs.truncate(start);
+        }
+        for (at, &log_prob) in log_probs.iter().enumerate().filter(|at| counts(*at.1)) {
+            let id = ids.of(at);
+            let mut prob = [f64::from(log_prob)];
+            self.exp.of_all(&mut prob);
+            // No id is no column.
+            if prob[0] >= min_prob && prob[0] > 0.0 && id != -1 {
+                self.ids.push(u32::try_from(id).unwrap_or(NONE));
+                self.probs.push(prob[0]);
             }
         }
     }
@@ -219,7 +246,7 @@ impl Rows {
 }
 
 /// The sum in four strands, which do not wait for one another.
-fn sum(values: &[f64]) -> f64 {
+pub(super) fn sum(values: &[f64]) -> f64 {
     let mut strands = [0.0; 4];
     let (fours, rest) = values.as_chunks::<4>();
     for four in fours {
@@ -242,6 +269,8 @@ const STEP: f64 = LN_2 / STEPS as f64;
 /// The first digits of log(2) / 64, so few that its multiples are exact, and the others.
 const HIGH: f64 = f64::from_bits(STEP.to_bits() & !((1 << 27) - 1));
 const LOW: f64 = (STEP - HIGH) + 2.319_046_813_846_299_6e-17 / STEPS as f64;
+/// So many numbers are worked on together.
+const BLOCK: usize = 8;
 /// Added to a number below 2^51 it leaves the nearest whole one in the last bits.
 const ROUND: f64 = 6_755_399_441_055_744.0;
 
@@ -254,21 +283,38 @@ impl Default for Exp {
 }
 
 impl Exp {
-    /// e to the power of a log-probability, to within two units in the last place.
+    /// e to the power of each of some log-probabilities, to within two units in the last place.
+    fn of_all(&self, values: &mut [f64]) {
+        let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
+        blocks.iter_mut().for_each(|block| self.of_block(block));
+        let mut block = [0.0; BLOCK];
+        block[..rest.len()].copy_from_slice(rest);
+        self.of_block(&mut block);
+        rest.copy_from_slice(&block[..rest.len()]);
+    }
+
+    /// In steps of one kind, as processors work on several numbers at once.
     #[inline]
-    fn of(&self, x: f64) -> f64 {
-        if x < -700.0 {
-            return x.exp();
+    fn of_block(&self, values: &mut [f64; BLOCK]) {
+        if values.iter().any(|&x| x < -700.0) {
+            values.iter_mut().for_each(|x| *x = x.exp());
+            return;
         }
         // x = (64 k + i) log(2) / 64 + r
-        let rounded = x * (1.0 / STEP) + ROUND;
-        let steps = rounded - ROUND;
-        let whole = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i64;
-        let r = (x - steps * HIGH) - steps * LOW;
-        let power = self.powers[(whole & (STEPS as i64 - 1)) as usize];
-        let series =
-            1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0)))));
-        f64::from_bits(((1023 + (whole >> 6)) as u64) << 52) * power * series
+        let rounded = values.map(|x| x * (1.0 / STEP) + ROUND);
+        let whole = rounded.map(|rounded| rounded.to_bits().wrapping_sub(ROUND.to_bits()));
+        let powers = whole.map(|whole| {
+            let i = whole % STEPS as u64;
+            let exponent = (whole - i).wrapping_add(1023 * STEPS as u64) << (52 - STEPS.ilog2());
+            f64::from_bits(exponent) * self.powers[i as usize]
+        });
+        for (at, x) in values.iter_mut().enumerate() {
+            let steps = rounded[at] - ROUND;
+            let r = (*x - steps * HIGH) - steps * LOW;
+            let series = 1.0
+                + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0)))));
+            *x = powers[at] * series;
+        }
     }
 }
 
@@ -279,15 +325,21 @@ mod tests {
     #[test]
     fn exp_is_that_of_the_standard_library_to_the_last_digits() {
         let exp = Exp::default();
+        let of = |x: f64| {
+            let mut values = [-1.0, -2.0, x, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0, -9.0, x];
+            exp.of_all(&mut values);
+            assert_eq!(values[2], values[10]);
+            values[10]
+        };
         for step in 0..200_000 {
             let x = f64::from(-(step as f32) * 0.0037 + 0.3);
-            let (found, expected) = (exp.of(x), x.exp());
+            let (found, expected) = (of(x), x.exp());
             assert!(
                 (found - expected).abs() <= 6e-16 * expected,
                 "exp({x}) = {found:e}, expected {expected:e}"
             );
         }
-        assert_eq!(exp.of(0.0), 1.0);
-        assert_eq!(exp.of(f64::NEG_INFINITY), 0.0);
+        assert_eq!(of(0.0), 1.0);
+        assert_eq!(of(f64::NEG_INFINITY), 0.0);
     }
 }

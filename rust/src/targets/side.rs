@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::NONE;
 use crate::error::Result;
 use crate::segment::Model;
-use crate::tokenizer::{AfterToken, JointMemo, Joints, Next, Tokenizer};
+use crate::tokenizer::{AfterToken, BYTES, JointMemo, Joints, NO_SHAPE, Next, Tokenizer};
 use crate::vocab::Vocab;
 
 /// One tokenizer with its tokens in the order of their bytes.
@@ -138,13 +138,14 @@ impl Side {
         }
     }
 
-    /// Whether what follows this token cannot change how the text before it is cut: it is whole
-    /// characters of a known shape. (A first byte alone is no text for the pre-tokenizer.)
-    #[inline]
-    pub fn is_plain(&self, next: &Next) -> bool {
-        self.joints
-            .as_ref()
-            .is_some_and(|joints| joints.has_shape(next))
+    /// The shape of a text that begins with this token, as far as it tells what the text does to one
+    /// before it; before any question about boundaries.
+    pub fn shape_of(&mut self, first: &Next, bytes: &[u8]) -> u16 {
+        match &mut self.joints {
+            // Where it begins with a part of a character, the text is asked about and not the token.
+            Some(joints) if first.shape == BYTES => joints.shape_of(&self.tokenizer, bytes),
+            _ => first.shape,
+        }
     }
 
     /// A token as what may follow another.
@@ -260,6 +261,23 @@ impl After<'_> {
     pub fn keeps(&mut self, next: &Next) -> bool {
         let by_joint = self.by_joint.as_mut().and_then(|after| after.keeps(next));
         by_joint.unwrap_or_else(|| self.by_bytes(next.token))
+    }
+
+    /// What answers at once; `None` where nothing does.
+    pub fn at_once(&self) -> Option<&AfterToken<'_>> {
+        self.by_joint.as_ref().filter(|after| !after.is_matched())
+    }
+
+    /// Whether the tokenizer keeps the token when this one follows, and when the text does that has
+    /// this shape and these bytes and begins with it.
+    pub fn keeps_both(&mut self, next: &Next, text: u16, bytes: &[u8]) -> (bool, bool) {
+        let keeps = self.keeps(next);
+        let keeps_for_text = match &mut self.by_joint {
+            _ if next.shape == text => keeps && text != NO_SHAPE,
+            Some(after) => after.keeps_for_text(keeps, text, bytes),
+            None => false,
+        };
+        (keeps, keeps_for_text)
     }
 
     #[cold]

@@ -12,14 +12,15 @@ use super::Tokenizer;
 use crate::segment::{CharClasses, Derivations, Model};
 
 /// The shape of a token about which only its bytes can tell.
-const NO_SHAPE: u32 = u32::MAX;
+pub(crate) const NO_SHAPE: u16 = 0;
+/// The shape of a token that is no text: behind text the merges alone decide.
+pub(crate) const BYTES: u16 = 1;
+const FIRST_SHAPE: usize = 2;
 
 /// What the shapes of two tokens say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 #[repr(u8)]
 pub(crate) enum Cut {
-    /// Nobody has asked yet.
-    Unknown,
     /// The pre-tokenizer cuts between them and not before.
     Between,
     /// It cuts the left one.
@@ -28,26 +29,29 @@ pub(crate) enum Cut {
     Nowhere,
     /// It cuts within the right one alone: their bytes decide.
     Unclear,
+    /// Nobody has asked yet.
+    Unknown,
 }
 
 /// The tables of one tokenizer.
 #[derive(Debug)]
 pub(crate) struct Joints {
     derivations: Derivations,
-    /// By token: the number of its shape, or [`NO_SHAPE`].
-    shape: Vec<u32>,
+    /// By token: the number of its shape, [`BYTES`] or [`NO_SHAPE`].
+    shape: Vec<u16>,
     /// By token: whether that tells how text behind it is cut.
     may_lead: Vec<bool>,
-    shape_count: usize,
     /// The number of each shape, and whether text of that shape is one word.
-    shapes: FxHashMap<Vec<u32>, (u32, bool)>,
+    shapes: FxHashMap<Vec<u32>, (u16, bool)>,
     classes: Option<CharClasses>,
     /// By token: where its left parts begin in `parts`; one more than there are tokens.
     start: Vec<u32>,
-    /// Left parts of all tokens that have a shape, as (token, until).
+    /// Left parts of all tokens that have a shape or are no text, as (token, until).
     parts: Vec<(u32, u32)>,
     /// The first two bytes of each token.
     begins: Vec<[u8; 2]>,
+    /// By token: until when its first byte stands alone; see [`rounded`].
+    until: Vec<u16>,
     /// By beginning of a text that is matched before the pre-tokenizer: the bytes that go on with
     /// it, as 256 bits.
     matched: FxHashMap<Vec<u8>, [u64; 4]>,
@@ -66,7 +70,7 @@ pub(crate) struct JointMemo {
     known: Vec<Last>,
     /// For each shape of a left token that was asked about, a [`Cut`] by shape of the right one.
     cuts: Vec<Cut>,
-    cuts_of_shape: FxHashMap<u32, u32>,
+    cuts_of_shape: FxHashMap<u16, u32>,
     /// Open addressing: (token, time) of the tokens that merge with a left one.
     partners: Vec<(u32, u32)>,
     bytes: Vec<u8>,
@@ -81,8 +85,9 @@ struct Last {
     mask: u32,
     has_matched: bool,
     matched: [u64; 4],
-    /// First bytes of the tokens that merge with it and are no longer than that.
+    /// Bytes that merge with it, and the earliest time of that; see [`rounded`].
     short: [u64; 4],
+    earliest: u16,
     /// The first two bytes of the others, as bits of their hash.
     long: [u64; 8],
     has_words: bool,
@@ -96,10 +101,13 @@ const FREE: u32 = u32::MAX;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Next {
     pub token: u32,
-    pub shape: u32,
-    pub first_byte: u8,
-    pub second_byte: u8,
     pub part_start: u32,
+    pub shape: u16,
+    /// One of 512 for its first two bytes.
+    pub begins: u16,
+    /// Until when its first byte stands alone; see [`rounded`].
+    pub until: u16,
+    pub first_byte: u8,
     pub part_count: u8,
 }
 
@@ -134,17 +142,16 @@ impl Joints {
             derivations,
             shape: vec![NO_SHAPE; size],
             may_lead: vec![false; size],
-            shape_count: 0,
             shapes: FxHashMap::default(),
             classes: None,
             start: vec![0; size + 1],
             parts: Vec::new(),
             begins: begins.collect(),
+            until: vec![0; size],
             matched,
             words: FxHashSet::default(),
             has_pre_tokenizer: classes.is_some(),
         };
-        let mut shapes: FxHashMap<Vec<u32>, (u32, bool)> = FxHashMap::default();
         let mut shape = Vec::new();
         let mut canonical = vec![false; size];
         let mut pieces = Vec::new();
@@ -162,15 +169,8 @@ impl Joints {
                 Some(classes) => classes.shape(text, &mut shape),
                 None => Some(false),
             });
-            let known = guarded.and(text).map(|text| match shapes.get(&shape) {
-                Some(&known) => known,
-                None => {
-                    let cut = tokenizer.pre_tokenizer.as_ref().map(|cut| cut.cut(text));
-                    let is_word = cut.is_none_or(|cut| cut.is_some_and(|cut| cut.len() == 1));
-                    let next = (shapes.len() as u32, is_word);
-                    *shapes.entry(shape.clone()).or_insert(next)
-                }
-            });
+            let known = guarded.and(text);
+            let known = known.and_then(|text| made.number(tokenizer, text, &shape));
             canonical[at] = match known {
                 Some((_, true)) if made.derivations.is_regular(id) => {
                     model.whole_word(vocab, bytes).is_none_or(|word| word == id)
@@ -195,26 +195,62 @@ impl Joints {
                 }
                 continue;
             }
-            let Some((number, true)) = known else {
-                continue;
+            made.shape[at] = match known {
+                Some((number, true)) => number,
+                None if str::from_utf8(bytes).is_err() => BYTES,
+                _ => continue,
             };
-            made.shape[at] = number;
             made.may_lead[at] = guarded == Some(false);
             let parts = made.derivations.left_parts(id);
             made.parts
                 .extend(parts.map(|part| (part.token, part.until)));
+            let (smallest, until) = made.parts[made.parts.len() - 1];
+            if vocab.token_bytes(smallest).len() == 1 {
+                made.until[at] = rounded(until);
+            }
         }
         made.start[size] = made.parts.len() as u32;
-        made.shape_count = shapes.len();
-        made.shapes = shapes;
         made.classes = classes;
         Some((made, canonical))
     }
 
-    /// Whether the shape of this token is known.
-    #[inline]
-    pub fn has_shape(&self, next: &Next) -> bool {
-        (next.shape as usize) < self.shape_count
+    /// The number of a shape, which this text has, and whether such text is one word.
+    fn number(
+        &mut self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        shape: &Vec<u32>,
+    ) -> Option<(u16, bool)> {
+        if let Some(&known) = self.shapes.get(shape) {
+            return Some(known);
+        }
+        let next = u16::try_from(FIRST_SHAPE + self.shapes.len()).ok()?;
+        let cut = tokenizer.pre_tokenizer.as_ref().map(|cut| cut.cut(text));
+        let is_word = cut.is_none_or(|cut| cut.is_some_and(|cut| cut.len() == 1));
+        self.shapes.insert(shape.clone(), (next, is_word));
+        Some((next, is_word))
+    }
+
+    /// The shape of bytes that are no token here, if they are one word; before the first question.
+    pub fn shape_of(&mut self, tokenizer: &Tokenizer, bytes: &[u8]) -> u16 {
+        let Ok(text) = str::from_utf8(bytes) else {
+            return NO_SHAPE;
+        };
+        let Some(mut classes) = self.classes.take() else {
+            return if tokenizer.matched.is_empty() {
+                BYTES
+            } else {
+                NO_SHAPE
+            };
+        };
+        let mut shape = Vec::new();
+        let matched = tokenizer.matcher().is_some_and(|m| m.is_match(text));
+        let known = !matched && classes.shape(text, &mut shape).is_some();
+        self.classes = Some(classes);
+        match known.then(|| self.number(tokenizer, text, &shape)) {
+            Some(Some((number, true))) => number,
+            _ => NO_SHAPE,
+        }
     }
 
     /// Whether a text is known to be one word, so that the merges alone make its tokens.
@@ -235,15 +271,15 @@ impl Joints {
         let count = self.start[at + 1] - self.start[at];
         Next {
             token,
+            part_start: self.start[at],
             shape: match self.shape[at] {
-                NO_SHAPE => self.shape_count as u32,
                 // A spine that does not fit is looked at as bytes.
-                _ if count > 255 => self.shape_count as u32,
+                _ if count > 255 => NO_SHAPE,
                 shape => shape,
             },
+            begins: pair_bit(self.begins[at][0], self.begins[at][1]) as u16,
+            until: self.until[at],
             first_byte: self.begins[at][0],
-            second_byte: self.begins[at][1],
-            part_start: self.start[at],
             part_count: count.min(255) as u8,
         }
     }
@@ -285,7 +321,7 @@ impl JointMemo {
         };
         self.recent = Some((token, at));
         let last = &self.known[at as usize];
-        let row = last.cuts as usize..last.cuts as usize + joints.shape_count + 1;
+        let row = last.cuts as usize..last.cuts as usize + FIRST_SHAPE + joints.shapes.len();
         let partners = last.partners as usize..(last.partners + last.mask) as usize + 1;
         Some(AfterToken {
             joints,
@@ -299,13 +335,13 @@ impl JointMemo {
     }
 
     #[cold]
-    fn add(&mut self, joints: &Joints, tokenizer: &Tokenizer, token: u32, shape: u32) -> u32 {
+    fn add(&mut self, joints: &Joints, tokenizer: &Tokenizer, token: u32, shape: u16) -> u32 {
         if self.partners.len() > MOST_PARTNERS {
             self.place.clear();
             self.known.clear();
             self.partners.clear();
         }
-        let row = joints.shape_count + 1;
+        let row = FIRST_SHAPE + joints.shapes.len();
         let next = self.cuts.len() as u32;
         let cuts = *self.cuts_of_shape.entry(shape).or_insert(next);
         if cuts == next {
@@ -314,8 +350,8 @@ impl JointMemo {
                 false => Cut::Nowhere,
             };
             self.cuts.resize(self.cuts.len() + row, unknown);
-            let last = self.cuts.len() - 1;
-            self.cuts[last] = Cut::Unclear;
+            self.cuts[next as usize + usize::from(NO_SHAPE)] = Cut::Unclear;
+            self.cuts[next as usize + usize::from(BYTES)] = Cut::Nowhere;
         }
         let mut found: FxHashMap<u32, u32> = FxHashMap::default();
         joints.derivations.for_each_partner(token, |right, time| {
@@ -327,10 +363,12 @@ impl JointMemo {
         self.partners.resize(start + size, (FREE, 0));
         let table = &mut self.partners[start..];
         let (mut short, mut long) = ([0; 4], [0; 8]);
+        let mut earliest = u16::MAX;
         for (&right, &time) in &found {
             let [first, second] = joints.begins[right as usize];
             if tokenizer.vocab.token_bytes(right).len() < 2 {
                 insert(&mut short, first);
+                earliest = earliest.min(rounded(time));
             } else {
                 let bit = pair_bit(first, second);
                 long[bit / 64] |= 1 << (bit % 64);
@@ -355,6 +393,7 @@ impl JointMemo {
             has_matched: matched != [0; 4],
             matched,
             short,
+            earliest,
             long,
             has_words: joints.words.iter().any(|pair| pair.0 == token),
         });
@@ -362,6 +401,11 @@ impl JointMemo {
         self.place.insert(token, at);
         at
     }
+}
+
+/// A time in few bits: one that is not later has no greater number.
+fn rounded(time: u32) -> u16 {
+    u16::try_from(time >> 1).unwrap_or(u16::MAX)
 }
 
 fn insert(set: &mut [u64; 4], byte: u8) {
@@ -388,22 +432,57 @@ impl AfterToken<'_> {
         if self.last.has_matched && has(&self.last.matched, next.first_byte) {
             return None;
         }
-        match self.cuts[next.shape as usize] {
-            Cut::Between => Some(true),
-            Cut::Nowhere => {
-                let bit = pair_bit(next.first_byte, next.second_byte);
-                let may_merge = has(&self.last.short, next.first_byte)
-                    || self.last.long[bit / 64] >> (bit % 64) & 1 == 1
-                    || self.last.has_words;
-                Some(!may_merge || !self.merges_with(next))
-            }
-            Cut::Before => Some(false),
-            Cut::Unknown => {
-                self.cuts[next.shape as usize] = self.ask(next);
-                self.keeps(next)
-            }
-            Cut::Unclear => None,
+        if self.cuts[usize::from(next.shape)] == Cut::Unknown {
+            self.ask(next.shape, next.token);
         }
+        match self.cuts[usize::from(next.shape)] {
+            Cut::Between => Some(true),
+            Cut::Nowhere => Some(!self.may_merge(next) || !self.merges_with(next)),
+            Cut::Before => Some(false),
+            Cut::Unclear | Cut::Unknown => None,
+        }
+    }
+
+    /// What can be told at once of a token that follows.
+    #[inline]
+    pub fn at_once(&self, next: &Next) -> AtOnce {
+        let cut = self.cuts[usize::from(next.shape)];
+        // No branches: neither way is rare.
+        let nowhere = cut == Cut::Nowhere;
+        let may_merge = self.may_merge(next);
+        AtOnce {
+            keeps: (cut == Cut::Between) | (nowhere & !may_merge),
+            open: (cut > Cut::Nowhere) | (nowhere & may_merge),
+        }
+    }
+
+    /// Whether only bytes tell what some tokens do that follow.
+    pub fn is_matched(&self) -> bool {
+        self.last.has_matched
+    }
+
+    /// Whether text of this shape with these bytes leaves the left token as it is, `keeps` being
+    /// the same of the token that the text begins with.
+    pub fn keeps_for_text(&mut self, keeps: bool, text: u16, bytes: &[u8]) -> bool {
+        if self.last.has_matched {
+            return false;
+        }
+        if self.cuts[usize::from(text)] == Cut::Unknown {
+            self.ask_text(text, bytes);
+        }
+        match self.cuts[usize::from(text)] {
+            Cut::Between => true,
+            Cut::Nowhere => keeps,
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn may_merge(&self, next: &Next) -> bool {
+        let bit = usize::from(next.begins);
+        (has(&self.last.short, next.first_byte) & (next.until >= self.last.earliest))
+            | (self.last.long[bit / 64] >> (bit % 64) & 1 == 1)
+            | self.last.has_words
     }
 
     #[inline(never)]
@@ -429,23 +508,37 @@ impl AfterToken<'_> {
     }
 
     #[cold]
-    fn ask(&mut self, next: &Next) -> Cut {
-        let vocab = &self.tokenizer.vocab;
-        let left = vocab.token_bytes(self.token);
+    fn ask(&mut self, shape: u16, token: u32) {
+        let tokenizer = self.tokenizer;
+        self.ask_text(shape, tokenizer.vocab.token_bytes(token));
+    }
+
+    #[cold]
+    fn ask_text(&mut self, shape: u16, right: &[u8]) {
+        let left = self.tokenizer.vocab.token_bytes(self.token);
         self.bytes.clear();
         self.bytes.extend_from_slice(left);
-        self.bytes.extend_from_slice(vocab.token_bytes(next.token));
-        let (Some(cut), Ok(text)) = (&self.tokenizer.pre_tokenizer, str::from_utf8(self.bytes))
-        else {
-            return Cut::Unclear;
+        self.bytes.extend_from_slice(right);
+        let cut = match (&self.tokenizer.pre_tokenizer, str::from_utf8(self.bytes)) {
+            (Some(cut), Ok(text)) => cut.cut(text),
+            _ => None,
         };
-        match cut.cut(text).as_deref() {
+        self.cuts[usize::from(shape)] = match cut.as_deref() {
             Some([_]) => Cut::Nowhere,
             Some([first, ..]) if first.end == left.len() => Cut::Between,
             Some([first, ..]) if first.end < left.len() => Cut::Before,
             _ => Cut::Unclear,
-        }
+        };
     }
+}
+
+/// What can be told at once of a token that follows another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AtOnce {
+    /// Whether the other stays.
+    pub keeps: bool,
+    /// Whether that is not known so quickly.
+    pub open: bool,
 }
 
 #[cfg(test)]
@@ -476,15 +569,31 @@ mod tests {
             let size = tokenizer.vocab.len() as u32;
             let segment = |bytes: &[u8]| tokenizer.segment(bytes).unwrap().unwrap();
             let bytes = |id| tokenizer.vocab.token_bytes(id);
-            let (joints, canonical) = Joints::new(&tokenizer).unwrap();
+            let (mut joints, canonical) = Joints::new(&tokenizer).unwrap();
+            // Texts that begin with a part of a character, as the tokenizer spells them.
+            let texts = ["東", "東京", "ü", "×", "\u{3000}", "\u{2028}", "é東"].map(|text| {
+                let first = segment(text.as_bytes())[0];
+                (text, first, joints.shape_of(&tokenizer, text.as_bytes()))
+            });
             let expected: Vec<bool> = (0..size).map(|id| segment(bytes(id)) == [id]).collect();
             assert_eq!(canonical, expected);
             let mut memo = JointMemo::default();
             let (mut clear, mut kept, mut unclear, mut words) = (0, 0, 0, 0);
+            let mut kept_texts = 0;
             for last in (0..size).filter(|&id| canonical[id as usize]) {
                 let Some(mut after) = memo.after(&joints, &tokenizer, last) else {
                     continue;
                 };
+                for &(text, first, shape) in &texts {
+                    let Some(keeps) = after.keeps(&joints.next(first)) else {
+                        continue;
+                    };
+                    if after.keeps_for_text(keeps, shape, text.as_bytes()) {
+                        let joined = segment(&[bytes(last), text.as_bytes()].concat());
+                        assert_eq!(joined[0], last, "{last} {text:?} with {pattern:?}");
+                        kept_texts += 1;
+                    }
+                }
                 for next in 0..size {
                     let text = [bytes(last), bytes(next)].concat();
                     let mut shape = Vec::new();
@@ -513,6 +622,7 @@ mod tests {
             );
             assert!(unclear < 2 * clear, "{unclear}");
             assert!(words > 1_000, "{words}");
+            assert!(kept_texts > 200, "{kept_texts}");
         }
     }
 }
