@@ -66,13 +66,19 @@ def unpack(
     counts = arrays["counts"][start:stop].astype(np.int64)
     first = int(arrays["column_starts"][sequence])
     part = slice(first, first + int(counts.sum()))
-    named = np.arange(int(counts.max(initial=1))) < counts[:, None]  # [T, K]
-    ids = np.zeros(named.shape, np.int64)
-    ids[named] = _whole("ids", arrays, part)
-    log_probs = np.full(named.shape, -np.inf, np.float32)
-    log_probs[named] = arrays["log_probs"][part]
+    width = int(counts.max(initial=1))
+    flat = arrays["log_probs"][part].astype(np.float32)
     if dtype == "uint8":
-        log_probs[named] *= np.float32(-STEP)
+        flat *= np.float32(-STEP)
+    if bool((counts == width).all()):
+        ids = _whole("ids", arrays, part).reshape(-1, width)
+        log_probs = flat.reshape(-1, width)
+    else:
+        named = np.arange(width) < counts[:, None]  # [T, K]
+        ids = np.zeros(named.shape, np.int64)
+        ids[named] = _whole("ids", arrays, part)
+        log_probs = np.full(named.shape, -np.inf, np.float32)
+        log_probs[named] = flat
     if dtype != "float32":
         found = _log_mass(log_probs)
         # Rounded up, what is nearly all mass may be more than all.

@@ -24,33 +24,49 @@ def padded_signal(
     ids: Tensor,
     attention_mask: Tensor,
     tokenizer: str = "",
+    *,
+    checked: bool = False,
 ) -> TeacherTopK:
     """The predictions of the sequences of a padded batch, on the device of its ids.
 
     Args:
         read: gives the predictions of one sequence without padding.
         tokenizer: fingerprint of the teacher's vocabulary; empty where it is not known.
+        checked: whether the predictions are known to be some, as `Predictions.check` says.
         ids, attention_mask, and what is returned: as in `TopKStore.signal`.
     """
     rows, width = ids.shape
-    masks = attention_mask.bool().cpu()
-    stored = [read(row[mask].numpy()) for row, mask in zip(ids.cpu(), masks, strict=True)]
+    places = [_places(row) for row in attention_mask.bool().cpu()]
+    stored = [read(row[at].numpy()) for row, at in zip(ids.cpu(), places, strict=True)]
     count = max(item.ids.shape[1] for item in stored)
-    columns = torch.arange(count).expand(rows, width, count).clone()
-    log_probs = torch.full((rows, width, count), -float(np.log(count)))
+    columns = torch.empty(rows, width, count, dtype=torch.int64)
+    log_probs = torch.empty(rows, width, count)
     token_log_probs = torch.zeros(rows, width)
-    for row, (mask, item) in enumerate(zip(masks, stored, strict=True)):
+    for row, (at, item) in enumerate(zip(places, stored, strict=True)):
+        if len(item.ids) < width:
+            columns[row] = torch.arange(count)
+            log_probs[row] = -float(np.log(count))
         missing = (0, count - item.ids.shape[1])
-        columns[row, mask] = F.pad(torch.from_numpy(item.ids), missing)
-        log_probs[row, mask] = F.pad(torch.from_numpy(item.log_probs), missing, value=-torch.inf)
-        token_log_probs[row, mask] = torch.from_numpy(item.token_log_probs)
+        columns[row, at] = F.pad(torch.from_numpy(item.ids), missing)
+        log_probs[row, at] = F.pad(torch.from_numpy(item.log_probs), missing, value=-torch.inf)
+        token_log_probs[row, at] = torch.from_numpy(item.token_log_probs)
     signal = TeacherTopK(
         columns,
         log_probs,
         token_log_probs=token_log_probs,
         teacher_fingerprint=tokenizer or None,
+        validate=not checked,
     )
     return signal.to(ids.device)
+
+
+def _places(mask: Tensor) -> Tensor | slice:
+    """Where a row has tokens: a slice, unless something stands between them."""
+    found = mask.nonzero().flatten()
+    if not len(found):
+        return slice(0, 0)
+    first, last = int(found[0]), int(found[-1])
+    return slice(first, last + 1) if len(found) == last - first + 1 else found
 
 
 def predict(teacher: LiveTeacher, batch: Sequence[Ids], top_k: int) -> list[Predictions]:

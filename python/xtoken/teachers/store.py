@@ -344,7 +344,10 @@ class TopKStore:
             -inf; token_log_probs [B, T]; padded positions hold the first K columns with equal
             probability, which no loss reads.
         """
-        return padded_signal(self.get, ids, attention_mask, self.key.tokenizer)
+        # They were checked before they were written; a file has its checksum.
+        return padded_signal(
+            self.get, ids, attention_mask, self.key.tokenizer, checked=not self._in_memory
+        )
 
 
 class ShardWriter:

@@ -250,9 +250,10 @@ class TeacherRows:
     def stored_mask(self) -> Tensor:
         """[V_t] bool: the ids that a stored top-k names in any of the chunks."""
         assert isinstance(self.signal, TeacherTopK)
-        ids = self.signal.ids.flatten(0, 1)[self.where.index].clamp(max=self.vocab_size)
+        ids = self.signal.ids.flatten(0, 1).index_select(0, self.where.index)
+        ids = ids.clamp_(max=self.vocab_size).flatten()
         mask = torch.zeros(self.vocab_size + 1, dtype=torch.bool, device=ids.device)
-        mask[ids.flatten()] = True
+        mask.index_fill_(0, ids, True)
         return mask[:-1] if self.fold is None else self.fold.named(mask[:-1])
 
 

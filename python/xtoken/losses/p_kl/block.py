@@ -20,6 +20,7 @@ from xtoken.losses.kernels.p_kl import p_kl_pass
 from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
 from xtoken.tensors.host import readable
 from xtoken.tensors.projection import ColumnSlice, SparseProjection
+from xtoken.tensors.rows import taken
 from xtoken.tensors.sparse_ops import log_project
 from xtoken.tensors.teacher_signal import TeacherTopK
 
@@ -223,12 +224,12 @@ class PKLBlocks(BlockLoss):
         grad_params = [found.grad_values]
         if slope is not None:
             grad_params.append(slope @ probs if needed[1] else None)
-        grad = found.grad.t()
+        # Turned by itself: a scatter from a turned source takes twice as long.
+        grad = found.grad.t().contiguous()
         if chosen is not None:
             # W's part holds nothing of the other tokens: they are wholly in the tail, or nowhere.
             others = probs.zero_() if slope is None else probs.mul_(slope[:, None])
             grad = others.scatter_(1, chosen.expand(len(others), -1), grad)
-        grad = grad.contiguous()
         if self.temperature != 1.0:
             grad.div_(self.temperature)
         grad = unmerge_rows(grad, block.segments)
@@ -331,7 +332,7 @@ class PKLBlocks(BlockLoss):
         """
         if self.chunk_top_k is not None and isinstance(self.teacher.signal, TeacherTopK):
             ids, log_teacher = self.teacher.top_k(block.start, block.stop)
-            columns = self.column_of[ids]
+            columns = taken(self.column_of, ids)
             reached = columns < self.part.map.output_ptr.shape[0] - 1
             log_teacher = log_teacher.masked_fill(~reached, -torch.inf)
             if log_student is not None:
@@ -339,6 +340,8 @@ class PKLBlocks(BlockLoss):
                 likely = every.gather(1, columns).masked_fill(~reached, -torch.inf)
                 _, order = best_of(likely, self.chunk_top_k)
                 return columns.gather(1, order), log_teacher.gather(1, order)
+            if self.chunk_top_k >= log_teacher.shape[1]:
+                return columns, log_teacher
             log_teacher, order = best_of(log_teacher, self.chunk_top_k)
             return columns.gather(1, order), log_teacher
         log_teacher = self.teacher.log_probs(block.start, block.stop, self.part.columns)

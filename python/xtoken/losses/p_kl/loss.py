@@ -21,6 +21,7 @@ from xtoken.losses.p_kl.block import PKLBlocks as PKLBlocks
 from xtoken.tensors.host import readable
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
+from xtoken.tensors.rows import taken
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 
@@ -166,7 +167,7 @@ def _tail(
     if per_chunk and isinstance(call.teacher, TeacherTopK) and len(call.chunks):
         # A chunk may hold ids that W does not reach, and so fewer columns.
         ids = rows.top_k(0, len(call.chunks))[0]
-        reached = (projection.column_of[ids] < supported).sum(1)
+        reached = (taken(projection.column_of, ids) < supported).sum(1)
         if not readable(ids) or bool((reached < supported).any()):
             return True, supported
     if wanted is True and len(call.chunks):

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.host import readable
-from xtoken.tensors.rows import upcast
+from xtoken.tensors.rows import taken, upcast
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK, teacher_positions
 
 # Where less than this is left, 1 - sum has lost its digits in float32.
@@ -207,12 +207,12 @@ class _StoredReader:
     def __call__(
         self, rows: Tensor, entry_row: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self.signal.ids.flatten(0, 1)[rows]  # [N, k]
-        stored = upcast(self.signal.log_probs.detach().flatten(0, 1)[rows])
+        ids = self.signal.ids.flatten(0, 1).index_select(0, rows)  # [N, k]
+        stored = upcast(self.signal.log_probs.detach().flatten(0, 1).index_select(0, rows))
         size = len(self.place) - 1
         stored = stored.masked_fill(ids >= size, -torch.inf)
         # A pad of a short row may repeat a stored id: it goes where nobody reads.
-        ids = self.place[ids.clamp(max=size)].masked_fill(torch.isneginf(stored), self.width)
+        ids = taken(self.place, ids.clamp(max=size)).masked_fill(torch.isneginf(stored), self.width)
         table = stored.new_full((len(rows), self.width + 1), -torch.inf).scatter_(1, ids, stored)
         table[:, self.width] = -torch.inf
         entries = table[entry_row, columns]
