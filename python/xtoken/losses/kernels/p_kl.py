@@ -49,12 +49,15 @@ class _Teacher:
         listed: [n, k] int32 teacher ids and float32 log-probabilities, -inf for none; None for
             full logits.
         tail: [n] log of the teacher's mass in the tail, where the columns are listed.
+        totals: [n] log of each row's softmax denominator, where it is known and the kept columns
+            are all that is read.
     """
 
     logits: Rows
     patches: tuple[Tensor, Tensor]
     listed: tuple[Tensor, Tensor] | None
-    tail: Tensor | None
+    tail: Tensor | None = None
+    totals: Tensor | None = None
 
     def part(self, start: int, stop: int) -> _Teacher:
         some = slice(start, stop)
@@ -63,6 +66,7 @@ class _Teacher:
         return _Teacher(
             self.logits.part(start, stop), (columns, values[some]), listed,
             None if self.tail is None else self.tail[some],
+            None if self.totals is None else self.totals[some],
         )  # fmt: skip
 
 
@@ -123,11 +127,13 @@ class _Pass:
         w, supported = w_map(loss.projection), len(loss.projection.supported_ids)
         if patches is not None:
             assert isinstance(signal, Tensor)
-            teacher = _Teacher(Rows.of(signal, index), patches, None, None)
             k = loss.chunk_top_k
             shared = k is None and loss.part is not loss.projection.full()
             some = k is not None and k < supported
             bits = _bits_of(loss.part.columns, rows.vocab_size) if shared else None
+            totals = None if loss.tail_bucket or not shared else rows.log_totals
+            totals = None if totals is None else totals.to(torch.float32)
+            teacher = _Teacher(Rows.of(signal, index), patches, None, totals=totals)
             return cls(
                 loss, source, w, teacher, None, not (shared or some), bits, k if some else None
             )
@@ -189,6 +195,7 @@ class _Pass:
         student, y = (z.tensor, z.offsets, z.step), teacher.logits
         from_logits = (y.tensor, y.offsets, y.step, *teacher.patches)
         patches, tail = len(teacher.patches[0]), loss.tail_bucket
+        few = teacher.totals is not None
         logs = floats(stats, count, max(w.several, 1))
         for (wide, deep), first, last in (
             (_FEW_TILE, 0, w.few), (_MANY_TILE, w.few, w.several),
@@ -206,8 +213,8 @@ class _Pass:
             partial = floats(stats, count, parts, 10)
             device.columns_of_logits[(parts, count)](
                 *student, *from_logits, w.code, w.log_w, logs, w.several, bits, bits_step, apart,
-                partial, columns, tau, ALL=self.every, TAIL=tail, PATCHES=patches, PARTS=parts,
-                SPAN=launch.SPAN, BLOCK=block,
+                partial, columns, tau, ALL=self.every, TAIL=tail, FEW=few, PATCHES=patches,
+                PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
             )  # fmt: skip
         else:
             parts = 1
@@ -226,9 +233,10 @@ class _Pass:
             )  # fmt: skip
         most = _ALWAYS if loss.all_columns is None else loss.all_columns
         device.together[(count,)](
-            partial, tails, partial if teacher.tail is None else teacher.tail, stats, most,
+            partial, tails, partial if teacher.tail is None else teacher.tail,
+            partial if teacher.totals is None else teacher.totals, stats, most,
             PARTS=parts, PADDED=padded(parts), TAILS=beside, TAILS_PADDED=padded(beside), TAIL=tail,
-            LISTED=teacher.listed is not None,
+            LISTED=teacher.listed is not None, FEW=few,
         )  # fmt: skip
         if gradient is not None and checks is not None:
             width = gradient.flat.shape[1]

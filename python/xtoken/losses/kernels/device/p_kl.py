@@ -99,11 +99,13 @@ def store_part(at, s_top, s_sum, y_top, y_sum, cross, a_top, a_sum, o_top, o_sum
 def columns_of_logits(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, code, log_w, logs,
     several, bits, bits_step, apart, parts, size, tau, ALL: tl.constexpr, TAIL: tl.constexpr,
-    PATCHES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    FEW: tl.constexpr, PATCHES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [n, PARTS, 10] over the teacher's logits: s, y on the kept columns and the sum of their
     differences; y on all; y on those not kept; the number kept. `apart` [n, size] is log q - log s
-    up to a term per row, at kept columns alone; not written where ALL are kept."""
+    up to a term per row, at kept columns alone; not written where ALL are kept. FEW reads the kept
+    columns alone, so that y on all is none."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     z_row, y_row = z_ptr + tl.load(z_rows + row), y_ptr + tl.load(y_rows + row)
     none, zero = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
@@ -112,12 +114,15 @@ def columns_of_logits(
     for first in range(0, SPAN, BLOCK):
         column = part * SPAN + first + tl.arange(0, BLOCK)
         inside = column < size
-        every = load_row(y_row, column, y_step, inside)
-        every = with_patches(every, column, patch_columns, patch_values, row, PATCHES) / tau
         if ALL:
             kept = inside & (tl.load(code + column, mask=inside, other=-1) != -1)
         else:
             kept = inside & is_set(bits + row * bits_step, column, inside)
+        if FEW:
+            every = load_row(y_row, column, y_step, kept)
+        else:
+            every = load_row(y_row, column, y_step, inside)
+        every = with_patches(every, column, patch_columns, patch_values, row, PATCHES) / tau
         s = log_s(z_row, z_step, logs + row * several, code, log_w, column, kept, tau)
         y = tl.where(kept, every, float("-inf"))
         s_top, s_sum, y_top, y_sum, cross = compare(s_top, s_sum, y_top, y_sum, cross, s, y)
@@ -221,8 +226,9 @@ def log_of_parts(at, inside):
 
 @triton.jit
 def together(
-    parts, tails, teacher_tail, out, most, PARTS: tl.constexpr, PADDED: tl.constexpr,
+    parts, tails, teacher_tail, totals, out, most, PARTS: tl.constexpr, PADDED: tl.constexpr,
     TAILS: tl.constexpr, TAILS_PADDED: tl.constexpr, TAIL: tl.constexpr, LISTED: tl.constexpr,
+    FEW: tl.constexpr,
 ):  # fmt: skip
     """out [n, 7]: log S, log of the sum of q, the KL, the log of the teacher's mass on the kept
     columns (up to its log of all where that is not read), log q - log s of the tail, the student's
@@ -238,7 +244,9 @@ def together(
     count = tl.sum(tl.load(at + 9, mask=inside, other=0.0), axis=0)
     log_kept = log_of_parts(at + 2, inside)
     log_all = log_kept * 0.0
-    if not LISTED:
+    if FEW:
+        log_all = tl.load(totals + row)
+    elif not LISTED:
         log_all = log_of_parts(at + 5, inside)
     tail_s, tail_y = tl.full((), float("-inf"), tl.float32), tl.full((), float("-inf"), tl.float32)
     empty, has = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)

@@ -1,0 +1,189 @@
+"""Bytes that the kernels move per chunk, from shapes and W's non-zeros, and the least there is.
+
+Counted is what a launch reads and writes of memory: a pass over a row in full, a gather by what it
+gathers, each byte once in a launch, as a row is small beside a GPU's cache; `top_k.largest`, which
+goes over a row several times, each time. W's arrays are read once in a launch of `rows` rows. The
+parts of rows and the offsets, some hundred bytes, are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from xtoken.losses.kernels.w_map import w_map
+from xtoken.tensors.projection import SparseProjection
+
+Scope = Literal["chunk", "microbatch", "stored"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a chunk's rows.
+
+    Attributes:
+        student, teacher: V_s and V_t.
+        width: columns of the student's logits, V_s or more.
+        student_bytes, teacher_bytes: of a logit.
+        rows: chunks in a launch.
+    """
+
+    student: int
+    teacher: int
+    width: int
+    student_bytes: int = 2
+    teacher_bytes: int = 2
+    rows: int = 220
+
+    @property
+    def floor(self) -> float:
+        """Both rows read once, the gradient written once."""
+        return self._z + self.teacher * self.teacher_bytes + self._grad
+
+    @property
+    def _z(self) -> int:
+        return self.student * self.student_bytes
+
+    @property
+    def _grad(self) -> int:
+        return self.width * self.student_bytes
+
+
+@dataclass(frozen=True)
+class Nonzeros:
+    """Of W.
+
+    Attributes:
+        nnz: all.
+        alone, several: columns of one token, and of more.
+        entries: of the columns of several tokens.
+        alone_tokens, several_tokens: distinct tokens in either.
+    """
+
+    nnz: int
+    alone: int
+    several: int
+    entries: int
+    alone_tokens: int
+    several_tokens: int
+
+    @classmethod
+    def of(cls, projection: SparseProjection) -> Nonzeros:
+        """Counted in a W."""
+        made = w_map(projection)
+        alone = made.code[made.code >= 0]
+        return cls(
+            len(made.targets), len(alone), made.several, len(made.source),
+            len(torch.unique(alone)), len(torch.unique(made.source)),
+        )  # fmt: skip
+
+
+def same_vocab_bytes(sizes: Sizes) -> dict[str, float]:
+    """By kernel, of `same-vocab-kl`."""
+    rows = sizes._z + sizes.teacher * sizes.teacher_bytes
+    return {"stats": rows, "gradient": rows + sizes._grad}
+
+
+def cross_entropy_bytes(sizes: Sizes, *, added: bool) -> dict[str, float]:
+    """By kernel, of cross-entropy; `added` to a gradient that is there already."""
+    return {"row_parts": sizes._z, "gradient": sizes._z + (2 if added else 1) * sizes._grad}
+
+
+def p_kl_bytes(
+    sizes: Sizes,
+    w: Nonzeros,
+    kept: int | None = None,
+    scope: Scope = "chunk",
+    *,
+    tail: bool = False,
+) -> dict[str, float]:
+    """By kernel, of `p-kl`.
+
+    Args:
+        kept: how many columns; None for all that W reaches.
+        scope: whose they are.
+        tail: whether there is a tail, which needs columns that are not kept.
+    """
+    supported, words = w.alone + w.several, -(-sizes.teacher // 32)
+    logits = 0 if scope == "stored" else sizes.teacher * sizes.teacher_bytes
+    by_row = (4 * (sizes.student + 1) + 8 * w.nnz) / sizes.rows
+    found: dict[str, float] = {
+        "shared_columns": w.several_tokens * sizes.student_bytes
+        + 4 * w.several
+        + (4 * (w.several + 1) + 8 * w.entries) / sizes.rows
+    }
+    if kept is None:
+        codes = 4 * (sizes.teacher + w.alone) / sizes.rows
+        found["columns"] = logits + w.alone_tokens * sizes.student_bytes + 4 * w.several + codes
+        gathered = supported * sizes.teacher_bytes + 4 * w.several + 4 * supported / sizes.rows
+        found["gradient"] = sizes._z + gathered + sizes._grad + by_row
+        return found
+    bits = 4 * words / (sizes.rows if scope == "microbatch" else 1)
+    if scope == "chunk":
+        passes = {2: 2, 4: 4}[sizes.teacher_bytes] + 1
+        reached = supported * sizes.teacher_bytes
+        found["largest"] = passes * reached + bits + 4 * sizes.teacher / sizes.rows
+    elif scope == "microbatch":
+        # The sums of 64 rows are written and read once more.
+        found["row_parts"], found["column_mass"] = logits, logits + 8 * sizes.teacher / 64
+        if not tail:
+            logits = kept * sizes.teacher_bytes
+    else:
+        # Ids and log-probabilities; the words of the bits read and written.
+        found["zeros"], found["mark"] = bits, kept * 8 + min(kept, words) * 8
+        logits = kept * 8
+    # Of all rows together, what any of them keeps.
+    any_row = kept if scope == "microbatch" else min(sizes.rows * kept, supported)
+    found["columns"] = logits + kept * (sizes.student_bytes + 4) + 8 * any_row / sizes.rows
+    found["columns"] += bits * (scope != "stored")
+    if tail:
+        found["student_sums"] = sizes._z + bits + by_row
+    found["gradient"] = sizes._z + bits + 4 * kept + sizes._grad + by_row
+    return found
+
+
+def exact_bytes(sizes: Sizes, groups: float, tokens: float) -> dict[str, float]:
+    """By kernel, of `exact-kl`, with so many groups and tokens in them a position."""
+    bits = 4 * -(-sizes.student // 32)
+    gathered = tokens * (16 + sizes.student_bytes)
+    return {
+        "mark": 16 * tokens + 2 * bits,
+        "group_logs": gathered - 8 * tokens + 20 * groups,
+        "tail_parts": sizes._z + bits,
+        "positions": 20 * groups,
+        "tail_gradient": sizes._z + bits + sizes._grad,
+        "group_gradient": gathered + tokens * sizes.student_bytes + 20 * groups,
+    }
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What prefix KL compares beyond the root, in the mean of a chunk.
+
+    Attributes:
+        slots: of the student's tokens below nodes.
+        tokens: below all nodes.
+        first_tokens: below each chunk's first one.
+        mirrored: prefixes at which the student says the next piece, each a row of its own.
+    """
+
+    slots: float
+    tokens: float
+    first_tokens: float
+    mirrored: float
+
+
+def prefix_bytes(sizes: Sizes, root: dict[str, float], found: Prefixes) -> dict[str, float]:
+    """By kernel, of `prefix-kl` with this root."""
+    bits = 4 * -(-sizes.student // 32)
+    return {
+        **{f"root {name}": value for name, value in root.items()},
+        "slots": found.tokens * (8 + sizes.student_bytes) + 20 * found.slots,
+        "items": found.slots * (4 + 8 + 4 + 1 + 12),
+        "prefix gradient": found.tokens * 8
+        + 12 * found.slots
+        + found.first_tokens * (8 + 3 * sizes.student_bytes),
+        "mirrored": found.mirrored * (2 * sizes._z + 2 * sizes._grad + 4 * bits),
+    }
