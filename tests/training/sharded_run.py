@@ -1,5 +1,5 @@
 """One run of a DistillTrainer: sharded_run.py FOLDER OUT KIND; KIND is ddp,
-fsdp, resume (of fsdp), fused or policy.
+fsdp, resume (of fsdp), fused or policy, or sft-ddp or sft-fsdp, of TRL's SFTTrainer with the mixin.
 
 accelerate has FSDP for accelerators alone, and takes processes on CPUs for data parallel. Told
 otherwise, it shards over gloo: all else is as on GPUs.
@@ -17,9 +17,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from tiny_models import tiny_texts
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from xtoken.training import DistillArguments, DistillTrainer
+from xtoken.training import DistillArguments, DistillMixin, DistillSettings, DistillTrainer
 
 STEPS = 4
 ROWS = 4
@@ -38,7 +38,7 @@ def shard_on_cpus() -> None:
 
 def main(folder: Path, out: Path, kind: str) -> None:
     options: dict[str, Any] = {}
-    if kind != "ddp":
+    if kind not in ("ddp", "sft-ddp"):
         shard_on_cpus()
         options["fsdp"] = True
         options["fsdp_config"] = {
@@ -48,30 +48,32 @@ def main(folder: Path, out: Path, kind: str) -> None:
         options["fused"] = True
     if kind == "policy":
         options |= {"on_policy_fraction": 0.5, "on_policy_max_new_tokens": 6}
-    arguments = DistillArguments(
-        str(out),
-        max_steps=STEPS,
-        per_device_train_batch_size=ROWS // int(os.environ.get("WORLD_SIZE", "1")),
-        logging_steps=1,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        save_strategy="no" if kind in ("policy", "fused") else "steps",
-        save_steps=2,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=False,
-        loss="p-kl",
-        top_k=32,
-        max_tokens=64,
-        **options,
-    )
-    trainer = DistillTrainer(
-        AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
-        arguments,
-        teachers=[str(folder / "teacher")],
-        train_dataset=tiny_texts(16),
-    )
+    losses: dict[str, Any] = {"loss": "p-kl", "top_k": 32}
+    options |= {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": ROWS // int(os.environ.get("WORLD_SIZE", "1")),
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps" if kind in ("ddp", "fsdp", "resume") else "no",
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_pin_memory": False,
+    }
+    texts = tiny_texts(16)
+    student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    trainer: Any
+    if kind.startswith("sft"):
+        trainer = sft_trainer(student, folder, out, texts, options, losses)
+    else:
+        trainer = DistillTrainer(
+            student,
+            DistillArguments(str(out), max_tokens=64, **losses, **options),
+            teachers=[str(folder / "teacher")],
+            train_dataset=texts,
+        )
     trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if kind == "resume" else None)
     trainer.save_model(str(out / "student"))
     sharded = [
@@ -87,6 +89,31 @@ def main(folder: Path, out: Path, kind: str) -> None:
         found = {"records": records, "sharded": sharded, "model": type(trainer.model).__name__}
         (out / "found.json").write_text(json.dumps(found))
     trainer.accelerator.wait_for_everyone()
+
+
+def sft_trainer(
+    student: torch.nn.Module,
+    folder: Path,
+    out: Path,
+    texts: list[str],
+    options: dict[str, Any],
+    losses: dict[str, Any],
+) -> Any:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    class Trainer(DistillMixin, SFTTrainer):
+        """What a user writes."""
+
+    plain = {"max_length": 64, "bf16": False, "gradient_checkpointing": False}
+    return Trainer(
+        student,
+        args=SFTConfig(str(out), **plain, **options),
+        train_dataset=Dataset.from_dict({"text": texts}),
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+        teachers=[str(folder / "teacher")],
+        distill=DistillSettings(**losses),
+    )
 
 
 if __name__ == "__main__":

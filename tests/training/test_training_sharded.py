@@ -95,3 +95,14 @@ def test_without_logits_a_sharded_head_is_gathered(
 def test_a_sharded_student_answers_too(folder: Path, tmp_path: Path) -> None:
     records = run(folder, tmp_path, "policy", 2)["records"]
     assert all(record["sampled_tokens"] > 0 for record in records)
+
+
+def test_trls_trainer_with_the_mixin_has_the_curve_of_one_under_ddp_and_fsdp2(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    one = run(folder, tmp_path, "sft-ddp", 1)
+    same_curve(run(folder, tmp_path, "sft-ddp", 2), one)
+    sharded = run(folder, tmp_path, "sft-fsdp", 2)
+    same_curve(sharded, one)
+    assert sharded["sharded"] == pytest.approx([0.5, 0.5], abs=0.02)
