@@ -1,5 +1,6 @@
 """One run of a DistillTrainer: sharded_run.py FOLDER OUT KIND; KIND is ddp,
-fsdp, resume (of fsdp), fused or policy, or sft-ddp or sft-fsdp, of TRL's SFTTrainer with the mixin.
+fsdp, resume (of fsdp), fused or policy; zero2 or zero3 of DeepSpeed; or sft-ddp or sft-fsdp, of
+TRL's SFTTrainer with the mixin.
 
 accelerate has FSDP for accelerators alone, and takes processes on CPUs for data parallel. Told
 otherwise, it shards over gloo: all else is as on GPUs.
@@ -38,7 +39,10 @@ def shard_on_cpus() -> None:
 
 def main(folder: Path, out: Path, kind: str) -> None:
     options: dict[str, Any] = {}
-    if kind not in ("ddp", "sft-ddp"):
+    if kind.startswith("zero"):
+        options["deepspeed"] = deepspeed_config(int(kind[-1]))
+        options["gradient_accumulation_steps"] = 2
+    elif kind not in ("ddp", "sft-ddp"):
         shard_on_cpus()
         options["fsdp"] = True
         options["fsdp_config"] = {
@@ -51,7 +55,9 @@ def main(folder: Path, out: Path, kind: str) -> None:
     losses: dict[str, Any] = {"loss": "p-kl", "top_k": 32}
     options |= {
         "max_steps": STEPS,
-        "per_device_train_batch_size": ROWS // int(os.environ.get("WORLD_SIZE", "1")),
+        "per_device_train_batch_size": ROWS
+        // int(os.environ.get("WORLD_SIZE", "1"))
+        // options.get("gradient_accumulation_steps", 1),
         "logging_steps": 1,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",
@@ -63,16 +69,18 @@ def main(folder: Path, out: Path, kind: str) -> None:
         "dataloader_pin_memory": False,
     }
     texts = tiny_texts(16)
-    student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
     trainer: Any
     if kind.startswith("sft"):
-        trainer = sft_trainer(student, folder, out, texts, options, losses)
+        trainer = sft_trainer(student_of(folder), folder, out, texts, options, losses)
     else:
+        # Before the student is loaded, as DeepSpeed wants it.
+        arguments = DistillArguments(str(out), max_tokens=64, **losses, **options)
         trainer = DistillTrainer(
-            student,
-            DistillArguments(str(out), max_tokens=64, **losses, **options),
+            student_of(folder),
+            arguments,
             teachers=[str(folder / "teacher")],
             train_dataset=texts,
+            eval_dataset=texts[:4],
         )
     trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if kind == "resume" else None)
     trainer.save_model(str(out / "student"))
@@ -81,14 +89,41 @@ def main(folder: Path, out: Path, kind: str) -> None:
             p.to_local().numel() if hasattr(p, "to_local") else p.numel()
             for p in model.parameters()
         )
-        / sum(p.numel() for p in model.parameters())
+        / sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
         for model in (trainer.model, trainer.teaching.sources[0].model)
     ]
+    score = None if kind.startswith("sft") else trainer.evaluate()["eval_bits_per_byte"]
     if trainer.accelerator.is_main_process:
         records = [each for each in trainer.state.log_history if "kd" in each]
-        found = {"records": records, "sharded": sharded, "model": type(trainer.model).__name__}
+        found = {
+            "records": records,
+            "sharded": sharded,
+            "model": type(trainer.model).__name__,
+            "score": score,
+        }
         (out / "found.json").write_text(json.dumps(found))
     trainer.accelerator.wait_for_everyone()
+
+
+def student_of(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+
+
+def deepspeed_config(stage: int) -> dict[str, Any]:
+    named = ("lr", "weight_decay", "betas", "eps")
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_gather_16bit_weights_on_model_save": stage == 3,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"torch_adam": True, **dict.fromkeys(named, "auto")},
+        },
+    }
 
 
 def sft_trainer(
