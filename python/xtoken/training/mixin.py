@@ -430,11 +430,6 @@ class DistillMixin(_Base):
 
     def _bind_data(self) -> None:
         """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
-        if self.teaching.routes.column is not None:
-            raise OptionError(
-                f"teacher_column = {self.teaching.routes.column!r} is read by DistillTrainer, not "
-                f"by {type(self).__name__}, whose rows are prepared below; leave it out"
-            )
         if not self.teaching.needs_teacher:
             return
         pairs = self.teaching.pairs
@@ -442,7 +437,9 @@ class DistillMixin(_Base):
             self.data_collator = TeacherSideCollator(self.data_collator, pairs)
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
-            self.train_dataset = add_teacher_side(cast(Any, self.train_dataset), pairs)
+            self.train_dataset = add_teacher_side(
+                cast(Any, self.train_dataset), pairs, routes=self.teaching.routes
+            )
 
     def _bind_sampler(self, sampler: Sampler | None) -> None:
         """Prepare for `on_policy_fraction`."""
@@ -485,6 +482,7 @@ class DistillMixin(_Base):
                 text_field=args.dataset_text_field,
                 eos=getattr(processing_class, "eos_token", None),
                 num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
+                routes=self.teaching.routes,
             )
         return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
 
