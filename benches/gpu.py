@@ -19,8 +19,8 @@ import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -38,7 +38,7 @@ from xtoken import Projection, Vocab
 from xtoken.losses import LOSSES, LossInputs, LossOptions, PairParts, TeacherTopK, cross_entropy
 from xtoken.losses.exact_kl.batch_targets import batch_targets
 from xtoken.losses.kernels import traffic
-from xtoken.losses.kernels.choice import forced
+from xtoken.losses.kernels.choice import VARIABLE
 from xtoken.tensors.chunks import ChunkBatch
 
 Run = Callable[[Tensor], Tensor]
@@ -111,7 +111,7 @@ def main() -> None:
             if path == "triton" and not right:
                 row.note = "differs from torch in float64: not timed"
                 continue
-            with forced(path):  # type: ignore[arg-type]
+            with by(path):
                 timed(row, run, batch, args.repeats)
             if path == "triton":
                 row.megabytes = counted / 1e6
@@ -339,13 +339,26 @@ def nemo_p_kl(batch: Batch, projection: Projection, top_k: int, path: Path) -> R
     return run
 
 
+@contextmanager
+def by(path: str) -> Iterator[None]:
+    """Kernels or torch inside, in backward's own thread too."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = path
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
 def difference(run: Run, batch: Batch) -> tuple[float, float]:
     """How far the kernel's loss and gradient are from torch's in float64, by the largest value."""
     results = []
     for path, student in (
         ("torch", batch.student.detach().double().requires_grad_()), ("triton", batch.student),
     ):  # fmt: skip
-        with forced(path):  # type: ignore[arg-type]
+        with by(path):
             loss = run(student)
             (grad,) = torch.autograd.grad(loss, student)
         results.append((loss.detach().double(), grad.double()))
@@ -385,10 +398,12 @@ def copied(device: torch.device) -> float:
     source = torch.empty(2**28 if device.type == "cuda" else 2**20, device=device)
     target, best = torch.empty_like(source), float("inf")
     for _ in range(10):
-        torch.cuda.synchronize() if device.type == "cuda" else nullcontext()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         began = time.perf_counter()
         target.copy_(source)
-        torch.cuda.synchronize() if device.type == "cuda" else nullcontext()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * source.nbytes / best
 

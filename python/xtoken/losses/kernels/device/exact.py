@@ -16,6 +16,7 @@ import triton.language as tl
 from xtoken.losses.kernels.device.common import (
     add_terms,
     finite_top,
+    is_clear,
     is_set,
     load_row,
     not_a_number,
@@ -145,17 +146,19 @@ def tail_gradient(
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
     z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside) / tau
-    is_listed = is_set(bits + row * WORDS, column, inside)
+    # Past the last column no bit is set.
+    beside = is_clear(bits + row * WORDS, column, inside)
     whole, tail = tl.load(stats + row * 5), tl.load(stats + row * 5 + 1)
     mass, q = tl.load(stats + row * 5 + 4), tl.load(tails + begin + row).to(tl.float32) * factor
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(tail)), 0.0)
     grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row)
-    counted = inside & ~is_listed & (tl.load(opened + begin + row) == 0)
+    last = tl.where(tl.load(opened + begin + row) == 0, size, 0)
+    counted = beside & (column < last)
     grad = tl.where(counted, grad, 0.0)
     tl.store(
         checks + row * tl.num_programs(1) + block, tl.sum(grad, axis=0) + not_a_number(z, inside)
     )
-    at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & ~is_listed
+    at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & beside
     if ADDS:
         grad += tl.load(at, mask=mine, other=0.0).to(tl.float32)
     tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=mine)
