@@ -70,7 +70,7 @@ def loss_of(
 
 
 def random_targets(
-    seed: int, *, examples: int = 2, tail: bool = True
+    seed: int, *, examples: int = 2, tail: bool = True, opened: bool = True
 ) -> tuple[Targets, np.ndarray]:
     """Positions in chunks of one to three, groups of random tokens, some positions open."""
     rng = np.random.default_rng(seed)
@@ -86,17 +86,18 @@ def random_targets(
                     break
                 cuts = np.sort(rng.choice(np.arange(V + 1), size=7, replace=False))
                 count = 3
-                is_open = bool(rng.random() < 0.3)
+                is_open = bool(rng.random() < 0.3) and opened
                 has_tail = tail and not is_open
                 masses = rng.exponential(size=count + 1) * ([1] * count + [has_tail])
                 masses /= masses.sum()
                 for group in range(count):
                     fields["probs"].append(masses[group])
-                    fields["depths"].append(int(rng.integers(0, 3)) if not is_open else 0)
+                    fields["depths"].append(int(rng.integers(0, 3)))
                     fields["starts"].append(cuts[2 * group])
                     fields["ends"].append(cuts[2 * group + 1])
                     fields["range_indptr"].append(len(fields["starts"]))
-                fields["tails"].append(masses[-1])
+                # In an open position the most that all others may have.
+                fields["tails"].append(rng.random() if is_open else masses[-1])
                 fields["open"].append(is_open)
                 fields["group_indptr"].append(len(fields["probs"]))
                 fields["positions"].append(position)

@@ -7,6 +7,7 @@ both sides are known without error.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ class Group(NamedTuple):
 
 TAIL = Group("tail")
 OPEN = Group("open")
-"""In a target: it compares its groups with one another only, whatever all others have."""
+"""In a target: the most that all student tokens in no group may have, as a share of all; the groups
+are shares of what is left of it."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +356,7 @@ class _Builder:
         if self.doubted:
             out = {*self.doubted, TAIL}
             self.masses = {g: m for g, m in self.masses.items() if g not in out}
-            self.masses[OPEN] = 0.0
+            self.masses[OPEN] = math.inf
         return self.normalized(self.group_of)
 
     def build_inside(self) -> tuple[dict[Group, float], Callable[[int], Group]] | None:
@@ -417,18 +419,45 @@ class _Builder:
                     return Group("near", 0, texts[text[:size]])
             return TAIL
 
+        # All others have no more than what is not known, and what is left out above.
+        # Columns that are not listed are taken to begin with the bytes so far as often as others.
+        row = self.row(self.j)
+        assert row is not None
+        listed = sum(row.values())
+        unlisted = candidates * (1.0 - listed) / listed if 1.0 - listed > 1e-12 else 0.0
+        self.masses[OPEN] = self.unknown() + unlisted
         for token, extra in by_token.items():
-            if group_of(token) != TAIL:
-                self.masses[group_of(token)] += extra
-        self.place_ending_here()
+            self.masses[OPEN if group_of(token) == TAIL else group_of(token)] += extra
         return self.normalized(group_of)
 
-    def place_ending_here(self) -> None:
-        """What the teacher puts on a token that ends exactly here: the next one is not known, but
-        is none of the candidates. Where only several tokens spell the bytes so far, their mass is
-        not known, and the target says nothing but how the candidates compare (`OPEN`).
+    def unknown(self) -> float:
+        """The teacher's mass on texts that go on as the student's do, of which later rows would
+        tell how: on tokens that end before the boundary or at it and are not the text's own; and
+        one level further back than is placed, on those that run past it. Infinite where a row on
+        the way is not known.
         """
-        self.masses[OPEN] = 0.0
+        found, scale = 0.0, 1.0
+        text = b"".join(self.pair.student[s] for s in self.example.student_ids)
+        for level in range(self.switches.levels + 1):
+            j = self.j - level
+            if j < 0:
+                break
+            row = self.row(j)
+            if row is None:
+                return math.inf
+            own = self.example.teacher_ids[j] if level else None
+            if level:
+                if own not in row:
+                    return math.inf
+                scale /= row[own]
+            before = text[self.starts[j] : self.begin]
+            for v, q in row.items():
+                token = b"" if v == STOP else self.pair.teacher[v]
+                ends = v != own and before.startswith(token)
+                runs = level == self.switches.levels and len(token) > len(before)
+                if token and (ends or (runs and token.startswith(before))):
+                    found += scale * q
+        return found
 
     def ends_before(self, before: bytes, token: int) -> bool:
         """Whether the teacher has a boundary before this student token, so that its mass is not
@@ -466,7 +495,11 @@ class _Builder:
     def normalized(
         self, group_of: Callable[[int], Group]
     ) -> tuple[dict[Group, float], Callable[[int], Group]] | None:
+        unknown = self.masses.pop(OPEN, None)
         total = sum(self.masses.values())
         if total <= 0:
             return None
-        return {group: mass / total for group, mass in self.masses.items()}, group_of
+        shares = {group: mass / total for group, mass in self.masses.items()}
+        if unknown is not None:
+            shares[OPEN] = unknown / (total + unknown) if unknown < math.inf else 1.0
+        return shares, group_of

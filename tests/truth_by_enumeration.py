@@ -349,8 +349,12 @@ def exact(switches: Switches) -> Construction:
 
         truth = _grouped(student, group)
         if OPEN in target:
-            target = {key: mass for key, mass in target.items() if key != OPEN}
-            truth = renormalized({key: truth.get(key, 0.0) for key in target})
+            groups = {key: mass for key, mass in target.items() if key != OPEN}
+            truth = {key: truth.get(key, 0.0) for key in groups}
+            truth[OPEN] = 1.0 - sum(truth.values())
+            outside = min(truth[OPEN], target[OPEN])
+            target = {key: (1.0 - outside) * mass for key, mass in groups.items()}
+            target[OPEN] = outside
         return target, truth
 
     return construction

@@ -73,8 +73,9 @@ SECOND = (
     "exact KL, cells alone",
     "exact KL, depth 0 alone",
 )
-# Cross-entropy's own best learning rate: what is weak alone is easily helped.
-RATES = (1e-4, 5e-4)
+# Each side at its own best learning rate: what is weak alone is easily helped.
+RATES = (1e-4, 5e-4, 1e-3)
+RATED = ("CE", "exact KL", "exact KL, weight 0.3")
 
 
 def plan() -> list[Unit]:
@@ -82,7 +83,12 @@ def plan() -> list[Unit]:
     units = [
         *(Unit(arm, text) for text in TEXTS for arm in FIRST),
         *(Unit(arm, text) for text in TEXTS for arm in SECOND),
-        *(Unit("CE", TEXTS[0], 0, Setting(learning_rate=rate)) for rate in RATES),
+        *(
+            Unit(arm, text, 0, Setting(learning_rate=rate))
+            for rate in RATES
+            for text in TEXTS
+            for arm in RATED
+        ),
         *(Unit(arm, TRANSFER) for arm in FIRST),
         *(Unit(arm, text, seed) for seed in SEEDS for arm in FIRST for text in TEXTS),
         *(Unit(arm, text) for arm in ARMS for text in TEXTS),

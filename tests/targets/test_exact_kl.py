@@ -37,15 +37,23 @@ def slow_loss(
                 p.append(row[sorted(ids)].sum())
                 depths.append(depth)
                 rest -= ids
-            if not targets.open[at]:
-                q.append(float(targets.tails[at]))
-                p.append(row[sorted(rest)].sum())
-                depths.append(0)
-            p = torch.stack(p)
+            outside = row[sorted(rest)].sum()
+            tail = torch.tensor(float(targets.tails[at]), dtype=torch.float64)
+            q, p = torch.tensor(q, dtype=torch.float64), torch.stack(p)
+            if targets.open[at]:
+                # Known is that all others have at most so much.
+                tail = torch.minimum(outside.detach(), tail)
+                if direction == "forward":
+                    groups = position_loss(q, p / p.sum(), depths, direction, beta, depth_weights)
+                    total = total + (1 - tail) * groups
+                    sides = torch.stack([tail, 1 - tail]), torch.stack([outside, p.sum()])
+                    total = total + kl(*sides)
+                    continue
+                q = q * (1 - tail)
+            q, p = torch.cat([q, tail[None]]), torch.cat([p, outside[None]])
             total = total + position_loss(
-                torch.tensor(q, dtype=torch.float64), p / p.sum(), depths, direction, beta,
-                depth_weights,
-            )  # fmt: skip
+                q, p / p.sum(), [*depths, 0], direction, beta, depth_weights
+            )
     return total
 
 
@@ -114,7 +122,8 @@ def test_value_and_gradient_are_those_of_the_definition(name: str, seed: int) ->
 
 @pytest.mark.parametrize("name", ["forward", "plain sum", "jsd"])
 def test_gradcheck(name: str) -> None:
-    targets, tokens = random_targets(9, examples=1)
+    # In open positions the student's mass outside the groups counts as a constant.
+    targets, tokens = random_targets(9, examples=1, opened=False)
     batch = laid_out(targets, tokens)
 
     def loss(logits: Tensor) -> Tensor:
@@ -134,9 +143,11 @@ def test_a_student_that_has_the_targets_masses_has_a_loss_and_gradient_of_zero(n
                 share = torch.rand(len(ids), dtype=torch.float64) + 0.1
                 row[sorted(ids)] = mass * share / share.sum()
                 rest -= ids
-            outside = 0.4 if targets.open[at] else float(targets.tails[at])
+            outside = float(targets.tails[at])
+            if targets.open[at]:  # any share up to the most
+                outside *= 0.9
+                row *= 1 - outside
             row[sorted(rest)] = outside / max(len(rest), 1)
-            row /= row.sum()
     probs[probs.sum(-1) == 0] = 1 / V
     logits = probs.clamp(min=1e-300).log().requires_grad_()
     found = loss_of(logits, targets, laid_out(targets, tokens), **OPTIONS[name])

@@ -280,12 +280,18 @@ def _exact_kl(case: _Case) -> Iterator[LossView]:
             own_slots = [*range(done, done + last - first), groups + place - begin]
             done += last - first
             probs = torch.cat([targets.probs[first:last].double(), targets.tails[place, None]])
+            is_open = bool(targets.open[place])
+            if is_open:  # the rest is the student's own, up to the most that it may be
+                rest = probs[-1] if case.has_student else torch.zeros(()).double()
+                rest = torch.minimum(rest, log_student[own_slots[-1]].exp().double())
+                probs = torch.cat([probs[:-1] * (1 - rest), rest[None]])
             students = log_student[own_slots].exp() if case.has_student else None
             # A row predicts the token after it.
             token = case.student_ids[int(targets.rows[place]) + 1]
             tables.append(_groups(case, targets, (first, last), probs, students, token))
-            if bool(targets.open[place]):
-                title = f"{tables[-1].title}; among these groups alone"
+            if is_open:
+                most = f"all other tokens: at most {float(targets.tails[place]):.0%}"
+                title = f"{tables[-1].title}; {most}"
                 tables[-1] = replace(tables[-1], title=title)
         yield LossView("exact-kl", tuple(tables), case.value(loss, rows, block))
 

@@ -38,10 +38,12 @@ class Targets:
         position_indptr: [examples + 1] each example's positions in the next four.
         positions: [P] index of the student token that is predicted, from 1; rising per example.
         chunks: [P] the chunk of the alignment that it is in.
-        tails: [P] float64, the mass of all student tokens that are in no group.
-        open: [P] bool: the groups are compared with one another only, whatever the others have.
+        tails: [P] float64, the mass of all student tokens that are in no group; where `open`, the
+            most that it may be.
+        open: [P] bool: how much is in no group is not known, but for its most. The groups are
+            shares of the rest.
         group_indptr: [P + 1] offsets into the next three.
-        probs: [G] float32 mass of each group; with the tail they sum to 1.
+        probs: [G] float32 mass of each group; with the tail, or alone where `open`, they sum to 1.
         depths: [G] uint8: how many of the text's own teacher tokens the group shares.
         range_indptr: [G + 1] int32 offsets into the next two.
         starts, ends: [R] int32 ranges of the builder's `tokens`.

@@ -20,7 +20,7 @@ from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
 from xtoken.teachers.predictions import Predictions
 from xtoken.teachers.store import TopKStore
 
-FORMAT = "xtoken-targets-1"
+FORMAT = "xtoken-targets-2"
 TOKENS_PER_FILE = 65_536
 FOLDER = "targets"
 """Where the targets of all students are, in the folder of the predictions."""

@@ -47,7 +47,7 @@ class TargetBatch:
         rows: [P] int64, the predictor of each position in the flattened [B * T_s].
         chunk_ptr: [C + 1] int64, each chunk's range in `rows`; empty where it has no target.
         tails: [P] float, the target's mass of all tokens in no group.
-        open: [P] bool, the groups are compared with one another only.
+        open: [P] bool, the tail is the most that may be in no group, and the groups sum to 1.
         group_ptr: [P + 1] int64, offsets into the next three.
         probs: [G] float, the target's mass of each group.
         depths: [G] int64, the depth at which a group parts from the text.

@@ -69,7 +69,10 @@ impl Build<'_> {
             position, chunk, ..
         } = self.place;
         let account = self.account();
-        let tail = self.scratch.masses.tail / total;
+        let tail = match open {
+            true => 1.0, // nothing is sure of all others
+            false => self.scratch.masses.tail / total,
+        };
         targets.end_position(position, chunk, tail, open, account);
     }
 

@@ -3,7 +3,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::below::MOST_TEXTS;
+use super::below::{GATHERED, MOST_TEXTS};
 use super::groups::{Account, Targets};
 use super::masses::Masses;
 use super::places::Place;
@@ -130,7 +130,82 @@ impl Build<'_> {
         if on_path.is_some() && !self.follow_path(mass) {
             return;
         }
-        self.emit_inside(targets);
+        let unknown = self.unknown();
+        self.emit_inside(targets, unknown);
+    }
+
+    /// The teacher's mass on texts that go on as the student's do, of which later rows would tell
+    /// how: on tokens that end before the boundary or at it and are not the text's own; and one level
+    /// further back than is placed, on those that run past it. Infinite where a row on the way is
+    /// not known.
+    fn unknown(&mut self) -> f64 {
+        let (mut found, mut scale) = (0.0, 1.0);
+        for level in 0..=self.options.levels {
+            let at = match self.place.teacher.checked_sub(level) {
+                Some(at) if at >= self.place.text_start => at,
+                _ => break,
+            };
+            let row = self.rows.of(at);
+            if row.is_empty() {
+                return f64::INFINITY;
+            }
+            if level > 0 {
+                match row.own_prob() {
+                    Some(prob) => scale /= prob,
+                    None => return f64::INFINITY,
+                }
+            }
+            found += scale * self.ending_by(at, level > 0);
+            if level == self.options.levels {
+                let mut longer = 0.0;
+                self.for_each_longer(at, |_, _, _, prob| longer += prob);
+                found += scale * longer;
+            }
+        }
+        found
+    }
+
+    /// The mass of a row's tokens that end before the boundary or at it; `but_own` without the
+    /// text's own.
+    fn ending_by(&mut self, at: usize, but_own: bool) -> f64 {
+        let (longer, length) = self.longer_tokens(at);
+        self.gather(at);
+        let (teacher, row) = (&self.tables.teacher, self.rows.of(at));
+        let around = teacher.bytes(self.teacher_ids[at]);
+        let Some(&first) = around.first() else {
+            return 0.0;
+        };
+        let start = teacher.starts[usize::from(first)];
+        let count = longer.start.saturating_sub(start);
+        let columns = &self.scratch.gathered[at % GATHERED].columns;
+        let mut found = 0.0;
+        for (place, column) in columns.iter().enumerate() {
+            if column.rank.wrapping_sub(start) >= count {
+                continue;
+            }
+            let bytes = teacher.bytes(row.ids[place]);
+            let own = but_own && place == row.own as usize;
+            if !own && bytes.len() <= length && self.begins_text(at, bytes) {
+                found += row.probs[place];
+            }
+        }
+        found
+    }
+
+    /// Whether the text from teacher token `at` begins with these bytes.
+    fn begins_text(&self, at: usize, bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        for &id in &self.teacher_ids[at..] {
+            let token = self.tables.teacher.bytes(id);
+            if token.len() >= rest.len() {
+                return token.starts_with(rest);
+            }
+            match rest.strip_prefix(token) {
+                Some(more) => rest = more,
+                None => return false,
+            }
+        }
+        rest.is_empty()
     }
 
     /// The rows behind the text's own tokens; false where one of them is not known.
@@ -231,8 +306,9 @@ impl Build<'_> {
 
     /// Groups by the longest of the tokens found that a student token begins with. One before which
     /// the teacher has a boundary is in none: its mass is not that of a longer teacher token. Nor is
-    /// one before which it has a boundary in some texts, where those may be many.
-    fn emit_inside(&mut self, targets: &mut Targets) {
+    /// one before which it has a boundary in some texts, where those may be many. All others have at
+    /// most the mass of these and what is `unknown`.
+    fn emit_inside(&mut self, targets: &mut Targets, unknown: f64) {
         let tables = self.tables;
         let Facts { first, last, .. } = self.inside_facts();
         let last = (last != NONE).then_some(last);
@@ -294,7 +370,15 @@ impl Build<'_> {
             let Place {
                 position, chunk, ..
             } = self.place;
-            targets.end_position(position, chunk, 0.0, true, Account::default());
+            let all = self.scratch.inside.by_token.total();
+            // Columns that are not listed are taken to begin with these bytes as often as others.
+            let unlisted = all * row.tail() / row.listed;
+            let outside = unknown + unlisted + (all - total).max(0.0);
+            let most = match outside.is_finite() {
+                true => outside / (total + outside),
+                false => 1.0,
+            };
+            targets.end_position(position, chunk, most, true, Account::default());
         }
         self.scratch.inside.kept = kept;
         self.scratch.inside.stretches = stretches;

@@ -370,7 +370,7 @@ impl<'a> Build<'a> {
 
     /// The teacher's tokens, by their places in the order of bytes, that begin with the text from
     /// teacher token `at` to the boundary and go on; and the length of that text.
-    fn longer_tokens(&mut self, at: usize) -> (std::ops::Range<u32>, usize) {
+    pub fn longer_tokens(&mut self, at: usize) -> (std::ops::Range<u32>, usize) {
         let teacher = &self.tables.teacher;
         let whole = &self.teacher_ids[at..self.place.teacher];
         if let (&[token], 0) = (whole, self.place.past) {

@@ -16,6 +16,8 @@ pub(super) struct Side {
     pub sorted: Vec<u32>,
     /// By token: its place in `sorted`, the end of those with equal bytes, and of those that begin so.
     pub order: Vec<Order>,
+    /// By byte: the first place in `sorted` of tokens that begin with it or a higher one.
+    pub starts: [u32; 257],
     /// Whether the tokenizer gives this token for its bytes.
     pub canonical: Vec<bool>,
     /// Pairs of bytes that are neighbours within some token, 256 bits per first byte.
@@ -78,6 +80,10 @@ impl Side {
                 adjacent[usize::from(pair[0])][usize::from(pair[1]) / 64] |= 1 << (pair[1] % 64);
             }
         }
+        let starts = std::array::from_fn(|byte| {
+            let below = |&id: &u32| usize::from(vocab.token_bytes(id)[0]) < byte;
+            sorted.partition_point(below) as u32
+        });
         let (joints, canonical) = match Joints::new(&tokenizer) {
             Some((joints, canonical)) => (Some(joints), canonical),
             None => (None, canonical_tokens(&tokenizer, &sorted)),
@@ -86,6 +92,7 @@ impl Side {
             tokenizer,
             sorted,
             order,
+            starts,
             canonical,
             adjacent,
             joints,

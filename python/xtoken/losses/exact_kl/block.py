@@ -15,14 +15,18 @@ The gradient by a logit k in group g is, with a(g) the weight that its log p has
 
     p(k) (sum of all a - a(g) / p(g)).
 
-In an open position p is renormalized over its groups, and other logits have no gradient.
+In an open position the tail's mass is only known to be at most so much. The target then has the
+student's own mass u outside all groups there, or the most where u is above it, and the groups have
+the rest: with s = 1 - min(u, most), a constant for the gradient, s q in the place of q. So nothing
+is said of u up to the most, what is above is pushed down, and a student that may be right has no
+loss.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +90,7 @@ class ExactKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         part = self.block_targets(rows.dtype, block)
         log_student = part.log_student(rows)
+        part = part.against(torch.exp(log_student.detach()[-len(part.chunk) :]))
         if self.direction == "forward":
             losses = part.forward_kl(log_student)
         else:
@@ -234,19 +239,28 @@ class BlockTargets:
             slots(self.is_deep, False), self.number,
         )  # fmt: skip
 
+    def against(self, outside: Tensor) -> BlockTargets:
+        """The same, with a tail in open positions for a student of mass `outside` [n] in none of
+        the groups."""
+        groups = len(self.slot_row) - len(self.chunk)
+        tails = self.probs[groups:]
+        own = torch.where(self.open, torch.minimum(outside.to(tails.dtype), tails), tails)
+        rest = torch.where(self.open, 1 - own, 1.0)  # of the groups, which sum to 1 where open
+        probs = torch.cat([self.probs[:groups] * rest[self.slot_row[:groups]], own])
+        return replace(self, probs=probs, deep_mass=self.deep_mass * rest[self.deep_row])
+
     def log_student(self, rows: Tensor) -> Tensor:
-        """[S] log of the student's mass of each slot; -inf for the tail of an open position."""
+        """[S] log of the student's mass of each slot."""
         count = len(self.chunk)
         groups = len(self.slot_row) - count
         picked = rows[self.token_row, self.tokens]
         in_groups = _segment_logsumexp(picked, self.token_slot, groups)
         masked = rows.index_put((self.token_row, self.tokens), rows.new_tensor(-torch.inf))
-        empty = torch.isneginf(masked).all(1) | self.open
+        empty = torch.isneginf(masked).all(1)
         outside = torch.logsumexp(masked.masked_fill(empty[:, None], 0.0), 1)
         outside = outside.masked_fill(empty, -torch.inf)
         slots = torch.cat([in_groups, outside])
-        total = _segment_logsumexp(slots, self.slot_row, count)
-        return slots - total[self.slot_row]
+        return slots - torch.logsumexp(rows, 1)[self.slot_row]
 
     def forward_kl(self, log_student: Tensor) -> Tensor:
         """[n] the loss of each position."""
@@ -304,27 +318,25 @@ class BlockTargets:
         flat, at = shares.view(-1), self.token_row * shares.shape[1] + self.tokens
         picked = flat[at]
         mass = shares.new_zeros(groups).index_add_(0, self.token_slot, picked)
-        listed = shares.new_zeros(count).index_add_(0, self.slot_row[:groups], mass)
         # Summed without the listed tokens, never 1 minus their sum: that would lose a small tail.
         flat[at] = 0.0
-        outside = shares.sum(1).masked_fill_(self.open, 0.0)
-        total = torch.where(self.open, listed, listed + outside)
-        mass = torch.cat([mass, outside])
-        student = mass / total[self.slot_row]
-        counted = self.probs > 0
+        outside = shares.sum(1)
+        target = self.against(outside)
+        student = torch.cat([mass, outside])
+        counted = target.probs > 0
         tiny = torch.finfo(rows.dtype).tiny * 1e6
-        if not bool((mass.masked_fill(~counted, 1.0) >= tiny).all()):
+        if not bool((student.masked_fill(~counted, 1.0) >= tiny).all()):
             return None
         log_student = torch.log(student.masked_fill(student <= 0, 1.0))
-        losses = self.forward_kl(log_student)
-        pull = self.weights * self.probs  # a of each slot
+        losses = target.forward_kl(log_student)
+        pull = self.weights * target.probs  # a of each slot
         if len(self.deep_row):
             below = student.new_zeros(len(self.deep_row)).index_add_(
                 0, self.member_deep, student[self.member_slot]
             )
-            part = self.deep_weight * self.deep_mass / below
+            each = target.deep_weight * target.deep_mass / below
             pull = pull.index_add(
-                0, self.member_slot, part[self.member_deep] * student[self.member_slot]
+                0, self.member_slot, each[self.member_deep] * student[self.member_slot]
             )
         row_scale = shares.new_ones(count) * scale
         if chunk_weights is not None:
@@ -336,10 +348,10 @@ class BlockTargets:
         whole = shares.new_zeros(count).index_add_(0, self.slot_row, pull)
         # d log p(slot) / d logit is p(k) / p(slot) inside it, minus p(k) for all that is compared.
         ratio = torch.where(counted | (pull != 0), pull / student.clamp(min=tiny), 0.0)
-        slope = (whole[self.slot_row] - ratio) * (row_scale / total)[self.slot_row]
-        grad = shares.mul_(slope[groups:].masked_fill(self.open, 0.0)[:, None])
+        slope = (whole[self.slot_row] - ratio) * row_scale[self.slot_row]
+        grad = shares.mul_(slope[groups:, None])
         flat[at] = picked.mul_(slope[self.token_slot])
-        return value, self.metrics(losses.sum(), log_student), grad
+        return value, target.metrics(losses.sum(), log_student), grad
 
 
 def _two_tokens(places: Places, tokens: Tensor) -> Tensor:

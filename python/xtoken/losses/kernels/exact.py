@@ -56,7 +56,8 @@ class Groups:
         token_ptr, group_ptr: [G + 1] and [P + 1] int64.
         probs, depths: [G] the target's masses, float, and depths, int64.
         tails: [P] float, the target's mass of all tokens in no group.
-        opened: [P] int8, 1 where those are not compared.
+        opened: [P] int8, 1 where those are not compared, 2 where `tails` is the most that they
+            have.
         positions, groups, listed: the ranges that count.
     """
 
@@ -90,7 +91,7 @@ def _launch(
     groups = Groups(
         targets.tokens, targets.token_group, targets.group_row, targets.token_ptr,
         targets.group_ptr, targets.probs, targets.depths, targets.tails,
-        targets.open.to(torch.int8), (begin, end), (first, last),
+        2 * targets.open.to(torch.int8), (begin, end), (first, last),
         (int(host.token_ptr[first]), int(host.token_ptr[last])),
     )  # fmt: skip
     index = targets.rows[begin:end]
@@ -103,7 +104,7 @@ def _launch(
     z = Rows.of(source.logits, index)
     stats, checks = grouped_kl(z, groups, source.vocab_size, seed, gradient, factor=factor)
     losses = stats[:, 2]
-    tails = targets.tails[begin:end].to(torch.float32).sum()
+    tails = stats[:, 5].sum() / factor
     sums = [losses.sum(), tails, torch.full_like(tails, float(last - first)), stats[:, 3].sum()]
     return found(source, (losses * own).sum(), scale, sums, gradient, checks)
 
@@ -125,7 +126,8 @@ def grouped_kl(
         size: V_s.
         factor: of the target's masses.
 
-    Returns: [P, 5] float32, the third column the loss, the fourth its part below depth 0; and what
+    Returns: [P, 7] float32, the third column the loss, the fourth its part below depth 0, the sixth
+        `factor` times the tail's mass; and what
         is finite where all of the gradient is.
     """
     from xtoken.losses.kernels.device import exact as device
@@ -146,14 +148,14 @@ def grouped_kl(
             *student, groups.tokens, groups.token_ptr, groups.group_row, logs, first_group,
             last_group, begin, tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
         )  # fmt: skip
-    partial, stats = floats(seed, count, parts, 2), floats(seed, count, 5)
+    partial, stats = floats(seed, count, parts, 2), floats(seed, count, 7)
     device.tail_parts[(count, parts)](
         *student, bits, groups.opened, partial, size, words, begin, tau,
         PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
     )  # fmt: skip
     device.positions[(count,)](
-        logs, groups.probs, groups.depths, groups.tails, groups.group_ptr, partial, stats,
-        begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
+        logs, groups.probs, groups.depths, groups.tails, groups.opened, groups.group_ptr, partial,
+        stats, begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
     )  # fmt: skip
     if gradient is None:
         return stats, None
@@ -161,13 +163,13 @@ def grouped_kl(
     blocks = cdiv(width, block)
     checks = floats(seed, count * blocks + tiles)
     device.tail_gradient[(count, blocks)](
-        *student, bits, groups.opened, groups.tails, stats, seed, gradient.flat, gradient.rows,
-        checks, size, width, words, begin, factor, tau, ADDS=gradient.adds, BLOCK=block,
+        *student, bits, groups.opened, stats, seed, gradient.flat, gradient.rows, checks, size,
+        width, words, begin, tau, ADDS=gradient.adds, BLOCK=block,
     )  # fmt: skip
     if tiles:
         device.group_gradient[(tiles,)](
             *student, *lists, logs, groups.probs, stats, seed, gradient.flat, gradient.rows,
-            checks[count * blocks :], first, last, begin, factor, tau,
+            checks[count * blocks :], first, last, begin, tau,
             ADDS=gradient.adds, BLOCK=block,
         )  # fmt: skip
     return stats, checks

@@ -47,17 +47,9 @@ def is_set(bits, column, inside):
 
 
 @triton.jit
-def is_clear(bits, column, inside):
-    """Whether they are 0."""
-    word = tl.load(bits + (column >> 5), mask=inside, other=0)
-    return ((word >> (column & 31)) & 1) == 0
-
-
-@triton.jit
 def not_a_number(values, inside):
     """The sum of 0 for numbers and -inf, NaN for the rest: what makes a gradient's check fail."""
-    told = tl.where(values < float("inf"), 0.0, float("nan"))
-    return tl.sum(tl.where(inside, told, 0.0), axis=0)
+    return tl.sum(tl.where(inside & ~(values < float("inf")), float("nan"), 0.0), axis=0)
 
 
 @triton.jit

@@ -6,7 +6,9 @@ target and A its sum over the position,
 
     loss = sum q (log q - (l - L)),    grad(k) = A exp(z(k) - L) - q exp(z(k) - l(g of k)),
 
-all after a largest term, so that no mass underflows. Which tokens are in no group, the tail, is
+all after a largest term, so that no mass underflows. `opened` is 1 where the tokens of no group are
+not compared, and 2 where their q is the student's own share, at most the given one, and the groups
+have their shares of the rest. Which tokens are in no group, the tail, is
 told by a bit for each token of a position: 1/16 of a row in bfloat16.
 """
 
@@ -16,7 +18,6 @@ import triton.language as tl
 from xtoken.losses.kernels.device.common import (
     add_terms,
     finite_top,
-    is_clear,
     is_set,
     load_row,
     not_a_number,
@@ -76,7 +77,7 @@ def tail_parts(
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
-    if tl.load(opened + begin + row) == 0:
+    if tl.load(opened + begin + row) != 1:
         z_row = z_ptr + tl.load(z_rows + row)
         for first in range(0, SPAN, BLOCK):
             column = part * SPAN + first + tl.arange(0, BLOCK)
@@ -91,10 +92,11 @@ def tail_parts(
 
 @triton.jit
 def positions(
-    logs, probs, depths, tails, group_ptr, parts, out, begin, factor,
+    logs, probs, depths, tails, opened, group_ptr, parts, out, begin, factor,
     PARTS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [P, 5]: L, l of the tail, loss, its part below depth 0, A; `factor` weighs all of q."""
+    """out [P, 7]: L, l of the tail, loss, its part below depth 0, A, the tail's q, and by how much
+    the groups' q are to be multiplied; `factor` weighs all of q."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PADDED)
     at = parts + (row * PARTS + part) * 2
@@ -113,6 +115,9 @@ def positions(
         top, total = add_terms(top, total, log)
     whole = finite_top(top) + tl.log(total)
     q_tail = tl.load(tails + begin + row).to(tl.float32)
+    at_most = tl.load(opened + begin + row) == 2
+    q_tail = tl.where(at_most, tl.minimum(q_tail, tl.exp(tail - whole)), q_tail)
+    rest = tl.where(at_most, 1.0 - q_tail, 1.0)
     log_q = tl.log(tl.where(q_tail > 0, q_tail, 1.0))
     loss = tl.where(q_tail > 0, q_tail * (log_q - (tail - whole)), 0.0)
     mass, deeper = q_tail, tl.full((), 0.0, tl.float32)
@@ -120,45 +125,45 @@ def positions(
         group = first + tl.arange(0, BLOCK)
         inside = group < count
         log = tl.load(logs + start + group, mask=inside, other=0.0)
-        q = tl.load(probs + start + group, mask=inside, other=0.0).to(tl.float32)
+        q = tl.load(probs + start + group, mask=inside, other=0.0).to(tl.float32) * rest
         depth = tl.load(depths + start + group, mask=inside, other=0)
         some = tl.where(q > 0, q, 1.0)
         terms = tl.where(q > 0, q * (tl.log(some) - (log - whole)), 0.0)
         loss += tl.sum(terms, axis=0)
         deeper += tl.sum(tl.where(depth > 0, terms, 0.0), axis=0)
         mass += tl.sum(q, axis=0)
-    tl.store(out + row * 5, whole)
-    tl.store(out + row * 5 + 1, tail)
+    tl.store(out + row * 7, whole)
+    tl.store(out + row * 7 + 1, tail)
     # A logit that is no number is told even where nothing is said of it.
     told = tl.where(whole == float("-inf"), 0.0, whole - whole)
-    tl.store(out + row * 5 + 2, loss * factor + told)
-    tl.store(out + row * 5 + 3, deeper)
-    tl.store(out + row * 5 + 4, mass * factor)
+    tl.store(out + row * 7 + 2, loss * factor + told)
+    tl.store(out + row * 7 + 3, deeper)
+    tl.store(out + row * 7 + 4, mass * factor)
+    tl.store(out + row * 7 + 5, q_tail * factor)
+    tl.store(out + row * 7 + 6, rest * factor)
 
 
 @triton.jit
 def tail_gradient(
-    z_ptr, z_rows, z_step, bits, opened, tails, stats, seed, grad_ptr, grad_rows, checks, size,
-    width, WORDS, begin, factor, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, bits, opened, stats, seed, grad_ptr, grad_rows, checks, size, width,
+    WORDS, begin, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the tokens of no group, 0 in open positions; 0 past `size`."""
+    """The gradient of the tokens of no group, 0 where they are not compared; 0 past `size`."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
     z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside) / tau
-    # Past the last column no bit is set.
-    beside = is_clear(bits + row * WORDS, column, inside)
-    whole, tail = tl.load(stats + row * 5), tl.load(stats + row * 5 + 1)
-    mass, q = tl.load(stats + row * 5 + 4), tl.load(tails + begin + row).to(tl.float32) * factor
+    is_listed = is_set(bits + row * WORDS, column, inside)
+    whole, tail = tl.load(stats + row * 7), tl.load(stats + row * 7 + 1)
+    mass, q = tl.load(stats + row * 7 + 4), tl.load(stats + row * 7 + 5)
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(tail)), 0.0)
     grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row)
-    last = tl.where(tl.load(opened + begin + row) == 0, size, 0)
-    counted = beside & (column < last)
+    counted = inside & ~is_listed & (tl.load(opened + begin + row) != 1)
     grad = tl.where(counted, grad, 0.0)
     tl.store(
         checks + row * tl.num_programs(1) + block, tl.sum(grad, axis=0) + not_a_number(z, inside)
     )
-    at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & beside
+    at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & ~is_listed
     if ADDS:
         grad += tl.load(at, mask=mine, other=0.0).to(tl.float32)
     tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=mine)
@@ -167,7 +172,7 @@ def tail_gradient(
 @triton.jit
 def group_gradient(
     z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, grad_ptr,
-    grad_rows, checks, first, last, begin, factor, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    grad_rows, checks, first, last, begin, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of groups, each written once."""
     at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -179,9 +184,10 @@ def group_gradient(
     base = tl.load(z_rows + row, mask=inside, other=0)
     z = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32) / tau
     log = tl.load(logs + group, mask=inside, other=0.0)
-    q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32) * factor
-    whole = tl.load(stats + row * 5, mask=inside, other=0.0)
-    mass = tl.load(stats + row * 5 + 4, mask=inside, other=0.0)
+    q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32)
+    q *= tl.load(stats + row * 7 + 6, mask=inside, other=0.0)
+    whole = tl.load(stats + row * 7, mask=inside, other=0.0)
+    mass = tl.load(stats + row * 7 + 4, mask=inside, other=0.0)
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(log)), 0.0)
     grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row, mask=inside, other=0.0)
     grad = tl.where(inside, grad, 0.0)
