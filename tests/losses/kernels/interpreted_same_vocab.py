@@ -13,6 +13,7 @@ from torch import Tensor
 from xtoken.errors import NonFiniteError
 from xtoken.losses import PairParts, SharedLogits, cross_entropy
 from xtoken.losses.kernels.choice import forced
+from xtoken.tensors.host import blind
 from xtoken.tensors.stop_fold import StopFold
 
 import reference_losses as reference
@@ -137,3 +138,13 @@ def test_a_shared_gradient_and_no_chunk(dtype: torch.dtype) -> None:
             none = case.loss(NAME, pair=case.shared, chunks=case.usable.select(torch.arange(0)))
             assert float(none.loss.detach()) == 0
     close(grads[1], grads[0], dtype)
+
+
+def test_a_factor_known_in_backward_alone() -> None:
+    """On a device nobody looks at it: the kernel does."""
+    for factor in (1.0, 0.75):
+        case = case_of(20)
+        with kernels(NAME, "the gradient's factor"), blind():
+            loss = case.loss(NAME, pair=case.shared).loss
+            grad = gradient_of(factor * loss, case.student_logits)
+        close(grad, factor * expected(case)[1], torch.float32)

@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from xtoken.errors import KernelWarning, OptionError
-from xtoken.losses.kernels import choice, self_check
-from xtoken.losses.kernels.device import cross_entropy, exact, p_kl, prefix, same_vocab, top_k
+from xtoken.losses.kernels import choice, scaling, self_check
+from xtoken.losses.kernels.device import (
+    common,
+    cross_entropy,
+    exact,
+    p_kl,
+    prefix,
+    same_vocab,
+    top_k,
+)
 
 CPU = torch.device("cpu")
 LOGITS = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
@@ -29,6 +37,7 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
         self_check.p_kl,
         self_check.prefix_kl,
         self_check.cross_entropy,
+        scaling.check,
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
@@ -63,6 +72,14 @@ def test_a_kernel_that_computes_something_else_is_noticed(
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(module, kernel, Ignored())
     assert expected in str(check(CPU, torch.float32, torch.float32))
+
+
+def test_a_factor_that_is_not_applied_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "scale_unless_one", Ignored())
+    assert (
+        scaling.check(CPU, torch.float32, torch.float32)
+        == "values are not 0.25 times what they were"
+    )
 
 
 class Ignored:

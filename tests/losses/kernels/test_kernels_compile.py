@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from xtoken.losses.kernels import choice, self_check
+from xtoken.losses.kernels import choice, scaling, self_check
 
 pytest.importorskip("triton")
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWar
 CHECKS = {
     "same-vocab-kl": (self_check.same_vocab, {"clear_rows", "stats", "together", "gradient"}),
     "cross-entropy": (self_check.cross_entropy, {"clear_rows", "row_parts", "losses", "gradient"}),
+    "the factor": (scaling.check, {"scale_unless_one"}),
     "p-kl": (
         self_check.p_kl,
         {

@@ -18,6 +18,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
 
@@ -224,7 +225,7 @@ class _RowBlocks(torch.autograd.Function):
         if not readable(grad_total) or float(grad_total) != 1.0:
             for grad in grads:
                 if grad is not None:
-                    grad.mul_(grad_total.to(grad.dtype))
+                    scale_in_place(grad, grad_total)
         return (None, None, None, None, None, *grads)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.tensors.host import readable
 
 
@@ -49,7 +50,7 @@ class SharedGradient:
         elif factor is None:
             buffer.zero_()
         elif not readable(factor) or float(factor) != 1.0:
-            buffer.mul_(factor.to(buffer.dtype))
+            scale_in_place(buffer, factor)
         for _, write in sorted(late, key=lambda entry: entry[0]):
             write(buffer)
         return buffer

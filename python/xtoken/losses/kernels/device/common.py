@@ -60,3 +60,13 @@ def clear_rows(flat, touched, width, BLOCK: tl.constexpr):
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         zeros = tl.zeros([BLOCK], dtype=flat.dtype.element_ty)
         tl.store(flat + row * width + column, zeros, mask=column < width)
+
+
+@triton.jit
+def scale_unless_one(flat, factor, count, BLOCK: tl.constexpr):
+    """flat [count] times a number; nothing is read or written where that is 1."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        values = tl.load(flat + at, mask=at < count, other=0.0).to(tl.float32) * by
+        tl.store(flat + at, values.to(flat.dtype.element_ty), mask=at < count)
