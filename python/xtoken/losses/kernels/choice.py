@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -89,6 +89,11 @@ def takes(name: str, check: Check, student: Tensor, teacher: Tensor | None = Non
     return why is None
 
 
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """The current device while kernels run: Triton launches there, wherever the arguments are."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
 def _runs_here(device: torch.device, wanted: Mode) -> bool:
     """Whether kernels are asked for: in "auto" on CUDA alone."""
     return device.type == "cuda" or wanted == "triton"
@@ -130,7 +135,8 @@ def _differs(
     """What the self-check of a kernel found; None for nothing."""
     what = f"the Triton kernel of {name}"
     try:
-        found = check(device, student, teacher)
+        with on_device_of(torch.empty(0, device=device)):
+            found = check(device, student, teacher)
     except Exception as error:  # whatever the compiler or the driver raises, torch can do it
         text = str(error).strip().splitlines() or [""]
         return f"{what} failed its self-check on {device} with {type(error).__name__}: {text[0]}"

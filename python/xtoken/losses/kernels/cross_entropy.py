@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
     Found,
     GradientBuffer,
@@ -38,6 +38,17 @@ def cross_entropy_pass(
         return None
     if not takes("cross-entropy", self_check.cross_entropy, student.logits):
         return None
+    with on_device_of(student.logits):
+        return _launch(loss, student, scale, needed, grads)
+
+
+def _launch(
+    loss: CrossEntropyBlocks,
+    student: LogitRows,
+    scale: float | Tensor,
+    needed: tuple[bool, ...],
+    grads: list[Tensor | None] | None,
+) -> Found:
     from xtoken.losses.kernels.device import cross_entropy as device
     from xtoken.losses.kernels.device.top_k import row_parts
 

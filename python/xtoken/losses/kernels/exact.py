@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
     Found,
     GradientBuffer,
@@ -43,7 +43,8 @@ def exact_pass(
         return None
     if not takes("exact-kl", self_check.exact, source.logits):
         return None
-    return _launch(loss, source, scale, needed, grads)
+    with on_device_of(source.logits):
+        return _launch(loss, source, scale, needed, grads)
 
 
 @dataclass(frozen=True, eq=False)

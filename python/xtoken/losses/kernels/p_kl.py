@@ -13,7 +13,7 @@ from xtoken.losses.engine.row_blocks import Block
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels import launch, self_check
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
     Found,
     GradientBuffer,
@@ -96,7 +96,7 @@ def p_kl_pass(
         return None
     if not takes("p-kl", self_check.p_kl, student.logits, values):
         return None
-    with torch.no_grad():
+    with torch.no_grad(), on_device_of(values):
         return _Pass.of(loss, student, patches).run(scale, needed, grads)
 
 
@@ -302,6 +302,13 @@ def column_masses(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
     patches = patched_columns(teacher)
     if patches is None or not takes("p-kl", self_check.p_kl, signal):
         return None
+    with on_device_of(signal):
+        return _column_masses(teacher, signal, patches)
+
+
+def _column_masses(
+    teacher: TeacherRows, signal: Tensor, patches: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     from xtoken.losses.kernels.device import top_k as device
 
     y, size, tau = Rows.of(signal, teacher.where.index), teacher.vocab_size, teacher.temperature

@@ -12,7 +12,7 @@ from torch import Tensor
 from xtoken.losses.engine.row_blocks import Block
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.exact import Groups, grouped_kl
 from xtoken.losses.kernels.launch import Found, GradientBuffer, Rows, cdiv, floats
 from xtoken.losses.kernels.p_kl import p_kl_pass
@@ -36,8 +36,9 @@ def prefix_pass(
     grads: list[Tensor | None] | None,
 ) -> Found | None:
     """The whole pass over a batch by kernels; None where torch computes it."""
-    parts = [part for part in loss.parts if isinstance(part, PrefixPart)]
-    if len(parts) != len(loss.parts) or not isinstance(source, LogitRows):
+    if not isinstance(source, LogitRows):
+        return None
+    if not all(isinstance(part, PrefixPart) for part in loss.parts):
         return None
     if not takes("prefix-kl", self_check.prefix_kl, source.logits):
         return None
@@ -46,10 +47,19 @@ def prefix_pass(
     root = p_kl_pass(loss.root, source, scale * depth_zero, needed, grads)
     if root is None:
         return None
+    with on_device_of(source.logits):
+        return _with_items(loss, source, scale, root)
+
+
+def _with_items(
+    loss: PrefixKLBlocks, source: LogitRows, scale: float | Tensor, root: Found
+) -> Found:
+    """The root's pass with what is beyond it."""
     total, sums, made = root
     slope, later = sums[-1], sums.new_zeros(3)
     run = _Items(loss, source, scale, made[0])
-    for part in parts:
+    for part in loss.parts:
+        assert isinstance(part, PrefixPart)
         for start in range(0, loss.student.count, _CHUNKS):
             block = Block(start, min(start + _CHUNKS, loss.student.count), None)
             items = part.block(block)

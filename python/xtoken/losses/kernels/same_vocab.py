@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
     Found,
     GradientBuffer,
@@ -44,7 +44,8 @@ def same_vocab_pass(
     patches = patched_columns(teacher)
     if patches is None or not takes("same-vocab-kl", self_check.same_vocab, student.logits, signal):
         return None
-    return _launch(loss, student, signal, patches, scale, needed, grads)
+    with on_device_of(signal):
+        return _launch(loss, student, signal, patches, scale, needed, grads)
 
 
 def _launch(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xtoken.losses.kernels.choice import takes
+from xtoken.losses.kernels.choice import on_device_of, takes
 
 _BLOCK = 4096
 
@@ -16,7 +16,8 @@ _BLOCK = 4096
 def scale_in_place(grad: Tensor, factor: Tensor) -> None:
     """`grad *= factor`, a scalar tensor at whose value nobody looks."""
     if grad.is_contiguous() and takes("the gradient's factor", check, grad):
-        _launch(grad, factor)
+        with on_device_of(grad):
+            _launch(grad, factor)
     else:
         grad.mul_(factor.to(grad.dtype))
 
