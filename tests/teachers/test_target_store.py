@@ -13,11 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from xtoken import Pair
 from xtoken.data import Example
 from xtoken.distillation import Distiller
+from xtoken.distillation.batch import Batch
 from xtoken.errors import PairError, StoreError
 from xtoken.losses.exact_kl.batch_targets import target_options
 from xtoken.targets import TargetExample, TargetOptions
 from xtoken.teachers import Predictions, StoreKey, TargetStore, TopKStore
 from xtoken.teachers import target_store as module
+from xtoken.training.batches import ExampleCollator
+from xtoken.training.teaching import Teaching
 
 TEXTS = [
     "In 1991, 20,126 of 3,401 walked.",
@@ -162,3 +165,28 @@ def test_a_step_with_stored_targets_has_the_loss_of_one_that_makes_them(
     torch.testing.assert_close(found.kd, expected.kd)
     gradients = [torch.autograd.grad(each.loss, student)[0] for each in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_collator_has_targets_wherever_predictions_are_stored(
+    tmp_path: Path, distiller: Distiller
+) -> None:
+    examples = distiller.examples(TEXTS)
+    predicted = stored(tmp_path, distiller, examples[:2])
+    store = opened(tmp_path, distiller)
+    assert not len(store)
+    assert store.knows(examples[:2])
+    assert not store.knows(examples)
+    collator = ExampleCollator(Teaching([distiller], [predicted]))
+    batch = collator.batch([(each,) for each in examples[:2]])
+    assert isinstance(batch, Batch)
+    assert batch.targets is not None
+    kept = distiller.collate(examples[:2]).with_targets(
+        store.targets(examples[:2]), store.builder.tokens
+    )
+    assert kept.targets is not None
+    torch.testing.assert_close(batch.targets.probs, kept.targets.probs, rtol=0, atol=0)
+    assert torch.equal(batch.targets.tokens, kept.targets.tokens)
+    # What is not stored yet is left to the step, which asks the teacher.
+    other = collator.batch([(each,) for each in examples])
+    assert isinstance(other, Batch)
+    assert other.targets is None

@@ -308,6 +308,28 @@ def test_a_store_teaches_packed_rows_what_the_live_teacher_does(
     same_gradient(gradient, other)
 
 
+def test_exact_targets_of_stored_predictions_are_made_before_the_step_in_packed_rows_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("targets were made in the step")
+
+    monkeypatch.setattr("xtoken.losses.exact_kl.loss.batch_targets", never)
+    settings = DistillSettings(loss="exact-kl", kd_weight=2.0)
+    live = LiveTeacher.from_pretrained(folder / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    pair = Pair(folder / "student", folder / "teacher")
+    store = TopKStore(tmp_path / "store", StoreKey(live.fingerprint, 64, "float32"))
+    eos = tokenizer.eos_token_id
+    store.fill(live, [np.array([*tokenizer(text)["input_ids"], eos]) for text in TEXTS])
+    teachers = [Teacher(store, pair)]
+    first, gradient = step(folder, tmp_path, rows(), settings, teachers=teachers)
+    second, other = step(folder, tmp_path, rows(), settings, teachers=teachers, packing=True)
+    assert first["kd"] > 0.1
+    close(second, first, "ce", "kd", "loss", "chunks")
+    same_gradient(gradient, other)
+
+
 def test_a_row_without_a_text_in_common_is_trained_on_and_not_distilled(
     folder: Path, tmp_path: Path
 ) -> None:

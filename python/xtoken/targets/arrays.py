@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -111,6 +111,21 @@ class Targets:
                 values.insert(0, np.zeros(1, np.int64))
             arrays[name] = np.concatenate([np.empty(0, dtype), *values]).astype(dtype)
         return Targets(**arrays)
+
+    def chained(self, sizes: Sequence[tuple[int, int]]) -> Targets:
+        """The examples one behind another as one, as packed documents are.
+
+        Args:
+            sizes: student tokens and chunks of each example.
+        """
+        starts = np.cumsum([(0, 0), *sizes], axis=0)[:-1]
+        of_position = np.repeat(starts, np.diff(self.position_indptr), axis=0)
+        return replace(
+            self,
+            position_indptr=np.array([0, len(self)], np.int64),
+            positions=self.positions + of_position[:, 0],
+            chunks=self.chunks + of_position[:, 1],
+        )
 
     def groups_at(self, position: int, tokens: Int64) -> list[tuple[float, int, set[int]]]:
         """The groups of the `position`-th target, as (mass, depth, student ids); for looking."""

@@ -79,6 +79,13 @@ class TargetStore:
     def __contains__(self, example: Example) -> bool:
         return _digest(example) in self._places
 
+    def knows(self, examples: Sequence[Example]) -> bool:
+        """Whether `targets` of these examples can be had: kept, or their predictions stored."""
+        return all(
+            each in self or not each.teacher_loss_mask.any() or each.teacher_ids in self.predictions
+            for each in examples
+        )
+
     def reload(self) -> None:
         """Read what another process has written since."""
         for path in sorted(self.directory.glob("*.safetensors")):
@@ -116,8 +123,11 @@ class TargetStore:
         self.examples_made += len(missing)
         return len(missing)
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[Example], *, threads: int = 1) -> Targets:
         """The targets of examples, in order; those that are not kept are made and not kept.
+
+        Args:
+            threads: as `TargetBuilder.build`; 1 for a forked process, as a loader's worker is.
 
         Raises:
             StoreError: predictions of an example are missing.
@@ -126,7 +136,7 @@ class TargetStore:
         lacking = [at for at, digest in enumerate(digests) if digest not in self._places]
         made: dict[int, Targets] = {}
         if lacking:
-            found = self._make([examples[at] for at in lacking], 1)
+            found = self._make([examples[at] for at in lacking], threads)
             made = {at: found.example(index) for index, at in enumerate(lacking)}
             self.examples_made += len(lacking)
         parts = []

@@ -129,8 +129,10 @@ class ExampleCollator:
         for index, (member, collator, store) in enumerate(members):
             own = [each[index] for each in examples]
             batch = member.prepared(collator(own))
-            if store is not None and all(each in store for each in own):
-                batch = batch.with_targets(store.targets(own), store.builder.tokens)
+            if store is not None and store.knows(own):
+                # One in a worker of a loader.
+                made = store.targets(own, threads=torch.get_num_threads())
+                batch = batch.with_targets(made, store.builder.tokens)
             parts.append(batch)
         return parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
 

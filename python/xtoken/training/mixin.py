@@ -434,7 +434,9 @@ class DistillMixin(_Base):
             return
         pairs = self.teaching.pairs
         if not isinstance(self.data_collator, TeacherSideCollator):
-            self.data_collator = TeacherSideCollator(self.data_collator, pairs)
+            self.data_collator = TeacherSideCollator(
+                self.data_collator, pairs, self.teaching.targets
+            )
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
             self.train_dataset = add_teacher_side(cast(Any, self.train_dataset), pairs)

@@ -14,12 +14,14 @@ from torch import Tensor
 from xtoken.align import Alignment, AlignmentBatch
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.conversations import Conversation
+from xtoken.data.examples import Example
 from xtoken.data.loss_mask import NO_RANGES, Encoded
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id
 from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
+from xtoken.teachers import TargetStore
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.training.batches import IGNORED, TEACHER_SIDE
 from xtoken.training.teaching import AnyBatch
@@ -189,12 +191,19 @@ class TeacherSideCollator:
     Args:
         collator: of the student's columns.
         pairs: one per teacher.
+        targets: one per teacher whose loss reads targets from stored predictions, else None.
 
     Rows without the columns of `add_teacher_side` pass through, as in evaluation.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any], pairs: Sequence[Pair]) -> None:
+    def __init__(
+        self,
+        collator: Callable[[list[Any]], Any],
+        pairs: Sequence[Pair],
+        targets: Sequence[TargetStore | None] = (),
+    ) -> None:
         self.collator = collator
+        self._targets = list(targets) or [None] * len(pairs)
         self._names = columns(len(pairs))
         self._fingerprints = [pair.fingerprints for pair in pairs]
         self._pad_ids = [pad_id(pair.teacher.source) for pair in pairs]
@@ -240,7 +249,7 @@ class TeacherSideCollator:
         mask = inputs["labels"] != IGNORED
         if "attention_mask" not in inputs and "position_ids" in inputs:
             flat = [each for row in documents for each in row]
-            return self._packed(index, flat, inputs, mask)
+            return self._with_targets(index, flat, self._packed(index, flat, inputs, mask))
         if any(len(row) != 1 for row in documents):
             raise OptionError(
                 "packed documents share a padded row, in which each would see those before it; "
@@ -249,7 +258,33 @@ class TeacherSideCollator:
         attention = inputs.get("attention_mask")
         if attention is None:
             attention = torch.ones_like(student_ids)
-        return self._padded(index, [row[0] for row in documents], inputs, attention, mask)
+        whole = [row[0] for row in documents]
+        return self._with_targets(index, whole, self._padded(index, whole, inputs, attention, mask))
+
+    def _with_targets(
+        self, index: int, documents: Sequence[tuple[Ids, Alignment]], batch: Batch
+    ) -> Batch:
+        """The batch with the targets of its documents, where the predictions are stored."""
+        store = self._targets[index]
+        if store is None:
+            return batch
+        attention = batch.student.get("attention_mask")
+        ids = batch.student_ids
+        own = ids[attention.bool()] if attention is not None else ids.flatten()
+        ends = np.cumsum([int(alignment.student_bounds[-1]) for _, alignment in documents])
+        students = np.split(own.numpy()[: ends[-1]], ends[:-1])
+        examples = [
+            Example.whole(student, teacher, alignment)
+            for student, (teacher, alignment) in zip(students, documents, strict=True)
+        ]
+        if not store.knows(examples):
+            return batch
+        made = store.targets(examples, threads=torch.get_num_threads())
+        if attention is None:
+            made = made.chained(
+                [(len(each.student_ids), len(each.alignment.kind)) for each in examples]
+            )
+        return batch.with_targets(made, store.builder.tokens)
 
     def _padded(
         self,

@@ -80,7 +80,8 @@ def batch_targets(
                 columns[row, :other],
             )
         )
-    targets = builder.build(examples, target_options(options), threads=1)
+    threads = torch.get_num_threads()
+    targets = builder.build(examples, target_options(options), threads=threads)
     made = TargetBatch.from_targets(targets, builder.tokens, chunks, student_ids.shape[1])
     return made.to(inputs.student_ids.device)
 
