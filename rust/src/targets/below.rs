@@ -116,7 +116,7 @@ impl Build<'_> {
     /// The student token that the path's text and a token behind it begin with.
     fn first_of_text(&mut self, depth: usize, node: u32, id: u32) -> Option<u32> {
         if node != NONE
-            && let Some(&first) = self.scratch.texts.get(&(node, id))
+            && let Some(first) = self.scratch.texts.get(node, id)
         {
             return (first != NONE).then_some(first);
         }
@@ -124,10 +124,14 @@ impl Build<'_> {
         let mut bytes = std::mem::take(&mut self.scratch.bytes);
         self.path_bytes(depth, &mut bytes);
         bytes.extend_from_slice(tables.teacher.bytes(id));
-        let first = tables.student.first_piece(&bytes, &mut self.scratch.pieces);
+        let (pieces, words) = (&mut self.scratch.pieces, &mut self.scratch.words);
+        let first = match tables.columns[id as usize].is_text() {
+            true => tables.student.first_of_spelled(&bytes, pieces, words),
+            false => tables.student.first_piece(&bytes, pieces),
+        };
         self.scratch.bytes = bytes;
         if node != NONE {
-            self.scratch.texts.insert((node, id), first.unwrap_or(NONE));
+            self.scratch.texts.insert(node, id, first.unwrap_or(NONE));
         }
         first
     }
@@ -300,5 +304,41 @@ impl Mask {
     /// Forgets: the next row may be of another text.
     pub fn forget(&mut self) {
         self.at = usize::MAX;
+    }
+}
+
+/// Answers about texts of a node and a token behind it, a fixed number of them, each one look into
+/// memory away.
+#[derive(Debug)]
+pub(super) struct TextMemo {
+    /// Node and token, and the student token that their text starts with; the newest comes first.
+    sets: Vec<[(u64, u32); 4]>,
+}
+
+const SET_BITS: u32 = 16;
+
+impl TextMemo {
+    pub fn new() -> Self {
+        Self {
+            sets: vec![[(u64::MAX, NONE); 4]; 1 << SET_BITS],
+        }
+    }
+
+    fn set(node: u32, id: u32) -> (u64, usize) {
+        let key = u64::from(node) << 32 | u64::from(id);
+        let set = key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - SET_BITS);
+        (key, set as usize)
+    }
+
+    fn get(&self, node: u32, id: u32) -> Option<u32> {
+        let (key, set) = Self::set(node, id);
+        let found = self.sets[set].iter().find(|entry| entry.0 == key);
+        found.map(|entry| entry.1)
+    }
+
+    fn insert(&mut self, node: u32, id: u32, first: u32) {
+        let (key, set) = Self::set(node, id);
+        self.sets[set].rotate_right(1);
+        self.sets[set][0] = (key, first);
     }
 }

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::below::{GATHERED, Gathered, MOST_TEXTS, Mask};
+use super::below::{GATHERED, Gathered, MOST_TEXTS, Mask, TextMemo};
 use super::groups::Targets;
 use super::inside::Inside;
 use super::masses::Masses;
@@ -12,6 +12,7 @@ use super::rows::Rows;
 use super::side::BoundaryMemo;
 use super::{NONE, TargetExample, TargetOptions};
 use crate::error::Result;
+use crate::tokenizer::WordMemo;
 use crate::trie::ROOT;
 
 /// Buffers of one thread, and what it remembers of the pair.
@@ -23,7 +24,8 @@ pub(super) struct Scratch {
     /// ends with.
     rests: FxHashMap<(u32, u32), (u32, u32)>,
     /// By trie node and teacher token behind it: the student token that their text starts with.
-    pub texts: FxHashMap<(u32, u32), u32>,
+    pub texts: TextMemo,
+    pub words: WordMemo,
     rows: Rows,
     student_ids: Vec<u32>,
     teacher_ids: Vec<u32>,
@@ -55,7 +57,8 @@ impl Scratch {
             student_pairs: BoundaryMemo::new(),
             teacher_pairs: BoundaryMemo::new(),
             rests: FxHashMap::default(),
-            texts: FxHashMap::default(),
+            texts: TextMemo::new(),
+            words: WordMemo::default(),
             rows: Rows::default(),
             student_ids: Vec::new(),
             teacher_ids: Vec::new(),
@@ -83,9 +86,6 @@ impl Scratch {
         self.filter_row = usize::MAX;
         if self.rests.len() > MOST_TEXTS {
             self.rests.clear();
-        }
-        if self.texts.len() > MOST_TEXTS {
-            self.texts.clear();
         }
         self.inside.start(options);
     }

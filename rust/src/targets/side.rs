@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::NONE;
 use crate::error::Result;
 use crate::segment::Model;
-use crate::tokenizer::{AfterToken, BYTES, JointMemo, Joints, NO_SHAPE, Next, Tokenizer};
+use crate::tokenizer::{AfterToken, BYTES, JointMemo, Joints, NO_SHAPE, Next, Tokenizer, WordMemo};
 use crate::vocab::Vocab;
 
 /// One tokenizer with its tokens in the order of their bytes.
@@ -129,6 +129,24 @@ impl Side {
             false => self.tokenizer.segment_with(model, bytes, pieces),
         };
         pieces.first().copied().filter(|_| spelled)
+    }
+
+    /// As [`Side::first_piece`], of a text that can be spelled; only its first word is looked at where
+    /// the shape of the text tells which that is.
+    pub fn first_of_spelled(
+        &self,
+        bytes: &[u8],
+        pieces: &mut Vec<u32>,
+        words: &mut WordMemo,
+    ) -> Option<u32> {
+        if let (Some(joints), Ok(text), Some(model)) =
+            (&self.joints, str::from_utf8(bytes), self.model())
+            && let Some(end) = joints.first_word(&self.tokenizer, text, words)
+        {
+            let spelled = model.segment(self.vocab(), &bytes[..end], pieces);
+            return pieces.first().copied().filter(|_| spelled);
+        }
+        self.first_piece(bytes, pieces)
     }
 
     /// The token that a text ends with.

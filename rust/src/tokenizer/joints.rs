@@ -76,6 +76,16 @@ pub(crate) struct JointMemo {
     bytes: Vec<u8>,
 }
 
+/// The number of characters of the first word of texts of each shape, 0 where the pre-tokenizer
+/// does not say.
+#[derive(Debug, Default)]
+pub(crate) struct WordMemo {
+    shape: Vec<u32>,
+    words: FxHashMap<Vec<u32>, usize>,
+}
+
+const MOST_WORDS: usize = 1 << 16;
+
 /// A left token.
 #[derive(Debug, Clone, Copy)]
 struct Last {
@@ -251,6 +261,38 @@ impl Joints {
             Some(Some((number, true))) => number,
             _ => NO_SHAPE,
         }
+    }
+
+    /// The length of the first word of a text; `None` where that is not known without asking.
+    pub fn first_word(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        memo: &mut WordMemo,
+    ) -> Option<usize> {
+        let WordMemo { shape, words } = memo;
+        self.classes.as_ref()?.known_shape(text, shape)?;
+        if tokenizer
+            .matcher()
+            .is_some_and(|found| found.is_match(text))
+        {
+            return None;
+        }
+        let chars = match words.get(shape) {
+            Some(&chars) => chars,
+            None => {
+                let cut = tokenizer.pre_tokenizer.as_ref()?.cut(text);
+                let end = cut.and_then(|cut| cut.first().map(|word| word.end));
+                let chars = end.map_or(0, |end| text[..end].chars().count());
+                if words.len() > MOST_WORDS {
+                    words.clear();
+                }
+                words.insert(shape.clone(), chars);
+                chars
+            }
+        };
+        let mut ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+        ends.nth(chars.checked_sub(1)?)
     }
 
     /// Whether a text is known to be one word, so that the merges alone make its tokens.
@@ -579,7 +621,8 @@ mod tests {
             assert_eq!(canonical, expected);
             let mut memo = JointMemo::default();
             let (mut clear, mut kept, mut unclear, mut words) = (0, 0, 0, 0);
-            let mut kept_texts = 0;
+            let (mut kept_texts, mut first) = (0, 0);
+            let mut first_words = WordMemo::default();
             for last in (0..size).filter(|&id| canonical[id as usize]) {
                 let Some(mut after) = memo.after(&joints, &tokenizer, last) else {
                     continue;
@@ -597,6 +640,13 @@ mod tests {
                 for next in 0..size {
                     let text = [bytes(last), bytes(next)].concat();
                     let mut shape = Vec::new();
+                    if let Ok(text) = str::from_utf8(&text)
+                        && let Some(end) = joints.first_word(&tokenizer, text, &mut first_words)
+                    {
+                        let whole = segment(text.as_bytes());
+                        assert_eq!(segment(&text.as_bytes()[..end])[0], whole[0], "{text:?}");
+                        first += 1;
+                    }
                     if let Ok(text) = str::from_utf8(&text)
                         && joints.is_one_word(&tokenizer, text, &mut shape)
                     {
@@ -623,6 +673,7 @@ mod tests {
             assert!(unclear < 2 * clear, "{unclear}");
             assert!(words > 1_000, "{words}");
             assert!(kept_texts > 200, "{kept_texts}");
+            assert_eq!(first > 1_000, pattern.is_some(), "{first}");
         }
     }
 }
