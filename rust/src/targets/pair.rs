@@ -5,7 +5,7 @@ use super::{NONE, PairInput};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
 use crate::tokenizer::{BYTES, Next};
-use crate::trie::{PieceTrie, ROOT};
+use crate::trie::{self, PieceTrie, ROOT};
 
 /// What a teacher token stands for at a boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -414,8 +414,7 @@ fn check_pieces(pieces: &Pieces, count: usize, size: usize, name: &'static str) 
             remedy: "pass the projection that was built from these two tokenizers",
         });
     }
-    // Offsets and ids are checked as for a trie.
-    PieceTrie::new(pieces.clone(), size).map(|_| ())
+    trie::check(pieces, size)
 }
 
 /// The cell of each teacher token: itself where a student token has its bytes, else that of the

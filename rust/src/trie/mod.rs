@@ -236,7 +236,7 @@ impl PieceTrie {
     }
 }
 
-fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
+pub(crate) fn check(pieces: &Pieces, piece_count: usize) -> Result<()> {
     let ends_right = pieces.indptr.last().copied() == i64::try_from(pieces.ids.len()).ok();
     if pieces.indptr.first() != Some(&0) || !ends_right || !pieces.indptr.is_sorted() {
         return Err(Error::Format {
