@@ -19,8 +19,10 @@ import platform
 import re
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -197,6 +199,25 @@ def measure(
     return min(seconds), min(peaks)
 
 
+def live_peak(run: Callable[[], Tensor]) -> int:
+    """Most bytes of tensors that are alive at once in forward and backward, as a GPU's allocator
+    would hold them. Resident memory is more by what malloc keeps of the blocks that were freed,
+    which another run of the same changes by a whole gradient."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        pass  # its own imports
+    tracemalloc.start()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run().backward()
+        by_numpy = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return by_numpy + max(accumulate(event.nbytes() for event in events))
+
+
 def floor_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """What a distillation of one vocabulary costs in plain torch."""
     return torch.nn.functional.kl_div(
@@ -367,11 +388,12 @@ def bench_both(
             continue
         gradient = inputs.student.nbytes
         for label, of in (("kd + ce", SharedLogits.of), ("kd + ce, two gradients", lambda x: x)):
-            made = add(
-                f"{label}, {name}", lambda of=of, name=name: run(of(inputs.student), name),
-                [inputs.student], floor,
-            )  # fmt: skip
-            print(f"  peak {made.peak_bytes / gradient:.2f} gradients", file=sys.stderr)
+            both = lambda of=of, name=name: run(of(inputs.student), name)  # noqa: E731
+            made = add(f"{label}, {name}", both, [inputs.student], floor)
+            inputs.student.grad = None
+            live = live_peak(both) / gradient
+            resident = made.peak_bytes / gradient
+            print(f"  {live:.2f} gradients alive, {resident:.2f} resident", file=sys.stderr)
 
 
 def bench_fused(

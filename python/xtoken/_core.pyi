@@ -12,6 +12,7 @@ __all__ = [
     "PROJECTION_RULES",
     "Aligner",
     "FormatError",
+    "ForwardKL",
     "OptionError",
     "PieceTrie",
     "ProjectionArrays",
@@ -424,3 +425,66 @@ class TargetBuilder:
         """The targets of a ragged batch; bounds are one more than chunks per example, predictions a
         table per example, `options` the fields of `xtoken.targets.TargetOptions` and whether
         `accounts` are kept."""
+
+@final
+class ForwardKL:
+    """W on the columns that P-KL compares, ready for rows of float32 or of float64."""
+
+    def __new__(
+        cls,
+        inputs: npt.NDArray[np.int64],
+        output_ptr: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+        *,
+        rows: npt.NDArray[np.int64] | None,
+        columns: npt.NDArray[np.int64],
+        folds: Sequence[tuple[int, int]],
+        empty: npt.NDArray[np.int64],
+        sizes: tuple[int, int],
+        single: bool,
+    ) -> ForwardKL:
+        """
+        Args:
+            inputs, output_ptr, values: W's non-zeros by output, the inputs counted among `rows`.
+            rows: the student token of each input; None for all V_s.
+            columns: the teacher token of each output.
+            folds: teacher tokens, each with the output that its mass is added to.
+            empty: student tokens without a row in W.
+            sizes: (V_s, V_t).
+            single: for rows of float32.
+        """
+
+    def run(
+        self,
+        student: npt.NDArray[Any],
+        teacher: npt.NDArray[Any],
+        student_rows: npt.NDArray[np.int64],
+        teacher_rows: npt.NDArray[np.int64],
+        seeds: npt.NDArray[np.float64],
+        *,
+        temperature: float,
+        top_k: int | None,
+        gradient: npt.NDArray[Any] | None,
+        adds: bool,
+        threads: int,
+    ) -> tuple[
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+    ]:
+        """Of each row: whether it was computed, loss in nats, the teacher's mass on the kept
+        columns, the student's on empty rows of W, the sum of the gradient.
+
+        Args:
+            student, teacher: [rows, columns] logits, C-contiguous.
+            student_rows, teacher_rows: [n] the rows of each chunk; the student's distinct.
+            seeds: [n] factor of each row's gradient.
+            top_k: columns kept of each row, of the teacher's largest logits.
+            gradient: like `student`; its rows are written, or added to where `adds`.
+            threads: 0 for one per core.
+
+        Raises:
+            ShapeError: arrays that do not fit.
+        """

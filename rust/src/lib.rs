@@ -2,6 +2,7 @@
 
 pub mod align;
 mod error;
+pub mod losses;
 pub mod parallel;
 pub mod projection;
 pub mod reference;

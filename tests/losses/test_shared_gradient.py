@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import accumulate
+
 import pytest
 import torch
-from loss_cases import Case, make_case, pair_of
+from loss_cases import Case, loss_of, make_case, pair_of, w_alone
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from xtoken.losses import balance, cross_entropy
+from xtoken.losses import TeacherTopK, balance, cross_entropy
 from xtoken.losses.engine.shared_gradient import SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.projection import SparseProjection
 
 OPTIONS = [{}, {"top_k": 5, "top_k_scope": "microbatch"}, {"merge": "mean", "block_size": 2}]
@@ -73,6 +78,39 @@ def test_one_buffer_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     case = make_case(2)
     leaf = case.student_logits.detach().requires_grad_()
-    kd, ce = both(case, SharedLogits.of(leaf), {})
+    kd, ce = both(case, SharedLogits.of(leaf), {"merge": "mean"})
     (balance(kd, ce) * kd + ce).backward()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+@pytest.mark.parametrize("stored", [None, 64], ids=["all columns", "stored"])
+def test_both_losses_hold_little_more_than_one_gradient(stored: int | None, tokens: int) -> None:
+    pair = w_alone(SparseProjection.identity(30_000))
+    logits = torch.randn(1, tokens, 30_000)
+    leaf = logits.roll(1, 1).requires_grad_()
+    teacher = TeacherTopK.from_logits(logits, stored) if stored else logits
+    mask = torch.ones(1, tokens, dtype=torch.bool)
+    chunks = ChunkBatch.from_mask(mask)
+    assert chunks.usable(mask, mask).host.predicted
+
+    def step() -> None:
+        student = SharedLogits.of(leaf)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        ce = cross_entropy(student, ids, mask, block_size=4).loss
+        kd = loss_of("p-kl", student, teacher, chunks.usable(mask, mask), pair, block_size=4).loss
+        (balance(kd, ce) * kd + ce).backward()
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):  # its own imports
+        step()
+    leaf.grad = None
+    tracemalloc.start()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+        by_numpy = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    by_torch = max(accumulate(event.nbytes() for event in events))
+    gradients = (by_torch + by_numpy) / logits.nbytes  # at most: not at one time
+    assert 1.0 <= gradients < (1.4 if tokens == 128 else 1.6)

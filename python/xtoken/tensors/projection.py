@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class ColumnSlice:
         map: the [n_in, K] sparsity.
         real: [nnz] bool, the entries that are non-zeros of W; the others fill the room up and have
             weight 0. None for all.
+        prepared: what the core made of it, by dtype.
     """
 
     columns: Tensor | None
@@ -44,6 +45,7 @@ class ColumnSlice:
     entries: Tensor
     map: SparseMap
     real: Tensor | None = None
+    prepared: dict[object, object] = field(default_factory=dict, repr=False)
 
     def weights_of(self, values: Tensor) -> Tensor:
         """[nnz] the weights of its entries, of W's `values` in CSR order."""
@@ -61,7 +63,7 @@ class ColumnSlice:
         if self.rows is None or len(rows) == len(self.rows):
             return self
         sparse = self.map.reindexed(torch.searchsorted(rows, self.rows), len(rows))
-        return replace(self, rows=rows, map=sparse)
+        return replace(self, rows=rows, map=sparse, prepared={})
 
 
 class SparseProjection(nn.Module):

@@ -3,6 +3,7 @@
 
 mod align;
 mod arguments;
+mod losses;
 mod project;
 mod targets;
 mod trie;
@@ -130,6 +131,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("OptionError", py.get_type::<OptionError>())?;
     align::register(module)?;
     vocab::register(module)?;
+    losses::register(module)?;
     project::register(module)?;
     trie::register(module)?;
     targets::register(module)?;

@@ -289,7 +289,7 @@ def run_blocks(
     slopes: list[Tensor] = []
     width = source.vocab_size if loss.columns is None else len(loss.columns)
     for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
-        value, metrics = _run_rows(
+        value, metrics = run_rows(
             loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads, slopes
         )
         total = value if total is None else total + value
@@ -301,7 +301,7 @@ def run_blocks(
     return total * scale, torch.cat([sums, slope.to(sums.dtype)]), [*grads, *param_grads]
 
 
-def _run_rows(
+def run_rows(
     loss: BlockLoss,
     source: StudentRows,
     scale: float | Tensor,

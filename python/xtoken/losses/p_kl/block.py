@@ -18,6 +18,7 @@ from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels.p_kl import p_kl_pass
 from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
+from xtoken.losses.p_kl.native import native_pass
 from xtoken.tensors.host import readable
 from xtoken.tensors.projection import ColumnSlice, SparseProjection
 from xtoken.tensors.rows import taken
@@ -123,8 +124,9 @@ class PKLBlocks(BlockLoss):
         needed: tuple[bool, ...],
         grads: list[Tensor | None] | None,
     ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
-        """As `BlockLoss`."""
-        return p_kl_pass(self, source, scale, needed, grads)
+        """As `BlockLoss`: by a kernel on a GPU, by the core on the CPU."""
+        found = p_kl_pass(self, source, scale, needed, grads)
+        return native_pass(self, source, scale, needed, grads) if found is None else found
 
     def value_and_grad(
         self,

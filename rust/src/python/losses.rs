@@ -1,0 +1,183 @@
+//! `xtoken._core.ForwardKL`: P-KL of rows of logits on the CPU.
+
+use numpy::{
+    Element, IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2,
+    PyUntypedArrayMethods,
+};
+use pyo3::prelude::*;
+
+use super::contiguous;
+use super::detached;
+use crate::error::{Error, Result};
+use crate::losses::{ForwardKl, Found, Real, Rows, Sparse, Target};
+use crate::parallel::Threads;
+
+enum Kept {
+    Single(Target<f32>),
+    Double(Target<f64>),
+}
+
+/// W on the columns that P-KL compares, ready for rows of float32 or of float64.
+#[pyclass(name = "ForwardKL", module = "xtoken._core", frozen)]
+pub(super) struct PyForwardKl {
+    kept: Kept,
+}
+
+type Columns<'py, T> = Bound<'py, PyArray1<T>>;
+type Answer<'py> = (
+    Columns<'py, bool>,
+    Columns<'py, f64>,
+    Columns<'py, f64>,
+    Columns<'py, f64>,
+    Columns<'py, f64>,
+);
+
+fn flat<T>(slice: std::result::Result<T, impl std::fmt::Display>, name: &'static str) -> Result<T> {
+    slice.map_err(|_| Error::Option {
+        name,
+        value: "an array with gaps between its elements".to_owned(),
+        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
+    })
+}
+
+#[pymethods]
+impl PyForwardKl {
+    #[new]
+    #[pyo3(signature = (
+        inputs, output_ptr, values, *, rows, columns, folds, empty, sizes, single
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of one Python call"
+    )]
+    fn new(
+        inputs: PyReadonlyArray1<'_, i64>,
+        output_ptr: PyReadonlyArray1<'_, i64>,
+        values: PyReadonlyArray1<'_, f64>,
+        rows: Option<PyReadonlyArray1<'_, i64>>,
+        columns: PyReadonlyArray1<'_, i64>,
+        folds: Vec<(i64, i64)>,
+        empty: PyReadonlyArray1<'_, i64>,
+        sizes: (usize, usize),
+        single: bool,
+    ) -> PyResult<Self> {
+        let inputs = contiguous("inputs", &inputs)?;
+        let ptr = contiguous("output_ptr", &output_ptr)?;
+        let values = flat(values.as_slice(), "values")?;
+        let rows = rows
+            .as_ref()
+            .map(|rows| contiguous("rows", rows))
+            .transpose()?;
+        let columns = contiguous("columns", &columns)?;
+        let empty = contiguous("empty", &empty)?;
+        let width = rows.map_or(sizes.0, <[i64]>::len);
+        let kept = if single {
+            let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+            let sparse = Sparse::new(inputs, ptr, &values, width)?;
+            Kept::Single(Target::new(sparse, rows, columns, &folds, empty, sizes)?)
+        } else {
+            let sparse = Sparse::new(inputs, ptr, values, width)?;
+            Kept::Double(Target::new(sparse, rows, columns, &folds, empty, sizes)?)
+        };
+        Ok(Self { kept })
+    }
+
+    /// Of each row: whether it was computed, loss, teacher mass, mass on empty rows, sum of the
+    /// gradient.
+    #[pyo3(signature = (
+        student, teacher, student_rows, teacher_rows, seeds, *, temperature, top_k, gradient, adds,
+        threads
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of one Python call"
+    )]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        student: &Bound<'py, PyAny>,
+        teacher: &Bound<'py, PyAny>,
+        student_rows: PyReadonlyArray1<'_, i64>,
+        teacher_rows: PyReadonlyArray1<'_, i64>,
+        seeds: PyReadonlyArray1<'_, f64>,
+        temperature: f64,
+        top_k: Option<usize>,
+        gradient: Option<Bound<'py, PyAny>>,
+        adds: bool,
+        threads: usize,
+    ) -> PyResult<Answer<'py>> {
+        let rows = (
+            contiguous("student_rows", &student_rows)?,
+            contiguous("teacher_rows", &teacher_rows)?,
+        );
+        let seeds = flat(seeds.as_slice(), "seeds")?;
+        let options = (temperature, top_k, adds, threads);
+        let sides = (student, teacher, gradient.as_ref());
+        let found = match &self.kept {
+            Kept::Single(target) => run_as(py, target, sides, rows, seeds, options)?,
+            Kept::Double(target) => run_as(py, target, sides, rows, seeds, options)?,
+        };
+        let column = |of: fn(&Found) -> f64| {
+            let values: Vec<f64> = found.iter().map(of).collect();
+            values.into_pyarray(py)
+        };
+        let good: Vec<bool> = found.iter().map(|row| row.good).collect();
+        Ok((
+            good.into_pyarray(py),
+            column(|row| row.loss),
+            column(|row| row.mass),
+            column(|row| row.empty),
+            column(|row| row.sum),
+        ))
+    }
+}
+
+fn run_as<T: Real + Element>(
+    py: Python<'_>,
+    target: &Target<T>,
+    sides: (
+        &Bound<'_, PyAny>,
+        &Bound<'_, PyAny>,
+        Option<&Bound<'_, PyAny>>,
+    ),
+    rows: (&[i64], &[i64]),
+    seeds: &[f64],
+    options: (f64, Option<usize>, bool, usize),
+) -> PyResult<Vec<Found>> {
+    let student: PyReadonlyArray2<'_, T> = sides.0.extract()?;
+    let teacher: PyReadonlyArray2<'_, T> = sides.1.extract()?;
+    let mut gradient: Option<PyReadwriteArray2<'_, T>> =
+        sides.2.map(|array| array.extract()).transpose()?;
+    let widths = (student.shape()[1], teacher.shape()[1]);
+    let seeds: Vec<T> = seeds.iter().map(|&seed| T::of(seed)).collect();
+    let call = ForwardKl {
+        target,
+        student: Rows {
+            flat: flat(student.as_slice(), "student")?,
+            width: widths.0,
+            index: rows.0,
+        },
+        teacher: Rows {
+            flat: flat(teacher.as_slice(), "teacher")?,
+            width: widths.1,
+            index: rows.1,
+        },
+        seeds: &seeds,
+        temperature: options.0,
+        top_k: options.1,
+    };
+    let written = gradient
+        .as_mut()
+        .map(|array| flat(array.as_slice_mut(), "gradient"))
+        .transpose()?;
+    detached(py, || {
+        call.run(
+            written.map(|slice| (slice, options.2)),
+            &Threads::new(options.3)?,
+        )
+    })
+}
+
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyForwardKl>()
+}
