@@ -168,3 +168,12 @@ def test_a_model_that_is_none_of_transformers_says_why(folder: Path) -> None:
     ids = torch.from_numpy(np.zeros((1, 3), dtype=np.int64))
     found = LiveTeacher(plain).fused(causal_inputs(ids, torch.ones_like(ids)))
     assert found == "Sequential is no model of transformers"
+
+
+def test_a_teacher_in_parts_of_deepspeed_is_refused(folder: Path, tmp_path: Path) -> None:
+    teacher = teacher_of(folder)
+    weight = teacher.lm_head.weight
+    # As stage 3 leaves a parameter: its shape beside, nothing in it.
+    weight.ds_shape, weight.data = weight.shape, torch.empty(0)
+    with pytest.raises(OptionError, match=r"were cut over processes by DeepSpeed's stage 3 when"):
+        run(folder, tmp_path, teacher)

@@ -35,6 +35,7 @@ def run(folder: Path, out: Path, kind: str, processes: int) -> dict[str, Any]:
         | {
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
             "PYTHONPATH": os.pathsep.join([str(SOURCE / "tests"), str(SOURCE), *sys.path]),
         },
         capture_output=True,
@@ -95,3 +96,26 @@ def test_without_logits_a_sharded_head_is_gathered(
 def test_a_sharded_student_answers_too(folder: Path, tmp_path: Path) -> None:
     records = run(folder, tmp_path, "policy", 2)["records"]
     assert all(record["sampled_tokens"] > 0 for record in records)
+
+
+def test_trls_trainer_with_the_mixin_has_the_curve_of_one_under_ddp_and_fsdp2(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    one = run(folder, tmp_path, "sft-ddp", 1)
+    same_curve(run(folder, tmp_path, "sft-ddp", 2), one)
+    sharded = run(folder, tmp_path, "sft-fsdp", 2)
+    same_curve(sharded, one)
+    assert sharded["sharded"] == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_deepspeed_has_the_curve_of_one_process_and_the_teacher_whole(
+    folder: Path, tmp_path: Path, alone: dict[str, Any], kind: str
+) -> None:
+    pytest.importorskip("deepspeed")
+    found = run(folder, tmp_path, kind, 2)
+    same_curve(found, alone)
+    assert found["score"] == pytest.approx(alone["score"], rel=1e-4)
+    assert found["sharded"][1] == 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "student")

@@ -16,7 +16,7 @@ from tiny_models import tiny_texts, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Pair
-from xtoken.errors import OptionError
+from xtoken.errors import DataError, OptionError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training import DistillMixin, DistillSettings, Teacher
 
@@ -409,3 +409,58 @@ def test_the_students_tokenizer_and_checkpoints_are_saved_as_trl_does(
     assert len(AutoTokenizer.from_pretrained(saved)) == len(
         AutoTokenizer.from_pretrained(folder / "student")
     )
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_row_is_learned_from_the_teachers_that_its_column_names(
+    folder: Path, tmp_path: Path, packing: bool, stored: bool
+) -> None:
+    """The gradient is the sum of each teacher's own on the rows that name it."""
+    names = ["digit", ["word"], None, "word", ["digit", "word"], "digit"]
+    data = Dataset.from_list(
+        [
+            {"text": text, "for": [name] if isinstance(name, str) else name}
+            for text, name in zip(TEXTS, names, strict=True)
+        ]
+    )
+    chunks = []
+    sources: dict[str, Any] = {"digit": str(folder / "teacher"), "word": str(folder / "student")}
+    if stored:
+        live = LiveTeacher.from_pretrained(folder / "teacher")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+        pair = Pair(folder / "student", folder / "teacher")
+        store = TopKStore(tmp_path / "store", StoreKey(live.fingerprint, pair.sizes[1], "float32"))
+        eos = tokenizer.eos_token_id
+        own = [TEXTS[at] for at in (0, 2, 4, 5)]
+        store.fill(live, [np.array([*tokenizer(text)["input_ids"], eos]) for text in own])
+        sources["digit"] = store
+    tokenizers = {"digit": str(folder / "teacher"), "word": str(folder / "student")}
+    losses = {"digit": "p-kl", "word": "same-vocab-kl"}
+
+    def run(rows_of: Dataset, used: list[str], **settings: Any) -> Any:
+        found, gradient = step(
+            folder, tmp_path, rows_of,
+            DistillSettings(kd_weight=1.0, ce_weight=0.0, top_k=None, **settings),
+            teachers=[
+                Teacher(sources[name], tokenizers[name], loss=losses[name], name=name)
+                for name in used
+            ],
+            packing=packing,
+        )  # fmt: skip
+        chunks.append(found["chunks"])
+        return found["kd"], gradient
+
+    both, gradient = run(data, ["digit", "word"], teacher_column="for")
+    parts = [run(data.select([0, 2, 4, 5]), ["digit"]), run(data.select([1, 2, 3, 4]), ["word"])]
+    assert chunks[0] == chunks[1] + chunks[2]
+    assert both == pytest.approx(parts[0][0] + parts[1][0], rel=1e-4)
+    summed = {name: parts[0][1][name] + parts[1][1][name] for name in gradient}
+    same_gradient(summed, gradient)
+
+
+def test_a_name_that_no_teacher_has_ends_the_preparation(folder: Path, tmp_path: Path) -> None:
+    data = Dataset.from_list([{"text": text, "for": "nobody"} for text in TEXTS])
+    settings = DistillSettings(teacher_column="for", loss="p-kl")
+    with pytest.raises(DataError, match="column 'for' names 'nobody', expected one of teacher"):
+        step(folder, tmp_path, data, settings)

@@ -19,6 +19,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import (
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from xtoken.distillation import Counts, DistillOutput, MultiBatch
 from xtoken.distillation.batch import Batch
@@ -104,13 +108,14 @@ class DistillMixin(_Base):
         sharded = _asks_for_fsdp(args)
         smoothed = args is not None and args.label_smoothing_factor != 0
         self._own_ce = not smoothed and _loss_is_plain(type(self), named)
-        self.teaching = teach(
-            teachers,
-            student,
-            self.distill_settings,
-            torch.device("cpu") if sharded else device,
-            own_cross_entropy=self._own_ce,
-        ).to(device)
+        with _outside_of_deepspeed(args):
+            self.teaching = teach(
+                teachers,
+                student,
+                self.distill_settings,
+                torch.device("cpu") if sharded else device,
+                own_cross_entropy=self._own_ce,
+            ).to(device)
         # Sums over the optimizer steps since the last log, and how many steps they are.
         self._step_metrics: dict[str, float] = {}
         self._steps_in_window = 0
@@ -425,11 +430,6 @@ class DistillMixin(_Base):
 
     def _bind_data(self) -> None:
         """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
-        if self.teaching.routes.column is not None:
-            raise OptionError(
-                f"teacher_column = {self.teaching.routes.column!r} is read by DistillTrainer, not "
-                f"by {type(self).__name__}, whose rows are prepared below; leave it out"
-            )
         if not self.teaching.needs_teacher:
             return
         pairs = self.teaching.pairs
@@ -439,7 +439,9 @@ class DistillMixin(_Base):
             )
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
-            self.train_dataset = add_teacher_side(cast(Any, self.train_dataset), pairs)
+            self.train_dataset = add_teacher_side(
+                cast(Any, self.train_dataset), pairs, routes=self.teaching.routes
+            )
 
     def _bind_sampler(self, sampler: Sampler | None) -> None:
         """Prepare for `on_policy_fraction`."""
@@ -482,6 +484,7 @@ class DistillMixin(_Base):
                 text_field=args.dataset_text_field,
                 eos=getattr(processing_class, "eos_token", None),
                 num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
+                routes=self.teaching.routes,
             )
         return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
 
@@ -657,6 +660,22 @@ class _KeepProjection(TrainerCallback):
 def _asks_for_fsdp(args: TrainingArguments | None) -> bool:
     """Whether the arguments, or the launcher of accelerate, ask for FSDP."""
     return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+@contextlib.contextmanager
+def _outside_of_deepspeed(args: TrainingArguments | None) -> Iterator[None]:
+    """Load models as without DeepSpeed: under its third stage `from_pretrained` makes parts of
+    weights, which only the engine of the student puts together."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    # Through Any: transformers declares both without types.
+    cast(Any, unset_hf_deepspeed_config)()
+    try:
+        yield
+    finally:
+        cast(Any, set_hf_deepspeed_config)(config)
 
 
 def _loss_is_plain(cls: type, named: dict[str, Any]) -> bool:

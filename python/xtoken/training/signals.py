@@ -163,7 +163,11 @@ def _by_document(
     mask = torch.zeros_like(padded)
     padded[document, column] = ids.flatten()
     mask[document, column] = 1
-    signal = _padded(source, padded, mask, fused)
+    asked = lengths > 1  # nothing is read of a single token, which a store need not hold
+    if bool(asked.all()):
+        signal = _padded(source, padded, mask, fused)
+    else:
+        signal = _of_rows(source, padded, mask, asked, fused)
 
     def packed(values: Tensor) -> Tensor:
         at = document.to(values.device), column.to(values.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.align import Alignment, AlignmentBatch
+from xtoken.align import Alignment, AlignmentBatch, ChunkKind, Coverage
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
@@ -24,6 +25,7 @@ from xtoken.pair import Pair
 from xtoken.teachers import TargetStore
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.training.batches import IGNORED, TEACHER_SIDE
+from xtoken.training.routing import Routes
 from xtoken.training.teaching import AnyBatch
 
 Ids = NDArray[np.int64]
@@ -55,6 +57,7 @@ def add_teacher_side(
     text_field: str = "text",
     eos: str | None = None,
     num_proc: int | None = None,
+    routes: Routes | None = None,
 ) -> RowSide:
     """Add each teacher's ids and chunks to rows that hold `input_ids` of the student.
 
@@ -69,6 +72,7 @@ def add_teacher_side(
         text_field: the column of plain texts.
         eos: what was appended to the texts for the student, and is not text.
         num_proc: processes that tokenize; a stream knows none.
+        routes: which teachers a row is for; None is for all.
 
     Raises:
         DataError: a row cannot be used; the message says why.
@@ -76,10 +80,11 @@ def add_teacher_side(
     sides = [_Side(pair, text_field, eos) for pair in pairs]
 
     def add(row: Mapping[str, Any]) -> dict[str, Any]:
+        asked = None if routes is None else routes.of(row)
         return {
             column(index, name): value
             for index, side in enumerate(sides)
-            for name, value in side.columns(row).items()
+            for name, value in side.columns(row, asked is None or asked[index]).items()
         }
 
     options = {} if num_proc is None else {"num_proc": num_proc}
@@ -96,12 +101,14 @@ class _Side:
         self._stops = set(pair.student_vocab.stops)
         self._encoders = pair.encoders()
 
-    def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def columns(self, row: Mapping[str, Any], asked: bool = True) -> dict[str, Any]:
         ids = np.asarray(row["input_ids"], dtype=np.int64)
         lengths = row.get("seq_lengths") or [len(ids)]
         ends = np.cumsum(lengths)
         documents = [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
-        made = [self._document(each, row if len(documents) == 1 else {}) for each in documents]
+        whole = row if len(documents) == 1 else {}
+        make = self._document if asked else self._nothing
+        made = [make(each, whole) for each in documents]
         return {
             "input_ids": [teacher.tolist() for teacher, _ in made],
             "student_bounds": [each.student_bounds.tolist() for _, each in made],
@@ -120,6 +127,16 @@ class _Side:
                 teacher = np.array([pad_id(self._pair.teacher.source)], dtype=np.int64)
             alignment = self._pair.aligner.align(ids, teacher)
         return self._cut(teacher, alignment)
+
+    def _nothing(self, ids: Ids, row: Mapping[str, Any]) -> tuple[Ids, Alignment]:
+        """For a row of other teachers: a single token, and no bytes, by which it is known."""
+        return np.array([pad_id(self._pair.teacher.source)], dtype=np.int64), Alignment(
+            np.array([0, len(ids)], dtype=np.int64),
+            np.array([0, 1], dtype=np.int64),
+            np.array([ChunkKind.MISMATCH], dtype=np.uint8),
+            np.zeros(4, dtype=np.int64),
+            self._pair.fingerprints,
+        )
 
     def _text(self, row: Mapping[str, Any]) -> str | None:
         if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
@@ -308,7 +325,7 @@ class TeacherSideCollator:
             seen[row, : len(teacher)] = 1
         teacher_mask = seen.bool()
         teacher_mask[:, 0] = False
-        stacked = AlignmentBatch.stack([alignment for _, alignment in documents])
+        asked = torch.tensor([_is_asked(alignment) for _, alignment in documents])
         chunks = ChunkBatch.from_alignments(
             [alignment for _, alignment in documents], student_offsets=offsets.tolist()
         )
@@ -320,8 +337,9 @@ class TeacherSideCollator:
             teacher_loss_mask=teacher_mask,
             chunks=chunks.usable(mask, teacher_mask),
             tokens=int(mask[:, 1:].sum()),
-            coverage=stacked.coverage,
+            coverage=_coverage([alignment for _, alignment in documents]),
             pair=self._fingerprints[index],
+            asked_tokens=None if bool(asked.all()) else int(mask[asked, 1:].sum()),
         )
 
     def _packed(
@@ -345,6 +363,9 @@ class TeacherSideCollator:
             [joined], student_document_starts=starts, teacher_document_starts=teacher_starts
         )
         ids = torch.from_numpy(np.concatenate([teacher for teacher, _ in documents]))[None]
+        asked = np.array([_is_asked(alignment) for _, alignment in documents])
+        owner = np.repeat(asked, [int(each.student_bounds[-1]) for _, each in documents])
+        own = mask[0, : len(owner)] & torch.from_numpy(owner)
         return Batch(
             student={"input_ids": inputs["input_ids"], "position_ids": positions},
             teacher={"input_ids": ids, "position_ids": teacher_positions},
@@ -352,9 +373,21 @@ class TeacherSideCollator:
             teacher_loss_mask=teacher_mask,
             chunks=chunks.usable(mask, teacher_mask),
             tokens=int(mask[:, 1:].sum()),
-            coverage=joined.coverage,
+            coverage=_coverage([alignment for _, alignment in documents]),
             pair=self._fingerprints[index],
+            asked_tokens=None if bool(asked.all()) else int(own[1:].sum()),
         )
+
+
+def _is_asked(alignment: Alignment) -> bool:
+    """Whether the document is for this teacher."""
+    return bool(alignment.byte_counts.any())
+
+
+def _coverage(alignments: Sequence[Alignment]) -> Coverage:
+    """Of the documents that are for this teacher."""
+    own = [each for each in alignments if _is_asked(each)]
+    return AlignmentBatch.stack(own).coverage if own else Coverage(*[0] * len(fields(Coverage)))
 
 
 def _check_length(ours: int, theirs: int, *, at_most: bool = False) -> None:

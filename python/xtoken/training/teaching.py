@@ -355,6 +355,15 @@ def _source(
     if isinstance(source, TopKStore):
         source.require_tokenizer(pair.teacher_vocab.fingerprint)
         return source
+    if isinstance(source, nn.Module | LiveTeacher):
+        model = source.model if isinstance(source, LiveTeacher) else source
+        # What DeepSpeed's third stage makes of a parameter.
+        if any(hasattr(each, "ds_shape") and each.numel() == 0 for each in model.parameters()):
+            raise OptionError(
+                f"the weights of the teacher {type(model).__name__} were cut over processes by "
+                "DeepSpeed's stage 3 when it was loaded; pass its directory or name, which is "
+                "loaded whole, or its stored predictions"
+            )
     if isinstance(source, nn.Module):
         return LiveTeacher(source.to(device))
     if isinstance(source, str | PathLike):
