@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+if Version(triton.__version__) < Version("3.9"):
+    pytest.skip("the interpreter of Triton 3.2 fails with today's numpy", allow_module_level=True)
+
 HERE = Path(__file__).parent
 
 

@@ -19,7 +19,7 @@ from xtoken.errors import KernelWarning, OptionError
 Mode = Literal["auto", "torch", "triton"]
 
 VARIABLE = "XTOKEN_KERNELS"
-# Releases of Triton whose language the kernels were written in and run with in its interpreter.
+# The kernels were compiled with Triton 3.2.0 and 3.9.0, and run in the interpreter of the latter.
 LEAST, BELOW = Version("3.2"), Version("4")
 # Ampere: the oldest with bfloat16.
 LEAST_CAPABILITY = (8, 0)

@@ -82,7 +82,7 @@ class GradientBuffer:
         from xtoken.losses.kernels.device.common import clear_rows
 
         touched = torch.zeros(len(flat), dtype=torch.int8, device=flat.device)
-        touched[index] = 1
+        touched.index_fill_(0, index, 1)  # a number put at an index would wait for the device
         if len(flat):
             clear_rows[(len(flat), cdiv(width, BLOCK))](flat, touched, width, BLOCK=BLOCK)
         return cls(flat, index * width, False)

@@ -288,7 +288,7 @@ def _bits_of(columns: Tensor | None, size: int) -> Tensor:
     assert columns is not None
     words = cdiv(size, 32)
     mask = torch.zeros(words * 32, dtype=torch.int64, device=columns.device)
-    mask[columns] = 1
+    mask.index_fill_(0, columns, 1)
     shift = torch.arange(32, device=columns.device)
     return (mask.view(words, 32) << shift).sum(1).to(torch.int32)[None]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.full_logits import FullLogits
+from xtoken.tensors.host import on_device
 from xtoken.tensors.stop_fold import StopFold
 
 # A kernel compares every column with every patch.
@@ -23,7 +25,7 @@ def patched_columns(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
     columns = sorted({column for pair in fold.pairs for column in pair}) if fold else []
     if len(columns) > _MOST:
         return None
-    at = torch.tensor(columns, dtype=torch.int32, device=index.device)
+    at = on_device(np.array(columns, np.int32), index.device)
     if fold is None or not columns:
         return at, torch.empty((len(index), 0), dtype=torch.float32, device=index.device)
     tau, place = teacher.temperature, {column: i for i, column in enumerate(columns)}

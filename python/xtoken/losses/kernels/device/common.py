@@ -49,7 +49,8 @@ def is_set(bits, column, inside):
 @triton.jit
 def not_a_number(values, inside):
     """The sum of 0 for numbers and -inf, NaN for the rest: what makes a gradient's check fail."""
-    return tl.sum(tl.where(inside & ~(values < float("inf")), float("nan"), 0.0), axis=0)
+    told = tl.where(values < float("inf"), 0.0, float("nan"))
+    return tl.sum(tl.where(inside, told, 0.0), axis=0)
 
 
 @triton.jit

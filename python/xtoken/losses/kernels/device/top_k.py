@@ -11,7 +11,7 @@ from xtoken.losses.kernels.device.common import add_terms, finite_top, load_row,
 def ordered(values):
     """Numbers as uint32 in the same order; -0 as 0."""
     bits = (values + 0.0).to(tl.int32, bitcast=True)
-    flipped = tl.where(bits < 0, ~bits, bits ^ -2147483648)
+    flipped = tl.where(bits < 0, bits ^ -1, bits ^ -2147483648)
     return flipped.to(tl.uint32, bitcast=True)
 
 
