@@ -20,6 +20,8 @@ from torch import Tensor
 from xtoken.errors import OptionError
 from xtoken.losses import LmHead, LossOptions, LossOutput, TeacherTopK, cross_entropy
 from xtoken.losses.engine.row_blocks import BlockLoss
+from xtoken.losses.p_kl import block as p_kl_block
+from xtoken.losses.p_kl.native import native_pass
 from xtoken.tensors.projection import SparseProjection
 
 # torch 2.8 was seen to stop at a few of our operations, 2.15 traces all.
@@ -64,7 +66,9 @@ def counting_backend() -> Graphs:
 
 
 @pytest.fixture
-def graphs() -> Graphs:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    # What the core computes is not compiled.
+    monkeypatch.setattr(p_kl_block, "native_pass", lambda *_: None)
     found = counting_backend()
     torch._dynamo.reset()
     found.forward = found.backward = 0
@@ -246,6 +250,15 @@ def test_inside_a_compiled_step_the_loss_is_an_island(compiled: bool | str, grap
         torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-11)
         made.append(graphs.forward)
     assert made[-1] == made[len(made) // 2]  # sizes are symbols by then
+
+
+def test_what_the_core_computes_is_not_compiled(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p_kl_block, "native_pass", native_pass)
+    wanted, found = (RUNS["p_kl"](3, compiled)[0] for compiled in (False, "counting"))
+    assert torch.equal(found.loss, wanted.loss)
+    assert (graphs.forward, graphs.backward) == (0, 0)
 
 
 def test_what_has_no_compiled_form_and_no_backend_is_refused() -> None:

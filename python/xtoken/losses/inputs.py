@@ -146,8 +146,8 @@ class LossOptions:
         full_metrics: the metrics that cost too: `top1_agreement`, and, from whole student rows
             where the loss needs only some columns, `empty_row_mass`.
         block_size: chunks worked on at a time; None chooses by cache size.
-        compiled: True runs the block function by `torch.compile`, or a backend of it by name. It
-            is compiled once, whatever the batch; its values are those without it.
+        compiled: True runs the block function by `torch.compile`, or a backend of it by name: once
+            for all batches, with the same values. What a kernel or the core computes needs none.
 
     Raises:
         OptionError: a value outside its range.
