@@ -25,7 +25,7 @@ from xtoken.losses.kernels.launch import (
     padded,
     seeds,
 )
-from xtoken.losses.kernels.patches import patched_columns
+from xtoken.losses.kernels.patches import patched_columns, readable_rows
 from xtoken.losses.kernels.w_map import WMap, w_map
 from xtoken.tensors.teacher_signal import TeacherTopK
 
@@ -91,11 +91,11 @@ def p_kl_pass(
         return None
     if isinstance(signal, TeacherTopK) and loss.chunk_top_k is None:
         return None
-    patches = None if isinstance(signal, TeacherTopK) else patched_columns(teacher)
-    if patches is None and not isinstance(signal, TeacherTopK):
+    if not isinstance(signal, TeacherTopK) and not readable_rows(teacher):
         return None
     if not takes("p-kl", self_check.p_kl, student.logits, values):
         return None
+    patches = None if isinstance(signal, TeacherTopK) else patched_columns(teacher)
     with torch.no_grad(), on_device_of(values):
         return _Pass.of(loss, student, patches).run(scale, needed, grads)
 
@@ -299,11 +299,10 @@ def column_masses(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
     signal = teacher.signal
     if not isinstance(signal, Tensor) or teacher.where.owner is not None or not teacher.where.count:
         return None
-    patches = patched_columns(teacher)
-    if patches is None or not takes("p-kl", self_check.p_kl, signal):
+    if not readable_rows(teacher) or not takes("p-kl", self_check.p_kl, signal):
         return None
     with on_device_of(signal):
-        return _column_masses(teacher, signal, patches)
+        return _column_masses(teacher, signal, patched_columns(teacher))
 
 
 def _column_masses(

@@ -15,16 +15,25 @@ from xtoken.tensors.stop_fold import StopFold
 _MOST = 8
 
 
-def patched_columns(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
-    """Columns [K] int32 that differ from the signal's, and each row's logits there [n, K] float32,
-    before the temperature; none of either for plain logits. None where kernels cannot read the
-    rows: columns moved by cells or left out by boundaries."""
-    fold, index = teacher.fold, teacher.where.index
+def readable_rows(teacher: TeacherRows) -> bool:
+    """Whether kernels can read the rows: not where cells move columns or boundaries leave some
+    out. Looks at no tensor, for it is asked before anybody wants a kernel."""
+    fold = teacher.fold
     if teacher.left_out is not None or not isinstance(fold, StopFold | None):
-        return None
-    columns = sorted({column for pair in fold.pairs for column in pair}) if fold else []
-    if len(columns) > _MOST:
-        return None
+        return False
+    return fold is None or len(_columns(fold)) <= _MOST
+
+
+def _columns(fold: StopFold) -> list[int]:
+    return sorted({column for pair in fold.pairs for column in pair})
+
+
+def patched_columns(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
+    """Columns [K] int32 that differ from the signal's, and each row's logits there [n, K] float32,
+    before the temperature; none of either for plain logits."""
+    fold, index = teacher.fold, teacher.where.index
+    assert isinstance(fold, StopFold | None)
+    columns = [] if fold is None else _columns(fold)
     at = on_device(np.array(columns, np.int32), index.device)
     if fold is None or not columns:
         return at, torch.empty((len(index), 0), dtype=torch.float32, device=index.device)
