@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations.deepspeed import (
@@ -24,31 +20,21 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from xtoken.distillation import Counts, DistillOutput, MultiBatch
-from xtoken.distillation.batch import Batch
-from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError
+from xtoken.distillation import Counts, DistillOutput
+from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.losses.cross_entropy import cross_entropy
-from xtoken.losses.engine.student_input import Student
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
-from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
-from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
-from xtoken.tensors.lm_head import LmHead
 from xtoken.training.batches import IGNORED, rows_of, split
+from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
 from xtoken.training.settings import DistillSettings
-from xtoken.training.teacher_side import (
-    TeacherSideCollator,
-    add_teacher_side,
-    columns,
-    pack_rows,
-)
+from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
-
-PROJECTION_FILE = "projection.safetensors"
-_PARAMETERS_FILE = "learned_projection.pt"
+from xtoken.training.trainer_log import LogsParts
+from xtoken.training.trainer_rows import TakesTeacherSide
 
 if TYPE_CHECKING:
     from xtoken.training.on_policy import Sampler
@@ -58,7 +44,7 @@ else:
     _Base = object
 
 
-class DistillMixin(_Base):
+class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStudent, _Base):
     """Adds teachers to a Trainer: `class MyTrainer(DistillMixin, SFTTrainer)`.
 
     The loss of a step is a sum over all its tokens and chunks, divided by their number over all
@@ -116,25 +102,18 @@ class DistillMixin(_Base):
                 torch.device("cpu") if sharded else device,
                 own_cross_entropy=self._own_ce,
             ).to(device)
-        # Sums over the optimizer steps since the last log, and how many steps they are.
-        self._step_metrics: dict[str, float] = {}
-        self._steps_in_window = 0
-        # Of this process since training began, of streams alone: else it is said beforehand.
-        self.rows_left_out = 0
+        self._begin_log()
         # Weight of the distillation loss in this step; None while it is still to be found, from
         # the micro-batches below or, where there are none, from the one that is the whole step.
         self._kd_scale: float | None = None
         self._to_balance: list[Any] = []
-        self._kd_scales: list[float] = []
         self._totals: tuple[Counts, ...] | None = None
-        self._head: Head | str | None = None
-        self._head_checked = False
         cast(Any, super()).__init__(
             model,
             args,
             *more,
             processing_class=processing_class,
-            callbacks=[*(callbacks or ()), _KeepProjection(self)],
+            callbacks=[*(callbacks or ()), KeepProjection(self)],
             **named,
         )
         if self.args.n_gpu > 1:
@@ -187,6 +166,14 @@ class DistillMixin(_Base):
                 shard_frozen(source.model, self.args.device)
             else:
                 source.model.to(self.args.device)
+
+    def _bind_sampler(self, sampler: Sampler | None) -> None:
+        """Prepare for `on_policy_fraction`."""
+        raise OptionError(
+            f"on_policy_fraction = {self.distill_settings.on_policy_fraction}: "
+            f"{type(self).__name__} has rows of its own, of which no prompt is known; use "
+            "DistillTrainer"
+        )
 
     # ---- One step ----
 
@@ -312,64 +299,6 @@ class DistillMixin(_Base):
         )
         return output, loss
 
-    def _student(self, model: nn.Module, inputs: dict[str, Any]) -> Student:
-        """The student's logits, or hidden states and head where those are all that is needed."""
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        with self._precision():
-            head = self._fused_head(model)
-            if head is None:
-                logits: Tensor = model(**inputs, use_cache=False).logits
-                return logits
-            with head.capture() as hidden:
-                output = model(**inputs, use_cache=False, logits_to_keep=1)
-        rows = self._head_of(head, hidden[0], model)
-        if not self._head_checked:
-            self._head_checked = True
-            if not same_logits(rows, output.logits):
-                name = type(self.accelerator.unwrap_model(model)).__name__
-                self._head = f"{name} does more to its logits than scale, bias and softcap"
-                return self._student(model, inputs)
-        return rows
-
-    def _fused_head(self, model: nn.Module) -> Head | None:
-        wanted = self.distill_settings.fused
-        # An autocast would round the logits to 16 bits; of hidden states the product is float32.
-        plain = self.args.device.type == "cpu" and self._autocast_dtype() is None
-        if wanted is False or (wanted == "auto" and plain):
-            return None
-        head = self._usable_head(model)
-        if isinstance(head, Head) and not keeps_few_logits(self.accelerator.unwrap_model(model)):
-            head = self._head = f"{type(model).__name__} has no logits_to_keep"
-        if isinstance(head, str):
-            if wanted is True:
-                raise OptionError(f"fused = True, but {head}; set it to False or 'auto'")
-            return None
-        return head
-
-    def _usable_head(self, model: nn.Module) -> Head | str:
-        if self._head is None:
-            fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
-            if fsdp1 or self.is_deepspeed_enabled:
-                self._head = "the lm_head is sharded outside of the model's forward pass"
-            else:
-                self._head = find_head(self.accelerator.unwrap_model(model))
-        return self._head
-
-    def _head_of(self, head: Head, hidden: Tensor, model: nn.Module) -> LmHead:
-        """The losses' input after a forward pass; a sharded head is gathered until the backward
-        pass, which reduces its gradient with those of the rest."""
-        if self.is_fsdp_enabled:
-            cast(Any, model).unshard()
-        return head.of(hidden, self._autocast_dtype())
-
-    def _autocast_dtype(self) -> torch.dtype | None:
-        """The dtype in which an autocast would make the logits."""
-        kind = str(self.accelerator.mixed_precision)
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
     # ---- The balance ----
 
     def _fixed_scale(self) -> float | None:
@@ -417,244 +346,6 @@ class DistillMixin(_Base):
             ),
         )
         return float(ce.loss), float(output.kd)
-
-    def _over_processes(self, values: Tensor) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return [float(value) for value in values.flatten()]
-        # float32 on devices that have no float64; counts stay exact up to 2^24 per process.
-        local = values.flatten().to(self.args.device, torch.float32)
-        gathered: Tensor = self.accelerator.gather(local[None])
-        return [float(value) for value in gathered.double().sum(0)]
-
-    # ---- Inputs ----
-
-    def _bind_data(self) -> None:
-        """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
-        if not self.teaching.needs_teacher:
-            return
-        pairs = self.teaching.pairs
-        if not isinstance(self.data_collator, TeacherSideCollator):
-            self.data_collator = TeacherSideCollator(
-                self.data_collator, pairs, self.teaching.targets
-            )
-        names = getattr(self.train_dataset, "column_names", None)
-        if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
-            self.train_dataset = add_teacher_side(
-                cast(Any, self.train_dataset), pairs, routes=self.teaching.routes
-            )
-
-    def _bind_sampler(self, sampler: Sampler | None) -> None:
-        """Prepare for `on_policy_fraction`."""
-        raise OptionError(
-            f"on_policy_fraction = {self.distill_settings.on_policy_fraction}: "
-            f"{type(self).__name__} has rows of its own, of which no prompt is known; use "
-            "DistillTrainer"
-        )
-
-    def _prepare_dataset(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
-    ) -> Any:
-        """What TRL's `SFTTrainer` makes of a dataset, with the teachers' side of the rows that are
-        trained on. Rows are packed here, the same documents on all sides."""
-        below = cast(Any, super())
-        if dataset_name != "train" or not self.teaching.needs_teacher:
-            return below._prepare_dataset(
-                dataset, processing_class, args, packing, formatting_func, dataset_name
-            )
-        if packing and args.packing_strategy != "bfd":
-            raise OptionError(
-                f"packing_strategy = {args.packing_strategy!r} cuts documents, whose teacher side "
-                "would lose its beginning; use 'bfd'"
-            )
-        pairs = self.teaching.pairs
-        prepared = below._prepare_dataset(
-            dataset, processing_class, args, False, formatting_func, dataset_name
-        )
-        names = getattr(prepared, "column_names", None) or ()
-        if columns(len(pairs))[0] not in names:
-            prepared = add_teacher_side(
-                prepared,
-                pairs,
-                text_field=args.dataset_text_field,
-                eos=getattr(processing_class, "eos_token", None),
-                num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
-                routes=self.teaching.routes,
-            )
-        return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        names: list[str] = cast("list[str]", self._signature_columns)
-        names += [name for name in columns(len(self.teaching.pairs)) if name not in names]
-
-    def _prepare_input(self, data: Any) -> Any:
-        if isinstance(data, Batch | MultiBatch):
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """The Trainer's estimate, from the student's side."""
-        return super().floating_point_ops(split(inputs)[0])
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """The Trainer's own, on the student's side."""
-        return super().prediction_step(model, split(inputs)[0], prediction_loss_only, ignore_keys)
-
-    # ---- What is logged ----
-
-    def _record(self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]) -> None:
-        # Each divided by the totals of the step, so that micro-batches and processes add up.
-        total = float(output.loss.detach())
-        if not math.isfinite(total):
-            raise NonFiniteError(
-                f"the loss of step {self.state.global_step + 1} is {total}: the student "
-                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
-                "or max_grad_norm's clipping"
-            )
-        metrics: dict[str, float] = {}
-        if output.ce is not None:
-            metrics["ce"] = float(output.ce.detach())
-        if output.kd is not None:
-            metrics["kd"] = float(output.kd.detach())
-            metrics |= self.teaching.metrics(output, batch, totals)
-        for name, value in metrics.items():
-            self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
-        self._kd_scales.append(float(output.kd_scale))
-
-    def _window(self) -> dict[str, float]:
-        """The metrics of the steps since the last log: means over them, over all processes."""
-        names = list(self._step_metrics)
-        found = [self._step_metrics[name] for name in names]
-        values = torch.tensor([*found, self.rows_left_out], dtype=torch.float64)
-        steps = max(self._steps_in_window, 1)
-        # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
-        # their mean per step.
-        *shares, left_out = self._over_processes(values)
-        sums = dict(zip(names, shares, strict=True))
-        exact, aligned = (sums.pop(name, 0.0) for name in ("_exact_tokens", "_aligned_tokens"))
-        means = {name: value / steps for name, value in sums.items()}
-        if aligned:
-            means["coverage"] = exact / aligned
-        if left_out:
-            means["rows_left_out"] = left_out
-        scales = self._kd_scales or [0.0]  # the same in every process
-        self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
-        return means | {"kd_scale": sum(scales) / len(scales)}
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the parts of the loss, as means over the window.
-
-        Raises:
-            NonFiniteError: the norm of the gradient is NaN or infinite: the weights are lost.
-        """
-        if "loss" in logs and self._step_metrics:
-            logs |= self._window()
-        super().log(logs, start_time)
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient of step {self.state.global_step} has norm {norm}: the student "
-                f"diverged; lower learning_rate ({self.args.learning_rate}); checkpoints before it "
-                "are whole"
-            )
-
-    # ---- A learnable W ----
-
-    def _learned(self) -> list[nn.Parameter]:
-        return [each for each in self.teaching.parameters() if each.requires_grad]
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's own, with a group of the weights of W where they are learned."""
-        made = self.optimizer is None
-        optimizer = (
-            super().create_optimizer(model) if model is not None else (super().create_optimizer())
-        )
-        learned = self._learned()
-        if learned and made:
-            optimizer.add_param_group(
-                {
-                    "params": learned,
-                    "lr": self.distill_settings.projection_learning_rate,
-                    "weight_decay": 0.0,
-                }
-            )
-        return optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self._learned():
-            self.save_projections(output_dir or str(self.args.output_dir))
-
-    def save_projections(self, folder: Path | str) -> None:
-        """Write each teacher's W as it was learned: `projection.safetensors`, with a number from
-        the second teacher on, and the parameters behind it, from which training resumes."""
-        for index in range(len(self.teaching.members)):
-            self.learned_projection(index).save(Path(folder) / projection_file(index))
-        torch.save([each.detach().cpu() for each in self._learned()], _parameters(folder))
-
-    def learned_projection(self, teacher: int = 0) -> Projection:
-        """W of a teacher with the weights that were learned, or as it was built."""
-        member = self.teaching.members[teacher]
-        projection = member.parts.projection if member.spec is not None else None
-        if projection is None or not any(True for _ in projection.parameters()):
-            return member.pair.projection
-        return projection.to_projection(member.pair.projection)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = _parameters(resume_from_checkpoint)
-        if self._learned() and path.is_file():
-            with torch.no_grad():
-                for each, saved in zip(
-                    self._learned(), torch.load(path, weights_only=True), strict=True
-                ):
-                    each.copy_(saved)
-
-
-def projection_file(teacher: int) -> str:
-    """The name of the file with the W of a teacher, counted from 0."""
-    return PROJECTION_FILE if teacher == 0 else f"projection-{teacher}.safetensors"
-
-
-def _parameters(folder: Path | str) -> Path:
-    return Path(folder) / _PARAMETERS_FILE
-
-
-class _KeepProjection(TrainerCallback):
-    """What the Trainer does to the model's gradients alone, done to those of W."""
-
-    def __init__(self, trainer: DistillMixin) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Average over the processes."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        for each in self._trainer._learned():
-            if each.grad is not None:
-                dist.all_reduce(each.grad)
-                each.grad /= dist.get_world_size()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Forget the gradients of this step."""
-        for each in self._trainer._learned():
-            each.grad = None
 
 
 def _asks_for_fsdp(args: TrainingArguments | None) -> bool:

@@ -40,8 +40,8 @@ from xtoken.training.checkpoints import (
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
 from xtoken.training.evaluate import HeldOutScore
+from xtoken.training.learned_projection import projection_file
 from xtoken.training.metrics_log import History, KeepHistory, read_history
-from xtoken.training.mixin import projection_file
 from xtoken.training.prepare import PreparedData, Reporter, Silent
 from xtoken.training.processes import (
     is_main_process,

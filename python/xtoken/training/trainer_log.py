@@ -1,0 +1,98 @@
+"""What a Trainer with teachers logs: the parts of its loss as means over steps and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from xtoken.distillation import Counts, DistillOutput
+from xtoken.errors import NonFiniteError
+from xtoken.training.teaching import AnyBatch, Teaching
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class LogsParts(_Base):
+    """The part of `DistillMixin` that adds up what micro-batches say until the next log."""
+
+    teaching: Teaching
+
+    def _begin_log(self) -> None:
+        # Sums over the optimizer steps since the last log, and how many steps they are.
+        self._step_metrics: dict[str, float] = {}
+        self._steps_in_window = 0
+        # Of this process since training began, of streams alone: else it is said beforehand.
+        self.rows_left_out = 0
+        self._kd_scales: list[float] = []
+
+    def _record(self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]) -> None:
+        # Each divided by the totals of the step, so that micro-batches and processes add up.
+        total = float(output.loss.detach())
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"the loss of step {self.state.global_step + 1} is {total}: the student "
+                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
+                "or max_grad_norm's clipping"
+            )
+        metrics: dict[str, float] = {}
+        if output.ce is not None:
+            metrics["ce"] = float(output.ce.detach())
+        if output.kd is not None:
+            metrics["kd"] = float(output.kd.detach())
+            metrics |= self.teaching.metrics(output, batch, totals)
+        for name, value in metrics.items():
+            self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value
+        self._kd_scales.append(float(output.kd_scale))
+
+    def _window(self) -> dict[str, float]:
+        """The metrics of the steps since the last log: means over them, over all processes."""
+        names = list(self._step_metrics)
+        found = [self._step_metrics[name] for name in names]
+        values = torch.tensor([*found, self.rows_left_out], dtype=torch.float64)
+        steps = max(self._steps_in_window, 1)
+        # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
+        # their mean per step.
+        *shares, left_out = self._over_processes(values)
+        sums = dict(zip(names, shares, strict=True))
+        exact, aligned = (sums.pop(name, 0.0) for name in ("_exact_tokens", "_aligned_tokens"))
+        means = {name: value / steps for name, value in sums.items()}
+        if aligned:
+            means["coverage"] = exact / aligned
+        if left_out:
+            means["rows_left_out"] = left_out
+        scales = self._kd_scales or [0.0]  # the same in every process
+        self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
+        return means | {"kd_scale": sum(scales) / len(scales)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the parts of the loss, as means over the window.
+
+        Raises:
+            NonFiniteError: the norm of the gradient is NaN or infinite: the weights are lost.
+        """
+        if "loss" in logs and self._step_metrics:
+            logs |= self._window()
+        super().log(logs, start_time)
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient of step {self.state.global_step} has norm {norm}: the student "
+                f"diverged; lower learning_rate ({self.args.learning_rate}); checkpoints before it "
+                "are whole"
+            )
+
+    def _over_processes(self, values: Tensor) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return [float(value) for value in values.flatten()]
+        # float32 on devices that have no float64; counts stay exact up to 2^24 per process.
+        local = values.flatten().to(self.args.device, torch.float32)
+        gathered: Tensor = self.accelerator.gather(local[None])
+        return [float(value) for value in gathered.double().sum(0)]
