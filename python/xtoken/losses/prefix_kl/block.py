@@ -17,6 +17,7 @@ from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.kernels.prefix import prefix_pass
 from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
+from xtoken.losses.prefix_kl.native import native_prefix_pass
 from xtoken.losses.prefix_kl.targets import Part, PrefixBlock, PrefixPart
 from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.projection import places_of
@@ -73,7 +74,9 @@ class PrefixKLBlocks(BlockLoss):
         grads: list[Tensor | None] | None,
     ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
         """As `BlockLoss`."""
-        return prefix_pass(self, source, scale, needed, grads)
+        given = (self, source, scale, needed, grads)
+        found = prefix_pass(*given)
+        return native_prefix_pass(*given) if found is None else found
 
     def value_and_grad(
         self,
@@ -98,7 +101,7 @@ class PrefixKLBlocks(BlockLoss):
             if items is None:
                 continue
             row = first[items.chunk - block.start]
-            value, found, counted = self._with_grad(items, items.pick(rows.detach(), row), scale)
+            value, found, counted = self.with_grad(items, items.pick(rows.detach(), row), scale)
             items.put_back(grad, row, found)
             total = total + value
             later = later + counted
@@ -129,7 +132,7 @@ class PrefixKLBlocks(BlockLoss):
         """What the root reads of the rows: each chunk's first."""
         return rows[first] if self._heads_apart or len(first) != len(rows) else rows
 
-    def _with_grad(
+    def with_grad(
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum of the divergences, `scale` times its gradient, and the sums to count."""
