@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,16 +46,15 @@ def late_ce(run: Result) -> float:
 
 
 def _cell(values: Sequence[float], digits: int = 3) -> str:
+    if any(math.isnan(value) for value in values):  # a unit without cross-entropy logs none
+        return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _less(runs: Runs, baseline: Runs, value: Any) -> str:
-    return ", ".join(
-        f"{value(run) - value(baseline[seed]):+.3f}"
-        for seed, run in runs.items()
-        if seed in baseline
-    )
+    found = [value(run) - value(baseline[seed]) for seed, run in runs.items() if seed in baseline]
+    return ", ".join(f"{less:+.3f}" for less in found if not math.isnan(less))
 
 
 def markdown(results: Sequence[Result]) -> str:

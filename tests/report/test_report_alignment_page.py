@@ -245,19 +245,21 @@ def test_exact_kl_has_a_target_for_each_student_token_that_it_names(
     pair, student, teacher = models
     text = aligned_text(pair, TEXT, limit=1000)
     data = page_data(read_page(alignment_page(text, NAMES, student=student, teacher=teacher)))
-    several = 0
+    several = bounded = 0
     for chunk in counted(data["chunks"]):
         tables = chunk["losses"][2]["comparisons"]  # type: ignore[index]
         tokens = data["tokens"]["student"][slice(*chunk["student"])]  # type: ignore[misc]
         titles = [f"student tokens at {token[0]}" for token in tokens]
-        named = [table["title"].split("; among")[0] for table in tables]
+        named = [table["title"].split("; all other")[0] for table in tables]
         assert named == titles[: len(named)]
         assert named
         several += len(named) > 1
+        bounded += sum("; all other tokens: at most" in table["title"] for table in tables)
         for token, table in zip(tokens, tables, strict=False):
             own = [line for line in table["lines"] if line.get("own")]
             assert all(token[0] in line["label"].split(" ") for line in own)
     assert several
+    assert bounded  # inside teacher tokens
 
 
 def test_the_columns_of_p_kl_are_the_two_distributions_by_their_definition(
