@@ -103,6 +103,20 @@ def test_with_stops_folded(name: str, monkeypatch: pytest.MonkeyPatch, counted: 
     compare(replace(case, pair=pair), monkeypatch, counted, **OPTIONS[name])
 
 
+def test_a_folded_stop_that_is_a_column_of_w_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, counted: list[bool]
+) -> None:
+    case = make_case(2)
+    supported = case.projection.supported.nonzero().flatten().tolist()
+    pair = pair_of(case.projection)
+    pair.stop_fold = StopFold(supported[:1], supported[1:2])
+    case = replace(case, pair=pair)
+    leaf = case.student_logits
+    mine = found(case, leaf)
+    assert counted == [False]
+    torch.testing.assert_close(mine, by_torch(monkeypatch, lambda: found(case, leaf)))
+
+
 @pytest.mark.parametrize("name", ["all", "top 3"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_that_need_log_space_are_left_to_torch(

@@ -38,6 +38,9 @@ def native_pass(
     logits, teacher = source.logits.detach(), loss.teacher.signal
     assert isinstance(teacher, Tensor)
     dtype = logits.dtype
+    core = _core_of(loss, source.vocab_size, dtype)
+    if core is None:
+        return None
     weights = np.full(loss.student.count, loss.temperature**2)
     if loss.weights is not None:
         weights = weights * loss.weights.double().numpy()
@@ -47,7 +50,7 @@ def native_pass(
     elif needed[0]:
         # numpy asks for large pages, whose first touch costs a fifth of the whole loss less.
         grad = torch.from_numpy(np.empty(logits.shape, _numpy(dtype)))
-    good, losses, mass, empty, slope = _core_of(loss, source.vocab_size, dtype).run(
+    good, losses, mass, empty, slope = core.run(
         _flat(logits), _flat(teacher.detach()), loss.student.index.numpy(),
         loss.teacher.where.index.numpy(), weights * float(scale),
         temperature=loss.temperature, top_k=loss.chunk_top_k,
@@ -108,24 +111,27 @@ def _numpy(dtype: torch.dtype) -> str:
     return "float32" if dtype == torch.float32 else "float64"
 
 
-def _core_of(loss: PKLBlocks, size: int, dtype: torch.dtype) -> _core.ForwardKL:
-    """W for the core: made once, and kept with the slice of W that it is of."""
+def _core_of(loss: PKLBlocks, size: int, dtype: torch.dtype) -> _core.ForwardKL | None:
+    """W for the core: made once, and kept with the slice of W that it is of. None where a stop that
+    is folded into another is itself a column of W: the core would count it twice."""
     made, fold = loss.part.prepared, loss.teacher.fold
     pairs = fold.pairs if isinstance(fold, StopFold) else ()
     key = (dtype, size, loss.teacher.vocab_size, pairs)
     if key not in made:
         made[key] = _make(loss, size, pairs, dtype)
     found = made[key]
-    assert isinstance(found, _core.ForwardKL)
+    assert found is None or isinstance(found, _core.ForwardKL)
     return found
 
 
 def _make(
     loss: PKLBlocks, size: int, pairs: tuple[tuple[int, int], ...], dtype: torch.dtype
-) -> _core.ForwardKL:
+) -> _core.ForwardKL | None:
     part, width = loss.part, loss.teacher.vocab_size
     columns = torch.arange(width) if part.columns is None else part.columns
     places = {column: at for at, column in enumerate(columns.tolist())} if pairs else {}
+    if any(source in places for source, _ in pairs):
+        return None
     return _core.ForwardKL(
         part.map.inputs.numpy(),
         part.map.output_ptr.numpy(),
