@@ -22,6 +22,7 @@ from xtoken.losses import LmHead, LossOptions, LossOutput, TeacherTopK, cross_en
 from xtoken.losses.engine.row_blocks import BlockLoss
 from xtoken.losses.p_kl import block as p_kl_block
 from xtoken.losses.p_kl.native import native_pass
+from xtoken.losses.prefix_kl import block as prefix_kl_block
 from xtoken.tensors.projection import SparseProjection
 
 # torch 2.8 was seen to stop at a few of our operations, 2.15 traces all.
@@ -69,6 +70,7 @@ def counting_backend() -> Graphs:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     # What the core computes is not compiled.
     monkeypatch.setattr(p_kl_block, "native_pass", lambda *_: None)
+    monkeypatch.setattr(prefix_kl_block, "native_prefix_pass", lambda *_: None)
     found = counting_backend()
     torch._dynamo.reset()
     found.forward = found.backward = 0
