@@ -130,8 +130,7 @@ impl Build<'_> {
         if on_path.is_some() && !self.follow_path(mass) {
             return;
         }
-        let unknown = self.unknown();
-        self.emit_inside(targets, unknown);
+        self.emit_inside(targets);
     }
 
     /// The teacher's mass on texts that go on as the student's do, of which later rows would tell
@@ -307,8 +306,8 @@ impl Build<'_> {
     /// Groups by the longest of the tokens found that a student token begins with. One before which
     /// the teacher has a boundary is in none: its mass is not that of a longer teacher token. Nor is
     /// one before which it has a boundary in some texts, where those may be many. All others have at
-    /// most the mass of these and what is `unknown`.
-    fn emit_inside(&mut self, targets: &mut Targets, unknown: f64) {
+    /// most the mass of these and what is not known.
+    fn emit_inside(&mut self, targets: &mut Targets) {
         let tables = self.tables;
         let Facts { first, last, .. } = self.inside_facts();
         let last = (last != NONE).then_some(last);
@@ -373,7 +372,7 @@ impl Build<'_> {
             let all = self.scratch.inside.by_token.total();
             // Columns that are not listed are taken to begin with these bytes as often as others.
             let unlisted = all * row.tail() / row.listed;
-            let outside = unknown + unlisted + (all - total).max(0.0);
+            let outside = self.unknown() + unlisted + (all - total).max(0.0);
             let most = match outside.is_finite() {
                 true => outside / (total + outside),
                 false => 1.0,

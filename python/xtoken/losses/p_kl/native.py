@@ -96,7 +96,6 @@ def _suits(loss: PKLBlocks, source: StudentRows, needed: tuple[bool, ...]) -> bo
         and teacher.where.owner is None
         and teacher.left_out is None
         and (teacher.fold is None or isinstance(teacher.fold, StopFold))
-        and hasattr(_core, "ForwardKL")  # a checkout's core may be older than its Python
         and loss.part.rows is None
         and loss.columns is None
         and loss.student.count > 0
