@@ -31,7 +31,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "partition KL": {"loss": "partition-kl"},
     "strict top-k": {"loss": "strict-top-k"},
 }
-_WEIGHTED = ("exact KL", "P-KL", "P-KL, tail", "prefix KL, tail")
+_WEIGHTED = (
+    "exact KL",
+    "P-KL",
+    "P-KL, tail",
+    "prefix KL, tail",
+    "BPM",
+    "ESCD",
+    "partition KL",
+    "strict top-k",
+)
 ARMS |= {
     f"{arm}, weight {weight:g}": {**ARMS[arm], "kd_weight": weight}
     for arm in _WEIGHTED
