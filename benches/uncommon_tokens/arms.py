@@ -25,11 +25,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "prefix KL": {"loss": "prefix-kl"},
     "prefix KL, tail": {"loss": "prefix-kl", "tail_bucket": True},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
+    "exact KL": {"loss": "exact-kl"},
 }
-# Other weights on the two losses with a tail: the paper's balance, which is the trainer's default,
-# and three times the weight, looked at with one seed.
+# Other weights on the losses that leave no mass out: the paper's balance, which is the trainer's
+# default, and three times the weight, looked at with one seed.
 _TAILED = ("P-KL decay 0, tail", "prefix KL, tail")
-BALANCED = {f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"} for arm in _TAILED}
+BALANCED = {
+    f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"} for arm in (*_TAILED, "exact KL")
+}
 HEAVY = {f"{arm}, weight 3": {**ARMS[arm], "kd_weight": 3.0} for arm in _TAILED}
 ARMS |= BALANCED | HEAVY
 SEEDS = (0, 1, 2)
