@@ -125,6 +125,47 @@ def test_the_estimate_comes_first_and_a_dry_run_writes_nothing(
     assert size / found.notes.tokens == pytest.approx(measured, rel=0.2)
 
 
+def test_a_spread_store_is_estimated_and_trains_as_the_teacher_does(
+    workspace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    options: dict[str, object] = {"dtype": "spread", "top_k": 800, "min_prob": 1e-6}
+    output = teach(workspace, out, "--dry-run", **options)
+    assert "probability 1e-06 or more, 800 at most, spread" in output
+    measured = float(re.search(r"([\d,]+) bytes per token", output)[1].replace(",", ""))
+    teach(workspace, out, **options)
+    store = TopKStore.open(out)
+    assert store.notes.complete
+    assert store.file_bytes / store.notes.tokens == pytest.approx(measured, rel=0.2)
+    settings = DistillConfig(steps=3, teacher_top_k=None, top_k=64, max_tokens=80)
+    settings.save(tmp_path / "config.json")
+    distill(
+        workspace, tmp_path / "live", teacher=workspace / "teacher",
+        config=tmp_path / "config.json",
+    )  # fmt: skip
+    output = distill(workspace, tmp_path / "stored", teacher_store=out)
+    assert "probabilities from 1e-06, the rest spread, of" in output
+    names = ("live", "stored")
+    records = [read_history(tmp_path / name / "metrics.jsonl") for name in names]
+    live, stored = ([each["kd"] for each in found if "kd" in each] for found in records)
+    assert len(live) == 3
+    # Of 800 columns of like probability each is rounded by some percent, in a few dozen rows.
+    assert stored == pytest.approx(live, rel=2e-2)
+    output = distill(workspace, tmp_path / "exact", teacher_store=out, loss="exact-kl")
+    assert "student, projection, metrics and curves are in" in output
+    trainer = DistillTrainer(
+        _student(workspace),
+        DistillArguments(
+            str(tmp_path / "out"), max_steps=1, max_tokens=80, report_to=[], use_cpu=True,
+            disable_tqdm=True, save_strategy="no", logging_steps=1,
+        ),
+        teachers=[out],
+        train_dataset=tiny_texts(40),
+    )  # fmt: skip
+    trainer.train()
+    assert any("kd" in log for log in trainer.state.log_history)
+
+
 DIES = """
 import os, signal, sys
 from xtoken.teachers.store import TopKStore
@@ -214,6 +255,9 @@ def test_a_store_that_does_not_fit_is_refused_in_one_line(
     [
         ({"mass": 1}, r"mass = 1.0, expected a share inside \(0, 1\)"),
         ({"dtype": "int4"}, "dtype = 'int4', expected one of 'float32', 'float16', 'uint8'"),
+        ({"dtype": "spread", "mass": 0.9}, "mass = 0.9 with dtype = 'spread', which keeps"),
+        ({"min_prob": 1e-4}, "min_prob = 0.0001 with dtype = 'float16'; pass dtype='spread'"),
+        ({"dtype": "spread", "url": "localhost"}, "--dtype spread needs the teacher's full logits"),
         ({"top_k": 0}, "top_k = 0, expected at least 1"),
         ({"top_k": 9999}, "the teacher has 800 columns; pass a smaller top_k"),
         ({"max_tokens": 1}, "--max-tokens 1, expected at least 2"),

@@ -159,7 +159,11 @@ def _config(request: Request) -> DistillConfig:
         settings["teacher_top_k"] = None
     stores = [each.store for each in request.teachers if each.store is not None]
     if stores:
-        stored = min(TopKStore.open(store).key.top_k for store in stores)
+        # What is spread is read as full logits are, and bounds no columns.
+        settings["teacher_top_k"] = None
+    keys = [TopKStore.open(store).key for store in stores]
+    if not all(key.is_spread for key in keys):
+        stored = min(key.top_k for key in keys if not key.is_spread)
         settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
         settings["teacher_top_k"] = stored
     return DistillConfig.from_settings(settings)
@@ -228,9 +232,13 @@ def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
     if stores:
         store = stores[0]
         key = store.key
-        kept = "" if key.mass is None else f" within {key.mass:.4g} of the mass"
+        kept = f"top {key.top_k}"
+        if key.mass is not None:
+            kept += f" within {key.mass:.4g} of the mass"
+        if key.min_prob is not None:
+            kept = f"probabilities from {key.min_prob:g}, the rest spread,"
         console.print(
-            f"teacher: top {key.top_k}{kept} of {len(store):,} texts in {store.directory}, "
+            f"teacher: {kept} of {len(store):,} texts in {store.directory}, "
             f"{store.sequences_computed:,} of them computed now"
         )
 

@@ -35,7 +35,10 @@ def teach(
         str | None, typer.Option(help="As the server names it, where it serves several.")
     ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 8,
-    top_k: Annotated[int, typer.Option(help="Columns kept per token, at most.")] = 512,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Columns kept per token, at most: 512, or 8192 with --dtype spread."),
+    ] = None,
     mass: Annotated[
         float | None,
         typer.Option(
@@ -46,9 +49,17 @@ def teach(
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of the log-probabilities: float32, float16, or uint8, steps of 0.05 nats."
+            help="Of the log-probabilities: float32, float16, or uint8, steps of 0.05 nats. Or "
+            "spread: a byte a column, and the rest of each token is spread by a prior, so that "
+            "losses read the store as full logits."
         ),
     ] = "float16",
+    min_prob: Annotated[
+        float | None,
+        typer.Option(
+            help="With --dtype spread: the probability from which a column is kept, 2e-5."
+        ),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option(help="Tokens of a text that are predicted; distill's, or more.")
     ] = 512,
@@ -92,9 +103,10 @@ def teach(
             api=api,
             model=model,
             concurrency=concurrency,
-            top_k=top_k,
+            top_k=(8192 if dtype == "spread" else 512) if top_k is None else top_k,
             mass=mass,
             dtype=dtype,
+            min_prob=2e-5 if min_prob is None and dtype == "spread" else min_prob,
             max_tokens=max_tokens,
             split=split,
             streaming=streaming,

@@ -78,6 +78,7 @@ class Request:
     teacher_dtype: str
     dry_run: bool
     streaming: bool = False
+    min_prob: float | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """The command line that repeats it."""
@@ -241,7 +242,12 @@ def _check(request: Request) -> None:
             f"--dry-run in {process_count()} processes; run it in one, whose rate it tells"
         )
     _day(request.date)
-    StoreKey("", request.top_k, request.dtype, mass=request.mass)
+    StoreKey("", request.top_k, request.dtype, mass=request.mass, min_prob=request.min_prob)
+    if request.url is not None and request.dtype == "spread":
+        raise OptionError(
+            "--dtype spread needs the teacher's full logits, of which a server gives the likeliest "
+            "columns; pass uint8, float16 or float32"
+        )
 
 
 def _day(text: str | None) -> datetime.date | None:
@@ -298,8 +304,9 @@ def _open(
             f"positions; pass {limit} or less"
         )
     key = StoreKey(
-        teacher.fingerprint, request.top_k, request.dtype, side.vocab.fingerprint, request.mass
-    )
+        teacher.fingerprint, request.top_k, request.dtype, side.vocab.fingerprint, request.mass,
+        request.min_prob,
+    )  # fmt: skip
     return teacher, TopKStore(folder, key, required=True)
 
 
@@ -339,6 +346,8 @@ def _table(request: Request, store: TopKStore, found: Estimate) -> Table:
     kept = (
         f"top {key.top_k}" if key.mass is None else f"{key.mass:.4g} of mass, {key.top_k} at most"
     )
+    if key.min_prob is not None:
+        kept = f"probability {key.min_prob:g} or more, {key.top_k} at most"
     where = request.url or _device(request).type
     where += f", {process_count()} processes" if process_count() > 1 else ""
     about = "about " if request.streaming else ""

@@ -44,6 +44,7 @@ from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.pair_parts import LossName, PairParts, Part
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.tensors.teacher_spread import TeacherSpread
 from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
 
@@ -465,7 +466,9 @@ class Distiller(nn.Module):
                 f"the loss {self.loss_name!r} needs the teacher's logits or a TeacherTopK; run the "
                 "teacher on batch.teacher"
             )
-        if teacher is not None and not isinstance(teacher, Tensor | TeacherTopK | LmHead):
+        if teacher is not None and not isinstance(
+            teacher, Tensor | TeacherTopK | TeacherSpread | LmHead
+        ):
             raise ArgumentTypeError(
                 f"teacher is a {type(teacher).__name__}; pass its logits (output.logits), a "
                 "TeacherTopK or an LmHead"
@@ -479,6 +482,8 @@ def _columns(signal: Student | Teacher | None) -> int | None:
     """The columns of a head; None where they are spread over processes or only some are stored."""
     if isinstance(signal, LmHead):
         return signal.weight.shape[0]
+    if isinstance(signal, TeacherSpread):
+        return signal.width
     if isinstance(signal, SharedLogits):
         signal = signal.logits
     return signal.shape[-1] if isinstance(signal, Tensor) else None

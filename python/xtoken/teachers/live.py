@@ -16,12 +16,13 @@ from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
+from xtoken.tensors.teacher_spread import TeacherSpread
 
 
 class TeacherSource(Protocol):
     """Anything that gives the teacher's predictions of a padded batch."""
 
-    def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor | TeacherTopK:
+    def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor | TeacherTopK | TeacherSpread:
         """Return logits [B, T, V], or the likeliest columns of each position."""
 
 

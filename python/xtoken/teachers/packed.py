@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xtoken._tensor_files import Array
 from xtoken.teachers.predictions import Predictions
 
-StoreDtype: TypeAlias = Literal["float32", "float16", "uint8"]
+StoreDtype: TypeAlias = Literal["float32", "float16", "uint8", "spread"]
 STORE_DTYPES: tuple[str, ...] = get_args(StoreDtype)
 
 # Of uint8, in nats: rounding changes a probability by 2.5 % at most, and what lies below
@@ -39,8 +39,8 @@ def pack(
         "token_log_probs": _joined([item.token_log_probs for item in predictions]).astype(
             np.float32
         ),
-        **_split("tokens", _joined(sequences)),
-        **_split(
+        **split_ids("tokens", _joined(sequences)),
+        **split_ids(
             "ids", _joined([item.ids[rows] for item, rows in zip(predictions, kept, strict=True)])
         ),
     }
@@ -132,7 +132,8 @@ def _log_mass(log_probs: NDArray[Any]) -> NDArray[Any]:
     return mass
 
 
-def _split(name: str, values: NDArray[np.int64]) -> dict[str, Array]:
+def split_ids(name: str, values: NDArray[np.int64]) -> dict[str, Array]:
+    """Ids as arrays of 16 bits, with a second one of what exceeds them; beyond 24 bits whole."""
     low: dict[str, Array] = {name: (values & 0xFFFF).astype(np.uint16)}
     if values.max(initial=0) < 2**16:
         return low

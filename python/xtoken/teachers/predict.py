@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.errors import OptionError
+from xtoken.errors import NonFiniteError, OptionError
 from xtoken.losses import TeacherTopK
+from xtoken.teachers.kept_rows import KeptRows, Rest
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.predictions import Predictions
+from xtoken.tensors.rows import block_rows
+from xtoken.tensors.teacher_spread import TeacherSpread
 
 Ids: TypeAlias = NDArray[np.int64]
 
@@ -60,6 +63,41 @@ def padded_signal(
     return signal.to(ids.device)
 
 
+def padded_spread(
+    read: Callable[[Ids], KeptRows], ids: Tensor, attention_mask: Tensor, tokenizer: str = ""
+) -> TeacherSpread:
+    """The kept rows of the sequences of a padded batch, on the device of its ids.
+
+    Args:
+        read: gives those of one sequence without padding.
+        ids, attention_mask, tokenizer: as in `padded_signal`.
+    """
+    rows, width = ids.shape
+    places = [_places(row) for row in attention_mask.bool().cpu()]
+    stored = [read(row[at].numpy()) for row, at in zip(ids.cpu(), places, strict=True)]
+    # Sequences of one file have one prior.
+    found = {id(item.log_prior): item.log_prior for item in stored}
+    index = {key: at for at, key in enumerate(found)}
+    log_priors = torch.from_numpy(
+        np.stack([prior for prior in found.values() if prior is not None])
+    )
+    count = max(int(item.counts.max(initial=1)) for item in stored)
+    columns = torch.zeros(rows, width, count, dtype=torch.int64)
+    log_probs = torch.zeros(rows, width, count)
+    log_scale, prior = torch.zeros(rows, width), torch.zeros(rows, width, dtype=torch.int64)
+    for row, (at, item) in enumerate(zip(places, stored, strict=True)):
+        prior[row] = index[id(item.log_prior)]
+        # A place without a token has the prior itself.
+        log_probs[row] = log_priors[prior[row, 0], 0]
+        log_scale[row, at] = torch.from_numpy(item.log_scale())
+        values, logs = item.padded()
+        missing = ((0, 0), (0, count - values.shape[1]))
+        columns[row, at] = torch.from_numpy(np.pad(values, missing, mode="edge"))
+        log_probs[row, at] = torch.from_numpy(np.pad(logs, missing, mode="edge"))
+    signal = TeacherSpread(columns, log_probs, log_priors, prior, log_scale, tokenizer or None)
+    return signal.to(ids.device)
+
+
 def _places(mask: Tensor) -> Tensor | slice:
     """Where a row has tokens: a slice, unless something stands between them."""
     found = mask.nonzero().flatten()
@@ -75,13 +113,7 @@ def predict(teacher: LiveTeacher, batch: Sequence[Ids], top_k: int) -> list[Pred
     Raises:
         OptionError: the teacher has fewer columns.
     """
-    width = max(map(len, batch))
-    ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.from_numpy(sequence)
-        mask[row, : len(sequence)] = 1
-    logits = teacher.logits(ids, mask)
+    ids, logits = _run(teacher, batch)
     if logits.shape[-1] < top_k:
         raise OptionError(
             f"top_k = {top_k}, but the teacher has {logits.shape[-1]} columns; pass a smaller top_k"
@@ -96,6 +128,75 @@ def predict(teacher: LiveTeacher, batch: Sequence[Ids], top_k: int) -> list[Pred
         stored = [part.cpu().numpy() for part in (top.indices, top.values - total, tokens)]
         predictions.append(Predictions(stored[0], stored[1], stored[2]))
     return predictions
+
+
+@torch.no_grad()
+def predict_rows(
+    teacher: LiveTeacher, batch: Sequence[Ids], top_k: int, min_prob: float
+) -> tuple[list[KeptRows], Rest]:
+    """All columns of at least `min_prob`, at most the `top_k` likeliest, and the token that
+    follows; and what the rows leave to other columns. By one forward pass.
+
+    Raises:
+        NonFiniteError: the teacher predicts NaN.
+    """
+    ids, logits = _run(teacher, batch)
+    columns = logits.shape[-1]
+    mass, left = torch.zeros(2, columns, dtype=torch.float64, device=logits.device)
+    step, found = block_rows(columns, logits.device), []
+    for row, sequence in enumerate(batch):
+        length = len(sequence)
+        following = ids[row, 1:length].to(logits.device)
+        parts = []
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            rows = torch.log_softmax(logits[row, start:stop].float(), -1)  # [N, V]
+            if bool(torch.isnan(rows).any()):
+                position = start + int(torch.isnan(rows).any(-1).nonzero()[0])
+                raise NonFiniteError(
+                    f"the teacher predicts nan at position {position} of a sequence of {length} "
+                    "tokens; it overflows in its dtype: load it in float32, or leave the text out"
+                )
+            next_tokens = following[start:stop]
+            kept = _kept(rows, next_tokens, min(top_k, columns), min_prob)
+            probs = torch.exp(rows)
+            rest = probs.masked_fill(kept, 0.0)
+            mass += rest.sum(0)
+            each = rest.sum(1)
+            left += each.sum() - each @ kept.to(each.dtype)
+            at, column = kept.nonzero(as_tuple=True)
+            tokens = F.pad(rows[: len(next_tokens)].gather(1, next_tokens[:, None])[:, 0],
+                           (0, stop - start - len(next_tokens)))  # fmt: skip
+            parts.append(
+                (kept.sum(1), column, rows[at, column], torch.log1p(-each.clamp(max=0.999999)),
+                 tokens)
+            )  # fmt: skip
+        arrays = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+        found.append(KeptRows(*arrays))
+    return found, Rest(mass.cpu().numpy(), left.cpu().numpy())
+
+
+def _kept(rows: Tensor, following: Tensor, top_k: int, min_prob: float) -> Tensor:
+    """[N, V] bool: the columns that are kept; `following` may be shorter by the last row."""
+    kept = rows >= float(np.log(min_prob))
+    kept.scatter_(1, rows.argmax(1, keepdim=True), True)
+    many = (kept.sum(1) > top_k).nonzero().flatten()
+    if len(many):
+        best = rows[many].topk(top_k).indices
+        kept[many] = torch.zeros_like(kept[many]).scatter_(1, best, True)
+    count = len(following)
+    kept[:count].scatter_(1, following[:, None], True)
+    return kept
+
+
+def _run(teacher: LiveTeacher, batch: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] on the CPU, padded on the right, and the teacher's logits of them."""
+    ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(batch):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, teacher.logits(ids, mask)
 
 
 def by_tokens(sequences: Sequence[Ids], limit: int) -> Iterator[list[Ids]]:

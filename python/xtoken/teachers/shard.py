@@ -19,12 +19,15 @@ from xtoken.errors import (
     PairError,
     StoreError,
 )
-from xtoken.teachers.packed import STORE_DTYPES, fits, pack, tokens_of, unpack
+from xtoken.teachers.kept_rows import KeptRows, Rest, pack_rows, rows_fit, unpack_rows
+from xtoken.teachers.packed import STORE_DTYPES, fits, pack, split_ids, tokens_of, unpack
 from xtoken.teachers.predictions import Predictions as Predictions
 
 FORMAT = "xtoken-teacher-top-k-3"
+SPREAD_FORMAT = "xtoken-teacher-spread-1"
 # Rows of one length, without the tokens that they are of.
 _FIXED_FORMAT = "xtoken-teacher-top-k-2"
+_FORMATS = (FORMAT, _FIXED_FORMAT, SPREAD_FORMAT)
 DIGEST_BYTES = 16
 
 
@@ -36,10 +39,12 @@ class StoreKey:
         teacher: fingerprint of the teacher's weights.
         top_k: number of kept columns per position, at most.
         dtype: `float32`, `float16` or `uint8`, of the stored log-probabilities: in steps of 0.05,
-            and each row's sum beside them, which is restored.
+            and each row's sum beside them, which is restored. Or `spread`: the columns of at least
+            `min_prob` in about a byte each, and a prior by which the rest is spread.
         tokenizer: fingerprint of the teacher's vocabulary; empty where it is not known.
         mass: of each row only the likeliest columns that reach this much are kept; None for all
             `top_k`.
+        min_prob: with `spread` alone: the probability from which a column is kept.
 
     Raises:
         OptionError: a value is out of range.
@@ -50,6 +55,7 @@ class StoreKey:
     dtype: str
     tokenizer: str = ""
     mass: float | None = None
+    min_prob: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORE_DTYPES:
@@ -61,10 +67,33 @@ class StoreKey:
             raise OptionError(
                 f"mass = {self.mass}, expected a share inside (0, 1), or None for all top_k columns"
             )
+        if self.dtype != "spread" and self.min_prob is not None:
+            raise OptionError(
+                f"min_prob = {self.min_prob} with dtype = {self.dtype!r}; pass dtype='spread', "
+                "which keeps what reaches it, or a mass"
+            )
+        if self.dtype == "spread" and self.mass is not None:
+            raise OptionError(
+                f"mass = {self.mass} with dtype = 'spread', which keeps columns by their own "
+                "probability; pass min_prob, or another dtype"
+            )
+        if self.dtype == "spread" and not (self.min_prob and 1e-9 <= self.min_prob <= 0.1):
+            raise OptionError(
+                f"min_prob = {self.min_prob}, expected a probability from 1e-9 to 0.1 with dtype = "
+                "'spread', such as 2e-5"
+            )
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether what is not kept is spread by a prior, so that it is read as full logits are."""
+        return self.dtype == "spread"
 
     def metadata(self) -> dict[str, str]:
         """The header entries that every file of the store carries."""
-        return {"format": FORMAT} | {name: str(value) for name, value in asdict(self).items()}
+        found = {name: str(value) for name, value in asdict(self).items()}
+        if not self.is_spread:
+            del found["min_prob"]
+        return {"format": SPREAD_FORMAT if self.is_spread else FORMAT} | found
 
     @classmethod
     def of(cls, path: Path) -> StoreKey:
@@ -75,18 +104,19 @@ class StoreKey:
         """
         try:
             found = read_metadata(path, "a file of a store of teacher predictions")
-            if found.get("format") not in (FORMAT, _FIXED_FORMAT):
+            if found.get("format") not in _FORMATS:
                 raise StoreError(
                     f"{path} holds no teacher predictions (format = {found.get('format')!r}); "
                     "pass the folder that xtoken teach wrote"
                 )
-            mass = found.get("mass", "None")
+            mass, min_prob = (found.get(name, "None") for name in ("mass", "min_prob"))
             return cls(
                 found["teacher"],
                 int(found["top_k"]),
                 found["dtype"],
                 found.get("tokenizer", ""),
                 None if mass == "None" else float(mass),
+                None if min_prob == "None" else float(min_prob),
             )
         except (FormatError, KeyError, ValueError) as error:
             if isinstance(error, StoreError):
@@ -114,9 +144,7 @@ class Shard:
     def __init__(self, path: Path, key: StoreKey) -> None:
         self.path = path
         try:
-            file = read_tensors(
-                path, (FORMAT, _FIXED_FORMAT), "teacher predictions", "a file of this store"
-            )
+            file = read_tensors(path, _FORMATS, "teacher predictions", "a file of this store")
         except ForeignFileError as error:
             raise StoreError(f"{error}; remove it or use another folder") from error
         except FormatError as error:
@@ -129,12 +157,16 @@ class Shard:
                 "use another folder"
             ) from error
         _check_key(path, file.metadata, key)
-        self._dtype = key.dtype
+        self._key = key
         self._arrays: Mapping[str, Array] = file.arrays
-        self.has_tokens = file.metadata["format"] == FORMAT
+        self.has_tokens = file.metadata["format"] != _FIXED_FORMAT
         if not self.has_tokens:
             self._arrays = _of_fixed_rows(file.arrays, key, path)
-        elif not fits(self._arrays, key.dtype, key.top_k):
+        elif not (
+            rows_fit(self._arrays, key.top_k)
+            if key.is_spread
+            else fits(self._arrays, key.dtype, key.top_k)
+        ):
             raise DamagedStoreError(f"{path} holds tensors that do not fit one another; remove it")
         self.digests: list[bytes] = [row.tobytes() for row in self._arrays["digests"]]
 
@@ -149,7 +181,32 @@ class Shard:
 
     def read(self, index: int, length: int | None = None) -> Predictions:
         """The predictions of the sequence at `index` of `digests`, or of its first tokens."""
-        return unpack(self._arrays, index, self._dtype, length)
+        if self._key.is_spread:
+            return self.rows(index, length).predictions()
+        return unpack(self._arrays, index, self._key.dtype, length)
+
+    def rows(self, index: int, length: int | None = None) -> KeptRows:
+        """As `read`, with the prior; of `spread` alone.
+
+        Raises:
+            DamagedStoreError: they cannot be read, though the file is as it was written.
+        """
+        assert self._key.min_prob is not None
+        tokens = self.tokens(index)
+        try:
+            return unpack_rows(self._arrays, tokens, index, self._key.min_prob, length)
+        except DamagedStoreError as error:
+            raise DamagedStoreError(f"{self.path}: {error}") from error
+
+    @property
+    def widest(self) -> int:
+        """Columns of the row that has most."""
+        return int(self._arrays["counts"].max(initial=0))
+
+    @property
+    def prior_bytes(self) -> int:
+        """Bytes of the prior, which do not grow with the tokens."""
+        return int(self._arrays["prior"].nbytes) if self._key.is_spread else 0
 
 
 def _check_key(path: Path, found: dict[str, str], key: StoreKey) -> None:
@@ -200,6 +257,26 @@ def _of_fixed_rows(arrays: Mapping[str, Array], key: StoreKey, path: Path) -> di
         "log_probs": arrays["log_probs"].reshape(-1),
         "token_log_probs": arrays["token_log_probs"],
     }
+
+
+def write_rows(
+    path: Path,
+    key: StoreKey,
+    digests: Sequence[bytes],
+    sequences: Sequence[NDArray[np.int64]],
+    rows: Sequence[KeptRows],
+    rest: Rest,
+) -> None:
+    """Write a file of `spread` whole or not at all, with a checksum.
+
+    Raises:
+        OSError: the folder cannot be written or is full.
+    """
+    assert key.min_prob is not None
+    arrays = pack_rows(sequences, rows, rest, key.min_prob)
+    arrays |= split_ids("tokens", np.concatenate(sequences))
+    arrays["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
+    write_tensors(path, arrays, key.metadata())
 
 
 def write_shard(

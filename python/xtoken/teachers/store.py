@@ -18,10 +18,19 @@ from torch import Tensor
 from xtoken._files import locked, remove_unfinished, warn_of_cache
 from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError
 from xtoken.losses import TeacherTopK
+from xtoken.teachers.kept_rows import KeptRows, Rest
 from xtoken.teachers.live import LiveTeacher
-from xtoken.teachers.predict import by_tokens, padded_signal, predict
-from xtoken.teachers.shard import DIGEST_BYTES, Predictions, Shard, StoreKey, write_shard
+from xtoken.teachers.predict import by_tokens, padded_signal, padded_spread, predict, predict_rows
+from xtoken.teachers.shard import (
+    DIGEST_BYTES,
+    Predictions,
+    Shard,
+    StoreKey,
+    write_rows,
+    write_shard,
+)
 from xtoken.teachers.store_notes import StoreNotes
+from xtoken.tensors.teacher_spread import TeacherSpread
 
 TOKENS_PER_SHARD = 16_384
 TOKENS_PER_FORWARD = 1_024
@@ -64,7 +73,8 @@ class TopKStore:
         directory: the folder, made if absent.
         key: teacher, columns, dtype and tokenizer that the files must have.
         required: whether a folder that cannot be written ends the call, as where predictions are
-            made to be kept; otherwise they stay in memory, and one warning says so.
+            made to be kept, and always with dtype `spread`; otherwise they stay in memory, and one
+            warning says so.
 
     Raises:
         StoreError: the folder holds files of another teacher or setting, foreign files, or files
@@ -75,7 +85,7 @@ class TopKStore:
     def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
         self.directory = Path(directory)
         self.key = key
-        self.required = required
+        self.required = required or key.is_spread
         self.sequences_computed = 0
         self.files_discarded = 0
         self._shards: list[Shard] = []
@@ -121,6 +131,21 @@ class TopKStore:
     def file_bytes(self) -> int:
         """Size of the files that this process knows, which others may add to."""
         return sum(each.path.stat().st_size for each in self._shards if each.path.exists())
+
+    @property
+    def files(self) -> int:
+        """Files that this process knows."""
+        return len(self._shards)
+
+    @property
+    def prior_bytes(self) -> int:
+        """Of `file_bytes`, the priors of dtype `spread`: one a file, whatever its tokens."""
+        return sum(each.prior_bytes for each in self._shards)
+
+    @property
+    def widest(self) -> int:
+        """Columns of the row that has most, in the files that this process knows."""
+        return max((each.widest for each in self._shards), default=0)
 
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
@@ -261,10 +286,16 @@ class TopKStore:
             )
         missing = {_digest(ids): ids for ids in sequences if len(ids) and ids not in self}
         total, done = sum(map(len, missing.values())), 0
-        writer = ShardWriter(self)
+        writer = RowsWriter(self) if self.key.is_spread else ShardWriter(self)
         for group in by_tokens(sorted(missing.values(), key=len), TOKENS_PER_SHARD):
             for batch in by_tokens(group, TOKENS_PER_FORWARD):
-                writer.add(batch, predict(teacher, batch, self.key.top_k))
+                if isinstance(writer, RowsWriter):
+                    assert self.key.min_prob is not None
+                    writer.add(
+                        batch, *predict_rows(teacher, batch, self.key.top_k, self.key.min_prob)
+                    )
+                else:
+                    writer.add(batch, predict(teacher, batch, self.key.top_k))
                 done += sum(map(len, batch))
                 if progress is not None:
                     progress(done, total)
@@ -287,6 +318,11 @@ class TopKStore:
             NonFiniteError: a prediction is NaN.
             OSError: the folder cannot be written, and the store is `required`.
         """
+        if self.key.is_spread:
+            raise StoreError(
+                f"the store in {self.directory} has dtype 'spread', which needs the teacher's full "
+                "logits; fill it with fill(), or make one of another dtype"
+            )
         for ids, item in zip(sequences, predictions, strict=True):
             if len(item.ids) != len(ids) or item.ids.shape[1] > self.key.top_k:
                 raise StoreError(
@@ -295,9 +331,7 @@ class TopKStore:
                 )
         if self.key.mass is not None:
             predictions = [item.within(self.key.mass) for item in predictions]
-        digests = [_digest(ids) for ids in sequences]
-        name = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
-        path = self.directory / f"{name}.safetensors"
+        digests, path = self._file_of(sequences)
         try:
             write_shard(path, self.key, digests, sequences, predictions)
         except OSError as error:
@@ -306,6 +340,22 @@ class TopKStore:
             return None
         self._open(path)
         return path
+
+    def add_rows(self, sequences: Sequence[Ids], rows: Sequence[KeptRows], rest: Rest) -> Path:
+        """Write the kept rows of sequences into one file, with the prior of what they leave.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        digests, path = self._file_of(sequences)
+        write_rows(path, self.key, digests, sequences, rows, rest)
+        self._open(path)
+        return path
+
+    def _file_of(self, sequences: Sequence[Ids]) -> tuple[list[bytes], Path]:
+        digests = [_digest(ids) for ids in sequences]
+        name = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
+        return digests, self.directory / f"{name}.safetensors"
 
     def drop(self, paths: Sequence[Path]) -> None:
         """Delete files whose sequences are stored in another one too."""
@@ -323,17 +373,22 @@ class TopKStore:
             StoreError: the sequence was never computed.
         """
         in_memory = self._in_memory.get(_digest(ids))
-        if in_memory is not None:
-            return in_memory
+        return self._found(ids).read() if in_memory is None else in_memory
+
+    def _found(self, ids: Ids) -> _Place:
         place = self._place(ids)
         if place is None:
             raise StoreError(
                 f"no predictions for this sequence of {len(ids)} teacher tokens in "
                 f"{self.directory} ({len(self)} sequences stored); call fill() with it first"
             )
-        return place.read()
+        return place
 
-    def signal(self, ids: Tensor, attention_mask: Tensor) -> TeacherTopK:
+    def _rows(self, ids: Ids) -> KeptRows:
+        place = self._found(ids)
+        return place.shard.rows(place.index, place.length)
+
+    def signal(self, ids: Tensor, attention_mask: Tensor) -> TeacherTopK | TeacherSpread:
         """The stored predictions of a padded batch.
 
         Args:
@@ -342,8 +397,10 @@ class TopKStore:
 
         Returns: ids and log_probs [B, T, K] with the K of the longest row, shorter ones padded with
             -inf; token_log_probs [B, T]; padded positions hold the first K columns with equal
-            probability, which no loss reads.
+            probability, which no loss reads. With dtype `spread`, what is read as full logits are.
         """
+        if self.key.is_spread:
+            return padded_spread(self._rows, ids, attention_mask, self.key.tokenizer)
         # They were checked before they were written; a file has its checksum.
         return padded_signal(
             self.get, ids, attention_mask, self.key.tokenizer, checked=not self._in_memory
@@ -376,6 +433,35 @@ class ShardWriter:
             )
             if merged is not None:
                 self._store.drop([path for path, _, _ in self._small])
+        self._small, self._tokens = [], 0
+
+
+class RowsWriter:
+    """As `ShardWriter`, of kept rows."""
+
+    def __init__(self, store: TopKStore) -> None:
+        self._store = store
+        self._small: list[tuple[Path, Sequence[Ids], Sequence[KeptRows], Rest]] = []
+        self._tokens = 0
+
+    def add(self, sequences: Sequence[Ids], rows: Sequence[KeptRows], rest: Rest) -> None:
+        """Write a batch."""
+        path = self._store.add_rows(sequences, rows, rest)
+        self._small.append((path, sequences, rows, rest))
+        self._tokens += sum(map(len, sequences))
+        if self._tokens >= TOKENS_PER_SHARD:
+            self.merge()
+
+    def merge(self) -> None:
+        """Make one file, with one prior, of those written since the last time."""
+        if len(self._small) > 1:
+            paths, sequences, rows, rests = zip(*self._small, strict=True)
+            self._store.add_rows(
+                [ids for part in sequences for ids in part],
+                [item for part in rows for item in part],
+                sum(rests[1:], rests[0]),
+            )
+            self._store.drop(paths)
         self._small, self._tokens = [], 0
 
 

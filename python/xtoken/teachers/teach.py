@@ -25,7 +25,7 @@ from xtoken.errors import DataError, StoreError
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.fill import fill_store
 from xtoken.teachers.served.teacher import ServedTeacher
-from xtoken.teachers.store import TOKENS_PER_FORWARD, TopKStore
+from xtoken.teachers.store import TOKENS_PER_FORWARD, TOKENS_PER_SHARD, TopKStore
 from xtoken.vocab.source import LoadedTokenizer
 
 Ids: TypeAlias = NDArray[np.int64]
@@ -176,17 +176,20 @@ def estimate(
     if len(picked) > 1:
         timed = [ids for index, ids in enumerate(picked) if index % _MEASURED_BATCHES]
     fill_store(store, source, warm)
-    before = store.file_bytes
+    before = store.file_bytes - store.prior_bytes
     began = time.perf_counter()
     fill_store(store, source, timed)
     seconds = time.perf_counter() - began
     tokens = sum(map(len, timed))
+    grown = store.file_bytes - store.prior_bytes - before
+    # A file of many texts has one prior, however few there are in these.
+    of_file = store.prior_bytes / max(store.files, 1) / TOKENS_PER_SHARD
     done = sum(map(len, warm)) + tokens
     return Estimate(
         sequences=len(distinct),
         tokens=sum(map(len, distinct.values())),
         tokens_left=sum(map(len, missing)) - done if left else 0,
-        bytes_per_token=(store.file_bytes - before) / tokens if tokens else float("nan"),
+        bytes_per_token=grown / tokens + of_file if tokens else float("nan"),
         tokens_per_second=tokens / seconds if tokens and seconds else float("nan"),
     )
 
@@ -202,7 +205,7 @@ def check_space(store: TopKStore, found: Estimate) -> None:
         raise StoreError(
             f"the store in {store.directory} needs about {found.bytes_left / 1e9:,.1f} GB more, "
             f"and {free / 1e9:,.1f} GB are free; use another disk, or keep less: a smaller mass "
-            "or top_k, dtype uint8"
+            "or top_k, dtype uint8 or spread"
         )
 
 

@@ -14,6 +14,7 @@ from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.rows import block_rows, upcast
+from xtoken.tensors.teacher_spread import TeacherSpread
 
 # What the rounding of log-probabilities may add to a mass of 1.
 _MASS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
@@ -86,7 +87,7 @@ class TeacherTopK:
     @torch.no_grad()
     def from_logits(
         cls,
-        logits: Tensor | LmHead,
+        logits: Tensor | LmHead | TeacherSpread,
         k: int,
         *,
         vocab_size: int | None = None,
@@ -97,7 +98,8 @@ class TeacherTopK:
         """Take the top k of full logits, a few rows at a time.
 
         Args:
-            logits: [B, T_t, V_t'] float, or an `LmHead`, whose logits are never kept.
+            logits: [B, T_t, V_t'] float; or an `LmHead` or a `TeacherSpread`, whose rows are never
+                kept.
             k: entries per position, by falling log-probability; more than there are takes all.
             vocab_size: V_t where the lm_head is padded.
             temperature: above 0; divides the logits.
@@ -183,18 +185,18 @@ class TeacherTopK:
         )
 
 
-Teacher = Tensor | TeacherTopK | LmHead
+Teacher = Tensor | TeacherTopK | TeacherSpread | LmHead
 
 
 def teacher_positions(teacher: Teacher) -> tuple[int, int]:
     """(B, T_t) of a teacher signal."""
     expect(
-        teacher, (Tensor, TeacherTopK, LmHead), "teacher",
+        teacher, (Tensor, TeacherTopK, TeacherSpread, LmHead), "teacher",
         "pass the teacher's logits [B, T_t, V_t'], a TeacherTopK of them, or an LmHead",
     )  # fmt: skip
     if isinstance(teacher, LmHead):
         return teacher.hidden.shape[0], teacher.hidden.shape[1]
-    shape = teacher.ids.shape if isinstance(teacher, TeacherTopK) else teacher.shape
+    shape = teacher.shape if isinstance(teacher, Tensor) else teacher.ids.shape
     if len(shape) != 3:
         raise ShapeError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")
     return shape[0], shape[1]

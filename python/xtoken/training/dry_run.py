@@ -261,7 +261,7 @@ def _signal_bytes(source: TeacherSource | None, fused: FusedTeacher) -> int:
     """Bytes per token: ids of 8 and log-probabilities of 4, or logits or, where these are never
     whole, hidden states in the teacher's dtype."""
     if isinstance(source, TopKStore):
-        return source.key.top_k * 12
+        return (source.widest if source.key.is_spread else source.key.top_k) * 12
     if isinstance(source, LiveTeacher):
         head: Any = source.model.get_output_embeddings()  # type: ignore[operator]
         rows, features = head.weight.shape

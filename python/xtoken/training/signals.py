@@ -16,8 +16,9 @@ from xtoken.teachers import LiveTeacher, TeacherSource
 from xtoken.teachers.forward import causal_inputs, check_positions
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
+from xtoken.tensors.teacher_spread import TeacherSpread
 
-Signal: TypeAlias = Tensor | TeacherTopK | LmHead
+Signal: TypeAlias = Tensor | TeacherTopK | TeacherSpread | LmHead
 FusedTeacher: TypeAlias = Literal[True, False, "auto"]
 
 

@@ -27,6 +27,7 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.rows import block_rows
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
+from xtoken.tensors.teacher_spread import TeacherSpread
 from xtoken.vocab.fingerprints import check_fingerprint
 
 AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
@@ -168,7 +169,7 @@ def checked_call(
         pair.fingerprint.check(
             inputs.chunks.pair, "chunks", "pass the alignments of this pair's Aligner"
         )
-        if isinstance(inputs.teacher, TeacherTopK):
+        if isinstance(inputs.teacher, TeacherTopK | TeacherSpread):
             check_fingerprint(
                 pair.fingerprint.teacher, inputs.teacher.teacher_fingerprint, "teacher", "teacher",
                 "pass the predictions of this pair's teacher",

@@ -83,6 +83,11 @@ def open_store(
                 f"{source.connection.url} serves {source.model} (digest "
                 f"{source.probe.digest[:12]}), which answers differently; use another folder"
             )
+    if dtype == "spread":
+        raise OptionError(
+            "dtype = 'spread' needs the teacher's full logits, of which a server gives the "
+            "likeliest columns; pass uint8, float16 or float32"
+        )
     if mass is not None and source.chosen is not None:
         raise OptionError(
             f"mass = {mass} would drop chosen ids; pass mass=None, or a teacher without chosen="
