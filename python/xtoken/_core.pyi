@@ -442,6 +442,7 @@ class ForwardKL:
         empty: npt.NDArray[np.int64],
         sizes: tuple[int, int],
         single: bool,
+        alone: bool = False,
     ) -> ForwardKL:
         """
         Args:
@@ -452,6 +453,7 @@ class ForwardKL:
             empty: student tokens without a row in W.
             sizes: (V_s, V_t).
             single: for rows of float32.
+            alone: whether each run tells `log_totals`.
         """
 
     def run(
@@ -467,6 +469,8 @@ class ForwardKL:
         gradient: npt.NDArray[Any] | None,
         adds: bool,
         threads: int,
+        log_totals: npt.NDArray[np.float64] | None = None,
+        whole: bool = False,
     ) -> tuple[
         npt.NDArray[np.bool_],
         npt.NDArray[np.float64],
@@ -484,7 +488,79 @@ class ForwardKL:
             top_k: columns kept of each row, of the teacher's largest logits.
             gradient: like `student`; its rows are written, or added to where `adds`.
             threads: 0 for one per core.
+            log_totals: [n] the log of the teacher's softmax denominators, by temperature.
+            whole: whether the mass on empty rows is told where W has `rows`; 0 without.
 
         Raises:
             ShapeError: arrays that do not fit.
         """
+
+@final
+class StoredForwardKL:
+    """W, ready for stored predictions and rows of float32 or of float64."""
+
+    def __new__(
+        cls,
+        inputs: npt.NDArray[np.int64],
+        output_ptr: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+        *,
+        places: npt.NDArray[np.int64],
+        empty: npt.NDArray[np.int64],
+        size: int,
+        single: bool,
+    ) -> StoredForwardKL:
+        """
+        Args:
+            inputs, output_ptr, values: W's non-zeros by output; its rows sum to 1 or are empty.
+            places: [V_t] the output of each teacher token, -1 for none; those of one are added.
+            empty: student tokens without a row in W.
+            size: V_s.
+            single: for rows of float32.
+        """
+
+    def run(
+        self,
+        student: npt.NDArray[Any],
+        ids: npt.NDArray[np.int64],
+        log_probs: npt.NDArray[Any],
+        student_rows: npt.NDArray[np.int64],
+        teacher_rows: npt.NDArray[np.int64],
+        seeds: npt.NDArray[np.float64],
+        *,
+        temperature: float,
+        factor: float,
+        top_k: int,
+        tail: tuple[float, int | None] | None,
+        whole: bool,
+        gradient: npt.NDArray[Any] | None,
+        adds: bool,
+        threads: int,
+    ) -> tuple[
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+    ]:
+        """As `ForwardKL.run`; the mass on empty rows is 0 unless `whole`.
+
+        Args:
+            ids, log_probs: [rows, k] stored predictions, C-contiguous; -inf for no entry.
+            factor: what turns them into those of the temperature.
+            top_k: the most columns that a row keeps, of its likeliest.
+            tail: the least mass of the teacher in its tail, and the number of kept columns that
+                leaves none; such a row is not computed. None for no tail.
+            whole: whether the student's mass on empty rows is asked for.
+        """
+
+def column_masses(
+    logits: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    *,
+    size: int,
+    temperature: float,
+    threads: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """[size] the sum of the softmaxes of [n] rows of [rows, columns] logits, and [n] the logs of
+    their denominators."""

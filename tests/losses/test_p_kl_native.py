@@ -15,6 +15,8 @@ from torch import Tensor
 from xtoken import _core
 from xtoken.errors import XTokenError
 from xtoken.losses import LossOutput, SharedLogits, balance, cross_entropy
+from xtoken.losses.engine import teacher_rows
+from xtoken.losses.engine.teacher_rows import TeacherRows, top_columns
 from xtoken.losses.p_kl import block as p_kl_block
 from xtoken.losses.p_kl import native
 from xtoken.tensors.stop_fold import StopFold
@@ -28,6 +30,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     "top 3": {"top_k": 3},
     "top 1": {"top_k": 1, "temperature": 0.5},
     "more than there are": {"top_k": 10_000},
+    "a batch's 3": {"top_k": 3, "top_k_scope": "microbatch"},
+    "a batch's 5, warm": {"top_k": 5, "top_k_scope": "microbatch", "temperature": 1.5},
+    "all that a batch has": {"top_k": 10_000, "top_k_scope": "microbatch"},
 }
 
 
@@ -82,7 +87,7 @@ def test_value_metrics_and_gradient_are_those_of_torch(
     compare(make_case(seed), monkeypatch, counted, **OPTIONS[name])
 
 
-@pytest.mark.parametrize("name", ["all", "top 3"])
+@pytest.mark.parametrize("name", ["all", "top 3", "a batch's 3"])
 def test_of_real_text_and_weighted(
     name: str, monkeypatch: pytest.MonkeyPatch, counted: list[bool]
 ) -> None:
@@ -92,7 +97,7 @@ def test_of_real_text_and_weighted(
     compare(case, monkeypatch, counted, **given)
 
 
-@pytest.mark.parametrize("name", ["all", "top 3"])
+@pytest.mark.parametrize("name", ["all", "top 3", "a batch's 3"])
 def test_with_stops_folded(name: str, monkeypatch: pytest.MonkeyPatch, counted: list[bool]) -> None:
     case = make_case(2)
     supported = case.projection.supported
@@ -117,7 +122,7 @@ def test_a_folded_stop_that_is_a_column_of_w_is_left_to_torch(
     torch.testing.assert_close(mine, by_torch(monkeypatch, lambda: found(case, leaf)))
 
 
-@pytest.mark.parametrize("name", ["all", "top 3"])
+@pytest.mark.parametrize("name", ["all", "top 3", "a batch's 3"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_that_need_log_space_are_left_to_torch(
     name: str, threads: int, monkeypatch: pytest.MonkeyPatch, counted: list[bool]
@@ -161,12 +166,37 @@ def test_what_the_core_has_no_form_of_is_torch(counted: list[bool]) -> None:
     case = make_case(1)
     for given in (
         {"full_metrics": True}, {"tail_bucket": True, "top_k": 3}, {"direction": "reverse"},
-        {"merge": "mean"}, {"top_k": 3, "top_k_scope": "microbatch"},
+        {"merge": "mean"}, {"top_k": 3, "top_k_scope": "microbatch", "tail_bucket": True},
         {"teacher": case.teacher_logits.float()},
     ):  # fmt: skip
         case.loss("p-kl", **given).loss.backward()
     assert counted
     assert not any(counted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fold", [None, StopFold([3, 5], [1, 1])])
+def test_the_columns_of_a_batch_are_those_of_torch(
+    fold: StopFold | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(6, batch=3, chunks=30, dtype=dtype)
+    rows = TeacherRows.build(case.teacher_logits, case.usable, case.v_t, 1.7, "chain", fold=fold)
+    given = rows, case.projection.supported, 4, 3
+    columns, mine = top_columns(*given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again, same = top_columns(*given)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(teacher_rows, "_masses_by_core", lambda _: None)
+    wanted, theirs = top_columns(*given)
+    assert torch.equal(columns, wanted)
+    assert torch.equal(columns, again)
+    assert mine.log_totals is not None
+    assert same.log_totals is not None
+    assert torch.equal(mine.log_totals, same.log_totals)
+    torch.testing.assert_close(mine.log_totals, theirs.log_totals)
 
 
 def test_without_a_gradient_the_logits_stay_as_they_are(counted: list[bool]) -> None:
@@ -187,6 +217,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     logits, rows = np.zeros((3, 2)), np.array([0, 1])
     more = {"temperature": 1.0, "top_k": None, "gradient": None, "adds": False, "threads": 1}
     assert w.run(logits, logits, rows, rows, np.ones(2), **more)[0].all()
+    alone = _core.ForwardKL(*one, columns=columns, sizes=(2, 2), **given, alone=True)
     wrong = (
         lambda: w.run(logits, logits, rows + 2, rows, np.ones(2), **more),
         lambda: w.run(logits, logits, rows, rows - 1, np.ones(2), **more),
@@ -195,6 +226,10 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         lambda: w.run(logits, logits, rows * 0, rows, np.ones(2), **more | {"gradient": +logits}),
         lambda: w.run(logits, logits, rows, rows, np.ones(2), **more | {"gradient": +logits[:1]}),
         lambda: w.run(logits[:, ::-1], logits, rows, rows, np.ones(2), **more),
+        lambda: w.run(logits, logits, rows, rows, np.ones(2), **more, log_totals=np.ones(2)),
+        lambda: alone.run(logits, logits, rows, rows, np.ones(2), **more),
+        lambda: _core.column_masses(logits, rows + 2, size=2, temperature=1.0, threads=1),
+        lambda: _core.column_masses(logits, rows, size=3, temperature=1.0, threads=1),
         lambda: _core.ForwardKL(*one, columns=columns + 1, sizes=(2, 2), **given),
         lambda: _core.ForwardKL(*one, columns=columns, sizes=(1, 2), **given),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ class ColumnSlice:
         map: the [n_in, K] sparsity.
         real: [nnz] bool, the entries that are non-zeros of W; the others fill the room up and have
             weight 0. None for all.
-        prepared: what the core made of it, by dtype.
     """
 
     columns: Tensor | None
@@ -45,7 +44,6 @@ class ColumnSlice:
     entries: Tensor
     map: SparseMap
     real: Tensor | None = None
-    prepared: dict[object, object] = field(default_factory=dict, repr=False)
 
     def weights_of(self, values: Tensor) -> Tensor:
         """[nnz] the weights of its entries, of W's `values` in CSR order."""
@@ -63,7 +61,7 @@ class ColumnSlice:
         if self.rows is None or len(rows) == len(self.rows):
             return self
         sparse = self.map.reindexed(torch.searchsorted(rows, self.rows), len(rows))
-        return replace(self, rows=rows, map=sparse, prepared={})
+        return replace(self, rows=rows, map=sparse)
 
 
 class SparseProjection(nn.Module):

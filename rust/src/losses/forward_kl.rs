@@ -8,13 +8,11 @@
 //! The formula is that of `p_kl/closed_form.py`, which holds it by eight rows and transposed.
 
 use super::real::{Real, largest, total};
+use super::rows::{Found, Gradient, Rows, by_tasks, ids, length, task_by_processor};
 use super::select::largest_places;
 use super::sparse::Sparse;
-use crate::error::{Error, Result};
-use crate::parallel::{self, Threads};
-
-/// Tasks of a thread: few, as each makes room of its own; more than one, as some threads are late.
-const TASKS_A_THREAD: usize = 4;
+use crate::error::Result;
+use crate::parallel::Threads;
 
 /// W on the compared columns, and what else of two vocabularies the loss reads.
 pub struct Target<T> {
@@ -23,8 +21,9 @@ pub struct Target<T> {
     tokens: Option<Vec<u32>>,
     /// The teacher token of each output.
     columns: Vec<u32>,
-    /// Teacher tokens that are not compared, without the sources of `folds`.
-    others: Vec<u32>,
+    /// Teacher tokens that are not compared, without the sources of `folds`; `None` where a row's
+    /// denominator is told.
+    others: Option<Vec<u32>>,
     /// Teacher tokens whose mass is added to that of an output.
     folds: Vec<(u32, u32)>,
     /// Student tokens without a row in W.
@@ -32,34 +31,8 @@ pub struct Target<T> {
     sizes: (usize, usize),
 }
 
-fn ids(what: &str, ids: &[i64], size: usize) -> Result<Vec<u32>> {
-    ids.iter()
-        .map(|&id| match u32::try_from(id) {
-            Ok(found) if (found as usize) < size => Ok(found),
-            _ => Err(Error::Shape {
-                what: format!("{what} holds {id}, of a vocabulary"),
-                found: id.unsigned_abs() as usize,
-                expected: size,
-                remedy: "pass ids of these vocabularies",
-            }),
-        })
-        .collect()
-}
-
-fn length(what: &str, found: usize, expected: usize) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::Shape {
-        what: what.to_owned(),
-        found,
-        expected,
-        remedy: "pass the arrays of one batch",
-    })
-}
-
 impl<T: Real> Target<T> {
-    /// From W's non-zeros by output.
+    /// From W's non-zeros by output; `alone` where each call brings the teacher's denominators.
     ///
     /// # Errors
     /// [`Error::Shape`] where the arrays do not fit one another or `sizes`, those of student and
@@ -71,6 +44,7 @@ impl<T: Real> Target<T> {
         folds: &[(i64, i64)],
         empty: &[i64],
         sizes: (usize, usize),
+        alone: bool,
     ) -> Result<Self> {
         let tokens = tokens.map(|t| ids("rows", t, sizes.0)).transpose()?;
         length(
@@ -83,13 +57,15 @@ impl<T: Real> Target<T> {
         let (from, to): (Vec<i64>, Vec<i64>) = folds.iter().copied().unzip();
         let from = ids("folds", &from, sizes.1)?;
         let to = ids("folds", &to, columns.len())?;
-        let mut taken = vec![false; sizes.1];
-        for &id in columns.iter().chain(&from) {
-            taken[id as usize] = true;
-        }
-        let others = (0..sizes.1 as u32)
-            .filter(|&id| !taken[id as usize])
-            .collect();
+        let others = (!alone).then(|| {
+            let mut taken = vec![false; sizes.1];
+            for &id in columns.iter().chain(&from) {
+                taken[id as usize] = true;
+            }
+            (0..sizes.1 as u32)
+                .filter(|&id| !taken[id as usize])
+                .collect()
+        });
         Ok(Self {
             sparse,
             tokens,
@@ -100,64 +76,6 @@ impl<T: Real> Target<T> {
             sizes,
         })
     }
-}
-
-/// Rows of a matrix, by their number.
-#[derive(Clone, Copy)]
-pub struct Rows<'a, T> {
-    /// All numbers of the matrix.
-    pub flat: &'a [T],
-    /// Its columns.
-    pub width: usize,
-    /// The rows that are read.
-    pub index: &'a [i64],
-}
-
-impl<'a, T> Rows<'a, T> {
-    fn check(&self, what: &str, least: usize, count: usize) -> Result<()> {
-        length(what, self.index.len(), count)?;
-        let rows = self.flat.len().checked_div(self.width).unwrap_or(0);
-        let inside = |&row: &i64| usize::try_from(row).is_ok_and(|row| row < rows);
-        if self.width < least || !self.index.iter().all(inside) {
-            return Err(Error::Shape {
-                what: format!("the rows or columns of {what}"),
-                found: self.width,
-                expected: least,
-                remedy: "pass the logits of this batch",
-            });
-        }
-        Ok(())
-    }
-
-    fn row(&self, at: usize, width: usize) -> &'a [T] {
-        let start = self.index[at] as usize * self.width;
-        &self.flat[start..start + width]
-    }
-}
-
-/// What is found of each row.
-pub struct Found {
-    /// In nats.
-    pub loss: f64,
-    /// The teacher's mass on the compared columns.
-    pub mass: f64,
-    /// The student's mass on tokens without a row in W.
-    pub empty: f64,
-    /// The sum of what was written to the gradient: finite where all of it is.
-    pub sum: f64,
-    /// Whether it can be computed: a column of next to no mass needs log space, which is not here.
-    /// Nothing was written then.
-    pub good: bool,
-}
-
-impl Found {
-    const BAD: Self = Self {
-        loss: 0.0,
-        mass: 0.0,
-        empty: 0.0,
-        sum: 0.0,
-        good: false,
-    };
 }
 
 /// One call: the loss of many rows.
@@ -174,6 +92,12 @@ pub struct ForwardKl<'a, T> {
     pub temperature: f64,
     /// The columns that each row keeps, those of the teacher's largest logits; `None` for all.
     pub top_k: Option<usize>,
+    /// The log of the teacher's softmax denominator of each row, by temperature, where it is known:
+    /// only the columns are read then.
+    pub log_totals: Option<&'a [f64]>,
+    /// Whether [`Found::empty`] is asked for where W has few of the student's tokens as inputs, so
+    /// that whole rows are read for it.
+    pub whole: bool,
 }
 
 /// Room for one row.
@@ -189,16 +113,6 @@ struct Room<T> {
     /// Of the chosen columns: sums, exponentials and logits of `sums`, `teacher` and `scaled`.
     chosen: [Vec<T>; 3],
 }
-
-/// A gradient whose rows are written by several threads.
-struct Gradient<T> {
-    start: *mut T,
-    width: usize,
-    adds: bool,
-}
-
-// SAFETY: `ForwardKl::run` writes each row from one thread.
-unsafe impl<T: Send> Sync for Gradient<T> {}
 
 impl<T: Real> ForwardKl<'_, T> {
     /// Loss and gradient of every row.
@@ -219,77 +133,16 @@ impl<T: Real> ForwardKl<'_, T> {
         self.student.check("the student", own, count)?;
         self.teacher.check("the teacher", other, count)?;
         length("seeds", self.seeds.len(), count)?;
+        let known = self.log_totals.map_or(0, <[f64]>::len);
+        let alone = self.target.others.is_none();
+        length("log_totals", known, if alone { count } else { 0 })?;
         let gradient = gradient
-            .map(|(flat, adds)| {
-                length("the gradient", flat.len(), self.student.flat.len())?;
-                let mut sorted = self.student.index.to_vec();
-                sorted.sort_unstable();
-                if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                    return Err(Error::Option {
-                        name: "student rows",
-                        value: format!("row {} twice", pair[0]),
-                        expected: "rows of one chunk each",
-                    });
-                }
-                Ok(Gradient {
-                    start: flat.as_mut_ptr(),
-                    width: self.student.width,
-                    adds,
-                })
-            })
+            .map(|(flat, adds)| Gradient::of(flat, adds, &self.student))
             .transpose()?;
-        let tasks = match threads.count() {
-            1 => 1,
-            many => many * TASKS_A_THREAD,
-        };
-        let size = count.div_ceil(tasks).max(1);
-        let parts = parallel::map(threads, count.div_ceil(size), |task| {
-            let rows = task * size..count.min((task + 1) * size);
-            Ok(self.task(rows, gradient.as_ref()))
-        })?;
-        Ok(parts.into_iter().flatten().collect())
+        by_tasks(count, threads, |rows| self.task(rows, gradient.as_ref()))
     }
 
-    fn task(&self, rows: std::ops::Range<usize>, gradient: Option<&Gradient<T>>) -> Vec<Found> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::arch::is_x86_feature_detected!("avx512f")
-                && std::arch::is_x86_feature_detected!("avx512bw")
-                && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vl")
-            {
-                // SAFETY: the processor has them.
-                return unsafe { self.task_avx512(rows, gradient) };
-            }
-            if std::arch::is_x86_feature_detected!("avx2")
-                && std::arch::is_x86_feature_detected!("fma")
-            {
-                // SAFETY: the processor has them.
-                return unsafe { self.task_avx2(rows, gradient) };
-            }
-        }
-        self.task_in(rows, gradient)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    fn task_avx512(
-        &self,
-        rows: std::ops::Range<usize>,
-        gradient: Option<&Gradient<T>>,
-    ) -> Vec<Found> {
-        self.task_in(rows, gradient)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn task_avx2(
-        &self,
-        rows: std::ops::Range<usize>,
-        gradient: Option<&Gradient<T>>,
-    ) -> Vec<Found> {
-        self.task_in(rows, gradient)
-    }
+    task_by_processor!(Found);
 
     #[inline(always)]
     fn task_in(&self, rows: std::ops::Range<usize>, gradient: Option<&Gradient<T>>) -> Vec<Found> {
@@ -322,14 +175,8 @@ impl<T: Real> ForwardKl<'_, T> {
         let Some(whole) = self.read_teacher(at, inverse, room) else {
             return Found::BAD;
         };
-        let written = gradient.map(|gradient| {
-            let start = self.student.index[at] as usize * gradient.width;
-            // SAFETY: `run` has seen that the row is inside and of no other chunk.
-            let row = unsafe {
-                std::slice::from_raw_parts_mut(gradient.start.add(start), gradient.width)
-            };
-            (row, gradient.adds)
-        });
+        // SAFETY: `run` has seen that a row is of no other chunk.
+        let written = gradient.map(|gradient| unsafe { gradient.row(&self.student, at) });
         let seed = self.seeds[at] * inverse;
         let found = match self.top_k {
             Some(count) if count < room.sums.len() => self.chosen(count, seed, written, room),
@@ -366,16 +213,33 @@ impl<T: Real> ForwardKl<'_, T> {
         for value in &mut room.student {
             *value = ((*value - top) * inverse).exp();
         }
-        if self.target.tokens.is_some() || self.target.empty.is_empty() {
+        let target = self.target;
+        if target.empty.is_empty() || (target.tokens.is_some() && !self.whole) {
             return Some(0.0);
         }
-        let empty: f64 = self
-            .target
-            .empty
-            .iter()
-            .map(|&token| room.student[token as usize].wide())
-            .sum();
-        Some(empty / total(&room.student))
+        if target.tokens.is_none() {
+            let mut empty = 0.0;
+            for &token in &target.empty {
+                empty += room.student[token as usize].wide();
+            }
+            return Some(empty / total(&room.student));
+        }
+        let top = largest(row);
+        if !top.wide().is_finite() {
+            return None;
+        }
+        let (mut whole, mut empty) = (0.0, 0.0);
+        let mut part = [T::ZERO; 64];
+        for some in row.chunks(64) {
+            for (value, &logit) in part.iter_mut().zip(some) {
+                *value = ((logit - top) * inverse).exp();
+            }
+            whole += total(&part[..some.len()]);
+        }
+        for &token in &target.empty {
+            empty += ((row[token as usize] - top) * inverse).exp().wide();
+        }
+        Some(empty / whole)
     }
 
     /// The teacher's logits on the columns, by temperature and less the largest, and their
@@ -384,12 +248,24 @@ impl<T: Real> ForwardKl<'_, T> {
     fn read_teacher(&self, at: usize, inverse: T, room: &mut Room<T>) -> Option<f64> {
         let target = self.target;
         let row = self.teacher.row(at, target.sizes.1);
-        let top = largest(row);
+        for (value, &column) in room.scaled.iter_mut().zip(&target.columns) {
+            *value = row[column as usize];
+        }
+        let mut top = match &target.others {
+            Some(_) => largest(row),
+            None => largest(&room.scaled),
+        };
+        if target.others.is_none() {
+            for &(source, _) in &target.folds {
+                let more = row[source as usize];
+                top = if more <= top { top } else { more };
+            }
+        }
         if !top.wide().is_finite() {
             return None;
         }
-        for (value, &column) in room.scaled.iter_mut().zip(&target.columns) {
-            *value = (row[column as usize] - top) * inverse;
+        for value in &mut room.scaled {
+            *value = (*value - top) * inverse;
         }
         for &(source, place) in &target.folds {
             let own = room.scaled[place as usize].wide();
@@ -402,9 +278,14 @@ impl<T: Real> ForwardKl<'_, T> {
         for (to, &from) in room.teacher.iter_mut().zip(&room.scaled) {
             *to = from.exp();
         }
+        let Some(columns) = &target.others else {
+            let log_total = self.log_totals.map_or(f64::NAN, |totals| totals[at]);
+            let whole = (log_total - (top * inverse).wide()).exp();
+            return whole.is_finite().then_some(whole);
+        };
         let mut others = 0.0;
         let mut part = [T::ZERO; 64];
-        for some in target.others.chunks(64) {
+        for some in columns.chunks(64) {
             for (value, &column) in part.iter_mut().zip(some) {
                 *value = (row[column as usize] - top) * inverse;
             }
@@ -514,7 +395,7 @@ impl<T: Real> ForwardKl<'_, T> {
 
 /// Loss, the teacher's sum and the student's; `None` where a column has next to no mass.
 #[inline(always)]
-fn compare<T: Real>(sums: &[T], teacher: &[T], scaled: &[T]) -> Option<(f64, f64, f64)> {
+pub(super) fn compare<T: Real>(sums: &[T], teacher: &[T], scaled: &[T]) -> Option<(f64, f64, f64)> {
     let (mut low, mut entropy, mut cross) = ([T::ONE; 16], [T::ZERO; 16], [T::ZERO; 16]);
     let mut step = |lane: usize, s: T, e: T, d: T| {
         // NaN is not below, but its sum tells it.
@@ -549,7 +430,7 @@ fn compare<T: Real>(sums: &[T], teacher: &[T], scaled: &[T]) -> Option<(f64, f64
 
 /// The sums' place is taken by the gradient of the loss in them.
 #[inline(always)]
-fn slopes<T: Real>(sums: &mut [T], teacher: &[T], kept: f64, whole: f64) {
+pub(super) fn slopes<T: Real>(sums: &mut [T], teacher: &[T], kept: f64, whole: f64) {
     let (base, factor) = (T::of(1.0 / whole), T::of(1.0 / kept));
     for (value, &e) in sums.iter_mut().zip(teacher) {
         *value = base - e * factor / *value;
@@ -593,7 +474,7 @@ mod tests {
             &[0.5, 1.0, 0.5, 0.25, 0.75],
             3,
         )?;
-        let target = Target::new(sparse, None, &[0, 2, 3], &[], &[], (3, 4))?;
+        let target = Target::new(sparse, None, &[0, 2, 3], &[], &[], (3, 4), false)?;
         let student = [0.3, -1.0, 2.0, 9.0, 1.0, 0.5, -0.7, 9.0];
         let teacher = [1.0, 0.2, -0.4, 2.0, 0.0, 3.0, 1.5, 0.1];
         for (top_k, kept) in [
@@ -617,6 +498,8 @@ mod tests {
                         seeds: &[1.0, 10.0],
                         temperature: tau,
                         top_k,
+                        log_totals: None,
+                        whole: false,
                     }
                     .run(gradient, &Threads::one())
                 };
@@ -656,7 +539,7 @@ mod tests {
     #[test]
     fn what_needs_log_space_or_is_no_number_is_left_alone() -> Result<()> {
         let sparse = Sparse::new(&[0, 1], &[0, 1, 2], &[1.0f32, 1.0], 2)?;
-        let target = Target::new(sparse, None, &[0, 1], &[], &[], (2, 2))?;
+        let target = Target::new(sparse, None, &[0, 1], &[], &[], (2, 2), false)?;
         for student in [[0.0, -200.0], [f32::NAN, 0.0], [f32::INFINITY, 0.0]] {
             let mut gradient = [5.0f32; 2];
             let found = ForwardKl {
@@ -674,6 +557,8 @@ mod tests {
                 seeds: &[1.0],
                 temperature: 1.0,
                 top_k: None,
+                log_totals: None,
+                whole: false,
             }
             .run(Some((&mut gradient, false)), &Threads::one())?;
             assert!(!found[0].good);

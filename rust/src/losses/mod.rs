@@ -1,10 +1,16 @@
 //! Losses of rows of logits on the CPU, in one pass a row: what torch does in twenty.
 
 mod forward_kl;
+mod masses;
 mod real;
+mod rows;
 mod select;
 mod sparse;
+mod stored_kl;
 
-pub use forward_kl::{ForwardKl, Found, Rows, Target};
+pub use forward_kl::{ForwardKl, Target};
+pub use masses::ColumnMasses;
 pub use real::Real;
+pub use rows::{Found, Rows};
 pub use sparse::Sparse;
+pub use stored_kl::{Stored, StoredKl, StoredTarget, Tail};

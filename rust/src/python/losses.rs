@@ -9,7 +9,10 @@ use pyo3::prelude::*;
 use super::contiguous;
 use super::detached;
 use crate::error::{Error, Result};
-use crate::losses::{ForwardKl, Found, Real, Rows, Sparse, Target};
+use crate::losses::{
+    ColumnMasses, ForwardKl, Found, Real, Rows, Sparse, Stored, StoredKl, StoredTarget, Tail,
+    Target,
+};
 use crate::parallel::Threads;
 
 enum Kept {
@@ -44,7 +47,7 @@ fn flat<T>(slice: std::result::Result<T, impl std::fmt::Display>, name: &'static
 impl PyForwardKl {
     #[new]
     #[pyo3(signature = (
-        inputs, output_ptr, values, *, rows, columns, folds, empty, sizes, single
+        inputs, output_ptr, values, *, rows, columns, folds, empty, sizes, single, alone=false
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -60,6 +63,7 @@ impl PyForwardKl {
         empty: PyReadonlyArray1<'_, i64>,
         sizes: (usize, usize),
         single: bool,
+        alone: bool,
     ) -> PyResult<Self> {
         let inputs = contiguous("inputs", &inputs)?;
         let ptr = contiguous("output_ptr", &output_ptr)?;
@@ -74,10 +78,14 @@ impl PyForwardKl {
         let kept = if single {
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
             let sparse = Sparse::new(inputs, ptr, &values, width)?;
-            Kept::Single(Target::new(sparse, rows, columns, &folds, empty, sizes)?)
+            Kept::Single(Target::new(
+                sparse, rows, columns, &folds, empty, sizes, alone,
+            )?)
         } else {
             let sparse = Sparse::new(inputs, ptr, values, width)?;
-            Kept::Double(Target::new(sparse, rows, columns, &folds, empty, sizes)?)
+            Kept::Double(Target::new(
+                sparse, rows, columns, &folds, empty, sizes, alone,
+            )?)
         };
         Ok(Self { kept })
     }
@@ -86,7 +94,7 @@ impl PyForwardKl {
     /// gradient.
     #[pyo3(signature = (
         student, teacher, student_rows, teacher_rows, seeds, *, temperature, top_k, gradient, adds,
-        threads
+        threads, log_totals=None, whole=false
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -105,31 +113,41 @@ impl PyForwardKl {
         gradient: Option<Bound<'py, PyAny>>,
         adds: bool,
         threads: usize,
+        log_totals: Option<PyReadonlyArray1<'_, f64>>,
+        whole: bool,
     ) -> PyResult<Answer<'py>> {
         let rows = (
             contiguous("student_rows", &student_rows)?,
             contiguous("teacher_rows", &teacher_rows)?,
         );
         let seeds = flat(seeds.as_slice(), "seeds")?;
-        let options = (temperature, top_k, adds, threads);
+        let totals = log_totals
+            .as_ref()
+            .map(|totals| flat(totals.as_slice(), "log_totals"))
+            .transpose()?;
+        let options = (temperature, top_k, adds, threads, totals, whole);
         let sides = (student, teacher, gradient.as_ref());
         let found = match &self.kept {
             Kept::Single(target) => run_as(py, target, sides, rows, seeds, options)?,
             Kept::Double(target) => run_as(py, target, sides, rows, seeds, options)?,
         };
-        let column = |of: fn(&Found) -> f64| {
-            let values: Vec<f64> = found.iter().map(of).collect();
-            values.into_pyarray(py)
-        };
-        let good: Vec<bool> = found.iter().map(|row| row.good).collect();
-        Ok((
-            good.into_pyarray(py),
-            column(|row| row.loss),
-            column(|row| row.mass),
-            column(|row| row.empty),
-            column(|row| row.sum),
-        ))
+        Ok(answer(py, &found))
     }
+}
+
+fn answer<'py>(py: Python<'py>, found: &[Found]) -> Answer<'py> {
+    let column = |of: fn(&Found) -> f64| {
+        let values: Vec<f64> = found.iter().map(of).collect();
+        values.into_pyarray(py)
+    };
+    let good: Vec<bool> = found.iter().map(|row| row.good).collect();
+    (
+        good.into_pyarray(py),
+        column(|row| row.loss),
+        column(|row| row.mass),
+        column(|row| row.empty),
+        column(|row| row.sum),
+    )
 }
 
 fn run_as<T: Real + Element>(
@@ -142,7 +160,7 @@ fn run_as<T: Real + Element>(
     ),
     rows: (&[i64], &[i64]),
     seeds: &[f64],
-    options: (f64, Option<usize>, bool, usize),
+    options: (f64, Option<usize>, bool, usize, Option<&[f64]>, bool),
 ) -> PyResult<Vec<Found>> {
     let student: PyReadonlyArray2<'_, T> = sides.0.extract()?;
     let teacher: PyReadonlyArray2<'_, T> = sides.1.extract()?;
@@ -165,6 +183,8 @@ fn run_as<T: Real + Element>(
         seeds: &seeds,
         temperature: options.0,
         top_k: options.1,
+        log_totals: options.4,
+        whole: options.5,
     };
     let written = gradient
         .as_mut()
@@ -178,6 +198,212 @@ fn run_as<T: Real + Element>(
     })
 }
 
+enum KeptStored {
+    Single(StoredTarget<f32>),
+    Double(StoredTarget<f64>),
+}
+
+/// W, ready for stored predictions and rows of float32 or of float64.
+#[pyclass(name = "StoredForwardKL", module = "xtoken._core", frozen)]
+pub(super) struct PyStoredForwardKl {
+    kept: KeptStored,
+}
+
+#[pymethods]
+impl PyStoredForwardKl {
+    #[new]
+    #[pyo3(signature = (inputs, output_ptr, values, *, places, empty, size, single))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of one Python call"
+    )]
+    fn new(
+        inputs: PyReadonlyArray1<'_, i64>,
+        output_ptr: PyReadonlyArray1<'_, i64>,
+        values: PyReadonlyArray1<'_, f64>,
+        places: PyReadonlyArray1<'_, i64>,
+        empty: PyReadonlyArray1<'_, i64>,
+        size: usize,
+        single: bool,
+    ) -> PyResult<Self> {
+        let inputs = contiguous("inputs", &inputs)?;
+        let ptr = contiguous("output_ptr", &output_ptr)?;
+        let values = flat(values.as_slice(), "values")?;
+        let places = contiguous("places", &places)?;
+        let empty = contiguous("empty", &empty)?;
+        let kept = if single {
+            let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+            let sparse = Sparse::new(inputs, ptr, &values, size)?;
+            KeptStored::Single(StoredTarget::new(&sparse, places, empty)?)
+        } else {
+            let sparse = Sparse::new(inputs, ptr, values, size)?;
+            KeptStored::Double(StoredTarget::new(&sparse, places, empty)?)
+        };
+        Ok(Self { kept })
+    }
+
+    /// As `ForwardKL.run`.
+    #[pyo3(signature = (
+        student, ids, log_probs, student_rows, teacher_rows, seeds, *, temperature, factor, top_k,
+        tail, whole, gradient, adds, threads
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of one Python call"
+    )]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        student: &Bound<'py, PyAny>,
+        ids: PyReadonlyArray2<'_, i64>,
+        log_probs: &Bound<'py, PyAny>,
+        student_rows: PyReadonlyArray1<'_, i64>,
+        teacher_rows: PyReadonlyArray1<'_, i64>,
+        seeds: PyReadonlyArray1<'_, f64>,
+        temperature: f64,
+        factor: f64,
+        top_k: usize,
+        tail: Option<(f64, Option<usize>)>,
+        whole: bool,
+        gradient: Option<Bound<'py, PyAny>>,
+        adds: bool,
+        threads: usize,
+    ) -> PyResult<Answer<'py>> {
+        let rows = (
+            contiguous("student_rows", &student_rows)?,
+            contiguous("teacher_rows", &teacher_rows)?,
+        );
+        let ids = flat(ids.as_slice(), "ids")?;
+        let seeds = flat(seeds.as_slice(), "seeds")?;
+        let tail = tail.map(|(least, all)| Tail { least, all });
+        let options = StoredOptions {
+            ids,
+            rows,
+            seeds,
+            temperature,
+            factor,
+            top_k,
+            tail,
+            whole,
+            adds,
+            threads,
+        };
+        let sides = (student, log_probs, gradient.as_ref());
+        let found = match &self.kept {
+            KeptStored::Single(target) => run_stored(py, target, sides, options)?,
+            KeptStored::Double(target) => run_stored(py, target, sides, options)?,
+        };
+        Ok(answer(py, &found))
+    }
+}
+
+struct StoredOptions<'a> {
+    ids: &'a [i64],
+    rows: (&'a [i64], &'a [i64]),
+    seeds: &'a [f64],
+    temperature: f64,
+    factor: f64,
+    top_k: usize,
+    tail: Option<Tail>,
+    whole: bool,
+    adds: bool,
+    threads: usize,
+}
+
+fn run_stored<T: Real + Element>(
+    py: Python<'_>,
+    target: &StoredTarget<T>,
+    sides: (
+        &Bound<'_, PyAny>,
+        &Bound<'_, PyAny>,
+        Option<&Bound<'_, PyAny>>,
+    ),
+    options: StoredOptions<'_>,
+) -> PyResult<Vec<Found>> {
+    let student: PyReadonlyArray2<'_, T> = sides.0.extract()?;
+    let log_probs: PyReadonlyArray2<'_, T> = sides.1.extract()?;
+    let mut gradient: Option<PyReadwriteArray2<'_, T>> =
+        sides.2.map(|array| array.extract()).transpose()?;
+    let widths = (student.shape()[1], log_probs.shape()[1]);
+    let seeds: Vec<T> = options.seeds.iter().map(|&seed| T::of(seed)).collect();
+    let call = StoredKl {
+        target,
+        student: Rows {
+            flat: flat(student.as_slice(), "student")?,
+            width: widths.0,
+            index: options.rows.0,
+        },
+        teacher: Stored {
+            ids: options.ids,
+            log_probs: Rows {
+                flat: flat(log_probs.as_slice(), "log_probs")?,
+                width: widths.1,
+                index: options.rows.1,
+            },
+            factor: options.factor,
+        },
+        seeds: &seeds,
+        temperature: options.temperature,
+        top_k: options.top_k,
+        tail: options.tail,
+        whole: options.whole,
+    };
+    let written = gradient
+        .as_mut()
+        .map(|array| flat(array.as_slice_mut(), "gradient"))
+        .transpose()?;
+    detached(py, || {
+        call.run(
+            written.map(|slice| (slice, options.adds)),
+            &Threads::new(options.threads)?,
+        )
+    })
+}
+
+/// The sum of the softmaxes of a teacher's rows over `size` columns, and the log of each row's
+/// denominator.
+#[pyfunction]
+#[pyo3(signature = (logits, rows, *, size, temperature, threads))]
+fn column_masses<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    rows: PyReadonlyArray1<'_, i64>,
+    size: usize,
+    temperature: f64,
+    threads: usize,
+) -> PyResult<(Columns<'py, f64>, Columns<'py, f64>)> {
+    let rows = contiguous("rows", &rows)?;
+    let (masses, totals) = if let Ok(single) = logits.extract::<PyReadonlyArray2<'_, f32>>() {
+        masses_of(py, &single, rows, size, temperature, threads)?
+    } else {
+        let double: PyReadonlyArray2<'_, f64> = logits.extract()?;
+        masses_of(py, &double, rows, size, temperature, threads)?
+    };
+    Ok((masses.into_pyarray(py), totals.into_pyarray(py)))
+}
+
+fn masses_of<T: Real + Element>(
+    py: Python<'_>,
+    logits: &PyReadonlyArray2<'_, T>,
+    rows: &[i64],
+    size: usize,
+    temperature: f64,
+    threads: usize,
+) -> PyResult<(Vec<f64>, Vec<f64>)> {
+    let call = ColumnMasses {
+        teacher: Rows {
+            flat: flat(logits.as_slice(), "logits")?,
+            width: logits.shape()[1],
+            index: rows,
+        },
+        size,
+        temperature,
+    };
+    detached(py, || call.run(&Threads::new(threads)?))
+}
+
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyForwardKl>()
+    module.add_class::<PyForwardKl>()?;
+    module.add_class::<PyStoredForwardKl>()?;
+    module.add_function(wrap_pyfunction!(column_masses, module)?)
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xtoken import _core
 from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.boundaries import LeftOut, LeftOutMask
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows, merge_rows
@@ -295,7 +296,7 @@ def top_columns(
 
     mass = torch.zeros(teacher.vocab_size, dtype=torch.float32, device=supported.device)
     totals = []
-    known = column_masses(teacher)
+    known = column_masses(teacher) or _masses_by_core(teacher)
     if known is not None:
         mass, totals = known[0], [known[1]]
     starts = range(0, 0 if known else teacher.where.count, rows_per_block)
@@ -315,3 +316,27 @@ def top_columns(
     best = torch.topk(mass, k).indices
     rows = replace(teacher, log_totals=torch.cat(totals)) if totals else teacher
     return torch.sort(best).values, rows
+
+
+def _masses_by_core(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
+    """The mass of each column [V_t] float32 and the softmax denominators [C] by the core, a row in
+    three passes; None where torch finds them."""
+    signal = teacher.signal
+    if (
+        not isinstance(signal, Tensor)
+        or not readable(signal)
+        or signal.dtype not in (torch.float32, torch.float64)
+        or not signal.is_contiguous()
+        or teacher.where.owner is not None
+        or teacher.left_out is not None
+        or not (teacher.fold is None or isinstance(teacher.fold, StopFold))
+    ):
+        return None
+    masses, totals = _core.column_masses(
+        signal.detach().view(-1, signal.shape[-1]).numpy(), teacher.where.index.numpy(),
+        size=teacher.vocab_size, temperature=teacher.temperature, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    for source, target in () if teacher.fold is None else teacher.fold.pairs:
+        masses[target] += masses[source]
+        masses[source] = 0.0
+    return torch.from_numpy(masses).float(), torch.from_numpy(totals).to(signal.dtype)

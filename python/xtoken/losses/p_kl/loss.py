@@ -18,6 +18,7 @@ from xtoken.losses.engine.teacher_rows import TeacherRows, top_columns
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.block import PKLBlocks as PKLBlocks
+from xtoken.losses.p_kl.native import takes_stored
 from xtoken.tensors.host import readable
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
@@ -95,11 +96,13 @@ def p_kl_blocks(
         kept = min(top_k, len(projection.supported_ids))
         columns, rows = top_columns(rows, projection.supported, kept, call.rows_per_block(widest))
         part = projection.columns(columns)
-    elif per_chunk and isinstance(teacher, TeacherTopK):
+    has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
+    # The core reads what a chunk names of all of W.
+    by_core = has_tail and takes_stored(call, projection, rows)
+    if per_chunk and isinstance(teacher, TeacherTopK) and not by_core:
         part, column_of = _stored_columns(projection, rows)
         # No row of the teacher's vocabulary is ever made.
         widest = max(projection.shape[0], part.map.output_ptr.shape[0], teacher.ids.shape[-1])
-    has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
     params = [part.weights_of(projection.values())]
     if has_tail:
         params.append(_mass_outside(projection, part))

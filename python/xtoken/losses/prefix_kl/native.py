@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,8 @@ from xtoken.losses.prefix_kl.targets import PrefixPart
 if TYPE_CHECKING:
     from xtoken.losses.prefix_kl.block import PrefixKLBlocks
 
-# Chunks whose prefixes are compared at a time; mirrored ones read whole rows.
-_CHUNKS, _MIRRORED_CHUNKS = 128, 8
+# Chunks whose prefixes are compared at a time; mirrored ones read whole rows, of these numbers.
+_CHUNKS, _MIRRORED_NUMBERS = 128, 2**20
 
 
 def native_prefix_pass(
@@ -27,7 +28,7 @@ def native_prefix_pass(
     grads: list[Tensor | None] | None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
     """`run_blocks` of all chunks; None where the core has no form of the roots' loss."""
-    if loss.columns is not None or not isinstance(source, LogitRows):
+    if not isinstance(source, LogitRows):
         return None
     loss.root.weights = loss.weights
     made = native_pass(loss.root, source, scale * loss.depth_weights[0], needed, grads)
@@ -40,8 +41,12 @@ def native_prefix_pass(
     first = loss.root.student.index
     later, slope = sums.new_zeros(3), sums[-1:]
     for part in loss.parts:
+        if isinstance(part, PrefixPart) and part.places is not None:
+            part = replace(part, places=None, _ready=None)  # the logits are read where they lie
         mirrored = isinstance(part, PrefixPart) and part.mirrored
-        step = _MIRRORED_CHUNKS if mirrored else _CHUNKS
+        step = _CHUNKS
+        if mirrored:
+            step = min(_CHUNKS, max(1, _MIRRORED_NUMBERS // source.vocab_size))
         for start in range(0, loss.student.count, step):
             items = part.block(Block(start, min(start + step, loss.student.count), None))
             if items is None:
