@@ -150,11 +150,11 @@ def _of_stored(loss: PKLBlocks, source: LogitRows) -> _Run | None:
     if core is None:
         return None
     rows = loss.student.index.numpy(), teacher.where.index.numpy()
-    given = _flat(signal.ids), _flat(log_probs), *rows
+    ids, logs = signal.ids.view(-1, signal.ids.shape[-1]).numpy(), _flat(log_probs)
     least = torch.finfo(log_probs.dtype).eps
     return lambda student, seeds, gradient, adds: core.run(
-        student, *given, seeds, temperature=loss.temperature, factor=1.0 / teacher.stored_power,
-        top_k=min(loss.chunk_top_k or 0, signal.ids.shape[-1]),
+        student, ids, logs, *rows, seeds, temperature=loss.temperature,
+        factor=1.0 / teacher.stored_power, top_k=min(loss.chunk_top_k or 0, signal.ids.shape[-1]),
         tail=(least, loss.all_columns) if loss.tail_bucket else None, whole=loss.columns is None,
         gradient=gradient, adds=adds, threads=torch.get_num_threads(),
     )  # fmt: skip
