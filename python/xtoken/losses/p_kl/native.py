@@ -40,7 +40,7 @@ _Answer = tuple[
 _Floats = NDArray[np.float64]
 # Of the logits, the seeds of the gradient, the gradient and whether it is added to.
 _Run = Callable[[_Floats, _Floats, _Floats | None, bool], _Answer]
-_Core = TypeVar("_Core", _core.ForwardKL, _core.StoredForwardKL)
+_Core = TypeVar("_Core")
 # Beside W and not in it, as what is of the core cannot be copied or pickled.
 _made: weakref.WeakKeyDictionary[SparseProjection, dict[object, tuple[object, Any]]]
 _made = weakref.WeakKeyDictionary()
