@@ -70,6 +70,7 @@ impl Build<'_> {
         };
         let mut next_child = 0;
         self.gather(at);
+        self.scratch.asked.clear();
         for word in 0..row.ids.len().div_ceil(64) {
             let mut open = match slot {
                 Some(slot) => !self.scratch.masks[slot].plain[word],
@@ -98,12 +99,34 @@ impl Build<'_> {
                     continue;
                 }
                 stays -= row.probs[place];
-                let first = self.first_of_text(depth, node, id);
-                self.give(first, mass * row.probs[place]);
+                self.scratch.asked.push((place as u32, id));
             }
         }
+        self.give_texts(depth, node, at, mass);
         let stays = stays.max(0.0) + row.tail();
         self.give((first != NONE).then_some(first), mass * stays);
+    }
+
+    /// Gives the columns of a row that are in `asked` to what the path's text and theirs begin with.
+    fn give_texts(&mut self, depth: usize, node: u32, at: usize, mass: f64) {
+        let row = self.rows.of(at);
+        let asked = std::mem::take(&mut self.scratch.asked);
+        let mut firsts = std::mem::take(&mut self.scratch.firsts);
+        firsts.clear();
+        // All answers are looked up first, so that none waits for another one's memory.
+        if node != NONE {
+            let texts = &self.scratch.texts;
+            firsts.extend(asked.iter().map(|&(_, id)| texts.get(node, id)));
+        } else {
+            firsts.resize(asked.len(), None);
+        }
+        for (&(place, id), &known) in asked.iter().zip(&firsts) {
+            let first = known.unwrap_or_else(|| self.first_of_text(depth, node, id));
+            let first = (first != NONE).then_some(first);
+            self.give(first, mass * row.probs[place as usize]);
+        }
+        self.scratch.asked = asked;
+        self.scratch.firsts = firsts;
     }
 
     fn path_bytes(&self, depth: usize, bytes: &mut Vec<u8>) {
@@ -113,13 +136,9 @@ impl Build<'_> {
         }
     }
 
-    /// The student token that the path's text and a token behind it begin with.
-    fn first_of_text(&mut self, depth: usize, node: u32, id: u32) -> Option<u32> {
-        if node != NONE
-            && let Some(first) = self.scratch.texts.get(node, id)
-        {
-            return (first != NONE).then_some(first);
-        }
+    /// The student token that the path's text and a token behind it begin with, or [`NONE`].
+    #[cold]
+    fn first_of_text(&mut self, depth: usize, node: u32, id: u32) -> u32 {
         let tables = self.tables;
         let mut bytes = std::mem::take(&mut self.scratch.bytes);
         self.path_bytes(depth, &mut bytes);
@@ -130,8 +149,9 @@ impl Build<'_> {
             false => tables.student.first_piece(&bytes, pieces),
         };
         self.scratch.bytes = bytes;
+        let first = first.unwrap_or(NONE);
         if node != NONE {
-            self.scratch.texts.insert(node, id, first.unwrap_or(NONE));
+            self.scratch.texts.insert(node, id, first);
         }
         first
     }
@@ -196,6 +216,8 @@ impl Build<'_> {
         let ids = self.rows.of(at).ids;
         let columns = ids.iter().map(|&id| self.tables.columns[id as usize]);
         gathered.columns.extend(columns);
+        // The next row is asked about soon; waiting for its columns would take longer than all else.
+        self.tables.ask_for(self.rows.of(at + 1).ids);
     }
 
     /// Which columns of the row before teacher token `at` leave the student's token `last` as it
@@ -234,7 +256,7 @@ impl Build<'_> {
                 let column = &columns[bit as usize];
                 let (keeps, keeps_for_text) = match column.kind() {
                     ColumnKind::Text => {
-                        let text = tables.teacher.bytes(ids[word * 64 + bit as usize]);
+                        let text = || tables.teacher.bytes(ids[word * 64 + bit as usize]);
                         after.keeps_both(&column.next(), column.shape, text)
                     }
                     // Text that the student cannot spell.
@@ -312,15 +334,20 @@ impl Mask {
 #[derive(Debug)]
 pub(super) struct TextMemo {
     /// Node and token, and the student token that their text starts with; the newest comes first.
-    sets: Vec<[(u64, u32); 4]>,
+    sets: Vec<TextSet>,
 }
+
+/// One line of a cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct TextSet([(u64, u32); 4]);
 
 const SET_BITS: u32 = 16;
 
 impl TextMemo {
     pub fn new() -> Self {
         Self {
-            sets: vec![[(u64::MAX, NONE); 4]; 1 << SET_BITS],
+            sets: vec![TextSet([(u64::MAX, NONE); 4]); 1 << SET_BITS],
         }
     }
 
@@ -332,13 +359,14 @@ impl TextMemo {
 
     fn get(&self, node: u32, id: u32) -> Option<u32> {
         let (key, set) = Self::set(node, id);
-        let found = self.sets[set].iter().find(|entry| entry.0 == key);
+        let found = self.sets[set].0.iter().find(|entry| entry.0 == key);
         found.map(|entry| entry.1)
     }
 
     fn insert(&mut self, node: u32, id: u32, first: u32) {
         let (key, set) = Self::set(node, id);
-        self.sets[set].rotate_right(1);
-        self.sets[set][0] = (key, first);
+        let entries = &mut self.sets[set].0;
+        entries.rotate_right(1);
+        entries[0] = (key, first);
     }
 }

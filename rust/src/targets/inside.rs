@@ -25,6 +25,8 @@ pub(super) struct Inside {
     by_token: Masses,
     kept: Vec<Kept>,
     stretches: Vec<(u32, u32)>,
+    /// Places, in the teacher's order of bytes, of the tokens that a text begins with.
+    ranks: Vec<u32>,
 }
 
 /// Where the teacher has a boundary inside a chunk its next row is not known. So much of that, as a
@@ -57,6 +59,7 @@ impl Inside {
             by_token: Masses::new(),
             kept: Vec::new(),
             stretches: Vec::new(),
+            ranks: Vec::new(),
         }
     }
 
@@ -103,7 +106,8 @@ impl Build<'_> {
             return;
         }
         self.find_path();
-        self.scratch.inside.by_token.clear();
+        let limit = self.tables.heads.len();
+        self.scratch.inside.by_token.clear(limit);
         let on_path = self.scratch.path.first().copied();
         let (mut scale, mut mass) = (1.0, 0.0);
         for level in 0..self.options.levels {
@@ -167,44 +171,32 @@ impl Build<'_> {
     /// The mass of a row's tokens that end before the boundary or at it; `but_own` without the
     /// text's own.
     fn ending_by(&mut self, at: usize, but_own: bool) -> f64 {
-        let (longer, length) = self.longer_tokens(at);
+        let (_, length) = self.longer_tokens(at);
         self.gather(at);
         let (teacher, row) = (&self.tables.teacher, self.rows.of(at));
-        let around = teacher.bytes(self.teacher_ids[at]);
-        let Some(&first) = around.first() else {
-            return 0.0;
-        };
-        let start = teacher.starts[usize::from(first)];
-        let count = longer.start.saturating_sub(start);
-        let columns = &self.scratch.gathered[at % GATHERED].columns;
+        let bytes = &mut self.scratch.bytes;
+        bytes.clear();
+        for &id in &self.teacher_ids[at..=self.place.teacher] {
+            bytes.extend_from_slice(teacher.bytes(id));
+        }
+        // The tokens that the text begins with are few: compared by their places in the order of
+        // bytes, no column's bytes are read.
+        let ranks = &mut self.scratch.inside.ranks;
+        ranks.clear();
+        let tokens = (1..=length.min(bytes.len())).filter_map(|cut| teacher.id_of(&bytes[..cut]));
+        ranks.extend(tokens.map(|id| teacher.order[id as usize].equal_start));
         let mut found = 0.0;
-        for (place, column) in columns.iter().enumerate() {
-            if column.rank.wrapping_sub(start) >= count {
-                continue;
-            }
-            let bytes = teacher.bytes(row.ids[place]);
+        for (place, column) in self.scratch.gathered[at % GATHERED]
+            .columns
+            .iter()
+            .enumerate()
+        {
             let own = but_own && place == row.own as usize;
-            if !own && bytes.len() <= length && self.begins_text(at, bytes) {
+            if !own && self.scratch.inside.ranks.contains(&column.rank) {
                 found += row.probs[place];
             }
         }
         found
-    }
-
-    /// Whether the text from teacher token `at` begins with these bytes.
-    fn begins_text(&self, at: usize, bytes: &[u8]) -> bool {
-        let mut rest = bytes;
-        for &id in &self.teacher_ids[at..] {
-            let token = self.tables.teacher.bytes(id);
-            if token.len() >= rest.len() {
-                return token.starts_with(rest);
-            }
-            match rest.strip_prefix(token) {
-                Some(more) => rest = more,
-                None => return false,
-            }
-        }
-        rest.is_empty()
     }
 
     /// The rows behind the text's own tokens; false where one of them is not known.

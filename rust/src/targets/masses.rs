@@ -6,10 +6,9 @@ use super::rows::sum;
 /// Masses by key, in order of first use; array by array, as they are read so.
 #[derive(Debug)]
 pub(super) struct Masses {
-    /// Open addressing, mostly empty: the place of a key above `base`; anything below is of an
-    /// earlier use. Small enough for the nearest cache, as keys are anywhere.
+    /// By key: its place above `base`; anything below is of an earlier use. A table of all keys is
+    /// larger than the nearest cache, but no look into it waits for another.
     slots: Vec<u32>,
-    shift: u32,
     base: u32,
     /// Number of keys; the next four are longer.
     count: usize,
@@ -22,17 +21,10 @@ pub(super) struct Masses {
     pub tail: f64,
 }
 
-const FIRST_BITS: u32 = 11;
-
-fn slot_of(key: u32, shift: u32) -> usize {
-    (key.wrapping_mul(0x9E37_79B9) >> shift) as usize
-}
-
 impl Masses {
     pub fn new() -> Self {
         Self {
-            slots: vec![0; 1 << FIRST_BITS],
-            shift: u32::BITS - FIRST_BITS,
+            slots: Vec::new(),
             base: 1,
             count: 0,
             keys: Vec::new(),
@@ -44,11 +36,15 @@ impl Masses {
         }
     }
 
-    pub fn clear(&mut self) {
+    /// Forgets all masses; from here on keys are below `limit`.
+    pub fn clear(&mut self, limit: usize) {
         self.base += self.count as u32;
         if self.base > u32::MAX / 2 {
             self.slots.fill(0);
             self.base = 1;
+        }
+        if self.slots.len() < limit {
+            self.slots.resize(limit, 0);
         }
         self.count = 0;
         self.bare.clear();
@@ -72,34 +68,27 @@ impl Masses {
         if most > self.keys.len() {
             self.grow(most);
         }
-        let (slots, shift, base) = (&mut self.slots[..], self.shift, self.base);
-        let mask = slots.len() - 1;
+        let (slots, base) = (&mut self.slots[..], self.base);
         // Of one length, so that one look at it does for all.
         let keys = &mut self.keys[..most];
         let masses = &mut self.masses[..most];
         let (starts, ends) = (&mut self.starts[..most], &mut self.ends[..most]);
         let mut count = self.count;
         for (key, mass, range) in new {
-            let mut at = slot_of(key, shift) & mask;
-            loop {
-                let place = slots[at].wrapping_sub(base) as usize;
-                if place >= count {
-                    slots[at] = base + count as u32;
-                    keys[count] = key;
-                    masses[count] = mass;
-                    (starts[count], ends[count]) = (range.0 as i32, range.1 as i32);
-                    if range.0 >= range.1 {
-                        self.bare.push(count as u32);
-                    }
-                    count += 1;
-                    break;
-                }
-                if keys[place] == key {
-                    masses[place] += mass;
-                    break;
-                }
-                at = (at + 1) & mask;
+            let slot = &mut slots[key as usize];
+            let place = slot.wrapping_sub(base) as usize;
+            if place < count {
+                masses[place] += mass;
+                continue;
             }
+            *slot = base + count as u32;
+            keys[count] = key;
+            masses[count] = mass;
+            (starts[count], ends[count]) = (range.0 as i32, range.1 as i32);
+            if range.0 >= range.1 {
+                self.bare.push(count as u32);
+            }
+            count += 1;
         }
         self.count = count;
     }
@@ -111,19 +100,6 @@ impl Masses {
         self.masses.resize(size, 0.0);
         self.starts.resize(size, 0);
         self.ends.resize(size, 0);
-        if 4 * size > self.slots.len() {
-            self.shift = u32::BITS - (4 * size).ilog2();
-            self.slots.clear();
-            self.slots.resize(4 * size, 0);
-            for place in 0..self.count {
-                let mask = self.slots.len() - 1;
-                let mut at = slot_of(self.keys[place], self.shift);
-                while self.slots[at] >= self.base {
-                    at = (at + 1) & mask;
-                }
-                self.slots[at] = self.base + place as u32;
-            }
-        }
     }
 
     /// Takes a key's mass away.
@@ -135,21 +111,9 @@ impl Masses {
 
     /// The place of a key that has mass.
     pub fn find(&self, key: u32) -> Option<usize> {
-        if key == NONE {
-            return None;
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = slot_of(key, self.shift);
-        loop {
-            let place = self.slots[at].wrapping_sub(self.base) as usize;
-            if place >= self.count {
-                return None;
-            }
-            if self.keys[place] == key {
-                return Some(place);
-            }
-            at = (at + 1) & mask;
-        }
+        let slot = self.slots.get(key as usize)?;
+        let place = slot.wrapping_sub(self.base) as usize;
+        (place < self.count).then_some(place)
     }
 
     /// The keys.
@@ -180,7 +144,7 @@ mod tests {
     fn masses_add_up_by_key_in_order_of_first_use_however_many_they_are() {
         let mut masses = Masses::new();
         for round in 0..3u32 {
-            masses.clear();
+            masses.clear(700 << round);
             let mut expected: Vec<(u32, f64)> = Vec::new();
             for step in 0..4_000u32 {
                 let key = step.wrapping_mul(2_654_435_761) % (700 << round);

@@ -294,6 +294,24 @@ impl PairTables {
         self.child_filter[node as usize].1 > 0
     }
 
+    /// Has these columns brought nearer while other work is done.
+    pub fn ask_for(&self, ids: &[u32]) {
+        #[cfg(target_arch = "x86_64")]
+        for &id in ids {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let column = self.columns.as_ptr().wrapping_add(id as usize);
+            // SAFETY: nothing is read, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(column.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ids;
+    }
+
+    /// More than any key of a group: a node, the end of one, the stop, a special token.
+    pub fn key_count(&self) -> usize {
+        2 * self.trie.len() + 1 + self.tokens.len() - self.stop_start as usize
+    }
+
     /// Where the tokens below a node are in `tokens`.
     pub fn below(&self, node: u32) -> (u32, u32) {
         let start = self.node_start[node as usize];

@@ -43,6 +43,10 @@ pub(super) struct Scratch {
     pub gathered: [Gathered; GATHERED],
     /// Columns of a row that are children of a node: place in the row, and the child.
     pub children: Vec<(u32, u32)>,
+    /// Columns of a row that change what the text before them begins with: place in the row and
+    /// id; and the student token that both begin with, where that is known.
+    pub asked: Vec<(u32, u32)>,
+    pub firsts: Vec<Option<u32>>,
     /// The ids of one row by their last bits.
     pub filter: Vec<u64>,
     pub filter_row: usize,
@@ -72,6 +76,8 @@ impl Scratch {
             next_mask: 0,
             gathered: std::array::from_fn(|_| Gathered::new()),
             children: Vec::new(),
+            asked: Vec::new(),
+            firsts: Vec::new(),
             filter: Vec::new(),
             filter_row: usize::MAX,
             doubted: Vec::new(),
@@ -144,7 +150,7 @@ pub(super) fn build(
             given: 0.0,
             carried: 0.0,
         };
-        build.scratch.masses.clear();
+        build.scratch.masses.clear(tables.key_count());
         if place.past > 0 {
             build.inside(targets);
         } else {

@@ -16,8 +16,6 @@ pub(super) struct Side {
     pub sorted: Vec<u32>,
     /// By token: its place in `sorted`, the end of those with equal bytes, and of those that begin so.
     pub order: Vec<Order>,
-    /// By byte: the first place in `sorted` of tokens that begin with it or a higher one.
-    pub starts: [u32; 257],
     /// Whether the tokenizer gives this token for its bytes.
     pub canonical: Vec<bool>,
     /// Pairs of bytes that are neighbours within some token, 256 bits per first byte.
@@ -80,10 +78,6 @@ impl Side {
                 adjacent[usize::from(pair[0])][usize::from(pair[1]) / 64] |= 1 << (pair[1] % 64);
             }
         }
-        let starts = std::array::from_fn(|byte| {
-            let below = |&id: &u32| usize::from(vocab.token_bytes(id)[0]) < byte;
-            sorted.partition_point(below) as u32
-        });
         let (joints, canonical) = match Joints::new(&tokenizer) {
             Some((joints, canonical)) => (Some(joints), canonical),
             None => (None, canonical_tokens(&tokenizer, &sorted)),
@@ -92,7 +86,6 @@ impl Side {
             tokenizer,
             sorted,
             order,
-            starts,
             canonical,
             adjacent,
             joints,
@@ -101,6 +94,11 @@ impl Side {
 
     pub fn vocab(&self) -> &Vocab {
         &self.tokenizer.vocab
+    }
+
+    /// A token with exactly these bytes.
+    pub fn id_of(&self, bytes: &[u8]) -> Option<u32> {
+        self.tokenizer.vocab.id_of(bytes)
     }
 
     pub fn bytes(&self, id: u32) -> &[u8] {
@@ -295,7 +293,12 @@ impl After<'_> {
 
     /// Whether the tokenizer keeps the token when this one follows, and when the text does that has
     /// this shape and these bytes and begins with it.
-    pub fn keeps_both(&mut self, next: &Next, text: u16, bytes: &[u8]) -> (bool, bool) {
+    pub fn keeps_both<'b>(
+        &mut self,
+        next: &Next,
+        text: u16,
+        bytes: impl FnOnce() -> &'b [u8],
+    ) -> (bool, bool) {
         let keeps = self.keeps(next);
         let keeps_for_text = match &mut self.by_joint {
             _ if next.shape == text => keeps && text != NO_SHAPE,

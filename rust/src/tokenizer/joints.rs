@@ -505,12 +505,17 @@ impl AfterToken<'_> {
 
     /// Whether text of this shape with these bytes leaves the left token as it is, `keeps` being
     /// the same of the token that the text begins with.
-    pub fn keeps_for_text(&mut self, keeps: bool, text: u16, bytes: &[u8]) -> bool {
+    pub fn keeps_for_text<'b>(
+        &mut self,
+        keeps: bool,
+        text: u16,
+        bytes: impl FnOnce() -> &'b [u8],
+    ) -> bool {
         if self.last.has_matched {
             return false;
         }
         if self.cuts[usize::from(text)] == Cut::Unknown {
-            self.ask_text(text, bytes);
+            self.ask_text(text, bytes());
         }
         match self.cuts[usize::from(text)] {
             Cut::Between => true,
@@ -631,7 +636,7 @@ mod tests {
                     let Some(keeps) = after.keeps(&joints.next(first)) else {
                         continue;
                     };
-                    if after.keeps_for_text(keeps, shape, text.as_bytes()) {
+                    if after.keeps_for_text(keeps, shape, || text.as_bytes()) {
                         let joined = segment(&[bytes(last), text.as_bytes()].concat());
                         assert_eq!(joined[0], last, "{last} {text:?} with {pattern:?}");
                         kept_texts += 1;
