@@ -33,6 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 _WEIGHTED = (
     "exact KL",
+    "exact KL, plain sum",
     "P-KL",
     "P-KL, tail",
     "prefix KL, tail",

@@ -26,6 +26,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "prefix KL, tail": {"loss": "prefix-kl", "tail_bucket": True},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
     "exact KL": {"loss": "exact-kl"},
+    "exact KL, plain sum": {"loss": "exact-kl", "trainer": {"chain_rule": False}},
 }
 # Other weights on the losses that leave no mass out: the paper's balance, which is the trainer's
 # default, and three times the weight, looked at with one seed.
