@@ -25,6 +25,8 @@ __all__ = [
     "XTokenError",
     "__version__",
     "build_projection",
+    "chunk_rows",
+    "usable_rows",
 ]
 
 __version__: str
@@ -247,10 +249,24 @@ class Aligner:
     ) -> Aligner: ...
     @property
     def role_pairs(self) -> list[tuple[int, int]]: ...
-    def align(
-        self, student_ids: npt.NDArray[np.int64], teacher_ids: npt.NDArray[np.int64]
-    ) -> _Arrays:
-        """The arrays of `align_flat` for one pair of sequences."""
+    def align(self, student_ids: object, teacher_ids: object) -> _Arrays | None:
+        """The arrays of `align_flat` for one pair of sequences; None where a side is neither a
+        contiguous int64 array nor a list or tuple of ints."""
+    def align_given(
+        self,
+        student: object,
+        student_mask: object | None,
+        student_indptr: object | None,
+        teacher: object,
+        teacher_mask: object | None,
+        teacher_indptr: object | None,
+        threads: int,
+    ) -> tuple[*_Arrays, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """The arrays of `align_flat`, and the columns at which both sides' sequences begin.
+
+        A side is a list or tuple of sequences as `align` takes them, a contiguous int64 array of
+        padded rows with or without a mask of booleans, or a flat one with an int64 indptr. None
+        where it is in another form, or does not fit together."""
     def align_flat(
         self,
         student_ids: npt.NDArray[np.int64],
@@ -264,6 +280,47 @@ class Aligner:
         """Student bounds, teacher bounds, kinds, chunk indptr and byte counts of the sequences
         `ids[starts[b]:ends[b]]`; `threads` 0 for one per core, at most 1024. Ctrl-C ends the
         call."""
+
+_Pair: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+_ChunkRows: TypeAlias = tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.bool_], tuple[int, int, int], bool
+]
+
+def chunk_rows(
+    student: _Pair,
+    teacher: _Pair,
+    kinds: npt.NDArray[np.uint8],
+    chunk_indptr: npt.NDArray[np.int64],
+) -> _ChunkRows:
+    """One row for each chunk of a batch of alignments, in order.
+
+    Args:
+        student: bounds and columns of the student's sequences.
+        teacher: the same of the teacher's.
+
+    Returns: samples, student starts and ends, teacher starts and ends and kinds, [6, C]; whether
+        each chunk has a predictor, [C]; the largest sample, student end and teacher end; whether
+        each chunk has a token on both sides and a predictor of each.
+
+    Raises:
+        ShapeError: the arrays do not fit together.
+    """
+
+def usable_rows(
+    sample: npt.NDArray[np.int64],
+    student: _Pair,
+    teacher: _Pair,
+    kind: npt.NDArray[np.int64],
+    has_predictor: npt.NDArray[np.uint8],
+    student_mask: npt.NDArray[np.uint8],
+    teacher_mask: npt.NDArray[np.uint8],
+    admit: Sequence[int],
+) -> _ChunkRows:
+    """Those of some chunks that a loss counts, as `chunk_rows` gives them.
+
+    Raises:
+        ShapeError: a chunk lies outside a mask.
+    """
 
 PROJECTION_RULES: list[str]
 """What made a row of W, or why it is empty; a row's rule code is an index into this."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loss_cases import EXACT, MISMATCH, SPECIAL, STUDENT_ONLY, make_case, real_pair
 
-from xtoken import Aligner, Alignment
+from xtoken import Aligner, Alignment, AlignmentBatch
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses import LossInputs, PairParts, p_kl, same_vocab_kl
 from xtoken.tensors.chunks import ChunkBatch
@@ -125,6 +125,24 @@ def test_wrong_offsets_bounds_masks_and_dtypes_are_refused(two_samples: ChunkBat
     zero = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ShapeError, match=r"kind is torch.int32"):
         ChunkBatch.from_ranges(zero, zero, zero, zero, zero, zero.to(torch.int32))
+
+
+def test_chunks_that_begin_before_their_row_are_refused() -> None:
+    one, two = torch.tensor([1]), torch.tensor([2])
+    for sample, start in ((-one, one), (one, -two)):
+        chunks = ChunkBatch.from_ranges(sample, start, two, one, two)
+        with pytest.raises(ShapeError, match="a chunk, leave their mask, width: 4 where 2 was"):
+            chunks.usable(mask((2, 4)), mask((2, 4)))
+
+
+def test_alignments_whose_arrays_do_not_fit_together_are_refused() -> None:
+    batch = AlignmentBatch.stack([alignment([0, 1, 2], [0, 1, 2], [EXACT, EXACT])])
+    for name in ("student_bounds", "teacher_columns"):
+        short = replace(batch, **{name: getattr(batch, name)[:-1]})
+        with pytest.raises(ShapeError, match=f"entries of {name}: . where . was expected"):
+            ChunkBatch.from_alignments(short)
+    with pytest.raises(ShapeError, match=r"chunk_indptr\[1\] = 1 is not a valid offset"):
+        ChunkBatch.from_alignments(replace(batch, chunk_indptr=np.array([0, 1])))
 
 
 def padded(rows: list[list[int]], left: bool) -> tuple[np.ndarray, np.ndarray]:

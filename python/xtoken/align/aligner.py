@@ -103,9 +103,12 @@ class Aligner:
             ArgumentTypeError: an array is not of int64.
             ShapeError: an array is not one-dimensional and contiguous.
         """
-        student = as_ids("student_ids", student_ids)
-        teacher = as_ids("teacher_ids", teacher_ids)
-        bounds_s, bounds_t, kind, _, counts = self._core.align(student, teacher)
+        arrays = self._core.align(student_ids, teacher_ids)
+        if arrays is None:  # in another form, or refused here
+            student = as_ids("student_ids", student_ids)
+            arrays = self._core.align(student, as_ids("teacher_ids", teacher_ids))
+            assert arrays is not None
+        bounds_s, bounds_t, kind, _, counts = arrays
         return Alignment(bounds_s, bounds_t, kind, counts[0], self._pair)
 
     def align_batch(
@@ -144,6 +147,15 @@ class Aligner:
             ShapeError: the arrays do not fit together, or a mask has a hole.
         """
         count = self._threads if threads is None else thread_count(threads)
+        if student_lengths is None and teacher_lengths is None:
+            given = self._core.align_given(
+                *(student, student_mask, student_indptr),
+                *(teacher, teacher_mask, teacher_indptr),
+                count,
+            )
+            if given is not None:
+                return AlignmentBatch(*given, self._pair)
+        # In another form, or refused here.
         left = as_ragged("student", student, student_mask, student_lengths, student_indptr)
         right = as_ragged("teacher", teacher, teacher_mask, teacher_lengths, teacher_indptr)
         arrays = self._core.align_flat(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken import _core
 from xtoken._checks import expect
 from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
 from xtoken.errors import OptionError, ShapeError
@@ -89,6 +90,8 @@ class ChunkBatch:
     _host: HostChunks | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self._host is not None:  # made of checked ones, or by the core
+            return
         count = self.sample.shape
         for name in _TENSORS:
             value = getattr(self, name)
@@ -151,38 +154,37 @@ class ChunkBatch:
             batch = alignments
         else:
             batch = _stacked(alignments, student_offsets, teacher_offsets)
-        sizes = np.diff(batch.chunk_indptr)
-        sample = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-        # A sequence has one bound more than chunks.
-        at = np.arange(len(sample), dtype=np.int64) + sample
-        predicted = np.ones(len(sample), np.bool_)
-        ranges = []
-        for bounds, columns in (
+        rows, predicted, reach, whole = _core.chunk_rows(
             (batch.student_bounds, batch.student_columns),
             (batch.teacher_bounds, batch.teacher_columns),
-        ):
-            start = bounds[at]
-            predicted &= start >= 1
-            shift = columns[sample]
-            ranges += [start + shift, bounds[at + 1] + shift]
-        for side, starts, (start, end) in (
-            ("student", student_document_starts, ranges[:2]),
-            ("teacher", teacher_document_starts, ranges[2:]),
+            batch.kind,
+            batch.chunk_indptr,
+        )
+        for side, starts, at in (
+            ("student", student_document_starts, 1),
+            ("teacher", teacher_document_starts, 3),
         ):
             if starts is not None:
                 name = f"{side}_document_starts"
-                predicted &= _counts_inside(starts, name, sample, start, end) == 0
-        first, last, teacher_first, teacher_last = map(torch.from_numpy, ranges)
-        return cls(
-            torch.from_numpy(sample),
-            first,
-            last,
-            teacher_first,
-            teacher_last,
-            torch.from_numpy(batch.kind.astype(np.int64)),
-            torch.from_numpy(predicted),
-            batch.pair,
-        )
+                predicted &= _counts_inside(starts, name, rows[0], rows[at], rows[at + 1]) == 0
+                whole = whole and bool(predicted.all())
+        return cls._of_rows(rows, predicted, reach, whole, batch.pair)
+
+    @classmethod
+    def _of_rows(
+        cls,
+        rows: NDArray[np.int64],
+        predicted: NDArray[np.bool_],
+        reach: tuple[int, int, int],
+        whole: bool,
+        pair: PairFingerprint | None,
+    ) -> ChunkBatch:
+        """What the core made of chunks; its arrays own their memory, as `HostChunks` wants them."""
+        host = HostChunks(rows[0], rows[1], rows[2], rows[3], rows[4], whole, reach)
+        sample, first, last, teacher_first, teacher_last, kind = torch.from_numpy(rows).unbind(0)
+        has_predictor = torch.from_numpy(predicted)
+        ranges = (first, last, teacher_first, teacher_last)
+        return cls(sample, *ranges, kind, has_predictor, pair, host)
 
     @classmethod
     def from_ranges(
@@ -298,19 +300,21 @@ class ChunkBatch:
         """
         for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
             expect(mask, Tensor, f"{side}_mask", f"pass {side}_mask as a bool tensor [B, T]")
+            _check_flags(mask, f"{side}_mask")
         self.check_within(student_mask.shape, teacher_mask.shape)
-        # In numpy: half the time of the same in torch, and a GPU has to be waited for in any case.
-        kind, sample = _array(self.kind), _array(self.sample)
-        keep = np.zeros(len(kind), np.bool_)
-        for admitted in admit:
-            keep |= kind == int(admitted)
-        keep &= _array(self.has_predictor)
-        for side, mask in zip(_SIDES, (student_mask, teacher_mask), strict=True):
-            start, end = map(_array, self.range_of(side))
-            inside = _counts_inside(mask, f"{side}_mask", sample, start, end)
-            sizes = end - start
-            keep &= (inside == sizes) & (sizes > 0)
-        return self.select(torch.from_numpy(np.flatnonzero(keep)).to(self.device))
+        host = self.host
+        kept = _core.usable_rows(
+            host.sample,
+            host.range_of("student"),
+            host.range_of("teacher"),
+            np.ascontiguousarray(_array(self.kind)),
+            _flags(self.has_predictor),
+            _flags(student_mask),
+            _flags(teacher_mask),
+            [int(kind) for kind in admit],
+        )
+        chunks = self._of_rows(*kept, self.pair)
+        return chunks if self.device.type == "cpu" else chunks.to(self.device)
 
     def check_within(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
         """Raise where a chunk lies outside [B, T_s] or [B, T_t]: the alignment of another batch."""
@@ -381,6 +385,18 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
+def _flags(tensor: Tensor) -> NDArray[np.uint8]:
+    flags: NDArray[np.uint8] = np.ascontiguousarray(_array(tensor)).view(np.uint8)
+    return flags
+
+
+def _check_flags(flags: Tensor, name: str) -> None:
+    if flags.dim() != 2 or flags.dtype != torch.bool:
+        raise ShapeError(
+            f"{name} is {flags.dtype} {tuple(flags.shape)}, expected torch.bool [B, T]"
+        )
+
+
 def _counts_inside(
     flags: Tensor,
     name: str,
@@ -389,10 +405,7 @@ def _counts_inside(
     end: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """[C] how many flags of [B, T] are set in each range of its row."""
-    if flags.dim() != 2 or flags.dtype != torch.bool:
-        raise ShapeError(
-            f"{name} is {flags.dtype} {tuple(flags.shape)}, expected torch.bool [B, T]"
-        )
+    _check_flags(flags, name)
     rows, width = flags.shape
     if len(sample) and (int(sample.max()) >= rows or int(end.max()) > width):
         raise ShapeError(

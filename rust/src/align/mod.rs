@@ -12,6 +12,7 @@ mod characters;
 mod differences;
 mod output;
 mod resync;
+mod rows;
 mod side;
 mod walk;
 
@@ -21,6 +22,7 @@ use rustc_hash::FxHashSet;
 
 pub use batch::{MIN_PARALLEL_TOKENS, Ragged, align_batch};
 pub use output::{AlignmentBatch, ChunkKind, Counts};
+pub use rows::{Bounds, ChunkRows, Chunks, Mask, flatten, usable};
 pub use side::TokenId;
 
 use crate::error::{Error, Result, checked_id};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
+use super::ids::{self, Given};
 use super::vocab::PyVocab;
 use super::{contiguous, detached, interruptible};
 use crate::align::{AlignOptions, Aligner, AlignmentBatch, Ragged, align_batch};
@@ -28,6 +29,16 @@ type Arrays<'py> = (
     Bound<'py, PyArray1<u8>>,
     Bound<'py, PyArray1<i64>>,
     Bound<'py, PyArray2<i64>>,
+);
+
+type BatchArrays<'py> = (
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray1<u8>>,
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray2<i64>>,
+    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray1<i64>>,
 );
 
 #[pymethods]
@@ -63,19 +74,61 @@ impl PyAligner {
     }
 
     /// The alignment of one pair of sequences: student bounds, teacher bounds, kinds, chunk indptr and
-    /// byte counts.
+    /// byte counts. None where a side is neither an array nor a list or tuple of ints.
     fn align<'py>(
         &self,
         py: Python<'py>,
-        student_ids: PyReadonlyArray1<'py, i64>,
-        teacher_ids: PyReadonlyArray1<'py, i64>,
-    ) -> PyResult<Arrays<'py>> {
-        let student_ids = contiguous("student_ids", &student_ids)?;
-        let teacher_ids = contiguous("teacher_ids", &teacher_ids)?;
-        arrays(
-            py,
-            detached(py, || self.aligner.align(student_ids, teacher_ids))?,
-        )
+        student_ids: &Bound<'py, PyAny>,
+        teacher_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Arrays<'py>>> {
+        let (Some(student), Some(teacher)) = (ids::one(student_ids), ids::one(teacher_ids)) else {
+            return Ok(None);
+        };
+        let (student, teacher) = (student.ids(), teacher.ids());
+        arrays(py, detached(py, || self.aligner.align(student, teacher))?).map(Some)
+    }
+
+    /// The alignments of a batch whose sides are lists or tuples of sequences, padded rows with or
+    /// without a mask, or flat arrays with an indptr; and the columns of both sides' first tokens.
+    /// None where a side is in no such form. `threads` 0 for one per core.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two sides, called by xtoken.aligner alone"
+    )]
+    fn align_given<'py>(
+        &self,
+        py: Python<'py>,
+        student: &Bound<'py, PyAny>,
+        student_mask: Option<&Bound<'py, PyAny>>,
+        student_indptr: Option<&Bound<'py, PyAny>>,
+        teacher: &Bound<'py, PyAny>,
+        teacher_mask: Option<&Bound<'py, PyAny>>,
+        teacher_indptr: Option<&Bound<'py, PyAny>>,
+        threads: usize,
+    ) -> PyResult<Option<BatchArrays<'py>>> {
+        let Some(student) = given(student, student_mask, student_indptr) else {
+            return Ok(None);
+        };
+        let Some(teacher) = given(teacher, teacher_mask, teacher_indptr) else {
+            return Ok(None);
+        };
+        let sides = [&student, &teacher].map(|side| Ragged {
+            ids: side.ids(),
+            ranges: &side.ranges,
+        });
+        let batch = interruptible(py, threads, |threads| {
+            align_batch(&self.aligner, sides[0], sides[1], threads)
+        })?;
+        let (student_bounds, teacher_bounds, kinds, chunk_indptr, counts) = arrays(py, batch)?;
+        Ok(Some((
+            student_bounds,
+            teacher_bounds,
+            kinds,
+            chunk_indptr,
+            counts,
+            PyArray1::from_vec(py, student.columns),
+            PyArray1::from_vec(py, teacher.columns),
+        )))
     }
 
     /// Sequences `ids[starts[b]..ends[b]]` of both sides; `threads` 0 for one per core.
@@ -110,6 +163,20 @@ impl PyAligner {
             align_batch(&self.aligner, student, teacher, threads)
         })?;
         arrays(py, batch)
+    }
+}
+
+/// One side in any of the forms of [`ids`].
+fn given<'py>(
+    side: &Bound<'py, PyAny>,
+    mask: Option<&Bound<'py, PyAny>>,
+    indptr: Option<&Bound<'py, PyAny>>,
+) -> Option<Given<'py>> {
+    match (mask, indptr) {
+        (None, None) => ids::sequences(side).or_else(|| ids::rows(side, None)),
+        (mask, None) => ids::rows(side, mask),
+        (None, Some(indptr)) => ids::ragged(side, indptr),
+        (Some(_), Some(_)) => None,
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod align;
 mod arguments;
+mod chunks;
+mod ids;
 mod losses;
 mod project;
 mod targets;
@@ -109,7 +111,15 @@ fn interruptible<T: Send>(
 
 /// Borrows an array, which must have no gaps between its elements.
 fn contiguous<'a>(name: &'static str, array: &'a PyReadonlyArray1<'_, i64>) -> Result<&'a [i64]> {
-    array.as_slice().map_err(|_| Error::Option {
+    without_gaps(array.as_slice(), name)
+}
+
+/// The elements of an array, where there are no gaps between them.
+fn without_gaps<T>(
+    slice: std::result::Result<T, impl std::fmt::Display>,
+    name: &'static str,
+) -> Result<T> {
+    slice.map_err(|_| Error::Option {
         name,
         value: "an array with gaps between its elements".to_owned(),
         expected: "a contiguous array; pass numpy.ascontiguousarray of it",
@@ -130,6 +140,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     )?;
     module.add("OptionError", py.get_type::<OptionError>())?;
     align::register(module)?;
+    chunks::register(module)?;
     vocab::register(module)?;
     losses::register(module)?;
     project::register(module)?;
