@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from importlib.metadata import version
@@ -24,6 +25,34 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.parametrize("statement", ["import xtoken", "import xtoken.cli"])
 def test_importing_xtoken_brings_nothing_heavy(statement):
     assert not modules_after(statement) & set(HEAVY)
+
+
+def test_importing_xtoken_and_listing_its_commands_brings_no_numpy_and_no_command() -> None:
+    listing = "import sys; from typer.testing import CliRunner; from xtoken.cli import app\n"
+    listing += "assert CliRunner().invoke(app, ['--help']).exit_code == 0"
+    found = modules_after("import xtoken") | modules_after(listing)
+    assert not found & {"numpy", "xtoken.pair", "xtoken.cli.vocab"}, found
+
+
+def test_names_of_the_package_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse(Path(xtoken.__file__).read_text())
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("xtoken.")
+        for alias in node.names
+    }
+    assert set(seen) <= set(dir(xtoken))
+    for name, home in seen.items():
+        assert getattr(xtoken, name) is getattr(importlib.import_module(home), name), name
+    assert set(xtoken._NAMES) <= set(seen)
+    with pytest.raises(AttributeError, match="no attribute 'Piar'"):
+        _ = xtoken.Piar
+
+
+def test_modules_of_the_package_are_attributes_of_it() -> None:
+    code = "import xtoken; print(xtoken.align.Aligner, xtoken.targets, xtoken.errors.XTokenError)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_xtoken_brings_neither_http_nor_locks_nor_encoders():

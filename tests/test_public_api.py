@@ -31,7 +31,8 @@ def ours(value: object) -> bool:
 
 def public_objects(module: ModuleType) -> Iterator[tuple[str, object]]:
     """The classes and functions of the package that a module gives to its users."""
-    for name, value in vars(module).items():
+    for name in dir(module):  # those too that the package imports at their first use
+        value = getattr(module, name)
         if not name.startswith("_") and ours(value) and callable(value):
             yield f"{module.__name__}.{name}", value
 

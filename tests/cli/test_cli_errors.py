@@ -18,9 +18,10 @@ import pytest
 import tokenizer_zoo as zoo
 import typer
 from tiny_models import tiny_texts, write_jsonl, write_pair
+from typer.core import TyperGroup
 
 import xtoken
-from xtoken.cli import app
+from xtoken.cli import COMMANDS, app
 from xtoken.cli.command import Command
 
 
@@ -129,12 +130,24 @@ def all_commands() -> dict[str, object]:
     pending = [("", root)]
     while pending:
         name, item = pending.pop()
-        inner = getattr(item, "commands", None)
-        if inner is None:
-            found[name.strip()] = item
+        if isinstance(item, TyperGroup):
+            context = typer.Context(item)
+            for key in item.list_commands(context):
+                pending.append((f"{name} {key}", item.get_command(context, key)))
         else:
-            pending += [(f"{name} {key}", value) for key, value in inner.items()]
+            found[name.strip()] = item
     return found
+
+
+def test_the_list_of_commands_says_of_each_what_its_own_help_begins_with() -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, TyperGroup)
+    for name in root.list_commands(typer.Context(root)):
+        command = root.get_command(typer.Context(root), name)
+        assert command is not None
+        assert command.name == name
+        first = str(command.help).partition("\n\n")[0]
+        assert " ".join(first.split()) == COMMANDS[name][1], name
 
 
 def test_all_commands_refuse_options_that_are_given_twice() -> None:

@@ -3,24 +3,91 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
 from xtoken._core import __version__
 from xtoken.cli.command import App, run
 
+# The commands, as the list of them shows them: module of this package and what it is for. Each
+# module has `register(app)`, which adds the command; it is imported where the command is asked for,
+# and torch not before a command needs it.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "vocab": (
+        "vocab",
+        "Show what a vocabulary is: family, size, special tokens by role, traps found.",
+    ),
+    "align": ("align", "Align two tokenizations of one text, or of each text of a corpus."),
+    "teach": (
+        "teach",
+        "Store a teacher's predictions, for `xtoken distill --teacher-store` without its weights.",
+    ),
+    "distill": (
+        "distill",
+        "Distil a teacher into a student with another tokenizer; writes model, W, metrics, curves.",
+    ),
+    "eval": (
+        "evaluate",
+        "Score a model: bits per byte of texts, which compare across tokenizers, and tasks.",
+    ),
+    "transfer": (
+        "transfer",
+        "Write a model with another tokenizer; `xtoken distill` from the old one finishes the job.",
+    ),
+    "doctor": (
+        "doctor",
+        "Say what is installed and kept where, and with two tokenizers whether the pair works.",
+    ),
+    "project": ("project", "The projection W between two vocabularies."),
+    "report": ("report", "Pages that show an alignment, a pair or a run."),
+}
+
+
+class _Root(TyperGroup):
+    """The commands, each imported where it is asked for; the list of them needs none."""
+
+    _lists = False
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # The names, of which one is suggested for a mistyped one.
+        self.commands = {
+            name: TyperCommand(name, help=purpose) for name, (_, purpose) in COMMANDS.items()
+        }
+        self._loaded: set[str] = set()
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The names, in the order in which they are shown."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """A command; while the list is printed, its name and what it is for."""
+        if cmd_name in COMMANDS and not self._lists and cmd_name not in self._loaded:
+            group = App()
+            importlib.import_module(f"xtoken.cli.{COMMANDS[cmd_name][0]}").register(group)
+            self.commands[cmd_name] = get_group(group).commands[cmd_name]
+            self._loaded.add(cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: typer.Context, formatter: object) -> None:  # type: ignore[override]
+        """Print the help with its list of commands."""
+        self._lists = True
+        try:
+            super().format_help(ctx, formatter)  # type: ignore[arg-type]
+        finally:
+            self._lists = False
+
+
 app = App(
     name="xtoken",
+    cls=_Root,
     help="Distil a language model from a teacher whose tokenizer is different.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-)
-
-# Each module of this package named here has `register(app)`, which adds its commands; torch stays
-# out of them until a command that needs it runs.
-_GROUPS: tuple[str, ...] = (
-    *("vocab", "align", "project", "teach", "distill", "evaluate", "transfer", "report", "doctor"),
 )
 
 
@@ -31,10 +98,6 @@ def _root(
     if version:
         typer.echo(f"xtoken {__version__}")
         raise typer.Exit
-
-
-for _group in _GROUPS:
-    importlib.import_module(f"xtoken.cli.{_group}").register(app)
 
 
 def main() -> None:
