@@ -213,10 +213,6 @@ pub(super) struct PyStoredForwardKl {
 impl PyStoredForwardKl {
     #[new]
     #[pyo3(signature = (inputs, output_ptr, values, *, places, empty, size, single))]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "keyword arguments of one Python call"
-    )]
     fn new(
         inputs: PyReadonlyArray1<'_, i64>,
         output_ptr: PyReadonlyArray1<'_, i64>,
