@@ -125,7 +125,7 @@ def test_every_error_is_ours_and_the_builtin_that_users_expect() -> None:
         assert issubclass(value, expected.get(name, errors.XTokenError)), name
         assert name.endswith("Error")
         assert name not in vars(builtins)
-        assert name in vars(xtoken) or name in (
+        assert name in dir(xtoken) or name in (
             "DamagedStoreError", "ForeignFileError", "InterruptedRunError",
             "RefusedRequestError", "UnavailableServerError", "FailedWriteError",
         ), f"{name} is not exported"  # fmt: skip
@@ -138,11 +138,21 @@ PROTOCOL_ERRORS = {"IndexError", "NotImplementedError"}
 def raised_builtins(source: str) -> list[str]:
     """The builtin errors that a module raises itself."""
     names = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    # Python asks `__getattr__` for this one, and nothing else.
+    asked = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and node.exc is not None:
             call = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             name = call.id if isinstance(call, ast.Name) else ""
             known = getattr(builtins, name, None)
+            if name == "AttributeError" and id(node) in asked:
+                continue
             if inspect.isclass(known) and issubclass(known, Exception):
                 names.append(name)
     return names
@@ -151,6 +161,13 @@ def raised_builtins(source: str) -> list[str]:
 def caught_at_once(source: str) -> bool:
     """Whether a module turns what it raises into an error of ours, as parsers do."""
     return "except (" in source or "except ValueError" in source
+
+
+def test_an_attribute_error_is_for_the_lookup_of_attributes_alone() -> None:
+    code = "def {name}(name):\n    raise {error}(name)"
+    assert not raised_builtins(code.format(name="__getattr__", error="AttributeError"))
+    assert raised_builtins(code.format(name="__getattr__", error="KeyError")) == ["KeyError"]
+    assert raised_builtins(code.format(name="get", error="AttributeError")) == ["AttributeError"]
 
 
 def test_modules_raise_our_errors() -> None:
