@@ -68,7 +68,8 @@ def main() -> None:
         name = f"top {k}" if mass is None else f"mass {mass}"
         cells = [f"{ROW_BYTES + 4 * kept:6.0f} ({ROW_BYTES + 2 + 3 * kept:.0f}) bytes"]
         for loss in LOSSES:
-            bucket = pair.distiller(loss, top_k=k, tail_bucket="auto", ce_weight=0.0)
+            tail = {} if loss == "exact-kl" else {"tail_bucket": "auto"}
+            bucket = pair.distiller(loss, top_k=k, ce_weight=0.0, **tail)
             cells.append(_against(loss, _loss(bucket, logits, top, batch), exact[loss]))
         print(f"{name:12s} {kept:6.0f} columns", *cells, sep="; ", flush=True)
     sequences = [each.teacher_ids for each in pair.examples(texts + others).examples]
