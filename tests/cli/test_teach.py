@@ -149,8 +149,7 @@ def test_a_spread_store_is_estimated_and_trains_as_the_teacher_does(
     records = [read_history(tmp_path / name / "metrics.jsonl") for name in names]
     live, stored = ([each["kd"] for each in found if "kd" in each] for found in records)
     assert len(live) == 3
-    # Of 800 columns of like probability each is rounded by some percent, in a few dozen rows.
-    assert stored == pytest.approx(live, rel=2e-2)
+    assert stored == pytest.approx(live, rel=5e-3)
     output = distill(workspace, tmp_path / "exact", teacher_store=out, loss="exact-kl")
     assert "student, projection, metrics and curves are in" in output
     trainer = DistillTrainer(

@@ -92,8 +92,8 @@ def test_rows_are_what_is_likely_and_a_prior_of_the_rest(tmp_path: Path) -> None
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-3, atol=1e-3)
         for row, probs in enumerate(expected):
             found = every[row][mask[row].bool()].double().exp().numpy()
-            # Roots in 256 steps of the likely ones; 0.1 nats of the prior's.
-            assert np.abs(np.sqrt(found) - np.sqrt(probs)).max() < 3e-3
+            # Fourth roots in 256 steps of the likely ones; 0.1 nats of the prior's.
+            assert np.abs(np.sqrt(found) - np.sqrt(probs)).max() < 5e-3
             few = probs < LEAST
             assert np.abs(np.log(found[few] / probs[few])).max() < 0.15
 
@@ -166,7 +166,7 @@ def test_the_exact_targets_and_the_top_of_it_are_what_is_kept(tmp_path: Path) ->
     assert (item.log_probs[:, 1:] <= item.log_probs[:, :-1]).all()
     rows, _ = np.nonzero(named)
     kept = np.exp(exact[rows, item.ids[named]])
-    assert np.abs(np.sqrt(np.exp(item.log_probs[named])) - np.sqrt(kept)).max() < 3e-3
+    assert np.abs(np.sqrt(np.exp(item.log_probs[named])) - np.sqrt(kept)).max() < 5e-3
     mass = np.bincount(rows, weights=kept, minlength=30)
     np.testing.assert_allclose(np.exp(item.log_probs.astype(np.float64)).sum(1), mass, atol=1e-3)
     top = TeacherTopK.from_logits(store.signal(*padded([ids], "right")), 5)
