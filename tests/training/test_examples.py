@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,6 +104,10 @@ def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
     assert 0 < sum(bool(re.search(r"# \d$", line)) for line in lines) <= 6
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
+    reason="older torch has no FSDP2 on the CPU",
+)
 def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
     curves = []
     for processes in ("1", "2"):
