@@ -73,12 +73,13 @@ def command_page() -> str:
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    inner = getattr(command, "commands", None)
-    if inner is None:
+    if getattr(command, "commands", None) is None:
         yield name, command
         return
-    for key, each in inner.items():
-        yield from _commands(each, f"{name} {key}")
+    # A command is imported where it is asked for.
+    context = command.context_class(command, info_name=name)
+    for key in command.list_commands(context):
+        yield from _commands(command.get_command(context, key), f"{name} {key}")
 
 
 def _prose(text: str) -> str:

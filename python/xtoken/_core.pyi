@@ -17,6 +17,7 @@ __all__ = [
     "PieceTrie",
     "ProjectionArrays",
     "ShapeError",
+    "StoredForwardKL",
     "TargetArrays",
     "TargetBuilder",
     "TokenIdError",
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "build_projection",
     "chunk_rows",
+    "column_masses",
     "usable_rows",
 ]
 
