@@ -45,7 +45,7 @@ pub(super) fn sequences<'py>(rows: &Bound<'py, PyAny>) -> Option<Given<'py>> {
         if let Ok(array) = row.cast::<PyArray1<i64>>() {
             let array = array.try_readonly().ok()?;
             if rows.len() == 1 && array.is_c_contiguous() {
-                let ranges = vec![0..array.len()];
+                let ranges = std::iter::once(0..array.len()).collect();
                 return Some(flat(array, ranges));
             }
             ids.extend_from_slice(array.as_slice().ok()?);
@@ -65,13 +65,13 @@ pub(super) fn sequences<'py>(rows: &Bound<'py, PyAny>) -> Option<Given<'py>> {
 pub(super) fn one<'py>(ids: &Bound<'py, PyAny>) -> Option<Given<'py>> {
     if let Ok(array) = ids.cast::<PyArray1<i64>>() {
         let array = array.try_readonly().ok()?;
-        let ranges = vec![0..array.as_slice().ok()?.len()];
+        let ranges = std::iter::once(0..array.as_slice().ok()?.len()).collect();
         return Some(flat(array, ranges));
     }
     let mut read = Vec::new();
     read_ints(ids, &mut read)?;
     Some(Given {
-        ranges: vec![0..read.len()],
+        ranges: std::iter::once(0..read.len()).collect(),
         columns: vec![0],
         ids: Ids::Read(read),
     })
