@@ -66,7 +66,7 @@ def test_inputs_of_another_class_name_the_call_that_makes_them(alignment, tokeni
         "student is numpy.ndarray, expected Tensor or LmHead or VocabShard or SharedLogits; pass": (
             lambda: LossInputs(student.detach().numpy(), teacher, chunks)
         ),
-        "teacher is dict, expected Tensor or TeacherTopK or TeacherSpread or LmHead; pass the teacher's logits": (
+        "teacher is dict, expected Tensor or TeacherTopK or TeacherSpread or LmHead; pass": (
             lambda: LossInputs(student, {"ids": 1}, chunks)
         ),
         "student_ids is list, expected Tensor; pass student_ids as an int64 tensor": (
