@@ -220,16 +220,9 @@ impl<T: Real> StoredKl<'_, T> {
         };
         let mut found = Vec::with_capacity(rows.len());
         for at in rows {
-            let (student, adds) = match gradient {
-                // SAFETY: `run` has seen that a row is of no other chunk.
-                Some(gradient) => {
-                    let (row, adds) = unsafe { gradient.row(&self.student, at) };
-                    (Some(row), adds)
-                }
-                None => (None, false),
-            };
-            let made = self.row(at, student.map(|row| (row, adds)), &mut room);
-            found.push(made.unwrap_or(Found::BAD));
+            // SAFETY: `run` has seen that a row is of no other chunk.
+            let written = gradient.map(|gradient| unsafe { gradient.row(&self.student, at) });
+            found.push(self.row(at, written, &mut room).unwrap_or(Found::BAD));
         }
         found
     }

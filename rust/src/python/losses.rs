@@ -6,24 +6,24 @@ use numpy::{
 };
 use pyo3::prelude::*;
 
-use super::contiguous;
-use super::detached;
-use crate::error::{Error, Result};
+use super::{contiguous, detached, without_gaps};
+use crate::error::Result;
 use crate::losses::{
     ColumnMasses, ForwardKl, Found, Real, Rows, Sparse, Stored, StoredKl, StoredTarget, Tail,
     Target,
 };
 use crate::parallel::Threads;
 
-enum Kept {
-    Single(Target<f32>),
-    Double(Target<f64>),
+/// What was made of W for rows of float32 or of float64.
+enum Kept<S, D> {
+    Single(S),
+    Double(D),
 }
 
 /// W on the columns that P-KL compares, ready for rows of float32 or of float64.
 #[pyclass(name = "ForwardKL", module = "xtoken._core", frozen)]
 pub(super) struct PyForwardKl {
-    kept: Kept,
+    kept: Kept<Target<f32>, Target<f64>>,
 }
 
 type Columns<'py, T> = Bound<'py, PyArray1<T>>;
@@ -34,14 +34,6 @@ type Answer<'py> = (
     Columns<'py, f64>,
     Columns<'py, f64>,
 );
-
-fn flat<T>(slice: std::result::Result<T, impl std::fmt::Display>, name: &'static str) -> Result<T> {
-    slice.map_err(|_| Error::Option {
-        name,
-        value: "an array with gaps between its elements".to_owned(),
-        expected: "a contiguous array; pass numpy.ascontiguousarray of it",
-    })
-}
 
 #[pymethods]
 impl PyForwardKl {
@@ -67,7 +59,7 @@ impl PyForwardKl {
     ) -> PyResult<Self> {
         let inputs = contiguous("inputs", &inputs)?;
         let ptr = contiguous("output_ptr", &output_ptr)?;
-        let values = flat(values.as_slice(), "values")?;
+        let values = without_gaps(values.as_slice(), "values")?;
         let rows = rows
             .as_ref()
             .map(|rows| contiguous("rows", rows))
@@ -116,20 +108,24 @@ impl PyForwardKl {
         log_totals: Option<PyReadonlyArray1<'_, f64>>,
         whole: bool,
     ) -> PyResult<Answer<'py>> {
-        let rows = (
-            contiguous("student_rows", &student_rows)?,
-            contiguous("teacher_rows", &teacher_rows)?,
-        );
-        let seeds = flat(seeds.as_slice(), "seeds")?;
+        let given = Given {
+            student,
+            teacher,
+            gradient: gradient.as_ref(),
+            rows: (
+                contiguous("student_rows", &student_rows)?,
+                contiguous("teacher_rows", &teacher_rows)?,
+            ),
+            seeds: without_gaps(seeds.as_slice(), "seeds")?,
+        };
         let totals = log_totals
             .as_ref()
-            .map(|totals| flat(totals.as_slice(), "log_totals"))
+            .map(|totals| without_gaps(totals.as_slice(), "log_totals"))
             .transpose()?;
         let options = (temperature, top_k, adds, threads, totals, whole);
-        let sides = (student, teacher, gradient.as_ref());
         let found = match &self.kept {
-            Kept::Single(target) => run_as(py, target, sides, rows, seeds, options)?,
-            Kept::Double(target) => run_as(py, target, sides, rows, seeds, options)?,
+            Kept::Single(target) => run_as(py, target, given, options)?,
+            Kept::Double(target) => run_as(py, target, given, options)?,
         };
         Ok(answer(py, &found))
     }
@@ -150,45 +146,69 @@ fn answer<'py>(py: Python<'py>, found: &[Found]) -> Answer<'py> {
     )
 }
 
+/// What both classes' calls are given, before its dtype is known.
+#[derive(Clone, Copy)]
+struct Given<'a, 'py> {
+    student: &'a Bound<'py, PyAny>,
+    /// Logits, or log-probabilities.
+    teacher: &'a Bound<'py, PyAny>,
+    gradient: Option<&'a Bound<'py, PyAny>>,
+    rows: (&'a [i64], &'a [i64]),
+    seeds: &'a [f64],
+}
+
+/// The same, of one dtype.
+struct Sides<'py, T: Real + Element> {
+    student: PyReadonlyArray2<'py, T>,
+    teacher: PyReadonlyArray2<'py, T>,
+    gradient: Option<PyReadwriteArray2<'py, T>>,
+    seeds: Vec<T>,
+}
+
+impl<'py> Given<'_, 'py> {
+    fn read<T: Real + Element>(&self) -> PyResult<Sides<'py, T>> {
+        Ok(Sides {
+            student: self.student.extract()?,
+            teacher: self.teacher.extract()?,
+            gradient: self.gradient.map(|array| array.extract()).transpose()?,
+            seeds: self.seeds.iter().map(|&seed| T::of(seed)).collect(),
+        })
+    }
+}
+
+fn rows_of<'a, T: Real + Element>(
+    array: &'a PyReadonlyArray2<'_, T>,
+    name: &'static str,
+    index: &'a [i64],
+) -> Result<Rows<'a, T>> {
+    Ok(Rows {
+        flat: without_gaps(array.as_slice(), name)?,
+        width: array.shape()[1],
+        index,
+    })
+}
+
 fn run_as<T: Real + Element>(
     py: Python<'_>,
     target: &Target<T>,
-    sides: (
-        &Bound<'_, PyAny>,
-        &Bound<'_, PyAny>,
-        Option<&Bound<'_, PyAny>>,
-    ),
-    rows: (&[i64], &[i64]),
-    seeds: &[f64],
+    given: Given<'_, '_>,
     options: (f64, Option<usize>, bool, usize, Option<&[f64]>, bool),
 ) -> PyResult<Vec<Found>> {
-    let student: PyReadonlyArray2<'_, T> = sides.0.extract()?;
-    let teacher: PyReadonlyArray2<'_, T> = sides.1.extract()?;
-    let mut gradient: Option<PyReadwriteArray2<'_, T>> =
-        sides.2.map(|array| array.extract()).transpose()?;
-    let widths = (student.shape()[1], teacher.shape()[1]);
-    let seeds: Vec<T> = seeds.iter().map(|&seed| T::of(seed)).collect();
+    let mut sides: Sides<'_, T> = given.read()?;
     let call = ForwardKl {
         target,
-        student: Rows {
-            flat: flat(student.as_slice(), "student")?,
-            width: widths.0,
-            index: rows.0,
-        },
-        teacher: Rows {
-            flat: flat(teacher.as_slice(), "teacher")?,
-            width: widths.1,
-            index: rows.1,
-        },
-        seeds: &seeds,
+        student: rows_of(&sides.student, "student", given.rows.0)?,
+        teacher: rows_of(&sides.teacher, "teacher", given.rows.1)?,
+        seeds: &sides.seeds,
         temperature: options.0,
         top_k: options.1,
         log_totals: options.4,
         whole: options.5,
     };
-    let written = gradient
+    let written = sides
+        .gradient
         .as_mut()
-        .map(|array| flat(array.as_slice_mut(), "gradient"))
+        .map(|array| without_gaps(array.as_slice_mut(), "gradient"))
         .transpose()?;
     detached(py, || {
         call.run(
@@ -198,15 +218,10 @@ fn run_as<T: Real + Element>(
     })
 }
 
-enum KeptStored {
-    Single(StoredTarget<f32>),
-    Double(StoredTarget<f64>),
-}
-
 /// W, ready for stored predictions and rows of float32 or of float64.
 #[pyclass(name = "StoredForwardKL", module = "xtoken._core", frozen)]
 pub(super) struct PyStoredForwardKl {
-    kept: KeptStored,
+    kept: Kept<StoredTarget<f32>, StoredTarget<f64>>,
 }
 
 #[pymethods]
@@ -224,16 +239,16 @@ impl PyStoredForwardKl {
     ) -> PyResult<Self> {
         let inputs = contiguous("inputs", &inputs)?;
         let ptr = contiguous("output_ptr", &output_ptr)?;
-        let values = flat(values.as_slice(), "values")?;
+        let values = without_gaps(values.as_slice(), "values")?;
         let places = contiguous("places", &places)?;
         let empty = contiguous("empty", &empty)?;
         let kept = if single {
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
             let sparse = Sparse::new(inputs, ptr, &values, size)?;
-            KeptStored::Single(StoredTarget::new(&sparse, places, empty)?)
+            Kept::Single(StoredTarget::new(&sparse, places, empty)?)
         } else {
             let sparse = Sparse::new(inputs, ptr, values, size)?;
-            KeptStored::Double(StoredTarget::new(&sparse, places, empty)?)
+            Kept::Double(StoredTarget::new(&sparse, places, empty)?)
         };
         Ok(Self { kept })
     }
@@ -265,17 +280,20 @@ impl PyStoredForwardKl {
         adds: bool,
         threads: usize,
     ) -> PyResult<Answer<'py>> {
-        let rows = (
-            contiguous("student_rows", &student_rows)?,
-            contiguous("teacher_rows", &teacher_rows)?,
-        );
-        let ids = flat(ids.as_slice(), "ids")?;
-        let seeds = flat(seeds.as_slice(), "seeds")?;
+        let given = Given {
+            student,
+            teacher: log_probs,
+            gradient: gradient.as_ref(),
+            rows: (
+                contiguous("student_rows", &student_rows)?,
+                contiguous("teacher_rows", &teacher_rows)?,
+            ),
+            seeds: without_gaps(seeds.as_slice(), "seeds")?,
+        };
+        let ids = without_gaps(ids.as_slice(), "ids")?;
         let tail = tail.map(|(least, all)| Tail { least, all });
         let options = StoredOptions {
             ids,
-            rows,
-            seeds,
             temperature,
             factor,
             top_k,
@@ -284,10 +302,9 @@ impl PyStoredForwardKl {
             adds,
             threads,
         };
-        let sides = (student, log_probs, gradient.as_ref());
         let found = match &self.kept {
-            KeptStored::Single(target) => run_stored(py, target, sides, options)?,
-            KeptStored::Double(target) => run_stored(py, target, sides, options)?,
+            Kept::Single(target) => run_stored(py, target, given, options)?,
+            Kept::Double(target) => run_stored(py, target, given, options)?,
         };
         Ok(answer(py, &found))
     }
@@ -295,8 +312,6 @@ impl PyStoredForwardKl {
 
 struct StoredOptions<'a> {
     ids: &'a [i64],
-    rows: (&'a [i64], &'a [i64]),
-    seeds: &'a [f64],
     temperature: f64,
     factor: f64,
     top_k: usize,
@@ -309,44 +324,28 @@ struct StoredOptions<'a> {
 fn run_stored<T: Real + Element>(
     py: Python<'_>,
     target: &StoredTarget<T>,
-    sides: (
-        &Bound<'_, PyAny>,
-        &Bound<'_, PyAny>,
-        Option<&Bound<'_, PyAny>>,
-    ),
+    given: Given<'_, '_>,
     options: StoredOptions<'_>,
 ) -> PyResult<Vec<Found>> {
-    let student: PyReadonlyArray2<'_, T> = sides.0.extract()?;
-    let log_probs: PyReadonlyArray2<'_, T> = sides.1.extract()?;
-    let mut gradient: Option<PyReadwriteArray2<'_, T>> =
-        sides.2.map(|array| array.extract()).transpose()?;
-    let widths = (student.shape()[1], log_probs.shape()[1]);
-    let seeds: Vec<T> = options.seeds.iter().map(|&seed| T::of(seed)).collect();
+    let mut sides: Sides<'_, T> = given.read()?;
     let call = StoredKl {
         target,
-        student: Rows {
-            flat: flat(student.as_slice(), "student")?,
-            width: widths.0,
-            index: options.rows.0,
-        },
+        student: rows_of(&sides.student, "student", given.rows.0)?,
         teacher: Stored {
             ids: options.ids,
-            log_probs: Rows {
-                flat: flat(log_probs.as_slice(), "log_probs")?,
-                width: widths.1,
-                index: options.rows.1,
-            },
+            log_probs: rows_of(&sides.teacher, "log_probs", given.rows.1)?,
             factor: options.factor,
         },
-        seeds: &seeds,
+        seeds: &sides.seeds,
         temperature: options.temperature,
         top_k: options.top_k,
         tail: options.tail,
         whole: options.whole,
     };
-    let written = gradient
+    let written = sides
+        .gradient
         .as_mut()
-        .map(|array| flat(array.as_slice_mut(), "gradient"))
+        .map(|array| without_gaps(array.as_slice_mut(), "gradient"))
         .transpose()?;
     detached(py, || {
         call.run(
@@ -387,11 +386,7 @@ fn masses_of<T: Real + Element>(
     threads: usize,
 ) -> PyResult<(Vec<f64>, Vec<f64>)> {
     let call = ColumnMasses {
-        teacher: Rows {
-            flat: flat(logits.as_slice(), "logits")?,
-            width: logits.shape()[1],
-            index: rows,
-        },
+        teacher: rows_of(logits, "logits", rows)?,
         size,
         temperature,
     };
