@@ -277,3 +277,15 @@ def test_the_host_copy_outlives_a_move_to_shared_memory() -> None:
     filler = [torch.full_like(chunks.sample, -7) for _ in range(200)]
     assert (host.sample.tolist(), host.student_start.tolist()) == expected
     assert len(filler) == 200
+
+
+def test_changed_chunks_are_checked_and_read_anew(two_samples: ChunkBatch) -> None:
+    kept = two_samples.has_predictor & (two_samples.sample == 1)
+    changed = replace(two_samples, has_predictor=kept)
+    assert len(changed.usable(mask((2, 4)), mask((2, 4)))) == int(
+        (kept & (two_samples.kind == EXACT)).sum()
+    )
+    later = replace(two_samples, student_end=two_samples.student_end + 9)
+    assert later.host.student_end.max() == two_samples.student_end.max() + 9
+    with pytest.raises(ShapeError, match=r"kind is torch\.float32"):
+        replace(two_samples, kind=two_samples.kind.float())

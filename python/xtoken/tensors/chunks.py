@@ -87,11 +87,10 @@ class ChunkBatch:
     kind: Tensor
     has_predictor: Tensor
     pair: PairFingerprint | None = None
-    _host: HostChunks | None = field(default=None, repr=False)
+    # Of these very tensors: `dataclasses.replace` takes none along.
+    _host: HostChunks | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self._host is not None:  # made of checked ones, or by the core
-            return
         count = self.sample.shape
         for name in _TENSORS:
             value = getattr(self, name)
@@ -182,9 +181,14 @@ class ChunkBatch:
         """What the core made of chunks; its arrays own their memory, as `HostChunks` wants them."""
         host = HostChunks(rows[0], rows[1], rows[2], rows[3], rows[4], whole, reach)
         sample, first, last, teacher_first, teacher_last, kind = torch.from_numpy(rows).unbind(0)
-        has_predictor = torch.from_numpy(predicted)
-        ranges = (first, last, teacher_first, teacher_last)
-        return cls(sample, *ranges, kind, has_predictor, pair, host)
+        values = (sample, first, last, teacher_first, teacher_last, kind)
+        chunks = object.__new__(cls)  # what the core makes needs no check
+        names = (*_TENSORS, "pair", "_host")
+        for name, value in zip(
+            names, (*values, torch.from_numpy(predicted), pair, host), strict=True
+        ):
+            object.__setattr__(chunks, name, value)
+        return chunks
 
     @classmethod
     def from_ranges(
@@ -256,7 +260,9 @@ class ChunkBatch:
     def mapped(self, move: Callable[[Tensor], Tensor]) -> ChunkBatch:
         """The same chunks in tensors that `move` makes of these, of equal values."""
         host = self.host if readable(self.sample) else self._host
-        return replace(self._each(move), _host=host)
+        moved = self._each(move)
+        object.__setattr__(moved, "_host", host)
+        return moved
 
     def select(self, index: Tensor) -> ChunkBatch:
         """The chunks at `index`: int64 positions or a [C] bool mask."""
