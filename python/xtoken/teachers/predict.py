@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.errors import NonFiniteError, OptionError
+from xtoken.errors import OptionError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest
 from xtoken.teachers.live import LiveTeacher
-from xtoken.teachers.predictions import Predictions
+from xtoken.teachers.predictions import Predictions, overflow
 from xtoken.tensors.rows import block_rows
 from xtoken.tensors.teacher_spread import TeacherSpread
 
@@ -153,10 +154,7 @@ def predict_rows(
             rows = torch.log_softmax(logits[row, start:stop].float(), -1)  # [N, V]
             if bool(torch.isnan(rows).any()):
                 position = start + int(torch.isnan(rows).any(-1).nonzero()[0])
-                raise NonFiniteError(
-                    f"the teacher predicts nan at position {position} of a sequence of {length} "
-                    "tokens; it overflows in its dtype: load it in float32, or leave the text out"
-                )
+                raise overflow(math.nan, position, length)
             next_tokens = following[start:stop]
             kept = _kept(rows, next_tokens, min(top_k, columns), min_prob)
             probs = torch.exp(rows)

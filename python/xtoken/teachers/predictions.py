@@ -13,6 +13,14 @@ from xtoken.errors import NonFiniteError, StoreError
 _MASS_TOLERANCE = 1e-2
 
 
+def overflow(value: float, position: int, length: int) -> NonFiniteError:
+    """The error of a log-probability that no softmax gives, in a sequence of `length` tokens."""
+    return NonFiniteError(
+        f"the teacher predicts {value} at position {position} of a sequence of {length} tokens; it "
+        "overflows in its dtype: load it in float32, or leave the text out"
+    )
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Teacher predictions of one token sequence; row `i` predicts token `i + 1`.
@@ -40,11 +48,7 @@ class Predictions:
             bad = np.isnan(values) | np.isposinf(values)
             if bad.any():
                 position = int(np.argwhere(bad)[0][0])
-                raise NonFiniteError(
-                    f"the teacher predicts {values[bad][0]} at position {position} of a sequence "
-                    f"of {len(values)} tokens; it overflows in its dtype: load it in float32, or "
-                    "leave the text out"
-                )
+                raise overflow(float(values[bad][0]), position, len(values))
         mass = np.exp(self.log_probs.astype(np.float64)).sum(axis=-1)
         if len(mass) and float(mass.max()) > 1 + _MASS_TOLERANCE:
             position = int(mass.argmax())
