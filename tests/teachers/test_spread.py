@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from transformers import AutoTokenizer
 
 from demo.teacher import prepare_teacher
 from xtoken._tensor_files import read_tensors, write_tensors
+from xtoken.distillation.batch import Batch
 from xtoken.errors import DamagedStoreError, NonFiniteError, OptionError, StoreError
 from xtoken.losses import LossInputs, LossOptions, PairParts, TeacherTopK, same_vocab_kl
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
@@ -23,6 +26,7 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.teacher_spread import TeacherSpread
+from xtoken.training.signals import teacher_signal
 
 LEAST = 1e-3
 
@@ -295,6 +299,28 @@ def test_a_file_that_is_whole_but_wrong_is_refused_when_it_is_read(
     again = TopKStore.open(tmp_path)
     assert (again.files_discarded, len(again)) == (1, 0)
     assert len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+def test_a_batch_that_asks_for_nothing_is_of_the_same_kind(tmp_path: Path) -> None:
+    teacher = make_teacher()
+    sequences = make_sequences([9, 12])
+    store = TopKStore(tmp_path, key_of(teacher))
+    ids, mask = padded(sequences, "right")
+    with pytest.raises(StoreError, match="holds nothing yet"):
+        store.unread(ids)
+    store.fill(teacher, sequences)
+    # Not a stored top-k, which a temperature would be refused for.
+    batch = SimpleNamespace(
+        teacher={"input_ids": ids, "attention_mask": mask},
+        teacher_loss_mask=torch.zeros(ids.shape, dtype=torch.bool),
+        asked_tokens=0,
+    )
+    nothing = teacher_signal(store, cast(Batch, batch))
+    assert isinstance(nothing, TeacherSpread)
+    assert nothing.width == store.signal(ids, mask).width == VOCAB
+    (row,) = nothing.rows(torch.tensor([11]), width=VOCAB)
+    torch.testing.assert_close(row.double().exp().sum(), torch.tensor(1.0).double())
+    torch.testing.assert_close(row, nothing.log_priors[0])
 
 
 def test_settings_that_do_not_belong_together_are_refused() -> None:

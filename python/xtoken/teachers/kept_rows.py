@@ -159,7 +159,7 @@ def unpack_rows(
     """
     start, stop = (int(place) for place in arrays["starts"][sequence : sequence + 2])
     first, last = (int(place) for place in arrays["data_starts"][sequence : sequence + 2])
-    log_prior, order = _read_prior(arrays["prior"].tobytes())
+    log_prior, order = read_prior(arrays["prior"].tobytes())
     counts = arrays["counts"][start:stop].astype(np.int64)
     row = np.repeat(np.arange(len(counts)), counts)
     ranks, codes = _read_block(arrays["data"][first:last].tobytes(), counts, len(order))
@@ -224,7 +224,7 @@ def _by_prior(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_prior(codes: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def read_prior(codes: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Log of a prior [V], and the columns by it [V]."""
     found = np.frombuffer(codes, np.uint8)
     log_prior = -_PRIOR_STEP * found.astype(np.float64)

@@ -19,7 +19,7 @@ from xtoken.errors import (
     PairError,
     StoreError,
 )
-from xtoken.teachers.kept_rows import KeptRows, Rest, pack_rows, rows_fit, unpack_rows
+from xtoken.teachers.kept_rows import KeptRows, Rest, pack_rows, read_prior, rows_fit, unpack_rows
 from xtoken.teachers.packed import STORE_DTYPES, fits, pack, split_ids, tokens_of, unpack
 from xtoken.teachers.predictions import Predictions as Predictions
 
@@ -202,6 +202,11 @@ class Shard:
     def widest(self) -> int:
         """Columns of the row that has most."""
         return int(self._arrays["counts"].max(initial=0))
+
+    @property
+    def log_prior(self) -> NDArray[np.float32]:
+        """[V], of `spread` alone."""
+        return read_prior(self._arrays["prior"].tobytes())[0]
 
     @property
     def prior_bytes(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -405,6 +406,17 @@ class TopKStore:
         return padded_signal(
             self.get, ids, attention_mask, self.key.tokenizer, checked=not self._in_memory
         )
+
+    def unread(self, ids: Tensor) -> TeacherSpread:
+        """With dtype `spread`, for a batch [B, T] that asks for nothing: what `signal` gives, but
+        that nothing is looked up.
+
+        Raises:
+            StoreError: there is no file yet.
+        """
+        if not self._shards:
+            raise StoreError(f"{self.directory} holds nothing yet; fill it with xtoken teach")
+        return TeacherSpread.of_prior(torch.from_numpy(self._shards[0].log_prior), ids)
 
 
 class ShardWriter:

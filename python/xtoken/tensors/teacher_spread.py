@@ -56,6 +56,14 @@ class TeacherSpread:
                 "[B, T, K], [B, T], [B, T] and [P, V]; take them from TopKStore.signal"
             )
 
+    @classmethod
+    def of_prior(cls, log_prior: Tensor, ids: Tensor) -> TeacherSpread:
+        """The prior [V_t'] itself at every place of `ids` [B, T_t]: of rows that nobody reads."""
+        place = ids.new_zeros(ids.shape)
+        log_prior = log_prior.to(ids.device)
+        kept = log_prior[:1].expand(*ids.shape, 1)
+        return cls(place[..., None], kept, log_prior[None], place, torch.zeros_like(kept[..., 0]))
+
     @property
     def width(self) -> int:
         """V_t', the columns of a row."""

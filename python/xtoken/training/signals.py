@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xtoken.distillation.batch import Batch
 from xtoken.errors import OptionError
-from xtoken.teachers import LiveTeacher, TeacherSource
+from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
 from xtoken.teachers.forward import causal_inputs, check_positions
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -97,6 +97,8 @@ def _of_rows(
     if not bool(asked.any()):
         if isinstance(source, LiveTeacher):
             return _padded(source, ids, attention_mask, fused)
+        if isinstance(source, TopKStore) and source.key.is_spread:
+            return source.unread(ids)  # takes what full logits take, such as a temperature
         nothing = ids.new_zeros(*ids.shape, 1)
         return TeacherTopK(
             nothing,
