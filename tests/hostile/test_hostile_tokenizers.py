@@ -56,7 +56,11 @@ def test_mutants_are_read_or_refused_within_bounds(
             "PYTHONPATH": os.pathsep.join([str(Path(xtoken.__file__).parent.parent), str(HERE)]),
         },
     )
-    answers = [json.loads(line) for line in process.stdout.splitlines()]
+    # An older tokenizers prints words of its own among them.
+    lines = [
+        line for line in process.stdout.splitlines() if not line.startswith("The OrderedVocab")
+    ]
+    answers = [json.loads(line) for line in lines]
     last = f"the draw is {folder / 'last'}; {len(answers)} were good before"
     assert process.returncode == 0, f"{process.stderr[-2000:]}\n{last}"
     counts = collections.Counter(answer[1] for answer in answers)

@@ -128,6 +128,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     from triton.runtime.jit import JITFunction
 
+    if OLD and request.param == 100:
+        pytest.skip("an older ptxas knows no sm_100")
     made = Compiler(request.param)
     monkeypatch.setattr(JITFunction, "run", lambda self, *a, **b: made(self, *a, **b))
     return made
