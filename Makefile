@@ -112,7 +112,7 @@ bounds: $(VENV)/.wheel  ## Run the Python tests with the least versions allowed 
 	target/bounds/bin/python -m pytest -n $(JOBS) --dist loadfile \
 		-W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
-release-check: $(VENV)/.tools  ## Check all that a release needs but the upload (ARGS=--full: all tests on the wheel)
+release-check: $(VENV)/.tools  ## Check all that a release needs but the upload (ARGS=--full: all tests on the wheel; --out DIR: keep it)
 	$(PIP_INSTALL) $$($(REQUIREMENTS) release)
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/release_check.py $(ARGS)
 

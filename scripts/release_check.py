@@ -70,7 +70,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="run all tests on the wheel")
     parser.add_argument("--dirty", action="store_true", help="allow changes that are not committed")
     parser.add_argument("--tag", help="the tag of the release, such as v0.1.0")
+    parser.add_argument("--out", type=Path, help="folder for the wheel and sdist that passed")
     options = parser.parse_args()
+    if options.out and options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is a file, expected a folder; name another")
     if not options.dirty:
         step("no change is left uncommitted", check_tree)
     version = step("the versions and addresses agree", lambda: check_versions(options.tag))
@@ -86,7 +89,9 @@ def main() -> None:
         step("the wheel works without an extra", lambda: install_base(folder, wheel))
         python = step("from pip install to a first loss", lambda: first_loss(folder, wheel))
         step("its tests pass on it", lambda: run_tests(folder, source, python, options.full))
-    step("the crate packs, builds and documents itself", check_crate)
+        step("the crate packs, builds and documents itself", check_crate)
+        if options.out:
+            keep(options.out, wheel, sdist)
     print(f"xtoken {version} may be released")
 
 
@@ -313,6 +318,13 @@ def run_tests(folder: Path, source: Path, python: Path, full: bool) -> None:
             cwd=place, env=outside["env"],
         )  # fmt: skip
     print(f"  {said.strip().splitlines()[-1]}")
+
+
+def keep(out: Path, *files: Path) -> None:
+    """Leave what passed in a folder, before the temporary one goes."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        print(f"kept: {shutil.copy2(file, out)}")
 
 
 def check_crate() -> None:
