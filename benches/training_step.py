@@ -85,6 +85,8 @@ def main() -> None:
     config = DistillConfig(
         loss=sys.argv[3] if len(sys.argv) > 3 else "prefix-kl",  # type: ignore[arg-type]
         steps=steps,
+        learning_rate=3e-3,
+        warmup_steps=10,
         device="cpu",
     )
     texts = read_documents(folder / "train.jsonl")[: steps * config.batch_size]

@@ -14,7 +14,9 @@ from demo.teacher import prepare_teacher
 SEED = 0
 FOLDER = Path("runs/demo")
 TRAIN_PASSAGES, HELD_OUT_PASSAGES, NUMBER_SHARE = 260, 60, 0.4
-OPTIONS = ("--steps", "320", "--eval-every", "40", "--seed", str(SEED), "--overwrite")
+# A student with random weights takes larger steps than the defaults, which suit a pretrained one.
+RATE = ("--learning-rate", "3e-3", "--warmup-steps", "10")
+OPTIONS = ("--steps", "320", "--eval-every", "40", "--seed", str(SEED), *RATE, "--overwrite")
 
 
 def main() -> None:

@@ -10,12 +10,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from demo.__main__ import OPTIONS
 from demo.corpus import Corpus, build_corpus, sample, write_jsonl
 from demo.student import prepare_student
 from demo.teacher import gguf_path, prepare_teacher
 from xtoken import Vocab
 from xtoken.data import read_texts
+from xtoken.training.config import DistillConfig
 from xtoken.training.evaluate import DIGIT, NUMERAL
+
+
+def test_a_student_with_random_weights_is_trained_at_a_rate_of_its_own() -> None:
+    given = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=False))
+    assert (given["--learning-rate"], given["--warmup-steps"]) == ("3e-3", "10")
+    assert DistillConfig().learning_rate < 1e-4
 
 
 @pytest.fixture(scope="module")

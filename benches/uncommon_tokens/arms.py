@@ -12,6 +12,8 @@ FIXED: dict[str, Any] = {
     "teacher_top_k": 512,
     "top_k": 512,
     "tail_bucket": False,
+    "learning_rate": 3e-3,
+    "warmup_steps": 10,
 }
 ARMS: dict[str, dict[str, Any]] = {
     "CE": {"loss": "ce"},

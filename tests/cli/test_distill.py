@@ -24,7 +24,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distill")
     write_pair(folder)
     write_jsonl(folder / "data.jsonl", tiny_texts(60))
-    settings = DistillConfig(steps=4, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=80)
+    settings = DistillConfig(
+        steps=4, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=80, learning_rate=3e-3
+    )
     settings.save(folder / "config.json")
     return folder
 

@@ -169,7 +169,7 @@ def test_every_argument_has_a_flag_with_its_default_or_a_reason() -> None:
         assert "--" + name.replace("_", "-") in shown, name
     assert set(ALIASES.values()) <= known_settings()
     assert re.search(r"--adam-beta2 .*default: \(0\.999\)", result.output)
-    assert re.search(r"--learning-rate .*default: \(0\.003\)", result.output)
+    assert re.search(r"--learning-rate .*default: \(2e-05\)", result.output)
 
 
 def test_values_are_read_as_the_argument_has_them() -> None:

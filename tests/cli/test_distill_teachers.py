@@ -24,9 +24,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "student").rename(folder / "word")
     (folder / "teacher").rename(folder / "digit")
     write_jsonl(folder / "data.jsonl", tiny_texts(40))
-    DistillConfig(steps=3, top_k=32, teacher_top_k=32, max_tokens=80, kd_weight=1.0).save(
-        folder / "config.json"
-    )
+    DistillConfig(
+        steps=3, top_k=32, teacher_top_k=32, max_tokens=80, kd_weight=1.0, learning_rate=3e-3
+    ).save(folder / "config.json")
     return folder
 
 

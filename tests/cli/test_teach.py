@@ -68,6 +68,7 @@ def distill(workspace: Path, out: Path, *flags: str, **options: object) -> str:
         "steps": 3,
         "top_k": 64,
         "max_tokens": 80,
+        "learning_rate": 3e-3,
         "device": "cpu",
     }
     return invoke(*command("distill", *flags, **(given | options)))

@@ -41,6 +41,7 @@ CONFIG = DistillConfig(
     top_k=64,
     teacher_top_k=64,
     max_tokens=96,
+    learning_rate=3e-3,
     device="cpu",
     max_grad_norm=1e9,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -10,6 +11,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from xtoken.errors import OptionError
 from xtoken.losses.inputs import LossOptions
 from xtoken.training import DistillArguments, DistillSettings
+from xtoken.training.config import DistillConfig
+from xtoken.training.config_arguments import training_arguments
 
 
 def test_the_arguments_are_those_of_transformers_and_all_options_of_the_losses() -> None:
@@ -21,11 +24,14 @@ def test_the_arguments_are_those_of_transformers_and_all_options_of_the_losses()
     assert not ours & {each.name for each in dataclasses.fields(TrainingArguments)}
 
 
-def test_the_defaults_suit_a_pretrained_student() -> None:
+def test_the_defaults_suit_a_pretrained_student(tmp_path: Path) -> None:
     args = DistillArguments("out", report_to="none")
     assert args.learning_rate == 2e-5
     assert args.lr_scheduler_type.value == "cosine"
     assert args.get_warmup_steps(1000) == 30
+    command = training_arguments(DistillConfig(steps=1000, device="cpu"), tmp_path)
+    assert command.learning_rate == args.learning_rate
+    assert command.get_warmup_steps(1000) == 30
     assert not args.remove_unused_columns
     assert (args.loss, args.kd_weight, args.ce_weight) == ("prefix-kl", "balanced", 1.0)
 

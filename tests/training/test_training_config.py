@@ -48,6 +48,7 @@ def test_settings_are_frozen() -> None:
         ({"batch_size": -1}, "batch_size = -1, expected at least 1"),
         ({"temperature": 0}, "temperature = 0, expected more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate = nan, expected more than 0"),
+        ({"warmup_steps": 1.5}, "warmup_steps = 1.5, expected a whole number, or a share below 1"),
         ({"kd_weight": -0.5}, "kd_weight = -0.5, expected at least 0"),
         ({"kd_weight": "equal"}, "kd_weight = 'equal', expected a number or one of 'balanced'"),
         ({"top_k": 600}, "top_k = 600, expected at most teacher_top_k = 512"),

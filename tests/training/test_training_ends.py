@@ -39,7 +39,14 @@ from xtoken.training.metrics_log import read_history
 from xtoken.training.run import run_lock
 
 CONFIG = DistillConfig(
-    steps=6, batch_size=4, top_k=32, teacher_top_k=32, max_tokens=48, warmup_steps=2, device="cpu"
+    steps=6,
+    batch_size=4,
+    top_k=32,
+    teacher_top_k=32,
+    max_tokens=48,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    device="cpu",
 )
 
 

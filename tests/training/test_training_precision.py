@@ -26,7 +26,13 @@ from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import History, KeepHistory
 
 CONFIG = DistillConfig(
-    steps=3, batch_size=4, top_k=64, teacher_top_k=64, max_tokens=96, device="cpu"
+    steps=3,
+    batch_size=4,
+    top_k=64,
+    teacher_top_k=64,
+    max_tokens=96,
+    learning_rate=3e-3,
+    device="cpu",
 )
 
 

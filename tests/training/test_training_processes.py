@@ -99,7 +99,7 @@ from xtoken.training.metrics_log import History
 folder, sitting = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(
     steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
-    checkpoint_every=3,
+    checkpoint_every=3, learning_rate=3e-3,
 )
 models = load_models(folder / "student", folder / "teacher")
 materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)

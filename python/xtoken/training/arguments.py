@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
-from xtoken.training.settings import DistillSettings
+from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 
 
 @dataclass
@@ -23,10 +23,12 @@ class DistillArguments(DistillSettings, TrainingArguments):
     (2e-05, 'cosine')
     """
 
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(
+        default=LEARNING_RATE, metadata={"help": "Peak learning rate of AdamW."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(
-        default=0.03, metadata={"help": "Warm-up steps, or their share of all below 1."}
+        default=WARMUP_STEPS, metadata={"help": "Warm-up steps, or their share of all below 1."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
     remove_unused_columns: bool = field(

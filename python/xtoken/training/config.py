@@ -21,7 +21,7 @@ from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
-from xtoken.training.settings import DistillSettings
+from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 from xtoken.training.trainer_options import (
     ALIASES,
     OWNED,
@@ -64,8 +64,10 @@ class DistillConfig:
         steps: optimizer steps.
         batch_size: examples per device and micro-batch.
         accumulation: micro-batches per step; it changes memory, not the gradient.
-        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW, linear warm-up, cosine
-            decay to a tenth, clipping by the norm.
+        learning_rate: peak of AdamW's, which falls along a cosine to a tenth. The default suits a
+            pretrained student; one with random weights takes about 3e-3.
+        warmup_steps: of a linear warm-up, or their share of all steps below 1.
+        weight_decay, max_grad_norm: of AdamW, and clipping by the norm.
         max_tokens: longest example on either side; longer ones are cut at a chunk boundary.
         date: the day that chat templates print, as YYYY-MM-DD; None for today. A resumed run needs
             the same, to learn the same texts.
@@ -105,8 +107,8 @@ class DistillConfig:
     steps: int = 160
     batch_size: int = 3
     accumulation: int = 1
-    learning_rate: float = 3e-3
-    warmup_steps: int = 10
+    learning_rate: float = LEARNING_RATE
+    warmup_steps: float = WARMUP_STEPS
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_tokens: int = 512
@@ -136,6 +138,11 @@ class DistillConfig:
             self._check(name, lambda value: value >= 0, "at least 0")
         for name in _POSITIVE:
             self._check(name, lambda value: value > 0, "more than 0")
+        self._check(
+            "warmup_steps",
+            lambda value: value < 1 or value == int(value),
+            "a whole number, or a share below 1",
+        )
         self._check("beta", lambda value: 0 < value < 1, "a share inside (0, 1)")
         if self.top_k is not None and self.teacher_top_k is not None:
             self._check(

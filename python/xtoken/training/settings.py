@@ -18,6 +18,11 @@ from xtoken.losses.registry import find_loss
 
 DEFAULT_TOP_K = 512
 
+# Of a pretrained student. A new one takes a hundred times the rate.
+LEARNING_RATE = 2e-5
+WARMUP_STEPS = 0.03
+"""Below 1 a share of all steps, as transformers has it."""
+
 if TYPE_CHECKING:
     ParsedWeight: TypeAlias = KdWeight
 else:
