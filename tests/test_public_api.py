@@ -16,6 +16,8 @@ import pytest
 
 import xtoken
 from xtoken import errors
+from xtoken.distillation.options import DistillerOptions
+from xtoken.pair import PairOptions
 
 WINGS = (
     *("xtoken", "xtoken.align", "xtoken.audit", "xtoken.data", "xtoken.distillation"),
@@ -91,6 +93,45 @@ def test_no_public_signature_takes_anything() -> None:
             if "Any" in words:
                 found.add((target.__module__, name))
     assert not found, sorted(found)
+
+
+OPTIONS = {cls.__name__: cls for cls in (DistillerOptions, PairOptions)}
+
+
+def named_arguments(docstring: str) -> set[str]:
+    """The names in the section `Args:`; a line may have several."""
+    section = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{docstring}\n", re.MULTILINE)
+    lines = re.findall(r"^    (\w.*?):", section[1] if section else "", re.MULTILINE)
+    return {name for line in lines for name in re.findall(r"\w+", line)}
+
+
+def arguments(value: object) -> set[str]:
+    """What a call takes, with the keys of a typed `**options`."""
+    assert callable(value)
+    found: set[str] = set()
+    for name, each in inspect.signature(value).parameters.items():
+        unpacked = re.fullmatch(r"Unpack\[(\w+)\]", str(each.annotation))
+        found |= set(OPTIONS[unpacked[1]].__annotations__) if unpacked else set()
+        found.add(name)
+    return found
+
+
+def test_arguments_that_a_docstring_names_are_those_of_the_call() -> None:
+    found, checked = set(), 0
+    for name, value in documented().items():
+        if inspect.isfunction(value) or inspect.isclass(value):
+            named = named_arguments(inspect.getdoc(value) or "")
+            checked += len(named)
+            if named and (strange := named - arguments(value)):
+                found.add((name, *sorted(strange)))
+    assert not found, sorted(found)
+    assert checked > 300
+
+
+def test_names_of_arguments_are_read_from_a_line_of_several() -> None:
+    text = "Adds.\n\nArgs:\n    a, b: numbers: whole\n        or not.\n    c: more.\n\nReturns: d."
+    assert named_arguments(text) == {"a", "b", "c"}
+    assert arguments(named_arguments) == {"docstring"}
 
 
 @pytest.mark.parametrize("module", sorted(
