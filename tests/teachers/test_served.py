@@ -863,3 +863,44 @@ def test_a_head_start_needs_a_place() -> None:
     teacher = ServedTeacher("http://127.0.0.1:1", vocab=800, top_k=4)
     with pytest.raises(OptionError, match="ahead = 0"):
         PrefetchedTeacher(teacher, [], ahead=0)
+
+
+def test_what_is_announced_is_asked_for_at_once_and_kept_for_two_calls(
+    serve: Serve, sequences: list[np.ndarray]
+) -> None:
+    server, teacher = serve("vllm")
+    _ = teacher.question
+    first, second, third, fourth = batches_of(sequences, 3)[:4]
+    with PrefetchedTeacher(teacher) as source:
+        source.announce([*first, *second])
+        source.announce([*third, np.empty(0, np.int64)])
+        _until(lambda: len(server.asked) == 9)  # without a call
+        for batch in (first, second, first, third, third):
+            source.signal(*padded(batch, "right"))
+        assert set(server.asked.values()) == {1}
+        source.announce([*third, *fourth])  # the first ones are forgotten
+        for batch in (third, fourth, fourth):
+            source.signal(*padded(batch, "right"))
+        assert set(server.asked.values()) == {1}
+        source.signal(*padded(first, "right"))
+        assert [times(server, ids) for ids in first] == [2, 2, 2]
+    with pytest.raises(ServerError, match="was closed"):
+        source.announce(first)
+
+
+def test_a_server_that_fails_fails_the_calls_that_wait_and_no_later_one(
+    serve: Serve, sequences: list[np.ndarray]
+) -> None:
+    server, teacher = serve("vllm", Faults(error_status=503), retries=0)
+    _ = teacher.question
+    first, second = batches_of(sequences, 2)[:2]
+    server.faults.errors = 1
+    with PrefetchedTeacher(teacher) as source:
+        source.announce(first)
+        with pytest.raises(ServerError):
+            source.signal(*padded(first, "right"))
+        _until(lambda: source._worker is None)
+        server.faults.errors = 0
+        source.announce(second)
+        _signals(source, [first, second])
+    assert {times(server, ids) for ids in (*first, *second)} <= {1, 2}

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from served_server import ServedModel
 from tiny_models import tiny_texts, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Pair
 from xtoken.errors import DataError, OptionError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.teachers.served import ServedTeacher
 from xtoken.training import DistillMixin, DistillSettings, Teacher
 
 trl = pytest.importorskip("trl")
@@ -464,3 +466,26 @@ def test_a_name_that_no_teacher_has_ends_the_preparation(folder: Path, tmp_path:
     settings = DistillSettings(teacher_column="for", loss="p-kl")
     with pytest.raises(DataError, match="column 'for' names 'nobody', expected one of teacher"):
         step(folder, tmp_path, data, settings)
+
+
+def test_a_served_teacher_is_asked_for_the_documents_of_packed_rows(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    pair = Pair(folder / "student", folder / "teacher")
+    options = {"packing": True, "max_steps": 2, "per_device_train_batch_size": 1}
+    data = Dataset.from_dict({"text": tiny_texts(12)})
+    live, gradient = step(folder, tmp_path, data, **options)
+    with (
+        ServedModel(model, "sglang") as server,
+        ServedTeacher(
+            server.url, vocab=pair.teacher_tokenizer, top_k=len(pair.teacher_vocab)
+        ) as teacher,
+    ):
+        _ = teacher.question
+        server.asked.clear()
+        served, other = step(folder, tmp_path, data, teachers=[Teacher(teacher, pair)], **options)
+        assert set(server.asked.values()) == {1}
+        assert len(server.asked) > 2  # more documents than rows
+    close(served, live)
+    same_gradient(other, gradient)

@@ -30,6 +30,7 @@ from xtoken.teachers.forward import check_positions
 from xtoken.training.batches import IGNORED, rows_of, split
 from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
+from xtoken.training.read_ahead import ReadAhead
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
@@ -108,6 +109,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         self._kd_scale: float | None = None
         self._to_balance: list[Any] = []
         self._totals: tuple[Counts, ...] | None = None
+        self._ahead = ReadAhead()
         cast(Any, super()).__init__(
             model,
             args,
@@ -181,9 +183,13 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Collect the micro-batches of one step and count what the step will divide by."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        announces = self.teaching.announces
+        source = self._ahead.over(epoch_iterator) if announces else epoch_iterator
+        batches, items = super().get_batch_samples(source, num_batches, device)
         batches = self._step_batches(batches)
-        sides = [side for side in (split(batch)[1] for batch in batches) if side is not None]
+        sides = _sides(batches)
+        if announces:
+            self._announce(sides, num_batches)
         self._totals, self._to_balance = None, []
         self.rows_left_out += sum(rows_of(batch).left_out for batch in batches)
         if not sides:
@@ -197,6 +203,15 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         # which dropout draws, only after this.
         self._to_balance = batches if balanced and not whole else []
         return batches, items
+
+    def _announce(self, sides: Sequence[AnyBatch], num_batches: int) -> None:
+        """Have served teachers asked for what this step needs, and then for the next one."""
+        self.teaching.announce(sides)
+        if self.state.global_step + 1 >= self.state.max_steps:
+            self._ahead.close()
+        # What the student will say in the next step is not known yet.
+        elif self.distill_settings.on_policy_fraction == 0:
+            self.teaching.announce(_sides(self._ahead.peek(num_batches)))
 
     def _step_batches(self, batches: list[Any]) -> list[Any]:
         """The micro-batches of a step as it takes them."""
@@ -346,6 +361,11 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             ),
         )
         return float(ce.loss), float(output.kd)
+
+
+def _sides(batches: Sequence[Any]) -> list[AnyBatch]:
+    """The teachers' sides of those micro-batches that have one."""
+    return [side for side in (split(batch)[1] for batch in batches) if side is not None]
 
 
 def _asks_for_fsdp(args: TrainingArguments | None) -> bool:

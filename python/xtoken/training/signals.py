@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xtoken.distillation.batch import Batch
@@ -49,6 +51,22 @@ def teacher_signal(source: TeacherSource, batch: Batch, fused: FusedTeacher = Fa
         found = _fused(source, packed, fused)
         return _packed_logits(source, ids, positions) if found is None else found
     return _by_document(source, ids, positions, fused)
+
+
+def asked_sequences(batch: Batch) -> list[NDArray[np.int64]]:
+    """The sequences [T] that a teacher is asked for by `teacher_signal`."""
+    inputs = batch.teacher
+    ids = inputs["input_ids"].cpu()
+    if "attention_mask" in inputs:
+        rows = batch.teacher_loss_mask.any(1).cpu()
+        if batch.asked_tokens is None:
+            rows = torch.ones_like(rows)
+        mask = inputs["attention_mask"].bool().cpu()
+        return [ids[row][mask[row]].numpy() for row in rows.nonzero().flatten().tolist()]
+    starts = (inputs["position_ids"].cpu() == 0).flatten()
+    starts[:: ids.shape[1]] = True
+    found = np.split(ids.flatten().numpy(), starts.nonzero().flatten().tolist()[1:])
+    return [document for document in found if len(document) > 1]
 
 
 def _padded(

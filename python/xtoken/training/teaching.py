@@ -30,11 +30,12 @@ from xtoken.losses.exact_kl.batch_targets import target_options
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher, TargetStore, TeacherSource, TopKStore
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.served import PrefetchedTeacher, ServedTeacher
 from xtoken.teachers.store import is_store
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.routing import Routes
 from xtoken.training.settings import DistillSettings
-from xtoken.training.signals import FusedTeacher, teacher_signal
+from xtoken.training.signals import FusedTeacher, asked_sequences, teacher_signal
 from xtoken.vocab import TokenizerSource
 from xtoken.vocab.load import is_hub_name
 
@@ -46,8 +47,8 @@ class Teacher:
     """One teacher of a trainer.
 
     Attributes:
-        source: a `LiveTeacher`, a filled `TopKStore` or its folder, a causal language model, or a
-            directory or hub name of one.
+        source: a `LiveTeacher`, a filled `TopKStore` or its folder, a `ServedTeacher`, a causal
+            language model, or a directory or hub name of one.
         tokenizer: of the teacher: an object, a directory or hub name; or the whole `Pair`. None
             takes what lies beside the source's weights, or the trainer's own pair.
         loss: a loss of the library; None for that of the settings.
@@ -167,6 +168,21 @@ class Teaching(nn.Module):
                 else None
             )
         return found
+
+    @property
+    def announces(self) -> bool:
+        """Whether a teacher can be asked for what later micro-batches need."""
+        return any(isinstance(source, PrefetchedTeacher) for source in self.sources)
+
+    def announce(self, batches: Sequence[AnyBatch]) -> None:
+        """Have served teachers asked in the background for what `signals` of batches needs.
+
+        What is answered is kept until the call after the next one.
+        """
+        for index, source in enumerate(self.sources):
+            if isinstance(source, PrefetchedTeacher):
+                parts = [self.parts(batch)[index] for batch in batches]
+                source.announce([ids for part in parts for ids in asked_sequences(part)])
 
     def forward(
         self,
@@ -378,9 +394,22 @@ def _source(
                 "tokens; pass the tokenizer of this teacher"
             )
         return LiveTeacher(model.to(device))
+    if isinstance(source, ServedTeacher):
+        source = PrefetchedTeacher(source)
+    if isinstance(source, PrefetchedTeacher):
+        _check_served(source.source, pair)
     if not hasattr(source, "signal"):
         raise ArgumentTypeError(
             f"a teacher is a {type(source).__name__}; pass a model, its directory or hub name, a "
-            "LiveTeacher, a TopKStore, or a Teacher of one"
+            "LiveTeacher, a TopKStore, a ServedTeacher, or a Teacher of one"
         )
     return source
+
+
+def _check_served(served: ServedTeacher, pair: Pair) -> None:
+    known, own = served.vocab_fingerprint, pair.teacher_vocab.fingerprint
+    if known and known != own:
+        raise PairError(
+            f"the served teacher was made with the tokenizer {known[:12]}, its pair has the "
+            f"teacher {own[:12]}; pass the same tokenizer to both"
+        )
