@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from xtoken import Pair
 from xtoken.cli import app, main
 from xtoken.cli.sides import page_names
+from xtoken.losses import LOSSES
 from xtoken.vocab.side import Side
 
 from html_reading import page_data, read_page
@@ -125,7 +126,11 @@ def test_with_models_a_row_of_a_file_has_probabilities(folder: Path, tmp_path: P
     assert content["models"] == ["student", "teacher"]
     assert "data.jsonl, row 2" in root.all("p", "sub")[0].text
     views = [view for chunk in content["chunks"] for view in chunk["losses"]]
-    assert all(view["value"] >= 0 for view in views)
+    assert {view["loss"] for view in views} == set(LOSSES)
+    values = {loss: [v.get("value") for v in views if v["loss"] == loss] for loss in LOSSES}
+    assert set(values.pop("same-vocab-kl")) == {None}  # the pair has two
+    for loss, found in values.items():  # a part of a KL can be below 0
+        assert all(value >= (-5 if loss in ("gold", "h-kl") else -1e-5) for value in found), loss
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from xtoken import ChunkKind, Pair
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
 from xtoken.errors import OptionError, PairError
+from xtoken.losses import LOSSES
 from xtoken.report.aligned_text import TOKENS_PER_CHUNK, AlignedText, aligned_text, first_chunks
 from xtoken.report.alignment_page import alignment_page
 from xtoken.report.page import PageNames
@@ -195,6 +197,11 @@ def test_without_models_the_page_has_the_row_the_prefixes_and_the_cell() -> None
     assert any(line["label"] == "201" and line.get("own") for line in members)
 
 
+def lines_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a comparison with that of the rest."""
+    return [*table["lines"], *([table["rest"]] if "rest" in table else [])]
+
+
 def counted(chunks: list[dict[str, object]]) -> list[dict[str, object]]:
     return [chunk for chunk in chunks if chunk["counted"]]
 
@@ -231,12 +238,20 @@ def test_what_a_loss_compares_adds_up_to_one(
     page = alignment_page(text, NAMES, student=student, teacher=teacher)
     chunks = counted(page_data(read_page(page))["chunks"])
     views = [view for chunk in chunks for view in chunk["losses"]]  # type: ignore[attr-defined]
-    tables = [table for view in views for table in view["comparisons"] if table["lines"]]
-    assert len(tables) > len(views)
-    for table in tables:
-        lines = [*table["lines"], *([table["rest"]] if "rest" in table else [])]
-        for side in ("teacher", "student"):
-            assert sum(line[side] for line in lines) == pytest.approx(1.0, abs=1e-4)
+    seen = set()
+    for view in views:
+        tables = [lines_of(table) for table in view["comparisons"] if table["lines"]]
+        if view["loss"] in ("gold", "h-kl"):  # two parts of one softmax
+            tables = [[line for table in tables for line in table]]
+        elif view["loss"] == "alm":
+            tables = tables[1:]  # the toss
+        elif view["loss"] == "escd":
+            tables = tables[:1]  # the root
+        for lines in tables:
+            seen.add(view["loss"])
+            for side in ("teacher", "student"):
+                assert sum(line[side] for line in lines) == pytest.approx(1.0, abs=1e-4)
+    assert seen == set(LOSSES) - {"same-vocab-kl"}
 
 
 def test_exact_kl_has_a_target_for_each_student_token_that_it_names(

@@ -93,7 +93,8 @@ def _probabilities(
 ) -> _Probabilities:
     if student is None and teacher is None:
         return _Probabilities(structural_views(text, chunks))
-    from xtoken.report.targets import model_views, text_logits, token_probabilities
+    from xtoken.report.targets.models import text_logits, token_probabilities
+    from xtoken.report.targets.views import model_views
 
     example, sizes = text.example, text.pair.sizes
     sides = text.pair.sides

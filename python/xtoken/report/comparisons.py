@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Lines of a table; what is left is told as one more.
-LINES = 8
+LINES = 6
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Line:
         own: it is what the text itself goes on with.
         teacher, student: probabilities that the loss compares; None where no model is given.
         weight: of an entry of W.
+        adds: what it adds to the loss.
         tokens: how many tokens it stands for.
     """
 
@@ -26,6 +28,7 @@ class Line:
     teacher: float | None = None
     student: float | None = None
     weight: float | None = None
+    adds: float | None = None
     tokens: int | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -33,10 +36,10 @@ class Line:
         found: dict[str, object] = {"label": self.label}
         if self.own:
             found["own"] = True
-        for name in ("teacher", "student", "weight"):
+        for name in ("teacher", "student", "weight", "adds"):
             value = getattr(self, name)
-            if value is not None:
-                found[name] = round(value, 6)
+            if value is not None and math.isfinite(value):
+                found[name] = _short(value)
         if self.tokens is not None:
             found["tokens"] = self.tokens
         return found
@@ -89,11 +92,19 @@ class LossView:
             "loss": self.loss,
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
         }
-        if self.value is not None:
-            found["value"] = round(self.value, 6)
-        if self.note:
-            found["note"] = self.note
+        note = self.note
+        if self.value is not None and math.isfinite(self.value):
+            found["value"] = _short(self.value)
+        elif self.value is not None:
+            note = "; ".join(filter(None, (note, f"the loss is {self.value} here")))
+        if note:
+            found["note"] = note
         return found
+
+
+def _short(value: float) -> float:
+    """Six digits, as a page needs no more; a small one is never told as none."""
+    return float(f"{value:.6g}")
 
 
 def first_lines(title: str, lines: Iterable[Line], what: str) -> Comparison:
