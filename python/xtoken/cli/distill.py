@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xtoken.cli.command import App
 from xtoken.cli.distill_options import DistillCommand, further_settings
 from xtoken.errors import OptionError
+
+if TYPE_CHECKING:
+    from xtoken.training.models import ServedSource
 
 
 def register(app: App) -> None:
@@ -54,6 +57,26 @@ def distill(
             help="Folder that xtoken teach filled, in place of the teacher's weights; --teacher is "
             "then a directory with its tokenizer, by default the one in the folder."
         ),
+    ] = None,
+    teacher_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of a server (vLLM, SGLang) that runs the teacher, asked as training "
+            "goes; of --teacher only its tokenizer is read."
+        ),
+    ] = None,
+    teacher_api: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's dialect: auto, vllm, vllm-tokens or sglang.", show_default="auto"
+        ),
+    ] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="As the server names it, where it serves several.")
+    ] = None,
+    teacher_concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests under way at once.", show_default="8"),
     ] = None,
     teacher_loss: Annotated[
         list[str] | None,
@@ -213,6 +236,10 @@ def distill(
         "out": out,
         "teacher": teacher,
         "teacher_store": teacher_store,
+        "teacher_url": teacher_url,
+        "teacher_api": teacher_api,
+        "teacher_model": teacher_model,
+        "teacher_concurrency": teacher_concurrency,
         "teacher_loss": teacher_loss,
         "teacher_column": teacher_column,
         "held_out": held_out,
@@ -271,6 +298,7 @@ def distill(
                 given.get("teacher", []),
                 [Path(store) for store in given.get("teacher_store", [])],
                 given.get("teacher_loss", []),
+                _served(given),
             ),
             teacher_column=given.get("teacher_column"),
             data=given["data"],
@@ -289,6 +317,22 @@ def distill(
             teacher_cache=_default_cache(out) if cache is None else Path(cache),
         )
     )
+
+
+def _served(given: dict[str, Any]) -> list[ServedSource]:
+    """The servers of the teachers."""
+    from xtoken.training.models import ServedSource
+
+    urls = given.get("teacher_url", [])
+    names = ("api", "model", "concurrency")
+    how = {name: given[f"teacher_{name}"] for name in names if given.get(f"teacher_{name}")}
+    if how and not urls:
+        name = next(iter(how))
+        raise OptionError(
+            f"--teacher-{name} {how[name]} is for a served teacher; pass --teacher-url too, or "
+            "leave it out"
+        )
+    return [ServedSource(url, **how) for url in urls]
 
 
 _STORE = "teacher-top-k"

@@ -96,7 +96,7 @@ def check_streaming(request: Request, settings: Mapping[str, object]) -> None:
                 "are shuffled whole: leave it out"
             )
         return
-    stored = all(each.store is not None for each in request.teachers)
+    stored = all(each.store or each.served for each in request.teachers)
     top_k = settings.get("teacher_top_k")
     if top_k is not None and not stored:
         raise OptionError(

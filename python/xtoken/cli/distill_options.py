@@ -31,7 +31,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("steps", "eval_every", "eval_batch_size", "checkpoint_every", "seed", "max_tokens"),
     ),
     "Teachers": (
-        *("teacher", "teacher_store", "teacher_loss", "teacher_weights", "teacher_column"),
+        *("teacher", "teacher_store", "teacher_url", "teacher_api", "teacher_model"),
+        *("teacher_concurrency", "teacher_loss", "teacher_weights", "teacher_column"),
         *("teacher_cache", "teacher_dtype", "teacher_top_k"),
     ),
     "Loss": (

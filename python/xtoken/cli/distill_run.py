@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,12 +37,13 @@ from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.errors import LowCoverageWarning, OptionError
 from xtoken.report.curves import draw_curves
-from xtoken.teachers import TopKStore
+from xtoken.teachers import TeacherSource, TopKStore
+from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store_notes import StoreNotes
 from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.dry_run import dry_run
-from xtoken.training.prepare import PreparedData, open_teachers, prepare
+from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 
@@ -116,6 +117,19 @@ def run(request: Request) -> None:
         open_teachers(each, config, losses, request.teacher_cache, bars)
         for each in materials.teachers
     ]
+    with closing_teachers([each for sources in opened for each in sources.values()]):
+        _train_all(console, request, materials, config, losses, opened)
+
+
+def _train_all(
+    console: Console,
+    request: Request,
+    materials: PreparedData,
+    config: DistillConfig,
+    losses: Sequence[DistillLossName],
+    opened: Sequence[Mapping[str, TeacherSource | None]],
+) -> None:
+    """Train with each loss, from one start, and write what it came to."""
     for sources in opened:
         _show_store(console, sources)
     folders = {loss: request.out / "compare" / loss for loss in losses} | {config.loss: request.out}
@@ -124,6 +138,7 @@ def run(request: Request) -> None:
         for folder in filter(Path.is_dir, folders.values()):
             with run_lock(folder):
                 clear_run(folder)
+    bars = Bars(console)
     results = []
     for loss, folder in folders.items():
         settings = replace(config, loss=loss)
@@ -155,12 +170,25 @@ def _config(request: Request) -> DistillConfig:
     settings = {} if request.config is None else read_settings(request.config)
     settings |= request.settings
     check_streaming(request, settings)
-    if request.streaming:
+    served = any(each.served is not None for each in request.teachers)
+    if request.streaming and not served:
         settings["teacher_top_k"] = None
     stores = [each.store for each in request.teachers if each.store is not None]
     if stores:
         # What is spread is read as full logits are, and bounds no columns.
         settings["teacher_top_k"] = None
+    if served:
+        # A server gives the likeliest columns: those of the loss, where nothing else is said.
+        default = DistillConfig.top_k
+        columns = settings.get("teacher_top_k") or settings.get("top_k", default)
+        if columns is None:
+            raise OptionError(
+                "top_k is None, but a server gives the teacher's likeliest columns alone; pass "
+                "--top-k"
+            )
+        if isinstance(columns, int):  # what else there is, the settings refuse
+            settings.setdefault("top_k", min(default or columns, columns))
+            settings["teacher_top_k"] = columns
     keys = [TopKStore.open(store).key for store in stores]
     if not all(key.is_spread for key in keys):
         stored = min(key.top_k for key in keys if not key.is_spread)
@@ -228,6 +256,13 @@ def _warn_of_coverage(materials: PreparedData) -> None:
 
 
 def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
+    for served in {each for each in teachers.values() if isinstance(each, PrefetchedTeacher)}:
+        server = served.source
+        console.print(
+            f"teacher: top {server.top_k} of {escape(server.model)} at {server.connection.url}, "
+            "asked as training goes",
+            soft_wrap=True,
+        )
     stores = [teacher for teacher in teachers.values() if isinstance(teacher, TopKStore)]
     if stores:
         store = stores[0]

@@ -10,19 +10,19 @@ from xtoken.errors import OptionError
 
 _TEXTS = (
     *("student", "out", "split", "text_field", "student_chat_template", "teacher_chat_template"),
-    *("teacher_column", "teacher_cache"),
+    *("teacher_column", "teacher_cache", "teacher_api", "teacher_model"),
 )
-_LISTS = ("data", "held_out", "teacher", "teacher_store", "teacher_loss")
+_LISTS = ("data", "held_out", "teacher", "teacher_store", "teacher_url", "teacher_loss")
 _SWITCHES = ("compare", "resume", "overwrite", "streaming")
-_NUMBERS = ("shuffle_buffer",)
-_TEACHER = ("source", "weight", "store", "loss")
+_NUMBERS = ("shuffle_buffer", "teacher_concurrency")
+_TEACHER = ("source", "weight", "store", "url", "loss")
 
 
 def read_run_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file says of the run, and the settings in it.
 
     `teacher` is a source or a list of them, each a text as `--teacher` takes it or an object with
-    `source`, `weight`, `store` and `loss`.
+    `source`, `weight`, `store`, `url` and `loss`.
 
     Raises:
         MissingFileError: there is no such file.
@@ -61,7 +61,7 @@ def read_run_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _of_objects(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Teachers given as objects, as the flags would name them."""
-    sources, stores, losses = [], [], []
+    sources, stores, urls, losses = [], [], [], []
     for each in run["teacher"]:
         given = each if isinstance(each, Mapping) else {"source": each}
         foreign = sorted(set(given) - set(_TEACHER))
@@ -73,8 +73,11 @@ def _of_objects(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
             source = _typed(given["source"], str, "source of a teacher", path)
             sources.append(f"{source}={given['weight']}" if "weight" in given else source)
         stores += [given["store"]] if given.get("store") is not None else []
+        urls += [given["url"]] if given.get("url") is not None else []
         losses += [given["loss"]] if given.get("loss") is not None else []
-    return {"teacher": sources, "teacher_store": stores, "teacher_loss": losses}
+    return {
+        "teacher": sources, "teacher_store": stores, "teacher_url": urls, "teacher_loss": losses
+    }  # fmt: skip
 
 
 def _typed(value: object, kind: type, name: str, path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import cast
 from xtoken.distillation import DistillLossName
 from xtoken.distillation.options import LOSS_NAMES
 from xtoken.errors import OptionError
-from xtoken.training.models import ModelPair, load_models
+from xtoken.training.models import ModelPair, ServedSource, load_models
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,21 @@ class TeacherOption:
         weight: after the last `=`.
         store: folder of its predictions, in place of its weights.
         loss: its own; None for that of the run.
+        served: a server that runs it, in place of its weights.
     """
 
     source: str | None
     weight: float = 1.0
     store: Path | None = None
     loss: DistillLossName | None = None
+    served: ServedSource | None = None
 
 
 def parse_teachers(
-    sources: Sequence[str], stores: Sequence[Path] = (), losses: Sequence[str] = ()
+    sources: Sequence[str],
+    stores: Sequence[Path] = (),
+    losses: Sequence[str] = (),
+    served: Sequence[ServedSource] = (),
 ) -> list[TeacherOption]:
     """The teachers of `--teacher A --teacher B=0.8`.
 
@@ -40,6 +45,7 @@ def parse_teachers(
         sources: a directory or hub name each, with `=WEIGHT` or without.
         stores: one per teacher; without any teacher, each is one.
         losses: one per teacher, or none.
+        served: the server of each teacher, or none.
 
     Raises:
         OptionError: there is no teacher, a weight or a loss is none, or they are not as many.
@@ -48,6 +54,16 @@ def parse_teachers(
         raise OptionError(
             f"{len(stores)} --teacher-store and {len(sources)} --teacher; pass a store for each "
             "teacher, or stores alone, which hold their tokenizers"
+        )
+    if served and stores:
+        raise OptionError(
+            f"--teacher-url {served[0].url} and --teacher-store {stores[0]}; pass one of them: "
+            "xtoken teach --url stores what a server says"
+        )
+    if served and len(served) != len(sources):
+        raise OptionError(
+            f"{len(served)} --teacher-url and {len(sources)} --teacher; pass --teacher for each, a "
+            "directory with the tokenizer of the model that is served"
         )
     found = [_weighted(source) for source in sources]
     if not found:
@@ -69,6 +85,7 @@ def parse_teachers(
         replace(
             each,
             store=stores[at] if stores else None,
+            served=served[at] if served else None,
             loss=cast(DistillLossName, losses[at]) if losses else None,
         )
         for at, each in enumerate(found)
@@ -94,7 +111,7 @@ def load_teachers(student: str, teachers: Sequence[TeacherOption]) -> list[Model
     """The student with each teacher; see `load_models`."""
     return [
         replace(
-            load_models(student, each.source, store=each.store),
+            load_models(student, each.source, store=each.store, served=each.served),
             weight=each.weight,
             loss=each.loss,
         )

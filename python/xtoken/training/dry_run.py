@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from transformers import PrinterCallback, TrainerCallback
 
 from xtoken.data import ExampleSet
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
+from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store import is_store
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import run_device, training_arguments
 from xtoken.training.prepare import (
     PreparedData,
+    closing_teachers,
     open_teachers,
     store_folder,
     taught_sequences,
@@ -100,12 +103,13 @@ def dry_run(
     """
     part, longest = _some_examples(materials, config)
     steps = min(MEASURED_STEPS, config.steps)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         began = time.perf_counter()
         sources = [
             open_teachers(each, config, [config.loss], Path(scratch) / "teachers")[config.loss]
             for each in part.teachers
         ]
+        stack.enter_context(closing_teachers(sources))
         opened = time.perf_counter() - began
         store, store_seconds, teacher_weights = _stored(
             materials, part, config, sources, opened, cache_dir
@@ -262,6 +266,8 @@ def _signal_bytes(source: TeacherSource | None, fused: FusedTeacher) -> int:
     whole, hidden states in the teacher's dtype."""
     if isinstance(source, TopKStore):
         return (source.widest if source.key.is_spread else source.key.top_k) * 12
+    if isinstance(source, PrefetchedTeacher):
+        return source.source.width * 12
     if isinstance(source, LiveTeacher):
         head: Any = source.model.get_output_embeddings()  # type: ignore[operator]
         rows, features = head.weight.shape

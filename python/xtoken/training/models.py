@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,10 +17,21 @@ from xtoken.pair import Pair
 from xtoken.teachers.forward import position_limit
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.served import ApiName, PrefetchedTeacher, Probe, ServedTeacher
 from xtoken.teachers.store import TopKStore
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.config import TeacherDtype
 from xtoken.vocab.load import by_transformers, is_hub_name
+
+
+@dataclass(frozen=True)
+class ServedSource:
+    """A teacher that a server runs: where it is, and how it is asked; see `ServedTeacher`."""
+
+    url: str
+    api: str = "auto"
+    model: str | None = None
+    concurrency: int = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class ModelPair:
         pair: of their tokenizers, `transformers` fast tokenizers.
         store: folder with the teacher's predictions, in place of its weights; of `teacher_source`
             only the tokenizer is read then.
+        served: where a server runs the teacher, in place of its weights; the same.
         weight, loss: of this teacher among several; None for the loss of the settings.
         name: by which a column of the data names the teacher; None for the last part of its source.
     """
@@ -41,6 +55,7 @@ class ModelPair:
     weight: float = 1.0
     loss: DistillLossName | None = None
     name: str | None = None
+    served: ServedSource | None = None
 
     @property
     def teacher_name(self) -> str:
@@ -54,7 +69,7 @@ class ModelPair:
             OptionError: names the side and its limit.
         """
         sources = [("student", self.student_source)]
-        if self.store is None:
+        if self.store is None and self.served is None:
             sources.append(("teacher", self.teacher_source))
         for side, source in sources:
             limit = _positions(source)
@@ -74,9 +89,45 @@ class ModelPair:
         model = _load_model("teacher", self.teacher_source, self.pair.teacher_vocab, wanted)
         return LiveTeacher(model.to(device))
 
+    def served_teacher(self, top_k: int, folder: Path) -> PrefetchedTeacher:
+        """Ask for the teacher's server.
+
+        Args:
+            top_k: columns that it is asked for.
+            folder: keeps its answer to a fixed prompt, by which a server that rounds otherwise from
+                one start to the next is recognised in a later run.
+
+        Raises:
+            OptionError, ServerError: as `ServedTeacher`.
+        """
+        assert self.served is not None
+        served = ServedTeacher(
+            self.served.url,
+            vocab=self.pair.teacher_vocab,
+            top_k=top_k,
+            api=cast(ApiName, self.served.api),
+            model=self.served.model,
+            concurrency=self.served.concurrency,
+        )
+        try:
+            name = f"{self.served.url} {served.model} {self.pair.teacher_vocab.fingerprint}"
+            digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+            path = folder / f"served-{digest}.json"
+            if not path.exists() or not served.recognise(Probe.load(path)):
+                folder.mkdir(parents=True, exist_ok=True)
+                served.probe.save(path)
+        except BaseException:
+            served.close()
+            raise
+        return PrefetchedTeacher(served)
+
 
 def load_models(
-    student: Path | str, teacher: Path | str | None = None, *, store: Path | str | None = None
+    student: Path | str,
+    teacher: Path | str | None = None,
+    *,
+    store: Path | str | None = None,
+    served: ServedSource | None = None,
 ) -> ModelPair:
     """Read both tokenizers.
 
@@ -86,6 +137,7 @@ def load_models(
         store: folder with the teacher's predictions, as `xtoken teach` or a `TopKStore` wrote it.
             The teacher's weights are not needed then: `teacher` is a directory with its tokenizer,
             or None for the one that lies in the store.
+        served: a server that runs the teacher; `teacher` is a directory with its tokenizer.
 
     Raises:
         FileNotFoundError: if one is neither.
@@ -98,6 +150,8 @@ def load_models(
     found = None if store is None else TopKStore.open(store)
     if found is not None:
         teacher_source = _tokenizer_of(found, teacher)
+    elif served is not None and teacher is not None:
+        teacher_source = _tokenizer_folder(teacher)
     elif teacher is None:
         raise OptionError(
             "no teacher was given; pass a directory by save_pretrained, a hub name, or a store "
@@ -114,7 +168,8 @@ def load_models(
         _ = side.vocab  # refused here, before any minute is spent
     if found is not None:
         found.require_tokenizer(pair.teacher_vocab.fingerprint)
-    return ModelPair(student_source, teacher_source, pair, None if store is None else Path(store))
+    folder = None if store is None else Path(store)
+    return ModelPair(student_source, teacher_source, pair, folder, served=served)
 
 
 def _tokenizer_of(store: TopKStore, given: Path | str | None) -> str:
@@ -127,6 +182,10 @@ def _tokenizer_of(store: TopKStore, given: Path | str | None) -> str:
                 "teacher's: a directory with its tokenizer, no weights are needed"
             )
         return str(folder)
+    return _tokenizer_folder(given)
+
+
+def _tokenizer_folder(given: Path | str) -> str:
     if not Path(given).is_dir() and not is_hub_name(given):
         raise MissingFileError(
             f"teacher directory {given} does not exist; pass a directory with the teacher's "

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from xtoken.data import Document, ExampleSet, TextSplit
 from xtoken.data.examples import Example, encode_together
+from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher, StoreKey, TeacherSource, TopKStore
+from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import run_device
 from xtoken.training.models import ModelPair
@@ -231,13 +233,15 @@ def open_teachers(
     cache_dir: Path,
     reporter: Reporter | None = None,
 ) -> dict[str, TeacherSource | None]:
-    """Return the teacher that each loss learns from: a store, the live model, or none for `ce`.
+    """Return the teacher that each loss learns from: a store, the live model, a served one, or none
+    for `ce`.
 
     The teacher is loaded only if a loss needs it, and once; where its predictions were stored
     before, not at all.
 
     Raises:
         StoreError: a store that was given lacks predictions of an example.
+        ServerError: a server cannot be reached, or serves something else.
     """
     sources: dict[str, TeacherSource | None] = dict.fromkeys(losses)
     taught = [loss for loss in losses if loss != "ce"]
@@ -246,6 +250,14 @@ def open_teachers(
         store.require_tokenizer(materials.pair.teacher_vocab.fingerprint)
         store.require(taught_sequences(materials))
         sources |= dict.fromkeys(taught, store)
+    elif taught and materials.models.served is not None:
+        if config.teacher_top_k is None:
+            raise OptionError(
+                "teacher_top_k is None, but a server gives the likeliest columns alone; set it"
+            )
+        join_processes(run_device(config))
+        served = materials.models.served_teacher(config.teacher_top_k, cache_dir)
+        sources |= dict.fromkeys(taught, served)
     elif taught:
         teacher = materials.models.load_teacher(run_device(config), config.teacher_dtype)
         source: TeacherSource = teacher
@@ -253,3 +265,15 @@ def open_teachers(
             source = open_store(materials, teacher, config.teacher_top_k, cache_dir, reporter)
         sources |= dict.fromkeys(taught, source)
     return sources
+
+
+@contextlib.contextmanager
+def closing_teachers(sources: Iterable[TeacherSource | None]) -> Iterator[None]:
+    """Close the connections of served teachers at the end of the block."""
+    try:
+        yield
+    finally:
+        for source in sources:
+            if isinstance(source, PrefetchedTeacher):
+                source.close()
+                source.source.close()

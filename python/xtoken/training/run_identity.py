@@ -16,6 +16,7 @@ from xtoken.data import Example
 from xtoken.errors import ResumeError
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
 from xtoken.teachers.live import weights_fingerprint
+from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import PreparedData
 from xtoken.training.processes import process_count
@@ -140,7 +141,9 @@ def _teachers(materials: PreparedData, sources: Sequence[TeacherSource | None]) 
 def _teacher_fingerprint(teacher: TeacherSource | None) -> str | None:
     if isinstance(teacher, TopKStore):
         return teacher.key.teacher
-    return teacher.fingerprint if isinstance(teacher, LiveTeacher) else None
+    if isinstance(teacher, LiveTeacher | PrefetchedTeacher):
+        return teacher.fingerprint
+    return None
 
 
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:
