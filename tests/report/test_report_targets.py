@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_zoo as zoo
 import torch
+from chat_families import family
 
 from xtoken import Pair
+from xtoken.data.conversations import Conversation
+from xtoken.data.rows import Document
 from xtoken.losses import LOSSES, LossName
 from xtoken.report.aligned_text import AlignedText, Chunk, aligned_text
 from xtoken.report.comparisons import Comparison, Line, LossView
@@ -128,6 +132,31 @@ def test_what_is_shown_of_a_chunk_adds_up_to_its_loss(shown: Shown, name: LossNa
     assert [view.value for view in views] == pytest.approx(losses, abs=2e-5)
     assert [added(view) for view in views] == pytest.approx(losses, abs=2e-5)
     assert max(losses) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["several on both sides", "a conversation"])
+def test_all_losses_add_up_for_pairs_of_other_families(case: str) -> None:
+    """With logits drawn at random, wider than the vocabularies."""
+    document: Document = "In 201 km\n   机器学习 👍🏽 café\ta\u0301\x00\x07"
+    if case == "a conversation":  # stop tokens of several names
+        pair = Pair(*(family(name).tokenizer for name in ("llama3", "qwen3")), cache_dir=False)
+        turns = (("user", "How far?"), ("assistant", "It is 384,400 km.\n    机 é 👍🏽"))
+        document = Conversation.from_messages([{"role": r, "content": c} for r, c in turns])
+    else:
+        pair = Pair(zoo.byte_level_bpe(), zoo.sentencepiece_bpe(), cache_dir=False)
+    text = aligned_text(pair, document, limit=500)
+    generator = torch.Generator().manual_seed(0)
+    ids = text.example.student_ids, text.example.teacher_ids
+    student, teacher = (
+        4 * torch.randn(1, len(own), size + 8, generator=generator)
+        for own, size in zip(ids, pair.sizes, strict=True)
+    )
+    shown = Shown(text, student, teacher)
+    shapes = {chunk.shape for chunk in shown.chunks}
+    assert shapes > ({"1:1", "2:1"} if case == "a conversation" else {"1:1", "2:3"})
+    for name in set(LOSSES) - {"same-vocab-kl"}:
+        losses = losses_of_chunks(shown, name)
+        assert [added(view) for view in shown.views(name)] == pytest.approx(losses, rel=2e-5)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

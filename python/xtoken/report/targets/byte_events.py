@@ -11,9 +11,8 @@ from torch import Tensor
 from xtoken.losses.bpm.block import compared
 from xtoken.losses.bpm.loss import _blocks as bpm_blocks
 from xtoken.losses.engine.row_blocks import Block
-from xtoken.losses.escd.loss import EscdBlocks
+from xtoken.losses.escd.loss import BlockEvents, EscdBlocks
 from xtoken.losses.escd.loss import _blocks as escd_blocks
-from xtoken.report.aligned_text import Chunk
 from xtoken.report.comparisons import Comparison, LossView
 from xtoken.report.targets.case import Case
 from xtoken.report.targets.entries import Entries
@@ -82,16 +81,16 @@ def escd_views(case: Case) -> Iterator[LossView]:
         token = case.own(chunk)[0]
         title = f"the root: student tokens at {case.structure.student(token)}"
         root = _one_by_one(case, sides[0][0], sides[1][0], events.entries[0], token, title)
-        completions = _completions(case, loss, block, log_student, chunk)
+        completions = _completions(case, loss, events, block, log_student)
         note = "" if completions else "no teacher token is left to be completed here"
         tables = (root, *completions)
         yield LossView(case.name, tables, case.value(loss, rows, block), note)
 
 
 def _completions(
-    case: Case, loss: EscdBlocks, block: Block, log_student: Tensor, chunk: Chunk
+    case: Case, loss: EscdBlocks, events: BlockEvents, block: Block, log_student: Tensor
 ) -> list[Comparison]:
-    events, tables = loss.events(block.start, block.stop), loss.completions
+    tables = loss.completions
     if not len(events.mass):
         return []
     rows = loss.student.range_of(block.start, block.stop)
@@ -119,7 +118,7 @@ def _completions(
                 partial(_event_name, case, names),
                 "events",
                 sizes=sizes,
-            ).table(f"after {first} {what}: teacher tokens that it began, and who completes them")
+            ).table(f"after {first} {what}: teacher tokens that it began, and what completes them")
         )
     return found
 

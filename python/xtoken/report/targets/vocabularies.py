@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.row_blocks import Block
-from xtoken.losses.engine.sorting import sorted_l1
+from xtoken.losses.engine.sorting import _sorted_with_order, sorted_l1
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.hybrid.hybrid import HybridBlocks, hybrid_blocks
 from xtoken.losses.same_vocab_kl import _blocks as same_vocab_blocks
@@ -88,9 +88,9 @@ def _ranks(
     width = max(len(loss.student_rest), len(loss.teacher_rest))
     found = []
     for log_probs, rest in ((log_student, loss.student_rest), (log_teacher, loss.teacher_rest)):
-        probs, order = torch.sort(log_probs[rest].exp(), descending=True, stable=True)
-        padded = torch.nn.functional.pad(probs, (0, width - len(probs)))
-        found.append((padded, rest[order]))
+        probs, order = _sorted_with_order(log_probs[rest].exp()[None])
+        padded = torch.nn.functional.pad(probs[0], (0, width - probs.shape[1]))
+        found.append((padded, rest[order[0]]))
     (student, student_ids), (teacher, teacher_ids) = found
 
     def label(rank: int) -> str:
