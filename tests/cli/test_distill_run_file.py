@@ -11,12 +11,14 @@ import pytest
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
+from xtoken._files import JsonValue
 from xtoken.cli import app
 from xtoken.distillation import DistillLossName
 from xtoken.errors import OptionError
 from xtoken.training import DistillArguments, DistillConfig
 from xtoken.training.config import known_settings
-from xtoken.training.config_arguments import training_arguments
+from xtoken.training.config_arguments import check_trainer, training_arguments
+from xtoken.training.metrics_log import read_history
 from xtoken.training.trainer_options import (
     ALIASES,
     OWNED,
@@ -170,6 +172,74 @@ def test_every_argument_has_a_flag_with_its_default_or_a_reason() -> None:
     assert set(ALIASES.values()) <= known_settings()
     assert re.search(r"--adam-beta2 .*default: \(0\.999\)", result.output)
     assert re.search(r"--learning-rate .*default: \(2e-05\)", result.output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ("--fsdp", "full_shard"),
+            "fsdp cannot be set here: the command trains with data",
+        ),
+        (("--fsdp-config", "x.json"), "DistillTrainer shards, see examples/trainer.py"),
+        (("--deepspeed", "x.json"), "deepspeed cannot be set here: the command trains with data"),
+        (("--output-dir", "x"), "output_dir cannot be set here: the run's folder: --out"),
+        (("--optim", "galore_adamw"), "optim of the trainer: You need"),
+        (("--optim-args", "x"), "optim_args of the trainer: not enough values"),
+        (("--adam-beta1", "2"), "adam_beta1 of the trainer: Invalid beta"),
+        (("--report-to", "nobody"), "report_to of the trainer: nobody is not supported"),
+        (("--torch-compile-backend", "x"), "torch_compile_backend of the trainer: 'X' is not a"),
+        (("--lr-scheduler-kwargs", "{"), "lr_scheduler_kwargs is not JSON"),
+        (("--dataloader-persistent-workers", "true"), "persistent_workers option needs"),
+        (
+            ("--on-policy-fraction", "0.5"),
+            "teacher_top_k = 32 stores what it says of the training texts; set teacher_top_k to "
+            "null (--teacher-top-k none)",
+        ),
+    ],
+)
+def test_what_the_trainer_will_refuse_is_refused_before_anything_is_made(
+    workspace: Path, tmp_path: Path, flags: tuple[str, str], words: str
+) -> None:
+    file = run_file(workspace, tmp_path / "run.yaml", teacher_cache=str(tmp_path / "cache"))
+    with pytest.raises(OptionError) as caught:
+        distill(*flags, file)
+    assert words in str(caught.value)
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launch_with_fsdp_is_refused(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(OptionError, match="accelerate launches this with fsdp, but the command"):
+        distill(run_file(workspace, tmp_path / "run.yaml"))
+
+
+def test_the_student_answers_where_the_teacher_runs(workspace: Path, tmp_path: Path) -> None:
+    file = run_file(workspace, tmp_path / "run.yaml", teacher_cache=str(tmp_path / "cache"))
+    distill(
+        *("--on-policy-fraction", "0.5", "--on-policy-max-new-tokens", "4"),
+        *("--teacher-top-k", "none", "--kd-weight", "1", file),
+    )
+    steps = [each for each in read_history(tmp_path / "run" / "metrics.jsonl") if "kd" in each]
+    assert sum(each["sampled_tokens"] for each in steps) > 0
+
+
+def test_another_schedule_takes_the_place_of_the_cosine(tmp_path: Path) -> None:
+    def schedule(**trainer: JsonValue) -> tuple[str, object]:
+        config = DistillConfig(device="cpu", trainer=trainer)
+        check_trainer(config)
+        made = training_arguments(config, tmp_path)
+        return made.lr_scheduler_type.value, made.lr_scheduler_kwargs
+
+    assert schedule() == ("cosine_with_min_lr", {"min_lr_rate": 0.1})
+    assert schedule(lr_scheduler_type="linear")[0] == "linear"
+    lowest = schedule(lr_scheduler_kwargs='{"min_lr": 1e-6}')
+    assert lowest == ("cosine_with_min_lr", {"min_lr": 1e-6})
+    both = schedule(lr_scheduler_kwargs={"num_cycles": 1.5})
+    assert both == ("cosine_with_min_lr", {"min_lr_rate": 0.1, "num_cycles": 1.5})
 
 
 def test_values_are_read_as_the_argument_has_them() -> None:

@@ -82,11 +82,12 @@ def further_settings(context: typer.Context) -> dict[str, Any]:
         OptionError: a value cannot be read.
     """
     from xtoken.training.config import known_settings
-    from xtoken.training.trainer_options import parse_trainer_option
+    from xtoken.training.trainer_options import OWNED, parse_trainer_option
 
     known = known_settings()
+    # The settings refuse the owned ones, by name.
     return {
-        name: _value(text) if name in known else parse_trainer_option(name, text)
+        name: _value(text) if name in known or name in OWNED else parse_trainer_option(name, text)
         for name, text in context.meta.get(_META, {}).items()
     }
 
@@ -107,7 +108,7 @@ def _value(text: str) -> object:
 def _further_options(named: set[str]) -> list[TyperOption]:
     from xtoken.training.config import DistillConfig, known_settings
     from xtoken.training.settings import DistillSettings
-    from xtoken.training.trainer_options import ALIASES, trainer_fields
+    from xtoken.training.trainer_options import ALIASES, OWNED, trainer_fields
 
     aliases = {own: name for name, own in ALIASES.items()}
     made: dict[str, Any] = {}
@@ -138,6 +139,8 @@ def _further_options(named: set[str]) -> list[TyperOption]:
             show_default=str(getattr(default, "value", default)),
             rich_help_panel="Loss" if name in losses else TRAINER,
         )
+    for name in OWNED.keys() - named - made.keys():
+        made[name] = typer.Option(_flag(name), hidden=True)
     return _options(made)
 
 

@@ -42,6 +42,7 @@ from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store_notes import StoreNotes
 from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
+from xtoken.training.config_arguments import check_trainer
 from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
@@ -82,6 +83,7 @@ def run(request: Request) -> None:
     console = Console(highlight=False, quiet=not is_main_process())
     bars = Bars(console)
     config = _dated(_config(request), request)
+    check_trainer(config)
     read = read_run_texts(request, config, console)
     texts = read.parts
     models = load_teachers(request.student, request.teachers)
@@ -174,6 +176,12 @@ def _config(request: Request) -> DistillConfig:
     if request.streaming and not served:
         settings["teacher_top_k"] = None
     stores = [each.store for each in request.teachers if each.store is not None]
+    if stores and settings.get("on_policy_fraction"):
+        raise OptionError(
+            f"--on-policy-fraction {settings['on_policy_fraction']} with --teacher-store: a store "
+            "has no predictions of what the student will say; pass --teacher, and --teacher-top-k "
+            "none"
+        )
     if stores:
         # What is spread is read as full logits are, and bounds no columns.
         settings["teacher_top_k"] = None

@@ -155,6 +155,13 @@ class DistillConfig:
                 f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
                 f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
             )
+        sampled = self.trainer.get("on_policy_fraction", 0)
+        if isinstance(sampled, float | int) and sampled > 0 and self.teacher_top_k is not None:
+            raise OptionError(
+                f"on_policy_fraction = {sampled} needs a teacher that runs in each step, but "
+                f"teacher_top_k = {self.teacher_top_k} stores what it says of the training texts; "
+                "set teacher_top_k to null (--teacher-top-k none)"
+            )
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils.import_utils import is_liger_kernel_available
 
-from xtoken.errors import OptionError, XTokenError
+from xtoken._files import parse_json
+from xtoken.errors import FormatError, OptionError, XTokenError
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.config import DistillConfig
+from xtoken.training.trainer_options import SHARDED
 
 # Checkpoints on the disk: the newest, to go on from, and the one before, until the newest is known
 # to be whole.
@@ -55,8 +68,6 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
         seed=config.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -73,10 +84,67 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
         bf16=config.mixed_precision == "bf16",
         per_device_eval_batch_size=config.eval_batch_size,
     )
+    with _naming_arguments(config):
+        return DistillArguments(**(arguments | config.trainer | _schedule(config)))
+
+
+def check_trainer(config: DistillConfig) -> None:
+    """Raise what the Trainer will raise of its arguments, before a run has made anything.
+
+    Many are read only when there is an optimizer, a schedule or a loader: here, those of a Trainer
+    of one weight.
+
+    Raises: OptionError, which names the arguments.
+    """
+    for name, variable in (("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")):
+        if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
+            raise OptionError(f"accelerate launches this with {name}, but {SHARDED}")
+    if not config.trainer:
+        return
+    # In an account on the hub nothing is made yet.
+    local = replace(
+        config,
+        trainer={
+            name: value if name != "push_to_hub" else False
+            for name, value in config.trainer.items()
+        },
+    )
+    with tempfile.TemporaryDirectory() as scratch, _naming_arguments(config):
+        arguments = training_arguments(local, scratch)
+        rows: Any = [{}]
+        trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=rows, eval_dataset=rows)
+        if arguments.optim_target_modules is None:  # of the student, which is not here
+            trainer.create_optimizer_and_scheduler(config.steps)
+        trainer.get_train_dataloader()
+        if arguments.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
+
+
+def _schedule(config: DistillConfig) -> dict[str, Any]:
+    """To a tenth along a cosine, unless another schedule is named, or another end of it."""
+    ours = "cosine_with_min_lr"
+    given: Any = config.trainer.get("lr_scheduler_kwargs") or {}
+    if config.trainer.get("lr_scheduler_type", ours) != ours:
+        return {}
+    if isinstance(given, str):
+        try:
+            given = parse_json(given)
+        except FormatError as error:
+            raise OptionError(
+                f"lr_scheduler_kwargs {error}; pass an object of JSON, or leave it out"
+            ) from error
+    if isinstance(given, dict) and "min_lr" not in given:
+        given = {"min_lr_rate": 0.1} | given
+    return {"lr_scheduler_type": ours, "lr_scheduler_kwargs": given}
+
+
+@contextlib.contextmanager
+def _naming_arguments(config: DistillConfig) -> Iterator[None]:
+    """Say which arguments an error is of."""
     try:
-        return DistillArguments(**(arguments | config.trainer))
+        yield
     # transformers raises builtins of many kinds for values that cannot work.
-    except (ValueError, TypeError, ImportError, AttributeError) as error:
+    except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
         if isinstance(error, XTokenError) or not config.trainer:
             raise
         raise OptionError(

@@ -23,6 +23,10 @@ ALIASES: dict[str, str] = {
 }
 """Settings of a run by the names that `DistillArguments` has for them."""
 
+SHARDED = (
+    "the command trains with data parallel alone; DistillTrainer shards, see examples/trainer.py"
+)
+
 OWNED: dict[str, str] = {
     "output_dir": "the run's folder: --out",
     "num_train_epochs": "a run has steps: pass steps",
@@ -52,6 +56,7 @@ OWNED: dict[str, str] = {
     "pad_multiple": "batches are padded to their longest",
     "padding_side": "batches are padded on the right",
     "local_rank": "torchrun sets it",
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), SHARDED),
 }
 """Arguments that a run decides itself, each with what decides it."""
 
