@@ -28,6 +28,7 @@ __all__ = [
     "build_projection",
     "chunk_rows",
     "column_masses",
+    "prefix_kl_below",
     "usable_rows",
 ]
 
@@ -536,9 +537,11 @@ class ForwardKL:
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
     ]:
         """Of each row: whether it was computed, loss in nats, the teacher's mass on the kept
-        columns, the student's on empty rows of W, the sum of the gradient.
+        columns, the student's on empty rows of W, the sum of the gradient, the log of the
+        teacher's denominator (NaN where unknown).
 
         Args:
             student, teacher: [rows, columns] logits, C-contiguous.
@@ -601,6 +604,7 @@ class StoredForwardKL:
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
     ]:
         """As `ForwardKL.run`; the mass on empty rows is 0 unless `whole`.
 
@@ -612,6 +616,49 @@ class StoredForwardKL:
                 leaves none; such a row is not computed. None for no tail.
             whole: whether the student's mass on empty rows is asked for.
         """
+
+def prefix_kl_below(
+    trie: PieceTrie,
+    student: npt.NDArray[Any],
+    teacher: npt.NDArray[Any],
+    student_rows: npt.NDArray[np.int64],
+    teacher_rows: npt.NDArray[np.int64],
+    ptr: npt.NDArray[np.int64],
+    nodes: npt.NDArray[np.int64],
+    seeds: npt.NDArray[np.float64],
+    *,
+    ids: npt.NDArray[np.int64] | None,
+    log_totals: npt.NDArray[np.float64] | None,
+    sizes: tuple[int, int],
+    mirrored: bool,
+    temperature: float,
+    min_mass: float,
+    end: bool,
+    gradient: npt.NDArray[Any] | None,
+    threads: int,
+) -> tuple[
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+]:
+    """Prefix KL at `nodes` [n] of a trie, one row of each side for each.
+
+    Args:
+        student: [rows, columns] logits, of whose columns V_s count.
+        teacher: the same of V_t; with `ids`, log-probabilities [rows, k] of these.
+        ptr: [chunks + 1] the range of each chunk's nodes.
+        seeds: [n] what each gradient is multiplied with.
+        log_totals: [n] the log of the denominator of the teacher's softmax of logits, NaN where
+            unknown.
+        sizes: V_s and V_t.
+        mirrored: the teacher has the tokens below, and the student says the next piece.
+        gradient: like `student`; added to.
+
+    Returns: of each node, whether it was computed, nats, whether it is compared, the teacher's
+        known mass, and the sum of what was added.
+    """
 
 def column_masses(
     logits: npt.NDArray[Any],

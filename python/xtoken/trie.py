@@ -129,6 +129,11 @@ class PieceTrie:
         core = _core.PieceTrie.from_pieces(indptr, pieces, projection.shape[1])
         return cls(core, "teacher", projection.pair)
 
+    @property
+    def core(self) -> _core.PieceTrie:
+        """The trie itself, for other calls of the core."""
+        return self._core
+
     def __len__(self) -> int:
         """Number of nodes, the root among them."""
         return len(self._core)

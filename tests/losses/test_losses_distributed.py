@@ -31,6 +31,9 @@ def start(rank: int, port: int, work: Callable[[int], None]) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
         work(rank)
+        # torch 2.6 destroys a group with the GIL held, and waits for a thread that needs it to let
+        # go of the last tensors: after this none is left.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -1,7 +1,9 @@
-"""Prefix KL with its roots by the core is prefix KL by torch: values, metrics and gradients."""
+"""Prefix KL by the core is prefix KL by torch: values, metrics and gradients."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from loss_cases import loss_of
 from prefix_cases import PrefixCase, make_prefix_case
 from torch import Tensor
 
-from xtoken.losses import SharedLogits, cross_entropy
+from xtoken import _core
+from xtoken.losses import SharedLogits, TeacherTopK, cross_entropy
 from xtoken.losses.prefix_kl import block as prefix_kl_block
 from xtoken.losses.prefix_kl import native
 
@@ -22,6 +25,14 @@ OPTIONS: dict[str, dict[str, object]] = {
     "temperature and depths": {"temperature": 1.7, "depth_weights": (0.5, 2.0, 0.25)},
     "no mirror": {"mirror": False},
     "the root has no weight": {"depth_weights": (0.0, 1.0)},
+    "no END": {"end": False},
+    "no END, some mass": {"end": False, "min_mass": 0.05},
+    "one depth": {"max_depth": 1},
+    "stored": {"stored": 7},
+    "stored, a tail": {"stored": 7, "tail_bucket": True},
+    "stored, no END": {"stored": 4, "end": False, "min_mass": 0.02},
+    "stored by temperature": {"stored": 7, "temperature": 1.3, "tail_bucket": True},
+    "stored in half precision": {"stored": 7, "half": True},
 }
 
 
@@ -39,8 +50,35 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return taken
 
 
-def found(case: PrefixCase, student: Any, leaf: Tensor, **options: object) -> tuple[Tensor, ...]:
-    teacher = case.batch.teacher_logits.to(leaf.dtype)
+@pytest.fixture
+def below(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of each call for what is below the roots: items, and those that it left to torch."""
+    seen: list[tuple[int, int]] = []
+
+    def spy(*given: Any, **named: Any) -> Any:
+        answer = _core.prefix_kl_below(*given, **named)
+        seen.append((len(answer[0]), int((~answer[0]).sum())))
+        return answer
+
+    monkeypatch.setattr(native, "_core", SimpleNamespace(prefix_kl_below=spy))
+    return seen
+
+
+def found(
+    case: PrefixCase,
+    student: Any,
+    leaf: Tensor,
+    *,
+    stored: int | None = None,
+    half: bool = False,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    teacher: Tensor | TeacherTopK = case.batch.teacher_logits.to(leaf.dtype)
+    if stored is not None:
+        tau = options.get("temperature", 1.0)
+        teacher = TeacherTopK.from_logits(teacher, stored, temperature=tau)
+        if half:
+            teacher = replace(teacher, log_probs=teacher.log_probs.to(torch.float16))
     output = loss_of(
         "prefix-kl", student, teacher, case.batch.usable, case.pair, **case.ids(), **options
     )
@@ -52,16 +90,27 @@ def found(case: PrefixCase, student: Any, leaf: Tensor, **options: object) -> tu
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("seed", range(3))
 def test_value_metrics_and_gradient_are_those_of_torch(
-    seed: int, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, counted: list[bool]
+    seed: int,
+    name: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: list[bool],
+    below: list[tuple[int, int]],
 ) -> None:
-    case = make_prefix_case(seed, batch=3, chunks=20)
+    if OPTIONS[name].get("half") and dtype == torch.float64:
+        pytest.skip("halves are read as float32")
+    case = make_prefix_case(seed, batch=3, chunks=60)
     if seed == 2:  # rows that the core leaves to torch
         with torch.no_grad():
-            case.batch.student_logits[0, ::2, ::3] -= 900.0
+            case.batch.student_logits[:, :, ::3] -= 1500.0
     given = {"chunk_weights": torch.linspace(0.1, 2.0, len(case.batch.usable)), **OPTIONS[name]}
     leaf = case.batch.student_logits.detach().to(dtype).requires_grad_()
     mine = found(case, leaf, leaf, **given)
     assert counted == [True]
+    items, left = (sum(numbers) for numbers in zip(*below, strict=True))
+    assert len(below) == 1 + (OPTIONS[name].get("mirror", True) is True)
+    assert items > 20
+    assert (left > 0) == (seed == 2)
     monkeypatch.setattr(prefix_kl_block, "native_prefix_pass", lambda *_: None)
     wanted = found(case, leaf, leaf, **given)
     tolerance = 1e-9 if dtype == torch.float64 else 3e-5

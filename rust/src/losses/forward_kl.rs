@@ -7,7 +7,7 @@
 //!
 //! The formula is that of `p_kl/closed_form.py`, which holds it by eight rows and transposed.
 
-use super::real::{Real, largest, total};
+use super::real::{Real, largest, sum_of_exponentials, total};
 use super::rows::{Found, Gradient, Rows, by_tasks, ids, length, task_by_processor};
 use super::select::largest_places;
 use super::sparse::Sparse;
@@ -172,7 +172,7 @@ impl<T: Real> ForwardKl<'_, T> {
         let Some(empty) = self.read_student(at, inverse, room) else {
             return Found::BAD;
         };
-        let Some(whole) = self.read_teacher(at, inverse, room) else {
+        let Some((whole, log_total)) = self.read_teacher(at, inverse, room) else {
             return Found::BAD;
         };
         // SAFETY: `run` has seen that a row is of no other chunk.
@@ -189,6 +189,7 @@ impl<T: Real> ForwardKl<'_, T> {
                 mass: kept / whole,
                 empty,
                 sum,
+                log_total,
                 good: true,
             },
         }
@@ -228,14 +229,8 @@ impl<T: Real> ForwardKl<'_, T> {
         if !top.wide().is_finite() {
             return None;
         }
-        let (mut whole, mut empty) = (0.0, 0.0);
-        let mut part = [T::ZERO; 64];
-        for some in row.chunks(64) {
-            for (value, &logit) in part.iter_mut().zip(some) {
-                *value = ((logit - top) * inverse).exp();
-            }
-            whole += total(&part[..some.len()]);
-        }
+        let whole = sum_of_exponentials(row, top, inverse);
+        let mut empty = 0.0;
         for &token in &target.empty {
             empty += ((row[token as usize] - top) * inverse).exp().wide();
         }
@@ -243,9 +238,9 @@ impl<T: Real> ForwardKl<'_, T> {
     }
 
     /// The teacher's logits on the columns, by temperature and less the largest, and their
-    /// exponentials; returns the sum of those of all columns.
+    /// exponentials; returns the sum of those of all columns, and its log in the scale of the logits.
     #[inline(always)]
-    fn read_teacher(&self, at: usize, inverse: T, room: &mut Room<T>) -> Option<f64> {
+    fn read_teacher(&self, at: usize, inverse: T, room: &mut Room<T>) -> Option<(f64, f64)> {
         let target = self.target;
         let row = self.teacher.row(at, target.sizes.1);
         for (value, &column) in room.scaled.iter_mut().zip(&target.columns) {
@@ -278,14 +273,15 @@ impl<T: Real> ForwardKl<'_, T> {
         for (to, &from) in room.teacher.iter_mut().zip(&room.scaled) {
             *to = from.exp();
         }
+        let scaled_top = (top * inverse).wide();
         let Some(columns) = &target.others else {
             let log_total = self.log_totals.map_or(f64::NAN, |totals| totals[at]);
-            let whole = (log_total - (top * inverse).wide()).exp();
-            return whole.is_finite().then_some(whole);
+            let whole = (log_total - scaled_top).exp();
+            return whole.is_finite().then_some((whole, log_total));
         };
         let mut others = 0.0;
-        let mut part = [T::ZERO; 64];
-        for some in columns.chunks(64) {
+        let mut part = [T::ZERO; 1024];
+        for some in columns.chunks(1024) {
             for (value, &column) in part.iter_mut().zip(some) {
                 *value = (row[column as usize] - top) * inverse;
             }
@@ -294,7 +290,8 @@ impl<T: Real> ForwardKl<'_, T> {
             }
             others += total(&part[..some.len()]);
         }
-        Some(others + total(&room.teacher))
+        let whole = others + total(&room.teacher);
+        Some((whole, scaled_top + whole.ln()))
     }
 
     /// Over all columns: loss, the teacher's kept sum, the sum of the gradient.

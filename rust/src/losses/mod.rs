@@ -1,5 +1,6 @@
 //! Losses of rows of logits on the CPU, in one pass a row: what torch does in twenty.
 
+mod below;
 mod forward_kl;
 mod masses;
 mod real;
@@ -8,6 +9,7 @@ mod select;
 mod sparse;
 mod stored_kl;
 
+pub use below::{Below, FoundBelow, Teacher};
 pub use forward_kl::{ForwardKl, Target};
 pub use masses::ColumnMasses;
 pub use real::Real;

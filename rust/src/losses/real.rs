@@ -1,5 +1,6 @@
 //! Floats of both widths: exponentials and logarithms in loops that the compiler can vectorize.
 
+use std::cmp::Ordering;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 /// `f32` or `f64`.
@@ -85,7 +86,8 @@ impl Real for f32 {
     fn exp(self) -> Self {
         const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
         let x = if self > 88.0 { 88.0 } else { self };
-        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
         let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
         let mut y = 1.987_569_1e-4;
         y = y * r + 1.398_199_9e-3;
@@ -94,8 +96,9 @@ impl Real for f32 {
         y = y * r + 1.666_666_5e-1;
         y = y * r + 0.5;
         y = y * r * r + r + 1.0;
-        // SAFETY-free: a NaN casts to 0, and is put back below.
-        let power = Self::from_bits(((n as i32).wrapping_add(127) as u32) << 23);
+        // The whole number is in the last bits of `shifted`: a cast would look at each value by
+        // itself, as it saturates.
+        let power = Self::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
         let found = if self < -87.3 { 0.0 } else { y * power };
         if self.is_nan() { self } else { found }
     }
@@ -161,6 +164,50 @@ pub(super) fn total<T: Real>(values: &[T]) -> f64 {
     }
     let rest: f64 = rest.iter().map(|value| value.wide()).sum();
     lanes.iter().map(|lane| lane.wide()).sum::<f64>() + rest
+}
+
+/// The sum of exp of values less `top`, by temperature.
+#[inline(always)]
+pub(super) fn sum_of_exponentials<T: Real>(values: &[T], top: T, inverse: T) -> f64 {
+    let mut part = [T::ZERO; 1024];
+    let mut sum = 0.0;
+    for some in values.chunks(1024) {
+        for (value, &logit) in part.iter_mut().zip(some) {
+            *value = ((logit - top) * inverse).exp();
+        }
+        sum += total(&part[..some.len()]);
+    }
+    sum
+}
+
+/// The largest, and the sum of exp of the values less it, by temperature; in one reading.
+#[inline(always)]
+pub(super) fn top_and_sum<T: Real>(values: &[T], inverse: T) -> (T, f64) {
+    let (mut top, mut sum) = (T::NOTHING, 0.0);
+    // Its sums across lanes cost as much as the exponentials of some sixty values.
+    let mut part = [T::ZERO; 1024];
+    for some in values.chunks(1024) {
+        let more = largest(some);
+        let rises = !matches!(
+            more.partial_cmp(&top),
+            Some(Ordering::Less | Ordering::Equal)
+        );
+        // Also where it is no number, which stays one.
+        if rises {
+            let less = ((top - more) * inverse).wide();
+            sum = if top == T::NOTHING {
+                0.0
+            } else {
+                sum * less.exp()
+            };
+            top = more;
+        }
+        for (value, &logit) in part.iter_mut().zip(some) {
+            *value = ((logit - top) * inverse).exp();
+        }
+        sum += total(&part[..some.len()]);
+    }
+    (top, sum)
 }
 
 /// The largest, NaN where there is one; [`Real::NOTHING`] of none.

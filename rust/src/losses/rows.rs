@@ -78,6 +78,8 @@ pub struct Found {
     pub empty: f64,
     /// The sum of what was written to the gradient: finite where all of it is.
     pub sum: f64,
+    /// The log of the teacher's softmax denominator, by temperature; NaN where it is not known.
+    pub log_total: f64,
     /// Whether it can be computed: a column of next to no mass needs log space, which is not here.
     /// Nothing was written then.
     pub good: bool,
@@ -89,6 +91,7 @@ impl Found {
         mass: 0.0,
         empty: 0.0,
         sum: 0.0,
+        log_total: f64::NAN,
         good: false,
     };
 }
@@ -106,13 +109,29 @@ unsafe impl<T: Send> Sync for Gradient<T> {}
 impl<T> Gradient<T> {
     /// Over `flat`, which is like the student's logits; whether its rows are added to.
     pub(super) fn of(flat: &mut [T], adds: bool, student: &Rows<'_, T>) -> Result<Self> {
+        Self::by_owner(flat, adds, student, |at| at)
+    }
+
+    /// The same where a row may be named again by the same `owner` of places.
+    pub(super) fn by_owner(
+        flat: &mut [T],
+        adds: bool,
+        student: &Rows<'_, T>,
+        owner: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
         length("the gradient", flat.len(), student.flat.len())?;
-        let mut sorted = student.index.to_vec();
+        let mut sorted: Vec<(i64, usize)> = student
+            .index
+            .iter()
+            .enumerate()
+            .map(|(at, &row)| (row, owner(at)))
+            .collect();
         sorted.sort_unstable();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        sorted.dedup();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(Error::Option {
                 name: "student rows",
-                value: format!("row {} twice", pair[0]),
+                value: format!("row {} twice", pair[0].0),
                 expected: "rows of one chunk each",
             });
         }

@@ -266,6 +266,7 @@ impl<T: Real> StoredKl<'_, T> {
                 0.0
             },
             sum: 0.0,
+            log_total: f64::NAN,
             good: true,
         };
         if let Some((row, adds)) = written {

@@ -23,6 +23,12 @@ const _: () = {
 
 type Array<'py> = Bound<'py, PyArray1<i64>>;
 
+impl PyPieceTrie {
+    pub(super) fn trie(&self) -> &PieceTrie {
+        &self.trie
+    }
+}
+
 #[pymethods]
 impl PyPieceTrie {
     /// Segments each token of `tokens` with the model of `pieces`; `side` names the latter.

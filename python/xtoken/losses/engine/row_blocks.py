@@ -106,6 +106,10 @@ class BlockLoss:
         """`run_blocks` of all chunks at once by a kernel; None where torch computes them."""
         return None
 
+    def in_torch(self) -> BlockLoss:
+        """What torch computes: the loss with all that no kernel needs; of the same metrics."""
+        return self
+
     def value_and_grad(
         self,
         rows: Tensor,
@@ -276,6 +280,7 @@ def run_blocks(
     found = loss.by_kernel(source, scale, needed, grads)
     if found is not None:
         return found
+    loss = loss.in_torch()
     split = len(source.tensors())
     if grads is None and not any(needed[:split]):
         grads = [None] * split

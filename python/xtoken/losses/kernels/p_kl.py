@@ -179,7 +179,7 @@ class _Pass:
         losses = stats[:, 2]
         mass = torch.exp(stats[:, 3]) if self.mass is None else self.mass
         sums = [losses.sum(), mass.sum().to(torch.float32)]
-        if loss.columns is None:
+        if loss.tells_empty:
             sums.append(stats[:, 5].sum())
         total = (losses * own).sum() * loss.temperature**2
         return found(source, total, scale, sums, gradient, checks, len(loss.params))
@@ -224,7 +224,7 @@ class _Pass:
                 w.several, apart, partial, columns, tau, BLOCK=block,
             )  # fmt: skip
         tails, beside = partial, 0
-        if tail or (loss.columns is None and len(loss.empty_rows)):
+        if tail or (loss.tells_empty and len(loss.empty_rows)):
             beside = cdiv(size, launch.SPAN)
             tails = floats(stats, count, beside, 6)
             device.student_sums[(beside, count)](

@@ -96,7 +96,7 @@ class _Items:
     def weights(self, items: PrefixBlock) -> tuple[Tensor, Tensor]:
         """[N] float32, the factor of each item's loss, and that of its gradient."""
         loss = self.loss
-        own = loss.item_weights(items, items.targets.negentropy).to(torch.float32)
+        own = loss.depth_factors(items.depth, items.targets.negentropy).to(torch.float32)
         if loss.weights is not None:
             own = own * loss.weights[items.chunk].to(torch.float32)
         return own, own * (self.scale / loss.root.temperature)

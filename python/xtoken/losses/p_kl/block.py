@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,6 +40,9 @@ class PKLBlocks(BlockLoss):
         full_metrics: whether `top1_agreement` is told.
         all_columns: a chunk that keeps this many columns has nothing left for a tail; None where
             each chunk has something left.
+        tells_empty: whether `empty_row_mass` is told; None for where whole rows are read anyway.
+        make_narrow: the same loss over the columns that the batch names, which torch reads and the
+            core does not; None where it is this one. `columns` may be empty until then.
     """
 
     student: ChunkRows
@@ -58,13 +61,18 @@ class PKLBlocks(BlockLoss):
     temperature: float
     direction: Direction
     beta: float
+    make_narrow: Callable[[], PKLBlocks] | None = None
+    tells_empty: bool | None = None
     # W's non-zeros by input, which every block asks for.
     _values_by_input: Tensor | None = field(default=None, init=False, repr=False)
     _others: Tensor | None = field(default=None, init=False, repr=False)
+    _narrow: PKLBlocks | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         agreement = ("top1_agreement",) if self.full_metrics else ()
-        whole = ("empty_row_mass",) if self.columns is None else ()
+        if self.tells_empty is None:
+            self.tells_empty = self.columns is None
+        whole = ("empty_row_mass",) if self.tells_empty else ()
         self.metric_names = ("kl", "teacher_mass", *agreement, *whole)
         self.params_of_any_length = () if self.part.rows is None else (0,)
         self.has_closed_form = self.direction == "forward" and not self.by_student
@@ -113,7 +121,7 @@ class PKLBlocks(BlockLoss):
             )  # fmt: skip
         loss = divergence(*_renormalized(log_teacher, log_student), self.direction, self.beta)
         sums = [block.sum(loss.detach()), block.sum(mass), *agreement]
-        if self.columns is None:
+        if self.tells_empty:
             sums.append(block.sum(self._empty_mass(logits.detach())))
         return loss * self.temperature**2, torch.stack(sums)
 
@@ -127,6 +135,15 @@ class PKLBlocks(BlockLoss):
         """As `BlockLoss`: by a kernel on a GPU, by the core on the CPU."""
         found = p_kl_pass(self, source, scale, needed, grads)
         return native_pass(self, source, scale, needed, grads) if found is None else found
+
+    def in_torch(self) -> PKLBlocks:
+        """As `BlockLoss`."""
+        if self.make_narrow is None:
+            return self
+        if self._narrow is None:
+            self._narrow = self.make_narrow()
+        self._narrow.weights = self.weights
+        return self._narrow
 
     def value_and_grad(
         self,
@@ -166,7 +183,7 @@ class PKLBlocks(BlockLoss):
         if self.temperature != 1.0:
             logits = logits / self.temperature
         probs = torch.softmax(logits, 1)
-        empty = probs.index_select(1, self.empty_rows).sum() if self.columns is None else None
+        empty = probs.index_select(1, self.empty_rows).sum() if self.tells_empty else None
         chosen = self.part.rows if self.columns is None else None
         table = (probs if chosen is None else probs.index_select(1, chosen)).t().contiguous()
         rest = None
@@ -272,7 +289,7 @@ class PKLBlocks(BlockLoss):
         sums = [block.sum(found.loss), block.sum(mass)]
         if found.best is not None:
             sums.append(block.sum(log_teacher.argmax(-1) == found.best).to(mass.dtype))
-        if self.columns is None:
+        if self.tells_empty:
             sums.append(block.sum(self._empty_mass(logits)))
         grad = found.grad
         if chosen is not None:

@@ -97,35 +97,47 @@ def p_kl_blocks(
         columns, rows = top_columns(rows, projection.supported, kept, call.rows_per_block(widest))
         part = projection.columns(columns)
     has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
-    # The core reads what a chunk names of all of W.
-    by_core = has_tail and takes_stored(call, projection, rows)
-    if per_chunk and isinstance(teacher, TeacherTopK) and not by_core:
+    named = teacher if per_chunk and isinstance(teacher, TeacherTopK) else None
+
+    def made(part: ColumnSlice, column_of: Tensor, columns: Tensor | None) -> PKLBlocks:
+        params = [part.weights_of(projection.values())]
+        if has_tail:
+            params.append(_mass_outside(projection, part))
+        return PKLBlocks(
+            student=call.student_chunks(options.merge),
+            # Only what the kept columns can come from is read, where nothing asks for whole rows.
+            columns=None if has_tail or options.full_metrics else columns,
+            params=tuple(params),
+            teacher=rows,
+            projection=projection,
+            part=part,
+            column_of=column_of,
+            empty_rows=projection.empty_ids,
+            chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
+            tail_bucket=has_tail,
+            by_student=options.top_k_by == "student",
+            all_columns=all_columns,
+            full_metrics=options.full_metrics,
+            temperature=call.temperature,
+            direction=options.direction,
+            beta=options.beta,
+        )
+
+    def narrow() -> PKLBlocks:
+        part, column_of = _stored_columns(projection, rows)
+        every = torch.arange(projection.shape[0], device=column_of.device)
+        return made(part, column_of, every if part.rows is None else part.rows)
+
+    if named is not None and takes_stored(call, projection, rows):
+        # The core reads what a chunk names of all of W.
+        loss = made(part, column_of, projection.supported_ids[:0])
+        loss.make_narrow = narrow
+        return loss, widest
+    if named is not None:
         part, column_of = _stored_columns(projection, rows)
         # No row of the teacher's vocabulary is ever made.
-        widest = max(projection.shape[0], part.map.output_ptr.shape[0], teacher.ids.shape[-1])
-    params = [part.weights_of(projection.values())]
-    if has_tail:
-        params.append(_mass_outside(projection, part))
-    loss = PKLBlocks(
-        student=call.student_chunks(options.merge),
-        # Only what the kept columns can come from is read, where nothing asks for whole rows.
-        columns=None if has_tail or options.full_metrics else part.rows,
-        params=tuple(params),
-        teacher=rows,
-        projection=projection,
-        part=part,
-        column_of=column_of,
-        empty_rows=projection.empty_ids,
-        chunk_top_k=(top_k or projection.shape[1]) if per_chunk else None,
-        tail_bucket=has_tail,
-        by_student=options.top_k_by == "student",
-        all_columns=all_columns,
-        full_metrics=options.full_metrics,
-        temperature=call.temperature,
-        direction=options.direction,
-        beta=options.beta,
-    )
-    return loss, widest
+        widest = max(projection.shape[0], part.map.output_ptr.shape[0], named.ids.shape[-1])
+    return made(part, column_of, part.rows), widest
 
 
 def check_chooser(options: LossOptions) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _DTYPES = (torch.float32, torch.float64)
 # Of each row: whether it was computed, loss, teacher mass, mass on empty rows of W, sum of the
-# gradient.
+# gradient, log of the teacher's softmax denominator.
 _Answer = tuple[
     NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64],
-    NDArray[np.float64],
+    NDArray[np.float64], NDArray[np.float64],
 ]  # fmt: skip
 _Floats = NDArray[np.float64]
 # Of the logits, the seeds of the gradient, the gradient and whether it is added to.
@@ -46,6 +46,16 @@ _made: weakref.WeakKeyDictionary[SparseProjection, dict[object, tuple[object, An
 _made = weakref.WeakKeyDictionary()
 
 
+class NativePass(NamedTuple):
+    """What `run_blocks` gives, and the log of each chunk's teacher's denominator, NaN of those that
+    are not known."""
+
+    total: Tensor
+    sums: Tensor
+    grads: list[Tensor | None]
+    log_totals: _Floats
+
+
 def native_pass(
     loss: PKLBlocks,
     source: StudentRows,
@@ -54,6 +64,18 @@ def native_pass(
     grads: list[Tensor | None] | None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
     """`run_blocks` of all chunks; None where they are not for the core."""
+    found = native_rows(loss, source, scale, needed, grads)
+    return None if found is None else found[:3]
+
+
+def native_rows(
+    loss: PKLBlocks,
+    source: StudentRows,
+    scale: float | Tensor,
+    needed: tuple[bool, ...],
+    grads: list[Tensor | None] | None,
+) -> NativePass | None:
+    """The same with what was found of the teacher."""
     if not isinstance(source, LogitRows) or not _suits(loss, source, needed):
         return None
     stored = isinstance(loss.teacher.signal, TeacherTopK)
@@ -127,7 +149,7 @@ def _of_logits(loss: PKLBlocks, source: LogitRows) -> _Run | None:
     return lambda student, seeds, gradient, adds: core.run(
         student, _flat(signal.detach()), *rows, seeds, temperature=loss.temperature,
         top_k=loss.chunk_top_k, gradient=gradient, adds=adds, threads=torch.get_num_threads(),
-        log_totals=totals, whole=loss.columns is None,
+        log_totals=totals, whole=bool(loss.tells_empty),
     )  # fmt: skip
 
 
@@ -155,7 +177,7 @@ def _of_stored(loss: PKLBlocks, source: LogitRows) -> _Run | None:
     return lambda student, seeds, gradient, adds: core.run(
         student, ids, logs, *rows, seeds, temperature=loss.temperature,
         factor=1.0 / teacher.stored_power, top_k=min(loss.chunk_top_k or 0, signal.ids.shape[-1]),
-        tail=(least, loss.all_columns) if loss.tail_bucket else None, whole=loss.columns is None,
+        tail=(least, loss.all_columns) if loss.tail_bucket else None, whole=bool(loss.tells_empty),
         gradient=gradient, adds=adds, threads=torch.get_num_threads(),
     )  # fmt: skip
 
@@ -167,7 +189,7 @@ def _pass(
     needed: tuple[bool, ...],
     grads: list[Tensor | None] | None,
     run: _Run,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+) -> NativePass:
     """All rows by the core, and by torch those that it leaves."""
     logits = source.logits.detach()
     dtype = logits.dtype
@@ -181,25 +203,26 @@ def _pass(
         # numpy asks for large pages, whose first touch costs a fifth of the whole loss less.
         grad = torch.from_numpy(np.empty(logits.shape, _numpy(dtype)))
     flat = None if grad is None else _flat(grad)
-    good, losses, mass, empty, slope = run(
+    good, losses, mass, empty, slope, log_totals = run(
         _flat(logits), weights * float(scale), flat, grads is not None
     )
     if grads is None and grad is not None:  # what was not written is zeroed, and no row twice
         rest = np.ones(grad.shape[0] * grad.shape[1], np.bool_)
         rest[loss.student.index.numpy()[good]] = False
         _flat(grad)[rest] = 0.0
-    metrics = [losses.sum(), mass.sum(), *([empty.sum()] if loss.columns is None else [])]
+    metrics = [losses.sum(), mass.sum(), *([empty.sum()] if loss.tells_empty else [])]
     total = torch.tensor((losses * weights).sum(), dtype=dtype)
     sums = torch.tensor([*metrics, slope.sum()], dtype=dtype)
     found: list[Tensor | None] = [grad, *(None for _ in loss.params)]
+    left = loss if good.all() else loss.in_torch()
     for chunk in np.flatnonzero(~good).tolist():
         slopes: list[Tensor] = []
         value, more = run_rows(
-            loss, source, scale, 1, needed, (chunk, chunk + 1), found[:1], found[1:], slopes
+            left, source, scale, 1, needed, (chunk, chunk + 1), found[:1], found[1:], slopes
         )
         total = total + value
         sums = sums + torch.cat([more, sum(slopes, more.new_zeros(()))[None]]).to(dtype)
-    return total * scale, sums, found
+    return NativePass(total * scale, sums, found, log_totals)
 
 
 def _flat(tensor: Tensor) -> NDArray[np.float64]:

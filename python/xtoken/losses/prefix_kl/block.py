@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ class PrefixKLBlocks(BlockLoss):
     """Prefix KL of a block of chunks.
 
     A chunk's first row is the predictor of its first token. The mirrored construction also reads
-    the rows after it, one per depth.
+    the rows after it, one per depth. `make_narrow` makes of it the same loss over the columns that
+    torch reads; None where it is this one.
     """
 
     student: ChunkRows
@@ -37,6 +38,8 @@ class PrefixKLBlocks(BlockLoss):
     root: PKLBlocks
     parts: Sequence[Part]
     depth_weights: tuple[float, ...]
+    make_narrow: Callable[[PrefixKLBlocks], PrefixKLBlocks] | None = None
+    _narrow: PrefixKLBlocks | None = field(default=None, init=False, repr=False)
     has_items = True
     _heads_apart = False
 
@@ -61,7 +64,7 @@ class PrefixKLBlocks(BlockLoss):
             if found is not None:
                 items, row = found, first[found.chunk - block.start]
                 terms = self._compare(items, items.pick(rows, row))
-                weighted = terms * self.item_weights(items, terms)
+                weighted = terms * self.depth_factors(items.depth, terms)
                 losses = losses.index_add(0, items.chunk - block.start, weighted)
                 later = later + self._counted(items, terms)
         return losses, torch.cat([sums, later])
@@ -77,6 +80,15 @@ class PrefixKLBlocks(BlockLoss):
         given = (self, source, scale, needed, grads)
         found = prefix_pass(*given)
         return native_prefix_pass(*given) if found is None else found
+
+    def in_torch(self) -> PrefixKLBlocks:
+        """As `BlockLoss`."""
+        if self.make_narrow is None:
+            return self
+        if self._narrow is None:
+            self._narrow = self.make_narrow(self)
+        self._narrow.weights = self.weights
+        return self._narrow
 
     def value_and_grad(
         self,
@@ -136,7 +148,7 @@ class PrefixKLBlocks(BlockLoss):
         self, items: PrefixBlock, picked: Tensor, scale: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum of the divergences, `scale` times its gradient, and the sums to count."""
-        weight = self.item_weights(items, picked)
+        weight = self.depth_factors(items.depth, picked)
         if self.weights is not None:
             weight = weight * self.weights[items.chunk].to(weight.dtype)
         tau = self.root.temperature
@@ -161,9 +173,9 @@ class PrefixKLBlocks(BlockLoss):
         log_mass = items.student_log_mass(picked if tau == 1.0 else picked / tau)
         return items.targets.divergence(items.layout, log_mass, self.root.direction, self.root.beta)
 
-    def item_weights(self, items: PrefixBlock, like: Tensor) -> Tensor:
-        """[N] factor of each item's divergence in its chunk's loss."""
-        depth = items.depth.clamp(max=len(self.depth_weights) - 1)
+    def depth_factors(self, depth: Tensor, like: Tensor) -> Tensor:
+        """[N] factor in its chunk's loss of a divergence at each of `depth` [N]."""
+        depth = depth.clamp(max=len(self.depth_weights) - 1)
         return self._depth_weights[depth].to(like.dtype) * self.root.temperature**2
 
     def _counted(self, items: PrefixBlock, terms: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.loss import p_kl_blocks
 from xtoken.losses.prefix_kl.block import PrefixKLBlocks, columns_of_all, with_later_rows
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes, prepare_prefixes
+from xtoken.losses.prefix_kl.native import may_be_native
 from xtoken.losses.prefix_kl.targets import PrefixPart
 from xtoken.losses.prefix_kl.teacher_entries import TeacherEntries
 from xtoken.tensors.pair_parts import PairParts
@@ -102,19 +103,32 @@ def prefix_kl_blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
                 parts.append(
                     PrefixPart(trie, items, mirrored, entries, at, options.min_mass, options.end)
                 )
-    columns = columns_of_all(root.columns, parts, whatever_the_batch=options.backend is not None)
-    if root.columns is not None:  # the root reads the same rows
-        part = root.part if columns is None else root.part.reindexed(columns)
-        root = replace(root, columns=columns, part=part)
     loss = PrefixKLBlocks(
         student=with_later_rows(call, root.student, parts),
-        columns=columns,
+        columns=None,
         params=root.params,
         root=root,
         parts=parts,
         depth_weights=tuple(float(weight) for weight in options.depth_weights),
     )
+    compiled = options.backend is not None
+    if compiled or not may_be_native(call):
+        return _narrow(loss, whatever_the_batch=compiled), widest
+    loss.make_narrow = _narrow
     return loss, widest
+
+
+def _narrow(loss: PrefixKLBlocks, *, whatever_the_batch: bool = False) -> PrefixKLBlocks:
+    """The loss over the student columns that torch reads."""
+    parts = [replace(part, _ready=None) for part in loss.parts if isinstance(part, PrefixPart)]
+    root = loss.root.in_torch()
+    columns = columns_of_all(root.columns, parts, whatever_the_batch=whatever_the_batch)
+    if root.columns is not None:  # the root reads the same rows
+        part = root.part if columns is None else root.part.reindexed(columns)
+        root = replace(root, columns=columns, part=part)
+    return replace(
+        loss, columns=columns, params=root.params, root=root, parts=parts, make_narrow=None
+    )
 
 
 def _prefixes(call: LossCall) -> PreparedPrefixes:
