@@ -21,6 +21,7 @@ from xtoken.errors import DataError, OptionError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.served import ServedTeacher
 from xtoken.training import DistillMixin, DistillSettings, Teacher
+from xtoken.training.teacher_side import add_teacher_side
 
 trl = pytest.importorskip("trl")
 
@@ -489,3 +490,63 @@ def test_a_served_teacher_is_asked_for_the_documents_of_packed_rows(
         assert len(server.asked) > 2  # more documents than rows
     close(served, live)
     same_gradient(other, gradient)
+
+
+def test_a_teacher_with_the_students_tokenizer_reads_the_students_ids(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Ids that no tokenizer would make of their text, and special tokens within it, stay."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    text = "the value of the variable"
+    odd = [tokenizer.convert_tokens_to_ids(each) for each in ("t", "h", "e")]
+    rows = [
+        odd + tokenizer(text)["input_ids"],
+        [*tokenizer(text)["input_ids"], tokenizer.eos_token_id, *odd],
+    ]
+    assert tokenizer(tokenizer.decode(rows[0]))["input_ids"] != rows[0]
+    data = Dataset.from_dict({"input_ids": rows})
+    seen: list[Any] = []
+
+    class Kept(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+            seen.append(inputs["teacher_side"])
+            return super().compute_loss(model, inputs, *more, **named)
+
+    settings = DistillSettings(loss="same-vocab-kl", kd_weight=1.0)
+    logged, _ = step(folder, tmp_path, data, settings, Kept, teachers=str(folder / "student"))
+    (side,) = seen
+    lengths = side.teacher["attention_mask"].sum(1).tolist()
+    found = [
+        row[:end].tolist() for row, end in zip(side.teacher["input_ids"], lengths, strict=True)
+    ]
+    assert sorted(found) == sorted(rows)
+    assert logged["kd"] == pytest.approx(0, abs=1e-6)  # the same model on the same tokens
+    assert logged["chunks"] == sum(len(row) - 1 for row in rows)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_have_nothing_in_common_with_the_teacher_are_counted_and_named(
+    folder: Path, tmp_path: Path, packing: bool
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    made = [tokenizer(text)["input_ids"] for text in tiny_texts(4)]
+    pairs = [Pair(folder / "student", folder / "teacher")]
+    data = add_teacher_side(Dataset.from_dict({"input_ids": made}), pairs)
+    other = [100] * 5
+    data = data.add_item(data[0] | {
+        "input_ids": other, "teacher0_input_ids": [[7, 7]],
+        "teacher0_student_bounds": [[0, 1, 2, 3, 4, 5, 5, 5]],
+        "teacher0_teacher_bounds": [[0, 0, 0, 0, 0, 0, 1, 2]],
+        "teacher0_chunk_kinds": [[2, 2, 2, 2, 2, 3, 3]],
+        "teacher0_byte_counts": [[5, 2, 0, 0]],
+    })  # fmt: skip
+    with pytest.warns(UserWarning, match="a row is not distilled") as caught:
+        logged, _ = step(
+            folder, tmp_path, data, packing=packing, per_device_train_batch_size=8, max_length=256
+        )
+    assert logged["rows_not_distilled"] == 1
+    (told,) = [each for each in caught if "not distilled" in str(each.message)]
+    begin = tokenizer.decode(other)
+    assert f"it begins {begin!r}" in str(told.message)
+    whole, _ = step(folder, tmp_path, data.select(range(4)), packing=packing)
+    assert "rows_not_distilled" not in whole

@@ -63,10 +63,12 @@ class BatchRows:
     Attributes:
         examples: with each teacher, where they are kept (see `ExampleCollator.keep`).
         left_out: number of rows that could not be used.
+        not_distilled: number of documents of which a teacher that they are for has no chunk.
     """
 
     examples: tuple[tuple[Example, ...], ...] = ()
     left_out: int = 0
+    not_distilled: int = 0
 
 
 class ExampleCollator:

@@ -192,6 +192,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             self._announce(sides, num_batches)
         self._totals, self._to_balance = None, []
         self.rows_left_out += sum(rows_of(batch).left_out for batch in batches)
+        self.rows_not_distilled += sum(rows_of(batch).not_distilled for batch in batches)
         if not sides:
             return batches, items
         self._steps_in_window += 1

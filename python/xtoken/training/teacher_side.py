@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, cast
@@ -24,7 +25,7 @@ from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers import TargetStore
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.training.batches import IGNORED, TEACHER_SIDE
+from xtoken.training.batches import BATCH_ROWS, IGNORED, TEACHER_SIDE, BatchRows
 from xtoken.training.routing import Routes
 from xtoken.training.teaching import AnyBatch
 
@@ -100,6 +101,7 @@ class _Side:
         self._eos = eos
         self._stops = set(pair.student_vocab.stops)
         self._encoders = pair.encoders()
+        self._is_same = self._encoders[0].same_as(self._encoders[1])
 
     def columns(self, row: Mapping[str, Any], asked: bool = True) -> dict[str, Any]:
         ids = np.asarray(row["input_ids"], dtype=np.int64)
@@ -118,6 +120,9 @@ class _Side:
         }
 
     def _document(self, ids: Ids, row: Mapping[str, Any]) -> tuple[Ids, Alignment]:
+        if self._is_same and len(ids):
+            # A teacher with the student's tokenizer reads the same tokens, however they were made.
+            return self._cut(ids, self._pair.aligner.align(ids, ids))
         conversation = _conversation(row)
         if conversation is not None:
             teacher, alignment = self._of_turns(ids, conversation)
@@ -224,6 +229,8 @@ class TeacherSideCollator:
         self._names = columns(len(pairs))
         self._fingerprints = [pair.fingerprints for pair in pairs]
         self._pad_ids = [pad_id(pair.teacher.source) for pair in pairs]
+        self._student_vocab = pairs[0].student_vocab if pairs else None
+        self._warned = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         """The student's inputs, and the teachers' side under `TEACHER_SIDE`.
@@ -236,11 +243,35 @@ class TeacherSideCollator:
         inputs = self.collator(plain)
         if not all(name in row for row in rows for name in self._names):
             return inputs
-        batches = tuple(self._batch(index, rows, inputs) for index in range(len(self._pad_ids)))
+        apart: list[Ids] = []
+        batches = tuple(
+            self._batch(index, rows, inputs, apart) for index in range(len(self._pad_ids))
+        )
         side: AnyBatch = batches[0] if len(batches) == 1 else MultiBatch(batches)
-        return {**inputs, TEACHER_SIDE: side}
+        found = {**inputs, TEACHER_SIDE: side}
+        if apart:
+            self._warn(apart[0])
+            found[BATCH_ROWS] = BatchRows(not_distilled=len(apart))
+        return found
 
-    def _batch(self, index: int, rows: Sequence[Mapping[str, Any]], inputs: Any) -> Batch:
+    def _warn(self, ids: Ids) -> None:
+        if self._warned or self._student_vocab is None:
+            return
+        self._warned = True
+        text = self._student_vocab.decode_bytes(ids[:40].tolist()).decode(errors="replace")
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        warnings.warn(
+            "a row is not distilled, and others like it will not be (rows_not_distilled in the log "
+            "counts them): the student's tokens in the loss and the teacher's spell nothing in "
+            f"common; it begins {shown!r}; look at one with pair.align(text), or compare both chat "
+            "templates",
+            stacklevel=3,
+        )
+
+    def _batch(
+        self, index: int, rows: Sequence[Mapping[str, Any]], inputs: Any, apart: list[Ids]
+    ) -> Batch:
+        """That of one teacher; adds the documents that it has nothing to say of to `apart`."""
         pair = self._fingerprints[index]
         documents: list[list[tuple[Ids, Alignment]]] = []
         for row in rows:
@@ -266,7 +297,9 @@ class TeacherSideCollator:
         mask = inputs["labels"] != IGNORED
         if "attention_mask" not in inputs and "position_ids" in inputs:
             flat = [each for row in documents for each in row]
-            return self._with_targets(index, flat, self._packed(index, flat, inputs, mask))
+            batch = self._packed(index, flat, inputs, mask)
+            apart += _without_chunks(batch, [_is_asked(alignment) for _, alignment in flat])
+            return self._with_targets(index, flat, batch)
         if any(len(row) != 1 for row in documents):
             raise OptionError(
                 "packed documents share a padded row, in which each would see those before it; "
@@ -276,7 +309,9 @@ class TeacherSideCollator:
         if attention is None:
             attention = torch.ones_like(student_ids)
         whole = [row[0] for row in documents]
-        return self._with_targets(index, whole, self._padded(index, whole, inputs, attention, mask))
+        batch = self._padded(index, whole, inputs, attention, mask)
+        apart += _without_chunks(batch, [_is_asked(alignment) for _, alignment in whole])
+        return self._with_targets(index, whole, batch)
 
     def _with_targets(
         self, index: int, documents: Sequence[tuple[Ids, Alignment]], batch: Batch
@@ -379,6 +414,22 @@ class TeacherSideCollator:
         )
 
 
+def _without_chunks(batch: Batch, asked: Sequence[bool]) -> list[Ids]:
+    """The student's tokens of documents that it learns and that are for this teacher, but in which
+    no chunk counts."""
+    ids, learned = batch.student_ids.flatten().numpy(), batch.student_loss_mask
+    rows, width = learned.shape
+    starts = np.arange(rows) * width
+    if "attention_mask" not in batch.teacher:  # packed documents, in the same order on both sides
+        starts = (batch.student["position_ids"].flatten() == 0).nonzero().flatten().numpy()
+    owner = np.searchsorted(starts, np.arange(rows * width), side="right") - 1
+    learns = np.bincount(owner, learned.flatten().numpy(), len(starts)) > 0
+    first = batch.chunks.sample * width + batch.chunks.student_start
+    taught = np.bincount(owner[first.numpy()], minlength=len(starts)) > 0
+    apart = learns[: len(asked)] & ~taught[: len(asked)] & np.array(asked)
+    return [ids[owner == at] for at in apart.nonzero()[0]]
+
+
 def _is_asked(alignment: Alignment) -> bool:
     """Whether the document is for this teacher."""
     return bool(alignment.byte_counts.any())
@@ -421,47 +472,3 @@ def _chained(alignments: Sequence[Alignment]) -> Alignment:
 def _starts(bounds: Sequence[Ids]) -> list[int]:
     ends = np.cumsum([0, *(int(each[-1]) for each in bounds)])
     return [int(end) for end in ends[:-1]]
-
-
-def pack_rows(dataset: Any, length: int, teachers: int) -> Any:
-    """Pack rows with a teacher's side: whole documents, best fit by falling length, the same ones
-    in a row on all sides.
-
-    Args:
-        dataset: of `datasets`, with `input_ids`, `labels` and the columns of `add_teacher_side`.
-        length: most student tokens of a row.
-        teachers: how many there are.
-    """
-    names = columns(teachers)
-
-    def pack(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        packed: dict[str, list[Any]] = {
-            name: [] for name in ("input_ids", "labels", "seq_lengths", *names)
-        }
-        for members in _best_fit(lengths, length):
-            packed["seq_lengths"].append([lengths[at] for at in members])
-            for name in ("input_ids", "labels", *names):
-                joined = [value for at in members for value in rows[name][at]]
-                packed[name].append(joined)
-        return packed
-
-    known = dataset.column_names
-    dropped = [name for name in known or () if name not in ("input_ids", "labels", *names)]
-    return dataset.map(pack, batched=True, remove_columns=dropped or None)
-
-
-def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    rows: list[list[int]] = []
-    left: list[int] = []
-    for at in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        fitting = [row for row, space in enumerate(left) if space >= lengths[at]]
-        if fitting:
-            row = min(fitting, key=left.__getitem__)
-        else:
-            row = len(rows)
-            rows.append([])
-            left.append(capacity)
-        rows[row].append(at)
-        left[row] -= lengths[at]
-    return rows

@@ -31,6 +31,8 @@ class LogsParts(_Base):
         self._steps_in_window = 0
         # Of this process since training began, of streams alone: else it is said beforehand.
         self.rows_left_out = 0
+        # The same, of rows that another Trainer made.
+        self.rows_not_distilled = 0
         self._kd_scales: list[float] = []
 
     def _record(self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]) -> None:
@@ -56,18 +58,21 @@ class LogsParts(_Base):
         """The metrics of the steps since the last log: means over them, over all processes."""
         names = list(self._step_metrics)
         found = [self._step_metrics[name] for name in names]
-        values = torch.tensor([*found, self.rows_left_out], dtype=torch.float64)
+        counts = {
+            "rows_left_out": self.rows_left_out,
+            "rows_not_distilled": self.rows_not_distilled,
+        }
+        values = torch.tensor([*found, *counts.values()], dtype=torch.float64)
         steps = max(self._steps_in_window, 1)
         # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
         # their mean per step.
-        *shares, left_out = self._over_processes(values)
-        sums = dict(zip(names, shares, strict=True))
+        sums = dict(zip([*names, *counts], self._over_processes(values), strict=True))
+        counted = {name: count for name in counts if (count := sums.pop(name))}
         exact, aligned = (sums.pop(name, 0.0) for name in ("_exact_tokens", "_aligned_tokens"))
         means = {name: value / steps for name, value in sums.items()}
         if aligned:
             means["coverage"] = exact / aligned
-        if left_out:
-            means["rows_left_out"] = left_out
+        means |= counted
         scales = self._kd_scales or [0.0]  # the same in every process
         self._step_metrics, self._steps_in_window, self._kd_scales = {}, 0, []
         return means | {"kd_scale": sum(scales) / len(scales)}

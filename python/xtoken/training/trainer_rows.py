@@ -11,11 +11,11 @@ from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.errors import OptionError
 from xtoken.training.batches import split
+from xtoken.training.pack_rows import pack_rows
 from xtoken.training.teacher_side import (
     TeacherSideCollator,
     add_teacher_side,
     columns,
-    pack_rows,
 )
 from xtoken.training.teaching import Teaching
 
