@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from xtoken.cli import app, teach_stream
-from xtoken.errors import PairError
+from xtoken.errors import DataError, PairError
 from xtoken.teachers import LiveTeacher, TopKStore
 from xtoken.training import DistillArguments, DistillConfig, DistillTrainer, Teacher
 from xtoken.training.metrics_log import read_history
@@ -309,6 +309,30 @@ def test_a_stream_is_stored_as_the_same_texts_in_memory_are(
         workspace, tmp_path / "run", "--streaming", teacher_store=tmp_path / "store",
     )  # fmt: skip
     assert "student, projection, metrics and curves are in" in output
+
+
+ROLES = ("user", "assistant")
+
+
+def test_texts_in_memory_that_cannot_be_used_are_counted_and_named(
+    workspace: Path, store: Path, tmp_path: Path
+) -> None:
+    """As in a stream: an unprintable conversation ends nothing, and one token teaches nothing."""
+    lines = (workspace / "data.jsonl").read_text().splitlines()
+    messages = [{"role": role, "content": "no template prints it"} for role in ROLES]
+    lines[5:5] = ["[", '{"text": "e"}', json.dumps({"messages": messages})]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    output = teach(workspace, tmp_path / "store", data=tmp_path / "data.jsonl")
+    assert "1 of 43 rows are left out; the first, " in output
+    assert "2 of 42 texts are left out; the first, documents[5]: no token to predict; " in output
+    assert "has no chat template" in output
+    found, expected = stored(tmp_path / "store"), stored(store)
+    assert found.keys() == expected.keys()
+    streamed = teach(workspace, tmp_path / "stream", "--streaming", data=tmp_path / "data.jsonl")
+    assert "3 of 43 rows are left out" in streamed
+    (tmp_path / "none.jsonl").write_text('{"text": "e"}\n')
+    with pytest.raises(DataError, match=r"within max_tokens = 512 \(documents\[0\]: no token to"):
+        teach(workspace, tmp_path / "none", data=tmp_path / "none.jsonl")
 
 
 def test_a_stream_of_several_batches_is_estimated_by_its_length(

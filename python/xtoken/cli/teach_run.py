@@ -24,6 +24,7 @@ from xtoken.cli.console import (
     read_data,
     show_bytes,
     show_seconds,
+    warn_of_left_out,
 )
 from xtoken.cli.teach_stream import SequenceStream, fill_streamed, first_estimate
 from xtoken.data.stream import DocumentStream
@@ -41,7 +42,6 @@ from xtoken.teachers.teach import (
     check_space,
     estimate,
     filling,
-    teacher_sequences,
 )
 from xtoken.training.processes import (
     is_main_process,
@@ -149,7 +149,9 @@ def _texts(request: Request, side: Side, console: Console) -> list[Ids] | Sequen
         source = DocumentStream(request.data, field=request.text_field, split=request.split)
         return SequenceStream(source, SequenceReader(tokenizer, **options))
     documents = read_data(request.data, request.text_field, request.split, console)
-    return teacher_sequences(documents, tokenizer, **options)
+    sequences, left_out = SequenceReader(tokenizer, **options).read_all(documents)
+    warn_of_left_out(console, left_out, len(documents), "texts")
+    return sequences
 
 
 def _own(sequences: Sequence[Ids]) -> Sequence[Ids]:

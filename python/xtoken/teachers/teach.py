@@ -7,6 +7,7 @@ import datetime
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,16 +89,23 @@ class SequenceReader:
         self._end = (vocab or Vocab.from_tokenizer(tokenizer)).roles.get("eos")
         self._max_tokens = max_tokens
 
-    def read(self, documents: Sequence[Document]) -> list[Ids]:
-        """[T] int64 each, distinct; none of a document without a token to predict.
+    def read(self, rows: Sequence[tuple[str, Document]]) -> tuple[list[Ids], list[LeftOut]]:
+        """[T] int64 each, distinct, of documents with their places; and those documents in which
+        there is no token to predict.
 
         Raises:
             DataError: a conversation cannot be printed.
         """
         encoder, limit, end = self._encoder, self._max_tokens, self._end
-        printed = [row[0] for document in documents for row in print_document(document, [encoder])]
+        made = [
+            (row[0], index)
+            for index, (_, document) in enumerate(rows)
+            for row in print_document(document, [encoder])
+        ]
+        sides = encoder.encode([item for item, _ in made], max_tokens=limit)
         found: dict[bytes, Ids] = {}
-        for item, encoded in zip(printed, encoder.encode(printed, max_tokens=limit), strict=True):
+        used: set[int] = set()
+        for (item, index), encoded in zip(made, sides, strict=True):
             ids, mask = encoded.ids[:limit], encoded.loss_mask[:limit]
             if not mask[1:].any():
                 continue
@@ -105,17 +113,52 @@ class SequenceReader:
             if end is not None and room and not isinstance(item, Rendering) and ids[-1] != end:
                 ids = np.append(ids, end)
             found[ids.tobytes()] = ids
-        return list(found.values())
+            used.add(index)
+        empty = [
+            LeftOut(source, "no token to predict")
+            for index, (source, _) in enumerate(rows)
+            if index not in used
+        ]
+        return list(found.values()), empty
 
     def read_usable(self, rows: Sequence[tuple[str, Document]]) -> tuple[list[Ids], list[LeftOut]]:
-        """What `read` gives of documents with their places, and those that cannot be printed."""
+        """What `read` gives, with those that cannot be printed among the documents left out."""
         try:
-            return self.read([document for _, document in rows]), []
+            return self.read(rows)
         except DataError as error:
             if len(rows) == 1:
                 return [], [LeftOut(rows[0][0], str(error))]
-        halves = [self.read_usable(part) for part in (rows[::2], rows[1::2])]
-        return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+        half = len(rows) // 2
+        first, second = (self.read_usable(part) for part in (rows[:half], rows[half:]))
+        return first[0] + second[0], first[1] + second[1]
+
+    def read_all(
+        self, documents: Sequence[Document], *, strict: bool = False
+    ) -> tuple[list[Ids], list[LeftOut]]:
+        """The sequences of a corpus, and the documents that are left out.
+
+        Args:
+            strict: whether a conversation that cannot be printed ends the call.
+
+        Raises:
+            DataError: there is nothing to predict.
+        """
+        rows = [(getattr(each, "source", f"documents[{at}]"), each)
+                for at, each in enumerate(documents)]  # fmt: skip
+        read = self.read if strict else self.read_usable
+        found: dict[bytes, Ids] = {}
+        left_out: list[LeftOut] = []
+        for start in range(0, len(rows), _DOCUMENTS_AT_ONCE):
+            sequences, unusable = read(rows[start : start + _DOCUMENTS_AT_ONCE])
+            found |= {ids.tobytes(): ids for ids in sequences}
+            left_out += unusable
+        if not found:
+            first = f" ({left_out[0].source}: {left_out[0].reason})" if left_out else ""
+            raise DataError(
+                f"none of the {len(documents):,} documents has a token that can be predicted "
+                f"within max_tokens = {self._max_tokens}{first}; give longer texts, or raise it"
+            )
+        return list(found.values()), left_out
 
 
 def teacher_sequences(
@@ -128,6 +171,8 @@ def teacher_sequences(
     generation_config: object = None,
 ) -> list[Ids]:
     """What a teacher reads of documents: the tokens that any student's examples begin with.
+
+    Documents without a token to predict are left out, with a warning.
 
     After a text that is whole stands the teacher's end of text, which some trainers append.
 
@@ -146,16 +191,14 @@ def teacher_sequences(
         tokenizer, max_tokens=max_tokens, vocab=vocab, date=date,
         generation_config=generation_config,
     )  # fmt: skip
-    found: dict[bytes, Ids] = {}
-    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-        sequences = reader.read(documents[start : start + _DOCUMENTS_AT_ONCE])
-        found |= {ids.tobytes(): ids for ids in sequences}
-    if not found:
-        raise DataError(
-            f"none of the {len(documents):,} documents has a token that can be predicted within "
-            f"max_tokens = {max_tokens}; give longer texts, or raise it"
+    found, left_out = reader.read_all(documents, strict=True)
+    if left_out:
+        warnings.warn(
+            f"{len(left_out):,} of {len(documents):,} documents are left out; the first, "
+            f"{left_out[0].source}: {left_out[0].reason}",
+            stacklevel=2,
         )
-    return list(found.values())
+    return found
 
 
 def estimate(
