@@ -16,6 +16,8 @@ from tiny_models import tiny_texts, write_jsonl, write_pair
 
 from xtoken.training.metrics_log import read_history
 
+TESTS = Path(__file__).parents[1]
+
 SCRIPT = """
 import os
 import sys
@@ -200,6 +202,27 @@ def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> N
     assert killed.returncode == -signal.SIGKILL
     assert waiting.returncode == 1
     assert "Connection closed by peer" in errors or "Connection reset by peer" in errors
+
+
+def test_the_first_process_of_a_machine_tokenizes_and_the_others_have_the_same(
+    workspace: Path,
+) -> None:
+    variables = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}
+    script = (TESTS / "training" / "tokenize_once.py").read_text(encoding="utf-8")
+    for process in [
+        *start_two(script, workspace, "", HF_DATASETS_CACHE=str(workspace / "two"), **variables),
+        start(script, workspace, "", HF_DATASETS_CACHE=str(workspace / "one"), **variables),
+    ]:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    first, second, alone = (
+        json.loads((workspace / f"{name}.json").read_text()) for name in ("0", "1", "alone")
+    )
+    assert first == alone
+    assert len(alone) == 7
+    for kind, expected in alone.items():
+        assert expected["encoded"] >= 40, kind
+        assert second[kind] == expected | {"encoded": 0}, kind
 
 
 @pytest.mark.skipif(

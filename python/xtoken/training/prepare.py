@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.data import Document, ExampleSet, TextSplit
-from xtoken.data.examples import Example, encode_together
+from xtoken.data.documents import LeftOut
+from xtoken.data.examples import BATCH, Example, encode_together
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.projection import Projection
@@ -25,6 +26,7 @@ from xtoken.training.config_arguments import run_device
 from xtoken.training.models import ModelPair
 from xtoken.training.processes import (
     join_processes,
+    on_first_of_node,
     on_first_process,
     process_count,
     process_index,
@@ -102,6 +104,7 @@ def prepare(
     Args:
         models: the student with its teacher, or with each of several: texts are cut where it suits
             all of them.
+        texts: tokenized by the first process of each machine, which sends the others what it made.
         routes: of a document, the name of the teacher that it is for, or a list of names; one that
             is not there is for all.
 
@@ -122,6 +125,7 @@ def prepare(
         _ = pairs[-1].projection
     names = Routes([each.teacher_name for each in several], None if routes is None else "teacher")
     parts: list[tuple[ExampleSet, ...]] = []
+    join_processes(run_device(config))
     for title, part in (("align training texts", texts.train), ("align held-out", texts.held_out)):
         with reporter.progress(title, len(part)) as update:
             parts.append(_examples(part, pairs, config, names, routes or {}, update))
@@ -138,13 +142,32 @@ def _examples(
     update: Update,
 ) -> tuple[ExampleSet, ...]:
     """The examples of each teacher."""
+    made = on_first_of_node(lambda: _pieces(documents, pairs, config, names, routes, update))
+    return tuple(
+        ExampleSet(
+            [entry[at] for entries, _, _ in made for entry in entries],
+            cut=sum(cut for _, cut, _ in made),
+            left_out=tuple(one for _, _, left_out in made for one in left_out),
+        )
+        for at in range(len(pairs))
+    )
+
+
+def _pieces(
+    documents: Sequence[Document],
+    pairs: Sequence[Pair],
+    config: DistillConfig,
+    names: Routes,
+    routes: Mapping[Document, object],
+    update: Update,
+) -> Iterator[tuple[list[tuple[Example, ...]], int, tuple[LeftOut, ...]]]:
+    """Some entries of an example per teacher, how many were cut, and what was left out."""
     date = None if config.date is None else datetime.date.fromisoformat(config.date)
     encoders = [pair.encoders(date) for pair in pairs]
     groups: dict[tuple[bool, ...], list[Document]] = {}
     for document in documents:
         asked = names.named(routes.get(document)) or [True] * len(pairs)
         groups.setdefault(tuple(asked), []).append(document)
-    found = []
     done = 0
     for named, group in groups.items():
         sets = encode_together(
@@ -157,15 +180,9 @@ def _examples(
         )
         done += len(group)
         entries = names.apply(list(zip(*(each.examples for each in sets), strict=True)), named)
-        found.append((sets[0], entries))
-    return tuple(
-        ExampleSet(
-            [entry[at] for _, entries in found for entry in entries],
-            cut=sum(each.cut for each, _ in found),
-            left_out=tuple(one for each, _ in found for one in each.left_out),
-        )
-        for at in range(len(pairs))
-    )
+        yield [], sets[0].cut, sets[0].left_out
+        for start in range(0, len(entries), BATCH):
+            yield entries[start : start + BATCH], 0, ()
 
 
 def _advance(update: Update, before: int, done: int, total: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -69,6 +70,47 @@ def on_first_process(work: Callable[[], T]) -> T:
     return result
 
 
+def on_first_of_node(work: Callable[[], Iterable[T]]) -> list[T]:
+    """Return in every process what `work` gives in the first one on its machine, or raise what it
+    raises there.
+
+    Args:
+        work: called in the first process of each machine alone; what it gives can be pickled, and
+            is sent piece by piece.
+
+    Needs `join_processes`. The machines wait for one another only before the first call.
+    """
+    if process_count() == 1:
+        return list(work())
+    ranks, group = _node(dist.group.WORLD)
+    if len(ranks) == 1:
+        return list(work())
+    found: list[T] = []
+
+    def exchange(*message: Any) -> tuple[bool, Any, Exception | None]:
+        held = list(message) or [None, None, None]
+        dist.broadcast_object_list(held, src=ranks[0], group=group)
+        return held[0], held[1], held[2]
+
+    if dist.get_rank() != ranks[0]:
+        while True:
+            more, piece, error = exchange()
+            if error is not None:
+                raise error
+            if not more:
+                return found
+            found.append(piece)
+    try:
+        for piece in work():
+            exchange(True, piece, None)
+            found.append(piece)
+    except Exception as error:
+        exchange(False, None, error)
+        raise
+    exchange(False, None, None)
+    return found
+
+
 def shard_frozen(model: nn.Module, device: torch.device) -> None:
     """Shard a model that is only read over all processes by FSDP2, layer by layer, in place.
 
@@ -86,6 +128,22 @@ def shard_frozen(model: nn.Module, device: torch.device) -> None:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     # The root is kept whole after its forward pass by default, for a backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+@functools.cache
+def _node(world: Any) -> tuple[list[int], Any]:
+    """Return the ranks on this machine, and a group of them."""
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname(), group=_patient_group(world))
+    own: tuple[list[int], Any] | None = None
+    for host in dict.fromkeys(hosts):
+        ranks = [rank for rank, each in enumerate(hosts) if each == host]
+        # Every process takes part in the making of every group.
+        group = dist.new_group(ranks, backend="gloo", timeout=PATIENCE)
+        if dist.get_rank() in ranks:
+            own = ranks, group
+    assert own is not None
+    return own
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import datasets  # type: ignore[import-untyped]
@@ -17,6 +17,7 @@ from xtoken.data.rows import Document, reason_of
 from xtoken.distillation.items import as_document, encode_for
 from xtoken.errors import ArgumentTypeError, DataError
 from xtoken.training.batches import EXAMPLES, Row
+from xtoken.training.processes import on_first_of_node, process_count
 from xtoken.training.teaching import Teaching
 
 # A warning names so many rows.
@@ -66,10 +67,11 @@ class _OfOneTeacher(Sequence[tuple[Example, ...]]):
 def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
     """A dataset as examples with each teacher.
 
-    A stream is left as it is, for the collator. A `datasets.Dataset` for one teacher is tokenized
-    by its `map`, once per node and kept as `datasets` keeps it; each process reads its rows from
-    disk as they are asked for, as those of `Pair.tokenize`. All else is tokenized into memory. Rows
-    that cannot be used are left out, with a warning.
+    A stream is left as it is, for the collator. All else is tokenized by the first process of each
+    machine. A `datasets.Dataset` for one teacher goes through its `map` and is kept as `datasets`
+    keeps it; each process reads its rows from disk as they are asked for, as those of
+    `Pair.tokenize`. Other rows are made in memory, and sent to the other processes. Rows that
+    cannot be used are left out, with a warning.
 
     Args:
         dataset: texts, conversations, rows or examples.
@@ -85,7 +87,7 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
         return dataset
     one_teacher = len(teaching.members) == 1
     plain = one_teacher and teaching.routes.column is None
-    if isinstance(dataset, datasets.Dataset) and len(dataset) and plain:
+    if isinstance(dataset, datasets.Dataset) and len(dataset) and plain and _is_kept(dataset):
         dataset = _tokenized(dataset, teaching, args)
     if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
         dataset = ColumnExamples(dataset, teaching.first.pair.fingerprints)
@@ -100,13 +102,9 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
             _warn(len(dataset.left_out), len(dataset.left_out) + len(dataset), named)
         found = dataset if isinstance(dataset, ColumnExamples) else dataset.examples
         return ExampleRows(_OfOneTeacher(found))
-    examples: list[tuple[Example, ...]] = []
-    unusable: list[str] = []
-    for start in range(0, len(dataset), BATCH):
-        rows = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
-        for index, made in enumerate(_made(rows, teaching), start):
-            examples += made.examples
-            unusable += [f"row {index}: {reason}" for reason in made.reasons]
+    pieces = on_first_of_node(lambda: _pieces(dataset, teaching))
+    examples = [each for made, _ in pieces for each in made]
+    unusable = [reason for _, reasons in pieces for reason in reasons]
     if not examples:
         reason = unusable[0].partition(": ")[2] if unusable else "it is empty"
         raise DataError(f"none of the {len(dataset)} rows can be used: {reason}")
@@ -115,8 +113,28 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
     return ExampleRows(examples)
 
 
+def _is_kept(dataset: Any) -> bool:
+    """Whether the other processes find what one has made of a dataset by `map`."""
+    kept = dataset.cache_files and datasets.is_caching_enabled()
+    return process_count() == 1 or bool(kept) or set(COLUMNS) <= set(dataset.column_names)
+
+
+def _pieces(
+    dataset: Any, teaching: Teaching
+) -> Iterator[tuple[list[tuple[Example, ...]], list[str]]]:
+    """Some examples with each teacher, and why rows were left out."""
+    for start in range(0, len(dataset), BATCH):
+        rows = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
+        examples: list[tuple[Example, ...]] = []
+        unusable: list[str] = []
+        for index, made in enumerate(_made(rows, teaching), start):
+            examples += made.examples
+            unusable += [f"row {index}: {reason}" for reason in made.reasons]
+        yield examples, unusable
+
+
 def _tokenized(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
-    """The rows of `Pair.tokenize`: made by the first process of a node, found by the others."""
+    """The rows of `Pair.tokenize`: made by the first process of a machine, found by the others."""
     if set(COLUMNS) <= set(dataset.column_names):
         return dataset
     pair = teaching.first.pair

@@ -41,9 +41,11 @@ class TakesTeacherSide(_Base):
             )
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
-            self.train_dataset = add_teacher_side(
-                cast(Any, self.train_dataset), pairs, routes=self.teaching.routes
-            )
+            # The others find what the first process of their machine has made.
+            with self.args.main_process_first(desc="the teachers' side"):
+                self.train_dataset = add_teacher_side(
+                    cast(Any, self.train_dataset), pairs, routes=self.teaching.routes
+                )
 
     def _prepare_dataset(
         self,
@@ -72,15 +74,19 @@ class TakesTeacherSide(_Base):
         )
         names = getattr(prepared, "column_names", None) or ()
         if columns(len(pairs))[0] not in names:
-            prepared = add_teacher_side(
-                prepared,
-                pairs,
-                text_field=args.dataset_text_field,
-                eos=getattr(processing_class, "eos_token", None),
-                num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
-                routes=self.teaching.routes,
-            )
-        return pack_rows(prepared, args.max_length, len(pairs)) if packing else prepared
+            with args.main_process_first(desc="the teachers' side"):
+                prepared = add_teacher_side(
+                    prepared,
+                    pairs,
+                    text_field=args.dataset_text_field,
+                    eos=getattr(processing_class, "eos_token", None),
+                    num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
+                    routes=self.teaching.routes,
+                )
+        if not packing:
+            return prepared
+        with args.main_process_first(desc="packing"):
+            return pack_rows(prepared, args.max_length, len(pairs))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
