@@ -28,6 +28,7 @@ __all__ = [
     "build_projection",
     "chunk_rows",
     "column_masses",
+    "exact_kl",
     "prefix_kl_below",
     "usable_rows",
 ]
@@ -616,6 +617,63 @@ class StoredForwardKL:
                 leaves none; such a row is not computed. None for no tail.
             whole: whether the student's mass on empty rows is asked for.
         """
+
+def exact_kl(
+    student: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    targets: tuple[
+        npt.NDArray[Any],
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.int64],
+        npt.NDArray[Any],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+    ],
+    seeds: npt.NDArray[np.float64],
+    *,
+    size: int,
+    factor: float,
+    depths: tuple[
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+    ]
+    | None,
+    gradient: npt.NDArray[Any] | None,
+    adds: bool,
+    threads: int,
+) -> tuple[
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+]:
+    """Forward exact KL of positions.
+
+    Args:
+        student: [rows, columns] logits, of whose columns `size` count.
+        rows: [P] the row of each position; distinct.
+        targets: tails [P], open [P], group_ptr [P + 1], probs [G], depths [G], token_ptr [G + 1]
+            and tokens [N], as those of a `TargetBatch`.
+        seeds: [P] what each gradient is multiplied with.
+        factor: weight of all groups and tails where there are no `depths`.
+        depths: weights of groups [G] and tails [P]; union_ptr [P + 1], mass and weight of each
+            union; member_ptr [P + 1], group and union of each member.
+        gradient: like `student`; its rows are written, or added to where `adds`.
+
+    Returns: of each position, whether it was computed, nats, the target's tail, the KL below depth
+        0 by the chain rule, and the sum of the gradient.
+
+    Raises:
+        ShapeError, FormatError: arrays that do not fit.
+    """
 
 def prefix_kl_below(
     trie: PieceTrie,

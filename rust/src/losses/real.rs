@@ -213,23 +213,22 @@ pub(super) fn top_and_sum<T: Real>(values: &[T], inverse: T) -> (T, f64) {
 /// The largest, NaN where there is one; [`Real::NOTHING`] of none.
 #[inline(always)]
 pub(super) fn largest<T: Real>(values: &[T]) -> T {
-    let mut lanes = [T::NOTHING; 16];
+    let (mut lanes, mut odd) = ([T::NOTHING; 16], [T::ZERO; 16]);
     let chunks = values.chunks_exact(16);
     let rest = chunks.remainder();
-    // What is no number is larger than all and stays.
-    let more = |lane: T, value: T| if value <= lane { lane } else { value };
-    let mut clean = true;
+    // What is no number is not above, so it is kept aside: a choice in each lane.
+    let number = |value: T| value.partial_cmp(&value).is_some();
+    let more = |lane: T, value: T| if value > lane { value } else { lane };
     for chunk in chunks {
-        let mut every = true;
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            every &= value.partial_cmp(&value).is_some();
+        for ((lane, odd), &value) in lanes.iter_mut().zip(&mut odd).zip(chunk) {
+            *odd = if number(value) { *odd } else { value };
             *lane = more(*lane, value);
         }
-        clean &= every;
     }
     let mut found = lanes.into_iter().fold(T::NOTHING, more);
+    let mut clean = odd.into_iter().all(number);
     for &value in rest {
-        clean &= value.partial_cmp(&value).is_some();
+        clean &= number(value);
         found = more(found, value);
     }
     if clean { found } else { T::of(f64::NAN) }

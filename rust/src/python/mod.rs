@@ -4,8 +4,10 @@
 mod align;
 mod arguments;
 mod chunks;
+mod exact_kl;
 mod ids;
 mod losses;
+mod prefix_kl;
 mod project;
 mod targets;
 mod trie;
@@ -143,6 +145,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     chunks::register(module)?;
     vocab::register(module)?;
     losses::register(module)?;
+    prefix_kl::register(module)?;
+    exact_kl::register(module)?;
     project::register(module)?;
     trie::register(module)?;
     targets::register(module)?;

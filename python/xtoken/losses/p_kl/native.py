@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken import _core
+from xtoken.losses.engine.native_rows import empty_like, flat, zero_others
 from xtoken.losses.engine.row_blocks import run_rows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.tensors.cells import CellFold
@@ -147,7 +148,7 @@ def _of_logits(loss: PKLBlocks, source: LogitRows) -> _Run | None:
         assert teacher.log_totals is not None
         totals = teacher.log_totals.double().numpy()
     return lambda student, seeds, gradient, adds: core.run(
-        student, _flat(signal.detach()), *rows, seeds, temperature=loss.temperature,
+        student, flat(signal.detach()), *rows, seeds, temperature=loss.temperature,
         top_k=loss.chunk_top_k, gradient=gradient, adds=adds, threads=torch.get_num_threads(),
         log_totals=totals, whole=bool(loss.tells_empty),
     )  # fmt: skip
@@ -172,7 +173,7 @@ def _of_stored(loss: PKLBlocks, source: LogitRows) -> _Run | None:
     if core is None:
         return None
     rows = loss.student.index.numpy(), teacher.where.index.numpy()
-    ids, logs = signal.ids.view(-1, signal.ids.shape[-1]).numpy(), _flat(log_probs)
+    ids, logs = signal.ids.view(-1, signal.ids.shape[-1]).numpy(), flat(log_probs)
     least = torch.finfo(log_probs.dtype).eps
     return lambda student, seeds, gradient, adds: core.run(
         student, ids, logs, *rows, seeds, temperature=loss.temperature,
@@ -200,16 +201,13 @@ def _pass(
     if grads is not None:
         grad = grads[0]
     elif needed[0]:
-        # numpy asks for large pages, whose first touch costs a fifth of the whole loss less.
-        grad = torch.from_numpy(np.empty(logits.shape, _numpy(dtype)))
-    flat = None if grad is None else _flat(grad)
+        grad = empty_like(logits)
     good, losses, mass, empty, slope, log_totals = run(
-        _flat(logits), weights * float(scale), flat, grads is not None
-    )
-    if grads is None and grad is not None:  # what was not written is zeroed, and no row twice
-        rest = np.ones(grad.shape[0] * grad.shape[1], np.bool_)
-        rest[loss.student.index.numpy()[good]] = False
-        _flat(grad)[rest] = 0.0
+        flat(logits), weights * float(scale), None if grad is None else flat(grad),
+        grads is not None,
+    )  # fmt: skip
+    if grads is None and grad is not None:
+        zero_others(grad, loss.student.index.numpy()[good])
     metrics = [losses.sum(), mass.sum(), *([empty.sum()] if loss.tells_empty else [])]
     total = torch.tensor((losses * weights).sum(), dtype=dtype)
     sums = torch.tensor([*metrics, slope.sum()], dtype=dtype)
@@ -223,14 +221,6 @@ def _pass(
         total = total + value
         sums = sums + torch.cat([more, sum(slopes, more.new_zeros(()))[None]]).to(dtype)
     return NativePass(total * scale, sums, found, log_totals)
-
-
-def _flat(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.view(-1, tensor.shape[-1]).numpy()
-
-
-def _numpy(dtype: torch.dtype) -> str:
-    return "float32" if dtype == torch.float32 else "float64"
 
 
 def _core_of(
