@@ -7,15 +7,22 @@ them, filled with these texts and OTHERS of the training texts, and read back: b
 their files, priors and tokens among them, and the losses are of the numbers as stored. The others
 keep the likeliest columns, or those of a mass, and of the rest its mass as one bucket: bytes are
 those of float16, and of uint8 in brackets, and the losses are of unrounded numbers.
+
+The last lines are what a step sees at the losses' defaults, top 512 and a tail: stores of the same
+texts beside a live teacher, the distance of the loss from its, and the CPU time of reading the
+predictions, the loss and its gradient, the least of ROUNDS in turn.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.cli.console import quiet_transformers
@@ -27,11 +34,13 @@ from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 
+Ids = NDArray[np.int64]
 LOSSES = ("p-kl", "prefix-kl", "exact-kl")
 LEAST = (1e-4, 2e-5, 1e-5)
 FORMS: tuple[tuple[int, float | None], ...] = ((512, None), (8192, 0.99), (8192, 0.999))
 # Of a row: its number of columns and the log-probability of the next token; tokens are stored once.
 ROW_BYTES = 2 + 4 + 2
+TOP_K, ROUNDS = 512, 3
 
 
 def main() -> None:
@@ -86,6 +95,53 @@ def main() -> None:
             for loss, distiller in distillers.items():
                 cells.append(_against(loss, _loss(distiller, logits, signal, batch), exact[loss]))
         print(f"spread {least:g}", *cells, sep="; ", flush=True)
+
+    _steps(pair, teacher, sequences, batch, logits)
+
+
+def _steps(
+    pair: Pair, teacher: LiveTeacher, sequences: list[Ids], batch: Batch, logits: Tensor
+) -> None:
+    """Print what a step takes with each form, and its losses."""
+    ids, mask = batch.teacher_ids, batch.teacher["attention_mask"]
+    tails = {loss: {} if loss == "exact-kl" else {"tail_bucket": "auto"} for loss in LOSSES}
+    distillers = {
+        loss: pair.distiller(loss, top_k=TOP_K, ce_weight=0.0, **tails[loss]) for loss in LOSSES
+    }
+    vocab, name = pair.teacher_vocab.fingerprint, teacher.fingerprint
+    keys = {
+        "float32": StoreKey(name, TOP_K, "float32", vocab),
+        "float16": StoreKey(name, TOP_K, "float16", vocab),
+        "spread": StoreKey(name, 8192, "spread", vocab, None, 2e-5),
+    }
+    full = teacher.logits(ids, mask)
+    values: dict[tuple[str, str], float] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = {each: TopKStore(Path(scratch) / each, key) for each, key in keys.items()}
+        sizes = {}
+        for each, store in stores.items():
+            store.fill(teacher, sequences)
+            sizes[each] = store.file_bytes / sum(map(len, sequences))
+        for _ in range(ROUNDS):
+            for form in ("live", *stores):
+                began = time.process_time()
+                signal = full if form == "live" else stores[form].signal(ids, mask)
+                took = time.process_time() - began
+                seconds[form, "read"] = min(seconds.get((form, "read"), took), took)
+                for loss, distiller in distillers.items():
+                    own = distiller.prepared(batch)
+                    began = time.process_time()
+                    values[form, loss], _ = _loss(distiller, logits, signal, own)
+                    took = time.process_time() - began
+                    seconds[form, loss] = min(seconds.get((form, loss), took), took)
+    for form in ("live", *stores):
+        cells = [f"read {seconds[form, 'read']:.3f} s"]
+        for loss in LOSSES:
+            away = values[form, loss] / values["live", loss] - 1
+            cells.append(f"{loss} {away:+.2%} {seconds[form, loss]:.3f} s")
+        size = f"{sizes[form]:6.0f} bytes" if form in sizes else "           "
+        print(f"step, {form:8s}", size, *cells, sep="; ", flush=True)
 
 
 def _against(loss: str, found: tuple[float, Tensor], exact: tuple[float, Tensor]) -> str:

@@ -49,9 +49,12 @@ def teach(
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of the log-probabilities: float32, float16, or uint8, steps of 0.05 nats. Or "
-            "spread: a byte a column, and the rest of each token is spread by a prior, so that "
-            "losses read the store as full logits."
+            help="Of the log-probabilities: float32, float16, uint8 (steps of 0.05 nats), or "
+            "spread. The first three leave what is not kept as one bucket: on the demo P-KL is "
+            "0.2 % and prefix KL 3 % below a live teacher's. spread takes a byte a column and "
+            "spreads the rest by a prior, to be read as full logits: within 0.2 %, in a quarter of "
+            "the space, but the losses of a step take a live teacher's time, 7 to 13 times that of "
+            "top 512."
         ),
     ] = "float16",
     min_prob: Annotated[
