@@ -154,10 +154,12 @@ def dry_run_table(found: DryRun) -> Table:
         ("optimizer", found.optimizer),
         ("logits, longest micro-batch", found.logits),
         ("their gradient", found.logits_gradient),
-        ("weights of the teachers", found.teacher_weights),
+        ("weights of teachers beside it", found.teacher_weights),
         ("teachers' predictions of a micro-batch", found.teacher_signal),
-        ("together, without activations", found.memory),
     ]
+    if found.filling_weights:
+        sizes.append(("weights of the teacher, before training", found.filling_weights))
+    sizes.append(("at once, without activations", found.memory))
     if found.peak is not None:
         sizes.append(("measured peak on the device", found.peak))
     for name, size in sizes:

@@ -46,7 +46,8 @@ class DryRun:
         logits: of the student, for its longest micro-batch; none are made where the head is fused,
             see `DistillSettings.fused`.
         logits_gradient: that the losses write, beside them.
-        teacher_weights: of teachers that run here, in training or to fill a store.
+        teacher_weights: of teachers that run beside the student.
+        filling_weights: of the largest teacher that fills a store, before the student is there.
         teacher_signal: of the longest micro-batch: kept columns, or a live teacher's logits.
         store: on the disk, of the training texts that no earlier run has stored; 0 where
             predictions are not stored here.
@@ -63,6 +64,7 @@ class DryRun:
     logits: int
     logits_gradient: int
     teacher_weights: int
+    filling_weights: int
     teacher_signal: int
     store: int
     store_seconds: float
@@ -73,15 +75,17 @@ class DryRun:
 
     @property
     def memory(self) -> int:
-        """The sum of what is held at once; activations come on top."""
-        student = self.weights + self.gradients + self.optimizer
-        return (
-            student
+        """The most that is held at once; activations come on top."""
+        training = (
+            self.weights
+            + self.gradients
+            + self.optimizer
             + self.logits
             + self.logits_gradient
             + self.teacher_weights
             + self.teacher_signal
         )
+        return max(training, self.filling_weights)
 
     @property
     def seconds(self) -> float:
@@ -111,7 +115,7 @@ def dry_run(
         ]
         stack.enter_context(closing_teachers(sources))
         opened = time.perf_counter() - began
-        store, store_seconds, teacher_weights = _stored(
+        store, store_seconds, filling_weights = _stored(
             materials, part, config, sources, opened, cache_dir
         )
         short = replace(config, steps=steps, eval_every=0, checkpoint_every=0)
@@ -153,7 +157,12 @@ def dry_run(
         ),
         logits=0 if fused else logits,
         logits_gradient=0 if fused else logits,
-        teacher_weights=teacher_weights,
+        teacher_weights=sum(
+            _bytes(source.model.parameters())
+            for source in sources
+            if isinstance(source, LiveTeacher)
+        ),
+        filling_weights=filling_weights,
         teacher_signal=signal,
         store=store,
         store_seconds=store_seconds,
@@ -221,19 +230,17 @@ def _stored(
     seconds: float,
     cache_dir: Path | None,
 ) -> tuple[int, float, int]:
-    """Size and time of what the stores lack, and the teachers' weights in memory."""
+    """Size and time of what the stores lack, and the weights of the largest teacher that fills
+    one."""
     size, weights, share = 0, 0, 0.0
     for source, whole, some in zip(sources, materials.teachers, part.teachers, strict=True):
-        if isinstance(source, LiveTeacher):
-            weights += _bytes(source.model.parameters())
-        elif isinstance(source, TopKStore) and whole.models.store is None:
+        if isinstance(source, TopKStore) and whole.models.store is None:
             files = source.directory.glob("*.safetensors")
             own = sum(map(len, taught_sequences(some)))
             lacking = sum(map(len, _lacking(whole, source, cache_dir)))
             size += int(sum(path.stat().st_size for path in files) / own * lacking)
             share = max(share, lacking / own)
-            # It runs while the store is filled, before the student's gradients are there.
-            weights += _weight_bytes(whole.models.teacher_source, config)
+            weights = max(weights, _weight_bytes(whole.models.teacher_source, config))
     return size, seconds * share, weights
 
 
