@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 import warnings
 from dataclasses import replace
 from itertools import islice
@@ -74,6 +75,27 @@ def test_a_text_larger_than_a_block_is_cut_as_in_memory(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text(text)
     found = [row.document for row in DocumentStream(tmp_path / "data.txt")]
     assert found == list(read_documents(tmp_path / "data.txt"))
+
+
+def test_a_stream_holds_its_buffer_and_not_the_corpus(tmp_path: Path) -> None:
+    text = " ".join(tiny_texts(12))
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n} {text}"}) + "\n" for n in range(5000)))
+
+    def peak(buffer: int) -> int:
+        tracemalloc.start()
+        count = sum(
+            1 for _ in islice(iter(TrainingStream(DocumentStream(path), buffer=buffer)), 5000)
+        )
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == 5000
+        return found
+
+    size = path.stat().st_size
+    assert size > 12_000_000
+    assert peak(50) < size / 4
+    assert peak(5000) > size / 2  # the measure sees what is held
 
 
 def test_a_file_that_is_not_utf8_ends_a_stream_where_it_is_damaged(tmp_path: Path) -> None:

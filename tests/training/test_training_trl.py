@@ -14,7 +14,12 @@ import torch
 from datasets import Dataset
 from served_server import ServedModel
 from tiny_models import tiny_texts, write_pair
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    TrainerCallback,
+)
 
 from xtoken import Pair
 from xtoken.errors import DataError, OptionError
@@ -96,7 +101,8 @@ def step(
     **changed: Any,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """One optimizer step over the whole dataset: what is logged, and the gradient."""
-    more = {name: changed.pop(name) for name in ("peft_config",) if name in changed}
+    names = ("peft_config", "data_collator")
+    more = {name: changed.pop(name) for name in names if name in changed}
     options: dict[str, Any] = {
         "max_steps": 1,
         "per_device_train_batch_size": 6,
@@ -176,6 +182,17 @@ def test_a_packed_step_has_the_losses_and_the_gradient_of_the_padded_one(
     padded, gradient = step(folder, tmp_path, rows())
     packed, other = step(folder, tmp_path, rows(), packing=True)
     close(packed, padded)
+    same_gradient(gradient, other)
+
+
+def test_a_collator_of_ones_own_may_pad_on_the_left(folder: Path, tmp_path: Path) -> None:
+    """With prompts: of whole texts TRL's own loss has the padding predict the first token."""
+    collator = DataCollatorForSeq2Seq(
+        AutoTokenizer.from_pretrained(folder / "student", padding_side="left")
+    )
+    right, gradient = step(folder, tmp_path, rows("prompt"))
+    left, other = step(folder, tmp_path, rows("prompt"), data_collator=collator)
+    close(left, right)
     same_gradient(gradient, other)
 
 
