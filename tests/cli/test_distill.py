@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,24 @@ def test_a_comparison_trains_all_losses_and_writes_everything(workspace: Path) -
     table = (out / "comparison.md").read_text()
     assert table.count("\n| ") == 5
     assert (out / "comparison.png").is_file()
+
+
+def test_a_run_tells_before_it_starts_what_is_cut(workspace: Path, tmp_path: Path) -> None:
+    def said(max_tokens: int) -> str:
+        output = distill(
+            workspace, "--dry-run", out=tmp_path / "out", teacher_top_k="none",
+            max_tokens=max_tokens,
+        )  # fmt: skip
+        return " ".join(output.split())
+
+    many = said(40)
+    assert re.search(
+        r"warning: \d\d of \d\d training examples are cut at max_tokens = 40; raise it", many
+    )
+    few = said(150)
+    assert re.search(r"training examples: \d+ cut at max_tokens", few)
+    assert "warning" not in few
+    assert " cut at" not in said(400)
 
 
 def test_a_second_run_reads_the_stored_teacher_and_options_override_the_file(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_models import tiny_texts, write_jsonl, write_pair
 
+from xtoken.projection import Projection
 from xtoken.training.metrics_log import read_history
 
 TESTS = Path(__file__).parents[1]
@@ -122,6 +123,31 @@ assert [record["step"] for record in result.records if "ce" in record] == list(r
 """
 
 
+LEARN = """
+import os
+import sys
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.training import *
+
+folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+# SGD: Adam makes a whole step of a gradient that is nothing but rounding.
+config = DistillConfig(
+    steps=2, batch_size=batch_size, loss="p-kl", top_k=32, teacher_top_k=32, max_tokens=48,
+    device="cpu", learnable_projection=True, projection_learning_rate=1e4, learning_rate=0.1,
+    kd_weight=1.0, warmup_steps=0, max_grad_norm=1e9, trainer={"optim": "sgd"},
+)
+models = load_models(folder / "student", folder / "teacher")
+materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+shared = "one" if "RANK" not in os.environ else "two"
+teacher = open_teachers(materials, config, [config.loss], folder / f"cache-{shared}")[config.loss]
+train(materials, config, teacher, folder / shared)
+if shared == "one":
+    materials.projection.save(folder / "before.safetensors")
+"""
+
+
 def start(script: str, folder: Path, argument: object, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, str(folder), str(argument)],
@@ -175,6 +201,25 @@ def test_two_processes_give_the_gradient_of_one(workspace: Path) -> None:
             torch.testing.assert_close(
                 gradient[name], value, rtol=1e-3, atol=1e-5 * scale, msg=name
             )
+
+
+def test_two_processes_learn_the_projection_of_one(workspace: Path) -> None:
+    for process in [*start_two(LEARN, workspace, 2), start(LEARN, workspace, 4)]:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    before = Projection.load(workspace / "before.safetensors")
+    one, two = (
+        Projection.load(workspace / name / "projection.safetensors") for name in ("one", "two")
+    )
+    learned = one.weights - before.weights
+    assert abs(learned).max() > 0.01
+    assert two.weights - before.weights == pytest.approx(
+        learned, abs=1e-3 * float(abs(learned).max())
+    )
+    curves = (read_history(workspace / name / "metrics.jsonl") for name in ("one", "two"))
+    for mine, other in zip(*curves, strict=True):
+        if "kd" in mine:
+            assert other["kd"] == pytest.approx(mine["kd"], rel=1e-4)
 
 
 def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path) -> None:
