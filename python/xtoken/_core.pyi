@@ -28,6 +28,7 @@ __all__ = [
     "build_projection",
     "chunk_rows",
     "column_masses",
+    "cross_entropy",
     "exact_kl",
     "prefix_kl_below",
     "usable_rows",
@@ -617,6 +618,26 @@ class StoredForwardKL:
                 leaves none; such a row is not computed. None for no tail.
             whole: whether the student's mass on empty rows is asked for.
         """
+
+def cross_entropy(
+    student: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    *,
+    size: int,
+    seed: float,
+    gradient: npt.NDArray[Any] | None,
+    adds: bool,
+    threads: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each of `rows` [n] its loss in nats against `targets` [n], NaN where it has no softmax,
+    and a number that is finite where all of its gradient is.
+
+    Args:
+        student: [rows, columns] logits, of whose columns `size` count.
+        seed: what the gradient is multiplied with.
+        gradient: like `student`; its rows are written, or added to where `adds`.
+    """
 
 def exact_kl(
     student: npt.NDArray[Any],

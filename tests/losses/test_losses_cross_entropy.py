@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from loss_cases import make_case
 
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.losses import balance, combine, cross_entropy, global_normalizer
+from xtoken.losses.engine.native_cross_entropy import native_pass
 from xtoken.losses.output import MAX_BALANCE
 
 import reference_losses as reference
 
+# The module's name is that of the function in the package.
+ce_module = sys.modules["xtoken.losses.cross_entropy"]
 
-def test_value_and_gradient_are_those_of_the_loop() -> None:
+
+@pytest.mark.parametrize("by", ["core", "torch"])
+def test_value_and_gradient_are_those_of_the_loop(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "torch":
+        monkeypatch.setattr(ce_module, "native_pass", lambda *_: None)
     case = make_case(1)
     args = (case.student_ids, case.student_mask)
     found = cross_entropy(case.student_logits, *args, vocab_size=13, block_size=3)
@@ -24,6 +34,38 @@ def test_value_and_gradient_are_those_of_the_loop() -> None:
     assert torch.allclose(*gradients)
     assert int(found.num_chunks) == counted
     assert torch.allclose(found.metrics["ce"], slow)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("bad", [None, torch.nan, torch.inf, -torch.inf])
+def test_the_core_says_what_torch_says(
+    bad: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(5, batch=3)
+    leaf = case.student_logits.detach().to(dtype)
+    sample, token = (int(at[0]) for at in case.student_mask[:, 1:].nonzero(as_tuple=True))
+    if bad is not None:  # at a target, so that -inf tells
+        leaf[sample, token, case.student_ids[sample, token + 1]] = bad
+    leaf.requires_grad_()
+    taken: list[bool] = []
+
+    def spy(*given: Any) -> Any:
+        found = native_pass(*given)
+        taken.append(found is not None)
+        return found
+
+    def found() -> tuple[torch.Tensor, ...]:
+        output = cross_entropy(leaf, case.student_ids, case.student_mask, 2.5, vocab_size=13)
+        (gradient,) = torch.autograd.grad(2 * output.loss, leaf)
+        broken = torch.isnan(output.loss)
+        return output.loss.detach(), gradient.masked_fill(broken, 0.0), output.metrics["ce"]
+
+    monkeypatch.setattr(ce_module, "native_pass", spy)
+    mine = found()
+    assert taken == [True]
+    monkeypatch.setattr(ce_module, "native_pass", lambda *_: None)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(mine, found(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def test_gradcheck() -> None:

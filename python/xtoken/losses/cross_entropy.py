@@ -13,6 +13,7 @@ from xtoken.errors import ShapeError
 from xtoken.losses.engine.checks import check_token_ids, finite_or_nan, inside
 from xtoken.losses.engine.compiled import with_compiled
 from xtoken.losses.engine.merge import ChunkRows
+from xtoken.losses.engine.native_cross_entropy import native_pass
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
 from xtoken.losses.engine.student_input import Student, student_rows
@@ -163,8 +164,10 @@ class CrossEntropyBlocks(BlockLoss):
         needed: tuple[bool, ...],
         grads: list[Tensor | None] | None,
     ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
-        """As `BlockLoss`."""
-        return cross_entropy_pass(self, source, scale, needed, grads)
+        """As `BlockLoss`: by a kernel on a GPU, by the core on the CPU."""
+        given = (self, source, scale, needed, grads)
+        found = cross_entropy_pass(*given)
+        return native_pass(*given) if found is None else found
 
     @torch.no_grad()
     def value_and_grad(

@@ -117,7 +117,7 @@ def check_trainer(config: DistillConfig) -> None:
             trainer.create_optimizer_and_scheduler(config.steps)
         trainer.get_train_dataloader()
         if arguments.use_liger_kernel and not is_liger_kernel_available():
-            raise ImportError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
+            raise OptionError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
 
 
 def _schedule(config: DistillConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 //! Losses of rows of logits on the CPU, in one pass a row: what torch does in twenty.
 
 mod below;
+mod cross_entropy;
 mod exact;
 mod forward_kl;
 mod masses;
@@ -11,6 +12,7 @@ mod sparse;
 mod stored_kl;
 
 pub use below::{Below, FoundBelow, Teacher};
+pub use cross_entropy::CrossEntropy;
 pub use exact::{Depths, ExactKl, FoundExact, Targets};
 pub use forward_kl::{ForwardKl, Target};
 pub use masses::ColumnMasses;

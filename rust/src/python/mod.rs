@@ -4,6 +4,7 @@
 mod align;
 mod arguments;
 mod chunks;
+mod cross_entropy;
 mod exact_kl;
 mod ids;
 mod losses;
@@ -147,6 +148,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     losses::register(module)?;
     prefix_kl::register(module)?;
     exact_kl::register(module)?;
+    cross_entropy::register(module)?;
     project::register(module)?;
     trie::register(module)?;
     targets::register(module)?;

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float64)
+
 
 def flat(tensor: Tensor) -> NDArray[Any]:
     """[B, T, V] in one piece as rows; shares memory."""

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from xtoken import _core
-from xtoken.losses.engine.native_rows import empty_like, flat, zero_others
+from xtoken.losses.engine.native_rows import DTYPES, empty_like, flat, zero_others
 from xtoken.losses.engine.row_blocks import run_rows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.tensors.host import readable
 
 if TYPE_CHECKING:
     from xtoken.losses.exact_kl.block import ExactKLBlocks
-
-_DTYPES = (torch.float32, torch.float64)
 
 
 def native_pass(
@@ -37,7 +35,7 @@ def native_pass(
         return None
     logits, targets, host = source.logits.detach(), loss.targets, loss.targets.host
     assert host is not None
-    if not (readable(logits) and logits.dtype in _DTYPES and logits.is_contiguous()):
+    if not (readable(logits) and logits.dtype in DTYPES and logits.is_contiguous()):
         return None
     begin, end = int(host.chunk_ptr[0]), int(host.chunk_ptr[-1])
     rows = targets.rows[begin:end].numpy()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken import _core
-from xtoken.losses.engine.native_rows import empty_like, flat, zero_others
+from xtoken.losses.engine.native_rows import DTYPES, empty_like, flat, zero_others
 from xtoken.losses.engine.row_blocks import run_rows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.tensors.cells import CellFold
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from xtoken.losses.engine.teacher_rows import TeacherRows
     from xtoken.losses.p_kl.block import PKLBlocks
 
-_DTYPES = (torch.float32, torch.float64)
 # Of each row: whether it was computed, loss, teacher mass, mass on empty rows of W, sum of the
 # gradient, log of the teacher's softmax denominator.
 _Answer = tuple[
@@ -89,7 +88,7 @@ def _suits(loss: PKLBlocks, source: LogitRows, needed: tuple[bool, ...]) -> bool
     W, and no metric that looks at each column."""
     return (
         readable(source.logits)
-        and source.logits.dtype in _DTYPES
+        and source.logits.dtype in DTYPES
         and source.logits.is_contiguous()
         and loss.has_closed_form
         and not loss.full_metrics
