@@ -366,6 +366,9 @@ def test_two_processes_share_the_work_of_one_store(
         shares = [int((tmp_path / f"tokens-{rank}").read_text()) for rank in range(2)]
         assert min(shares) > 0
         assert sum(shares) == TopKStore.open(store).notes.tokens
+        texts = [int((tmp_path / f"texts-{rank}").read_text()) for rank in range(2)]
+        assert texts[0] >= 40
+        assert (texts[1] == 0) == (not flags)  # what is streamed each reads by itself
         assert TopKStore.open(out).notes.complete
 
 
@@ -387,6 +390,7 @@ def test_a_folder_that_is_not_shared_is_told(workspace: Path, tmp_path: Path) ->
 COUNTS = """
 import os, sys
 from pathlib import Path
+import xtoken.data.encode
 from xtoken.cli import main
 from xtoken.teachers import LiveTeacher
 
@@ -400,9 +404,19 @@ def counted(*args, **named):
     return teachers[-1]
 
 LiveTeacher.from_pretrained = counted
+encode = xtoken.data.encode.encode_texts
+texts = 0
+
+def encoded(tokenizer, each, **named):
+    global texts
+    texts += len(each)
+    return encode(tokenizer, each, **named)
+
+xtoken.data.encode.encode_texts = encoded
 try:
     main()
 finally:
+    (folder / f"texts-{rank}").write_text(str(texts))
     (folder / f"tokens-{rank}").write_text(str(teachers[0].tokens_computed))
 """
 

@@ -27,6 +27,8 @@ from xtoken.cli.console import (
     warn_of_left_out,
 )
 from xtoken.cli.teach_stream import SequenceStream, fill_streamed, first_estimate
+from xtoken.data.documents import LeftOut
+from xtoken.data.examples import BATCH
 from xtoken.data.stream import DocumentStream
 from xtoken.errors import OptionError, StoreError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
@@ -46,6 +48,7 @@ from xtoken.teachers.teach import (
 from xtoken.training.processes import (
     is_main_process,
     join_processes,
+    on_first_of_node,
     on_first_process,
     process_count,
     process_index,
@@ -109,6 +112,7 @@ def run(request: Request) -> None:
     if request.chat_template is not None:
         tokenizer.chat_template = read_chat_template("chat-template", request.chat_template)
     side = Side("teacher", tokenizer)
+    join_processes(_device(request))
     texts = _texts(request, side, console)
     if request.dry_run:
         # Measured beside: another --top-k may be tried next.
@@ -118,7 +122,6 @@ def run(request: Request) -> None:
                 console.print(_table(request, store, _measured(request, texts, store, source)))
         console.print(f"nothing was written to {request.out} (--dry-run)")
         return
-    join_processes(_device(request))
     with filling(request.out) if is_main_process() else contextlib.nullcontext():
         source, store = _open(request, side, request.out)
         with _closing(source):
@@ -148,10 +151,18 @@ def _texts(request: Request, side: Side, console: Console) -> list[Ids] | Sequen
     if request.streaming:
         source = DocumentStream(request.data, field=request.text_field, split=request.split)
         return SequenceStream(source, SequenceReader(tokenizer, **options))
-    documents = read_data(request.data, request.text_field, request.split, console)
-    sequences, left_out = SequenceReader(tokenizer, **options).read_all(documents)
-    warn_of_left_out(console, left_out, len(documents), "texts")
-    return sequences
+
+    def read() -> Iterator[tuple[list[Ids], list[LeftOut], int]]:
+        """What was left out and of how many, and then the sequences."""
+        documents = read_data(request.data, request.text_field, request.split, console)
+        sequences, left_out = SequenceReader(tokenizer, **options).read_all(documents)
+        yield [], left_out, len(documents)
+        for start in range(0, len(sequences), BATCH):
+            yield sequences[start : start + BATCH], [], 0
+
+    (_, left_out, count), *parts = on_first_of_node(read)
+    warn_of_left_out(console, left_out, count, "texts")
+    return [ids for sequences, _, _ in parts for ids in sequences]
 
 
 def _own(sequences: Sequence[Ids]) -> Sequence[Ids]:
