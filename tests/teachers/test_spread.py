@@ -26,6 +26,7 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.teacher_spread import TeacherSpread
+from xtoken.training.dry_run import _signal_bytes
 from xtoken.training.signals import teacher_signal
 
 LEAST = 1e-3
@@ -136,6 +137,19 @@ def test_entries_and_columns_are_those_of_whole_rows(tmp_path: Path) -> None:
     at, column = torch.meshgrid(torch.arange(5), torch.arange(VOCAB - 10), indexing="ij")
     entries = full.entries(index[at.flatten()], column.flatten())
     assert entries.equal(rows.flatten())
+    # On a GPU rows are written as wide as the widest, and some places have no token.
+    every = torch.arange(ids.numel())
+    ragged = signal.rows(every, width=VOCAB)
+    padded_rows = signal.log_priors[signal.prior.flatten()] + signal.log_scale.flatten()[:, None]
+    signal._write_padded(padded_rows, signal.start.flatten(), signal.count.flatten())
+    assert padded_rows.equal(ragged)
+    assert int(signal.count[1, 12:].max()) == 0
+    assert store.columns_per_token == pytest.approx(len(signal.ids) / 42)
+    held = (signal.ids, signal.log_probs, *(getattr(signal, name).flatten()[:42]
+            for name in ("start", "count", "prior", "log_scale")))  # fmt: skip
+    size = sum(each.numel() * each.element_size() for each in held) / 42
+    assert _signal_bytes(store, False) == pytest.approx(size, abs=1)  # as a dry run says
+    assert ragged[45].equal(signal.log_priors[signal.prior[1, 15]])
 
 
 def test_a_loss_reads_it_as_the_logits_that_it_stands_for(tmp_path: Path) -> None:
@@ -183,7 +197,7 @@ def test_at_most_top_k_columns_are_kept_and_the_token_that_follows(tmp_path: Pat
     store = TopKStore(tmp_path, key_of(teacher, top_k=4))
     store.fill(teacher, [ids])
     item, exact = store.get(ids), log_probs_of(teacher, ids)
-    assert store.widest == 5
+    assert int((~np.isneginf(item.log_probs)).sum(1).max()) == 5
     for row in range(50):
         named = set(item.ids[row][~np.isneginf(item.log_probs[row])].tolist())
         best = set(np.argsort(-exact[row])[:4].tolist())

@@ -53,7 +53,7 @@ def teach(
             "spread. The first three leave what is not kept as one bucket: on the demo P-KL is "
             "0.2 % and prefix KL 3 % below a live teacher's. spread takes a byte a column and "
             "spreads the rest by a prior, to be read as full logits: within 0.2 %, in a quarter of "
-            "the space, but the losses of a step take a live teacher's time, 7 to 13 times that of "
+            "the space, but the losses of a step take a live teacher's time, 5 to 11 times that of "
             "top 512."
         ),
     ] = "float16",

@@ -79,13 +79,6 @@ class KeptRows:
         log_probs[named] = self.log_probs[order]
         return Predictions(ids, log_probs, self.token_log_probs)
 
-    def padded(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids and log-probabilities [T, K]; a short row repeats its last one."""
-        width = int(self.counts.max(initial=1))
-        first = np.cumsum(self.counts) - self.counts
-        at = first[:, None] + np.minimum(np.arange(width), self.counts[:, None] - 1)
-        return self.ids[at], self.log_probs[at]
-
     def _rows(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), self.counts)
 

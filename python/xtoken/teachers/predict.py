@@ -82,20 +82,26 @@ def padded_spread(
     log_priors = torch.from_numpy(
         np.stack([prior for prior in found.values() if prior is not None])
     )
-    count = max(int(item.counts.max(initial=1)) for item in stored)
-    columns = torch.zeros(rows, width, count, dtype=torch.int64)
-    log_probs = torch.zeros(rows, width, count)
+    start, count = torch.zeros(2, rows, width, dtype=torch.int64)
     log_scale, prior = torch.zeros(rows, width), torch.zeros(rows, width, dtype=torch.int64)
+    before = 0
     for row, (at, item) in enumerate(zip(places, stored, strict=True)):
         prior[row] = index[id(item.log_prior)]
-        # A place without a token has the prior itself.
-        log_probs[row] = log_priors[prior[row, 0], 0]
         log_scale[row, at] = torch.from_numpy(item.log_scale())
-        values, logs = item.padded()
-        missing = ((0, 0), (0, count - values.shape[1]))
-        columns[row, at] = torch.from_numpy(np.pad(values, missing, mode="edge"))
-        log_probs[row, at] = torch.from_numpy(np.pad(logs, missing, mode="edge"))
-    signal = TeacherSpread(columns, log_probs, log_priors, prior, log_scale, tokenizer or None)
+        start[row, at] = torch.from_numpy(before + item.counts.cumsum() - item.counts)
+        count[row, at] = torch.from_numpy(item.counts)
+        before += len(item.ids)
+    signal = TeacherSpread(
+        torch.from_numpy(np.concatenate([item.ids for item in stored]).astype(np.int32)),
+        torch.from_numpy(np.concatenate([item.log_probs for item in stored])),
+        start,
+        count,
+        log_priors,
+        prior,
+        log_scale,
+        int(count.max()),
+        tokenizer or None,
+    )
     return signal.to(ids.device)
 
 

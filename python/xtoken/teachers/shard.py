@@ -199,9 +199,14 @@ class Shard:
             raise DamagedStoreError(f"{self.path}: {error}") from error
 
     @property
-    def widest(self) -> int:
-        """Columns of the row that has most."""
-        return int(self._arrays["counts"].max(initial=0))
+    def columns(self) -> int:
+        """Columns of all rows together, of `spread` alone."""
+        return int(self._arrays["counts"].sum(dtype=np.int64))
+
+    @property
+    def rows_held(self) -> int:
+        """Rows of all sequences, of `spread` alone."""
+        return len(self._arrays["counts"])
 
     @property
     def log_prior(self) -> NDArray[np.float32]:

@@ -144,9 +144,10 @@ class TopKStore:
         return sum(each.prior_bytes for each in self._shards)
 
     @property
-    def widest(self) -> int:
-        """Columns of the row that has most, in the files that this process knows."""
-        return max((each.widest for each in self._shards), default=0)
+    def columns_per_token(self) -> float:
+        """With dtype `spread`, the mean number of columns, in the files that this process knows."""
+        columns = sum(each.columns for each in self._shards)
+        return columns / max(1, sum(each.rows_held for each in self._shards))
 
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)

@@ -76,5 +76,5 @@ def columns_of(source: Tensor | LmHead | TeacherSpread) -> int:
 def _values(source: Tensor | LmHead | TeacherSpread) -> Tensor:
     """The tensor [B, T, ...] that tells positions, device and, but for a head, dtype."""
     if isinstance(source, TeacherSpread):
-        return source.log_probs
+        return source.log_scale
     return source.hidden if isinstance(source, LmHead) else source

@@ -196,6 +196,8 @@ def teacher_positions(teacher: Teacher) -> tuple[int, int]:
     )  # fmt: skip
     if isinstance(teacher, LmHead):
         return teacher.hidden.shape[0], teacher.hidden.shape[1]
+    if isinstance(teacher, TeacherSpread):
+        return teacher.positions
     shape = teacher.shape if isinstance(teacher, Tensor) else teacher.ids.shape
     if len(shape) != 3:
         raise ShapeError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")

@@ -272,7 +272,9 @@ def _signal_bytes(source: TeacherSource | None, fused: FusedTeacher) -> int:
     """Bytes per token: ids of 8 and log-probabilities of 4, or logits or, where these are never
     whole, hidden states in the teacher's dtype."""
     if isinstance(source, TopKStore):
-        return (source.widest if source.key.is_spread else source.key.top_k) * 12
+        if source.key.is_spread:  # 28 for where a row lies
+            return round(source.columns_per_token * 8) + 28
+        return source.key.top_k * 12
     if isinstance(source, PrefetchedTeacher):
         return source.source.width * 12
     if isinstance(source, LiveTeacher):
