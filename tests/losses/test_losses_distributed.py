@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from loss_cases import every_loss, make_case, relayout
 
 from xtoken.errors import ShapeError
 from xtoken.losses import VocabShard, cross_entropy, global_normalizer
+from xtoken.losses.engine import row_blocks
 
 WORLD = 2
 
@@ -98,6 +100,28 @@ def vocabulary_parallel(rank: int) -> None:
         every_loss()["p_kl"](replace(case, student_logits=VocabShard(torch.zeros(3))))
 
 
-@pytest.mark.parametrize("work", [data_parallel, vocabulary_parallel])
+def each_its_share(rank: int) -> None:
+    """Neither rank computes more than its half, and together they compute every chunk once."""
+    loss, case = every_loss()["p_kl"], make_case(3, batch=3)
+    computed = []
+    through = row_blocks._through
+
+    def count(*given: Any) -> Any:
+        computed.append(len(given[1]))
+        return through(*given)
+
+    row_blocks._through = count  # type: ignore[assignment]
+    width = case.student_logits.shape[-1] // WORLD
+    part = case.student_logits.detach()[..., rank * width : (rank + 1) * width].clone()
+    found = loss(replace(case, student_logits=VocabShard(part.requires_grad_()))).loss
+    row_blocks._through = through
+    assert torch.allclose(found, loss(case).loss)
+    rows = torch.tensor(sum(computed))
+    assert 0 < rows <= -(-len(case.usable) // WORLD)
+    dist.all_reduce(rows)
+    assert int(rows) == len(case.usable)
+
+
+@pytest.mark.parametrize("work", [data_parallel, vocabulary_parallel, each_its_share])
 def test_two_processes_give_the_gradient_of_one(work: Callable[[int], None]) -> None:
     on_two_processes(work)

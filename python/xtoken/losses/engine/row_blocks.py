@@ -18,6 +18,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.student_rows import StudentRows
+from xtoken.losses.engine.vocab_shard import ShardRows
 from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
@@ -293,6 +294,8 @@ def run_blocks(
     sums: Tensor | None = None
     slopes: list[Tensor] = []
     width = source.vocab_size if loss.columns is None else len(loss.columns)
+    if isinstance(source, ShardRows):
+        return _run_dealt(loss, source, scale, rows_per_block, needed, grads, param_grads)
     for first, last in loss.student.blocks(max(rows_per_block, source.rows_at_once(width))):
         value, metrics = run_rows(
             loss, source, scale, rows_per_block, needed, (first, last), grads, param_grads, slopes
@@ -323,7 +326,28 @@ def run_rows(
     """
     split = len(source.tensors())
     index, _ = loss.student.block(*chunks)
-    rows = source.rows(index, loss.columns)
+    rows, value, sums = _through(
+        loss, source.rows(index, loss.columns), scale, rows_per_block, needed, split, chunks,
+        param_grads, slopes,
+    )  # fmt: skip
+    if any(needed[:split]):
+        source.add_grads(grads, index, loss.columns, rows)
+    return value, sums
+
+
+def _through(
+    loss: BlockLoss,
+    rows: Tensor,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+    split: int,
+    chunks: tuple[int, int],
+    param_grads: list[Tensor | None],
+    slopes: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of the rows of some chunks, in their place where one is needed; their loss and
+    metric sums."""
     done = 0
     values, sums = [], []
     for start, stop in loss.student.blocks(rows_per_block, *chunks):
@@ -348,6 +372,41 @@ def run_rows(
             value, metrics = loss.value(part, block, loss.params)
         values.append(value)
         sums.append(metrics)
-    if any(needed[:split]):
-        source.add_grads(grads, index, loss.columns, rows)
-    return torch.stack(values).sum(), torch.stack(sums).sum(0)
+    return rows, torch.stack(values).sum(), torch.stack(sums).sum(0)
+
+
+def _run_dealt(
+    loss: BlockLoss,
+    source: ShardRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    needed: tuple[bool, ...],
+    grads: list[Tensor | None],
+    param_grads: list[Tensor | None],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """`run_blocks` where the vocabulary is cut over ranks: each computes some of the blocks, and
+    all have the sums."""
+    dtype = torch.float64 if source.logits.dtype == torch.float64 else torch.float32
+    total = torch.zeros((), dtype=dtype, device=source.logits.device)
+    sums = total.new_zeros(len(loss.metric_names) + 1)
+    ranks, rows_in_all = len(source.sizes), len(loss.student.index)
+    # No rank idles while another has a whole block.
+    blocks = loss.student.blocks(max(1, min(rows_per_block, -(-rows_in_all // ranks))))
+    for start in range(0, len(blocks), ranks):
+        some = blocks[start : start + ranks]
+        index = [loss.student.block(*chunks)[0] for chunks in some]
+        rows = source.deal(index, loss.columns)
+        if source.rank < len(some):
+            slopes: list[Tensor] = []
+            rows, value, metrics = _through(
+                loss, rows, scale, rows_per_block, needed, 1, some[source.rank], param_grads, slopes
+            )
+            total = total + value
+            slope = torch.stack(slopes).sum() if slopes else metrics.new_zeros(())
+            sums = sums + torch.cat([metrics, slope[None]]).to(sums.dtype)
+        if needed[0]:
+            source.add_dealt(grads, index, loss.columns, rows)
+    for tensor in (total, sums, *param_grads):
+        if tensor is not None:
+            source.add_up(tensor)
+    return total * scale, sums, [*grads, *param_grads]

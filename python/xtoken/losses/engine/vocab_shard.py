@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,10 +30,8 @@ class VocabShard:
 
 @dataclass(frozen=True, eq=False)
 class ShardRows:
-    """Rows gathered from all ranks a block at a time; each rank keeps its columns' gradient.
-
-    Each rank computes the whole loss, so its value is the same everywhere; what is saved is memory.
-    """
+    """Rows whose columns come from all ranks, a block for each rank at a time: each computes the
+    loss of its block, and sends every rank the gradient of the columns that it has."""
 
     logits: Tensor
     group: dist.ProcessGroup | None
@@ -69,6 +69,57 @@ class ShardRows:
             return slice(0, counts[rank]), counts
         first = sum(self.sizes[:rank])
         return columns[cuts[rank] : cuts[rank + 1]] - first, counts
+
+    @property
+    def rank(self) -> int:
+        """This one's place among the ranks."""
+        return dist.get_rank(self.group)
+
+    def deal(self, index: Sequence[Tensor], columns: Tensor | None) -> Tensor:
+        """What `rows` gives for this rank's index among those of all ranks; no rows where there are
+        fewer. All ranks call it together."""
+        mine, counts = self._mine(columns)
+        flat = self.logits.detach().flatten(0, 1)
+        sent = [flat.index_select(0, rows)[:, mine] for rows in index]
+        own = len(index[self.rank]) if self.rank < len(index) else 0
+        parts = self._exchange(sent, [(own, count) for count in counts])
+        return upcast(torch.cat(parts, 1))
+
+    def add_dealt(
+        self,
+        grads: list[Tensor | None],
+        index: Sequence[Tensor],
+        columns: Tensor | None,
+        grad: Tensor,
+    ) -> None:
+        """As `add_grads`, of what `deal` gave; all ranks call it together."""
+        assert grads[0] is not None
+        mine, counts = self._mine(columns)
+        flat = grads[0].view(-1, grads[0].shape[-1])
+        sent = list(grad.to(flat.dtype).split(counts, 1))
+        width = counts[self.rank]
+        shapes = [(len(rows), width) for rows in index]
+        for rows, part in zip(index, self._exchange(sent, shapes), strict=False):
+            if isinstance(mine, slice):
+                flat[:, mine].index_add_(0, rows, part)
+            else:  # a loss reads a row in one block only, so a plain write is enough
+                flat[rows[:, None], mine] = part
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Sum over the ranks, in place."""
+        dist.all_reduce(tensor, group=self.group)
+
+    def _exchange(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Send each rank its matrix; what each sent, of these shapes. What is missing is empty."""
+        ranks = range(len(self.sizes))
+        like = sent[0]
+        flat = torch.cat([part.reshape(-1) for part in sent])
+        gone = [sent[rank].numel() if rank < len(sent) else 0 for rank in ranks]
+        come = [math.prod(shapes[rank]) if rank < len(shapes) else 0 for rank in ranks]
+        found = like.new_empty(sum(come))
+        dist.all_to_all_single(found, flat, come, gone, group=self.group)
+        parts = found.split(come)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=False)]
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.logits,)
