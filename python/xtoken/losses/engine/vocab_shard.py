@@ -96,7 +96,7 @@ class ShardRows:
         assert grads[0] is not None
         mine, counts = self._mine(columns)
         flat = grads[0].view(-1, grads[0].shape[-1])
-        sent = list(grad.to(flat.dtype).split(counts, 1))
+        sent = torch.split(grad.to(flat.dtype), counts, 1)
         width = counts[self.rank]
         shapes = [(len(rows), width) for rows in index]
         for rows, part in zip(index, self._exchange(sent, shapes), strict=False):
@@ -118,7 +118,7 @@ class ShardRows:
         come = [math.prod(shapes[rank]) if rank < len(shapes) else 0 for rank in ranks]
         found = like.new_empty(sum(come))
         dist.all_to_all_single(found, flat, come, gone, group=self.group)
-        parts = found.split(come)
+        parts = torch.split(found, come)
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=False)]
 
     def tensors(self) -> tuple[Tensor, ...]:
