@@ -170,3 +170,17 @@ def test_the_tokenizer_of_a_served_teacher_is_that_of_its_pair(
         pytest.raises(PairError, match="pass the same tokenizer to both"),
     ):
         trained(folder, tmp_path, Teacher(other, pair), pair)
+
+
+def test_loader_workers_make_no_difference(
+    folder: Path, tmp_path: Path, server: ServedModel, served: ServedTeacher, pair: Pair
+) -> None:
+    """Over two epochs: workers start anew while the connections are open."""
+    options = {"max_steps": -1, "num_train_epochs": 2, "kd_weight": 1.0}
+    texts = TEXTS[:16]
+    plain = trained(folder, tmp_path, Teacher(served, pair), pair, texts, **options)
+    workers = {"dataloader_num_workers": 2}
+    found = trained(folder, tmp_path, Teacher(served, pair), pair, texts, **options, **workers)
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
+    # Once an epoch at most; what the step before had is still there.
+    assert max(server.asked.values()) <= 4

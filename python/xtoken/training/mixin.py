@@ -57,8 +57,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
 
     Args:
         model, args: as the Trainer takes them, and all else it takes.
-        teachers: a `Teacher`, a `LiveTeacher`, a filled `TopKStore`, a model, or its directory or
-            hub name; several make a weighted sum. None for the loss `ce`.
+        teachers: a `Teacher`, a `LiveTeacher`, a filled `TopKStore`, a `ServedTeacher`, a model, or
+            its directory or hub name; several make a weighted sum. None for the loss `ce`.
         distill: the losses; those of `args` where it is a `DistillArguments`.
         processing_class: the student's tokenizer, or the `Pair` with the teacher's.
 

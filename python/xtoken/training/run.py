@@ -107,8 +107,8 @@ def train(
     Args:
         materials: from `prepare`.
         config: the settings.
-        teacher: a `LiveTeacher` or a filled `TopKStore`; None for `ce`; of several, one each in the
-            order of `materials.teachers`.
+        teacher: a `LiveTeacher`, a filled `TopKStore` or a `PrefetchedTeacher`; None for `ce`; of
+            several, one each in the order of `materials.teachers`.
         out: directory, made if absent; files of the same names are replaced.
         reporter: sees the steps.
         resume: go on from the newest whole checkpoint in `out`, to the student that an
