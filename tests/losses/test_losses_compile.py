@@ -20,6 +20,7 @@ from torch import Tensor
 from xtoken.errors import OptionError
 from xtoken.losses import LmHead, LossOptions, LossOutput, TeacherTopK, cross_entropy
 from xtoken.losses.engine.row_blocks import BlockLoss
+from xtoken.losses.exact_kl import block as exact_kl_block
 from xtoken.losses.p_kl import block as p_kl_block
 from xtoken.losses.p_kl.native import native_pass
 from xtoken.losses.prefix_kl import block as prefix_kl_block
@@ -71,6 +72,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     # What the core computes is not compiled.
     monkeypatch.setattr(p_kl_block, "native_pass", lambda *_: None)
     monkeypatch.setattr(prefix_kl_block, "native_prefix_pass", lambda *_: None)
+    monkeypatch.setattr(exact_kl_block, "native_pass", lambda *_: None)
     found = counting_backend()
     torch._dynamo.reset()
     found.forward = found.backward = 0
