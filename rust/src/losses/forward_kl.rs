@@ -35,7 +35,7 @@ impl<T: Real> Target<T> {
     /// From W's non-zeros by output; `alone` where each call brings the teacher's denominators.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the arrays do not fit one another or `sizes`, those of student and
+    /// [`crate::error::Error::Shape`] where the arrays do not fit one another or `sizes`, those of student and
     /// teacher.
     pub fn new(
         sparse: Sparse<T>,
@@ -121,8 +121,8 @@ impl<T: Real> ForwardKl<'_, T> {
     /// * `gradient`: like the student's logits; `None` for none. Its rows are written, or added to.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the arrays do not fit; [`Error::Option`] where a row is named twice
-    /// and its gradient wanted; [`Error::Interrupted`].
+    /// [`crate::error::Error::Shape`] where the arrays do not fit; [`crate::error::Error::Option`] where a row is named twice
+    /// and its gradient wanted; [`crate::error::Error::Interrupted`].
     pub fn run(
         &self,
         gradient: Option<(&mut [T], bool)>,
