@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from xtoken import _core
-from xtoken.losses.engine.native_rows import DTYPES, empty_like, flat, zero_others
+from xtoken.losses.engine.native_rows import flat, gradient_of, suits, zero_others
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
-from xtoken.tensors.host import readable
 
 if TYPE_CHECKING:
     from xtoken.losses.cross_entropy import CrossEntropyBlocks
@@ -28,16 +27,12 @@ def native_pass(
     if not isinstance(source, LogitRows) or loss.full_metrics or loss.counted is not None:
         return None
     logits = source.logits.detach()
-    if not (readable(logits) and logits.dtype in DTYPES and logits.is_contiguous()):
+    if not suits(logits):
         return None
     rows = loss.student.index.numpy()
     if not len(rows) or len(np.unique(rows)) < len(rows):
         return None
-    grad: Tensor | None = None
-    if grads is not None:
-        grad = grads[0]
-    elif needed[0]:
-        grad = empty_like(logits)
+    grad = gradient_of(logits, needed, grads)
     losses, slopes = _core.cross_entropy(
         flat(logits), rows, loss.targets.numpy(), size=source.vocab_size, seed=float(scale),
         gradient=None if grad is None else flat(grad), adds=grads is not None,

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken.tensors.host import readable
+
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -17,8 +19,20 @@ def flat(tensor: Tensor) -> NDArray[Any]:
     return tensor.view(-1, tensor.shape[-1]).numpy()
 
 
-def empty_like(logits: Tensor) -> Tensor:
-    """Room for a gradient, float32 or float64."""
+def suits(logits: Tensor) -> bool:
+    """Whether the core reads these logits where they lie."""
+    return readable(logits) and logits.dtype in DTYPES and logits.is_contiguous()
+
+
+def gradient_of(
+    logits: Tensor, needed: tuple[bool, ...], grads: list[Tensor | None] | None
+) -> Tensor | None:
+    """The gradient that a pass adds to, or room for one that it writes; None where none is
+    needed."""
+    if grads is not None:
+        return grads[0]
+    if not needed[0]:
+        return None
     # numpy asks for large pages, whose first touch costs a fifth of the whole loss less.
     return torch.from_numpy(
         np.empty(logits.shape, "float32" if logits.dtype == torch.float32 else "float64")

@@ -100,10 +100,7 @@ class ShardRows:
         width = counts[self.rank]
         shapes = [(len(rows), width) for rows in index]
         for rows, part in zip(index, self._exchange(sent, shapes), strict=False):
-            if isinstance(mine, slice):
-                flat[:, mine].index_add_(0, rows, part)
-            else:  # a loss reads a row in one block only, so a plain write is enough
-                flat[rows[:, None], mine] = part
+            _add(flat, rows, mine, part)
 
     def add_up(self, tensor: Tensor) -> None:
         """Sum over the ranks, in place."""
@@ -152,7 +149,12 @@ class ShardRows:
         rank = dist.get_rank(self.group)
         first = sum(counts[:rank])
         part = grad[:, first : first + counts[rank]].to(flat.dtype)
-        if isinstance(mine, slice):
-            flat[:, mine].index_add_(0, index, part)
-        else:  # a loss reads a row in one block only, so a plain write is enough
-            flat[index[:, None], mine] = part
+        _add(flat, index, mine, part)
+
+
+def _add(flat: Tensor, rows: Tensor, mine: Tensor | slice, part: Tensor) -> None:
+    """Add this rank's columns of the gradient of `rows`."""
+    if isinstance(mine, slice):
+        flat[:, mine].index_add_(0, rows, part)
+    else:  # a loss reads a row in one block only, so a plain write is enough
+        flat[rows[:, None], mine] = part

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from xtoken import _core
-from xtoken.losses.engine.native_rows import DTYPES, empty_like, flat, zero_others
+from xtoken.losses.engine.native_rows import flat, gradient_of, suits, zero_others
 from xtoken.losses.engine.row_blocks import run_rows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
-from xtoken.tensors.host import readable
 
 if TYPE_CHECKING:
     from xtoken.losses.exact_kl.block import ExactKLBlocks
@@ -35,7 +34,7 @@ def native_pass(
         return None
     logits, targets, host = source.logits.detach(), loss.targets, loss.targets.host
     assert host is not None
-    if not (readable(logits) and logits.dtype in DTYPES and logits.is_contiguous()):
+    if not suits(logits):
         return None
     begin, end = int(host.chunk_ptr[0]), int(host.chunk_ptr[-1])
     rows = targets.rows[begin:end].numpy()
@@ -45,11 +44,7 @@ def native_pass(
     owner = np.repeat(np.arange(len(host.chunk_ptr) - 1), np.diff(host.chunk_ptr))
     if loss.weights is not None:
         weights = loss.weights.double().numpy()[owner]
-    grad: Tensor | None = None
-    if grads is not None:
-        grad = grads[0]
-    elif needed[0]:
-        grad = empty_like(logits)
+    grad = gradient_of(logits, needed, grads)
     by_depth, depths = loss.by_depth, None
     if by_depth is not None:
         depths = (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken import _core
-from xtoken.losses.engine.native_rows import DTYPES, empty_like, flat, zero_others
+from xtoken.losses.engine.native_rows import flat, gradient_of, suits, zero_others
 from xtoken.losses.engine.row_blocks import run_rows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.tensors.cells import CellFold
@@ -87,9 +87,7 @@ def _suits(loss: PKLBlocks, source: LogitRows, needed: tuple[bool, ...]) -> bool
     """Whether the core has a form of this loss: one row a chunk in memory on either side, a fixed
     W, and no metric that looks at each column."""
     return (
-        readable(source.logits)
-        and source.logits.dtype in DTYPES
-        and source.logits.is_contiguous()
+        suits(source.logits)
         and loss.has_closed_form
         and not loss.full_metrics
         and loss.projection.free is None
@@ -196,11 +194,7 @@ def _pass(
     weights = np.full(loss.student.count, loss.temperature**2)
     if loss.weights is not None:
         weights = weights * loss.weights.double().numpy()
-    grad: Tensor | None = None
-    if grads is not None:
-        grad = grads[0]
-    elif needed[0]:
-        grad = empty_like(logits)
+    grad = gradient_of(logits, needed, grads)
     good, losses, mass, empty, slope, log_totals = run(
         flat(logits), weights * float(scale), None if grad is None else flat(grad),
         grads is not None,
