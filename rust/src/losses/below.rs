@@ -10,7 +10,7 @@
 //! The formula is that of `prefix_kl/closed_form.py`; which slots count is that of its `targets.py`.
 
 use super::forward_kl::{compare, slopes};
-use super::real::{Real, largest, top_and_sum, total};
+use super::real::{Real, exponentials, largest, top_and_sum, total};
 use super::rows::{Gradient, Rows, by_tasks, length, task_by_processor};
 use super::stored_kl::Stored;
 use crate::error::{Error, Result};
@@ -533,13 +533,7 @@ fn student_next<T: Real>(row: &[T], inverse: T, room: &mut Room<T>) -> Option<()
         return None;
     }
     room.values.resize(row.len(), T::ZERO);
-    let mut whole = 0.0;
-    for (values, some) in room.values.chunks_mut(1024).zip(row.chunks(1024)) {
-        for (value, &logit) in values.iter_mut().zip(some) {
-            *value = ((logit - top) * inverse).exp();
-        }
-        whole += total(values);
-    }
+    let whole = exponentials(row, top, inverse, &mut room.values);
     room.sums.clear();
     room.sums.resize(room.scaled.len(), T::ZERO);
     let mut rest = whole;

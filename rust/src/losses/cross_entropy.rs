@@ -1,6 +1,6 @@
 //! Cross-entropy of rows of logits and its gradient, `softmax - 1 at the target`.
 
-use super::real::{Real, largest, total};
+use super::real::{Real, exponentials, largest};
 use super::rows::{Found, Gradient, Rows, by_tasks, ids, length, task_by_processor};
 use crate::error::Result;
 use crate::parallel::Threads;
@@ -67,13 +67,7 @@ impl<T: Real> CrossEntropy<'_, T> {
                 ..Found::BAD
             };
         }
-        let mut whole = 0.0;
-        for (values, some) in values.chunks_mut(1024).zip(row.chunks(1024)) {
-            for (value, &logit) in values.iter_mut().zip(some) {
-                *value = (logit - top).exp();
-            }
-            whole += total(values);
-        }
+        let whole = exponentials(row, top, T::ONE, values);
         let mut found = Found {
             loss: whole.ln() - (row[target] - top).wide(),
             good: true,

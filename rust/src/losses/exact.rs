@@ -4,7 +4,7 @@
 //! Loss, gradient and what an open tail means are said in `exact_kl/block.py`, whose closed form
 //! this is, a row at a time.
 
-use super::real::{Real, largest, total};
+use super::real::{Real, exponentials, largest, total};
 use super::rows::{Gradient, Rows, by_tasks, length, task_by_processor};
 use crate::error::{Error, Result};
 use crate::parallel::Threads;
@@ -290,13 +290,7 @@ impl<T: Real> ExactKl<'_, T> {
         if !top.wide().is_finite() {
             return None;
         }
-        let mut whole = 0.0;
-        for (values, some) in room.values.chunks_mut(1024).zip(row.chunks(1024)) {
-            for (value, &logit) in values.iter_mut().zip(some) {
-                *value = (logit - top).exp();
-            }
-            whole += total(values);
-        }
+        let whole = exponentials(row, top, T::ONE, &mut room.values);
         let share = T::of(1.0 / whole);
         room.picked.clear();
         room.student.clear();

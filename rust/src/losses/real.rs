@@ -166,6 +166,19 @@ pub(super) fn total<T: Real>(values: &[T]) -> f64 {
     lanes.iter().map(|lane| lane.wide()).sum::<f64>() + rest
 }
 
+/// Writes exp of a row less `top`, by temperature; their sum.
+#[inline(always)]
+pub(super) fn exponentials<T: Real>(row: &[T], top: T, inverse: T, values: &mut [T]) -> f64 {
+    let mut sum = 0.0;
+    for (values, some) in values.chunks_mut(1024).zip(row.chunks(1024)) {
+        for (value, &logit) in values.iter_mut().zip(some) {
+            *value = ((logit - top) * inverse).exp();
+        }
+        sum += total(values);
+    }
+    sum
+}
+
 /// The sum of exp of values less `top`, by temperature.
 #[inline(always)]
 pub(super) fn sum_of_exponentials<T: Real>(values: &[T], top: T, inverse: T) -> f64 {
