@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +17,16 @@ from xtoken.errors import ShapeError
 # The balance's bound: a distillation loss below a thousandth of the cross-entropy is rounding, not
 # something to learn, and without a bound the weight of a student that agrees grows beyond 10^5.
 MAX_BALANCE = 1e3
+
+
+@atexit.register
+def _let_gloo_end() -> None:
+    """Leave Python's lock to gloo's threads for a moment, before Python ends."""
+    # One may still hold the tensors of the last collective, also after the group was destroyed. If
+    # it asks for the lock, to free them, once Python is ending, the whole process aborts: with
+    # torch 2.15 and nothing else, one run of two processes in five.
+    if "RANK" in os.environ or (dist.is_available() and dist.is_initialized()):
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True, eq=False)
