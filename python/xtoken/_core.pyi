@@ -31,6 +31,7 @@ __all__ = [
     "cross_entropy",
     "exact_kl",
     "prefix_kl_below",
+    "sorted_l1",
     "usable_rows",
 ]
 
@@ -637,6 +638,26 @@ def cross_entropy(
         student: [rows, columns] logits, of whose columns `size` count.
         seed: what the gradient is multiplied with.
         gradient: like `student`; its rows are written, or added to where `adds`.
+    """
+
+def sorted_l1(
+    student: npt.NDArray[np.float32],
+    teacher: npt.NDArray[np.float32],
+    *,
+    signs: npt.NDArray[np.float32] | None,
+    threads: int,
+) -> npt.NDArray[np.float64]:
+    """[R] the L1 distance of rows of probabilities, each sorted by falling value; NaN where a value
+    is infinite, below 0 or no number, or is -0.
+
+    Args:
+        student, teacher: [R, n] and [R, m], neither of them 0, C-contiguous.
+        signs: like `student`; the sign of each value's difference is written, 0 at equality. Of
+            equal values the first has the highest rank.
+        threads: 0 for one per core.
+
+    Raises:
+        ShapeError: arrays that do not fit.
     """
 
 def exact_kl(

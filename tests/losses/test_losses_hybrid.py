@@ -10,6 +10,7 @@ from loss_cases import common_set, loss_of, make_case
 
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.losses import CommonSet, PairParts, TeacherTopK
+from xtoken.losses.engine import sorting
 from xtoken.losses.engine.sorting import sorted_l1
 from xtoken.tensors.chunks import ChunkBatch
 
@@ -141,6 +142,55 @@ def test_sorted_l1_is_that_of_a_plain_sort(dtype: torch.dtype, n: int, m: int) -
     assert torch.allclose(grad[~ties], slow[~ties])
     with torch.no_grad():
         assert torch.allclose(sorted_l1(p, q), wanted)
+
+
+SPREADS = {"peaked": (8.0, 3.0), "like": (3.0, 3.0), "flat": (0.01, 0.01), "far": (30.0, 60.0)}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(("n", "m"), [(900, 1400), (1400, 900), (1100, 1100), (1, 700), (700, 1)])
+def test_the_core_says_what_sorting_says(spread: str, n: int, m: int) -> None:
+    """Values, and every sign, of ties too: with zeros, subnormal numbers and equal rows."""
+    generator = torch.Generator().manual_seed(n)
+    p, q = (
+        torch.softmax(torch.randn(7, size, generator=generator) * scale, 1)
+        for size, scale in zip((n, m), SPREADS[spread], strict=True)
+    )
+    p[1, n // 2 :] = 0.0
+    q[2, m // 3 :] = 0.0
+    p[3, ::2], q[3, ::3] = p[3, -1], p[3, -1]
+    width = min(n, m)
+    q[4, :width] = p[4, :width].flip(0)
+    p[5], q[5] = 0.0, 0.0
+    found, signs = sorting._by_core(p, q, True)
+    wanted, others = sorting._by_sorting(p.double(), q.double(), True)
+    _, singly = sorting._by_sorting(p, q, True)
+    assert signs is not None
+    assert others is not None
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), wanted, rtol=1e-6, atol=1e-9)
+    assert torch.equal(signs.double(), others)
+    assert torch.equal(signs, singly)
+    assert torch.equal(sorting._by_core(p, q, False)[0], found)
+    assert not sorting._by_core(p, p.flip(1), True)[1].any()
+
+
+def test_a_row_that_holds_no_probabilities_is_as_sorting_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.rand(7, 12, generator=generator), torch.rand(7, 9, generator=generator)
+    for row, bad in enumerate([torch.nan, torch.inf, -0.0, -0.5]):
+        (q if row % 2 else p)[row, 3] = bad
+    p[4, 2] = q[4, 2] = torch.inf
+    wanted = sorting._by_sorting(p, q, True)
+    for found, expected in zip(sorting._by_core(p, q, True), wanted, strict=True):
+        assert torch.allclose(found, expected, equal_nan=True)
+    for sides in ((p[:0], q[:0]), (p[:, :0], q), (p.double(), q.double()), (p.half(), q.half())):
+        monkeypatch.setattr(sorting, "_by_core", None)  # these are sorted
+        assert torch.allclose(
+            sorted_l1(*sides), sorting._by_sorting(*sides, False)[0], equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("name", ["gold", "h-kl"])

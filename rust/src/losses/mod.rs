@@ -8,6 +8,7 @@ mod masses;
 mod real;
 mod rows;
 mod select;
+mod sorted;
 mod sparse;
 mod stored_kl;
 
@@ -18,5 +19,6 @@ pub use forward_kl::{ForwardKl, Target};
 pub use masses::ColumnMasses;
 pub use real::Real;
 pub use rows::{Found, Rows};
+pub use sorted::SortedL1;
 pub use sparse::Sparse;
 pub use stored_kl::{Stored, StoredKl, StoredTarget, Tail};

@@ -10,6 +10,7 @@ mod ids;
 mod losses;
 mod prefix_kl;
 mod project;
+mod sorted;
 mod targets;
 mod trie;
 mod vocab;
@@ -149,6 +150,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     prefix_kl::register(module)?;
     exact_kl::register(module)?;
     cross_entropy::register(module)?;
+    sorted::register(module)?;
     project::register(module)?;
     trie::register(module)?;
     targets::register(module)?;

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xtoken import _core
 from xtoken.tensors.host import readable
 
 
@@ -44,21 +45,50 @@ def sorted_l1(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
 class _SortedL1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
-        teacher = _sorted(teacher_probs.detach())
-        if not ctx.needs_input_grad[0]:
-            return _l1(_sorted(student_probs), teacher)
-        student, order = _sorted_with_order(student_probs.detach())
-        signs = torch.sign(student)  # unmatched values face zeros
-        width = min(student.shape[1], teacher.shape[1])
-        signs[:, :width] = torch.sign(student[:, :width] - teacher[:, :width])
-        grad = torch.empty_like(student).scatter_(1, order, signs)
-        ctx.save_for_backward(grad)
-        return _l1(student, teacher)
+        student, teacher = student_probs.detach(), teacher_probs.detach()
+        needed = bool(ctx.needs_input_grad[0])
+        by_core = student.numel() and teacher.numel() and _packable(student) and _packable(teacher)
+        distance, signs = (_by_core if by_core else _by_sorting)(student, teacher, needed)
+        if signs is not None:
+            ctx.save_for_backward(signs)
+        return distance
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (signs,) = ctx.saved_tensors
         return signs * grad[:, None], None
+
+
+def _by_core(student: Tensor, teacher: Tensor, needed: bool) -> tuple[Tensor, Tensor | None]:
+    """`_by_sorting` without sorting: a tenth of the time of 262,144 columns."""
+    # numpy's large pages cost less at the first touch.
+    signs = torch.from_numpy(np.empty(student.shape, np.float32)) if needed else None
+    distances = _core.sorted_l1(
+        student.contiguous().numpy(),
+        teacher.contiguous().numpy(),
+        signs=None if signs is None else signs.numpy(),
+        threads=torch.get_num_threads(),
+    )
+    distance = torch.from_numpy(distances).to(student.dtype)
+    left = np.flatnonzero(np.isnan(distances))
+    if len(left):  # what is no probability
+        rows = torch.from_numpy(left)
+        distance[rows], others = _by_sorting(student[rows], teacher[rows], needed)
+        if signs is not None and others is not None:
+            signs[rows] = others
+    return distance, signs
+
+
+def _by_sorting(student: Tensor, teacher: Tensor, needed: bool) -> tuple[Tensor, Tensor | None]:
+    """[R] distances, and [R, n] the signs where they are needed."""
+    falling = _sorted(teacher)
+    if not needed:
+        return _l1(_sorted(student), falling), None
+    values, order = _sorted_with_order(student)
+    signs = torch.sign(values)  # unmatched values face zeros
+    width = min(values.shape[1], falling.shape[1])
+    signs[:, :width] = torch.sign(values[:, :width] - falling[:, :width])
+    return _l1(values, falling), torch.empty_like(values).scatter_(1, order, signs)
 
 
 def _l1(student: Tensor, teacher: Tensor) -> Tensor:
