@@ -25,6 +25,42 @@ def gold(student, teacher, chunks, common=None, sizes=(13, 11), **given):
     return loss_of("gold", student, teacher, chunks, pair, **given)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("merge", ["chain", "mean"])
+@pytest.mark.parametrize("common", [COMMON, []])
+def test_wide_rows_too_have_the_value_and_gradient_of_the_loop(
+    common: list[tuple[int, int]], merge: str, dtype: torch.dtype
+) -> None:
+    """Single precision by the core; the gradient written a row at a time."""
+    case = make_case(8)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(*x.shape[:2], size, generator=generator, dtype=torch.float64) * 4.0
+        for x, size in ((case.student_logits, 2100), (case.teacher_logits, 3000))
+    )
+    student.requires_grad_()
+    options = {"merge": merge, "temperature": 0.7, "uld_weight": 1.3}
+    slow = reference.hybrid(student, teacher, case.usable, common, 2100, 3000, **options)
+    (wanted,) = torch.autograd.grad(slow, student)
+    logits = student.detach().to(dtype).requires_grad_()
+    strict = common_set(*map(list, zip(*common, strict=True))) if common else None
+    pair = PairParts((2100, 3000), strict_common=strict)
+    name = "gold" if common else "uld"
+    # ULD's own loss has no weights.
+    scale = 1.0 if common else options.pop("uld_weight")
+    fast = (
+        scale
+        * loss_of(
+            name, logits, teacher.to(dtype), case.usable, pair, normalizer=1.0, **options
+        ).loss
+    )
+    single = dtype == torch.float32
+    assert torch.allclose(fast.double(), slow, rtol=1e-5 if single else 1e-9)
+    (found,) = torch.autograd.grad(fast, logits)
+    assert torch.allclose(found.double(), wanted, atol=1e-6 if single else 1e-11)
+    assert wanted.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("merge", ["chain", "last", "mean"])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])
 def test_value_and_gradient_are_those_of_the_loop(merge: str, direction: str) -> None:

@@ -114,3 +114,16 @@ def test_both_losses_hold_little_more_than_one_gradient(stored: int | None, toke
     by_torch = max(accumulate(event.nbytes() for event in events))
     gradients = (by_torch + by_numpy) / logits.nbytes  # at most: not at one time
     assert 1.0 <= gradients < (1.4 if tokens == 128 else 1.6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rows_of_a_wide_gradient_are_added_wherever_they_lie(dtype: torch.dtype) -> None:
+    """Also a row named twice, where sums are not rounded; beside columns that do not count."""
+    source = LogitRows(torch.zeros(2, 3, 2203, dtype=dtype), 2200)
+    grads = [torch.ones(2, 3, 2203, dtype=dtype)]
+    index = torch.tensor([4, 0, 4 if dtype == torch.float32 else 2])
+    rows = torch.randn(3, 2200, generator=torch.Generator().manual_seed(0))
+    source.add_grads(grads, index, None, rows)
+    wanted = torch.ones(6, 2203, dtype=dtype)
+    wanted[:, :2200].index_add_(0, index, rows.to(dtype))
+    assert torch.equal(grads[0].flatten(0, 1), wanted)

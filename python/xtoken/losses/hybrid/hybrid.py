@@ -55,29 +55,33 @@ class HybridBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         merged = merge_rows(rows, block.segments, len(block))
         logits = folded_logits(merged, self.temperature, self.fold)
-        log_student = torch.log_softmax(logits, -1)
         log_teacher = self.teacher.log_probs(block.start, block.stop)
-        zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one
-        kl = uld = zero
-        masses = [zero, zero] + [zero] * self.full_metrics
         if len(self.student_common):
-            common_student = log_student.index_select(1, self.student_common)
-            common_teacher = log_teacher.index_select(1, self.teacher_common)
-            kl = divergence(common_teacher, common_student, self.direction, self.beta)
-            masses = [
-                torch.exp(common_teacher).sum(-1),
-                torch.exp(common_student.detach()).sum(-1),
-            ]
-            if self.full_metrics:
-                best = common_teacher.argmax(-1) == common_student.detach().argmax(-1)
-                masses.append(best.to(zero.dtype))
+            log_student = torch.log_softmax(logits, -1)
+            zero = log_student[:, :0].sum(1)  # with a graph, where neither term adds one
+            kl, masses = self._on_common(log_student, log_teacher)
+            student = torch.exp(log_student.index_select(1, self.student_rest))
+            log_teacher = log_teacher.index_select(1, self.teacher_rest)
+        else:
+            student = torch.softmax(logits, -1)
+            kl = zero = student[:, :0].sum(1)
+            masses = [zero] * (2 + self.full_metrics)
+        uld = zero
         if self.uld_weight and len(self.student_rest) + len(self.teacher_rest):
-            uld = sorted_l1(
-                torch.exp(log_student.index_select(1, self.student_rest)),
-                torch.exp(log_teacher.index_select(1, self.teacher_rest)),
-            )
+            uld = sorted_l1(student, log_teacher.exp_())
         loss = (self.common_weight * kl + self.uld_weight * uld) * self.temperature**2
         return loss, torch.stack([block.sum(x.detach()) for x in (kl, uld, *masses)])
+
+    def _on_common(self, log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[C] the partial KL, and the masses on the common set, with `full_metrics` the agreement
+        within it; of [C, V_s] and [C, V_t] log-probabilities."""
+        student = log_student.index_select(1, self.student_common)
+        teacher = log_teacher.index_select(1, self.teacher_common)
+        found = [torch.exp(teacher).sum(-1), torch.exp(student.detach()).sum(-1)]
+        if self.full_metrics:
+            best = teacher.argmax(-1) == student.detach().argmax(-1)
+            found.append(best.to(student.dtype))
+        return divergence(teacher, student, self.direction, self.beta), found
 
 
 def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlocks, int]:
