@@ -35,13 +35,21 @@ from torch import Tensor
 
 from benches.losses import LLAMA3, QWEN, Side, align, ranks, side_of
 from xtoken import Projection, Vocab
-from xtoken.losses import LOSSES, LossInputs, LossOptions, PairParts, TeacherTopK, cross_entropy
+from xtoken.losses import (
+    LOSSES,
+    LossInputs,
+    LossOptions,
+    PairParts,
+    SharedLogits,
+    TeacherTopK,
+    cross_entropy,
+)
 from xtoken.losses.exact_kl.batch_targets import batch_targets
 from xtoken.losses.kernels import traffic
 from xtoken.losses.kernels.choice import VARIABLE
 from xtoken.tensors.chunks import ChunkBatch
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor | SharedLogits], Tensor]
 _NEEDS = ("projection", "tries", "targets")
 _STORED = 512
 
@@ -210,7 +218,7 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
     def loss(name: str, of: PairParts = pair, **given: Any) -> Run:
         options = {k: given.pop(k) for k in list(given) if k in LossOptions.__dataclass_fields__}
 
-        def run(student: Tensor) -> Tensor:
+        def run(student: Tensor | SharedLogits) -> Tensor:
             batch = replace(inputs, student=student, **given)
             return LOSSES[name].function(batch, of, LossOptions(**options)).loss
 
@@ -225,7 +233,23 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
     kept = stored.ids.shape[-1]
     micro = {"top_k": top_k, "top_k_scope": "microbatch"}
     counts = traffic.p_kl_bytes
-    return {
+
+    def entropy(student: Tensor | SharedLogits) -> Tensor:
+        return cross_entropy(student, batch.student_ids, mask, vocab_size=pair.sizes[0]).loss
+
+    def with_entropy(run: Run, counted: float) -> tuple[Run, float]:
+        """With cross-entropy of all tokens, in one gradient as a training step has it."""
+        alone = max(mask.shape[1] - 1 - len(batch.chunks), 0) / max(len(batch.chunks), 1)
+
+        def both(student: Tensor | SharedLogits) -> Tensor:
+            assert isinstance(student, Tensor)
+            shared = SharedLogits.of(student)
+            return 3.0 * run(shared) + entropy(shared)
+
+        joined = total(traffic.cross_entropy_bytes(sizes, "joined"))
+        return both, counted + joined + alone * total(traffic.cross_entropy_bytes(sizes))
+
+    found: dict[str, tuple[Run, float]] = {
         "same-vocab-kl": (
             loss(
                 "same-vocab-kl", shared, teacher=other, chunks=every, student_ids=None,
@@ -252,12 +276,13 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
         # Its root alone is counted.
         "prefix-kl, all columns": (loss("prefix-kl"), total(counts(sizes, first))),
         "cross-entropy": (
-            lambda student: cross_entropy(
-                student, batch.student_ids, mask, vocab_size=pair.sizes[0]
-            ).loss,
-            total(traffic.cross_entropy_bytes(sizes, added=False)),
+            entropy, total(traffic.cross_entropy_bytes(sizes)),
         ),
     }  # fmt: skip
+    for name in list(found):
+        if name.startswith(("p-kl", "prefix-kl", "exact-kl")):
+            found[f"{name}, and cross-entropy"] = with_entropy(*found[name])
+    return found
 
 
 def others(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.native_cross_entropy import native_pass
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.row_blocks import Block, BlockLoss, reduce_chunks
+from xtoken.losses.engine.shared_gradient import CrossEntropyRows
 from xtoken.losses.engine.student_input import Student, student_rows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.inputs import LossOptions, check_normalizer
@@ -118,6 +119,8 @@ class CrossEntropyBlocks(BlockLoss):
     targets: Tensor
     counted: Tensor | None = None  # [N] bool, the rows that count; None for all
     full_metrics: bool = False
+    # [N] log-sum-exp and loss of each row, once a kernel has computed them.
+    by_row: tuple[Tensor, Tensor] | None = field(default=None, init=False)
     late = True
     has_closed_form = True
 
@@ -168,6 +171,13 @@ class CrossEntropyBlocks(BlockLoss):
         given = (self, source, scale, needed, grads)
         found = cross_entropy_pass(*given)
         return native_pass(*given) if found is None else found
+
+    def cross_entropy_rows(self, factor: Tensor) -> CrossEntropyRows | None:
+        """As `BlockLoss`."""
+        if self.by_row is None:
+            return None
+        factor = factor.to(torch.float32)
+        return CrossEntropyRows(self.student.index, self.targets, self.by_row[0], factor)
 
     @torch.no_grad()
     def value_and_grad(

@@ -13,14 +13,14 @@ from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.places import Places
-from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, Later
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.engine.tail import safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
-from xtoken.losses.kernels.same_vocab import same_vocab_pass
+from xtoken.losses.kernels.same_vocab import same_vocab_in_two, same_vocab_pass
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.loss import check_chooser
 from xtoken.tensors.pair_parts import PairParts
@@ -177,6 +177,12 @@ class SameVocabBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
         """As `BlockLoss`."""
         return same_vocab_pass(self, source, scale, needed, grads)
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """As `BlockLoss`."""
+        return same_vocab_in_two(self, source, scale)
 
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`, by the closed form as `value_and_grad`."""

@@ -9,7 +9,14 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from xtoken.losses import LossInputs, LossOptions, PairParts, TeacherTopK
+from xtoken.losses import (
+    LossInputs,
+    LossOptions,
+    PairParts,
+    SharedLogits,
+    TeacherTopK,
+    cross_entropy,
+)
 from xtoken.losses.kernels import self_check, traffic
 from xtoken.losses.kernels.choice import forced
 from xtoken.losses.p_kl.loss import p_kl
@@ -123,6 +130,34 @@ def test_p_kl(
     compare(touched, counted, {"columns": columns})
 
 
+def test_a_row_that_cross_entropy_has_too(touched: dict[str, float]) -> None:
+    projection = self_check._some_w()
+    logits = self_check.some_logits(torch.bfloat16, torch.device("cpu"), 0).requires_grad_()
+    signal = self_check.some_logits(torch.bfloat16, torch.device("cpu"), 2)
+    ids = torch.zeros(1, ROWS + 1, dtype=torch.int64)
+    with forced("triton"):
+        student = SharedLogits.of(logits)
+        ce = cross_entropy(student, ids, ids == 0, vocab_size=SIZE).loss
+        inputs = LossInputs(student, signal, chunks())
+        kd = p_kl(inputs, PairParts((SIZE, SIZE), projection=projection)).loss
+        (0.5 * kd + ce).backward()
+    counted = traffic.p_kl_bytes(SIZES, traffic.Nonzeros.of(projection))
+    # Both have kernels of the name `gradient`; that of cross-entropy finds nothing to do.
+    compare(touched, counted, {"columns": "columns_of_logits"})
+    compare(touched, traffic.cross_entropy_bytes(SIZES, "joined"), {})
+    assert touched["scale_unless_one"] < 8
+
+
+@pytest.mark.parametrize("way", ["alone", "added"])
+def test_cross_entropy(way: traffic.Way, touched: dict[str, float]) -> None:
+    logits = self_check.some_logits(torch.bfloat16, torch.device("cpu"), 0).requires_grad_()
+    ids = torch.zeros(1, ROWS + 1, dtype=torch.int64)
+    with forced("triton"):
+        student = logits if way == "alone" else SharedLogits.of(logits)
+        cross_entropy(student, ids, ids == 0, vocab_size=SIZE).loss.backward()
+    compare(touched, traffic.cross_entropy_bytes(SIZES, way), {})
+
+
 def test_the_figures() -> None:
     """Llama-3 128,256 wide and Qwen 151,936 wide, bfloat16, W of the pair as it was built; what
     docs and OPTIMIZATIONS.md say of kernels."""
@@ -136,9 +171,17 @@ def test_the_figures() -> None:
 
     assert round(sizes.floor) == 815_798
     assert ratio(traffic.p_kl_bytes(sizes, w)) == 1.69
-    assert ratio(traffic.p_kl_bytes(sizes, w, 8192)) == 2.08
-    assert ratio(traffic.p_kl_bytes(sizes, w, 8192, tail=True)) == 2.43
-    assert ratio(traffic.p_kl_bytes(sizes, w, 8192, "microbatch")) == 1.61
+    assert ratio(traffic.p_kl_bytes(sizes, w, 8192)) == 2.03
+    assert ratio(traffic.p_kl_bytes(sizes, w, 8192, tail=True)) == 2.37
+    assert ratio(traffic.p_kl_bytes(sizes, w, 8192, "microbatch")) == 1.55
+
+    def megabytes(counted: dict[str, float], way: traffic.Way) -> float:
+        both = [*counted.values(), *traffic.cross_entropy_bytes(sizes, way).values()]
+        return round(sum(both) / 1e6, 2)
+
+    kds = traffic.p_kl_bytes(sizes, w), traffic.exact_bytes(sizes, 300, 1500)
+    assert [megabytes(kd, "added") for kd in kds] == [2.4, 1.94]
+    assert [megabytes(kd, "joined") for kd in kds] == [1.63, 1.18]
     root = traffic.p_kl_bytes(sizes, first)
     assert ratio(traffic.prefix_bytes(sizes, root, prefixes)) == 1.65
     mirrored = traffic.Prefixes(slots=7.1, tokens=10.5, first_tokens=10.5, mirrored=0.26)

@@ -19,7 +19,10 @@ OLD = Version(triton.__version__) < Version("3.3")
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 
 CHECKS = {
-    "same-vocab-kl": (self_check.same_vocab, {"clear_rows", "stats", "together", "gradient"}),
+    "same-vocab-kl": (
+        self_check.same_vocab,
+        {"clear_rows", "stats", "together", "gradient", "scale_unless_one"},
+    ),
     "cross-entropy": (self_check.cross_entropy, {"clear_rows", "row_parts", "losses", "gradient"}),
     "the factor": (scaling.check, {"scale_unless_one"}),
     "p-kl": (
@@ -37,6 +40,8 @@ CHECKS = {
             "row_parts",
             "row_totals",
             "column_mass",
+            "losses",
+            "scale_unless_one",
         },
     ),
     "prefix-kl": (
@@ -49,6 +54,9 @@ CHECKS = {
             "gradient",
             "group_logs",
             "items",
+            "row_parts",
+            "losses",
+            "scale_unless_one",
             "mark",
             "tail_parts",
             "positions",
@@ -66,6 +74,8 @@ CHECKS = {
             "positions",
             "tail_gradient",
             "group_gradient",
+            "gradient",
+            "scale_unless_one",
         },
     ),
 }

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.places import Places, of_any_length
-from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, Later, seed_like
+from xtoken.losses.engine.shared_gradient import CrossEntropyRows
 from xtoken.losses.engine.student_rows import StudentRows
 
 
@@ -54,6 +55,17 @@ class CompiledBlocks(BlockLoss):
         """As `BlockLoss`: a kernel needs no compiler."""
         self.inner.weights = self.weights
         return self.inner.by_kernel(source, scale, needed, grads)
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """As `BlockLoss`."""
+        self.inner.weights = self.weights
+        return self.inner.in_two(source, scale)
+
+    def cross_entropy_rows(self, factor: Tensor) -> CrossEntropyRows | None:
+        """As `BlockLoss`."""
+        return self.inner.cross_entropy_rows(factor)
 
     def value(self, rows: Tensor, block: Block, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `BlockLoss`."""

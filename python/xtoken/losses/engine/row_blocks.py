@@ -7,8 +7,9 @@ plain differentiable function of a block of rows; a kernel may replace the pass 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ from torch import Tensor
 from xtoken.errors import OptionError
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
+from xtoken.losses.engine.shared_gradient import CrossEntropyRows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows
 from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
+
+# The gradient of the logits, made when its factor is known, and in the same write what a
+# cross-entropy adds to it.
+Later = Callable[[Tensor, CrossEntropyRows | None], Tensor]
 
 
 @dataclass(eq=False)
@@ -105,6 +111,18 @@ class BlockLoss:
         grads: list[Tensor | None] | None,
     ) -> tuple[Tensor, Tensor, list[Tensor | None]] | None:
         """`run_blocks` of all chunks at once by a kernel; None where torch computes them."""
+        return None
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """`run_blocks` by a kernel that waits with the gradient of the logits until backward; None
+        where there is no such kernel."""
+        return None
+
+    def cross_entropy_rows(self, factor: Tensor) -> CrossEntropyRows | None:
+        """What another loss's kernel needs to write this one's gradient too; None where it is no
+        cross-entropy or no kernel computed it."""
         return None
 
     def in_torch(self) -> BlockLoss:
@@ -199,8 +217,17 @@ class _RowBlocks(torch.autograd.Function):
         needed = tuple(wanted and need for need in ctx.needs_input_grad[5:])
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
-        later = any(tensor.dtype == torch.float16 for tensor in tensors)
+        ctx.write, later = None, any(tensor.dtype == torch.float16 for tensor in tensors)
         shared = source.shared if any(needed) else None
+        if shared is not None and not (loss.late or shared.taken or any(needed[1:])):
+            found = loss.in_two(source, scale)
+            if found is not None:
+                total, metrics, ctx.write = found
+                shared.taken, ctx.early, ctx.grads = True, False, None
+                ctx.call = (loss, source, scale, rows_per_block, needed)
+                ctx.save_for_backward(*tensors)
+                ctx.mark_non_differentiable(metrics)
+                return total, metrics
         # The buffer holds one gradient to be scaled in backward; the others are added there.
         later = later or (shared is not None and (loss.late or shared.taken))
         now = (False,) * len(needed) if later else needed
@@ -248,15 +275,22 @@ def _into_shared(
         if ctx.early and shared.early is not None:
             shared.scale_early(grad_total)
         return [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-    source = source.with_tensors(tensors[:1])
     factor = scale * grad_total
+    if ctx.write is not None:
+        made, ctx.write = ctx.write, None
+        shared.write_first(partial(made, factor))
+        return [None for _ in needed]
+    source = source.with_tensors(tensors[:1])
 
     def write(buffer: Tensor) -> None:
         only = (True, *(False for _ in loss.params))
         with torch.no_grad(), torch.autocast(buffer.device.type, enabled=False):
             run_blocks(loss, source, factor, rows_per_block, only, [buffer])
 
-    if needed[0]:
+    rows = loss.cross_entropy_rows(factor)
+    if needed[0] and rows is not None:
+        shared.join(rows, int(loss.late), write)
+    elif needed[0]:
         shared.add_late(int(loss.late), write)
     params: list[Tensor | None] = [None for _ in loss.params]
     if any(needed[1:]):

@@ -4,6 +4,9 @@ Each loss would make a gradient as large as the logits, and autograd would add t
 `SharedLogits` write into one buffer: the first of them with its value, the others, such as the
 cross-entropy, when backward says with which factor. So the buffer serves a weight too that is known
 only after all values.
+
+Where a kernel computes the first, it too waits for backward, and writes the cross-entropy's
+gradient of a row with its own: then every factor is known and each row is written once.
 """
 
 from __future__ import annotations
@@ -19,6 +22,27 @@ from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.tensors.host import readable
 
 
+@dataclass(frozen=True, eq=False)
+class CrossEntropyRows:
+    """What the gradient of a cross-entropy is made from: `factor` (softmax less 1 at the target).
+
+    Attributes:
+        index, targets: [N] int64, the flattened positions, each once, and their tokens.
+        logs: [N] float32, the log-sum-exp of each row; inf where it does not count.
+        factor: scalar float32.
+    """
+
+    index: Tensor
+    targets: Tensor
+    logs: Tensor
+    factor: Tensor
+
+
+# Makes the buffer of the first loss, with a cross-entropy's gradient in it.
+WriteFirst = Callable[[CrossEntropyRows | None], Tensor]
+Write = Callable[[Tensor], None]
+
+
 @dataclass(eq=False)
 class SharedGradient:
     """The buffer and what is still to be added to it.
@@ -31,26 +55,41 @@ class SharedGradient:
     early: Tensor | None = None
     taken: bool = False
     _factor: Tensor | None = None
-    _late: list[tuple[int, Callable[[Tensor], None]]] = field(default_factory=list)
+    _first: WriteFirst | None = None
+    _joined: list[tuple[CrossEntropyRows, int, Write]] = field(default_factory=list)
+    _late: list[tuple[int, Write]] = field(default_factory=list)
 
     def scale_early(self, factor: Tensor) -> None:
         """The first loss's gradient counts, times `factor`."""
         self._factor = factor
 
-    def add_late(self, order: int, write: Callable[[Tensor], None]) -> None:
+    def write_first(self, write: WriteFirst) -> None:
+        """The first loss makes the buffer now, in place of `early`."""
+        self._first = write
+
+    def join(self, rows: CrossEntropyRows, order: int, write: Write) -> None:
+        """The first loss may write this with its own; where it does not, `write` adds it."""
+        self._joined.append((rows, order, write))
+
+    def add_late(self, order: int, write: Write) -> None:
         """`write` adds to the buffer, after those of a lower order."""
         self._late.append((order, write))
 
     def collect(self, like: Tensor) -> Tensor:
         """The whole gradient of the losses that backward has reached."""
         buffer, factor, late = self.early, self._factor, self._late
-        self.early, self._factor, self._late = None, None, []
-        if buffer is None:
+        first, joined = self._first, self._joined
+        self.early, self._factor, self._late, self._first, self._joined = None, None, [], None, []
+        if first is not None:
+            buffer = first(joined[0][0] if joined else None)
+            joined = joined[1:]
+        elif buffer is None:
             buffer = torch.zeros_like(like, memory_format=torch.contiguous_format)
         elif factor is None:
             buffer.zero_()
         elif not readable(factor) or float(factor) != 1.0:
             scale_in_place(buffer, factor)
+        late += [(order, write) for _, order, write in joined]
         for _, write in sorted(late, key=lambda entry: entry[0]):
             write(buffer)
         return buffer

@@ -34,11 +34,11 @@ from torch import Tensor
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places, of_any_length
-from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, Later
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.exact_kl.depth_weights import DepthWeights
 from xtoken.losses.exact_kl.native import native_pass
-from xtoken.losses.kernels.exact import exact_pass
+from xtoken.losses.kernels.exact import exact_in_two, exact_pass
 from xtoken.tensors.host import readable
 from xtoken.tensors.target_batch import TargetBatch
 
@@ -110,6 +110,12 @@ class ExactKLBlocks(BlockLoss):
         given = (self, source, scale, needed, grads)
         found = exact_pass(*given)
         return native_pass(*given) if found is None else found
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """As `BlockLoss`."""
+        return exact_in_two(self, source, scale)
 
     def value_and_grad(
         self,

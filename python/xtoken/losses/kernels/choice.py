@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import importlib.metadata
 import os
 import warnings
@@ -25,7 +24,8 @@ LEAST, BELOW = Version("3.2"), Version("4")
 LEAST_CAPABILITY = (8, 0)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_forced: contextvars.ContextVar[Mode | None] = contextvars.ContextVar("forced", default=None)
+# Of all threads: on a device backward runs in one of its own.
+_forced: list[Mode] = []
 # What was found once: None for good, else why not.
 _found: dict[tuple[object, ...], str | None] = {}
 
@@ -40,9 +40,8 @@ def mode() -> Mode:
     Raises:
         OptionError: another value.
     """
-    forced = _forced.get()
-    if forced is not None:
-        return forced
+    if _forced:
+        return _forced[-1]
     value = os.environ.get(VARIABLE, "auto")
     if value not in get_args(Mode):
         raise OptionError(f"{VARIABLE} = {value!r}, expected one of {', '.join(get_args(Mode))}")
@@ -52,11 +51,11 @@ def mode() -> Mode:
 @contextmanager
 def forced(value: Mode) -> Iterator[None]:
     """One path inside, whatever the variable says and without a self-check."""
-    token = _forced.set(value)
+    _forced.append(value)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def takes(name: str, check: Check, student: Tensor, teacher: Tensor | None = None) -> bool:
@@ -77,7 +76,7 @@ def takes(name: str, check: Check, student: Tensor, teacher: Tensor | None = Non
     device = student.device
     if any(t.device != device for t in tensors) or not _runs_here(device, wanted):
         return False
-    if _forced.get() is not None:
+    if _forced:
         return True
     place = (device.type, device.index)
     why = _once(place, lambda: _unusable(device))

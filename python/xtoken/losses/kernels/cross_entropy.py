@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xtoken.losses.engine.shared_gradient import CrossEntropyRows
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
 from xtoken.losses.kernels.choice import on_device_of, takes
@@ -19,6 +20,7 @@ from xtoken.losses.kernels.launch import (
     found,
     one_row_each,
     padded,
+    write_cross_entropy,
 )
 
 if TYPE_CHECKING:
@@ -49,13 +51,30 @@ def _launch(
     needed: tuple[bool, ...],
     grads: list[Tensor | None] | None,
 ) -> Found:
+    if loss.by_row is None:
+        loss.by_row = _values(loss, student)
+    logs, losses = loss.by_row
+    gradient, checks = None, None
+    if any(needed):
+        index = loss.student.index
+        gradient = GradientBuffer.of(student, index, grads)
+        factor = torch.ones((), device=index.device) * scale
+        rows = CrossEntropyRows(index, loss.targets, logs, factor)
+        checks = write_cross_entropy(student, rows, gradient)
+    total = losses.sum()
+    return found(student, total, scale, [total], gradient, checks)
+
+
+def _values(loss: CrossEntropyBlocks, student: LogitRows) -> tuple[Tensor, Tensor]:
+    """[n] log-sum-exp and loss of each row; inf and 0 where it does not count."""
     from xtoken.losses.kernels.device import cross_entropy as device
     from xtoken.losses.kernels.device.top_k import row_parts
 
     index, size = loss.student.index, student.vocab_size
     z = Rows.of(student.logits, index)
     count, parts = len(z), cdiv(size, launch.SPAN)
-    partial, stats = floats(z.tensor, count, parts, 2), floats(z.tensor, count, 2)
+    partial = floats(z.tensor, count, parts, 2)
+    logs, losses = floats(z.tensor, count), floats(z.tensor, count)
     rows = (z.tensor, z.offsets, z.step)
     counted = torch.ones_like(index, dtype=torch.int8)
     if loss.counted is not None:
@@ -65,18 +84,7 @@ def _launch(
         SPAN=launch.SPAN, BLOCK=launch.BLOCK,
     )  # fmt: skip
     device.losses[(count,)](
-        *rows, loss.targets, counted, partial, stats, size, PARTS=parts, PADDED=padded(parts)
-    )
-    gradient, checks = None, None
-    if any(needed):
-        gradient = GradientBuffer.of(student, index, grads)
-        width = gradient.flat.shape[1]
-        blocks = cdiv(width, launch.BLOCK)
-        checks = floats(z.tensor, count, blocks)
-        factor = torch.ones(1, device=index.device) * scale
-        device.gradient[(count, blocks)](
-            *rows, loss.targets, counted, stats, factor, gradient.flat, gradient.rows, checks,
-            size, width, ADDS=gradient.adds, BLOCK=launch.BLOCK,
-        )  # fmt: skip
-    total = stats[:, 1].sum()
-    return found(student, total, scale, [total], gradient, checks)
+        *rows, loss.targets, counted, partial, logs, losses, size, PARTS=parts,
+        PADDED=padded(parts),
+    )  # fmt: skip
+    return logs, losses

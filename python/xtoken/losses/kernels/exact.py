@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
+from xtoken.losses.engine.row_blocks import Later
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
 from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
+    Compared,
     Found,
     GradientBuffer,
     Rows,
     cdiv,
     floats,
-    found,
     padded,
     seeds,
+    times,
 )
 
 if TYPE_CHECKING:
@@ -37,14 +39,28 @@ def exact_pass(
     grads: list[Tensor | None] | None,
 ) -> Found | None:
     """The whole pass over a batch by kernels; None where torch computes it."""
-    if loss.direction != "forward" or loss.by_depth is not None:
-        return None
-    if not isinstance(source, LogitRows) or not len(loss.targets.rows):
-        return None
-    if not takes("exact-kl", self_check.exact, source.logits):
+    if not _takes(source, loss):
         return None
     with on_device_of(source.logits):
-        return _launch(loss, source, scale, needed, grads)
+        return _compare(loss, source).at_once(scale, needed, grads)
+
+
+def exact_in_two(
+    loss: ExactKLBlocks, source: StudentRows, scale: float | Tensor
+) -> tuple[Tensor, Tensor, Later] | None:
+    """The value now and the gradient later, see `BlockLoss.in_two`."""
+    if not _takes(source, loss):
+        return None
+    with on_device_of(source.logits):
+        return _compare(loss, source).in_two(scale)
+
+
+def _takes(source: StudentRows, loss: ExactKLBlocks) -> TypeGuard[LogitRows]:
+    if loss.direction != "forward" or loss.by_depth is not None:
+        return False
+    if not isinstance(source, LogitRows) or not len(loss.targets.rows):
+        return False
+    return takes("exact-kl", self_check.exact, source.logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +92,7 @@ class Groups:
     listed: tuple[int, int]
 
 
-def _launch(
-    loss: ExactKLBlocks,
-    source: LogitRows,
-    scale: float | Tensor,
-    needed: tuple[bool, ...],
-    grads: list[Tensor | None] | None,
-) -> Found:
+def _compare(loss: ExactKLBlocks, source: LogitRows) -> Compared:
     targets, host = loss.targets, loss.targets.host
     assert host is not None
     assert targets.token_group is not None
@@ -99,38 +109,80 @@ def _launch(
     weights = loss.weights
     if weights is not None and loss.student.owner is not None:
         weights = weights[loss.student.owner[begin:end]]
-    own, seed = seeds(end - begin, weights, scale, index.device)
-    gradient = GradientBuffer.of(source, index, grads) if any(needed) else None
+    own, _ = seeds(end - begin, weights, 1.0, index.device)
     factor = 1.0 if loss.depth_weights is None else float(loss.depth_weights[0])
-    z = Rows.of(source.logits, index)
-    stats, checks = grouped_kl(z, groups, source.vocab_size, seed, gradient, factor=factor)
+    kl = GroupedKL.of(Rows.of(source.logits, index), groups, source.vocab_size, factor=factor)
+    stats = kl.stats
     losses = stats[:, 2]
     tails = stats[:, 5].sum() / factor
     sums = [losses.sum(), tails, torch.full_like(tails, float(last - first)), stats[:, 3].sum()]
-    return found(source, (losses * own).sum(), scale, sums, gradient, checks)
+
+    def write(scale: float | Tensor, gradient: GradientBuffer) -> Tensor:
+        return kl.write(times(own, scale), gradient)
+
+    return Compared(source, index, (losses * own).sum(), sums, write)
 
 
-def grouped_kl(
-    z: Rows,
-    groups: Groups,
-    size: int,
-    seed: Tensor,
-    gradient: GradientBuffer | None,
-    *,
-    factor: float = 1.0,
-    tau: float = 1.0,
-) -> tuple[Tensor, Tensor | None]:
-    """The KL of each position, and `seed` [P] times its gradient.
+@dataclass(frozen=True, eq=False)
+class GroupedKL:
+    """The KL of each position, from which its gradient can be written.
 
-    Args:
+    Attributes:
         z: the student's row of each position.
         size: V_s.
-        factor: of the target's masses.
-
-    Returns: [P, 7] float32, the third column the loss, the fourth its part below depth 0, the sixth
-        `factor` times the tail's mass; and what
-        is finite where all of the gradient is.
+        tau: the temperature.
+        stats: [P, 7] float32, the third column the loss, the fourth its part below depth 0, the
+            sixth the tail's mass times the factor of the target's masses.
+        logs: [G] log of the sum of exp of each group's logits.
+        bits: [P, words] int32, 1 for each token in a group.
     """
+
+    z: Rows
+    groups: Groups
+    size: int
+    tau: float
+    stats: Tensor
+    logs: Tensor
+    bits: Tensor
+
+    @classmethod
+    def of(
+        cls, z: Rows, groups: Groups, size: int, *, factor: float = 1.0, tau: float = 1.0
+    ) -> GroupedKL:
+        """Computed; `factor` is that of the target's masses."""
+        stats, logs, bits = _grouped(z, groups, size, factor, tau)
+        return cls(z, groups, size, tau, stats, logs, bits)
+
+    def write(self, seed: Tensor, gradient: GradientBuffer) -> Tensor:
+        """Write or add `seed` [P] times the gradient, and a cross-entropy's; what is finite where
+        all of it is."""
+        from xtoken.losses.kernels.device import exact as device
+
+        z, groups, count, block = self.z, self.groups, len(self.z), launch.BLOCK
+        (begin, _), (first, last) = groups.positions, groups.listed
+        student = (z.tensor, z.offsets, z.step)
+        width, tiles = gradient.flat.shape[1], cdiv(last - first, block)
+        blocks = cdiv(width, block)
+        checks = floats(seed, count * blocks + tiles)
+        joins = {"JOINS": gradient.joined is not None, "ADDS": gradient.adds, "BLOCK": block}
+        device.tail_gradient[(count, blocks)](
+            *student, self.bits, groups.opened, self.stats, seed, *gradient.cross_entropy,
+            gradient.flat, gradient.rows, checks, self.size, width, self.bits.shape[1], begin,
+            self.tau, **joins,
+        )  # fmt: skip
+        if tiles:
+            device.group_gradient[(tiles,)](
+                *student, groups.tokens, groups.token_group, groups.group_row, self.logs,
+                groups.probs, self.stats, seed, *gradient.cross_entropy, gradient.flat,
+                gradient.rows, checks[count * blocks :], first, last, begin, self.tau, **joins,
+            )  # fmt: skip
+        return checks
+
+
+def _grouped(
+    z: Rows, groups: Groups, size: int, factor: float, tau: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of the positions, logs of the groups, bits of their tokens: see `GroupedKL`."""
     from xtoken.losses.kernels.device import exact as device
 
     (begin, _), (first_group, last_group), (first, last) = (
@@ -138,8 +190,8 @@ def grouped_kl(
     )  # fmt: skip
     count, block, words, parts = len(z), launch.BLOCK, cdiv(size, 32), cdiv(size, launch.SPAN)
     student = (z.tensor, z.offsets, z.step)
-    bits = torch.zeros((count, words), dtype=torch.int32, device=seed.device)
-    logs = floats(seed, len(groups.probs))
+    bits = torch.zeros((count, words), dtype=torch.int32, device=z.tensor.device)
+    logs = floats(z.tensor, len(groups.probs))
     lists = (groups.tokens, groups.token_group, groups.group_row)
     tiles = cdiv(last - first, block)
     if tiles:
@@ -149,7 +201,7 @@ def grouped_kl(
             *student, groups.tokens, groups.token_ptr, groups.group_row, logs, first_group,
             last_group, begin, tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
         )  # fmt: skip
-    partial, stats = floats(seed, count, parts, 2), floats(seed, count, 7)
+    partial, stats = floats(z.tensor, count, parts, 2), floats(z.tensor, count, 7)
     device.tail_parts[(count, parts)](
         *student, bits, groups.opened, partial, size, words, begin, tau,
         PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
@@ -158,19 +210,4 @@ def grouped_kl(
         logs, groups.probs, groups.depths, groups.tails, groups.opened, groups.group_ptr, partial,
         stats, begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
     )  # fmt: skip
-    if gradient is None:
-        return stats, None
-    width = gradient.flat.shape[1]
-    blocks = cdiv(width, block)
-    checks = floats(seed, count * blocks + tiles)
-    device.tail_gradient[(count, blocks)](
-        *student, bits, groups.opened, stats, seed, gradient.flat, gradient.rows, checks, size,
-        width, words, begin, tau, ADDS=gradient.adds, BLOCK=block,
-    )  # fmt: skip
-    if tiles:
-        device.group_gradient[(tiles,)](
-            *student, *lists, logs, groups.probs, stats, seed, gradient.flat, gradient.rows,
-            checks[count * blocks :], first, last, begin, tau,
-            ADDS=gradient.adds, BLOCK=block,
-        )  # fmt: skip
-    return stats, checks
+    return stats, logs, bits

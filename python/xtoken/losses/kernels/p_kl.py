@@ -3,8 +3,9 @@ of a stored top-k; with a tail or without."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels import launch, self_check
 from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
+    Compared,
     Found,
     GradientBuffer,
     Rows,
@@ -24,6 +26,7 @@ from xtoken.losses.kernels.launch import (
     one_row_each,
     padded,
     seeds,
+    times,
 )
 from xtoken.losses.kernels.patches import patched_columns, readable_rows
 from xtoken.losses.kernels.w_map import WMap, w_map
@@ -78,26 +81,58 @@ def p_kl_pass(
     grads: list[Tensor | None] | None,
 ) -> Found | None:
     """The whole pass over a batch by kernels; None where torch computes it."""
+    if any(needed[1:]) or not _takes(source, loss):
+        return None
+    with torch.no_grad(), on_device_of(source.logits):
+        return _Pass.of(loss, source).run(scale, needed, grads)
+
+
+def p_kl_compared(loss: PKLBlocks, source: StudentRows) -> Compared | None:
+    """The pass without its gradient, which can be written afterwards."""
+    if not _takes(source, loss):
+        return None
+    with torch.no_grad(), on_device_of(source.logits):
+        return _Pass.of(loss, source).compared()
+
+
+def _takes(source: StudentRows, loss: PKLBlocks) -> TypeGuard[LogitRows]:
     student, teacher = one_row_each(loss.student, source), loss.teacher
     if student is None or teacher.where.owner is not None or teacher.left_out is not None:
-        return None
-    if loss.direction != "forward" or loss.by_student or loss.full_metrics or any(needed[1:]):
-        return None
+        return False
+    if loss.direction != "forward" or loss.by_student or loss.full_metrics:
+        return False
     if loss.projection.free is not None:
-        return None
+        return False
     signal = teacher.signal
     values = signal.log_probs if isinstance(signal, TeacherTopK) else signal
     if not isinstance(values, Tensor):
-        return None
+        return False
     if isinstance(signal, TeacherTopK) and loss.chunk_top_k is None:
-        return None
+        return False
     if not isinstance(signal, TeacherTopK) and not readable_rows(teacher):
-        return None
-    if not takes("p-kl", self_check.p_kl, student.logits, values):
-        return None
-    patches = None if isinstance(signal, TeacherTopK) else patched_columns(teacher)
-    with torch.no_grad(), on_device_of(values):
-        return _Pass.of(loss, student, patches).run(scale, needed, grads)
+        return False
+    return takes("p-kl", self_check.p_kl, student.logits, values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A block of rows once compared, from which its gradient can be written.
+
+    Attributes:
+        rows: which of the batch's.
+        stats: [n, 7], see `together`.
+        logs: [n, M] log s of the columns of several tokens.
+        bits: as those of `_Pass`, of these rows.
+        apart: see `columns_of_list`; None where the columns are not listed, or to be made again.
+    """
+
+    rows: slice
+    z: Rows
+    teacher: _Teacher
+    stats: Tensor
+    logs: Tensor
+    bits: Tensor
+    apart: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +157,9 @@ class _Pass:
     k: int | None
 
     @classmethod
-    def of(cls, loss: PKLBlocks, source: LogitRows, patches: tuple[Tensor, Tensor] | None) -> _Pass:
+    def of(cls, loss: PKLBlocks, source: LogitRows) -> _Pass:
         signal, rows, index = loss.teacher.signal, loss.teacher, loss.teacher.where.index
+        patches = None if isinstance(signal, TeacherTopK) else patched_columns(rows)
         w, supported = w_map(loss.projection), len(loss.projection.supported_ids)
         if patches is not None:
             assert isinstance(signal, Tensor)
@@ -157,43 +193,62 @@ class _Pass:
     def run(
         self, scale: float | Tensor, needed: tuple[bool, ...], grads: list[Tensor | None] | None
     ) -> Found:
-        loss, source = self.loss, self.source
-        index = loss.student.index
-        z, count = Rows.of(source.logits, index), len(index)
-        own, seed = seeds(count, loss.weights, scale, index.device)
+        """Value and gradient block by block, so that what a block holds is gone before the next."""
+        loss, index = self.loss, self.loss.student.index
+        own, seed = seeds(len(index), loss.weights, scale, index.device)
         gradient, checks = None, None
         if any(needed):
-            gradient = GradientBuffer.of(source, index, grads)
-            checks = floats(z.tensor, count, cdiv(gradient.flat.shape[1], launch.BLOCK))
-        stats = floats(z.tensor, count, 7)
-        width = self.w.several + (0 if self.every else loss.teacher.vocab_size)
-        step = min(max(1, _SCRATCH // max(width, 1)), _MOST_ROWS)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            self._block(
-                z.part(start, stop), self.teacher.part(start, stop), stats[start:stop],
-                (seed * loss.temperature)[start:stop],
-                None if gradient is None else gradient.part(start, stop),
-                None if checks is None else checks[start:stop],
-            )  # fmt: skip
+            gradient = GradientBuffer.of(self.source, index, grads)
+            checks = floats(own, len(index), cdiv(gradient.flat.shape[1], launch.BLOCK))
+        stats = floats(own, len(index), 7)
+        for rows in self._blocks():
+            block = self._compare(rows, stats[rows])
+            if gradient is not None and checks is not None:
+                self._write(block, seed, gradient, checks)
+            del block
+        total, sums = self._values(stats, own)
+        return found(self.source, total, scale, sums, gradient, checks, len(loss.params))
+
+    def compared(self) -> Compared:
+        """The values of all blocks, and what their gradients are made from."""
+        loss, index = self.loss, self.loss.student.index
+        own, _ = seeds(len(index), loss.weights, 1.0, index.device)
+        stats = floats(own, len(index), 7)
+        blocks = [replace(self._compare(rows, stats[rows]), apart=None) for rows in self._blocks()]
+        total, sums = self._values(stats, own)
+
+        def write(scale: float | Tensor, gradient: GradientBuffer) -> Tensor:
+            seed = times(own, scale)
+            checks = floats(seed, len(seed), cdiv(gradient.flat.shape[1], launch.BLOCK))
+            for block in blocks:
+                self._write(block, seed, gradient, checks)
+            return checks
+
+        return Compared(self.source, index, total, sums, write, len(loss.params))
+
+    def _values(self, stats: Tensor, own: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The sum of weighted losses, and those of the metrics."""
         losses = stats[:, 2]
         mass = torch.exp(stats[:, 3]) if self.mass is None else self.mass
         sums = [losses.sum(), mass.sum().to(torch.float32)]
-        if loss.tells_empty:
+        if self.loss.tells_empty:
             sums.append(stats[:, 5].sum())
-        total = (losses * own).sum() * loss.temperature**2
-        return found(source, total, scale, sums, gradient, checks, len(loss.params))
+        return (losses * own).sum() * self.loss.temperature**2, sums
 
-    def _block(
-        self, z: Rows, teacher: _Teacher, stats: Tensor, seed: Tensor,
-        gradient: GradientBuffer | None, checks: Tensor | None,
-    ) -> None:  # fmt: skip
+    def _blocks(self) -> Iterator[slice]:
+        count, listed = len(self.loss.student.index), self.teacher.listed is not None
+        width = self.w.several + (self.loss.teacher.vocab_size if listed else 0)
+        step = min(max(1, _SCRATCH // max(width, 1)), _MOST_ROWS)
+        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+    def _compare(self, rows: slice, stats: Tensor) -> _Block:
         from xtoken.losses.kernels.device import p_kl as device
 
         loss, w, tau, block = self.loss, self.w, self.loss.temperature, launch.BLOCK
+        z = Rows.of(self.source.logits, loss.student.index).part(rows.start, rows.stop)
+        teacher = self.teacher.part(rows.start, rows.stop)
         count, size, columns = len(z), self.source.vocab_size, loss.teacher.vocab_size
         student, y = (z.tensor, z.offsets, z.step), teacher.logits
-        from_logits = (y.tensor, y.offsets, y.step, *teacher.patches)
         patches, tail = len(teacher.patches[0]), loss.tail_bucket
         few = teacher.totals is not None
         logs = floats(stats, count, max(w.several, 1))
@@ -205,24 +260,19 @@ class _Pass:
                     *student, w.ptr, w.source, w.entry_log_w, logs, first, last, w.several, tau,
                     COLUMNS=wide, WIDTH=deep,
                 )  # fmt: skip
-        bits = self._kept(teacher, count)
-        bits_step = 0 if len(bits) == 1 and self.bits is not None else bits.shape[1]
-        apart = floats(stats, count, 1 if self.every else columns)
+        bits, apart = self._kept(teacher, count), None
+        bits_step = self._step(bits)
         if teacher.listed is None:
             parts = cdiv(columns, launch.SPAN)
             partial = floats(stats, count, parts, 10)
             device.columns_of_logits[(parts, count)](
-                *student, *from_logits, w.code, w.log_w, logs, w.several, bits, bits_step, apart,
-                partial, columns, tau, ALL=self.every, TAIL=tail, FEW=few, PATCHES=patches,
-                PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
+                *student, y.tensor, y.offsets, y.step, *teacher.patches, w.code, w.log_w, logs,
+                w.several, bits, bits_step, partial, columns, tau, ALL=self.every, TAIL=tail,
+                FEW=few, PATCHES=patches, PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
             )  # fmt: skip
         else:
             parts = 1
-            partial = floats(stats, count, parts, 10)
-            device.columns_of_list[(1, count)](
-                *student, *teacher.listed, teacher.listed[0].shape[1], w.code, w.log_w, logs,
-                w.several, apart, partial, columns, tau, BLOCK=block,
-            )  # fmt: skip
+            apart, partial = self._listed(z, teacher.listed, logs)
         tails, beside = partial, 0
         if tail or (loss.tells_empty and len(loss.empty_rows)):
             beside = cdiv(size, launch.SPAN)
@@ -238,14 +288,45 @@ class _Pass:
             PARTS=parts, PADDED=padded(parts), TAILS=beside, TAILS_PADDED=padded(beside), TAIL=tail,
             LISTED=teacher.listed is not None, FEW=few,
         )  # fmt: skip
-        if gradient is not None and checks is not None:
-            width = gradient.flat.shape[1]
-            device.gradient[(cdiv(width, block), count)](
-                *student, *from_logits, w.row_ptr, w.targets, w.weights, w.code, logs, w.several,
-                bits, bits_step, apart, columns, stats, seed, gradient.flat, gradient.rows, checks,
-                size, width, tau, ALL=self.every, TAIL=tail, PATCHES=patches, ADDS=gradient.adds,
-                BLOCK=block,
-            )  # fmt: skip
+        return _Block(rows, z, teacher, stats, logs, bits, apart)
+
+    def _listed(
+        self, z: Rows, listed: tuple[Tensor, Tensor], logs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`apart` and the parts of rows whose columns are listed."""
+        from xtoken.losses.kernels.device.p_kl import columns_of_list
+
+        loss, w, count = self.loss, self.w, len(z)
+        columns = loss.teacher.vocab_size
+        apart, partial = floats(logs, count, columns), floats(logs, count, 1, 10)
+        columns_of_list[(1, count)](
+            z.tensor, z.offsets, z.step, *listed, listed[0].shape[1], w.code, w.log_w, logs,
+            w.several, apart, partial, columns, loss.temperature, BLOCK=launch.BLOCK,
+        )  # fmt: skip
+        return apart, partial
+
+    def _write(self, block: _Block, seed: Tensor, gradient: GradientBuffer, checks: Tensor) -> None:
+        """The gradient of a block; `seed`, `gradient` and `checks` are of all rows."""
+        from xtoken.losses.kernels.device.p_kl import gradient as write
+
+        loss, w, z, listed = self.loss, self.w, block.z, block.teacher.listed
+        y, patches, apart = block.teacher.logits, block.teacher.patches, block.apart
+        if apart is None:
+            apart = block.logs if listed is None else self._listed(z, listed, block.logs)[0]
+        width, to = gradient.flat.shape[1], gradient.part(block.rows.start, block.rows.stop)
+        write[(cdiv(width, launch.BLOCK), len(z))](
+            z.tensor, z.offsets, z.step, y.tensor, y.offsets, y.step, *patches, w.row_ptr,
+            w.targets, w.weights, w.code, block.logs, w.several, block.bits,
+            self._step(block.bits), apart, loss.teacher.vocab_size, block.stats,
+            (seed * loss.temperature)[block.rows], *to.cross_entropy, to.flat, to.rows,
+            checks[block.rows], self.source.vocab_size, width, loss.temperature, ALL=self.every,
+            LISTED=listed is not None, TAIL=loss.tail_bucket, PATCHES=len(patches[0]),
+            JOINS=to.joined is not None, ADDS=to.adds, BLOCK=launch.BLOCK,
+        )  # fmt: skip
+
+    def _step(self, bits: Tensor) -> int:
+        """From a row's bits to the next; 0 where all rows have the same."""
+        return 0 if len(bits) == 1 and self.bits is not None else bits.shape[1]
 
     def _kept(self, teacher: _Teacher, count: int) -> Tensor:
         """[n, words] int32, the kept columns of each row; [1, words] for all rows; a stand-in where

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xtoken.losses.engine.row_blocks import Later
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.kernels import launch, self_check
 from xtoken.losses.kernels.choice import on_device_of, takes
 from xtoken.losses.kernels.launch import (
+    Compared,
     Found,
     GradientBuffer,
     Rows,
     cdiv,
     floats,
-    found,
     one_row_each,
     padded,
     seeds,
+    times,
 )
 from xtoken.losses.kernels.patches import patched_columns
 
@@ -35,6 +37,22 @@ def same_vocab_pass(
     grads: list[Tensor | None] | None,
 ) -> Found | None:
     """The whole pass over a batch by kernels; None where torch computes it."""
+    compared = _compared(loss, source)
+    if compared is None:
+        return None
+    with on_device_of(compared.index):
+        return compared.at_once(scale, needed, grads)
+
+
+def same_vocab_in_two(
+    loss: SameVocabBlocks, source: StudentRows, scale: float | Tensor
+) -> tuple[Tensor, Tensor, Later] | None:
+    """The value now and the gradient later, see `BlockLoss.in_two`."""
+    compared = _compared(loss, source)
+    return None if compared is None else compared.in_two(scale)
+
+
+def _compared(loss: SameVocabBlocks, source: StudentRows) -> Compared | None:
     student, teacher = one_row_each(loss.student, source), loss.teacher
     signal = teacher.signal
     if student is None or not isinstance(signal, Tensor) or teacher.where.owner is not None:
@@ -45,18 +63,15 @@ def same_vocab_pass(
     if patches is None or not takes("same-vocab-kl", self_check.same_vocab, student.logits, signal):
         return None
     with on_device_of(signal):
-        return _launch(loss, student, signal, patches, scale, needed, grads)
+        return _compare(loss, student, signal, patches)
 
 
-def _launch(
+def _compare(
     loss: SameVocabBlocks,
     source: LogitRows,
     signal: Tensor,
     patches: tuple[Tensor, Tensor],
-    scale: float | Tensor,
-    needed: tuple[bool, ...],
-    grads: list[Tensor | None] | None,
-) -> Found:
+) -> Compared:
     from xtoken.losses.kernels.device import same_vocab as device
 
     index, size, tau = loss.student.index, source.vocab_size, loss.temperature
@@ -76,17 +91,19 @@ def _launch(
         BLOCK=launch.BLOCK,
     )
     device.together[(count,)](partial, logs, PARTS=parts, PADDED=padded(parts))
-    own, seed = seeds(count, loss.weights, scale, index.device)
+    own, _ = seeds(count, loss.weights, 1.0, index.device)
     losses = logs[:, 2]
-    gradient, checks = None, None
-    if any(needed):
-        gradient = GradientBuffer.of(source, index, grads)
+
+    def write(scale: float | Tensor, gradient: GradientBuffer) -> Tensor:
         width = gradient.flat.shape[1]
         blocks = cdiv(width, launch.BLOCK)
         checks = floats(index, count, blocks)
         device.gradient[(count, blocks)](
-            *rows, logs, seed * tau, gradient.flat, gradient.rows, checks, size, width, tau,
-            PATCHES=patch_count, ADDS=gradient.adds, BLOCK=launch.BLOCK,
+            *rows, logs, times(own, scale) * tau, *gradient.cross_entropy, gradient.flat,
+            gradient.rows, checks, size, width, tau, PATCHES=patch_count,
+            JOINS=gradient.joined is not None, ADDS=gradient.adds, BLOCK=launch.BLOCK,
         )  # fmt: skip
+        return checks
+
     sums = [losses.sum(), torch.full_like(own[0], float(count))]
-    return found(source, (losses * own).sum() * tau**2, scale, sums, gradient, checks)
+    return Compared(source, index, (losses * own).sum() * tau**2, sums, write)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.row_blocks import BlockLoss, run_blocks
+from xtoken.losses.engine.shared_gradient import CrossEntropyRows, SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels.choice import forced
@@ -86,8 +88,18 @@ def p_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> st
             with forced(mode), torch.enable_grad():
                 output = p_kl(LossInputs(logits, of, chunks), pair, options)
                 (grad,) = torch.autograd.grad(output.loss, logits)
+                joined = _with_cross_entropy(
+                    lambda student, of=of, options=options: (
+                        p_kl(  # type: ignore[misc]
+                            LossInputs(student, of, chunks), pair, options
+                        ).loss
+                    ),
+                    logits,
+                    shares=mode == "triton",
+                )
                 metrics = torch.stack(list(output.metrics.values()))
-                results.append((output.loss.detach(), metrics, grad.float()))
+                grads = torch.stack([grad.float(), joined])
+                results.append((output.loss.detach(), metrics, grads))
         found = _apart(results[0], results[1], logits.dtype)
         if found is not None:
             return f"{found} ({name})"
@@ -115,12 +127,24 @@ def prefix_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) 
     for mode in ("torch", "triton"):
         with forced(mode), torch.enable_grad():
             output, grads = [], []
+            options = LossOptions(temperature=1.5, min_mass=0.0)
             metrics: list[Tensor] = []
             for each in (ranges, other):
                 chunks = ChunkBatch.from_ranges(*each).to(device)
                 inputs = LossInputs(logits, signal, chunks, student_ids=ids, teacher_ids=ids)
-                found = prefix_kl(inputs, pair, LossOptions(temperature=1.5, min_mass=0.0))
+                found = prefix_kl(inputs, pair, options)
                 grads.append(torch.autograd.grad(found.loss, logits)[0].float())
+                grads.append(
+                    _with_cross_entropy(
+                        lambda student, inputs=inputs, options=options: (
+                            prefix_kl(  # type: ignore[misc]
+                                replace(inputs, student=student), pair, options
+                            ).loss
+                        ),
+                        logits,
+                        shares=mode == "triton",
+                    )
+                )
                 output.append(found.loss.detach())
                 metrics += found.metrics.values()
             results.append((torch.stack(output), torch.stack(metrics), torch.stack(grads)))
@@ -195,7 +219,36 @@ def difference(make: Callable[[], BlockLoss], logits: Tensor) -> str | None:
             total, sums, grads = run_blocks(make(), source, _SCALE, 64, (True,))
         assert grads[0] is not None
         results.append((total, sums[:-1], grads[0].float()))
-    return _apart(results[0], results[1], logits.dtype)
+    with forced("triton"), torch.no_grad():
+        in_two = make().in_two(source, _SCALE)
+        if in_two is None:
+            return _apart(results[0], results[1], logits.dtype)
+        # Of two rows that the loss has, and one that it has not.
+        index = torch.tensor([0, 2, 4], device=logits.device)
+        targets = torch.tensor([7, _SIZE - 1, 1024], device=logits.device)
+        shares = torch.log_softmax(logits[0, index, :_SIZE].float(), 1)
+        logs = torch.logsumexp(logits[0, index, :_SIZE].float(), 1)
+        scale = torch.full((), _SCALE, device=logits.device)
+        joined = in_two[2](scale, CrossEntropyRows(index, targets, logs, scale))
+        added = shares.exp().scatter_add(1, targets[:, None], -torch.ones_like(shares[:, :1]))
+        both = results[0][2].clone()
+        both[0, index, :_SIZE] += _SCALE * added
+        grads_of = torch.stack([results[0][2], both]), torch.stack([results[1][2], joined.float()])
+    one, other = ((*each[:2], grad) for each, grad in zip(results, grads_of, strict=True))
+    return _apart(one, other, logits.dtype)
+
+
+def _with_cross_entropy(
+    loss: Callable[[Tensor | SharedLogits], Tensor], logits: Tensor, *, shares: bool
+) -> Tensor:
+    """The gradient of a loss and a cross-entropy; `shares`: in one write."""
+    from xtoken.losses.cross_entropy import cross_entropy
+
+    student = SharedLogits.of(logits) if shares else logits
+    ids = torch.arange(_ROWS + 1, device=logits.device)[None] * 300
+    entropy = cross_entropy(student, ids, ids != 600, vocab_size=_SIZE).loss
+    (grad,) = torch.autograd.grad(loss(student) + 0.5 * entropy, logits)
+    return grad.float()
 
 
 def _apart(one: _Results, other: _Results, dtype: torch.dtype) -> str | None:

@@ -17,6 +17,7 @@ from xtoken.losses.kernels.w_map import w_map
 from xtoken.tensors.projection import SparseProjection
 
 Scope = Literal["chunk", "microbatch", "stored"]
+Way = Literal["alone", "added", "joined"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,18 @@ def same_vocab_bytes(sizes: Sizes) -> dict[str, float]:
     return {"stats": rows, "gradient": rows + sizes._grad}
 
 
-def cross_entropy_bytes(sizes: Sizes, *, added: bool) -> dict[str, float]:
-    """By kernel, of cross-entropy; `added` to a gradient that is there already."""
-    return {"row_parts": sizes._z, "gradient": sizes._z + (2 if added else 1) * sizes._grad}
+def cross_entropy_bytes(sizes: Sizes, way: Way = "alone") -> dict[str, float]:
+    """By kernel, of cross-entropy.
+
+    Args:
+        way: a gradient of its own; `added` to one that is there already; `joined`: another loss's
+            kernel writes it with its own, and has read the row anyway.
+    """
+    writes = {"alone": 1, "added": 2, "joined": 0}[way]
+    found: dict[str, float] = {"row_parts": sizes._z}
+    if writes:
+        found["gradient"] = sizes._z + writes * sizes._grad
+    return found
 
 
 def p_kl_bytes(
@@ -136,11 +146,14 @@ def p_kl_bytes(
         logits = kept * 8
     # Of all rows together, what any of them keeps.
     any_row = kept if scope == "microbatch" else min(sizes.rows * kept, supported)
-    found["columns"] = logits + kept * (sizes.student_bytes + 4) + 8 * any_row / sizes.rows
-    found["columns"] += bits * (scope != "stored")
+    found["columns"] = logits + kept * sizes.student_bytes + 8 * any_row / sizes.rows
+    # What is between log q and log s is written of listed columns, and of logits computed again.
+    again = sizes.teacher_bytes * kept + 4 * any_row / sizes.rows
+    found["columns"] += 4 * kept if scope == "stored" else bits
     if tail:
         found["student_sums"] = sizes._z + bits + by_row
-    found["gradient"] = sizes._z + bits + 4 * kept + sizes._grad + by_row
+    found["gradient"] = sizes._z + bits + sizes._grad + by_row
+    found["gradient"] += 4 * kept if scope == "stored" else again
     return found
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows, merge_rows, unmerge_rows
 from xtoken.losses.engine.places import Places, of_any_length
-from xtoken.losses.engine.row_blocks import Block, BlockLoss
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, Later
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.engine.tail import log_shares, safe_logsumexp, with_tail
 from xtoken.losses.engine.teacher_rows import TeacherRows
-from xtoken.losses.kernels.p_kl import p_kl_pass
+from xtoken.losses.kernels.p_kl import p_kl_compared, p_kl_pass
 from xtoken.losses.p_kl.closed_form import LogTail, Tail, forward_kl, forward_kl_in_log_space
 from xtoken.losses.p_kl.native import native_pass
 from xtoken.tensors.host import readable
@@ -135,6 +135,13 @@ class PKLBlocks(BlockLoss):
         """As `BlockLoss`: by a kernel on a GPU, by the core on the CPU."""
         found = p_kl_pass(self, source, scale, needed, grads)
         return native_pass(self, source, scale, needed, grads) if found is None else found
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """As `BlockLoss`."""
+        compared = p_kl_compared(self, source)
+        return None if compared is None else compared.in_two(scale)
 
     def in_torch(self) -> PKLBlocks:
         """As `BlockLoss`."""

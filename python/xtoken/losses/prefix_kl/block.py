@@ -11,10 +11,10 @@ from torch import Tensor
 
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
-from xtoken.losses.engine.row_blocks import Block, BlockLoss, seed_like
+from xtoken.losses.engine.row_blocks import Block, BlockLoss, Later, seed_like
 from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.student_rows import StudentRows
-from xtoken.losses.kernels.prefix import prefix_pass
+from xtoken.losses.kernels.prefix import prefix_in_two, prefix_pass
 from xtoken.losses.p_kl.block import PKLBlocks
 from xtoken.losses.prefix_kl.closed_form import forward_kl_below, forward_kl_next
 from xtoken.losses.prefix_kl.native import native_prefix_pass
@@ -80,6 +80,12 @@ class PrefixKLBlocks(BlockLoss):
         given = (self, source, scale, needed, grads)
         found = prefix_pass(*given)
         return native_prefix_pass(*given) if found is None else found
+
+    def in_two(
+        self, source: StudentRows, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor, Later] | None:
+        """As `BlockLoss`."""
+        return prefix_in_two(self, source, scale)
 
     def in_torch(self) -> PrefixKLBlocks:
         """As `BlockLoss`."""

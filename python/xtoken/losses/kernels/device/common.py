@@ -54,6 +54,14 @@ def not_a_number(values, inside):
 
 
 @triton.jit
+def cross_entropy_slope(z, column, targets, logs, factor, row):
+    """factor (p - 1 at the target) of raw logits z of a row; 0 where its log-sum-exp is inf."""
+    log = tl.load(logs + row)
+    target = (column == tl.load(targets + row)).to(tl.float32)
+    return tl.where(log != float("inf"), (tl.exp(z - log) - target) * tl.load(factor), 0.0)
+
+
+@triton.jit
 def clear_rows(flat, touched, width, BLOCK: tl.constexpr):
     """0 in the rows [n, width] that are not touched [n]."""
     row = tl.program_id(0).to(tl.int64)

@@ -4,15 +4,20 @@
 import triton
 import triton.language as tl
 
-from xtoken.losses.kernels.device.common import finite_top, load_row, not_a_number
+from xtoken.losses.kernels.device.common import (
+    cross_entropy_slope,
+    finite_top,
+    load_row,
+    not_a_number,
+)
 
 
 @triton.jit
 def losses(
-    z_ptr, z_rows, z_step, targets, counted, parts, out, size, PARTS: tl.constexpr,
+    z_ptr, z_rows, z_step, targets, counted, parts, logs, out, size, PARTS: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """out [n, 2]: log-sum-exp and loss of each row; the loss 0 where it is not counted, NaN where
+    """Log-sum-exp and loss of each row [n]: inf and 0 where it is not counted, the loss NaN where
     the target is outside [0, size)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PADDED)
@@ -26,26 +31,34 @@ def losses(
     z = tl.load(z_ptr + tl.load(z_rows + row) + target * z_step, mask=known, other=float("nan")).to(
         tl.float32
     )
-    tl.store(out + row * 2, log)
-    tl.store(out + row * 2 + 1, tl.where(tl.load(counted + row) != 0, log - z, 0.0))
+    counts = tl.load(counted + row) != 0
+    # inf of a row that counts, of a logit that is inf, must not read as one that does not.
+    told = tl.where(log == float("inf"), float("nan"), log)
+    tl.store(logs + row, tl.where(counts, told, float("inf")))
+    tl.store(out + row, tl.where(counts, log - z, 0.0))
 
 
 @triton.jit
 def gradient(
-    z_ptr, z_rows, z_step, targets, counted, stats, scale, grad_ptr, grad_rows, checks, size,
-    width, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, targets, logs, factor, skipped, grad_ptr, grad_rows, checks, size,
+    width, SKIPS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad [n, width] = scale (p - 1 at the target), 0 past `size` and where it is not counted."""
+    """grad [n, width] = factor (p - 1 at the target), 0 past `size` and where it is not counted;
+    nothing in rows that are `skipped` [n] int8."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column = block * BLOCK + tl.arange(0, BLOCK)
-    held = column < width
-    inside = column < tl.where(tl.load(counted + row) != 0, size, 0)
-    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
-    target = (column == tl.load(targets + row)).to(tl.float32)
-    grad = tl.where(inside, (tl.exp(z - tl.load(stats + row * 2)) - target) * tl.load(scale), 0.0)
-    check = tl.sum(grad, axis=0) + not_a_number(z, inside)
-    tl.store(checks + row * tl.num_programs(1) + block, check)
-    at = grad_ptr + tl.load(grad_rows + row) + column
-    if ADDS:
-        grad += tl.load(at, mask=held, other=0.0).to(tl.float32)
-    tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=held)
+    skip = tl.full((), 0, tl.int32)
+    if SKIPS:
+        skip = tl.load(skipped + row).to(tl.int32)
+    if skip == 0:
+        column = block * BLOCK + tl.arange(0, BLOCK)
+        held = column < width
+        inside = column < tl.where(tl.load(logs + row) != float("inf"), size, 0)
+        z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
+        slope = cross_entropy_slope(z, column, targets, logs, factor, row)
+        grad = tl.where(inside, slope, 0.0)
+        check = tl.sum(grad, axis=0) + not_a_number(z, inside)
+        tl.store(checks + row * tl.num_programs(1) + block, check)
+        at = grad_ptr + tl.load(grad_rows + row) + column
+        if ADDS:
+            grad += tl.load(at, mask=held, other=0.0).to(tl.float32)
+        tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=held)

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from xtoken.losses.kernels.device.common import (
     add_terms,
+    cross_entropy_slope,
     finite_top,
     is_set,
     load_row,
@@ -145,14 +146,17 @@ def positions(
 
 @triton.jit
 def tail_gradient(
-    z_ptr, z_rows, z_step, bits, opened, stats, seed, grad_ptr, grad_rows, checks, size, width,
-    WORDS, begin, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, bits, opened, stats, seed, ce_targets, ce_logs, ce_factor, grad_ptr,
+    grad_rows, checks, size, width, WORDS, begin, tau, JOINS: tl.constexpr, ADDS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the tokens of no group, 0 where they are not compared; 0 past `size`."""
+    """The gradient of the tokens of no group, 0 where they are not compared; 0 past `size`. JOINS
+    adds a cross-entropy's, there and in the groups."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
-    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside) / tau
+    raw = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
+    z = raw / tau
     is_listed = is_set(bits + row * WORDS, column, inside)
     whole, tail = tl.load(stats + row * 7), tl.load(stats + row * 7 + 1)
     mass, q = tl.load(stats + row * 7 + 4), tl.load(stats + row * 7 + 5)
@@ -164,6 +168,9 @@ def tail_gradient(
         checks + row * tl.num_programs(1) + block, tl.sum(grad, axis=0) + not_a_number(z, inside)
     )
     at, mine = grad_ptr + tl.load(grad_rows + row) + column, held & ~is_listed
+    if JOINS:
+        slope = cross_entropy_slope(raw, column, ce_targets, ce_logs, ce_factor, row)
+        grad += tl.where(inside, slope, 0.0)
     if ADDS:
         grad += tl.load(at, mask=mine, other=0.0).to(tl.float32)
     tl.store(at, grad.to(grad_ptr.dtype.element_ty), mask=mine)
@@ -171,8 +178,9 @@ def tail_gradient(
 
 @triton.jit
 def group_gradient(
-    z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, grad_ptr,
-    grad_rows, checks, first, last, begin, tau, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, ce_targets,
+    ce_logs, ce_factor, grad_ptr, grad_rows, checks, first, last, begin, tau, JOINS: tl.constexpr,
+    ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of groups, each written once."""
     at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -182,7 +190,8 @@ def group_gradient(
     group = tl.load(token_group + at, mask=inside, other=0)
     row = tl.load(group_row + group, mask=inside, other=begin) - begin
     base = tl.load(z_rows + row, mask=inside, other=0)
-    z = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32) / tau
+    raw = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32)
+    z = raw / tau
     log = tl.load(logs + group, mask=inside, other=0.0)
     q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32)
     q *= tl.load(stats + row * 7 + 6, mask=inside, other=0.0)
@@ -193,6 +202,9 @@ def group_gradient(
     grad = tl.where(inside, grad, 0.0)
     tl.store(checks + tl.program_id(0), tl.sum(grad, axis=0))
     to = grad_ptr + tl.load(grad_rows + row, mask=inside, other=0) + token
+    if JOINS:
+        slope = cross_entropy_slope(raw, token, ce_targets, ce_logs, ce_factor, row)
+        grad += tl.where(inside, slope, 0.0)
     if ADDS:
         grad += tl.load(to, mask=inside, other=0.0).to(tl.float32)
     tl.store(to, grad.to(grad_ptr.dtype.element_ty), mask=inside)

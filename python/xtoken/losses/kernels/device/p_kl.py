@@ -16,6 +16,7 @@ import triton.language as tl
 
 from xtoken.losses.kernels.device.common import (
     add_terms,
+    cross_entropy_slope,
     finite_top,
     is_set,
     load_row,
@@ -98,14 +99,13 @@ def store_part(at, s_top, s_sum, y_top, y_sum, cross, a_top, a_sum, o_top, o_sum
 @triton.jit
 def columns_of_logits(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, code, log_w, logs,
-    several, bits, bits_step, apart, parts, size, tau, ALL: tl.constexpr, TAIL: tl.constexpr,
+    several, bits, bits_step, parts, size, tau, ALL: tl.constexpr, TAIL: tl.constexpr,
     FEW: tl.constexpr, PATCHES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [n, PARTS, 10] over the teacher's logits: s, y on the kept columns and the sum of their
-    differences; y on all; y on those not kept; the number kept. `apart` [n, size] is log q - log s
-    up to a term per row, at kept columns alone; not written where ALL are kept. FEW reads the kept
-    columns alone, so that y on all is none."""
+    differences; y on all; y on those not kept; the number kept. FEW reads the kept columns alone,
+    so that y on all is none."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     z_row, y_row = z_ptr + tl.load(z_rows + row), y_ptr + tl.load(y_rows + row)
     none, zero = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
@@ -129,8 +129,6 @@ def columns_of_logits(
         a_top, a_sum = add_terms(a_top, a_sum, every)
         if TAIL:
             o_top, o_sum = add_terms(o_top, o_sum, tl.where(kept, float("-inf"), every))
-        if not ALL:
-            tl.store(apart + row * size + column, y - s, mask=kept)
         count += tl.sum(kept.to(tl.float32), axis=0)
     store_part(
         parts + (row * PARTS + part) * 10,
@@ -143,7 +141,8 @@ def columns_of_list(
     z_ptr, z_rows, z_step, ids, values, length, code, log_w, logs, several, apart, parts, size, tau,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The same over listed columns, ids and values [n, length]; -inf for what is none."""
+    """The same over listed columns, ids and values [n, length]; -inf for what is none. `apart`
+    [n, size] is log q - log s up to a term per row, at those columns alone."""
     row = tl.program_id(1).to(tl.int64)
     z_row = z_ptr + tl.load(z_rows + row)
     none, zero = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
@@ -291,15 +290,18 @@ def together(
 @triton.jit
 def gradient(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, row_ptr, targets,
-    weights, code, logs, several, bits, bits_step, apart, columns, stats, seed, grad_ptr, grad_rows,
-    checks, size, width, tau, ALL: tl.constexpr, TAIL: tl.constexpr,
-    PATCHES: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    weights, code, logs, several, bits, bits_step, apart, columns, stats, seed, ce_targets, ce_logs,
+    ce_factor, grad_ptr, grad_rows, checks, size, width, tau, ALL: tl.constexpr,
+    LISTED: tl.constexpr, TAIL: tl.constexpr, PATCHES: tl.constexpr, JOINS: tl.constexpr,
+    ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad [n, width] as the module says, 0 past `size`; checks [n, blocks] sums of it."""
+    """grad [n, width] as the module says, 0 past `size`; checks [n, blocks] sums of it. JOINS adds
+    a cross-entropy's."""
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = token < size, token < width
-    z = load_row(z_ptr + tl.load(z_rows + row), token, z_step, inside) / tau
+    raw = load_row(z_ptr + tl.load(z_rows + row), token, z_step, inside)
+    z = raw / tau
     log_all_s, log_all_y = tl.load(stats + row * 7), tl.load(stats + row * 7 + 1)
     start = tl.load(row_ptr + token, mask=inside, other=0)
     stop = tl.load(row_ptr + token + 1, mask=inside, other=0)
@@ -312,24 +314,25 @@ def gradient(
         real = start + step < stop
         column = tl.load(targets + start + step, mask=real, other=0)
         weight = tl.load(weights + start + step, mask=real, other=0.0)
-        if ALL:
+        kept = real
+        if not ALL:
+            kept = is_set(bits + row * bits_step, column, real)
+        if LISTED:
+            far = tl.load(apart + row * columns + column, mask=kept, other=float("-inf"))
+            own = weight * tl.exp(z + (far - log_all_y))
+        else:
             at = y_ptr + tl.load(y_rows + row) + column.to(tl.int64) * y_step
-            y = tl.load(at, mask=real, other=float("-inf")).to(tl.float32)
+            y = tl.load(at, mask=kept, other=float("-inf")).to(tl.float32)
             y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
-            which = tl.load(code + column, mask=real, other=-1)
+            which = tl.load(code + column, mask=kept, other=-1)
             several_here = which < -1
             log_s = tl.load(logs + row * several - 2 - which, mask=several_here, other=0.0)
             # Of a column of one token, exp(z) w / s is 1.
             own = tl.where(several_here, weight * tl.exp(z - log_s + (y - log_all_y)), 0.0)
             own = tl.where(which >= 0, tl.exp(y - log_all_y), own)
-            pull += tl.where(real & some, own, 0.0)
-            mine += weight
-        else:
-            kept = is_set(bits + row * bits_step, column, real)
-            far = tl.load(apart + row * columns + column, mask=kept, other=float("-inf"))
-            pull += tl.where(kept & some, weight * tl.exp(z + (far - log_all_y)), 0.0)
-            mine += tl.where(kept, weight, 0.0)
-            rest += tl.where(kept, 0.0, weight)
+        pull += tl.where(kept & some, own, 0.0)
+        mine += tl.where(kept, weight, 0.0)
+        rest += tl.where(kept, 0.0, weight)
     # A token of no kept column may be far above S.
     grad = tl.where(mine > 0, mine * tl.exp(z - log_all_s), 0.0) - pull
     if TAIL:
@@ -339,6 +342,9 @@ def gradient(
     grad = tl.where(inside, grad * tl.load(seed + row), 0.0)
     checked = tl.sum(grad, axis=0) + not_a_number(z, inside)
     tl.store(checks + row * tl.num_programs(0) + block, checked)
+    if JOINS:
+        slope = cross_entropy_slope(raw, token, ce_targets, ce_logs, ce_factor, row)
+        grad += tl.where(inside, slope, 0.0)
     at = grad_ptr + tl.load(grad_rows + row) + token
     if ADDS:
         grad += tl.load(at, mask=held, other=0.0).to(tl.float32)

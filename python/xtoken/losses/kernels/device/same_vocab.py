@@ -13,6 +13,7 @@ import triton.language as tl
 
 from xtoken.losses.kernels.device.common import (
     add_terms,
+    cross_entropy_slope,
     finite_top,
     load_row,
     not_a_number,
@@ -83,20 +84,25 @@ def together(parts, out, PARTS: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def gradient(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, logs, seed,
-    grad_ptr, grad_rows, checks, size, width, tau,
-    PATCHES: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, size, width, tau,
+    PATCHES: tl.constexpr, JOINS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad [n, width] = seed (p - q), 0 past `size`; checks [n, blocks] sums of it."""
+    """grad [n, width] = seed (p - q), 0 past `size`; checks [n, blocks] sums of it. JOINS adds a
+    cross-entropy's."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
-    z = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside) / tau
+    raw = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
+    z = raw / tau
     y = load_row(y_ptr + tl.load(y_rows + row), column, y_step, inside)
     y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
     p, q = tl.exp(z - tl.load(logs + row * 3)), tl.exp(y - tl.load(logs + row * 3 + 1))
     grad = tl.where(inside, (p - q) * tl.load(seed + row), 0.0)
     check = tl.sum(grad, axis=0) + not_a_number(z, inside)
     tl.store(checks + row * tl.num_programs(1) + block, check)
+    if JOINS:
+        slope = cross_entropy_slope(raw, column, ce_targets, ce_logs, ce_factor, row)
+        grad += tl.where(inside, slope, 0.0)
     at = grad_ptr + tl.load(grad_rows + row) + column
     if ADDS:
         grad += tl.load(at, mask=held, other=0.0).to(tl.float32)
