@@ -245,12 +245,12 @@ pub fn usable(
         }
     };
     let admitted = admit.iter().fold(0, |bits, &kind| bits | bit(kind));
-    let (student_rows, teacher_rows) = (student.rows(), teacher.rows());
+    let (of_student_mask, of_teacher_mask) = (Counted::of(student), Counted::of(teacher));
     for (at, &sample) in chunks.sample.iter().enumerate() {
         let of_student = (student_starts[at], student_ends[at]);
         let of_teacher = (teacher_starts[at], teacher_ends[at]);
-        let inside = student.holds("student", student_rows, sample, of_student)?
-            & teacher.holds("teacher", teacher_rows, sample, of_teacher)?;
+        let inside = of_student_mask.holds("student", sample, of_student)?
+            & of_teacher_mask.holds("teacher", sample, of_teacher)?;
         if inside & (has_predictor[at] != 0) & (admitted & bit(kind[at]) != 0) {
             kept += 1;
             match runs.last_mut() {
@@ -284,33 +284,47 @@ pub fn usable(
     })
 }
 
-impl Mask<'_> {
-    fn rows(&self) -> usize {
-        self.flags.len().checked_div(self.width).unwrap_or(0)
+/// A mask and how many tokens before each do not count: a range is told by two of these numbers,
+/// whatever its length, where a loop over its tokens is guessed wrong.
+struct Counted {
+    width: usize,
+    rows: usize,
+    gone: Vec<u32>,
+}
+
+impl Counted {
+    fn of(mask: Mask<'_>) -> Self {
+        let mut gone = Vec::with_capacity(mask.flags.len() + 1);
+        let mut count = 0u32;
+        gone.push(count);
+        gone.extend(mask.flags.iter().map(|&flag| {
+            // It may wrap: equal numbers are 2^32 tokens apart then.
+            count = count.wrapping_add(u32::from(flag == 0));
+            count
+        }));
+        Self {
+            width: mask.width,
+            rows: mask.flags.len().checked_div(mask.width).unwrap_or(0),
+            gone,
+        }
     }
 
     /// Whether a range of a row has a token, and all of them count.
     #[inline]
-    fn holds(
-        &self,
-        side: &str,
-        rows: usize,
-        sample: i64,
-        (start, end): (i64, i64),
-    ) -> Result<bool> {
+    fn holds(&self, side: &str, sample: i64, (start, end): (i64, i64)) -> Result<bool> {
         // Negative numbers are beyond all as unsigned ones.
-        if sample as u64 >= rows as u64 || end as u64 > self.width as u64 || start < 0 {
+        if sample as u64 >= self.rows as u64 || end as u64 > self.width as u64 || start < 0 {
             return if end <= start && sample.min(start) >= 0 {
                 Ok(false)
             } else {
                 Err(self.left_by(side, sample, (start, end)))
             };
         }
+        if end <= start {
+            return Ok(false);
+        }
         let row = sample as usize * self.width;
-        let Some(flags) = self.flags.get(row + start as usize..row + end as usize) else {
-            return Ok(false); // it ends before it begins
-        };
-        Ok(!flags.is_empty() && flags.iter().all(|&flag| flag != 0))
+        Ok(self.gone[row + start as usize] == self.gone[row + end as usize])
     }
 
     #[cold]
@@ -351,6 +365,44 @@ mod tests {
         let rows = one(1, (2, 4))?;
         assert_eq!(rows.columns, [1, 2, 4, 1, 2, 0]);
         assert_eq!((rows.reach, rows.predicted), ([1, 4, 2], true));
+        Ok(())
+    }
+
+    #[test]
+    fn a_chunk_with_a_token_that_does_not_count_is_left_out() -> Result<()> {
+        let flags = [1, 0, 2, 1, 1, 1, 0, 1];
+        let mask = Mask {
+            flags: &flags,
+            width: 4,
+        };
+        for sample in 0..2 {
+            for start in 1..4 {
+                for end in start + 1..=4 {
+                    let chunks = Chunks {
+                        sample: &[sample],
+                        student: (&[start], &[end]),
+                        teacher: (&[1], &[2]),
+                        kind: &[0],
+                        has_predictor: &[1],
+                    };
+                    let row = &flags[4 * sample as usize..][..4];
+                    let all = row[start as usize..end as usize]
+                        .iter()
+                        .all(|&flag| flag != 0);
+                    let found = usable(&chunks, mask, MASK, &[0])?;
+                    assert_eq!(found.has_predictor.len(), usize::from(all));
+                    let turned = Chunks {
+                        student: chunks.teacher,
+                        teacher: chunks.student,
+                        ..chunks
+                    };
+                    assert_eq!(
+                        usable(&turned, MASK, mask, &[0])?.columns.len(),
+                        6 * usize::from(all)
+                    );
+                }
+            }
+        }
         Ok(())
     }
 
