@@ -63,6 +63,9 @@ def test_kernels_pass(check: choice.Check, dtype: torch.dtype) -> None:
         (self_check.cross_entropy, cross_entropy, "losses", "the loss is off by"),
         (self_check.cross_entropy, cross_entropy, "gradient", "the gradient is off by"),
         (self_check.p_kl, top_k, "largest", "is off by"),
+        (self_check.p_kl, cross_entropy, "losses", "the gradient is off by"),
+        (self_check.p_kl, cross_entropy, "gradient", "the gradient is off by"),
+        (self_check.exact, cross_entropy, "gradient", "the gradient is off by"),
     ],
 )
 def test_a_kernel_that_computes_something_else_is_noticed(
