@@ -4,7 +4,7 @@ use super::side::Side;
 use super::{NONE, PairInput};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
-use crate::tokenizer::{BYTES, Next};
+use crate::tokenizer::{BEGINNINGS, BYTES, Next};
 use crate::trie::{self, PieceTrie, ROOT};
 
 /// What a teacher token stands for at a boundary.
@@ -41,9 +41,9 @@ pub(super) struct Column {
 const _: () = assert!(size_of::<Column>() == 32);
 
 /// Bits of `begins`: the lowest are [`Next::begins`].
-const BEGINS: u16 = (1 << 9) - 1;
-const KIND_SHIFT: u32 = 9;
-const FIRST_IS_BYTES: u16 = 1 << 11;
+const BEGINS: u16 = BEGINNINGS as u16 - 1;
+const KIND_SHIFT: u32 = BEGINNINGS.ilog2();
+const FIRST_IS_BYTES: u16 = 1 << (KIND_SHIFT + 2);
 
 impl Column {
     const DROPPED: Self = Self {

@@ -399,7 +399,7 @@ impl<'a> Build<'a> {
             let around = teacher.bytes(self.teacher_ids[self.place.teacher]);
             bytes.extend_from_slice(&around[..self.place.past]);
         }
-        (teacher.longer_than(bytes), bytes.len())
+        (teacher.longer_behind(whole[0], bytes), bytes.len())
     }
 
     /// The student tokens that a teacher token without its first bytes starts and ends with.

@@ -233,13 +233,27 @@ impl Side {
 
     /// The places in `sorted` of the tokens that begin with `bytes` and go on.
     pub fn longer_than(&self, bytes: &[u8]) -> std::ops::Range<u32> {
+        self.longer_within(0..self.sorted.len() as u32, bytes)
+    }
+
+    /// As [`Side::longer_than`], of a text that begins with the bytes of this token: few do.
+    pub fn longer_behind(&self, token: u32, bytes: &[u8]) -> std::ops::Range<u32> {
+        match self.bytes(token) {
+            [] => self.longer_than(bytes),
+            _ => {
+                let order = self.order[token as usize];
+                self.longer_within(order.equal_start..order.prefix_end, bytes)
+            }
+        }
+    }
+
+    fn longer_within(&self, places: std::ops::Range<u32>, bytes: &[u8]) -> std::ops::Range<u32> {
         let vocab = self.vocab();
-        let start = self
-            .sorted
-            .partition_point(|&id| vocab.token_bytes(id) <= bytes);
-        let more =
-            self.sorted[start..].partition_point(|&id| vocab.token_bytes(id).starts_with(bytes));
-        start as u32..(start + more) as u32
+        let sorted = &self.sorted[places.start as usize..places.end as usize];
+        let start = sorted.partition_point(|&id| vocab.token_bytes(id) <= bytes);
+        let more = sorted[start..].partition_point(|&id| vocab.token_bytes(id).starts_with(bytes));
+        let start = places.start + start as u32;
+        start..start + more as u32
     }
 }
 

@@ -11,6 +11,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::Tokenizer;
 use crate::segment::{CharClasses, Derivations, Model};
 
+/// Numbers that the first two bytes of a token are told apart by.
+pub(crate) const BEGINNINGS: usize = 1 << 12;
 /// The shape of a token about which only its bytes can tell.
 pub(crate) const NO_SHAPE: u16 = 0;
 /// The shape of a token that is no text: behind text the merges alone decide.
@@ -95,13 +97,16 @@ struct Last {
     mask: u32,
     has_matched: bool,
     matched: [u64; 4],
-    /// Bytes that merge with it, and the earliest time of that; see [`rounded`].
-    short: [u64; 4],
-    earliest: u16,
-    /// The first two bytes of the others, as bits of their hash.
-    long: [u64; 8],
-    has_words: bool,
+    /// By byte: the earliest time at which it merges with the token; see [`rounded`].
+    times: [u16; 256],
+    /// The first two bytes of the others that merge with it, as bits of their hash.
+    long: [u64; BEGINNINGS / 64],
+    /// Whether the two above do not tell all.
+    is_open: bool,
 }
+
+/// Most left tokens in one memo.
+const MOST_KNOWN: usize = 1 << 14;
 
 /// Most entries of `partners`; beyond, the memo starts anew.
 const MOST_PARTNERS: usize = 1 << 21;
@@ -113,7 +118,7 @@ pub(crate) struct Next {
     pub token: u32,
     pub part_start: u32,
     pub shape: u16,
-    /// One of 512 for its first two bytes.
+    /// One of [`BEGINNINGS`] for its first two bytes.
     pub begins: u16,
     /// Until when its first byte stands alone; see [`rounded`].
     pub until: u16,
@@ -215,7 +220,7 @@ impl Joints {
             made.parts
                 .extend(parts.map(|part| (part.token, part.until)));
             let (smallest, until) = made.parts[made.parts.len() - 1];
-            if vocab.token_bytes(smallest).len() == 1 {
+            if is_byte(tokenizer, smallest) {
                 made.until[at] = rounded(until);
             }
         }
@@ -378,7 +383,7 @@ impl JointMemo {
 
     #[cold]
     fn add(&mut self, joints: &Joints, tokenizer: &Tokenizer, token: u32, shape: u16) -> u32 {
-        if self.partners.len() > MOST_PARTNERS {
+        if self.partners.len() > MOST_PARTNERS || self.known.len() >= MOST_KNOWN {
             self.place.clear();
             self.known.clear();
             self.partners.clear();
@@ -404,14 +409,15 @@ impl JointMemo {
         let start = self.partners.len();
         self.partners.resize(start + size, (FREE, 0));
         let table = &mut self.partners[start..];
-        let (mut short, mut long) = ([0; 4], [0; 8]);
-        let mut earliest = u16::MAX;
+        let (mut times, mut long) = ([NEVER; 256], [0; BEGINNINGS / 64]);
+        let mut is_open = joints.words.iter().any(|pair| pair.0 == token);
         for (&right, &time) in &found {
             let [first, second] = joints.begins[right as usize];
-            if tokenizer.vocab.token_bytes(right).len() < 2 {
-                insert(&mut short, first);
-                earliest = earliest.min(rounded(time));
+            if is_byte(tokenizer, right) {
+                times[usize::from(first)] = rounded(time);
             } else {
+                // Another token of one byte: its times are not those of the byte.
+                is_open |= tokenizer.vocab.token_bytes(right).len() < 2;
                 let bit = pair_bit(first, second);
                 long[bit / 64] |= 1 << (bit % 64);
             }
@@ -434,10 +440,9 @@ impl JointMemo {
             mask: size as u32 - 1,
             has_matched: matched != [0; 4],
             matched,
-            short,
-            earliest,
+            times,
             long,
-            has_words: joints.words.iter().any(|pair| pair.0 == token),
+            is_open,
         });
         let at = self.known.len() as u32 - 1;
         self.place.insert(token, at);
@@ -445,21 +450,28 @@ impl JointMemo {
     }
 }
 
+/// Later than all times.
+const NEVER: u16 = u16::MAX;
+
 /// A time in few bits: one that is not later has no greater number.
 fn rounded(time: u32) -> u16 {
-    u16::try_from(time >> 1).unwrap_or(u16::MAX)
+    u16::try_from(time >> 1).map_or(NEVER - 1, |time| time.min(NEVER - 1))
+}
+
+/// Whether a token is the one of its only byte.
+fn is_byte(tokenizer: &Tokenizer, token: u32) -> bool {
+    let bytes = tokenizer.vocab.token_bytes(token);
+    bytes.len() == 1 && tokenizer.vocab.id_of(bytes) == Some(token)
 }
 
 fn insert(set: &mut [u64; 4], byte: u8) {
     set[usize::from(byte) / 64] |= 1 << (byte % 64);
 }
 
-/// One of 512.
+/// One of [`BEGINNINGS`].
 fn pair_bit(first: u8, second: u8) -> usize {
-    usize::from(first)
-        .wrapping_mul(37)
-        .wrapping_add(usize::from(second))
-        % 512
+    let pair = u32::from(u16::from_be_bytes([first, second]));
+    (pair.wrapping_mul(0x9E37_79B9) >> (u32::BITS - BEGINNINGS.ilog2())) as usize
 }
 
 fn slot_of(token: u32, mask: u32) -> usize {
@@ -479,7 +491,11 @@ impl AfterToken<'_> {
         }
         match self.cuts[usize::from(next.shape)] {
             Cut::Between => Some(true),
-            Cut::Nowhere => Some(!self.may_merge(next) || !self.merges_with(next)),
+            Cut::Nowhere => {
+                let merges =
+                    self.merges_at_once(next) || (self.may_merge(next) && self.merges_with(next));
+                Some(!merges)
+            }
             Cut::Before => Some(false),
             Cut::Unclear | Cut::Unknown => None,
         }
@@ -491,10 +507,11 @@ impl AfterToken<'_> {
         let cut = self.cuts[usize::from(next.shape)];
         // No branches: neither way is rare.
         let nowhere = cut == Cut::Nowhere;
+        let merges = self.merges_at_once(next);
         let may_merge = self.may_merge(next);
         AtOnce {
-            keeps: (cut == Cut::Between) | (nowhere & !may_merge),
-            open: (cut > Cut::Nowhere) | (nowhere & may_merge),
+            keeps: (cut == Cut::Between) | (nowhere & !(merges | may_merge)),
+            open: (cut > Cut::Nowhere) | (nowhere & may_merge & !merges),
         }
     }
 
@@ -524,12 +541,19 @@ impl AfterToken<'_> {
         }
     }
 
+    /// Whether the first byte alone merges with the left token before it does with what follows it.
+    #[inline]
+    fn merges_at_once(&self, next: &Next) -> bool {
+        next.until > self.last.times[usize::from(next.first_byte)]
+    }
+
+    /// Whether it takes a look at all left parts to tell that nothing merges.
     #[inline]
     fn may_merge(&self, next: &Next) -> bool {
-        let bit = usize::from(next.begins);
-        (has(&self.last.short, next.first_byte) & (next.until >= self.last.earliest))
+        let bit = usize::from(next.begins) % BEGINNINGS;
+        (next.until == self.last.times[usize::from(next.first_byte)])
             | (self.last.long[bit / 64] >> (bit % 64) & 1 == 1)
-            | self.last.has_words
+            | self.last.is_open
     }
 
     #[inline(never)]
@@ -551,7 +575,7 @@ impl AfterToken<'_> {
                 slot = (slot + 1) & self.last.mask as usize;
             }
         }
-        self.last.has_words && self.joints.words.contains(&(self.token, next.token))
+        self.last.is_open && self.joints.words.contains(&(self.token, next.token))
     }
 
     #[cold]

@@ -15,7 +15,9 @@ use crate::vocab::rank_files;
 use crate::vocab::tokenizer_json::TokenizerJson;
 use crate::vocab::{DummyPrefix, Spelling, Vocab, VocabBuilder, hex};
 
-pub(crate) use joints::{AfterToken, BYTES, JointMemo, Joints, NO_SHAPE, Next, WordMemo};
+pub(crate) use joints::{
+    AfterToken, BEGINNINGS, BYTES, JointMemo, Joints, NO_SHAPE, Next, WordMemo,
+};
 
 /// One token for [`Tokenizer::from_tokens`].
 #[derive(Debug, Clone)]
