@@ -136,5 +136,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         panel.set_xlabel("bits per byte, held out")
         panel.set_title(f"{text}: {setting.steps} steps of {setting.batch_size}", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
-        panel.legend(fontsize=8, loc="upper center")
+    # Below the panels: inside one it lies on points.
+    lines = panels[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
