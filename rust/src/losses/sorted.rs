@@ -81,7 +81,7 @@ impl SortedL1<'_> {
 struct Room {
     student: Side,
     teacher: Side,
-    open: Vec<Open>,
+    descent: Descent,
 }
 
 #[derive(Default)]
@@ -100,6 +100,67 @@ struct Open {
     lead: i64,
     /// Values of the student and the teacher.
     counts: (usize, usize),
+}
+
+/// Buckets of both sides from the highest down: which of them have one sign.
+#[derive(Default)]
+struct Descent {
+    /// Values of the student and the teacher above the next bucket, up to a number for both.
+    above: (u32, u32),
+    /// Those in open buckets.
+    sizes: (u32, u32),
+    open: Vec<Open>,
+}
+
+impl Descent {
+    #[inline(always)]
+    fn begin(&mut self, above: (u32, u32)) {
+        (self.above, self.sizes) = (above, (0, 0));
+        self.open.clear();
+    }
+
+    /// The slots of the next bucket: a sign, or the places of its first values.
+    #[inline(always)]
+    fn slots(&mut self, counts: (u32, u32), has_sign: bool) -> (u32, u32) {
+        let slots = match sign(self.above, counts) {
+            Some(sign) if has_sign => (sign, sign),
+            _ => {
+                let slots = self.sizes;
+                self.sizes = (slots.0 + counts.0, slots.1 + counts.1);
+                self.open.push(Open {
+                    lead: i64::from(self.above.0) - i64::from(self.above.1),
+                    counts: (counts.0 as usize, counts.1 as usize),
+                });
+                slots
+            }
+        };
+        self.above = (self.above.0 + counts.0, self.above.1 + counts.1);
+        slots
+    }
+
+    /// The sum over the entries of the open buckets, see [`ranks`].
+    #[inline(always)]
+    fn ranks<const SIGNS: bool>(
+        &self,
+        mut entries: (&mut [u64], &mut [u64]),
+        mut spare: (&mut [u64], &mut [u64]),
+        bits: u32,
+        signs: &mut [f32],
+    ) -> f64 {
+        let mut total = 0.0;
+        for open in &self.open {
+            let part = (
+                split(&mut entries.0, open.counts.0),
+                split(&mut entries.1, open.counts.1),
+            );
+            let room = (
+                split(&mut spare.0, open.counts.0),
+                split(&mut spare.1, open.counts.1),
+            );
+            total += ranks::<SIGNS>(part, room, open.lead, bits, signs);
+        }
+        total
+    }
 }
 
 /// The order of these is by falling value, then by place.
@@ -145,29 +206,18 @@ impl Room {
         let more = (teacher.len() - other.zeros).saturating_sub(student.len() - own.zeros);
         let mut total = self.student.pass::<SIGNS>(student, signs, more);
         total -= self.teacher.pass::<false>(teacher, &mut [], 0);
-        let mut entries = (&mut *self.student.entries, &mut *self.teacher.entries);
         self.student.spare.resize(sizes.0, 0);
         self.teacher.spare.resize(sizes.1, 0);
-        let mut spare = (&mut *self.student.spare, &mut *self.teacher.spare);
-        for open in &self.open {
-            let part = (
-                split(&mut entries.0, open.counts.0),
-                split(&mut entries.1, open.counts.1),
-            );
-            let free = (
-                split(&mut spare.0, open.counts.0),
-                split(&mut spare.1, open.counts.1),
-            );
-            total += ranks::<SIGNS>(part, free, open.lead, SHIFT, signs);
-        }
+        let entries = (&mut *self.student.entries, &mut *self.teacher.entries);
+        let spare = (&mut *self.student.spare, &mut *self.teacher.spare);
+        total += self.descent.ranks::<SIGNS>(entries, spare, SHIFT, signs);
         Some(total)
     }
 
     /// The slots of the buckets between two, whose counts are taken, and how many values each side has in open ones.
     #[inline(always)]
     fn settle(&mut self, low: u32, top: u32) -> (usize, usize) {
-        self.open.clear();
-        let (mut above, mut sizes) = ((0, 0), (0, 0));
+        self.descent.begin((0, 0));
         for bucket in (low.min(top)..=top).rev().map(|bits| bits as usize) {
             let counts = (
                 std::mem::take(&mut self.student.counts[bucket]),
@@ -177,22 +227,11 @@ impl Room {
             if counts == (0, 0) && bucket > 0 {
                 continue;
             }
-            let slots = match sign(above, counts) {
-                Some(sign) if bucket > 0 => (sign, sign),
-                _ => {
-                    let slots = sizes;
-                    sizes = (sizes.0 + counts.0, sizes.1 + counts.1);
-                    self.open.push(Open {
-                        lead: i64::from(above.0) - i64::from(above.1),
-                        counts: (counts.0 as usize, counts.1 as usize),
-                    });
-                    slots
-                }
-            };
+            let slots = self.descent.slots(counts, bucket > 0);
             self.student.slots[bucket] = slots.0;
             self.teacher.slots[bucket] = slots.1;
-            above = (above.0 + counts.0, above.1 + counts.1);
         }
+        let sizes = self.descent.sizes;
         (sizes.0 as usize, sizes.1 as usize)
     }
 }
@@ -375,25 +414,11 @@ fn finer<const SIGNS: bool>(
         others[bucket(other)] += 1;
     }
     let (mut slots, mut other_slots) = ([0; FINER], [0; FINER]);
+    let mut descent = Descent::default();
     // As counted from a rank that both sides are above.
-    let mut above = (lead.max(0) as u32, (-lead).max(0) as u32);
-    let mut sizes = (0, 0);
-    let mut open = Vec::new();
+    descent.begin((lead.max(0) as u32, (-lead).max(0) as u32));
     for at in 0..FINER {
-        let counts = (counts[at], others[at]);
-        (slots[at], other_slots[at]) = match sign(above, counts) {
-            Some(sign) => (sign, sign),
-            None => {
-                let slots = sizes;
-                sizes = (sizes.0 + counts.0, sizes.1 + counts.1);
-                open.push(Open {
-                    lead: i64::from(above.0) - i64::from(above.1),
-                    counts: (counts.0 as usize, counts.1 as usize),
-                });
-                slots
-            }
-        };
-        above = (above.0 + counts.0, above.1 + counts.1);
+        (slots[at], other_slots[at]) = descent.slots((counts[at], others[at]), true);
     }
     let mut total = 0.0;
     for &own in student.iter() {
@@ -418,19 +443,7 @@ fn finer<const SIGNS: bool>(
             *slot += 1;
         }
     }
-    let (mut entries, mut free) = ((spare, other_spare), (student, teacher));
-    for open in &open {
-        let part = (
-            split(&mut entries.0, open.counts.0),
-            split(&mut entries.1, open.counts.1),
-        );
-        let room = (
-            split(&mut free.0, open.counts.0),
-            split(&mut free.1, open.counts.1),
-        );
-        total += ranks::<SIGNS>(part, room, open.lead, bits, signs);
-    }
-    total
+    total + descent.ranks::<SIGNS>((spare, other_spare), (student, teacher), bits, signs)
 }
 
 #[cfg(test)]
