@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import TeacherTopK
 from xtoken.tensors.trie import TrieSlots, first_pieces
 from xtoken.trie import PieceTrie
+
+if TYPE_CHECKING:
+    from xtoken.losses.inputs import LossInputs, LossOptions
+    from xtoken.losses.output import LossOutput
 
 # Wider than a block, and no multiple of anything.
 _SIZE, _PADDED, _ROWS = 1531, 1537, 5
@@ -86,17 +90,10 @@ def p_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> st
         results = []
         for mode in ("torch", "triton"):
             with forced(mode), torch.enable_grad():
-                output = p_kl(LossInputs(logits, of, chunks), pair, options)
+                inputs = LossInputs(logits, of, chunks)
+                output = p_kl(inputs, pair, options)
                 (grad,) = torch.autograd.grad(output.loss, logits)
-                joined = _with_cross_entropy(
-                    lambda student, of=of, options=options: (
-                        p_kl(  # type: ignore[misc]
-                            LossInputs(student, of, chunks), pair, options
-                        ).loss
-                    ),
-                    logits,
-                    shares=mode == "triton",
-                )
+                joined = _with_cross_entropy(p_kl, inputs, pair, options, mode == "triton")
                 metrics = torch.stack(list(output.metrics.values()))
                 grads = torch.stack([grad.float(), joined])
                 results.append((output.loss.detach(), metrics, grads))
@@ -134,17 +131,8 @@ def prefix_kl(device: torch.device, student: torch.dtype, teacher: torch.dtype) 
                 inputs = LossInputs(logits, signal, chunks, student_ids=ids, teacher_ids=ids)
                 found = prefix_kl(inputs, pair, options)
                 grads.append(torch.autograd.grad(found.loss, logits)[0].float())
-                grads.append(
-                    _with_cross_entropy(
-                        lambda student, inputs=inputs, options=options: (
-                            prefix_kl(  # type: ignore[misc]
-                                replace(inputs, student=student), pair, options
-                            ).loss
-                        ),
-                        logits,
-                        shares=mode == "triton",
-                    )
-                )
+                shares = mode == "triton"
+                grads.append(_with_cross_entropy(prefix_kl, inputs, pair, options, shares))
                 output.append(found.loss.detach())
                 metrics += found.metrics.values()
             results.append((torch.stack(output), torch.stack(metrics), torch.stack(grads)))
@@ -239,15 +227,22 @@ def difference(make: Callable[[], BlockLoss], logits: Tensor) -> str | None:
 
 
 def _with_cross_entropy(
-    loss: Callable[[Tensor | SharedLogits], Tensor], logits: Tensor, *, shares: bool
+    loss: Callable[[LossInputs, PairParts, LossOptions], LossOutput],
+    inputs: LossInputs,
+    pair: PairParts,
+    options: LossOptions,
+    shares: bool,
 ) -> Tensor:
     """The gradient of a loss and a cross-entropy; `shares`: in one write."""
     from xtoken.losses.cross_entropy import cross_entropy
 
+    logits = inputs.student
+    assert isinstance(logits, Tensor)
     student = SharedLogits.of(logits) if shares else logits
     ids = torch.arange(_ROWS + 1, device=logits.device)[None] * 300
     entropy = cross_entropy(student, ids, ids != 600, vocab_size=_SIZE).loss
-    (grad,) = torch.autograd.grad(loss(student) + 0.5 * entropy, logits)
+    total = loss(replace(inputs, student=student), pair, options).loss + 0.5 * entropy
+    (grad,) = torch.autograd.grad(total, logits)
     return grad.float()
 
 
