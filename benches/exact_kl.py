@@ -15,7 +15,6 @@ import torch
 
 from benches.targets import COLUMNS, pairs
 from xtoken import Projection
-from xtoken.align import AlignmentBatch
 from xtoken.losses import LOSSES, LossInputs, LossOptions, PairParts, TeacherTopK
 from xtoken.targets import TargetBuilder
 from xtoken.tensors.chunks import ChunkBatch
@@ -34,9 +33,8 @@ def main() -> None:
         own, other = (
             torch.from_numpy(ids)[None] for ids in (example.student_ids, example.teacher_ids)
         )
-        chunks = ChunkBatch.from_alignments(AlignmentBatch.stack([example.alignment]))
         everything = [torch.ones_like(ids, dtype=torch.bool) for ids in (own, other)]
-        chunks = chunks.usable(*everything)
+        chunks = ChunkBatch.usable_from_alignments([example.alignment], *everything)
         assert example.column_ids is not None
         signal = TeacherTopK(
             torch.from_numpy(example.column_ids)[None], torch.from_numpy(example.log_probs)[None],

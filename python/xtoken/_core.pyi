@@ -32,6 +32,7 @@ __all__ = [
     "exact_kl",
     "prefix_kl_below",
     "sorted_l1",
+    "usable_chunks",
     "usable_rows",
 ]
 
@@ -326,6 +327,23 @@ def usable_rows(
 
     Raises:
         ShapeError: a chunk lies outside a mask.
+    """
+
+_Counted: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]
+
+def usable_chunks(
+    student: _Counted,
+    teacher: _Counted,
+    kinds: npt.NDArray[np.uint8],
+    chunk_indptr: npt.NDArray[np.int64],
+    admit: Sequence[int],
+) -> _ChunkRows | None:
+    """What `chunk_rows` and then `usable_rows` give, in one pass; None where these two have to
+    look: bounds that fall, arrays that do not fit together, chunks that leave their mask.
+
+    Args:
+        student: bounds and columns of the student's sequences, and its mask, [B, T_s].
+        teacher: the same of the teacher's.
     """
 
 PROJECTION_RULES: list[str]

@@ -57,7 +57,7 @@ def test_inputs_of_another_class_name_the_call_that_makes_them(alignment, tokeni
     aligner = Aligner(*tokenizers)
     batch = aligner.align_batch([tokenizers[0].encode(TEXT).ids], [tokenizers[1].encode(TEXT).ids])
     for match, call in {
-        "chunks is xtoken.Alignment, expected ChunkBatch; pass ChunkBatch.from_alignments": (
+        "chunks is xtoken.Alignment, expected ChunkBatch; pass ChunkBatch.usable_from_alignments": (
             lambda: LossInputs(student, teacher, alignment)
         ),
         "chunks is xtoken.AlignmentBatch, expected ChunkBatch; pass ChunkBatch": (

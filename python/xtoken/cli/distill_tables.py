@@ -138,9 +138,11 @@ def _loss_chunks(example: Example) -> int:
 
 
 def _usable(example: Example) -> ChunkBatch:
-    chunks = ChunkBatch.from_alignments([example.alignment])
-    masks = (example.student_loss_mask, example.teacher_loss_mask)
-    return chunks.usable(*(torch.from_numpy(mask)[None] for mask in masks))
+    masks = (
+        torch.from_numpy(own)[None]
+        for own in (example.student_loss_mask, example.teacher_loss_mask)
+    )
+    return ChunkBatch.usable_from_alignments([example.alignment], *masks)
 
 
 def dry_run_table(found: DryRun) -> Table:

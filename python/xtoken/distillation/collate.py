@@ -88,7 +88,6 @@ class DistillCollator:
         )
         alignments = AlignmentBatch.stack([example.alignment for example in examples])
         alignments = replace(alignments, student_columns=student[2], teacher_columns=teacher[2])
-        chunks = ChunkBatch.from_alignments(alignments)
         asked = teacher[1].any(1)
         # Of a text that is for another teacher nothing is to be covered.
         own = [each.alignment for each, one in zip(examples, asked.tolist(), strict=True) if one]
@@ -104,7 +103,7 @@ class DistillCollator:
             teacher=teacher[0],
             student_loss_mask=student[1],
             teacher_loss_mask=teacher[1],
-            chunks=chunks.usable(student[1], teacher[1]),
+            chunks=ChunkBatch.usable_from_alignments(alignments, student[1], teacher[1]),
             tokens=int(student[1][:, 1:].sum()),
             coverage=coverage,
             pair=self.pair,

@@ -36,7 +36,7 @@ class LossInputs:
         teacher: [B, T_t, V_t'] float logits, raw, detached here, columns from V_t on dropped; or
             a `TeacherTopK`, whose unstored tokens have no known probability; or an `LmHead`, whose
             logits are made where they are read.
-        chunks: the chunks to count, from `ChunkBatch.usable`.
+        chunks: the chunks to count, from `ChunkBatch.usable_from_alignments`.
         student_ids, teacher_ids: [B, T_s] and [B, T_t] int64, the tokens that the models were run
             on. Prefix KL and ALM read them; the others compare their shapes with the logits'.
         normalizer: what the sum over chunks is divided by, > 0; their number where None. With
@@ -75,7 +75,7 @@ class LossInputs:
         teacher_positions(self.teacher)
         expect(
             self.chunks, ChunkBatch, "chunks",
-            "pass ChunkBatch.from_alignments(alignments).usable(student_mask, teacher_mask)",
+            "pass ChunkBatch.usable_from_alignments(alignments, student_mask, teacher_mask)",
         )  # fmt: skip
         for name, ids in (("student_ids", self.student_ids), ("teacher_ids", self.teacher_ids)):
             if ids is not None:

@@ -169,8 +169,8 @@ class AlignedText:
         from xtoken.tensors.chunks import ChunkBatch
 
         masks = self.example.student_loss_mask, self.example.teacher_loss_mask
-        usable = ChunkBatch.from_alignments([self.alignment]).usable(
-            *(torch.from_numpy(np.array(mask))[None] for mask in masks)
+        usable = ChunkBatch.usable_from_alignments(
+            [self.alignment], *(torch.from_numpy(np.array(mask))[None] for mask in masks)
         )
         counted = set(zip(*(getattr(usable, name).tolist() for name in _RANGE), strict=True))
         own = (self.alignment.student_bounds, self.alignment.teacher_bounds)

@@ -21,6 +21,8 @@ from xtoken.vocab.fingerprints import PairFingerprint
 
 _INDEX_FIELDS = ("sample", "student_start", "student_end", "teacher_start", "teacher_end", "kind")
 _TENSORS = (*_INDEX_FIELDS, "has_predictor")
+_FIELDS = (*_TENSORS, "pair", "_host")
+_ADMITTED = (ChunkKind.EXACT, ChunkKind.SPECIAL)
 _SIDES = ("student", "teacher")
 
 
@@ -67,7 +69,8 @@ class HostChunks:
 class ChunkBatch:
     """The chunks of a padded batch, one row per chunk: half-open token ranges in both sequences.
 
-    `from_alignments` makes it; `usable` keeps the chunks that a loss counts.
+    `usable_from_alignments` makes the chunks that a loss counts; `from_alignments` makes all, of
+    which `usable` keeps those.
 
     Attributes:
         sample: [C] int64, row of the batch the chunk belongs to.
@@ -144,15 +147,7 @@ class ChunkBatch:
         >>> ChunkBatch.from_alignments([one]).student_end.tolist()
         [1, 3]
         """
-        if isinstance(alignments, AlignmentBatch):
-            if student_offsets is not None or teacher_offsets is not None:
-                raise OptionError(
-                    "student_offsets and teacher_offsets are for a sequence of alignments; an "
-                    "AlignmentBatch has its own columns: pass it alone"
-                )
-            batch = alignments
-        else:
-            batch = _stacked(alignments, student_offsets, teacher_offsets)
+        batch = _batch_of(alignments, student_offsets, teacher_offsets)
         rows, predicted, reach, whole = _core.chunk_rows(
             (batch.student_bounds, batch.student_columns),
             (batch.teacher_bounds, batch.teacher_columns),
@@ -170,6 +165,70 @@ class ChunkBatch:
         return cls._of_rows(rows, predicted, reach, whole, batch.pair)
 
     @classmethod
+    def usable_from_alignments(
+        cls,
+        alignments: AlignmentBatch | Sequence[Alignment],
+        student_mask: Tensor,
+        teacher_mask: Tensor,
+        *,
+        admit: Collection[int] = _ADMITTED,
+        student_offsets: Sequence[int] | None = None,
+        teacher_offsets: Sequence[int] | None = None,
+        student_document_starts: Tensor | None = None,
+        teacher_document_starts: Tensor | None = None,
+    ) -> ChunkBatch:
+        """The chunks that a loss counts, on the CPU: `from_alignments` and `usable` in one pass.
+
+        Args:
+            alignments: as in `from_alignments`, like the offsets and the document starts.
+            student_mask, teacher_mask: as in `usable`, like `admit`.
+
+        Raises:
+            As both of them.
+
+        >>> import numpy as np
+        >>> one = Alignment(np.array([0, 1, 3]), np.array([0, 1, 2]), np.zeros(2, np.uint8),
+        ...                 np.zeros(4, np.int64))
+        >>> masks = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
+        >>> ChunkBatch.usable_from_alignments([one], *masks).student_end.tolist()
+        [3]
+        """
+        batch = _batch_of(alignments, student_offsets, teacher_offsets)
+        flags = []
+        for side, mask, starts in (
+            ("student", student_mask, student_document_starts),
+            ("teacher", teacher_mask, teacher_document_starts),
+        ):
+            _check_mask(mask, side)
+            if starts is not None:
+                name = f"{side}_document_starts"
+                _check_flags(starts, name)
+                if starts.shape != mask.shape:
+                    raise ShapeError(
+                        f"{name} has shape {tuple(starts.shape)}, expected {tuple(mask.shape)} "
+                        f"like {side}_mask; pass both of the padded ids"
+                    )
+                # A chunk is left out for a token that begins a document as for one that is masked.
+                mask = mask & ~starts
+            flags.append(_flags(mask))
+        kept = _core.usable_chunks(
+            (batch.student_bounds, batch.student_columns, flags[0]),
+            (batch.teacher_bounds, batch.teacher_columns, flags[1]),
+            batch.kind,
+            batch.chunk_indptr,
+            [int(kind) for kind in admit],
+        )
+        if kept is not None:
+            return cls._of_rows(*kept, batch.pair)
+        # Two steps tell what does not fit.
+        chunks = cls.from_alignments(
+            batch,
+            student_document_starts=student_document_starts,
+            teacher_document_starts=teacher_document_starts,
+        )
+        return chunks.usable(student_mask, teacher_mask, admit=admit)
+
+    @classmethod
     def _of_rows(
         cls,
         rows: NDArray[np.int64],
@@ -180,14 +239,9 @@ class ChunkBatch:
     ) -> ChunkBatch:
         """What the core made of chunks; its arrays own their memory, as `HostChunks` wants them."""
         host = HostChunks(rows[0], rows[1], rows[2], rows[3], rows[4], whole, reach)
-        sample, first, last, teacher_first, teacher_last, kind = torch.from_numpy(rows).unbind(0)
-        values = (sample, first, last, teacher_first, teacher_last, kind)
+        values = (*torch.from_numpy(rows).unbind(0), torch.from_numpy(predicted), pair, host)
         chunks = object.__new__(cls)  # what the core makes needs no check
-        names = (*_TENSORS, "pair", "_host")
-        for name, value in zip(
-            names, (*values, torch.from_numpy(predicted), pair, host), strict=True
-        ):
-            object.__setattr__(chunks, name, value)
+        vars(chunks).update(zip(_FIELDS, values, strict=True))
         return chunks
 
     @classmethod
@@ -288,7 +342,7 @@ class ChunkBatch:
         student_mask: Tensor,
         teacher_mask: Tensor,
         *,
-        admit: Collection[int] = (ChunkKind.EXACT, ChunkKind.SPECIAL),
+        admit: Collection[int] = _ADMITTED,
     ) -> ChunkBatch:
         """The chunks that a loss counts, in order.
 
@@ -305,8 +359,7 @@ class ChunkBatch:
             ShapeError: a mask is not [B, T] bool, or a chunk lies outside of it.
         """
         for side, mask in (("student", student_mask), ("teacher", teacher_mask)):
-            expect(mask, Tensor, f"{side}_mask", f"pass {side}_mask as a bool tensor [B, T]")
-            _check_flags(mask, f"{side}_mask")
+            _check_mask(mask, side)
         self.check_within(student_mask.shape, teacher_mask.shape)
         host = self.host
         kept = _core.usable_rows(
@@ -356,11 +409,18 @@ class ChunkBatch:
         return ids
 
 
-def _stacked(
-    alignments: Sequence[Alignment],
+def _batch_of(
+    alignments: AlignmentBatch | Sequence[Alignment],
     student_offsets: Sequence[int] | None,
     teacher_offsets: Sequence[int] | None,
 ) -> AlignmentBatch:
+    if isinstance(alignments, AlignmentBatch):
+        if student_offsets is not None or teacher_offsets is not None:
+            raise OptionError(
+                "student_offsets and teacher_offsets are for a sequence of alignments; an "
+                "AlignmentBatch has its own columns: pass it alone"
+            )
+        return alignments
     hint = "pass what Aligner.align_batch gives, or one Aligner.align(...) for each sample"
     expect(alignments, (AlignmentBatch, list, tuple), "alignments", hint)
     for index, one in enumerate(alignments):
@@ -394,6 +454,12 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 def _flags(tensor: Tensor) -> NDArray[np.uint8]:
     flags: NDArray[np.uint8] = np.ascontiguousarray(_array(tensor)).view(np.uint8)
     return flags
+
+
+def _check_mask(mask: Tensor, side: str) -> None:
+    name = f"{side}_mask"
+    expect(mask, Tensor, name, f"pass {name} as a bool tensor [B, T]")
+    _check_flags(mask, name)
 
 
 def _check_flags(flags: Tensor, name: str) -> None:

@@ -361,8 +361,11 @@ class TeacherSideCollator:
         teacher_mask = seen.bool()
         teacher_mask[:, 0] = False
         asked = torch.tensor([_is_asked(alignment) for _, alignment in documents])
-        chunks = ChunkBatch.from_alignments(
-            [alignment for _, alignment in documents], student_offsets=offsets.tolist()
+        chunks = ChunkBatch.usable_from_alignments(
+            [alignment for _, alignment in documents],
+            mask,
+            teacher_mask,
+            student_offsets=offsets.tolist(),
         )
         student = {"input_ids": inputs["input_ids"], "attention_mask": attention}
         return Batch(
@@ -370,7 +373,7 @@ class TeacherSideCollator:
             teacher={"input_ids": ids, "attention_mask": seen},
             student_loss_mask=mask,
             teacher_loss_mask=teacher_mask,
-            chunks=chunks.usable(mask, teacher_mask),
+            chunks=chunks,
             tokens=int(mask[:, 1:].sum()),
             coverage=_coverage([alignment for _, alignment in documents]),
             pair=self._fingerprints[index],
@@ -394,9 +397,8 @@ class TeacherSideCollator:
         mask = mask & ~starts
         teacher_mask = ~teacher_starts
         joined = _chained([alignment for _, alignment in documents])
-        chunks = ChunkBatch.from_alignments(
-            [joined], student_document_starts=starts, teacher_document_starts=teacher_starts
-        )
+        # The masks hold no token that begins a document, so no chunk lies in two.
+        chunks = ChunkBatch.usable_from_alignments([joined], mask, teacher_mask)
         ids = torch.from_numpy(np.concatenate([teacher for teacher, _ in documents]))[None]
         asked = np.array([_is_asked(alignment) for _, alignment in documents])
         owner = np.repeat(asked, [int(each.student_bounds[-1]) for _, each in documents])
@@ -406,7 +408,7 @@ class TeacherSideCollator:
             teacher={"input_ids": ids, "position_ids": teacher_positions},
             student_loss_mask=mask,
             teacher_loss_mask=teacher_mask,
-            chunks=chunks.usable(mask, teacher_mask),
+            chunks=chunks,
             tokens=int(mask[:, 1:].sum()),
             coverage=_coverage([alignment for _, alignment in documents]),
             pair=self._fingerprints[index],

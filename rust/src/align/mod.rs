@@ -9,6 +9,7 @@
 
 mod batch;
 mod characters;
+mod counted;
 mod differences;
 mod output;
 mod resync;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 pub use batch::{MIN_PARALLEL_TOKENS, Ragged, align_batch};
+pub use counted::usable_of;
 pub use output::{AlignmentBatch, ChunkKind, Counts};
 pub use rows::{Bounds, ChunkRows, Chunks, Mask, flatten, usable};
 pub use side::TokenId;

@@ -146,7 +146,7 @@ fn write_side(
     furthest
 }
 
-fn offsets(indptr: &[i64], length: usize) -> Result<Vec<usize>> {
+pub(super) fn offsets(indptr: &[i64], length: usize) -> Result<Vec<usize>> {
     let mut previous = 0;
     let mut offsets = Vec::with_capacity(indptr.len());
     for (position, &value) in indptr.iter().enumerate() {
@@ -179,7 +179,7 @@ fn offsets(indptr: &[i64], length: usize) -> Result<Vec<usize>> {
 }
 
 impl Bounds<'_> {
-    fn check(&self, side: &str, chunks: usize, sequences: usize) -> Result<()> {
+    pub(super) fn check(&self, side: &str, chunks: usize, sequences: usize) -> Result<()> {
         if self.bounds.len() != chunks + sequences {
             let what = format!("{side}_bounds");
             return Err(shape(&what, self.bounds.len(), chunks + sequences));

@@ -1,11 +1,11 @@
-//! `xtoken._core.chunk_rows` and `usable_rows`: the chunks of a padded batch.
+//! `xtoken._core.chunk_rows`, `usable_rows` and `usable_chunks`: the chunks of a padded batch.
 
 use numpy::PyUntypedArrayMethods;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 use super::{contiguous, detached, without_gaps};
-use crate::align::{Bounds, ChunkRows, Chunks, Mask, flatten, usable};
+use crate::align::{Bounds, ChunkRows, Chunks, Mask, flatten, usable, usable_of};
 
 type Ints<'py> = PyReadonlyArray1<'py, i64>;
 type Rows<'py> = (
@@ -14,6 +14,8 @@ type Rows<'py> = (
     (i64, i64, i64),
     bool,
 );
+/// Bounds, columns and mask.
+type Side<'py> = (Ints<'py>, Ints<'py>, PyReadonlyArray2<'py, u8>);
 
 /// The chunks of a batch of alignments: [6, C] samples, ranges and kinds; [C] whether each has a
 /// predictor; the largest sample and ends; whether all have.
@@ -81,6 +83,43 @@ fn usable_rows<'py>(
     wrapped(py, rows)
 }
 
+/// Both of them in one pass; None where the two of them have to look.
+#[pyfunction]
+fn usable_chunks<'py>(
+    py: Python<'py>,
+    student: Side<'py>,
+    teacher: Side<'py>,
+    kinds: PyReadonlyArray1<'py, u8>,
+    chunk_indptr: Ints<'py>,
+    admit: Vec<i64>,
+) -> PyResult<Option<Rows<'py>>> {
+    let Some(((student, student_mask), (teacher, teacher_mask))) =
+        side(&student).zip(side(&teacher))
+    else {
+        return Ok(None);
+    };
+    let (Ok(kinds), Ok(chunk_indptr)) = (kinds.as_slice(), chunk_indptr.as_slice()) else {
+        return Ok(None);
+    };
+    let rows = detached(py, || {
+        let (sides, masks) = ([student, teacher], [student_mask, teacher_mask]);
+        Ok(usable_of(sides, kinds, chunk_indptr, masks, &admit))
+    })?;
+    rows.map(|rows| wrapped(py, rows)).transpose()
+}
+
+fn side<'a>((bounds, columns, mask): &'a Side<'_>) -> Option<(Bounds<'a>, Mask<'a>)> {
+    let bounds = Bounds {
+        bounds: bounds.as_slice().ok()?,
+        columns: columns.as_slice().ok()?,
+    };
+    let mask = Mask {
+        flags: mask.as_slice().ok()?,
+        width: mask.shape()[1],
+    };
+    Some((bounds, mask))
+}
+
 fn wrapped(py: Python<'_>, rows: ChunkRows) -> PyResult<Rows<'_>> {
     let count = rows.has_predictor.len();
     Ok((
@@ -93,5 +132,6 @@ fn wrapped(py: Python<'_>, rows: ChunkRows) -> PyResult<Rows<'_>> {
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(chunk_rows, module)?)?;
-    module.add_function(wrap_pyfunction!(usable_rows, module)?)
+    module.add_function(wrap_pyfunction!(usable_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(usable_chunks, module)?)
 }
