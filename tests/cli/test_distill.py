@@ -6,11 +6,11 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -263,10 +263,9 @@ def test_a_comparison_killed_in_the_middle_of_checkpoints_goes_on_to_the_same_st
     # the last of the second, once it has written one of the first and one of the second.
     for writes, broken in ((2, out), (3, out / "compare" / "p-kl")):
         options = [*arguments(workspace, out=out, checkpoint_every=2), "--compare", "--resume"]
-        killed = subprocess.run(
-            [sys.executable, "-c", DIES, str(writes), *options], capture_output=True, text=True
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed = Forked(DIES, writes, *options)
+        _, errors = killed.communicate()
+        assert killed.returncode == -signal.SIGKILL, errors
         assert (broken / "checkpoint-4" / "optimizer.pt").is_file()
         assert not (broken / "checkpoint-4" / "run.json").exists()
     first_result = (out / "result.json").read_bytes()

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from forked import Forked, fork_two
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -193,10 +189,9 @@ def test_a_killed_teacher_goes_on_and_computes_nothing_twice(
     data = write_jsonl(tmp_path / "data.jsonl", tiny_texts(110))
     given = {"teacher": workspace / "teacher", "data": data, "top_k": 64, "device": "cpu"}
     arguments = command("teach", **given, out=out)
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES, "7", *arguments], capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = Forked(DIES, 7, *arguments)
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
     before = TopKStore.open(out)
     assert not before.notes.complete
     stored = sum(shard.length(i) for shard in before._shards for i in range(len(shard.digests)))
@@ -357,9 +352,11 @@ def test_two_processes_share_the_work_of_one_store(
             "teach", *flags, teacher=workspace / "teacher", data=workspace / "data.jsonl",
             out=out, top_k=64, device="cpu",
         )  # fmt: skip
-        done = torchrun(COUNTS, [str(tmp_path), *arguments])
-        assert done.returncode == 0, done.stderr
-        assert "cpu, 2 processes" in " ".join(done.stdout.split())
+        ranks = fork_two(COUNTS, tmp_path, *arguments, COLUMNS="200")
+        for process in ranks:
+            output, errors = process.communicate()
+            assert process.returncode == 0, errors
+            assert ("cpu, 2 processes" in " ".join(output.split())) == (process is ranks[0])
         found, expected = stored(out), stored(store)
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[ids], expected[ids]) for ids in found)
@@ -377,11 +374,11 @@ def test_a_folder_that_is_not_shared_is_told(workspace: Path, tmp_path: Path) ->
         "teach", teacher=workspace / "teacher", data=workspace / "data.jsonl",
         out=tmp_path / "RANK", top_k=64, device="cpu",
     )  # fmt: skip
-    done = torchrun(COUNTS, [str(tmp_path), *arguments])
-    assert done.returncode != 0
-    assert "20 of 40 texts were stored where this process cannot see them" in " ".join(
-        done.stderr.split()
-    )
+    for process in fork_two(COUNTS, tmp_path, *arguments, COLUMNS="200"):
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        told = "20 of 40 texts were stored where this process cannot see them"
+        assert told in " ".join(errors.split())
     for path in (tmp_path / "1").glob("*.safetensors"):
         shutil.copy(path, tmp_path / "0")
     assert "0 tokens" in teach(workspace, tmp_path / "0")
@@ -419,28 +416,6 @@ finally:
     (folder / f"texts-{rank}").write_text(str(texts))
     (folder / f"tokens-{rank}").write_text(str(teachers[0].tokens_computed))
 """
-
-
-def torchrun(script: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Two processes of a script on this machine."""
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(script)
-        file.flush()
-        return subprocess.run(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--master-addr", "127.0.0.1", "--master-port", str(free_port()), file.name,
-                *arguments,
-            ],
-            capture_output=True, text=True, timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_two_processes_do_not_fill_one_store(workspace: Path, tmp_path: Path) -> None:

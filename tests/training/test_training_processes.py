@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, fork_two, rank_variables
 from tiny_models import tiny_texts, write_jsonl, write_pair
 
 from xtoken.projection import Projection
@@ -148,32 +148,15 @@ if shared == "one":
 """
 
 
-def start(script: str, folder: Path, argument: object, **variables: str) -> subprocess.Popen[str]:
+def start(script: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """From nothing: `datasets` reads its variables when it is imported."""
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(folder), str(argument)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        [sys.executable, "-c", script, str(folder)],
+        env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def start_two(
-    script: str, folder: Path, argument: object, **variables: str
-) -> list[subprocess.Popen[str]]:
-    """Start two processes as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return [
-        start(
-            script,
-            folder,
-            argument,
-            **(address | variables | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}),
-        )
-        for rank in ("0", "1")
-    ]
 
 
 @pytest.fixture
@@ -184,9 +167,8 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def test_two_processes_give_the_gradient_of_one(workspace: Path) -> None:
-    ranks = start_two(SCRIPT, workspace, 2)
-    for process in [*ranks, start(SCRIPT, workspace, 4)]:
-        _, errors = process.communicate(timeout=240)
+    for process in [*fork_two(SCRIPT, workspace, 2), Forked(SCRIPT, workspace, 4)]:
+        _, errors = process.communicate()
         assert process.returncode == 0, errors
     (expected,) = read_history(workspace / "metrics-alone.jsonl")
     for rank in ("0", "1"):
@@ -204,8 +186,8 @@ def test_two_processes_give_the_gradient_of_one(workspace: Path) -> None:
 
 
 def test_two_processes_learn_the_projection_of_one(workspace: Path) -> None:
-    for process in [*start_two(LEARN, workspace, 2), start(LEARN, workspace, 4)]:
-        _, errors = process.communicate(timeout=240)
+    for process in [*fork_two(LEARN, workspace, 2), Forked(LEARN, workspace, 4)]:
+        _, errors = process.communicate()
         assert process.returncode == 0, errors
     before = Projection.load(workspace / "before.safetensors")
     one, two = (
@@ -225,8 +207,8 @@ def test_two_processes_learn_the_projection_of_one(workspace: Path) -> None:
 def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path) -> None:
     cache = workspace / "cache"
     reports = []
-    for process in start_two(FILL, workspace, "lives", XTOKEN_CACHE=str(cache)):
-        output, errors = process.communicate(timeout=240)
+    for process in fork_two(FILL, workspace, "lives", XTOKEN_CACHE=str(cache)):
+        output, errors = process.communicate()
         assert process.returncode == 0, errors
         reports.append(json.loads(output.splitlines()[-1]))  # gloo may say something first
     wanted = reports[0]["wanted"]
@@ -241,8 +223,8 @@ def test_two_processes_share_the_teachers_work_and_see_all_of_it(workspace: Path
 
 
 def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> None:
-    waiting, killed = start_two(FILL, workspace, "dies")
-    _, errors = waiting.communicate(timeout=240)
+    waiting, killed = fork_two(FILL, workspace, "dies")
+    _, errors = waiting.communicate()
     killed.communicate(timeout=10)
     assert killed.returncode == -signal.SIGKILL
     assert waiting.returncode == 1
@@ -254,10 +236,10 @@ def test_the_first_process_of_a_machine_tokenizes_and_the_others_have_the_same(
 ) -> None:
     variables = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}
     script = (TESTS / "training" / "tokenize_once.py").read_text(encoding="utf-8")
-    for process in [
-        *start_two(script, workspace, "", HF_DATASETS_CACHE=str(workspace / "two"), **variables),
-        start(script, workspace, "", HF_DATASETS_CACHE=str(workspace / "one"), **variables),
-    ]:
+    one = variables | {"HF_DATASETS_CACHE": str(workspace / "one")}
+    two = variables | {"HF_DATASETS_CACHE": str(workspace / "two")}
+    ranks = [start(script, workspace, **two, **rank) for rank in rank_variables(2)]
+    for process in [*ranks, start(script, workspace, **one)]:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     first, second, alone = (
@@ -281,8 +263,8 @@ def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupte
     # Each process draws its own dropout.
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.2}))
     for sitting, code in (("first", 9), ("second", 0)):
-        for process in start_two(RESUME, workspace, sitting):
-            _, errors = process.communicate(timeout=240)
+        for process in fork_two(RESUME, workspace, sitting):
+            _, errors = process.communicate()
             assert process.returncode == code, errors
     for name in ("student/model.safetensors", "metrics.jsonl"):
         found, expected = ((workspace / run / name).read_bytes() for run in ("cut", "whole"))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked, rank_variables
 from transformers import AutoModelForCausalLM
 
 SCRIPT = Path(__file__).parent / "sharded_run.py"
-SOURCE = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
@@ -25,25 +21,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(folder: Path, out: Path, kind: str, processes: int) -> dict[str, Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, "--master_port", port, SCRIPT, folder, out, kind],
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONPATH": os.pathsep.join([str(SOURCE / "tests"), str(SOURCE), *sys.path]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [
+        Forked(SCRIPT, folder, out, kind, CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", **rank)
+        for rank in rank_variables(processes)
+    ]
+    for process in ranks:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
     found: dict[str, Any] = json.loads((out / "found.json").read_text())
     return found
 
