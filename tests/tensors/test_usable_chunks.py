@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from xtoken import Alignment, AlignmentBatch
 from xtoken.errors import ArgumentTypeError, OptionError, ShapeError, XTokenError
-from xtoken.tensors.chunks import ChunkBatch, HostChunks
+from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host_chunks import HostChunks
 from xtoken.vocab.fingerprints import PairFingerprint
 
 SIDES = ("student", "teacher")

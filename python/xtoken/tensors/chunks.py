@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,55 +13,17 @@ from torch import Tensor
 from xtoken import _core
 from xtoken._checks import expect
 from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
-from xtoken.errors import OptionError, ShapeError
+from xtoken.errors import ShapeError
 from xtoken.tensors.host import readable
+from xtoken.tensors.host_chunks import HostChunks, array_of
 from xtoken.tensors.segments import ragged_arange
+from xtoken.tensors.stacked import batch_of
 from xtoken.vocab.fingerprints import PairFingerprint
 
 _INDEX_FIELDS = ("sample", "student_start", "student_end", "teacher_start", "teacher_end", "kind")
 _TENSORS = (*_INDEX_FIELDS, "has_predictor")
 _FIELDS = (*_TENSORS, "pair", "_host")
 _ADMITTED = (ChunkKind.EXACT, ChunkKind.SPECIAL)
-_SIDES = ("student", "teacher")
-
-
-@dataclass(frozen=True, eq=False)
-class HostChunks:
-    """The same chunks in numpy on the host, where a loss may look at them without waiting.
-
-    Attributes:
-        sample, student_start, student_end, teacher_start, teacher_end: [C] int64.
-        predicted: whether each chunk has a token on both sides and a predictor of each of them.
-        reach: the largest sample, student end and teacher end; 0 without a chunk.
-    """
-
-    sample: NDArray[np.int64]
-    student_start: NDArray[np.int64]
-    student_end: NDArray[np.int64]
-    teacher_start: NDArray[np.int64]
-    teacher_end: NDArray[np.int64]
-    predicted: bool
-    reach: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, chunks: ChunkBatch) -> HostChunks:
-        """Those of a batch; waits for the device it is on."""
-        # Copies: a loader's worker moves the tensors' memory to where its parent reads it, and what
-        # only looks at the old memory would read what stands there later.
-        sample, predicted = _array(chunks.sample).copy(), _array(chunks.has_predictor)
-        ranges = [_array(x).copy() for side in _SIDES for x in chunks.range_of(side)]
-        good = bool(predicted.all())
-        for start, end in (ranges[:2], ranges[2:]):
-            good = good and not bool(((start < 1) | (end <= start)).any())
-        reach = tuple(int(x.max(initial=0)) for x in (sample, ranges[1], ranges[3]))
-        bounds = (ranges[0], ranges[1], ranges[2], ranges[3])
-        return cls(sample, *bounds, good, (reach[0], reach[1], reach[2]))
-
-    def range_of(self, side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First tokens and ends on "student" or "teacher"."""
-        if side == "student":
-            return self.student_start, self.student_end
-        return self.teacher_start, self.teacher_end
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +108,7 @@ class ChunkBatch:
         >>> ChunkBatch.from_alignments([one]).student_end.tolist()
         [1, 3]
         """
-        batch = _batch_of(alignments, student_offsets, teacher_offsets)
+        batch = batch_of(alignments, student_offsets, teacher_offsets)
         rows, predicted, reach, whole = _core.chunk_rows(
             (batch.student_bounds, batch.student_columns),
             (batch.teacher_bounds, batch.teacher_columns),
@@ -180,11 +141,20 @@ class ChunkBatch:
         """The chunks that a loss counts, on the CPU: `from_alignments` and `usable` in one pass.
 
         Args:
-            alignments: as in `from_alignments`, like the offsets and the document starts.
-            student_mask, teacher_mask: as in `usable`, like `admit`.
+            alignments: as in `from_alignments`.
+            student_mask: [B, T_s] bool, the token counts in the loss (prompt and padding do not).
+            teacher_mask: [B, T_t] bool.
+            admit: kinds to count, as in `usable`.
+            student_offsets, teacher_offsets: B ints, as in `from_alignments`.
+            student_document_starts, teacher_document_starts: as in `from_alignments`, of the masks'
+                shapes.
 
         Raises:
-            As both of them.
+            ArgumentTypeError: the alignments or a mask are of another class.
+            ShapeError: a mask is not [B, T] bool, a chunk lies outside of it, document starts are
+                not of its shape, or the arrays of an alignment do not fit together.
+            OptionError: offsets beside an `AlignmentBatch`, which has its own.
+            PairError: alignments of several pairs.
 
         >>> import numpy as np
         >>> one = Alignment(np.array([0, 1, 3]), np.array([0, 1, 2]), np.zeros(2, np.uint8),
@@ -193,7 +163,7 @@ class ChunkBatch:
         >>> ChunkBatch.usable_from_alignments([one], *masks).student_end.tolist()
         [3]
         """
-        batch = _batch_of(alignments, student_offsets, teacher_offsets)
+        batch = batch_of(alignments, student_offsets, teacher_offsets)
         flags = []
         for side, mask, starts in (
             ("student", student_mask, student_document_starts),
@@ -366,7 +336,7 @@ class ChunkBatch:
             host.sample,
             host.range_of("student"),
             host.range_of("teacher"),
-            np.ascontiguousarray(_array(self.kind)),
+            np.ascontiguousarray(array_of(self.kind)),
             _flags(self.has_predictor),
             _flags(student_mask),
             _flags(teacher_mask),
@@ -409,50 +379,8 @@ class ChunkBatch:
         return ids
 
 
-def _batch_of(
-    alignments: AlignmentBatch | Sequence[Alignment],
-    student_offsets: Sequence[int] | None,
-    teacher_offsets: Sequence[int] | None,
-) -> AlignmentBatch:
-    if isinstance(alignments, AlignmentBatch):
-        if student_offsets is not None or teacher_offsets is not None:
-            raise OptionError(
-                "student_offsets and teacher_offsets are for a sequence of alignments; an "
-                "AlignmentBatch has its own columns: pass it alone"
-            )
-        return alignments
-    hint = "pass what Aligner.align_batch gives, or one Aligner.align(...) for each sample"
-    expect(alignments, (AlignmentBatch, list, tuple), "alignments", hint)
-    for index, one in enumerate(alignments):
-        expect(one, Alignment, f"alignments[{index}]", hint)
-        for side, bounds in (("student", one.student_bounds), ("teacher", one.teacher_bounds)):
-            if len(bounds) != len(one.kind) + 1:
-                raise ShapeError(
-                    f"alignments[{index}].{side}_bounds has {len(bounds)} entries, "
-                    f"expected {len(one.kind) + 1}: one more than kind"
-                )
-    return replace(
-        AlignmentBatch.stack(alignments),
-        student_columns=_offsets(student_offsets, len(alignments), "student_offsets"),
-        teacher_columns=_offsets(teacher_offsets, len(alignments), "teacher_offsets"),
-    )
-
-
-def _offsets(offsets: Sequence[int] | None, count: int, name: str) -> NDArray[np.int64]:
-    if offsets is None:
-        return np.zeros(count, np.int64)
-    if len(offsets) != count:
-        raise ShapeError(f"{name} has {len(offsets)} entries, expected {count}: one per sample")
-    return np.asarray(offsets, dtype=np.int64)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.cpu().numpy()
-    return array
-
-
 def _flags(tensor: Tensor) -> NDArray[np.uint8]:
-    flags: NDArray[np.uint8] = np.ascontiguousarray(_array(tensor)).view(np.uint8)
+    flags: NDArray[np.uint8] = np.ascontiguousarray(array_of(tensor)).view(np.uint8)
     return flags
 
 
@@ -486,7 +414,7 @@ def _counts_inside(
         )
     # One running sum over all rows: a range does not leave its row.
     sums = np.zeros(rows * width + 1, np.int64)
-    np.cumsum(_array(flags).reshape(-1), out=sums[1:])
+    np.cumsum(array_of(flags).reshape(-1), out=sums[1:])
     row = sample * width
     counts: NDArray[np.int64] = sums.take(row + end) - sums.take(row + start)
     return counts

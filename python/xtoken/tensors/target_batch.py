@@ -12,8 +12,9 @@ from torch import Tensor
 
 from xtoken.errors import ShapeError
 from xtoken.targets import Targets
-from xtoken.tensors.chunks import ChunkBatch, HostChunks
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.host import readable
+from xtoken.tensors.host_chunks import HostChunks
 
 _Int64 = NDArray[np.int64]
 

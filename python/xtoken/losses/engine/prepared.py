@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.tensors.chunks import HostChunks
 from xtoken.tensors.host import on_device
+from xtoken.tensors.host_chunks import HostChunks
 
 Ints = NDArray[np.int64]
 

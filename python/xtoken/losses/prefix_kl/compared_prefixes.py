@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken.tensors.chunks import ChunkBatch, HostChunks
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.host import on_device
+from xtoken.tensors.host_chunks import HostChunks
 from xtoken.trie import PieceTrie
 
 Ints = NDArray[np.int64]
