@@ -1,12 +1,14 @@
 """Python programs in processes of their own, forked from one that has imported what they need.
 
 To import the trainer takes 6 s of CPU, and a tiny run one. What is about the start of a process, as
-a launcher's, is tested in `test_examples.py`, with processes that start from nothing.
+a launcher's, is tested in `test_examples.py`, with processes that start from nothing. Triton is
+there as its interpreter: on the CPU nothing else of it runs.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import multiprocessing
 import os
 import socket
@@ -14,10 +16,15 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["xtoken.training", "xtoken.cli.distill", "trl.trainer.sft_trainer"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "triton", "xtoken.training", "xtoken.cli.distill", "trl.trainer.sft_trainer"]
+)
 
 
 class Forked:
@@ -32,6 +39,7 @@ class Forked:
         self._process = CONTEXT.Process(
             target=_become, args=(code, argv, environment, os.getcwd(), self._said), daemon=False
         )
+        _start_server()
         self._process.start()
 
     @property
@@ -70,6 +78,13 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@functools.cache
+def _start_server() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        forkserver.ensure_running()
 
 
 def _file() -> Path:

@@ -1,16 +1,15 @@
 """The kernels compute what the definitions say: in Triton's interpreter, on the CPU.
 
-The interpreter is chosen when Triton is imported, so each file runs in a process of its own.
+The interpreter is chosen when Triton is imported, so the files `interpreted_*.py` run in processes
+of their own, the long ones in parts.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from packaging.version import Version
 
 triton = pytest.importorskip("triton")
@@ -18,21 +17,39 @@ if Version(triton.__version__) < Version("3.9"):
     pytest.skip("the interpreter of Triton 3.2 fails with today's numpy", allow_module_level=True)
 
 HERE = Path(__file__).parent
+PARTS = {"p_kl": 4, "self_check": 5, "together": 3, "prefix_kl": 2}
+FILES = [
+    (path.stem, part, parts)
+    for path in sorted(HERE.glob("interpreted_*.py"))
+    for parts in [PARTS.get(path.stem.removeprefix("interpreted_"), 1)]
+    for part in range(parts)
+]
+
+RUN = """
+import sys
+
+import pytest
+
+part, parts = map(int, sys.argv[2:])
+
+class Part:
+    def pytest_collection_modifyitems(self, config, items):
+        kept = items[part::parts]
+        config.hook.pytest_deselected(items=[each for each in items if each not in kept])
+        items[:] = kept
+
+# numpy computes the lanes that a mask leaves out too.
+options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+sys.exit(pytest.main([*options, sys.argv[1]], plugins=[Part()]))
+"""
 
 
-@pytest.mark.parametrize("file", sorted(each.stem for each in HERE.glob("interpreted_*.py")))
-def test_interpreted(file: str) -> None:
-    tests = HERE.parents[1]
-    path = os.pathsep.join([str(tests), str(HERE), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-            # numpy computes the lanes that a mask leaves out too.
-            "-W", "ignore::RuntimeWarning", str(HERE / f"{file}.py"),
-        ],
-        cwd=tests.parent, env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout
+@pytest.mark.parametrize(("file", "part", "parts"), FILES)
+def test_interpreted(file: str, part: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    variables = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    run = Forked(RUN, HERE / f"{file}.py", part, parts, **variables)
+    output, errors = run.communicate(timeout=600)
+    assert run.returncode == 0, output + errors
+    assert " passed" in output
+    assert "skipped" not in output
