@@ -39,7 +39,7 @@ class Forked:
         self._process = CONTEXT.Process(
             target=_become, args=(code, argv, environment, os.getcwd(), self._said), daemon=False
         )
-        _start_server()
+        start_server()
         self._process.start()
 
     @property
@@ -81,7 +81,8 @@ def free_port() -> int:
 
 
 @functools.cache
-def _start_server() -> None:
+def start_server() -> None:
+    """Before the first process; `CONTEXT` alone would start it with another Triton."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         forkserver.ensure_running()

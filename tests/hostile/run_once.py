@@ -1,20 +1,25 @@
 """Starts small runs in processes of their own, forked from one that has read all that they need.
 
-Reads a JSON object per line: `{"start": [out, command, errors]}` answers a process id, `{"wait":
-pid}` its exit code, negative for a signal.
+Asked `("start", (out, command, errors))` it answers a process id, asked `("wait", pid)` its exit
+code, negative for a signal.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import resource
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+from huggingface_hub.utils import disable_progress_bars
+from transformers.utils import logging
 
 from xtoken import Pair
 from xtoken.data import read_documents, split_held_out
@@ -131,17 +136,18 @@ def packed(folder: Path) -> Run:
     return run
 
 
-def main(folder: Path, kind: str) -> None:
+def serve(folder: Path, kind: str, questions: Connection) -> None:
+    """Answer until the other end is closed."""
+    os.environ |= {"XTOKEN_CACHE": "off", "TOKENIZERS_PARALLELISM": "false"}
+    warnings.simplefilter("ignore")
+    disable_progress_bars()
+    logging.disable_progress_bar()
     run = {"plain": plain, "packed": packed}[kind](folder)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "start" in asked:
-            answer = start(run, *asked["start"])
-        else:
-            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
-        print(answer, flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    questions.send("ready")
+    with contextlib.suppress(EOFError):
+        while True:
+            question, given = questions.recv()
+            if question == "start":
+                questions.send(start(run, *given))
+            else:
+                questions.send(os.waitstatus_to_exitcode(os.waitpid(given, 0)[1]))

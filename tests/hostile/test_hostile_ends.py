@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from drawing import count, generator
-from run_once import CONFIG
+from forked import CONTEXT, start_server
+from run_once import CONFIG, serve
 from tiny_models import tiny_texts, write_jsonl, write_pair
 
 import xtoken
@@ -29,41 +29,28 @@ class Server:
 
     def __init__(self, folder: Path, kind: str = "plain") -> None:
         self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "run_once.py"), str(folder), kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
-                "XTOKEN_CACHE": "off",
-                "PYTHONWARNINGS": "ignore",
-                "TOKENIZERS_PARALLELISM": "false",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "TQDM_DISABLE": "1",
-            },
-        )
-        assert self.answer() == "ready"
+        self._questions, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=serve, args=(folder, kind, theirs))
+        start_server()
+        self._process.start()
+        theirs.close()
+        assert self._questions.recv() == "ready"
 
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
+    def ask(self, question: str, given: object) -> int:
+        self._questions.send((question, given))
+        return int(self._questions.recv())
 
-    def ask(self, **question: object) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return int(self.answer())
+    def end(self) -> None:
+        self._questions.close()
+        self._process.join()
 
     def start(self, out: Path, command: str = "run") -> int:
         out.parent.mkdir(exist_ok=True)
         errors = self.folder / "errors"
-        pid = self.ask(start=[str(out), command, str(errors)])
-        return pid
+        return self.ask("start", (str(out), command, str(errors)))
 
     def wait(self, pid: int) -> tuple[int, str]:
-        code = self.ask(wait=pid)
+        code = self.ask("wait", pid)
         return code, (self.folder / "errors").read_text()
 
     def finish(self, out: Path, command: str = "run") -> tuple[int, str]:
@@ -83,7 +70,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_jsonl(folder / "data.jsonl", tiny_texts(12))
     server = Server(folder)
     yield server
-    server.process.communicate()
+    server.end()
 
 
 @pytest.fixture(name="whole", scope="module")
@@ -149,7 +136,7 @@ def test_a_packed_run_with_two_teachers_killed_at_any_moment_resumes_to_the_same
             assert not unfinished(out.parent / "run-store")
             shutil.rmtree(out.parent)
     finally:
-        server.process.communicate()
+        server.end()
 
 
 def weights(out: Path) -> bytes:
