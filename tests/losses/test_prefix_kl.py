@@ -578,3 +578,22 @@ def test_segment_logsumexp_survives_empty_segments_and_missing_mass() -> None:
     (gradient,) = torch.autograd.grad(found[[0, 2]].sum(), values)
     assert not gradient.isnan().any()
     assert gradient[2:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_teacher_row_that_matters_and_is_nan_is_told(seed: int) -> None:
+    case = make_prefix_case(seed, batch=2, chunks=8)
+    teacher = case.batch.teacher_logits
+    expected = loss_of(case).loss
+    told = 0
+    for row in range(teacher.shape[0] * teacher.shape[1]):
+        at = divmod(row, teacher.shape[1])
+        kept = teacher[at].clone()
+        teacher[at] = kept.roll(1) * 1.5
+        if loss_of(case).loss != expected:
+            teacher[at] = torch.nan
+            with pytest.raises(NonFiniteError, match=r"teacher\["):
+                loss_of(case)
+            told += 1
+        teacher[at] = kept
+    assert told > 3

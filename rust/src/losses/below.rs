@@ -357,7 +357,8 @@ impl<T: Real> Below<'_, T> {
         if on_end {
             room.scaled[0] = T::of(rest.ln());
         }
-        (on_end || on_children >= self.min_mass, known)
+        // NaN counts: it is to be told.
+        (on_end || on_children.is_nan() || on_children >= self.min_mass, known)
     }
 
     /// Of logits; `told` is the log of the denominator, or NaN.

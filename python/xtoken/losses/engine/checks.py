@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import NonFiniteError, ShapeError, TokenIdError
-from xtoken.losses.engine.merge import chunk_rows
+from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.student_rows import StudentRows
 from xtoken.losses.inputs import LossInputs
+from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.host import readable
 from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
@@ -101,15 +102,14 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
     if bool(good):
         return total
     with torch.no_grad():
-        where = chunk_rows(inputs.chunks, "student", source.positions[1], None)
-        for index in torch.split(where.index, 64):
-            _refuse(source.rows(index), index, source.positions[1], "student_logits")
+        length = source.positions[1]
+        for index in torch.split(_rows_of(inputs.chunks, "student", length), 64):
+            _refuse(source.rows(index), index, length, "student_logits")
         teacher = inputs.teacher
         length = teacher_positions(teacher)[1]
         values = teacher.log_probs if isinstance(teacher, TeacherTopK) else teacher
         full = FullLogits.of(values, None)
-        where = chunk_rows(inputs.chunks, "teacher", length, None)
-        for index in torch.split(where.index, 64):
+        for index in torch.split(_rows_of(inputs.chunks, "teacher", length), 64):
             _refuse(full.rows(index), index, length, "teacher")
     if bool(torch.isnan(value)):
         raise NonFiniteError(
@@ -122,6 +122,15 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
             "NaN or +inf; lower the scale of the logits, or report this as a bug"
         )
     return total
+
+
+def _rows_of(chunks: ChunkBatch, side: str, length: int) -> Tensor:
+    """[n] the rows that predict a chunk's tokens, and the one behind it, which a prefix of all of
+    them reads."""
+    host = chunks.host
+    first, last = host.range_of(side)
+    rows = ChunkRows.ragged(host.sample * length + first - 1, last - first + 1, chunks.device)
+    return rows.index
 
 
 def _refuse(rows: Tensor, index: Tensor, length: int, name: str) -> None:

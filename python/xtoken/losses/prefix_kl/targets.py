@@ -201,7 +201,8 @@ class PrefixPart:
             at + depth, layout.slot_ends, layout.item, layout.piece
         )
         on_children = torch.zeros_like(rest).index_add(0, layout.item, torch.exp(children))
-        counted = layout.has_end & self.end | (on_children >= self.min_mass)
+        # NaN counts: it is to be told.
+        counted = layout.has_end & self.end | ~(on_children < self.min_mass)
         if self.entries.is_stored:
             # What is not stored is in `rest`, and so in END.
             layout = layout.without(torch.isneginf(children), self.end)
