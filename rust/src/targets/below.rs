@@ -1,9 +1,11 @@
 //! A teacher's row behind some of the text's own tokens.
 
 use super::NONE;
-use super::pair::{Column, ColumnKind};
+use super::columns::{ColumnKind, GATHERED, Gathered};
+use super::pair::ask_for;
 use super::position::Build;
-use crate::tokenizer::NO_SHAPE;
+use super::rows::place_of;
+use crate::tokenizer::{NO_SHAPE, NO_TEXT, Told};
 
 /// Beyond this the memo of texts starts anew.
 pub(super) const MOST_TEXTS: usize = 1 << 20;
@@ -31,8 +33,8 @@ impl Build<'_> {
                 found
             }
             node => (
-                tables.node_first[node as usize],
-                tables.node_last[node as usize],
+                tables.nodes[node as usize].first,
+                tables.nodes[node as usize].last,
             ),
         };
         let mut stays = row.listed;
@@ -44,7 +46,7 @@ impl Build<'_> {
             let (at, child) = self.scratch.children[place];
             let prob = row.probs[at as usize];
             stays -= prob;
-            let child_first = tables.node_first[child as usize];
+            let child_first = tables.nodes[child as usize].first;
             let child_first = (child_first != NONE).then_some(child_first);
             if self.options.sure {
                 self.doubt(child_first, self.below(child));
@@ -73,7 +75,7 @@ impl Build<'_> {
         self.scratch.asked.clear();
         for word in 0..row.ids.len().div_ceil(64) {
             let mut open = match slot {
-                Some(slot) => !self.scratch.masks[slot].plain[word],
+                Some(slot) => !self.scratch.masks[slot].plain()[word],
                 None => u64::MAX,
             };
             if word == row.ids.len() / 64 {
@@ -93,13 +95,17 @@ impl Build<'_> {
                     continue;
                 }
                 let id = row.ids[place];
-                let kind = self.scratch.gathered[at % GATHERED].columns[place].kind();
-                let empty = kind != ColumnKind::Text && tables.teacher.bytes(id).is_empty();
-                if empty || kind == ColumnKind::Stop {
-                    continue;
+                let begins = self.scratch.gathered[at % GATHERED].begins[place];
+                if begins & NO_TEXT != 0 {
+                    let kind = tables.columns[id as usize].kind();
+                    let empty = tables.teacher.bytes(id).is_empty();
+                    if empty || kind == ColumnKind::Stop {
+                        continue;
+                    }
                 }
                 stays -= row.probs[place];
                 self.scratch.asked.push((place as u32, id));
+                self.scratch.texts.ask_for(node, id);
             }
         }
         self.give_texts(depth, node, at, mass);
@@ -120,10 +126,22 @@ impl Build<'_> {
         } else {
             firsts.resize(asked.len(), None);
         }
-        for (&(place, id), &known) in asked.iter().zip(&firsts) {
-            let first = known.unwrap_or_else(|| self.first_of_text(depth, node, id));
-            let first = (first != NONE).then_some(first);
-            self.give(first, mass * row.probs[place as usize]);
+        for first in firsts.iter().flatten() {
+            self.tables.ask_for_head(*first);
+        }
+        for (&(_, id), first) in asked.iter().zip(&mut firsts) {
+            if first.is_none() {
+                *first = Some(self.first_of_text(depth, node, id));
+            }
+        }
+        self.drop_lost(&mut firsts);
+        for (&(place, _), &first) in asked.iter().zip(&firsts) {
+            let mass = mass * row.probs[place as usize];
+            if let Some(first) = first
+                && mass > 0.0
+            {
+                self.give_kept(first, mass);
+            }
         }
         self.scratch.asked = asked;
         self.scratch.firsts = firsts;
@@ -181,6 +199,17 @@ impl Build<'_> {
             }
             return scratch.children.len();
         }
+        const FEW: usize = 8;
+        if children.len() <= FEW {
+            for (piece, child) in children {
+                let place = place_of(row.ids, piece);
+                if place != NONE && place != on_path {
+                    scratch.children.push((place, child));
+                }
+            }
+            scratch.children.sort_unstable();
+            return scratch.children.len();
+        }
         // Which ids a row has, by their last bits.
         const BITS: usize = 4096;
         if scratch.filter_row != at {
@@ -211,11 +240,7 @@ impl Build<'_> {
         if gathered.at == at {
             return;
         }
-        gathered.at = at;
-        gathered.columns.clear();
-        let ids = self.rows.of(at).ids;
-        let columns = ids.iter().map(|&id| self.tables.columns[id as usize]);
-        gathered.columns.extend(columns);
+        gathered.fill(at, self.rows.of(at).ids, &self.tables.briefs);
         // The next row is asked about soon; waiting for its columns would take longer than all else.
         self.tables.ask_for(self.rows.of(at + 1).ids);
     }
@@ -233,68 +258,59 @@ impl Build<'_> {
         scratch.next_mask = (slot + 1) % scratch.masks.len();
         let mask = &mut scratch.masks[slot];
         (mask.at, mask.last) = (at, last);
-        mask.bits.clear();
-        mask.plain.clear();
-        let columns = &scratch.gathered[at % GATHERED].columns;
+        let Gathered { shapes, begins, .. } = &scratch.gathered[at % GATHERED];
         let tables = self.tables;
         let mut after = tables.student.after(last, &mut scratch.student_pairs);
         let ids = self.rows.of(at).ids;
-        for (word, columns) in columns.chunks(64).enumerate() {
-            let (mut bits, mut open) = (0u64, u64::MAX >> (64 - columns.len()));
-            if let Some(after) = after.at_once() {
-                open = 0;
-                for (bit, column) in columns.iter().enumerate() {
-                    let known = after.at_once(&column.text());
-                    bits |= u64::from(known.keeps) << bit;
-                    open |= u64::from(known.open | !column.is_plain()) << bit;
-                }
-            }
-            let mut plain = bits;
-            while open != 0 {
-                let bit = open.trailing_zeros();
-                open &= open - 1;
-                let column = &columns[bit as usize];
+        match after.at_once() {
+            Some(after) => after.at_once(shapes, begins, &mut mask.told),
+            None => mask.told.nothing(ids.len()),
+        }
+        // What is asked about one by one is asked for first, so that none waits for another.
+        let open = mask.told.open.iter().zip(ids.chunks(64));
+        for (&word, ids) in open.clone() {
+            for_each_bit(word, |bit| {
+                ask_for(tables.columns.as_ptr().wrapping_add(ids[bit] as usize));
+            });
+        }
+        for (&word, ids) in open {
+            for_each_bit(word, |bit| {
+                after.ask_for(&tables.columns[ids[bit] as usize].next());
+            });
+        }
+        let Told {
+            keeps,
+            for_text,
+            open,
+        } = &mut mask.told;
+        let words = keeps.iter_mut().zip(for_text).zip(open);
+        for (((keep, keep_for_text), open), ids) in words.zip(ids.chunks(64)) {
+            *keep &= !*open;
+            *keep_for_text &= !*open;
+            for_each_bit(*open, |bit| {
+                let id = ids[bit];
+                let column = &tables.columns[id as usize];
                 let (keeps, keeps_for_text) = match column.kind() {
                     ColumnKind::Text => {
-                        let text = || tables.teacher.bytes(ids[word * 64 + bit as usize]);
+                        let text = || tables.teacher.bytes(id);
                         after.keeps_both(&column.next(), column.shape, text)
                     }
                     // Text that the student cannot spell.
                     ColumnKind::Dropped => (false, false),
                     ColumnKind::Stop | ColumnKind::Special => (true, column.shape != NO_SHAPE),
                 };
-                bits = bits & !(1 << bit) | u64::from(keeps) << bit;
-                plain = plain & !(1 << bit) | u64::from(keeps_for_text) << bit;
-            }
-            mask.bits.push(bits);
-            mask.plain.push(plain);
+                *keep |= u64::from(keeps) << bit;
+                *keep_for_text |= u64::from(keeps_for_text) << bit;
+            });
         }
         slot
     }
 }
 
-/// Rows whose columns are held together.
-pub(super) const GATHERED: usize = 8;
-
-/// What the pair says of the columns of one row, side by side: looking them up one by one, where
-/// each is used, would wait for the memory as often.
-#[derive(Debug)]
-pub(super) struct Gathered {
-    at: usize,
-    pub columns: Vec<Column>,
-}
-
-impl Gathered {
-    pub fn new() -> Self {
-        Self {
-            at: usize::MAX,
-            columns: Vec::new(),
-        }
-    }
-
-    /// Forgets: the next row may be of another text.
-    pub fn forget(&mut self) {
-        self.at = usize::MAX;
+fn for_each_bit(mut word: u64, mut visit: impl FnMut(usize)) {
+    while word != 0 {
+        visit(word.trailing_zeros() as usize);
+        word &= word - 1;
     }
 }
 
@@ -303,9 +319,7 @@ impl Gathered {
 pub(super) struct Mask {
     at: usize,
     last: u32,
-    pub bits: Vec<u64>,
-    /// Of them those of which the first student token tells it for all of the column's text.
-    pub plain: Vec<u64>,
+    told: Told,
 }
 
 impl Mask {
@@ -314,12 +328,21 @@ impl Mask {
         self.at == at && self.last == last
     }
 
+    /// By column, as bits.
+    pub fn keeps(&self) -> &[u64] {
+        &self.told.keeps
+    }
+
+    /// Of them those of which the first student token tells it for all of the column's text.
+    pub fn plain(&self) -> &[u64] {
+        &self.told.for_text
+    }
+
     pub fn new() -> Self {
         Self {
             at: usize::MAX,
             last: NONE,
-            bits: Vec::new(),
-            plain: Vec::new(),
+            told: Told::default(),
         }
     }
 
@@ -349,6 +372,29 @@ impl TextMemo {
         Self {
             sets: vec![TextSet([(u64::MAX, NONE); 4]); 1 << SET_BITS],
         }
+    }
+
+    /// Has what is known of a text brought nearer.
+    fn ask_for(&self, node: u32, id: u32) {
+        ask_for(self.sets.as_ptr().wrapping_add(Self::set(node, id).1));
+    }
+
+    /// Has what is known of a token without its first bytes brought nearer.
+    pub fn ask_for_rest(&self, id: u32, past: usize) {
+        self.ask_for(Self::rest(past), id);
+    }
+
+    pub fn get_rest(&self, id: u32, past: usize) -> Option<u32> {
+        self.get(Self::rest(past), id)
+    }
+
+    pub fn insert_rest(&mut self, id: u32, past: usize, first: u32) {
+        self.insert(Self::rest(past), id, first);
+    }
+
+    /// A number that no node has.
+    fn rest(past: usize) -> u32 {
+        1 << 31 | past as u32
     }
 
     fn set(node: u32, id: u32) -> (u64, usize) {

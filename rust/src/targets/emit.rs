@@ -1,9 +1,9 @@
 //! From the masses of a position to its groups and their tokens.
 
 use super::NONE;
-use super::below::{GATHERED, Mask};
+use super::below::Mask;
+use super::columns::ColumnKind;
 use super::groups::{Account, Targets};
-use super::pair::ColumnKind;
 use super::places::Place;
 use super::position::Build;
 use crate::trie::ROOT;
@@ -27,10 +27,10 @@ impl Build<'_> {
             } else {
                 (0, 0)
             }
-        } else if tables.node_depth[key as usize] > 1 || !self.options.cells {
+        } else if tables.nodes[key as usize].depth > 1 || !self.options.cells {
             tables.below(key)
         } else if key != self.own_cell {
-            tables.cell(tables.node_column[key as usize])
+            tables.cell(tables.nodes[key as usize].column)
         } else {
             (0, 0)
         }
@@ -59,12 +59,18 @@ impl Build<'_> {
             if key <= tables.last_column || key >= 2 * node_count {
                 0
             } else if key < node_count {
-                tables.node_depth[key as usize].saturating_sub(1)
+                tables.nodes[key as usize].depth.saturating_sub(1)
             } else {
-                tables.node_depth[(key - node_count) as usize]
+                tables.nodes[(key - node_count) as usize].depth
             }
         };
-        targets.push_groups(&scratch.masses, &scratch.extra, scale, depth_of);
+        targets.push_groups(
+            &scratch.masses,
+            &tables.cells,
+            &scratch.extra,
+            scale,
+            depth_of,
+        );
         let Place {
             position, chunk, ..
         } = self.place;
@@ -117,9 +123,8 @@ impl Build<'_> {
                 return;
             }
             let next = self.scratch.nodes.get(depth + 1).copied().unwrap_or(NONE);
-            let children = tables.inexact_ptr[node as usize]..tables.inexact_ptr[node as usize + 1];
-            for &child in &tables.inexact[children.start as usize..children.end as usize] {
-                let first = tables.node_first[child as usize];
+            for &child in tables.inexact(node) {
+                let first = tables.nodes[child as usize].first;
                 if child != next && first != NONE {
                     let group = self.group_of(first);
                     self.add_extra(group, tables.below(child));
@@ -145,20 +150,17 @@ impl Build<'_> {
         }
         let tables = self.tables;
         let row = self.rows.of(self.place.teacher);
-        let columns = &self.scratch.gathered[self.place.teacher % GATHERED].columns;
         let last = self.place.last.filter(|_| self.options.consistent);
         let found = |mask: &&Mask| last.is_some_and(|last| mask.is_of(self.place.teacher, last));
         let mask = self.scratch.masks.iter().find(found);
-        for (place, ((&id, &prob), column)) in
-            row.ids.iter().zip(row.probs).zip(columns).enumerate()
-        {
+        for (place, (&id, &prob)) in row.ids.iter().zip(row.probs).enumerate() {
             let prob = prob as f32;
             let on_path = place == row.own as usize && !self.scratch.path.is_empty();
-            match column.kind() {
+            match tables.columns[id as usize].kind() {
                 ColumnKind::Dropped => account.dropped += prob,
                 ColumnKind::Text => {
                     let kept =
-                        mask.is_none_or(|mask| mask.bits[place / 64] >> (place % 64) & 1 == 1);
+                        mask.is_none_or(|mask| mask.keeps()[place / 64] >> (place % 64) & 1 == 1);
                     if !kept && !on_path {
                         account.left_out += prob;
                     }

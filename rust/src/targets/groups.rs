@@ -97,41 +97,47 @@ impl Targets {
         self.ends.reserve(columns);
     }
 
-    /// Adds the groups of one position, but those without mass, each with its own range and those
-    /// of `extra`, which rise by the places of their groups.
+    /// Adds the groups of one position, but those without mass, each with its own range, which is
+    /// that of `cells` for most, and those of `extra`, which rise by the places of their groups.
     pub(super) fn push_groups(
         &mut self,
         found: &Masses,
+        cells: &[(i32, i32)],
         extra: &[(u32, (u32, u32))],
         scale: f64,
         depth: impl Fn(u32) -> u8,
     ) {
         let mut extra = extra.iter().peekable();
-        let mut bare = found.bare.iter().peekable();
-        let (keys, masses, (starts, ends)) = (found.keys(), found.masses(), found.ranges());
+        let mut others = found.others.iter().peekable();
+        let (keys, masses) = (found.keys(), found.masses());
         let mut from = 0;
         while from < keys.len() {
-            // Up to the next group of which not just one range is to be copied.
-            let rest = &masses[from..];
+            // Up to the next group of which not just a cell's range is to be copied.
             let next = |place: Option<&u32>| place.map_or(usize::MAX, |&place| place as usize);
-            let to = next(bare.peek().copied())
+            let mut to = next(others.peek().map(|other| &other.0))
                 .min(next(extra.peek().map(|extra| &extra.0)))
-                .min(
-                    from + rest
-                        .iter()
-                        .position(|&mass| mass <= 0.0)
-                        .unwrap_or(rest.len()),
-                );
-            self.copy_groups(found, from..to, scale, &depth);
+                .min(keys.len());
+            if found.has_zeros
+                && let Some(zero) = masses[from..to].iter().position(|&mass| mass <= 0.0)
+            {
+                to = from + zero;
+            }
+            self.copy_cells(&keys[from..to], &masses[from..to], cells, scale);
             from = to;
             if to == keys.len() {
                 break;
             }
             let place = to as u32;
-            bare.next_if(|&&bare| bare == place);
+            let range = match others.next_if(|other| other.0 == place) {
+                Some(&(_, range)) => range,
+                None => {
+                    let (start, end) = cells[keys[to] as usize];
+                    (start as u32, end as u32)
+                }
+            };
             let counts = masses[to] > 0.0;
             if counts {
-                self.push_range((starts[to] as u32, ends[to] as u32));
+                self.push_range(range);
             }
             while let Some(&(_, range)) = extra.next_if(|extra| extra.0 == place) {
                 if counts {
@@ -146,23 +152,22 @@ impl Targets {
         }
     }
 
-    fn copy_groups(
-        &mut self,
-        found: &Masses,
-        groups: std::ops::Range<usize>,
-        scale: f64,
-        depth: impl Fn(u32) -> u8,
-    ) {
-        let masses = found.masses()[groups.clone()].iter();
-        self.probs.extend(masses.map(|mass| (mass * scale) as f32));
-        let keys = found.keys()[groups.clone()].iter();
-        self.depths.extend(keys.map(|&key| depth(key)));
-        let before = self.starts.len() as i32;
+    /// Adds groups that are a cell each.
+    fn copy_cells(&mut self, keys: &[u32], masses: &[f64], cells: &[(i32, i32)], scale: f64) {
+        self.probs
+            .extend(masses.iter().map(|mass| (mass * scale) as f32));
+        self.depths.resize(self.depths.len() + keys.len(), 0);
+        let before = self.starts.len();
         self.range_ptr
-            .extend((0..groups.len() as i32).map(|range| before + range + 1));
-        let (starts, ends) = found.ranges();
-        self.starts.extend_from_slice(&starts[groups.clone()]);
-        self.ends.extend_from_slice(&ends[groups]);
+            .extend((0..keys.len() as i32).map(|range| before as i32 + range + 1));
+        self.starts.resize(before + keys.len(), 0);
+        self.ends.resize(before + keys.len(), 0);
+        let ranges = self.starts[before..]
+            .iter_mut()
+            .zip(&mut self.ends[before..]);
+        for ((start, end), &key) in ranges.zip(keys) {
+            (*start, *end) = cells[key as usize];
+        }
     }
 
     pub(super) fn push_group(&mut self, prob: f64, depth: u8) {

@@ -3,7 +3,8 @@
 
 use rustc_hash::FxHashMap;
 
-use super::below::{GATHERED, MOST_TEXTS};
+use super::below::MOST_TEXTS;
+use super::columns::GATHERED;
 use super::groups::{Account, Targets};
 use super::masses::Masses;
 use super::places::Place;
@@ -186,13 +187,10 @@ impl Build<'_> {
         let tokens = (1..=length.min(bytes.len())).filter_map(|cut| teacher.id_of(&bytes[..cut]));
         ranks.extend(tokens.map(|id| teacher.order[id as usize].equal_start));
         let mut found = 0.0;
-        for (place, column) in self.scratch.gathered[at % GATHERED]
-            .columns
-            .iter()
-            .enumerate()
-        {
+        let ranks = &self.scratch.gathered[at % GATHERED].ranks;
+        for (place, rank) in ranks.iter().enumerate() {
             let own = but_own && place == row.own as usize;
-            if !own && self.scratch.inside.ranks.contains(&column.rank) {
+            if !own && self.scratch.inside.ranks.contains(rank) {
                 found += row.probs[place];
             }
         }
@@ -255,7 +253,7 @@ impl Build<'_> {
         let length = prefix.len();
         for (place, (&id, &prob)) in row.ids.iter().zip(row.probs).enumerate() {
             let kept = slot.is_some_and(|slot| {
-                self.scratch.masks[slot].plain[place / 64] >> (place % 64) & 1 == 1
+                self.scratch.masks[slot].plain()[place / 64] >> (place % 64) & 1 == 1
             });
             if kept || place == on_path as usize || tables.teacher.bytes(id).is_empty() {
                 continue;
@@ -292,7 +290,8 @@ impl Build<'_> {
     }
 
     fn add_token(&mut self, token: u32, mass: f64) {
-        self.scratch.inside.by_token.add(token, mass, (0, 0));
+        let by_token = &mut self.scratch.inside.by_token;
+        by_token.add_cells(1, std::iter::once((token, mass)));
     }
 
     /// Groups by the longest of the tokens found that a student token begins with. One before which

@@ -10,14 +10,14 @@ pub(super) struct Masses {
     /// larger than the nearest cache, but no look into it waits for another.
     slots: Vec<u32>,
     base: u32,
-    /// Number of keys; the next four are longer.
+    /// Number of keys; the next two are longer.
     count: usize,
     keys: Vec<u32>,
     masses: Vec<f64>,
-    starts: Vec<i32>,
-    ends: Vec<i32>,
-    /// The places of the keys that have none.
-    pub bare: Vec<u32>,
+    /// The places of the keys whose tokens are not those of a cell, and their range.
+    pub others: Vec<(u32, (u32, u32))>,
+    /// Whether some mass may be zero.
+    pub has_zeros: bool,
     pub tail: f64,
 }
 
@@ -29,9 +29,8 @@ impl Masses {
             count: 0,
             keys: Vec::new(),
             masses: Vec::new(),
-            starts: Vec::new(),
-            ends: Vec::new(),
-            bare: Vec::new(),
+            others: Vec::new(),
+            has_zeros: false,
             tail: 0.0,
         }
     }
@@ -47,23 +46,30 @@ impl Masses {
             self.slots.resize(limit, 0);
         }
         self.count = 0;
-        self.bare.clear();
+        self.others.clear();
+        self.has_zeros = false;
         self.tail = 0.0;
     }
 
-    /// Adds to the mass of a key, whose tokens are `range`; [`NONE`] is the tail.
+    /// Adds to the mass of a key, whose tokens are `range` where it is a new one; [`NONE`] is the
+    /// tail.
     pub fn add(&mut self, key: u32, mass: f64, range: (u32, u32)) {
-        match key {
-            NONE => self.tail += mass,
-            key => {
-                self.add_all(1, std::iter::once((key, mass, range)));
-            }
+        if key == NONE {
+            self.tail += mass;
+            return;
+        }
+        let count = self.count;
+        self.has_zeros |= mass <= 0.0;
+        self.add_cells(1, std::iter::once((key, mass)));
+        if self.count > count {
+            self.others.push((count as u32, range));
         }
     }
 
-    /// As [`Masses::add`], of at most so many at once, none of them of the tail.
+    /// Adds to the masses of at most so many keys at once, all of which have their cell's tokens and
+    /// masses above zero.
     #[inline]
-    pub fn add_all(&mut self, most: usize, new: impl Iterator<Item = (u32, f64, (u32, u32))>) {
+    pub fn add_cells(&mut self, most: usize, new: impl Iterator<Item = (u32, f64)>) {
         let most = self.count + most;
         if most > self.keys.len() {
             self.grow(most);
@@ -72,9 +78,8 @@ impl Masses {
         // Of one length, so that one look at it does for all.
         let keys = &mut self.keys[..most];
         let masses = &mut self.masses[..most];
-        let (starts, ends) = (&mut self.starts[..most], &mut self.ends[..most]);
         let mut count = self.count;
-        for (key, mass, range) in new {
+        for (key, mass) in new {
             let slot = &mut slots[key as usize];
             let place = slot.wrapping_sub(base) as usize;
             if place < count {
@@ -84,10 +89,6 @@ impl Masses {
             *slot = base + count as u32;
             keys[count] = key;
             masses[count] = mass;
-            (starts[count], ends[count]) = (range.0 as i32, range.1 as i32);
-            if range.0 >= range.1 {
-                self.bare.push(count as u32);
-            }
             count += 1;
         }
         self.count = count;
@@ -98,14 +99,13 @@ impl Masses {
         let size = most.next_power_of_two();
         self.keys.resize(size, 0);
         self.masses.resize(size, 0.0);
-        self.starts.resize(size, 0);
-        self.ends.resize(size, 0);
     }
 
     /// Takes a key's mass away.
     pub fn remove(&mut self, key: u32) {
         if let Some(place) = self.find(key) {
             self.masses[place] = 0.0;
+            self.has_zeros = true;
         }
     }
 
@@ -124,11 +124,6 @@ impl Masses {
     /// The mass of each key.
     pub fn masses(&self) -> &[f64] {
         &self.masses[..self.count]
-    }
-
-    /// The range of each key's own tokens, as starts and ends.
-    pub fn ranges(&self) -> (&[i32], &[i32]) {
-        (&self.starts[..self.count], &self.ends[..self.count])
     }
 
     pub fn total(&self) -> f64 {
@@ -162,14 +157,10 @@ mod tests {
                 .copied()
                 .zip(masses.masses().iter().copied());
             assert!(found.eq(expected.iter().copied()));
-            assert!(
-                masses
-                    .keys()
-                    .iter()
-                    .map(|&key| key as i32)
-                    .eq(masses.ranges().0.iter().copied())
-            );
-            assert!(masses.bare.is_empty());
+            let places = 0..masses.keys().len() as u32;
+            let ranges = places.zip(masses.keys().iter().map(|&key| (key, key + 1)));
+            assert!(ranges.eq(masses.others.iter().copied()));
+            assert!(masses.has_zeros);
             assert_eq!(masses.find(expected[9].0), Some(9));
             assert_eq!(masses.find(5_000), None);
             assert_eq!(masses.find(NONE), None);

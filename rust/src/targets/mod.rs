@@ -11,6 +11,7 @@
 //! `tests/reference_targets.py` is the definition, slow and plain.
 
 mod below;
+mod columns;
 mod doubt;
 mod emit;
 mod groups;

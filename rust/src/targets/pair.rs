@@ -1,113 +1,33 @@
 //! What a pair of tokenizers says about targets, before any text: cells, groups, boundaries.
 
+use super::columns::{Brief, Column, ColumnKind, FIRST_IS_BYTES, KIND_SHIFT};
 use super::side::Side;
 use super::{NONE, PairInput};
 use crate::error::{Error, Result};
 use crate::projection::Pieces;
-use crate::tokenizer::{BEGINNINGS, BYTES, Next};
+use crate::tokenizer::BYTES;
 use crate::trie::{self, PieceTrie, ROOT};
 
-/// What a teacher token stands for at a boundary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
-pub(super) enum ColumnKind {
-    Text,
-    /// Nothing that the student could say.
-    Dropped,
-    Stop,
-    Special,
-}
-
-/// A teacher token, as the hot loop reads it: half a cache line.
+/// What is known of a node of the trie, together: looking up one thing waits as long as all.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(32))]
-pub(super) struct Column {
-    /// The student token that it starts with; of a special token, its index among the pairs.
+pub(super) struct Node {
+    /// The student tokens that its bytes start and end with.
     pub first: u32,
-    /// The trie node of its cell, and the range of the cell's tokens.
-    pub cell: u32,
-    pub cell_range: (u32, u32),
-    /// Its place in the order of bytes.
-    pub rank: u32,
-    part_start: u32,
-    until: u16,
-    /// The shape of its text for the student; `first` has the same, or is no text.
-    pub shape: u16,
-    begins: u16,
-    first_byte: u8,
-    part_count: u8,
+    pub last: u32,
+    /// The first piece of its prefix.
+    pub column: u32,
+    /// The first place of its tokens in `tokens`.
+    start: u32,
+    /// Where its children begin in `inexact`; the next node's begin behind them.
+    inexact: u32,
+    /// Where the bits of its children begin in `child_bits`, and how many less one; no bit where it
+    /// has few children.
+    filter: (u32, u32),
+    pub depth: u8,
 }
 
-const _: () = assert!(size_of::<Column>() == 32);
-
-/// Bits of `begins`: the lowest are [`Next::begins`].
-const BEGINS: u16 = BEGINNINGS as u16 - 1;
-const KIND_SHIFT: u32 = BEGINNINGS.ilog2();
-const FIRST_IS_BYTES: u16 = 1 << (KIND_SHIFT + 2);
-
-impl Column {
-    const DROPPED: Self = Self {
-        first: NONE,
-        cell: NONE,
-        cell_range: (0, 0),
-        rank: NONE,
-        part_start: 0,
-        until: 0,
-        shape: BYTES,
-        begins: (ColumnKind::Dropped as u16) << KIND_SHIFT,
-        first_byte: 0,
-        part_count: 0,
-    };
-
-    #[inline]
-    pub fn kind(&self) -> ColumnKind {
-        match self.begins >> KIND_SHIFT & 3 {
-            0 => ColumnKind::Text,
-            1 => ColumnKind::Dropped,
-            2 => ColumnKind::Stop,
-            _ => ColumnKind::Special,
-        }
-    }
-
-    #[inline]
-    pub fn is_text(&self) -> bool {
-        self.begins >> KIND_SHIFT & 3 == ColumnKind::Text as u16
-    }
-
-    /// Whether it is text that begins with text of the student.
-    #[inline]
-    pub fn is_plain(&self) -> bool {
-        self.begins >> KIND_SHIFT == ColumnKind::Text as u16
-    }
-
-    fn set_kind(&mut self, kind: ColumnKind) {
-        self.begins = self.begins & !(3 << KIND_SHIFT) | (kind as u16) << KIND_SHIFT;
-    }
-
-    /// `first`, as what may follow another token.
-    #[inline]
-    pub fn next(&self) -> Next {
-        let mut next = self.text();
-        if self.begins & FIRST_IS_BYTES != 0 {
-            next.shape = BYTES;
-        }
-        next
-    }
-
-    /// The same with the shape of the whole text.
-    #[inline]
-    pub fn text(&self) -> Next {
-        Next {
-            token: self.first,
-            part_start: self.part_start,
-            shape: self.shape,
-            begins: self.begins & BEGINS,
-            until: self.until,
-            first_byte: self.first_byte,
-            part_count: self.part_count,
-        }
-    }
-}
+const _: () = assert!(size_of::<Node>() == 32);
 
 /// The tables of one pair of tokenizers.
 #[derive(Debug)]
@@ -117,37 +37,30 @@ pub(super) struct PairTables {
     pub trie: PieceTrie,
     pub teacher_pieces: Pieces,
     pub columns: Vec<Column>,
+    /// The same, but only what every row is asked about.
+    pub briefs: Vec<Brief>,
     /// The same by student token, each as what it starts with.
     pub heads: Vec<Column>,
-    /// By node: where the bits of its children begin in `child_bits`, and how many less one; no bit
-    /// where it has few children.
-    child_filter: Vec<(u32, u32)>,
+    /// By node of the trie, and one more.
+    pub nodes: Vec<Node>,
     child_bits: Vec<u64>,
-    /// By node: the student token that the node's bytes start with.
-    pub node_first: Vec<u32>,
-    /// By node: the student token that they end with.
-    pub node_last: Vec<u32>,
-    pub node_depth: Vec<u8>,
     /// The nodes from 1 to this one are the root's children.
     pub last_column: u32,
-    /// By node: the first piece of its prefix.
-    pub node_column: Vec<u32>,
-    /// Offsets into `inexact`, one more than there are nodes.
-    pub inexact_ptr: Vec<u32>,
-    /// The children at which no token ends.
-    pub inexact: Vec<u32>,
+    /// The children of nodes at which no token ends.
+    inexact: Vec<u32>,
     /// By teacher token: the cell that it is in, as a teacher token.
     pub root: Vec<u32>,
     /// By cell: the reached columns in it.
     pub cell_columns: Pieces,
     /// By teacher token that a cell is named after: the range of the cell's tokens.
     cell_range: Vec<(u32, u32)>,
+    /// The same by the node of that token, up to `last_column`.
+    pub cells: Vec<(i32, i32)>,
     /// By student token: the places, in the teacher's order of bytes, of the tokens that begin with
     /// its bytes and go on.
     pub teacher_longer: Vec<(u32, u32)>,
     /// All student tokens by cell and pieces, then by bytes, then stops and paired specials.
     pub tokens: Vec<u32>,
-    node_start: Vec<u32>,
     bytes_start: u32,
     stop_start: u32,
     stop_count: u32,
@@ -186,7 +99,7 @@ impl PairTables {
         }
         let trie = PieceTrie::new(pieces, teacher_size)?;
         let root = roots(&trie, &teacher_pieces);
-        let nodes = Nodes::new(&trie, &teacher_pieces, &teacher, &student);
+        let nodes = NodeArrays::new(&trie, &teacher_pieces, &teacher, &student);
         let (by_cell, node_start, cell_columns) = by_cell(&trie, &root, &nodes.column);
         let mut tokens = by_cell;
         let bytes_start = tokens.len() as u32;
@@ -204,17 +117,13 @@ impl PairTables {
                 None => next.shape,
             };
             let cell = piece.map_or(NONE, |piece| root[piece as usize]);
-            let (cell, cell_range) = match cell {
-                NONE => (NONE, (0, 0)),
-                cell => (
-                    trie.child(ROOT, cell).unwrap_or(NONE),
-                    cell_range[cell as usize],
-                ),
+            let cell = match cell {
+                NONE => NONE,
+                cell => trie.child(ROOT, cell).unwrap_or(NONE),
             };
             Column {
                 first,
                 cell,
-                cell_range,
                 rank: NONE,
                 part_start: next.part_start,
                 until: next.until,
@@ -226,6 +135,7 @@ impl PairTables {
                     } else {
                         0
                     },
+                longer: next.longer,
                 first_byte: next.first_byte,
                 part_count: next.part_count,
             }
@@ -233,7 +143,7 @@ impl PairTables {
         let heads = (0..student_size as u32)
             .map(|s| text_column(s, trie.token_pieces().of(s).first().copied(), None))
             .collect();
-        let columns = (0..teacher_size as u32)
+        let columns: Vec<Column> = (0..teacher_size as u32)
             .map(|t| {
                 let text = !teacher.bytes(t).is_empty();
                 let mut column = match teacher_pieces.of(t).first() {
@@ -251,23 +161,50 @@ impl PairTables {
                 column
             })
             .collect();
-        let (child_filter, child_bits) = child_filters(&trie);
-        let teacher_longer = longer_tokens(&student, &teacher);
         let last_column = trie.children(ROOT).len() as u32;
+        let cells: Vec<(i32, i32)> = (0..=last_column)
+            .map(|node| match nodes.column[node as usize] {
+                NONE => (0, 0),
+                column => {
+                    let (start, end) = cell_range[column as usize];
+                    (start as i32, end as i32)
+                }
+            })
+            .collect();
+        let (filters, child_bits) = child_filters(&trie);
+        let node = |at: usize| match at < trie.len() {
+            true => Node {
+                first: nodes.first[at],
+                last: nodes.last[at],
+                column: nodes.column[at],
+                start: node_start[at],
+                inexact: nodes.inexact_ptr[at],
+                filter: filters[at],
+                depth: nodes.depth[at],
+            },
+            false => Node {
+                first: NONE,
+                last: NONE,
+                column: NONE,
+                start: 0,
+                inexact: nodes.inexact.len() as u32,
+                filter: (0, 0),
+                depth: 0,
+            },
+        };
+        let all_nodes = (0..=trie.len()).map(node).collect();
+        let teacher_longer = longer_tokens(&student, &teacher);
         Ok(Self {
             student,
             teacher,
+            briefs: columns.iter().map(Brief::of).collect(),
             columns,
             heads,
-            child_filter,
+            cells,
+            nodes: all_nodes,
             child_bits,
             teacher_longer,
-            node_first: nodes.first,
-            node_last: nodes.last,
-            node_depth: nodes.depth,
             last_column,
-            node_column: nodes.column,
-            inexact_ptr: nodes.inexact_ptr,
             inexact: nodes.inexact,
             trie,
             teacher_pieces,
@@ -275,7 +212,6 @@ impl PairTables {
             cell_columns,
             cell_range,
             tokens,
-            node_start,
             bytes_start,
             stop_start,
             stop_count: student_stops.len() as u32,
@@ -284,27 +220,26 @@ impl PairTables {
 
     /// Whether a piece may lead to a child of a node that has many: most that do not are told apart.
     pub fn may_have_child(&self, node: u32, piece: u32) -> bool {
-        let (start, mask) = self.child_filter[node as usize];
+        let (start, mask) = self.nodes[node as usize].filter;
         let bit = child_bit(piece) & mask;
         self.child_bits[(start + bit / 64) as usize] >> (bit % 64) & 1 == 1
     }
 
     /// Whether a node has so many children that they are asked about one by one.
     pub fn has_many_children(&self, node: u32) -> bool {
-        self.child_filter[node as usize].1 > 0
+        self.nodes[node as usize].filter.1 > 0
     }
 
     /// Has these columns brought nearer while other work is done.
     pub fn ask_for(&self, ids: &[u32]) {
-        #[cfg(target_arch = "x86_64")]
         for &id in ids {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let column = self.columns.as_ptr().wrapping_add(id as usize);
-            // SAFETY: nothing is read, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(column.cast()) };
+            ask_for(self.briefs.as_ptr().wrapping_add(id as usize));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = ids;
+    }
+
+    /// The same of a student token's column; of [`NONE`] nothing.
+    pub fn ask_for_head(&self, first: u32) {
+        ask_for(self.heads.as_ptr().wrapping_add(first as usize));
     }
 
     /// More than any key of a group: a node, the end of one, the stop, a special token.
@@ -312,9 +247,16 @@ impl PairTables {
         2 * self.trie.len() + 1 + self.tokens.len() - self.stop_start as usize
     }
 
+    /// The children of a node at which no token ends.
+    pub fn inexact(&self, node: u32) -> &[u32] {
+        let node = node as usize;
+        let range = self.nodes[node].inexact as usize..self.nodes[node + 1].inexact as usize;
+        &self.inexact[range]
+    }
+
     /// Where the tokens below a node are in `tokens`.
     pub fn below(&self, node: u32) -> (u32, u32) {
-        let start = self.node_start[node as usize];
+        let start = self.nodes[node as usize].start;
         (start, start + self.trie.below(node).len() as u32)
     }
 
@@ -325,7 +267,7 @@ impl PairTables {
 
     /// Where the tokens that end at a node are in `tokens`.
     pub fn ending_at(&self, node: u32) -> (u32, u32) {
-        let start = self.node_start[node as usize];
+        let start = self.nodes[node as usize].start;
         (start, start + self.trie.end_count(node) as u32)
     }
 
@@ -344,6 +286,19 @@ impl PairTables {
         let at = self.stop_start + self.stop_count + index;
         (at, at + 1)
     }
+}
+
+/// Has what is there brought nearer, wherever it is.
+#[inline]
+pub(super) fn ask_for<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: nothing is read, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// More children than this are many.
@@ -466,7 +421,7 @@ fn roots(trie: &PieceTrie, teacher_pieces: &Pieces) -> Vec<u32> {
     root
 }
 
-struct Nodes {
+struct NodeArrays {
     depth: Vec<u8>,
     column: Vec<u32>,
     first: Vec<u32>,
@@ -475,7 +430,7 @@ struct Nodes {
     inexact: Vec<u32>,
 }
 
-impl Nodes {
+impl NodeArrays {
     fn new(trie: &PieceTrie, teacher_pieces: &Pieces, teacher: &Side, student: &Side) -> Self {
         let count = trie.len();
         let mut nodes = Self {

@@ -2,11 +2,12 @@
 
 use rustc_hash::FxHashMap;
 
-use super::below::{GATHERED, Gathered, MOST_TEXTS, Mask, TextMemo};
+use super::below::{MOST_TEXTS, Mask, TextMemo};
+use super::columns::{ColumnKind, GATHERED, Gathered};
 use super::groups::Targets;
 use super::inside::Inside;
 use super::masses::Masses;
-use super::pair::{ColumnKind, PairTables};
+use super::pair::PairTables;
 use super::places::{Place, for_each_place};
 use super::rows::Rows;
 use super::side::BoundaryMemo;
@@ -47,6 +48,8 @@ pub(super) struct Scratch {
     /// id; and the student token that both begin with, where that is known.
     pub asked: Vec<(u32, u32)>,
     pub firsts: Vec<Option<u32>>,
+    /// Places of the columns of a row that run past a boundary.
+    longer: Vec<u32>,
     /// The ids of one row by their last bits.
     pub filter: Vec<u64>,
     pub filter_row: usize,
@@ -78,6 +81,7 @@ impl Scratch {
             children: Vec::new(),
             asked: Vec::new(),
             firsts: Vec::new(),
+            longer: Vec::new(),
             filter: Vec::new(),
             filter_row: usize::MAX,
             doubted: Vec::new(),
@@ -264,44 +268,62 @@ impl<'a> Build<'a> {
         // All but text of another cell than the text's own is rare, and between the others.
         let mut from = 0;
         loop {
-            from = self.place_often(from, on_path, slot);
+            from = self.place_often(from, slot);
             if from == row.ids.len() {
                 break;
             }
-            self.place_column(row.ids[from], row.probs[from]);
+            if from != on_path as usize {
+                self.place_column(row.ids[from], row.probs[from]);
+            }
             from += 1;
         }
         self.scratch.masses.tail += row.tail();
     }
 
     /// Places the columns of the row at the boundary from one on, up to one that is left to
-    /// [`Build::place_column`]; its place.
-    fn place_often(&mut self, from: usize, on_path: u32, slot: Option<usize>) -> usize {
+    /// [`Build::place_column`] or is the text's own, which is in its cell; its place.
+    fn place_often(&mut self, from: usize, slot: Option<usize>) -> usize {
         let row = self.rows.of(self.place.teacher);
         let (own_cell, cells) = (self.own_cell, self.options.cells);
         let scratch = &mut *self.scratch;
-        let columns = &scratch.gathered[self.place.teacher % GATHERED].columns[..];
-        let kept = slot.map(|slot| &scratch.masks[slot].bits[..]);
-        let mut at = from;
+        let columns = &scratch.gathered[self.place.teacher % GATHERED].cells[..];
+        let (columns, probs) = (&columns[from..], &row.probs[from..]);
+        if let Some(slot) = slot {
+            let kept = &scratch.masks[slot].keeps();
+            let keeps = |at: usize| kept[(from + at) / 64] >> ((from + at) % 64) & 1 == 1;
+            let mut at = 0;
+            let next = || {
+                loop {
+                    let &cell = columns.get(at)?;
+                    if !keeps(at) {
+                        at += 1;
+                        continue;
+                    }
+                    if cell == own_cell || cell == NONE || !cells {
+                        return None;
+                    }
+                    at += 1;
+                    return Some((cell, probs[at - 1]));
+                }
+            };
+            scratch
+                .masses
+                .add_cells(columns.len(), std::iter::from_fn(next));
+            return from + at;
+        }
+        let mut at = 0;
         let next = || {
-            loop {
-                let column = columns.get(at)?;
-                let prob = row.probs[at];
-                at += 1;
-                let keeps = kept.is_none_or(|kept| kept[(at - 1) / 64] >> ((at - 1) % 64) & 1 == 1);
-                if !keeps || at - 1 == on_path as usize {
-                    continue;
-                }
-                if !column.is_text() || !cells || column.cell == own_cell || column.cell == NONE {
-                    at -= 1;
-                    return None;
-                }
-                return Some((column.cell, prob, column.cell_range));
+            let &cell = columns.get(at)?;
+            if cell == own_cell || cell == NONE || !cells {
+                return None;
             }
+            at += 1;
+            Some((cell, probs[at - 1]))
         };
-        let most = columns.len() - from;
-        scratch.masses.add_all(most, std::iter::from_fn(next));
-        at
+        scratch
+            .masses
+            .add_cells(columns.len(), std::iter::from_fn(next));
+        from + at
     }
 
     fn place_column(&mut self, id: u32, prob: f64) {
@@ -362,16 +384,36 @@ impl<'a> Build<'a> {
         if longer.is_empty() {
             return;
         }
-        let count = longer.end - longer.start;
         self.gather(at);
-        for place in 0..row.ids.len() {
-            let column = &self.scratch.gathered[at % GATHERED].columns[place];
-            if column.rank.wrapping_sub(longer.start) < count {
-                let (first, _) = self.rest_of(row.ids[place], length);
-                let first = (first != NONE).then_some(first);
-                visit(self, row.ids[place], first, row.probs[place]);
-            }
+        let mut found = std::mem::take(&mut self.scratch.longer);
+        found.clear();
+        let mut from = 0;
+        while let Some(place) = self.scratch.gathered[at % GATHERED].next_within(from, &longer) {
+            from = place + 1;
+            found.push(place as u32);
         }
+        // All answers are asked for first, so that none waits for another one's memory.
+        for &place in &found {
+            self.scratch
+                .texts
+                .ask_for_rest(row.ids[place as usize], length);
+        }
+        for &place in &found {
+            let (id, prob) = (row.ids[place as usize], row.probs[place as usize]);
+            let first = self.first_of_rest(id, length);
+            visit(self, id, (first != NONE).then_some(first), prob);
+        }
+        self.scratch.longer = found;
+    }
+
+    /// The student token that a teacher token without its first bytes starts with.
+    fn first_of_rest(&mut self, token: u32, past: usize) -> u32 {
+        if let Some(first) = self.scratch.texts.get_rest(token, past) {
+            return first;
+        }
+        let (first, _) = self.rest_of(token, past);
+        self.scratch.texts.insert_rest(token, past, first);
+        first
     }
 
     /// The teacher's tokens, by their places in the order of bytes, that begin with the text from
@@ -429,10 +471,22 @@ impl<'a> Build<'a> {
         if mass <= 0.0 || !self.holds(first) {
             return;
         }
+        self.give_kept(first, mass);
+    }
+
+    /// As [`Build::give`], where the boundary is known to hold.
+    pub fn give_kept(&mut self, first: u32, mass: f64) {
         self.given += mass;
         let head = &self.tables.heads[first as usize];
         if self.options.cells && head.cell != self.own_cell {
-            self.scratch.masses.add(head.cell, mass, head.cell_range);
+            match head.cell {
+                NONE => self.scratch.masses.tail += mass,
+                cell => {
+                    self.scratch
+                        .masses
+                        .add_cells(1, std::iter::once((cell, mass)));
+                }
+            }
         } else {
             let group = self.group_of(first);
             self.add(group, mass);
@@ -446,6 +500,28 @@ impl<'a> Build<'a> {
             None => self.own_range(key),
         };
         self.scratch.masses.add(key, mass, range);
+    }
+
+    /// Leaves of some tokens those before which the student still has its boundary.
+    pub fn drop_lost(&mut self, firsts: &mut [Option<u32>]) {
+        let heads = &self.tables.heads;
+        let mut after = match self.place.last {
+            Some(last) if self.options.consistent => {
+                let memo = &mut self.scratch.student_pairs;
+                Some(self.tables.student.after(last, memo))
+            }
+            _ => None,
+        };
+        for first in firsts {
+            let holds = |token: u32| match &mut after {
+                _ if token == NONE => false,
+                Some(after) => after.keeps(&heads[token as usize].next()),
+                None => true,
+            };
+            if !first.is_some_and(holds) {
+                *first = None;
+            }
+        }
     }
 
     /// Whether the student still has its boundary when this token follows.
@@ -516,7 +592,7 @@ impl<'a> Build<'a> {
             if tables.trie.end_count(node) > 0 {
                 return node;
             }
-            match tables.node_first[node as usize] {
+            match tables.nodes[node as usize].first {
                 NONE => return NONE,
                 shorter => token = shorter,
             }

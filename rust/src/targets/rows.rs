@@ -3,6 +3,7 @@
 use std::f64::consts::LN_2;
 
 use super::NONE;
+use super::pair::ask_for;
 use crate::error::{Error, Result};
 
 /// Natural log-probabilities after each teacher token: row `p` predicts token `p + 1`.
@@ -66,11 +67,13 @@ impl Predictions<'_> {
 /// The columns that count of each row.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
+    /// As many as are used, and some more.
     ids: Vec<u32>,
     probs: Vec<f64>,
     /// Offsets into the two, one more than there are rows.
     ptr: Vec<u32>,
     facts: Vec<Facts>,
+    used: usize,
     exp: Exp,
 }
 
@@ -109,38 +112,6 @@ impl Row<'_> {
     }
 }
 
-/// The ids of the columns of one row.
-#[derive(Clone, Copy)]
-enum RowIds<'a> {
-    Listed(&'a [i64]),
-    /// All of the vocabulary, in order.
-    All,
-}
-
-impl RowIds<'_> {
-    fn of(self, at: usize) -> i64 {
-        match self {
-            RowIds::Listed(ids) => ids[at],
-            RowIds::All => at as i64,
-        }
-    }
-
-    /// Adds the first ones, if all of them are ids.
-    fn push(self, count: usize, out: &mut Vec<u32>) -> bool {
-        match self {
-            RowIds::Listed(ids) => {
-                let ids = &ids[..count];
-                out.extend(ids.iter().map(|&id| id as u32));
-                ids.iter().fold(0, |bits, &id| bits | id as u64) <= u64::from(u32::MAX)
-            }
-            RowIds::All => {
-                out.extend(0..count as u32);
-                true
-            }
-        }
-    }
-}
-
 impl Rows {
     /// Reads the predictions of a text with these ids.
     pub fn fill(
@@ -150,22 +121,58 @@ impl Rows {
         vocab_size: usize,
         min_prob: f64,
     ) -> Result<()> {
-        self.ids.clear();
-        self.probs.clear();
+        self.used = 0;
         self.ptr.clear();
         self.facts.clear();
         self.ptr.push(0);
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has it.
+            return unsafe { self.push_rows_avx2(predictions, teacher_ids, vocab_size, min_prob) };
+        }
+        self.push_rows(predictions, teacher_ids, vocab_size, min_prob)
+    }
+
+    /// The same numbers: nothing is contracted.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn push_rows_avx2(
+        &mut self,
+        predictions: &Predictions<'_>,
+        teacher_ids: &[u32],
+        vocab_size: usize,
+        min_prob: f64,
+    ) -> Result<()> {
+        self.push_rows(predictions, teacher_ids, vocab_size, min_prob)
+    }
+
+    // Loops here: what an iterator's adapter calls is not compiled for the processor's features.
+    #[inline(always)]
+    fn push_rows(
+        &mut self,
+        predictions: &Predictions<'_>,
+        teacher_ids: &[u32],
+        vocab_size: usize,
+        min_prob: f64,
+    ) -> Result<()> {
         // A little below, as it is compared in single precision.
         let lowest = (min_prob.ln() - 1e-5) as f32;
         let width = predictions.width;
         for row in 0..predictions.len() {
-            let start = self.ids.len();
+            let start = self.used;
             let log_probs = &predictions.log_probs[row * width..(row + 1) * width];
-            match predictions.ids {
-                Some(ids) => {
-                    let ids = &ids[row * width..(row + 1) * width];
-                    self.push_row(log_probs, lowest, min_prob, RowIds::Listed(ids));
-                    let found = &self.ids[start..];
+            let own = teacher_ids.get(row + 1).copied();
+            let mut facts = None;
+            if let Some(ids) = predictions.ids {
+                let ids = &ids[row * width..(row + 1) * width];
+                facts = self.push_first(log_probs, lowest, min_prob, ids, vocab_size, own);
+                // As many of the next row are read next, which is not where these end.
+                for line in (0..self.used - start).step_by(64 / size_of::<i64>()) {
+                    ask_for(ids.as_ptr().wrapping_add(width + line));
+                }
+                if facts.is_none() {
+                    self.push_any(log_probs, lowest, min_prob, |at| ids[at]);
+                    let found = &self.ids[start..self.used];
                     if found.iter().any(|&id| id as usize >= vocab_size) {
                         let outside = |&&id: &&i64| id < -1 || id >= vocab_size as i64;
                         return Err(Error::NoSuchId {
@@ -174,55 +181,109 @@ impl Rows {
                         });
                     }
                 }
-                None => {
-                    let known = &log_probs[..vocab_size.min(width)];
-                    self.push_row(known, lowest, min_prob, RowIds::All);
-                }
+            } else {
+                let known = &log_probs[..vocab_size.min(width)];
+                self.push_any(known, lowest, min_prob, |at| at as i64);
             }
-            self.ptr.push(self.ids.len() as u32);
-            let (ids, probs) = (&self.ids[start..], &self.probs[start..]);
-            let own = teacher_ids.get(row + 1);
-            let own = own.and_then(|&own| ids.iter().position(|&id| id == own));
-            self.facts.push(Facts {
-                own: own.map_or(NONE, |at| at as u32),
-                listed: sum(probs),
-            });
+            self.ptr.push(self.used as u32);
+            self.facts.push(facts.unwrap_or_else(|| Facts {
+                own: own.map_or(NONE, |own| place_of(&self.ids[start..self.used], own)),
+                listed: sum(&self.probs[start..self.used]),
+            }));
         }
         Ok(())
     }
 
-    fn push_row(&mut self, log_probs: &[f32], lowest: f32, min_prob: f64, ids: RowIds<'_>) {
-        let counts = |log_prob: f32| log_prob >= lowest;
-        let count = log_probs.iter().map(|&x| u32::from(counts(x))).sum::<u32>() as usize;
-        let start = self.ids.len();
-        // Stored columns fall: those that count come first.
-        let first = &log_probs[..count];
-        if first.iter().fold(true, |all, &x| all & counts(x)) {
-            self.probs.extend(first.iter().map(|&x| f64::from(x)));
-            self.exp.of_all(&mut self.probs[start..]);
-            let found = self.probs[start..].iter();
-            let all = found.fold(true, |all, &prob| all & (prob >= min_prob) & (prob > 0.0));
-            if all && ids.push(count, &mut self.ids) {
-                return;
-            }
-            self.ids.truncate(start);
-            self.probs.truncate(start);
+    /// Adds the columns of a row that count, if these are its first ones, as stored columns fall, and
+    /// all of them have ids.
+    #[inline(always)]
+    fn push_first(
+        &mut self,
+        log_probs: &[f32],
+        lowest: f32,
+        min_prob: f64,
+        ids: &[i64],
+        vocab_size: usize,
+        own: Option<u32>,
+    ) -> Option<Facts> {
+        let mut count = 0;
+        for &log_prob in log_probs {
+            count += u32::from(log_prob >= lowest);
         }
-        for (at, &log_prob) in log_probs.iter().enumerate().filter(|at| counts(*at.1)) {
-            let id = ids.of(at);
+        let count = count as usize;
+        let (first, ids) = (&log_probs[..count], &ids[..count]);
+        let (mut all, mut bits) = (true, 0);
+        for &log_prob in first {
+            all &= log_prob >= lowest;
+        }
+        for &id in ids {
+            bits |= id as u64;
+        }
+        if !all || bits > u64::from(u32::MAX) {
+            return None;
+        }
+        self.make_room(count);
+        let new = self.used..self.used + count;
+        let (new_ids, probs) = (&mut self.ids[new.clone()], &mut self.probs[new.clone()]);
+        let mut largest = 0;
+        for (new, &id) in new_ids.iter_mut().zip(ids) {
+            *new = id as u32;
+            largest = u32::max(largest, id as u32);
+        }
+        for (prob, &log_prob) in probs.iter_mut().zip(first) {
+            *prob = f64::from(log_prob);
+        }
+        self.exp.of_all_in(probs);
+        let mut all = count == 0 || (largest as usize) < vocab_size;
+        for &prob in &*probs {
+            all &= (prob >= min_prob) & (prob > 0.0);
+        }
+        if !all {
+            return None;
+        }
+        self.used = new.end;
+        Some(Facts {
+            own: own.map_or(NONE, |own| place_of(new_ids, own)),
+            listed: sum(probs),
+        })
+    }
+
+    /// Adds the columns of a row that count, wherever they are.
+    fn push_any(
+        &mut self,
+        log_probs: &[f32],
+        lowest: f32,
+        min_prob: f64,
+        id: impl Fn(usize) -> i64,
+    ) {
+        for (at, &log_prob) in log_probs.iter().enumerate() {
+            if log_prob < lowest || log_prob.is_nan() {
+                continue;
+            }
+            let id = id(at);
             let mut prob = [f64::from(log_prob)];
-            self.exp.of_all(&mut prob);
+            self.exp.of_all_in(&mut prob);
             // No id is no column.
             if prob[0] >= min_prob && prob[0] > 0.0 && id != -1 {
-                self.ids.push(u32::try_from(id).unwrap_or(NONE));
-                self.probs.push(prob[0]);
+                self.make_room(1);
+                self.ids[self.used] = u32::try_from(id).unwrap_or(NONE);
+                self.probs[self.used] = prob[0];
+                self.used += 1;
             }
+        }
+    }
+
+    fn make_room(&mut self, count: usize) {
+        let size = self.used + count;
+        if size > self.ids.len() {
+            self.ids.resize(size.next_power_of_two(), 0);
+            self.probs.resize(size.next_power_of_two(), 0.0);
         }
     }
 
     /// Number of columns that count, in all rows.
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.used
     }
 
     /// What predicts teacher token `token`; empty where nothing is known.
@@ -243,6 +304,25 @@ impl Rows {
             listed: self.facts[row].listed,
         }
     }
+}
+
+/// The place of an id among some, or [`NONE`].
+#[inline(always)]
+pub(super) fn place_of(ids: &[u32], own: u32) -> u32 {
+    const BLOCK: usize = 16;
+    let mut from = 0;
+    while let Some(block) = ids.get(from..from + BLOCK) {
+        let mut any = false;
+        for &id in block {
+            any |= id == own;
+        }
+        if any {
+            break;
+        }
+        from += BLOCK;
+    }
+    let found = ids[from..].iter().position(|&id| id == own);
+    found.map_or(NONE, |at| (from + at) as u32)
 }
 
 /// The sum in four strands, which do not wait for one another.
@@ -284,22 +364,6 @@ impl Default for Exp {
 
 impl Exp {
     /// e to the power of each of some log-probabilities, to within two units in the last place.
-    fn of_all(&self, values: &mut [f64]) {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
-            return unsafe { self.of_all_avx2(values) };
-        }
-        self.of_all_in(values);
-    }
-
-    /// The same numbers: nothing is contracted.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn of_all_avx2(&self, values: &mut [f64]) {
-        self.of_all_in(values);
-    }
-
     #[inline(always)]
     fn of_all_in(&self, values: &mut [f64]) {
         let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
@@ -352,7 +416,7 @@ mod tests {
         let exp = Exp::default();
         let of = |x: f64| {
             let mut values = [-1.0, -2.0, x, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0, -9.0, x];
-            exp.of_all(&mut values);
+            exp.of_all_in(&mut values);
             assert_eq!(values[2], values[10]);
             values[10]
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::NONE;
+use super::pair::ask_for;
 use crate::error::Result;
 use crate::segment::Model;
 use crate::tokenizer::{AfterToken, BYTES, JointMemo, Joints, NO_SHAPE, Next, Tokenizer, WordMemo};
@@ -303,6 +304,13 @@ impl After<'_> {
     /// What answers at once; `None` where nothing does.
     pub fn at_once(&self) -> Option<&AfterToken<'_>> {
         self.by_joint.as_ref().filter(|after| !after.is_matched())
+    }
+
+    /// Has what a question about this token takes brought nearer.
+    pub fn ask_for(&self, next: &Next) {
+        if let Some(joints) = &self.side.joints {
+            ask_for(joints.parts_of(next));
+        }
     }
 
     /// Whether the tokenizer keeps the token when this one follows, and when the text does that has

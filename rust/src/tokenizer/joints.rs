@@ -4,15 +4,20 @@
 //! the joint. The first is answered once for two shapes of text (see [`CharClasses`]), the second
 //! from the derivations of the two tokens (see [`Derivations`]).
 
+mod at_once;
+
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Tokenizer;
 use crate::segment::{CharClasses, Derivations, Model};
+pub(crate) use at_once::{Marks, NO_TEXT, Told};
 
 /// Numbers that the first two bytes of a token are told apart by.
-pub(crate) const BEGINNINGS: usize = 1 << 12;
+pub(crate) const BEGINNINGS: usize = 1 << 11;
+/// Numbers that the first three bytes of a token are told apart by.
+const LONGER_BEGINNINGS: usize = 1 << 11;
 /// The shape of a token about which only its bytes can tell.
 pub(crate) const NO_SHAPE: u16 = 0;
 /// The shape of a token that is no text: behind text the merges alone decide.
@@ -50,8 +55,8 @@ pub(crate) struct Joints {
     start: Vec<u32>,
     /// Left parts of all tokens that have a shape or are no text, as (token, until).
     parts: Vec<(u32, u32)>,
-    /// The first two bytes of each token.
-    begins: Vec<[u8; 2]>,
+    /// The first three bytes of each token.
+    begins: Vec<[u8; 3]>,
     /// By token: until when its first byte stands alone; see [`rounded`].
     until: Vec<u16>,
     /// By beginning of a text that is matched before the pre-tokenizer: the bytes that go on with
@@ -90,6 +95,7 @@ const MOST_WORDS: usize = 1 << 16;
 
 /// A left token.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
 struct Last {
     cuts: u32,
     partners: u32,
@@ -98,12 +104,17 @@ struct Last {
     has_matched: bool,
     matched: [u64; 4],
     /// By byte: the earliest time at which it merges with the token; see [`rounded`].
-    times: [u16; 256],
-    /// The first two bytes of the others that merge with it, as bits of their hash.
-    long: [u64; BEGINNINGS / 64],
-    /// Whether the two above do not tell all.
+    times: [u16; TIMES],
+    /// The tokens of two bytes that merge with it, as bits of their hash.
+    long: [u32; BEGINNINGS / 32],
+    /// The first three bytes of the others, as bits of their hash.
+    longer: [u32; LONGER_BEGINNINGS / 32],
+    /// Whether the three above do not tell all.
     is_open: bool,
 }
+
+/// Bytes behind the cuts of a shape, as four are read where one is meant.
+const CUT_PADDING: usize = 3;
 
 /// Most left tokens in one memo.
 const MOST_KNOWN: usize = 1 << 14;
@@ -120,6 +131,8 @@ pub(crate) struct Next {
     pub shape: u16,
     /// One of [`BEGINNINGS`] for its first two bytes.
     pub begins: u16,
+    /// One of [`LONGER_BEGINNINGS`] for its first three.
+    pub longer: u16,
     /// Until when its first byte stands alone; see [`rounded`].
     pub until: u16,
     pub first_byte: u8,
@@ -149,9 +162,10 @@ impl Joints {
             }
         }
         let begins = (0..size as u32).map(|id| match *vocab.token_bytes(id) {
-            [] => [0, 0],
-            [first] => [first, 0],
-            [first, second, ..] => [first, second],
+            [] => [0; 3],
+            [first] => [first, 0, 0],
+            [first, second] => [first, second, 0],
+            [first, second, third, ..] => [first, second, third],
         });
         let mut made = Self {
             derivations,
@@ -312,6 +326,11 @@ impl Joints {
                 .is_some_and(|found| found.is_match(text))
     }
 
+    /// Where the left parts of a token are.
+    pub fn parts_of(&self, next: &Next) -> *const (u32, u32) {
+        self.parts.as_ptr().wrapping_add(next.part_start as usize)
+    }
+
     /// A token as what may follow.
     pub fn next(&self, token: u32) -> Next {
         let at = token as usize;
@@ -324,7 +343,8 @@ impl Joints {
                 _ if count > 255 => NO_SHAPE,
                 shape => shape,
             },
-            begins: pair_bit(self.begins[at][0], self.begins[at][1]) as u16,
+            begins: pair_bit(self.begins[at]) as u16,
+            longer: triple_bit(self.begins[at]) as u16,
             until: self.until[at],
             first_byte: self.begins[at][0],
             part_count: count.min(255) as u8,
@@ -334,6 +354,10 @@ impl Joints {
 
 fn has(set: &[u64; 4], byte: u8) -> bool {
     set[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
+}
+
+fn has_bit(words: &[u32], bit: usize) -> bool {
+    words[bit / 32] >> (bit % 32) & 1 == 1
 }
 
 /// One left token, ready for questions.
@@ -368,7 +392,8 @@ impl JointMemo {
         };
         self.recent = Some((token, at));
         let last = &self.known[at as usize];
-        let row = last.cuts as usize..last.cuts as usize + FIRST_SHAPE + joints.shapes.len();
+        let size = FIRST_SHAPE + joints.shapes.len() + CUT_PADDING;
+        let row = last.cuts as usize..last.cuts as usize + size;
         let partners = last.partners as usize..(last.partners + last.mask) as usize + 1;
         Some(AfterToken {
             joints,
@@ -388,7 +413,7 @@ impl JointMemo {
             self.known.clear();
             self.partners.clear();
         }
-        let row = FIRST_SHAPE + joints.shapes.len();
+        let row = FIRST_SHAPE + joints.shapes.len() + CUT_PADDING;
         let next = self.cuts.len() as u32;
         let cuts = *self.cuts_of_shape.entry(shape).or_insert(next);
         if cuts == next {
@@ -409,17 +434,25 @@ impl JointMemo {
         let start = self.partners.len();
         self.partners.resize(start + size, (FREE, 0));
         let table = &mut self.partners[start..];
-        let (mut times, mut long) = ([NEVER; 256], [0; BEGINNINGS / 64]);
+        let mut times = [NEVER; TIMES];
+        let mut long = [0; BEGINNINGS / 32];
+        let mut longer = [0; LONGER_BEGINNINGS / 32];
         let mut is_open = joints.words.iter().any(|pair| pair.0 == token);
         for (&right, &time) in &found {
-            let [first, second] = joints.begins[right as usize];
+            let begins = joints.begins[right as usize];
             if is_byte(tokenizer, right) {
-                times[usize::from(first)] = rounded(time);
+                times[usize::from(begins[0])] = rounded(time);
             } else {
                 // Another token of one byte: its times are not those of the byte.
-                is_open |= tokenizer.vocab.token_bytes(right).len() < 2;
-                let bit = pair_bit(first, second);
-                long[bit / 64] |= 1 << (bit % 64);
+                let size = tokenizer.vocab.token_bytes(right).len();
+                is_open |= size < 2;
+                if size == 2 {
+                    let bit = pair_bit(begins);
+                    long[bit / 32] |= 1 << (bit % 32);
+                } else {
+                    let bit = triple_bit(begins);
+                    longer[bit / 32] |= 1 << (bit % 32);
+                }
             }
             let mut slot = slot_of(right, size as u32 - 1);
             while table[slot].0 != FREE {
@@ -442,6 +475,7 @@ impl JointMemo {
             matched,
             times,
             long,
+            longer,
             is_open,
         });
         let at = self.known.len() as u32 - 1;
@@ -449,6 +483,9 @@ impl JointMemo {
         at
     }
 }
+
+/// One for each byte, and one more, as two are read where one is meant.
+const TIMES: usize = 257;
 
 /// Later than all times.
 const NEVER: u16 = u16::MAX;
@@ -469,9 +506,15 @@ fn insert(set: &mut [u64; 4], byte: u8) {
 }
 
 /// One of [`BEGINNINGS`].
-fn pair_bit(first: u8, second: u8) -> usize {
-    let pair = u32::from(u16::from_be_bytes([first, second]));
+fn pair_bit([first, second, _]: [u8; 3]) -> usize {
+    let pair = u32::from_be_bytes([0, 0, first, second]);
     (pair.wrapping_mul(0x9E37_79B9) >> (u32::BITS - BEGINNINGS.ilog2())) as usize
+}
+
+/// One of [`LONGER_BEGINNINGS`].
+fn triple_bit([first, second, third]: [u8; 3]) -> usize {
+    let triple = u32::from_be_bytes([0, first, second, third]);
+    (triple.wrapping_mul(0x9E37_79B9) >> (u32::BITS - LONGER_BEGINNINGS.ilog2())) as usize
 }
 
 fn slot_of(token: u32, mask: u32) -> usize {
@@ -498,20 +541,6 @@ impl AfterToken<'_> {
             }
             Cut::Before => Some(false),
             Cut::Unclear | Cut::Unknown => None,
-        }
-    }
-
-    /// What can be told at once of a token that follows.
-    #[inline]
-    pub fn at_once(&self, next: &Next) -> AtOnce {
-        let cut = self.cuts[usize::from(next.shape)];
-        // No branches: neither way is rare.
-        let nowhere = cut == Cut::Nowhere;
-        let merges = self.merges_at_once(next);
-        let may_merge = self.may_merge(next);
-        AtOnce {
-            keeps: (cut == Cut::Between) | (nowhere & !(merges | may_merge)),
-            open: (cut > Cut::Nowhere) | (nowhere & may_merge & !merges),
         }
     }
 
@@ -550,9 +579,12 @@ impl AfterToken<'_> {
     /// Whether it takes a look at all left parts to tell that nothing merges.
     #[inline]
     fn may_merge(&self, next: &Next) -> bool {
-        let bit = usize::from(next.begins) % BEGINNINGS;
         (next.until == self.last.times[usize::from(next.first_byte)])
-            | (self.last.long[bit / 64] >> (bit % 64) & 1 == 1)
+            | has_bit(&self.last.long, usize::from(next.begins) % BEGINNINGS)
+            | has_bit(
+                &self.last.longer,
+                usize::from(next.longer) % LONGER_BEGINNINGS,
+            )
             | self.last.is_open
     }
 
@@ -603,20 +635,11 @@ impl AfterToken<'_> {
     }
 }
 
-/// What can be told at once of a token that follows another.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AtOnce {
-    /// Whether the other stays.
-    pub keeps: bool,
-    /// Whether that is not known so quickly.
-    pub open: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tokenizer(pattern: Option<&str>) -> Arc<Tokenizer> {
+    pub(super) fn tokenizer(pattern: Option<&str>) -> Arc<Tokenizer> {
         let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
         let words = [
             " t", "th", " th", "he", " the", "en", " then", "  ", "\n\n", " \n", "12", "123", "34",

@@ -16,7 +16,8 @@ use crate::vocab::tokenizer_json::TokenizerJson;
 use crate::vocab::{DummyPrefix, Spelling, Vocab, VocabBuilder, hex};
 
 pub(crate) use joints::{
-    AfterToken, BEGINNINGS, BYTES, JointMemo, Joints, NO_SHAPE, Next, WordMemo,
+    AfterToken, BEGINNINGS, BYTES, JointMemo, Joints, Marks, NO_SHAPE, NO_TEXT, Next, Told,
+    WordMemo,
 };
 
 /// One token for [`Tokenizer::from_tokens`].
