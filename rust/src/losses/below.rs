@@ -358,7 +358,10 @@ impl<T: Real> Below<'_, T> {
             room.scaled[0] = T::of(rest.ln());
         }
         // NaN counts: it is to be told.
-        (on_end || on_children.is_nan() || on_children >= self.min_mass, known)
+        (
+            on_end || on_children.is_nan() || on_children >= self.min_mass,
+            known,
+        )
     }
 
     /// Of logits; `told` is the log of the denominator, or NaN.
