@@ -1,9 +1,9 @@
 //! From the masses of a position to its groups and their tokens.
 
 use super::NONE;
-use super::below::Mask;
 use super::columns::ColumnKind;
 use super::groups::{Account, Targets};
+use super::mask::Mask;
 use super::places::Place;
 use super::position::Build;
 use crate::trie::ROOT;

@@ -160,14 +160,9 @@ impl Targets {
         let before = self.starts.len();
         self.range_ptr
             .extend((0..keys.len() as i32).map(|range| before as i32 + range + 1));
-        self.starts.resize(before + keys.len(), 0);
-        self.ends.resize(before + keys.len(), 0);
-        let ranges = self.starts[before..]
-            .iter_mut()
-            .zip(&mut self.ends[before..]);
-        for ((start, end), &key) in ranges.zip(keys) {
-            (*start, *end) = cells[key as usize];
-        }
+        let ranges = keys.iter().map(|&key| cells[key as usize]);
+        self.starts.extend(ranges.clone().map(|range| range.0));
+        self.ends.extend(ranges.map(|range| range.1));
     }
 
     pub(super) fn push_group(&mut self, prob: f64, depth: u8) {

@@ -290,8 +290,7 @@ impl Build<'_> {
     }
 
     fn add_token(&mut self, token: u32, mass: f64) {
-        let by_token = &mut self.scratch.inside.by_token;
-        by_token.add_cells(1, std::iter::once((token, mass)));
+        self.scratch.inside.by_token.add_cell(token, mass);
     }
 
     /// Groups by the longest of the tokens found that a student token begins with. One before which

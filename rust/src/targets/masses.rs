@@ -60,38 +60,51 @@ impl Masses {
         }
         let count = self.count;
         self.has_zeros |= mass <= 0.0;
-        self.add_cells(1, std::iter::once((key, mass)));
+        self.add_cell(key, mass);
         if self.count > count {
             self.others.push((count as u32, range));
         }
     }
 
-    /// Adds to the masses of at most so many keys at once, all of which have their cell's tokens and
-    /// masses above zero.
+    /// Adds a mass above zero to that of a key that has its cell's tokens.
+    pub fn add_cell(&mut self, key: u32, mass: f64) {
+        self.add_row((&[key], &[mass]), 1, NONE);
+    }
+
+    /// As [`Masses::add_cell`], of the columns of a row, 64 at most, whose bits in `kept` are set, up
+    /// to one whose key is [`NONE`] or `other`; its place.
     #[inline]
-    pub fn add_cells(&mut self, most: usize, new: impl Iterator<Item = (u32, f64)>) {
-        let most = self.count + most;
+    pub fn add_row(&mut self, (keys, masses): (&[u32], &[f64]), kept: u64, other: u32) -> usize {
+        let most = self.count + keys.len();
         if most > self.keys.len() {
             self.grow(most);
         }
         let (slots, base) = (&mut self.slots[..], self.base);
         // Of one length, so that one look at it does for all.
-        let keys = &mut self.keys[..most];
-        let masses = &mut self.masses[..most];
+        let (own_keys, own_masses) = (&mut self.keys[..most], &mut self.masses[..most]);
         let mut count = self.count;
-        for (key, mass) in new {
+        let mut end = keys.len();
+        for (at, (&key, &mass)) in keys.iter().zip(masses).enumerate() {
+            if kept >> at & 1 == 0 {
+                continue;
+            }
+            if key == other || key == NONE {
+                end = at;
+                break;
+            }
             let slot = &mut slots[key as usize];
             let place = slot.wrapping_sub(base) as usize;
             if place < count {
-                masses[place] += mass;
+                own_masses[place] += mass;
                 continue;
             }
             *slot = base + count as u32;
-            keys[count] = key;
-            masses[count] = mass;
+            own_keys[count] = key;
+            own_masses[count] = mass;
             count += 1;
         }
         self.count = count;
+        end
     }
 
     #[cold]

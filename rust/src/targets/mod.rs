@@ -11,11 +11,14 @@
 //! `tests/reference_targets.py` is the definition, slow and plain.
 
 mod below;
+mod carry;
 mod columns;
 mod doubt;
 mod emit;
+mod exp;
 mod groups;
 mod inside;
+mod mask;
 mod masses;
 mod pair;
 mod places;

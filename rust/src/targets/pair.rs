@@ -230,14 +230,7 @@ impl PairTables {
         self.nodes[node as usize].filter.1 > 0
     }
 
-    /// Has these columns brought nearer while other work is done.
-    pub fn ask_for(&self, ids: &[u32]) {
-        for &id in ids {
-            ask_for(self.briefs.as_ptr().wrapping_add(id as usize));
-        }
-    }
-
-    /// The same of a student token's column; of [`NONE`] nothing.
+    /// Has a student token's column brought nearer while other work is done.
     pub fn ask_for_head(&self, first: u32) {
         ask_for(self.heads.as_ptr().wrapping_add(first as usize));
     }

@@ -2,10 +2,11 @@
 
 use rustc_hash::FxHashMap;
 
-use super::below::{MOST_TEXTS, Mask, TextMemo};
+use super::below::{MOST_TEXTS, TextMemo};
 use super::columns::{ColumnKind, GATHERED, Gathered};
 use super::groups::Targets;
 use super::inside::Inside;
+use super::mask::Mask;
 use super::masses::Masses;
 use super::pair::PairTables;
 use super::places::{Place, for_each_place};
@@ -23,7 +24,7 @@ pub(super) struct Scratch {
     pub teacher_pairs: BoundaryMemo,
     /// By teacher token and bytes of it that are past: the student tokens that the rest starts and
     /// ends with.
-    rests: FxHashMap<(u32, u32), (u32, u32)>,
+    pub rests: FxHashMap<(u32, u32), (u32, u32)>,
     /// By trie node and teacher token behind it: the student token that their text starts with.
     pub texts: TextMemo,
     pub words: WordMemo,
@@ -49,7 +50,7 @@ pub(super) struct Scratch {
     pub asked: Vec<(u32, u32)>,
     pub firsts: Vec<Option<u32>>,
     /// Places of the columns of a row that run past a boundary.
-    longer: Vec<u32>,
+    pub longer: Vec<u32>,
     /// The ids of one row by their last bits.
     pub filter: Vec<u64>,
     pub filter_row: usize,
@@ -284,46 +285,25 @@ impl<'a> Build<'a> {
     /// [`Build::place_column`] or is the text's own, which is in its cell; its place.
     fn place_often(&mut self, from: usize, slot: Option<usize>) -> usize {
         let row = self.rows.of(self.place.teacher);
-        let (own_cell, cells) = (self.own_cell, self.options.cells);
         let scratch = &mut *self.scratch;
-        let columns = &scratch.gathered[self.place.teacher % GATHERED].cells[..];
-        let (columns, probs) = (&columns[from..], &row.probs[from..]);
-        if let Some(slot) = slot {
-            let kept = &scratch.masks[slot].keeps();
-            let keeps = |at: usize| kept[(from + at) / 64] >> ((from + at) % 64) & 1 == 1;
-            let mut at = 0;
-            let next = || {
-                loop {
-                    let &cell = columns.get(at)?;
-                    if !keeps(at) {
-                        at += 1;
-                        continue;
-                    }
-                    if cell == own_cell || cell == NONE || !cells {
-                        return None;
-                    }
-                    at += 1;
-                    return Some((cell, probs[at - 1]));
-                }
-            };
-            scratch
-                .masses
-                .add_cells(columns.len(), std::iter::from_fn(next));
-            return from + at;
+        let cells = &scratch.gathered[self.place.teacher % GATHERED].cells[..];
+        let kept = slot.map(|slot| scratch.masks[slot].keeps());
+        if !self.options.cells {
+            let keeps = |&at: &usize| kept.is_none_or(|kept| kept[at / 64] >> (at % 64) & 1 == 1);
+            return (from..cells.len()).find(keeps).unwrap_or(cells.len());
         }
-        let mut at = 0;
-        let next = || {
-            let &cell = columns.get(at)?;
-            if cell == own_cell || cell == NONE || !cells {
-                return None;
+        let mut at = from;
+        while at < cells.len() {
+            let end = cells.len().min((at / 64 + 1) * 64);
+            let word = kept.map_or(u64::MAX, |kept| kept[at / 64]) >> (at % 64);
+            let columns = (&cells[at..end], &row.probs[at..end]);
+            let added = scratch.masses.add_row(columns, word, self.own_cell);
+            at += added;
+            if at < end {
+                break;
             }
-            at += 1;
-            Some((cell, probs[at - 1]))
-        };
-        scratch
-            .masses
-            .add_cells(columns.len(), std::iter::from_fn(next));
-        from + at
+        }
+        at
     }
 
     fn place_column(&mut self, id: u32, prob: f64) {
@@ -344,115 +324,6 @@ impl<'a> Build<'a> {
             ColumnKind::Special => self.add(self.stop_key() + 1 + column.first, prob),
             ColumnKind::Dropped => {}
         }
-    }
-
-    /// Tokens of earlier rows that run past the boundary.
-    fn carry(&mut self) {
-        let mut scale = 1.0;
-        for level in 1..=self.options.levels {
-            let Some(at) = self.place.teacher.checked_sub(level) else {
-                return;
-            };
-            if at < self.place.text_start {
-                return;
-            }
-            match self.rows.of(at).own_prob() {
-                Some(prob) => scale /= prob,
-                None => return,
-            }
-            self.for_each_longer(at, |build, token, first, prob| {
-                if build.options.sure {
-                    build.doubt_rest(at, token, first);
-                }
-                build.give(first, prob * scale);
-            });
-        }
-    }
-
-    /// Visits the tokens of a row that begin with the text from there to the boundary and go on:
-    /// the token, the student token that its rest starts with, and its probability.
-    pub fn for_each_longer(
-        &mut self,
-        at: usize,
-        mut visit: impl FnMut(&mut Self, u32, Option<u32>, f64),
-    ) {
-        let row = self.rows.of(at);
-        if row.is_empty() {
-            return;
-        }
-        let (longer, length) = self.longer_tokens(at);
-        if longer.is_empty() {
-            return;
-        }
-        self.gather(at);
-        let mut found = std::mem::take(&mut self.scratch.longer);
-        found.clear();
-        let mut from = 0;
-        while let Some(place) = self.scratch.gathered[at % GATHERED].next_within(from, &longer) {
-            from = place + 1;
-            found.push(place as u32);
-        }
-        // All answers are asked for first, so that none waits for another one's memory.
-        for &place in &found {
-            self.scratch
-                .texts
-                .ask_for_rest(row.ids[place as usize], length);
-        }
-        for &place in &found {
-            let (id, prob) = (row.ids[place as usize], row.probs[place as usize]);
-            let first = self.first_of_rest(id, length);
-            visit(self, id, (first != NONE).then_some(first), prob);
-        }
-        self.scratch.longer = found;
-    }
-
-    /// The student token that a teacher token without its first bytes starts with.
-    fn first_of_rest(&mut self, token: u32, past: usize) -> u32 {
-        if let Some(first) = self.scratch.texts.get_rest(token, past) {
-            return first;
-        }
-        let (first, _) = self.rest_of(token, past);
-        self.scratch.texts.insert_rest(token, past, first);
-        first
-    }
-
-    /// The teacher's tokens, by their places in the order of bytes, that begin with the text from
-    /// teacher token `at` to the boundary and go on; and the length of that text.
-    pub fn longer_tokens(&mut self, at: usize) -> (std::ops::Range<u32>, usize) {
-        let teacher = &self.tables.teacher;
-        let whole = &self.teacher_ids[at..self.place.teacher];
-        if let (&[token], 0) = (whole, self.place.past) {
-            let order = teacher.order[token as usize];
-            return (
-                order.equal_end..order.prefix_end,
-                teacher.bytes(token).len(),
-            );
-        }
-        if whole.is_empty() {
-            let (start, end) = self.inside_facts().longer;
-            return (start..end, self.place.past);
-        }
-        let bytes = &mut self.scratch.bytes;
-        bytes.clear();
-        for &token in whole {
-            bytes.extend_from_slice(teacher.bytes(token));
-        }
-        if self.place.past > 0 {
-            let around = teacher.bytes(self.teacher_ids[self.place.teacher]);
-            bytes.extend_from_slice(&around[..self.place.past]);
-        }
-        (teacher.longer_behind(whole[0], bytes), bytes.len())
-    }
-
-    /// The student tokens that a teacher token without its first bytes starts and ends with.
-    pub fn rest_of(&mut self, token: u32, past: usize) -> (u32, u32) {
-        let tables = self.tables;
-        let pieces = &mut self.scratch.pieces;
-        let rests = &mut self.scratch.rests;
-        *rests.entry((token, past as u32)).or_insert_with(|| {
-            let rest = &tables.teacher.bytes(token)[past..];
-            tables.student.outer_pieces(rest, pieces)
-        })
     }
 
     /// The student tokens below a node.
@@ -481,11 +352,7 @@ impl<'a> Build<'a> {
         if self.options.cells && head.cell != self.own_cell {
             match head.cell {
                 NONE => self.scratch.masses.tail += mass,
-                cell => {
-                    self.scratch
-                        .masses
-                        .add_cells(1, std::iter::once((cell, mass)));
-                }
+                cell => self.scratch.masses.add_cell(cell, mass),
             }
         } else {
             let group = self.group_of(first);
