@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
+_WIDTH = 13.0
 # What a picture of a run shows, where it was logged; the page of a run has all.
 _DRAWN = (
     "eval_bits_per_byte", "ce", "kd", "eval_numeral_mass", "eval_digit_mass", "eval_numeral_nll",
@@ -61,9 +62,9 @@ def curves_figure(runs: Mapping[str, Records]) -> Figure:
     panels = [panel for panel in panels_of(list(runs.values())) if panel.name in _DRAWN]
     panels.sort(key=lambda panel: _DRAWN.index(panel.name))
     rows = max(1, -(-len(panels) // _COLUMNS))
-    figure = Figure(figsize=(13, 0.9 + 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 0.9 + 3.2 * rows))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw=_places(rows)).flat
     steps = [record["step"] for records in runs.values() for record in records] or [0]
     first, last = min(steps), max(steps)
     for axis, panel in zip(axes, panels, strict=False):
@@ -73,18 +74,30 @@ def curves_figure(runs: Mapping[str, Records]) -> Figure:
         axis.set_xlim(first - room, last + room)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(f"{', '.join(runs)}: up to step {last:,.0f}", fontsize=12)
+    figure.suptitle(f"{', '.join(runs)}: up to step {last:,.0f}", fontsize=12, y=0.99, va="top")
     lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
     names = [name for name in runs if name in lines]
     if names:
         figure.legend(
-            [lines[name] for name in names], names, loc="outside lower center", ncols=len(names),
+            [lines[name] for name in names], names, loc="lower center", ncols=len(names),
             fontsize=9, title=f"strong: mean of the last {MEAN_OF} records; faint: each record",
             title_fontsize=8, frameon=False,
         )  # fmt: skip
     else:
         axes[0].text(0.5, 0.5, "no record yet", ha="center", transform=axes[0].transAxes)
     return figure
+
+
+def _places(rows: int) -> dict[str, float]:
+    """Where panels are, of sizes in inches: matplotlib's own layouts draw everything twice."""
+    height = 0.9 + 3.2 * rows
+    left, right, top, bottom, across, down = 0.5, 0.15, 0.62, 1.0, 0.65, 0.7
+    across *= _COLUMNS / (_WIDTH - left - right - (_COLUMNS - 1) * across)
+    down *= rows / (height - top - bottom - (rows - 1) * down)
+    return {
+        "left": left / _WIDTH, "right": 1 - right / _WIDTH, "wspace": across,
+        "top": 1 - top / height, "bottom": bottom / height, "hspace": down,
+    }  # fmt: skip
 
 
 def _draw(axis: Axes, panel: Panel, runs: Mapping[str, Records]) -> None:
@@ -113,4 +126,5 @@ def _draw(axis: Axes, panel: Panel, runs: Mapping[str, Records]) -> None:
     axis.set_title(held_out + panel.title, fontsize=9)
     axis.set_xlabel("step", fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axis.ticklabel_format(axis="y", scilimits=(-2, 4))  # so that no label is wide
     axis.grid(alpha=0.3)
