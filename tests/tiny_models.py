@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pydoc_data.topics
 from pathlib import Path
@@ -31,10 +32,9 @@ def tiny_texts(count: int) -> list[str]:
 
 def write_pair(directory: Path) -> tuple[Path, Path]:
     """Write `student` and `teacher` below the directory: numerals packed, and digit by digit."""
-    texts = tiny_texts(400)
-    student = train_tokenizer(texts, vocab_size=1700)
+    student, teacher = _tokenizers()
     _write(directory / "student", student, hidden_size=48, seed=1)
-    _write(directory / "teacher", _digit_tokenizer(texts), hidden_size=32, seed=2)
+    _write(directory / "teacher", teacher, hidden_size=32, seed=2)
     return directory / "student", directory / "teacher"
 
 
@@ -42,6 +42,12 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     """Write one text a line."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+@functools.cache
+def _tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    texts = tiny_texts(400)
+    return train_tokenizer(texts, vocab_size=1700), _digit_tokenizer(texts)
 
 
 def _digit_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

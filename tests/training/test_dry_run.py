@@ -39,6 +39,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
+        self._most = 0  # bytes that live, or more: only beyond the peak is it worth a look
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
@@ -49,7 +50,10 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(each, torch.Tensor):
                 storage = each.untyped_storage()
                 self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
+                self._most += storage.nbytes()
+        if self._most > self.peak:
+            self._most = self.now
+            self.peak = max(self.peak, self._most)
         return made
 
     @property
