@@ -1,8 +1,9 @@
 """Python programs in processes of their own, forked from one that has imported what they need.
 
 To import the trainer takes 6 s of CPU, and a tiny run one. What is about the start of a process, as
-a launcher's, is tested in `test_examples.py`, with processes that start from nothing. Triton is
-there as its interpreter: on the CPU nothing else of it runs.
+a launcher's, is tested in `test_examples.py`, with processes that start from nothing, and so with
+hash seeds of their own, which these share. Triton is there as its interpreter: on the CPU nothing
+else of it runs.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, free_port, rank_variables
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,10 +45,13 @@ def run(folder: Path, script: str, *flags: str, launcher: tuple[str, ...] = ()) 
     return done.stdout
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+def run_alone(folder: Path, script: str, *flags: str, **variables: str) -> str:
+    """What two processes are compared with; forked, as others start this script from nothing."""
+    models = [folder / name for name in ("student", "teacher", "data.jsonl")]
+    process = Forked(EXAMPLES / script, *models, *flags, CUDA_VISIBLE_DEVICES="", **variables)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return output
 
 
 def is_a_student(folder: Path, out: Path) -> None:
@@ -71,13 +74,13 @@ def test_trainer_alone_and_under_accelerate_launch_are_one_curve(
     folder: Path, tmp_path: Path
 ) -> None:
     flags = [*FLAGS, "--loss", "p-kl", "--max_tokens", "64"]
-    alone = run(
+    alone = run_alone(
         folder, "trainer.py", *flags, "--output_dir", str(tmp_path / "alone"),
         "--per_device_train_batch_size", "4",
     )  # fmt: skip
     # "multi_gpu" starts processes; with --cpu alone accelerate would start one.
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
-    launch += ("--num_machines", "1", "--main_process_port", free_port())
+    launch += ("--num_machines", "1", "--main_process_port", str(free_port()))
     launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
     both = run(
         folder, "trainer.py", *flags, "--output_dir", str(tmp_path / "both"),
@@ -109,14 +112,18 @@ def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
     reason="older torch has no FSDP2 on the CPU",
 )
 def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
-    curves = []
-    for processes in ("1", "2"):
-        launch = ("-m", "torch.distributed.run", "--nproc_per_node", processes)
-        launch += ("--master_port", free_port())
-        out = tmp_path / processes
-        output = run(folder, "fsdp2.py", str(out), launcher=launch)
-        curves.append([float(value) for value in re.findall(r"loss (\d+\.\d+)", output)])
-        is_a_student(folder, out)
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+    launch += ("--master_port", str(free_port()))
+    one, two = tmp_path / "one", tmp_path / "two"
+    outputs = (
+        run_alone(folder, "fsdp2.py", str(one), **rank_variables(1)[0]),
+        run(folder, "fsdp2.py", str(two), launcher=launch),
+    )
+    curves = [
+        [float(value) for value in re.findall(r"loss (\d+\.\d+)", output)] for output in outputs
+    ]
+    is_a_student(folder, one)
+    is_a_student(folder, two)
     assert len(curves[0]) == 3
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
 
