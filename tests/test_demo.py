@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from demo.__main__ import OPTIONS
 from demo.corpus import Corpus, build_corpus, sample, write_jsonl
 from demo.student import prepare_student
-from demo.teacher import gguf_path, prepare_teacher
 from xtoken import Vocab
 from xtoken.data import read_texts
 from xtoken.training.config import DistillConfig
@@ -102,30 +100,3 @@ def test_the_student_packs_every_numeral_of_up_to_three_digits(
     )
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     assert not torch.equal(one["lm_head.weight"], three["lm_head.weight"])
-
-
-def test_the_teacher_is_the_packaged_model_with_its_own_pre_tokenizer(
-    corpus: Corpus, tmp_path: Path
-) -> None:
-    folder = prepare_teacher(tmp_path / "teacher")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        assert tokenizer.tokenize("In 2024 it") == ["In", "Ġ", "2", "0", "2", "4", "Ġit"]
-        file = gguf_path()
-        as_read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        # GPT-2's pre-tokenizer keeps the last space before a digit apart from the others.
-        assert as_read.tokenize("at   7") == ["at", "ĠĠ", "Ġ", "7"]
-        assert tokenizer.tokenize("at   7") == ["at", "ĠĠĠ", "7"]
-
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        assert model.dtype == torch.float32
-        assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-        text = next(item.text for item in corpus.held_out if item.kind == "prose")
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=ids).loss
-        # Real weights read English; random ones would give ln 49152 = 10.8.
-        assert float(loss) < 5.0
-        assert prepare_teacher(folder) == folder
-    finally:
-        shutil.rmtree(folder)
