@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import free_port
 from loss_cases import every_loss, make_case, relayout
 
 from xtoken.errors import ShapeError
@@ -19,12 +19,6 @@ from xtoken.losses import VocabShard, cross_entropy, global_normalizer
 from xtoken.losses.engine import row_blocks
 
 WORLD = 2
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def start(rank: int, port: int, work: Callable[[int], None]) -> None:

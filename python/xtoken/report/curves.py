@@ -62,9 +62,11 @@ def curves_figure(runs: Mapping[str, Records]) -> Figure:
     panels = [panel for panel in panels_of(list(runs.values())) if panel.name in _DRAWN]
     panels.sort(key=lambda panel: _DRAWN.index(panel.name))
     rows = max(1, -(-len(panels) // _COLUMNS))
-    figure = Figure(figsize=(_WIDTH, 0.9 + 3.2 * rows))
+    height = 0.9 + 3.2 * rows
+    figure = Figure(figsize=(_WIDTH, height))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw=_places(rows)).flat
+    places = _places(rows, height)
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw=places).flat
     steps = [record["step"] for records in runs.values() for record in records] or [0]
     first, last = min(steps), max(steps)
     for axis, panel in zip(axes, panels, strict=False):
@@ -88,9 +90,8 @@ def curves_figure(runs: Mapping[str, Records]) -> Figure:
     return figure
 
 
-def _places(rows: int) -> dict[str, float]:
+def _places(rows: int, height: float) -> dict[str, float]:
     """Where panels are, of sizes in inches: matplotlib's own layouts draw everything twice."""
-    height = 0.9 + 3.2 * rows
     left, right, top, bottom, across, down = 0.5, 0.15, 0.62, 1.0, 0.65, 0.7
     across *= _COLUMNS / (_WIDTH - left - right - (_COLUMNS - 1) * across)
     down *= rows / (height - top - bottom - (rows - 1) * down)
