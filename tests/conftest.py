@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,26 @@ settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=T
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
 
 
+_modules_kept = 0
+
+
+def _keep_modules() -> None:
+    """What is imported by now stays: to look through it at each `gc.collect`, which training
+    runs ask for, takes 0.3 s."""
+    global _modules_kept
+    if len(sys.modules) > _modules_kept + 100:
+        _modules_kept = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through it at each `gc.collect` takes 0.3 s."""
-    gc.collect()
-    gc.freeze()
+    _keep_modules()
+
+
+def pytest_runtest_setup() -> None:
+    """What a test was the first to import."""
+    _keep_modules()
 
 
 def pytest_unconfigure() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import multiprocessing
 import os
 import socket
@@ -100,6 +101,7 @@ def _become(
 ) -> None:
     for descriptor, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+    gc.freeze()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
