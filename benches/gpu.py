@@ -232,6 +232,7 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
     every = ChunkBatch.from_mask(after_first).to(mask.device)
     kept = stored.ids.shape[-1]
     micro = {"top_k": top_k, "top_k_scope": "microbatch"}
+    a_position = [len(each) / max(len(targets), 1) for each in (targets.probs, targets.tokens)]
     counts = traffic.p_kl_bytes
 
     def entropy(student: Tensor | SharedLogits) -> Tensor:
@@ -259,10 +260,11 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
         ),
         "exact-kl, stored targets": (
             loss("exact-kl", targets=targets, teacher=stored),
-            total(traffic.exact_bytes(
-                sizes, len(targets.probs) / max(len(targets), 1),
-                len(targets.tokens) / max(len(targets), 1),
-            )),
+            total(traffic.exact_bytes(sizes, *a_position)),
+        ),
+        "exact-kl, plain sum, stored targets": (
+            loss("exact-kl", targets=targets, teacher=stored, chain_rule=False),
+            total(traffic.exact_bytes(sizes, *a_position, by_depth=True)),
         ),
         "p-kl, all columns": (loss("p-kl"), total(counts(sizes, w))),
         f"p-kl, {top_k} of the chunk": (loss("p-kl", top_k=top_k), total(counts(sizes, w, top_k))),

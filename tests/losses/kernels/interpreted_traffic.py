@@ -17,6 +17,9 @@ from xtoken.losses import (
     TeacherTopK,
     cross_entropy,
 )
+from xtoken.losses.engine.row_blocks import run_blocks
+from xtoken.losses.engine.student_rows import LogitRows
+from xtoken.losses.exact_kl.block import ExactKLBlocks
 from xtoken.losses.kernels import self_check, traffic
 from xtoken.losses.kernels.choice import forced
 from xtoken.losses.p_kl.loss import p_kl
@@ -148,6 +151,18 @@ def test_a_row_that_cross_entropy_has_too(touched: dict[str, float]) -> None:
     assert touched["scale_unless_one"] < 8
 
 
+@pytest.mark.parametrize("weights", [None, (1.0,)])
+def test_exact_kl(weights: tuple[float, ...] | None, touched: dict[str, float]) -> None:
+    targets = self_check.some_targets()
+    logits = self_check.some_logits(torch.bfloat16, torch.device("cpu"), 0)
+    loss = ExactKLBlocks(targets=targets, depth_weights=weights)
+    with forced("triton"), torch.no_grad():
+        run_blocks(loss, LogitRows(logits, SIZE), 1.0, 64, (True,))
+    a_position = len(targets.probs) / ROWS, len(targets.tokens) / ROWS
+    counted = traffic.exact_bytes(SIZES, *a_position, by_depth=weights is not None)
+    compare(touched, counted, {})
+
+
 @pytest.mark.parametrize("way", ["alone", "added"])
 def test_cross_entropy(way: traffic.Way, touched: dict[str, float]) -> None:
     logits = self_check.some_logits(torch.bfloat16, torch.device("cpu"), 0).requires_grad_()
@@ -181,7 +196,7 @@ def test_the_figures() -> None:
 
     kds = traffic.p_kl_bytes(sizes, w), traffic.exact_bytes(sizes, 300, 1500)
     assert [megabytes(kd, "added") for kd in kds] == [2.4, 1.94]
-    assert [megabytes(kd, "joined") for kd in kds] == [1.63, 1.18]
+    assert [megabytes(kd, "joined") for kd in kds] == [1.63, 1.17]
     root = traffic.p_kl_bytes(sizes, first)
     assert ratio(traffic.prefix_bytes(sizes, root, prefixes)) == 1.65
     mirrored = traffic.Prefixes(slots=7.1, tokens=10.5, first_tokens=10.5, mirrored=0.26)

@@ -20,14 +20,19 @@ class DepthWeights:
     Attributes:
         weights: [G] float64, c of each group.
         tail_weights: [P] float64, c of each position's tail.
-        row, mass, weight: [D] the position of each union of deeper groups, A and u.
+        row, level, mass, weight: [D] the position of each union of deeper groups, the least depth
+            of its groups, A and u.
+        ptr: [P + 1] each position's range in these.
         member_group, member_union: [M] which group is in which union.
-        union_ptr, member_ptr: [P + 1] each position's range in the above, on the host.
+        union_ptr, member_ptr: [P + 1] each position's range in the unions and in their members, on
+            the host.
     """
 
     weights: Tensor
     tail_weights: Tensor
     row: Tensor
+    level: Tensor
+    ptr: Tensor
     mass: Tensor
     weight: Tensor
     member_group: Tensor
@@ -75,15 +80,18 @@ class DepthWeights:
         def ptr(rows: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
 
+        union_ptr = ptr(row)
         return cls(
             on_device(each[group_row, depths], device),
             on_device(np.ascontiguousarray(each[:, 0]), device),
             on_device(row, device),
+            on_device(level + 1, device),
+            on_device(union_ptr, device),
             on_device(mass[row, level + 1], device),
             on_device(change[row, level], device),
             on_device(member_group, device),
             on_device(member_union, device),
-            ptr(row),
+            union_ptr,
             ptr(group_row[member_group]),
         )
 

@@ -1,4 +1,4 @@
-"""Exact KL by the chain rule: groups of tokens and a tail against the student's softmax."""
+"""Exact KL's forward form: groups of tokens and a tail against the student's softmax."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from xtoken.losses.kernels.launch import (
 
 if TYPE_CHECKING:
     from xtoken.losses.exact_kl.block import ExactKLBlocks
+    from xtoken.losses.exact_kl.depth_weights import DepthWeights
 
 # Groups that a program sums up at a time, and tokens of each.
 _GROUPS, _WIDTH = 32, 16
@@ -56,7 +57,7 @@ def exact_in_two(
 
 
 def _takes(source: StudentRows, loss: ExactKLBlocks) -> TypeGuard[LogitRows]:
-    if loss.direction != "forward" or loss.by_depth is not None:
+    if loss.direction != "forward":
         return False
     if not isinstance(source, LogitRows) or not len(loss.targets.rows):
         return False
@@ -76,6 +77,7 @@ class Groups:
         opened: [P] int8, 1 where those are not compared, 2 where `tails` is the most that they
             have.
         positions, groups, listed: the ranges that count.
+        by_depth: other weights than the chain rule's; None for those.
     """
 
     tokens: Tensor
@@ -90,6 +92,7 @@ class Groups:
     positions: tuple[int, int]
     groups: tuple[int, int]
     listed: tuple[int, int]
+    by_depth: DepthWeights | None = None
 
 
 def _compare(loss: ExactKLBlocks, source: LogitRows) -> Compared:
@@ -103,18 +106,20 @@ def _compare(loss: ExactKLBlocks, source: LogitRows) -> Compared:
         targets.tokens, targets.token_group, targets.group_row, targets.token_ptr,
         targets.group_ptr, targets.probs, targets.depths, targets.tails,
         2 * targets.open.to(torch.int8), (begin, end), (first, last),
-        (int(host.token_ptr[first]), int(host.token_ptr[last])),
+        (int(host.token_ptr[first]), int(host.token_ptr[last])), loss.by_depth,
     )  # fmt: skip
     index = targets.rows[begin:end]
     weights = loss.weights
     if weights is not None and loss.student.owner is not None:
         weights = weights[loss.student.owner[begin:end]]
     own, _ = seeds(end - begin, weights, 1.0, index.device)
-    factor = 1.0 if loss.depth_weights is None else float(loss.depth_weights[0])
+    factor = 1.0
+    if loss.depth_weights is not None and loss.by_depth is None:
+        factor = float(loss.depth_weights[0])
     kl = GroupedKL.of(Rows.of(source.logits, index), groups, source.vocab_size, factor=factor)
     stats = kl.stats
     losses = stats[:, 2]
-    tails = stats[:, 5].sum() / factor
+    tails = stats[:, 7].sum()
     sums = [losses.sum(), tails, torch.full_like(tails, float(last - first)), stats[:, 3].sum()]
 
     def write(scale: float | Tensor, gradient: GradientBuffer) -> Tensor:
@@ -131,9 +136,10 @@ class GroupedKL:
         z: the student's row of each position.
         size: V_s.
         tau: the temperature.
-        stats: [P, 7] float32, the third column the loss, the fourth its part below depth 0, the
-            sixth the tail's mass times the factor of the target's masses.
+        stats: [P, 8] float32, the third column the loss, the fourth its part below depth 0, the
+            last the tail's mass.
         logs: [G] log of the sum of exp of each group's logits.
+        unions: [D, 2] the same of each union of deeper groups, and its weight in the gradient.
         bits: [P, words] int32, 1 for each token in a group.
     """
 
@@ -143,6 +149,7 @@ class GroupedKL:
     tau: float
     stats: Tensor
     logs: Tensor
+    unions: Tensor
     bits: Tensor
 
     @classmethod
@@ -150,8 +157,7 @@ class GroupedKL:
         cls, z: Rows, groups: Groups, size: int, *, factor: float = 1.0, tau: float = 1.0
     ) -> GroupedKL:
         """Computed; `factor` is that of the target's masses."""
-        stats, logs, bits = _grouped(z, groups, size, factor, tau)
-        return cls(z, groups, size, tau, stats, logs, bits)
+        return cls(z, groups, size, tau, *_grouped(z, groups, size, factor, tau))
 
     def write(self, seed: Tensor, gradient: GradientBuffer) -> Tensor:
         """Write or add `seed` [P] times the gradient, and a cross-entropy's; what is finite where
@@ -173,16 +179,31 @@ class GroupedKL:
         if tiles:
             device.group_gradient[(tiles,)](
                 *student, groups.tokens, groups.token_group, groups.group_row, self.logs,
-                groups.probs, self.stats, seed, *gradient.cross_entropy, gradient.flat,
-                gradient.rows, checks[count * blocks :], first, last, begin, self.tau, **joins,
+                groups.probs, groups.depths, *_weighed(groups)[:3], self.unions, self.stats, seed,
+                *gradient.cross_entropy, gradient.flat, gradient.rows, checks[count * blocks :],
+                first, last, begin, self.tau, DEEP=groups.by_depth is not None, **joins,
             )  # fmt: skip
         return checks
 
 
+def _weighed(groups: Groups) -> tuple[Tensor, ...]:
+    """Weights of the groups, where the unions of each position are and their levels; weights of
+    the tails, masses and weights of the unions. Of the chain rule, which has none, anything."""
+    by_depth = groups.by_depth
+    if by_depth is None:
+        some = groups.group_ptr
+        return groups.probs, some, some, groups.tails, groups.probs, groups.probs
+    return (
+        by_depth.weights, by_depth.ptr, by_depth.level,
+        by_depth.tail_weights, by_depth.mass, by_depth.weight,
+    )  # fmt: skip
+
+
 def _grouped(
     z: Rows, groups: Groups, size: int, factor: float, tau: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Statistics of the positions, logs of the groups, bits of their tokens: see `GroupedKL`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of the positions, logs of the groups and of their unions, bits of their tokens:
+    see `GroupedKL`."""
     from xtoken.losses.kernels.device import exact as device
 
     (begin, _), (first_group, last_group), (first, last) = (
@@ -201,13 +222,16 @@ def _grouped(
             *student, groups.tokens, groups.token_ptr, groups.group_row, logs, first_group,
             last_group, begin, tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
         )  # fmt: skip
-    partial, stats = floats(z.tensor, count, parts, 2), floats(z.tensor, count, 7)
+    partial, stats = floats(z.tensor, count, parts, 2), floats(z.tensor, count, 8)
+    by_depth = groups.by_depth
+    unions = floats(z.tensor, 0 if by_depth is None else len(by_depth.row), 2)
     device.tail_parts[(count, parts)](
         *student, bits, groups.opened, partial, size, words, begin, tau,
         PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
     )  # fmt: skip
     device.positions[(count,)](
         logs, groups.probs, groups.depths, groups.tails, groups.opened, groups.group_ptr, partial,
-        stats, begin, factor, PARTS=parts, PADDED=padded(parts), BLOCK=64,
+        *_weighed(groups), unions, stats, begin, factor, DEEP=by_depth is not None, PARTS=parts,
+        PADDED=padded(parts), BLOCK=64,
     )  # fmt: skip
-    return stats, logs, bits
+    return stats, logs, unions, bits

@@ -157,17 +157,20 @@ def p_kl_bytes(
     return found
 
 
-def exact_bytes(sizes: Sizes, groups: float, tokens: float) -> dict[str, float]:
-    """By kernel, of `exact-kl`, with so many groups and tokens in them a position."""
+def exact_bytes(
+    sizes: Sizes, groups: float, tokens: float, *, by_depth: bool = False
+) -> dict[str, float]:
+    """By kernel, of `exact-kl`, with so many groups and tokens in them a position; without the
+    chain rule groups have weights."""
     bits = 4 * -(-sizes.student // 32)
     gathered = tokens * (16 + sizes.student_bytes)
     return {
         "mark": 16 * tokens + 2 * bits,
         "group_logs": gathered - 8 * tokens + 20 * groups,
         "tail_parts": sizes._z + bits,
-        "positions": 20 * groups,
-        "tail_gradient": sizes._z + bits + sizes._grad,
-        "group_gradient": gathered + tokens * sizes.student_bytes + 20 * groups,
+        "positions": (20 + 8 * by_depth) * groups,
+        "tail_gradient": sizes._z + bits + sizes._grad - tokens * sizes.student_bytes,
+        "group_gradient": gathered + tokens * sizes.student_bytes + (20 + 16 * by_depth) * groups,
     }
 
 

@@ -6,7 +6,14 @@ target and A its sum over the position,
 
     loss = sum q (log q - (l - L)),    grad(k) = A exp(z(k) - L) - q exp(z(k) - l(g of k)),
 
-all after a largest term, so that no mass underflows. `opened` is 1 where the tokens of no group are
+all after a largest term, so that no mass underflows. With weights by depth (DEEP), c of the groups
+and u of the unions of deeper groups as in `exact_kl/block.py`, l of a union as of a group,
+
+    loss = sum c q (log q - (l - L)) + sum u A (log A - (l - L)),
+    grad(k) = (sum of all c q and u A) exp(z(k) - L) - c q exp(z(k) - l(g of k))
+              - sum u A exp(z(k) - l) over the unions that k is in.
+
+ `opened` is 1 where the tokens of no group are
 not compared, and 2 where their q is the student's own share, at most the given one, and the groups
 have their shares of the rest. Which tokens are in no group, the tail, is
 told by a bit for each token of a position: 1/16 of a row in bfloat16.
@@ -93,11 +100,13 @@ def tail_parts(
 
 @triton.jit
 def positions(
-    logs, probs, depths, tails, opened, group_ptr, parts, out, begin, factor,
-    PARTS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    logs, probs, depths, tails, opened, group_ptr, parts, weights, union_ptr, levels, tail_weights,
+    masses, union_weights, unions, out, begin, factor, DEEP: tl.constexpr, PARTS: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [P, 7]: L, l of the tail, loss, its part below depth 0, A, the tail's q, and by how much
-    the groups' q are to be multiplied; `factor` weighs all of q."""
+    """out [P, 8]: L, l of the tail, loss, its part below depth 0, A, the tail's q as it is pulled,
+    by how much the groups' q are to be multiplied, and the tail's q; `factor` weighs all of q. With
+    DEEP A is the sum of all that pulls, and unions [D, 2]: l of each, and u A."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PADDED)
     at = parts + (row * PARTS + part) * 2
@@ -121,7 +130,11 @@ def positions(
     rest = tl.where(at_most, 1.0 - q_tail, 1.0)
     log_q = tl.log(tl.where(q_tail > 0, q_tail, 1.0))
     loss = tl.where(q_tail > 0, q_tail * (log_q - (tail - whole)), 0.0)
-    mass, deeper = q_tail, tl.full((), 0.0, tl.float32)
+    pulled, deeper = q_tail, tl.full((), 0.0, tl.float32)
+    if DEEP:
+        tail_weight = tl.load(tail_weights + begin + row).to(tl.float32)
+        loss, pulled = loss * tail_weight, pulled * tail_weight
+    mass = pulled
     for first in range(0, count, BLOCK):
         group = first + tl.arange(0, BLOCK)
         inside = group < count
@@ -130,18 +143,42 @@ def positions(
         depth = tl.load(depths + start + group, mask=inside, other=0)
         some = tl.where(q > 0, q, 1.0)
         terms = tl.where(q > 0, q * (tl.log(some) - (log - whole)), 0.0)
-        loss += tl.sum(terms, axis=0)
         deeper += tl.sum(tl.where(depth > 0, terms, 0.0), axis=0)
+        if DEEP:
+            weight = tl.load(weights + start + group, mask=inside, other=0.0).to(tl.float32)
+            terms, q = terms * weight, q * weight
+        loss += tl.sum(terms, axis=0)
         mass += tl.sum(q, axis=0)
-    tl.store(out + row * 7, whole)
-    tl.store(out + row * 7 + 1, tail)
+    if DEEP:
+        union = tl.load(union_ptr + begin + row)
+        number = (tl.load(union_ptr + begin + row + 1) - union).to(tl.int32)
+        for at in range(0, number):
+            level = tl.load(levels + union + at)
+            top, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
+            for first in range(0, count, BLOCK):
+                group = first + tl.arange(0, BLOCK)
+                depth = tl.load(depths + start + group, mask=group < count, other=0)
+                inside = (group < count) & (depth >= level)
+                log = tl.load(logs + start + group, mask=inside, other=float("-inf"))
+                top, total = add_terms(top, total, log)
+            union_log = finite_top(top) + tl.log(total)
+            union_q = tl.load(masses + union + at).to(tl.float32) * rest
+            log_q = tl.log(tl.where(union_q > 0, union_q, 1.0))
+            pull = tl.load(union_weights + union + at).to(tl.float32) * union_q
+            loss += tl.where(union_q > 0, pull * (log_q - (union_log - whole)), 0.0)
+            mass += pull
+            tl.store(unions + (union + at) * 2, union_log)
+            tl.store(unions + (union + at) * 2 + 1, pull)
+    tl.store(out + row * 8, whole)
+    tl.store(out + row * 8 + 1, tail)
     # A logit that is no number is told even where nothing is said of it.
     told = tl.where(whole == float("-inf"), 0.0, whole - whole)
-    tl.store(out + row * 7 + 2, loss * factor + told)
-    tl.store(out + row * 7 + 3, deeper)
-    tl.store(out + row * 7 + 4, mass * factor)
-    tl.store(out + row * 7 + 5, q_tail * factor)
-    tl.store(out + row * 7 + 6, rest * factor)
+    tl.store(out + row * 8 + 2, loss * factor + told)
+    tl.store(out + row * 8 + 3, deeper)
+    tl.store(out + row * 8 + 4, mass * factor)
+    tl.store(out + row * 8 + 5, pulled * factor)
+    tl.store(out + row * 8 + 6, rest * factor)
+    tl.store(out + row * 8 + 7, q_tail)
 
 
 @triton.jit
@@ -158,8 +195,8 @@ def tail_gradient(
     raw = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
     z = raw / tau
     is_listed = is_set(bits + row * WORDS, column, inside)
-    whole, tail = tl.load(stats + row * 7), tl.load(stats + row * 7 + 1)
-    mass, q = tl.load(stats + row * 7 + 4), tl.load(stats + row * 7 + 5)
+    whole, tail = tl.load(stats + row * 8), tl.load(stats + row * 8 + 1)
+    mass, q = tl.load(stats + row * 8 + 4), tl.load(stats + row * 8 + 5)
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(tail)), 0.0)
     grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row)
     counted = inside & ~is_listed & (tl.load(opened + begin + row) != 1)
@@ -178,9 +215,10 @@ def tail_gradient(
 
 @triton.jit
 def group_gradient(
-    z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, stats, seed, ce_targets,
-    ce_logs, ce_factor, grad_ptr, grad_rows, checks, first, last, begin, tau, JOINS: tl.constexpr,
-    ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, depths, weights, union_ptr,
+    levels, unions, stats, seed, ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, first,
+    last, begin, tau, DEEP: tl.constexpr, JOINS: tl.constexpr, ADDS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of groups, each written once."""
     at = first + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -194,10 +232,24 @@ def group_gradient(
     z = raw / tau
     log = tl.load(logs + group, mask=inside, other=0.0)
     q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32)
-    q *= tl.load(stats + row * 7 + 6, mask=inside, other=0.0)
-    whole = tl.load(stats + row * 7, mask=inside, other=0.0)
-    mass = tl.load(stats + row * 7 + 4, mask=inside, other=0.0)
+    q *= tl.load(stats + row * 8 + 6, mask=inside, other=0.0)
+    whole = tl.load(stats + row * 8, mask=inside, other=0.0)
+    mass = tl.load(stats + row * 8 + 4, mask=inside, other=0.0)
+    if DEEP:
+        q *= tl.load(weights + group, mask=inside, other=0.0).to(tl.float32)
     pull = tl.where(q > 0, q * tl.exp(z - finite_top(log)), 0.0)
+    if DEEP:
+        depth = tl.load(depths + group, mask=inside, other=0)
+        start = tl.load(union_ptr + begin + row, mask=inside, other=0)
+        stop = tl.load(union_ptr + begin + row + 1, mask=inside, other=0)
+        most = tl.max(stop - start, axis=0).to(tl.int32)
+        for step in range(0, most):
+            union = start + step
+            real = union < stop
+            real = real & (tl.load(levels + union, mask=real, other=0) <= depth)
+            log = tl.load(unions + union * 2, mask=real, other=0.0)
+            part = tl.load(unions + union * 2 + 1, mask=real, other=0.0)
+            pull += tl.where(real, part * tl.exp(z - finite_top(log)), 0.0)
     grad = (mass * tl.exp(z - whole) - pull) * tl.load(seed + row, mask=inside, other=0.0)
     grad = tl.where(inside, grad, 0.0)
     tl.store(checks + tl.program_id(0), tl.sum(grad, axis=0))
