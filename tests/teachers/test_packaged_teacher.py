@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,12 @@ from xtoken.tensors.projection import SparseProjection
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Half a gigabyte, which no test needs afterwards."""
-    made = prepare_teacher(tmp_path_factory.mktemp("packaged") / "teacher")
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers reads the whole file at each call, and makes the same names for each tensor.
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
+        made = prepare_teacher(tmp_path_factory.mktemp("packaged") / "teacher")
+        yield made
     shutil.rmtree(made)
 
 

@@ -1,11 +1,13 @@
-"""Each script of `examples/` runs as its first lines say, on tiny models."""
+"""Each script of `examples/` runs as its first lines say, on tiny models.
+
+Under a launcher in processes that start from nothing: one script under that of accelerate, which
+starts them as torchrun does.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from xtoken.data import ColumnExamples, load_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = "--use_cpu --max_steps 3 --logging_steps 1 --save_strategy no --disable_tqdm true".split()
+LAUNCH = "from accelerate.commands.launch import main; main()"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here")
 
@@ -31,27 +34,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(folder: Path, script: str, *flags: str, launcher: tuple[str, ...] = ()) -> str:
-    models = [str(folder / name) for name in ("student", "teacher", "data.jsonl")]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(EXAMPLES / script), *models, *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def run_alone(folder: Path, script: str, *flags: str, **variables: str) -> str:
-    """What two processes are compared with; forked, as others start this script from nothing."""
+def run(
+    folder: Path,
+    script: str,
+    *flags: str,
+    launcher: Sequence[str] = (),
+    ranks: Sequence[Mapping[str, str]] = ({},),
+) -> str:
+    """What the first process says."""
     models = [folder / name for name in ("student", "teacher", "data.jsonl")]
-    process = Forked(EXAMPLES / script, *models, *flags, CUDA_VISIBLE_DEVICES="", **variables)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors[-3000:]
-    return output
+    program, *given = (*((LAUNCH, *launcher) if launcher else ()), EXAMPLES / script, *models)
+    processes = [Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **rank) for rank in ranks]
+    said = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return said[0][0]
 
 
 def is_a_student(folder: Path, out: Path) -> None:
@@ -74,12 +71,12 @@ def test_trainer_alone_and_under_accelerate_launch_are_one_curve(
     folder: Path, tmp_path: Path
 ) -> None:
     flags = [*FLAGS, "--loss", "p-kl", "--max_tokens", "64"]
-    alone = run_alone(
+    alone = run(
         folder, "trainer.py", *flags, "--output_dir", str(tmp_path / "alone"),
         "--per_device_train_batch_size", "4",
     )  # fmt: skip
     # "multi_gpu" starts processes; with --cpu alone accelerate would start one.
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    launch = ("--multi_gpu", "--num_processes", "2")
     launch += ("--num_machines", "1", "--main_process_port", str(free_port()))
     launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
     both = run(
@@ -112,13 +109,11 @@ def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
     reason="older torch has no FSDP2 on the CPU",
 )
 def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
-    launch += ("--master_port", str(free_port()))
     one, two = tmp_path / "one", tmp_path / "two"
-    outputs = (
-        run_alone(folder, "fsdp2.py", str(one), **rank_variables(1)[0]),
-        run(folder, "fsdp2.py", str(two), launcher=launch),
-    )
+    outputs = [
+        run(folder, "fsdp2.py", str(out), ranks=rank_variables(number))
+        for number, out in enumerate((one, two), 1)
+    ]
     curves = [
         [float(value) for value in re.findall(r"loss (\d+\.\d+)", output)] for output in outputs
     ]

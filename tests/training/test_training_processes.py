@@ -148,17 +148,6 @@ if shared == "one":
 """
 
 
-def start(script: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
-    """From nothing: `datasets` reads its variables when it is imported."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     write_pair(tmp_path)
@@ -234,12 +223,20 @@ def test_the_end_of_one_process_ends_the_wait_of_the_other(workspace: Path) -> N
 def test_the_first_process_of_a_machine_tokenizes_and_the_others_have_the_same(
     workspace: Path,
 ) -> None:
-    variables = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}
-    script = (TESTS / "training" / "tokenize_once.py").read_text(encoding="utf-8")
-    one = variables | {"HF_DATASETS_CACHE": str(workspace / "one")}
-    two = variables | {"HF_DATASETS_CACHE": str(workspace / "two")}
-    ranks = [start(script, workspace, **two, **rank) for rank in rank_variables(2)]
-    for process in [*ranks, start(script, workspace, **one)]:
+    script = TESTS / "training" / "tokenize_once.py"
+    ranks = rank_variables(2)
+    # From nothing, so with a hash seed of its own.
+    second = subprocess.Popen(
+        [sys.executable, script, workspace, workspace / "two"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}
+        | ranks[1],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first, alone = (
+        Forked(script, workspace, workspace / cache, **variables)
+        for cache, variables in (("two", ranks[0]), ("one", {}))
+    )
+    for process in (second, first, alone):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     first, second, alone = (

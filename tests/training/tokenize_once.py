@@ -1,5 +1,5 @@
-"""What one process tokenizes of each kind of data: tokenize_once.py FOLDER; the answer is in
-FOLDER/RANK.json."""
+"""What one process tokenizes of each kind of data: tokenize_once.py FOLDER CACHE; the answer is in
+FOLDER/RANK.json, what `datasets` keeps is in CACHE."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class MixedTrainer(DistillMixin, Trainer):
     """A Trainer of others, on rows that are tokenized for the student."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cache: Path) -> None:
+    datasets.config.HF_DATASETS_CACHE = cache
     texts = tiny_texts(TEXTS)
     texts[3] = " "  # is left out
     student = AutoModelForCausalLM.from_pretrained(folder / "student")
@@ -115,4 +116,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
