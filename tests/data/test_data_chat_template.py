@@ -68,7 +68,7 @@ def said(encoded: Encoded, tokenizer: Any) -> list[str]:
 
 @functools.cache
 def with_template(tokenizer: Any, template: str) -> Any:
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.copy(tokenizer)
     changed.chat_template = template
     return changed
 

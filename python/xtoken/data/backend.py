@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.errors import DataError
+from xtoken.vocab.side import with_own_settings
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -50,11 +51,8 @@ class TextBackend:
             )
         # Post-processors of byte-level models leave spaces out of the offsets, and what others add
         # is in the text already.
-        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend = with_own_settings(backend)
         self._backend.post_processor = processors.ByteLevel(trim_offsets=False)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = backend.encode_special_tokens
         added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.markers = frozenset(token_id for token_id, token in added.items() if token.content)
         """The added tokens, special or not."""

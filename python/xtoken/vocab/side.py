@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xtoken._checks import half_character, panics_refused
 from xtoken._core import Vocab
@@ -22,6 +22,9 @@ from xtoken.errors import (
 from xtoken.vocab.load import is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
@@ -186,10 +189,27 @@ def without_truncation(tokenizer: Any) -> Any:
         return tokenizer  # transformers does neither unless a call asks for it
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
-    whole = type(tokenizer).from_str(tokenizer.to_str())
-    whole.no_truncation()
-    whole.no_padding()
+    whole = with_own_settings(tokenizer)
+    whole.post_processor = tokenizer.post_processor
     return whole
+
+
+def with_own_settings(tokenizer: Tokenizer) -> Tokenizer:
+    """One with the same model, normalizer, pre-tokenizer and added tokens, which neither pads nor
+    truncates, with no post-processor yet.
+
+    The model is the same object: to print a large one and to read it again takes half a second.
+    """
+    made = type(tokenizer)(tokenizer.model)
+    # Before the tokens, which are matched in normalized text.
+    if tokenizer.normalizer is not None:
+        made.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        made.pre_tokenizer = tokenizer.pre_tokenizer
+    added = tokenizer.get_added_tokens_decoder()
+    made.add_tokens([added[token_id] for token_id in sorted(added)])
+    made.encode_special_tokens = tokenizer.encode_special_tokens
+    return made
 
 
 def encode_texts(
