@@ -25,7 +25,10 @@ import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pytest", "triton", "xtoken.training", "xtoken.cli.distill", "trl.trainer.sft_trainer"]
+    [
+        "pytest", "hypothesis", "triton", "triton.experimental.gluon", "xtoken.training",
+        "xtoken.cli.distill", "trl.trainer.sft_trainer",
+    ]  # fmt: skip
 )
 
 

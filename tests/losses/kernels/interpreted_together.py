@@ -11,6 +11,7 @@ import pytest
 import torch
 from exact_kl_cases import V, laid_out, random_targets, student
 from exact_kl_cases import loss_of as exact_loss
+from fast_interpreter import nothing_remembered
 from interpreted_p_kl import case_of, dense_of
 from kernel_cases import DTYPES, close, gradient_of, kernels, small_blocks, strided
 from losses.test_prefix_kl import loss_of as prefix_loss
@@ -141,6 +142,14 @@ def test_against_the_loop_over_columns() -> None:
     expected = 3.0 * kd / len(case.usable) + 0.5 * ce
     close(total, expected, torch.float32)
     close(grad, gradient_of(expected, doubles), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["p-kl, chunk, tail", "prefix-kl"])
+def test_the_faster_interpreter_is_that_of_triton(name: str) -> None:
+    grad, _ = together(name, "weighted", torch.bfloat16)
+    with nothing_remembered():
+        expected, _ = together(name, "weighted", torch.bfloat16)
+    assert torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize("way", ["kd alone", "ce alone"])

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
-from triton import language
-from triton.runtime import interpreter
 
 from xtoken.losses.kernels import choice, launch
-
-_patch_language = interpreter._patch_lang
-
-
-def _patch_once(kernel: Callable[..., None]) -> interpreter._LangPatchScope:
-    """Triton replaces all functions of its language at a kernel's launch, and again wherever the
-    kernel calls another: two fifths of the time of these tests."""
-    seen = [each for each in (language, language.core) if each in kernel.__globals__.values()]
-    if any(language.core.is_builtin(each.load) for each in seen):
-        return _patch_language(kernel)
-    return interpreter._LangPatchScope()
-
-
-interpreter._patch_lang = _patch_once
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
