@@ -261,7 +261,9 @@ def test_objects_directories_files_and_xz_give_the_same_vocabulary(
     deepseek, deepseek_directory, deepseek_tokenizer, tmp_path
 ):
     packed = tmp_path / "tokenizer.json.xz"
-    packed.write_bytes(lzma.compress((deepseek_directory / "tokenizer.json").read_bytes()))
+    packed.write_bytes(
+        lzma.compress((deepseek_directory / "tokenizer.json").read_bytes(), preset=0)
+    )
     assert Vocab.from_path(packed).fingerprint == deepseek.fingerprint
     assert Vocab.from_path(tmp_path).fingerprint == deepseek.fingerprint
     assert Vocab.from_tokenizer(deepseek_tokenizer).fingerprint == deepseek.fingerprint
