@@ -28,6 +28,7 @@ CONTEXT.set_forkserver_preload(
     [
         "pytest", "hypothesis", "triton", "triton.experimental.gluon", "xtoken.training",
         "xtoken.cli.distill", "trl.trainer.sft_trainer",
+        "matplotlib.backends.backend_agg",
     ]  # fmt: skip
 )
 

@@ -7,6 +7,7 @@ code, negative for a signal.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -143,6 +144,7 @@ def serve(folder: Path, kind: str, questions: Connection) -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     run = {"plain": plain, "packed": packed}[kind](folder)
+    gc.freeze()  # the collector of a run passes by what it shares with the others
     questions.send("ready")
     with contextlib.suppress(EOFError):
         while True:
