@@ -134,7 +134,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=[80, 90, 100])
+@pytest.fixture
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     from triton.runtime.jit import JITFunction
 
@@ -145,13 +145,26 @@ def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
+@pytest.mark.parametrize("compiler", [80, 90, 100], indirect=True)
 @pytest.mark.parametrize("name", CHECKS)
 def test_compiles(name: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiles(name, compiler, monkeypatch, torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("compiler", [90], indirect=True)
+@pytest.mark.parametrize("name", CHECKS)
+def test_compiles_for_other_dtypes(
+    name: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiles(name, compiler, monkeypatch, torch.float16, torch.float32)
+
+
+def compiles(
+    name: str, compiler: Compiler, patch: pytest.MonkeyPatch, *dtypes: torch.dtype
+) -> None:
     check, kernels = CHECKS[name]
-    monkeypatch.setattr(self_check, "_apart", lambda *results: None)
-    monkeypatch.setattr(torch, "empty", torch.zeros)  # which nothing fills
+    patch.setattr(self_check, "_apart", lambda *results: None)
+    patch.setattr(torch, "empty", torch.zeros)  # which nothing fills
     with choice.forced("triton"):
-        check(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
-        if compiler.target.arch == 90:
-            check(torch.device("cpu"), torch.float16, torch.float32)
+        check(torch.device("cpu"), *dtypes)
     assert set(compiler.compiled) == kernels
