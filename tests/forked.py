@@ -26,10 +26,15 @@ import pytest
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "pytest", "hypothesis", "triton", "triton.experimental.gluon", "xtoken.training",
-        "xtoken.cli.distill", "trl.trainer.sft_trainer",
+        "pytest",
+        "hypothesis",
+        "triton",
+        "triton.experimental.gluon",
+        "xtoken.training",
+        "xtoken.cli.distill",
+        "trl.trainer.sft_trainer",
         "matplotlib.backends.backend_agg",
-    ]  # fmt: skip
+    ]
 )
 
 
