@@ -31,9 +31,14 @@ CONTEXT.set_forkserver_preload(
         "triton",
         "triton.experimental.gluon",
         "xtoken.training",
-        "xtoken.cli.distill",
+        "xtoken.cli.distill_run",
+        "xtoken.cli.teach_run",
         "trl.trainer.sft_trainer",
         "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "pydantic.type_adapter",
+        "rich.progress",
+        "forked_first",
     ]
 )
 
@@ -96,6 +101,7 @@ def start_server() -> None:
     """Before the first process; `CONTEXT` alone would start it with another Triton."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
 
 

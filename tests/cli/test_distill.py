@@ -55,9 +55,15 @@ def distill(workspace: Path, *flags: str, **changed: object) -> str:
     return result.output
 
 
-def test_a_comparison_trains_all_losses_and_writes_everything(workspace: Path) -> None:
+@pytest.fixture(scope="module")
+def compared(workspace: Path) -> tuple[Path, str]:
+    """The folder of a comparison that nothing ended, and what it said."""
     out = workspace / "compared"
-    output = distill(workspace, "--compare", out=out)
+    return out, distill(workspace, "--compare", out=out)
+
+
+def test_a_comparison_trains_all_losses_and_writes_everything(compared: tuple[Path, str]) -> None:
+    out, output = compared
     assert "W: " in output
     assert "alignment" in output
     for loss in ("before", "prefix-kl", "p-kl", "gold", "ce"):
@@ -255,10 +261,9 @@ main()
 
 
 def test_a_comparison_killed_in_the_middle_of_checkpoints_goes_on_to_the_same_students(
-    workspace: Path, tmp_path: Path
+    workspace: Path, compared: tuple[Path, str], tmp_path: Path
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    distill(workspace, "--compare", out=whole)
+    (whole, _), out = compared, tmp_path / "run"
     # Four steps: the first sitting ends in the last checkpoint of the first loss, the second in
     # the last of the second, once it has written one of the first and one of the second.
     for writes, broken in ((2, out), (3, out / "compare" / "p-kl")):

@@ -57,6 +57,12 @@ def materials(models: ModelPair) -> PreparedData:
     return prepare(models, split_held_out(tiny_texts(80), 0.2), CONFIG)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the teacher predicts of `materials`, computed once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 class KeepGradient(TrainerCallback):
     """Keeps the gradient that the optimizer is about to use."""
 
@@ -104,37 +110,37 @@ def assert_same_gradient(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     ],
 )
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
-    materials: PreparedData, tmp_path: Path, loss: str, kd_weight: float | str
+    materials: PreparedData, cache: Path, loss: str, kd_weight: float | str
 ) -> None:
     config = replace(CONFIG, loss=loss, kd_weight=kd_weight)  # type: ignore[arg-type]
-    whole = gradient_of_a_step(materials, config, tmp_path)
+    whole = gradient_of_a_step(materials, config, cache)
     assert any(float(gradient.abs().max()) > 0 for gradient in whole.values())
     for batch_size in (3, 2, 1):
         cut = replace(config, batch_size=batch_size, accumulation=6 // batch_size)
-        assert_same_gradient(whole, gradient_of_a_step(materials, cut, tmp_path))
+        assert_same_gradient(whole, gradient_of_a_step(materials, cut, cache))
 
 
-def test_the_gradient_depends_on_the_loss(materials: PreparedData, tmp_path: Path) -> None:
-    with_teacher = gradient_of_a_step(materials, CONFIG, tmp_path)
-    without = gradient_of_a_step(materials, replace(CONFIG, loss="ce"), tmp_path)
+def test_the_gradient_depends_on_the_loss(materials: PreparedData, cache: Path) -> None:
+    with_teacher = gradient_of_a_step(materials, CONFIG, cache)
+    without = gradient_of_a_step(materials, replace(CONFIG, loss="ce"), cache)
     name = "model.embed_tokens.weight"
     assert not torch.allclose(with_teacher[name], without[name], rtol=1e-2)
 
 
-def test_the_side_of_the_padding_changes_nothing(materials: PreparedData, tmp_path: Path) -> None:
-    right = gradient_of_a_step(materials, CONFIG, tmp_path)
-    left = gradient_of_a_step(materials, CONFIG, tmp_path, padding_side="left")
+def test_the_side_of_the_padding_changes_nothing(materials: PreparedData, cache: Path) -> None:
+    right = gradient_of_a_step(materials, CONFIG, cache)
+    left = gradient_of_a_step(materials, CONFIG, cache, padding_side="left")
     assert_same_gradient(right, left)
 
 
 def test_a_live_teacher_gives_what_a_store_of_all_columns_gives(
-    materials: PreparedData, tmp_path: Path
+    materials: PreparedData, cache: Path
 ) -> None:
     live = replace(CONFIG, top_k=None, teacher_top_k=None)
     stored = replace(CONFIG, top_k=None, teacher_top_k=len(materials.pair.teacher_vocab))
     assert_same_gradient(
-        gradient_of_a_step(materials, live, tmp_path),
-        gradient_of_a_step(materials, stored, tmp_path),
+        gradient_of_a_step(materials, live, cache),
+        gradient_of_a_step(materials, stored, cache),
     )
 
 
@@ -236,10 +242,10 @@ def test_text_without_numerals_has_no_numeral_scores(models: ModelPair) -> None:
 
 
 def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
-    materials: PreparedData, tmp_path: Path
+    materials: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
-    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
+    teacher = open_teachers(materials, config, [config.loss], cache)[config.loss]
     result = train(materials, config, teacher, tmp_path / "run")
     assert result.after.bits_per_byte < result.before.bits_per_byte - 0.2
 
@@ -260,10 +266,10 @@ def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
 
 
 def test_a_run_takes_the_loss_of_the_audit_and_keeps_the_projection_that_it_learned(
-    materials: PreparedData, tmp_path: Path
+    materials: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, loss="auto", steps=2)
-    teacher = open_teachers(materials, config, [config.loss], tmp_path / "cache")[config.loss]
+    teacher = open_teachers(materials, config, [config.loss], cache)[config.loss]
     assert train(materials, config, teacher, tmp_path / "auto").steps == 2
     config = replace(CONFIG, loss="p-kl", steps=3, learnable_projection=True)
     train(materials, config, teacher, tmp_path / "learned")
