@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.row_blocks import Block
-from xtoken.losses.engine.sorting import _sorted_with_order, sorted_l1
+from xtoken.losses.engine.sorting import _sorted_with_order
 from xtoken.losses.engine.sorting import top_k as best_of
 from xtoken.losses.hybrid.hybrid import HybridBlocks, hybrid_blocks
 from xtoken.losses.same_vocab_kl import _blocks as same_vocab_blocks
@@ -106,7 +106,7 @@ def _ranks(
     entries = Entries(
         teacher,
         student if case.has_student else None,
-        sorted_l1(student[:, None], teacher[:, None]) if case.has_student else None,
+        (student - teacher).abs() if case.has_student else None,
         label,
         "ranks",
         own=sorted(mine),
