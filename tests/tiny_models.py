@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pydoc_data.topics
+import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,6 +37,23 @@ def write_pair(directory: Path) -> tuple[Path, Path]:
     _write(directory / "student", student, hidden_size=48, seed=1)
     _write(directory / "teacher", teacher, hidden_size=32, seed=2)
     return directory / "student", directory / "teacher"
+
+
+def write_hub(directory: Path) -> dict[str, str]:
+    """What a download leaves of `owner/student` and `owner/teacher`: variables for `READ_HUB`."""
+    for source in write_pair(directory / "pair"):
+        model = directory / "hub" / f"models--owner--{source.name}"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(source, model / "snapshots" / ("0" * 40))
+    return {"HF_HUB_CACHE": str(directory / "hub"), "HF_HUB_OFFLINE": "1"}
+
+
+# The variables are read when this is imported, which a forked process has behind it.
+READ_HUB = """
+import importlib, huggingface_hub.constants
+importlib.reload(huggingface_hub.constants)
+"""
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from tiny_models import tiny_texts, write_jsonl, write_pair
+import pytest
+from forked import Forked
+from tiny_models import READ_HUB, tiny_texts, write_hub, write_jsonl
 
 RUN = """
 import json, sys
@@ -26,13 +24,9 @@ print(json.dumps(failed))
 PAIR = ("--student", "owner/student", "--teacher", "owner/teacher")
 
 
-def test_every_command_takes_hub_names(tmp_path: Path) -> None:
-    for side, source in zip(("student", "teacher"), write_pair(tmp_path / "pair"), strict=True):
-        # The layout of a hub's local cache: what a download leaves behind.
-        model = tmp_path / "hub" / f"models--owner--{side}"
-        (model / "refs").mkdir(parents=True)
-        (model / "refs" / "main").write_text("0" * 40)
-        shutil.copytree(source, model / "snapshots" / ("0" * 40))
+def test_every_command_takes_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = write_hub(tmp_path)
+    monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "data.jsonl", tiny_texts(12))
     (tmp_path / "text.txt").write_text("201 is 3 * 67")
     run = ("--max-tokens", "48", "--device", "cpu")
@@ -59,16 +53,9 @@ def test_every_command_takes_hub_names(tmp_path: Path) -> None:
         ],
         ["eval", "--model", "owner/student", "--data", "data.jsonl"],
     ]
-    environment = os.environ | {
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path))),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    failed = json.loads(done.stdout.splitlines()[-1])
+    process = Forked(READ_HUB + RUN, json.dumps(commands), **variables)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    failed = json.loads(output.splitlines()[-1])
     assert not failed, "\n".join(map(str, failed.items()))
     assert (tmp_path / "moved" / "model.safetensors").is_file()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import write_pair
+from forked import Forked
+from tiny_models import READ_HUB, write_hub
 
 from xtoken.errors import MissingFileError
 from xtoken.training import load_models
@@ -22,17 +19,9 @@ print(len(models.pair.student_vocab), models.load_student().config.vocab_size)
 
 
 def test_models_are_found_by_their_hub_names(tmp_path: Path) -> None:
-    for side, source in zip(("student", "teacher"), write_pair(tmp_path / "pair"), strict=True):
-        # The layout of a hub's local cache: what a download leaves behind.
-        model = tmp_path / "hub" / f"models--owner--{side}"
-        (model / "refs").mkdir(parents=True)
-        (model / "refs" / "main").write_text("0" * 40)
-        shutil.copytree(source, model / "snapshots" / ("0" * 40))
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["1700", "1700"], done.stderr
+    process = Forked(READ_HUB + LOAD, **write_hub(tmp_path))
+    output, errors = process.communicate()
+    assert output.split() == ["1700", "1700"], errors
 
 
 def test_a_path_that_is_no_directory_is_not_looked_up_on_a_hub(tmp_path: Path) -> None:
