@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_cases import ByteCase, hand_made, make_byte_case, ranges
+from gradients import gradcheck
 from loss_cases import loss_of
 
 from xtoken import ChunkKind
@@ -154,7 +155,7 @@ def test_gradcheck() -> None:
         def value(logits: torch.Tensor, direction: str = direction) -> torch.Tensor:
             return bpm(case, student=logits, direction=direction, mask_spaces=False).loss
 
-        assert torch.autograd.gradcheck(value, (case.batch.student_logits,))
+        assert gradcheck(value, (case.batch.student_logits,))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_cases import ByteCase, hand_made, make_byte_case, ranges
+from gradients import gradcheck
 from loss_cases import loss_of
 
 from xtoken.errors import OptionError, ShapeError
@@ -145,4 +146,4 @@ def test_gradcheck() -> None:
     def value(logits: torch.Tensor) -> torch.Tensor:
         return escd(case, student=logits).loss
 
-    assert torch.autograd.gradcheck(value, (case.batch.student_logits,))
+    assert gradcheck(value, (case.batch.student_logits,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_cases import ranges
+from gradients import gradcheck
 from loss_cases import common_set, loss_of, make_case
 
 from xtoken.errors import OptionError
@@ -85,7 +86,7 @@ def test_gradcheck() -> None:
             "strict-top-k", logits, case.teacher_logits, case.usable, pair_of(), student_top_k=3
         ).loss
 
-    assert torch.autograd.gradcheck(value, (case.student_logits,))
+    assert gradcheck(value, (case.student_logits,))
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
