@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from forked import free_port
+from forked import free_port, start_server
 from loss_cases import every_loss, make_case, relayout
 
 from xtoken.errors import ShapeError
@@ -21,7 +21,11 @@ from xtoken.losses.engine import row_blocks
 WORLD = 2
 
 
-def start(rank: int, port: int, work: Callable[[int], None]) -> None:
+def start(
+    rank: int, port: int, work: Callable[[int], None], environment: Mapping[str, str]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
@@ -33,7 +37,9 @@ def start(rank: int, port: int, work: Callable[[int], None]) -> None:
 
 
 def on_two_processes(work: Callable[[int], None]) -> None:
-    mp.start_processes(start, args=(free_port(), work), nprocs=WORLD, start_method="spawn")
+    start_server()
+    arguments = (free_port(), work, dict(os.environ))
+    mp.start_processes(start, args=arguments, nprocs=WORLD, start_method="forkserver")
 
 
 def data_parallel(rank: int) -> None:
