@@ -10,7 +10,7 @@ use super::*;
 use crate::align::AlignOptions;
 use crate::vocab::{DummyPrefix, Spelling, VocabBuilder};
 
-#[path = "../../../tests/common/mod.rs"]
+#[path = "../../../tests/all/common.rs"]
 mod common;
 
 fn aligner() -> Aligner {

@@ -1,8 +1,6 @@
 //! Texts that differ: differences stay local, answers are close to the exact optimum, and hostile
 //! input costs time in proportion to its length.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use cpu_time::ThreadTime;
 use std::sync::Arc;
 

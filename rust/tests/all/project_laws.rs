@@ -1,15 +1,11 @@
 //! Segmentation against the plain algorithm, laws of W, and input that must never panic.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are test code
-
 use proptest::prelude::*;
 use xtoken::projection::{Canonical, Options, Reverse, Rule, build};
 use xtoken::segment::{Model, Scores};
 use xtoken::{Error, Threads, Token, Tokenizer};
 
-mod common;
-
-use common::draws;
+use crate::common::draws;
 
 /// All single bytes of a small alphabet, then these tokens in order of rank.
 fn ranked(tokens: &[Vec<u8>]) -> Tokenizer {

@@ -1,8 +1,6 @@
 //! Damaged and hostile vocabulary files: an error or a vocabulary that works, never a panic or a
 //! hang.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use std::sync::Arc;
 
 use proptest::collection::vec;
@@ -11,9 +9,7 @@ use proptest::sample::Index;
 use xtoken::segment::Scores;
 use xtoken::{AlignOptions, Aligner, Tokenizer};
 
-mod common;
-
-use common::draws;
+use crate::common::draws;
 
 /// A small file of each form.
 const FILES: [&str; 6] = [

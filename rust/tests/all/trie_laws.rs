@@ -6,9 +6,7 @@ use proptest::prelude::*;
 use xtoken::Threads;
 use xtoken::trie::PieceTrie;
 
-mod common;
-
-use common::draws;
+use crate::common::draws;
 
 const PIECES: usize = 5;
 

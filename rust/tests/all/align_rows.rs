@@ -1,7 +1,5 @@
 //! Named rows: small inputs and their whole answers. A bug that is fixed leaves a row behind.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use std::sync::Arc;
 
 use xtoken::{AlignOptions, Aligner, ChunkKind, DummyPrefix, Role, Spelling, Vocab, VocabBuilder};

@@ -1,7 +1,5 @@
 //! Hostile ids: no panic, no hang, whatever stands where text is expected.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use cpu_time::ThreadTime;
 use std::cell::Cell;
 use std::sync::Arc;

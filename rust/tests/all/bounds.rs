@@ -1,7 +1,5 @@
 //! Hostile sizes: what is read and segmented is bounded by the size of the input.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use std::time::Duration;
 
 use cpu_time::ThreadTime;

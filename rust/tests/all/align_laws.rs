@@ -1,7 +1,5 @@
 //! Laws of the alignment, on random vocabularies and ids: most of them are of no tokenizer at all.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,9 +12,7 @@ use xtoken::{
     Vocab, VocabBuilder, reference,
 };
 
-mod common;
-
-use common::draws;
+use crate::common::draws;
 
 /// Few distinct bytes, so that tokens often agree by accident: letters, spaces, parts of
 /// characters.

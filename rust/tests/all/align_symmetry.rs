@@ -1,8 +1,6 @@
 //! Exchanging student and teacher exchanges the sides of the answer, whatever the vocabularies and
 //! the ids; and no input makes an alignment panic, hang or lose a token.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
-
 use std::sync::Arc;
 
 use proptest::collection::vec;
@@ -13,9 +11,7 @@ use xtoken::{
     Vocab, VocabBuilder,
 };
 
-mod common;
-
-use common::draws;
+use crate::common::draws;
 
 /// Letters that often agree, spaces, and parts of characters.
 const BYTES: [u8; 9] = *b"aab \n\xC3\xA9\xE2\x9F";
