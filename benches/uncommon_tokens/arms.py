@@ -34,7 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
 # default, and three times the weight, looked at with one seed.
 _TAILED = ("P-KL decay 0, tail", "prefix KL, tail")
 BALANCED = {
-    f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"} for arm in (*_TAILED, "exact KL")
+    f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"}
+    for arm in (*_TAILED, "exact KL", "exact KL, plain sum")
 }
 HEAVY = {f"{arm}, weight 3": {**ARMS[arm], "kd_weight": 3.0} for arm in _TAILED}
 ARMS |= BALANCED | HEAVY
