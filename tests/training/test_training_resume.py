@@ -92,6 +92,24 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
 
 
+@pytest.fixture(scope="module")
+def whole_of(
+    materials: PreparedData, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[DistillConfig], Path]:
+    """The folder of a run without checkpoints, which two of the interrupted ones are held to."""
+    made: dict[str, Path] = {}
+
+    def run(config: DistillConfig) -> Path:
+        config = replace(config, checkpoint_every=0)
+        if repr(config) not in made:
+            folder = made[repr(config)] = tmp_path_factory.mktemp("whole") / "run"
+            finish(materials, config, folder, resume=False)
+            assert not list(folder.glob("checkpoint-*"))
+        return made[repr(config)]
+
+    return run
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -104,11 +122,12 @@ def assert_same_run(found: Path, expected: Path) -> None:
     ids=["in an epoch", "at an epoch's end", "micro-batches", "live teacher and bf16", "ce"],
 )
 def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
-    materials: PreparedData, tmp_path: Path, config: DistillConfig
+    materials: PreparedData,
+    whole_of: Callable[[DistillConfig], Path],
+    tmp_path: Path,
+    config: DistillConfig,
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(materials, replace(config, checkpoint_every=0), whole, resume=False)
-    assert not list(whole.glob("checkpoint-*"))
+    whole, cut = whole_of(config), tmp_path / "cut"
     interrupt(materials, config, cut, 6)
     # What the second sitting draws before it restores the random numbers must not matter.
     torch.manual_seed(1234)

@@ -91,6 +91,9 @@ def rows(kind: str = "text", texts: list[str] = TEXTS) -> Dataset:
     return Dataset.from_list([ROWS[kind](text) for text in texts])
 
 
+Step = tuple[dict[str, float], dict[str, torch.Tensor]]
+
+
 def step(
     folder: Path,
     out: Path,
@@ -99,7 +102,7 @@ def step(
     trainer: type[Trainer] = Trainer,
     teachers: Any = None,
     **changed: Any,
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+) -> Step:
     """One optimizer step over the whole dataset: what is logged, and the gradient."""
     names = ("peft_config", "data_collator")
     more = {name: changed.pop(name) for name in names if name in changed}
@@ -130,6 +133,12 @@ def step(
     )
     made.train()
     return next(each for each in made.state.log_history if "kd" in each), keep.gradient
+
+
+@pytest.fixture(scope="module")
+def padded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Step:
+    """The step that most others are compared with."""
+    return step(folder, tmp_path_factory.mktemp("padded"), rows())
 
 
 def close(one: dict[str, Any], other: dict[str, Any], *names: str, rel: float = 1e-4) -> None:
@@ -169,19 +178,19 @@ def reference(folder: Path, kind: str, loss_from: int | None = None) -> dict[str
     return {"ce": nats / tokens, "kd": kd / chunks, "chunks": chunks}
 
 
-def test_a_padded_step_has_the_losses_of_each_text_alone(folder: Path, tmp_path: Path) -> None:
-    logged, _ = step(folder, tmp_path, rows())
+def test_a_padded_step_has_the_losses_of_each_text_alone(folder: Path, padded: Step) -> None:
+    logged, _ = padded
     close(logged, reference(folder, "text"), "ce", "kd", "chunks")
     assert logged["loss"] == pytest.approx(logged["ce"] + 2.0 * logged["kd"], rel=1e-5)
     assert {"entropy", "mean_token_accuracy", "coverage", "kd_scale"} <= logged.keys()
 
 
 def test_a_packed_step_has_the_losses_and_the_gradient_of_the_padded_one(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, padded: Step
 ) -> None:
-    padded, gradient = step(folder, tmp_path, rows())
+    logged, gradient = padded
     packed, other = step(folder, tmp_path, rows(), packing=True)
-    close(packed, padded)
+    close(packed, logged)
     same_gradient(gradient, other)
 
 
@@ -251,17 +260,21 @@ def test_a_conversation_is_printed_by_each_sides_own_template(folder: Path, tmp_
     assert teacher.decode(row["teacher0_input_ids"][0]).startswith("user: ")
 
 
-def test_bf16_with_gradient_checkpointing_stays_near_float32(folder: Path, tmp_path: Path) -> None:
-    plain, _ = step(folder, tmp_path, rows())
+def test_bf16_with_gradient_checkpointing_stays_near_float32(
+    folder: Path, tmp_path: Path, padded: Step
+) -> None:
+    plain, _ = padded
     mixed, _ = step(folder, tmp_path, rows(), bf16=True, gradient_checkpointing=True)
     close(mixed, plain, "ce", "kd", "loss", rel=0.02)
     assert mixed["chunks"] == plain["chunks"]
     assert mixed["kd"] != plain["kd"]
 
 
-def test_lora_trains_adapters_alone_on_the_same_losses(folder: Path, tmp_path: Path) -> None:
+def test_lora_trains_adapters_alone_on_the_same_losses(
+    folder: Path, tmp_path: Path, padded: Step
+) -> None:
     peft = pytest.importorskip("peft")
-    plain, _ = step(folder, tmp_path, rows())
+    plain, _ = padded
     adapters = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     logged, gradient = step(folder, tmp_path, rows(), peft_config=adapters)
     close(logged, plain)  # fresh adapters change no output
@@ -271,11 +284,11 @@ def test_lora_trains_adapters_alone_on_the_same_losses(folder: Path, tmp_path: P
 
 
 def test_rows_that_are_tokenized_already_get_their_text_from_the_ids(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, padded: Step
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
     ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in TEXTS]
-    from_texts, gradient = step(folder, tmp_path, rows())
+    from_texts, gradient = padded
     from_ids, other = step(folder, tmp_path, Dataset.from_dict({"input_ids": ids}))
     close(from_ids, from_texts)
     same_gradient(gradient, other)
