@@ -164,6 +164,18 @@ def _type(of: Any) -> object:
     return of.interned
 
 
+_numpy_types: dict[object, Any] = {}
+_numpy_type_of = interpreter._get_np_dtype
+
+
+def _numpy_type(of: Any) -> Any:
+    """Triton's, which makes a table of all types at each call."""
+    try:
+        return _numpy_types[of.interned]
+    except (AttributeError, KeyError):
+        return _numpy_types.setdefault(_type(of), _numpy_type_of(of))
+
+
 def _remembered(member: Operation) -> Operation:
     """An operation of the language as the interpreter has it."""
     made: dict[Any, Operation | None] = {}
@@ -226,6 +238,7 @@ def _replace_language() -> None:
 
     def any_kernel() -> None: ...
 
+    interpreter._get_np_dtype = _numpy_type
     interpreter._patch_attr = patch
     both = type(any_kernel)(any_kernel.__code__, {"tl": language, "core": core})
     interpreter._patch_lang(both)
