@@ -127,6 +127,30 @@ def test_value_and_gradient_are_those_of_the_definition(
     assert int(found.num_chunks) == len(batch)
 
 
+@pytest.mark.parametrize("by", ["core", "torch"])
+@pytest.mark.parametrize("name", ["forward", "plain sum", "depth weights"])
+def test_a_group_that_neither_side_gives_any_mass_changes_nothing(
+    name: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "torch":
+        monkeypatch.setattr(block, "native_pass", lambda *_: None)
+    targets, tokens = random_targets(6, opened=False)
+    probs, logits = targets.probs.copy(), student(6).detach()
+    for at in range(0, len(targets.tails), 2):
+        group = int(targets.group_indptr[at])  # of each other position, the first
+        probs[group] = 0.0
+        rest = slice(*targets.group_indptr[at : at + 2])
+        probs[rest] *= (1.0 - targets.tails[at]) / probs[rest].sum()
+        example = int(np.searchsorted(targets.position_indptr, at, "right")) - 1
+        _, _, ids = next(iter(targets.groups_at(at, tokens)))
+        logits[example, targets.positions[at] - 1, sorted(ids)] = -torch.inf
+    targets = replace(targets, probs=probs)
+    logits.requires_grad_()
+    found = loss_of(logits, targets, laid_out(targets, tokens), normalizer=1.0, **OPTIONS[name])
+    expected = slow_loss(logits, targets, tokens, **slow_options(name))
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["forward", "plain sum", "jsd"])
 def test_gradcheck(name: str) -> None:
     # In open positions the student's mass outside the groups counts as a constant.

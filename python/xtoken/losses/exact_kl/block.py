@@ -336,7 +336,7 @@ class BlockTargets:
         tiny = torch.finfo(rows.dtype).tiny * 1e6
         if not bool((student.masked_fill(~counted, 1.0) >= tiny).all()):
             return None
-        log_student = torch.log(student.masked_fill(student <= 0, 1.0))
+        log_student = torch.log(student)
         losses = target.forward_kl(log_student)
         pull = self.weights * target.probs  # a of each slot
         if len(self.deep_row):
