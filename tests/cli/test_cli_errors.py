@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import tokenizer_zoo as zoo
 import typer
+from forked import Forked
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.core import TyperGroup
 
@@ -328,32 +329,36 @@ WORDS = (
 )
 
 
-def test_drawn_arguments_never_end_in_a_traceback(tmp_path: Path) -> None:
+DRAWN = """
+import json, sys
+from xtoken.cli import main
+
+for line in open(sys.argv[1]).read().splitlines():
+    sys.argv = ["xtoken", *json.loads(line)]
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+
+
+def test_drawn_arguments_never_end_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seeded, in one process; XTOKEN_FUZZ=2000 draws more."""
-    code = (
-        "import io, json, sys, contextlib\n"
-        "from xtoken.cli import main\n"
-        "for line in sys.stdin:\n"
-        "    sys.argv = ['xtoken', *json.loads(line)]\n"
-        "    try: main()\n"
-        "    except SystemExit: pass\n"
-    )
     draws = random.Random(0)
     names = [name.split() for name in all_commands()]
     lines = []
     for _ in range(int(os.environ.get("XTOKEN_FUZZ", "150"))):
         words = [draws.choice(WORDS) for _ in range(draws.randrange(7))]
         lines.append(json.dumps([*draws.choice(names), *words]))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": SOURCE, "XTOKEN_CACHE": "off"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    bugs = [line for line in done.stderr.splitlines() if "this is a bug" in line]
+    (tmp_path / "lines").write_text("\n".join(lines))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = Forked(DRAWN, tmp_path / "lines", XTOKEN_CACHE="off")
+    _, errors = done.communicate(timeout=600)
+    assert done.returncode == 0, errors[-2000:]
+    assert "Traceback" not in errors
+    assert errors.count("─ Error ─") > 50  # so many were told
+    bugs = [line for line in errors.splitlines() if "this is a bug" in line]
     assert not bugs, list(itertools.islice(bugs, 5))
