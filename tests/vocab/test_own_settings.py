@@ -23,7 +23,7 @@ TEXT = "Hello, <mark> <|im_end|>world  12345 naïve\u0301 <MARK>!\n\n"
 def test_it_is_the_tokenizer(make: Callable[[], Tokenizer], marked: bool) -> None:
     tokenizer = Tokenizer.from_str(make().to_str())
     if marked:
-        kept = next(iter(tokenizer.get_vocab()))  # has an id already
+        kept = tokenizer.id_to_token(300)  # has an id already
         tokenizer.add_tokens(["plain", AddedToken("<mark>", lstrip=True, normalized=True), kept])
         tokenizer.add_special_tokens([AddedToken("<|im_end|>", rstrip=True), "<|last|>"])
     tokenizer.enable_truncation(3)
