@@ -72,6 +72,13 @@ class ExactKLBlocks(BlockLoss):
                 targets.host, self.depth_weights, self.least_mass, targets.rows.device
             )
 
+    @property
+    def factor(self) -> float:
+        """The weight of all groups, where `by_depth` has none for each."""
+        if self.depth_weights is None or self.by_depth is not None:
+            return 1.0
+        return float(self.depth_weights[0])
+
     def block_targets(self, dtype: torch.dtype, block: Block) -> BlockTargets:
         """The targets of a block."""
         return BlockTargets.of(self, dtype, block) if self.ready is None else self.ready
@@ -194,8 +201,7 @@ class BlockTargets:
         chunk = positions if block.segments is None else block.segments
         by_depth = loss.by_depth
         if by_depth is None:
-            every = 1.0 if loss.depth_weights is None else loss.depth_weights[0]
-            weights = torch.full((groups + count,), every, dtype=dtype, device=device)
+            weights = torch.full((groups + count,), loss.factor, dtype=dtype, device=device)
             none, empty = group_row.new_zeros(0), weights.new_zeros(0)
             deep = none, empty, empty, none, none
         else:

@@ -71,7 +71,7 @@ def native_pass(
         ),
         weights * float(scale),
         size=source.vocab_size,
-        factor=1.0 if loss.depth_weights is None else float(loss.depth_weights[0]),
+        factor=loss.factor,
         depths=depths,
         gradient=None if grad is None else flat(grad),
         adds=grads is not None,

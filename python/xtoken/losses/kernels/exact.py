@@ -113,10 +113,8 @@ def _compare(loss: ExactKLBlocks, source: LogitRows) -> Compared:
     if weights is not None and loss.student.owner is not None:
         weights = weights[loss.student.owner[begin:end]]
     own, _ = seeds(end - begin, weights, 1.0, index.device)
-    factor = 1.0
-    if loss.depth_weights is not None and loss.by_depth is None:
-        factor = float(loss.depth_weights[0])
-    kl = GroupedKL.of(Rows.of(source.logits, index), groups, source.vocab_size, factor=factor)
+    z = Rows.of(source.logits, index)
+    kl = GroupedKL.of(z, groups, source.vocab_size, factor=loss.factor)
     stats = kl.stats
     losses = stats[:, 2]
     tails = stats[:, 7].sum()

@@ -13,10 +13,9 @@ and u of the unions of deeper groups as in `exact_kl/block.py`, l of a union as 
     grad(k) = (sum of all c q and u A) exp(z(k) - L) - c q exp(z(k) - l(g of k))
               - sum u A exp(z(k) - l) over the unions that k is in.
 
- `opened` is 1 where the tokens of no group are
-not compared, and 2 where their q is the student's own share, at most the given one, and the groups
-have their shares of the rest. Which tokens are in no group, the tail, is
-told by a bit for each token of a position: 1/16 of a row in bfloat16.
+`opened` is 1 where the tokens of no group are not compared, and 2 where their q is the student's
+own share, at most the given one, and the groups have their shares of the rest. Which tokens are in
+no group, the tail, is told by a bit for each token of a position: 1/16 of a row in bfloat16.
 """
 
 import triton
