@@ -1,13 +1,12 @@
 """Each script of `examples/` runs as its first lines say, on tiny models.
 
-Under a launcher in processes that start from nothing: one script under that of accelerate, which
-starts them as torchrun does.
+What a launcher starts, it starts from nothing; the launcher itself is forked.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,8 @@ from xtoken.data import ColumnExamples, load_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = "--use_cpu --max_steps 3 --logging_steps 1 --save_strategy no --disable_tqdm true".split()
-LAUNCH = "from accelerate.commands.launch import main; main()"
+ACCELERATE = "from accelerate.commands.launch import main; main()"
+TORCHRUN = "from torch.distributed.run import main; main()"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here")
 
@@ -39,16 +39,15 @@ def run(
     script: str,
     *flags: str,
     launcher: Sequence[str] = (),
-    ranks: Sequence[Mapping[str, str]] = ({},),
+    **variables: str,
 ) -> str:
-    """What the first process says."""
+    """What it says; a launcher is its program and its flags."""
     models = [folder / name for name in ("student", "teacher", "data.jsonl")]
-    program, *given = (*((LAUNCH, *launcher) if launcher else ()), EXAMPLES / script, *models)
-    processes = [Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **rank) for rank in ranks]
-    said = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, said, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return said[0][0]
+    program, *given = (*launcher, EXAMPLES / script, *models)
+    process = Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **variables)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return output
 
 
 def is_a_student(folder: Path, out: Path) -> None:
@@ -76,7 +75,7 @@ def test_trainer_alone_and_under_accelerate_launch_are_one_curve(
         "--per_device_train_batch_size", "4",
     )  # fmt: skip
     # "multi_gpu" starts processes; with --cpu alone accelerate would start one.
-    launch = ("--multi_gpu", "--num_processes", "2")
+    launch: tuple[str, ...] = (ACCELERATE, "--multi_gpu", "--num_processes", "2")
     launch += ("--num_machines", "1", "--main_process_port", str(free_port()))
     launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
     both = run(
@@ -110,10 +109,11 @@ def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
 )
 def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    outputs = [
-        run(folder, "fsdp2.py", str(out), ranks=rank_variables(number))
-        for number, out in enumerate((one, two), 1)
-    ]
+    launch = (TORCHRUN, "--nproc_per_node", "2", "--master_port", str(free_port()))
+    outputs = (
+        run(folder, "fsdp2.py", str(one), **rank_variables(1)[0]),
+        run(folder, "fsdp2.py", str(two), launcher=launch),
+    )
     curves = [
         [float(value) for value in re.findall(r"loss (\d+\.\d+)", output)] for output in outputs
     ]
