@@ -63,6 +63,10 @@ class Forked:
         """Negative for a signal; None while it runs."""
         return self._process.exitcode
 
+    def kill(self) -> None:
+        """End it by kill -9."""
+        self._process.kill()
+
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """What it wrote, once it has ended."""
         self._process.join(timeout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import random
 import socket
 import threading
@@ -300,15 +301,23 @@ class ServedModel:
         log_probs = self._log_probs(ids)
         found: list[dict[str, Any] | None] = [None]
         shuffle = random.Random(0).shuffle
-        for place, row in enumerate(log_probs[:-1]):
-            values, best = row.topk(top_k)
-            own = ids[place + 1]
-            rank = int((row > row[own]).sum()) + 1
+        rows = log_probs[:-1]
+        actual = rows.gather(1, torch.tensor(ids[1:]).view(-1, 1))
+        ranks = (rows > actual).sum(1) + 1
+        best = rows.topk(top_k)
+        for own, own_value, own_rank, tokens, values in zip(
+            ids[1:],
+            actual[:, 0].tolist(),
+            ranks.tolist(),
+            best.indices.tolist(),
+            best.values.tolist(),
+            strict=True,
+        ):
             # The actual token first, then the K best, as vLLM does it.
-            entries = {own: (float(row[own]), rank)}
+            entries = {own: (own_value, own_rank)}
             entries |= {
-                int(token): (float(value), index + 1)
-                for index, (token, value) in enumerate(zip(best, values, strict=True))
+                token: (value, index + 1)
+                for index, (token, value) in enumerate(zip(tokens, values, strict=True))
             }
             listed = list(entries.items())
             if self.faults.unordered:
@@ -422,7 +431,8 @@ class ServedModel:
         if not body.get("return_logprob") or body.get("logprob_start_len", -1) != 0:
             return answer
         log_probs = self._log_probs(ids)[:-1]
-        own = [None, *(_or_null(row[token]) for row, token in zip(log_probs, ids[1:], strict=True))]
+        actual = log_probs.gather(1, torch.tensor(ids[1:]).view(-1, 1))[:, 0].tolist()
+        own = [None, *map(_or_null, actual)]
         listed = [[value, token, None] for value, token in zip(own, ids, strict=True)]
         top_k = body.get("top_logprobs_num", 0)
         values, best = (part.numpy() for part in log_probs.topk(top_k))
@@ -445,18 +455,18 @@ class ServedModel:
             }
         else:
             rows: list[Any] = [None]
-            for value_row, id_row in zip(values, best, strict=True):
+            for value_row, id_row in zip(values.tolist(), best.tolist(), strict=True):
                 pairs = zip(value_row, id_row, strict=True)
-                rows.append([[_or_null(value), int(token), None] for value, token in pairs])
+                rows.append([[_or_null(value), token, None] for value, token in pairs])
             if self.faults.hole:
                 rows[len(rows) // 2] = None
             info["input_top_logprobs"] = rows
         return answer
 
 
-def _or_null(value: Any) -> float | None:
+def _or_null(value: float) -> float | None:
     """A number as orjson writes it."""
-    return float(value) if np.isfinite(float(value)) else None
+    return value if math.isfinite(value) else None
 
 
 def _base64(array: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -17,9 +18,18 @@ HEAVY = ("torch", "transformers", "accelerate", "datasets", "matplotlib")
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys; print(*sys.modules)"
+    return modules_after_each(statement)[0]
+
+
+@functools.cache
+def modules_after_each(*statements: str) -> list[set[str]]:
+    """What is there after the first, after the second too, and so on: torch is read once."""
+    code = "import sys\n" + "".join(f"{each}\nprint(*sys.modules)\n" for each in statements)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+OF_TORCH = ("import torch", "import xtoken.losses", "import xtoken.teachers.served")
 
 
 @pytest.mark.parametrize("statement", ["import xtoken", "import xtoken.cli"])
@@ -62,11 +72,20 @@ def test_importing_xtoken_brings_neither_http_nor_locks_nor_encoders():
 
 
 def test_the_losses_bring_no_compiler():
-    assert not modules_after("import xtoken.losses") & {"torch._dynamo", "torch._inductor"}
+    _, losses, _ = modules_after_each(*OF_TORCH)
+    assert "xtoken.losses" in losses
+    assert not losses & {"torch._dynamo", "torch._inductor"}
+
+
+def test_the_client_of_a_served_teacher_brings_no_http_library():
+    *_, client = modules_after_each(*OF_TORCH)
+    assert "xtoken.teachers.served.client" in client
+    assert "httpx2" not in client
 
 
 def test_the_check_for_heavy_imports_can_fail():
-    assert "torch" in modules_after("import torch")
+    torch, *_ = modules_after_each(*OF_TORCH)
+    assert set(HEAVY) & torch == {"torch"}
 
 
 def test_the_core_and_the_package_have_one_version():
