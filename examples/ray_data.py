@@ -7,13 +7,15 @@ import sys
 from collections import Counter
 
 import ray
+from transformers import AutoTokenizer
 
 import xtoken
 from xtoken.data import ColumnExamples, load_rows
 
 student, teacher, data, out = sys.argv[1:5]
 ray.init(include_dashboard=False)  # on a cluster: ray.init(address="auto")
-pair = xtoken.Pair(student, teacher)
+# Tokenizers, not their paths, which each worker would read with an import of torch.
+pair = xtoken.Pair(*map(AutoTokenizer.from_pretrained, (student, teacher)))
 rows = ray.data.read_json(data, lines=True).map_batches(
     pair.tokenize, fn_kwargs={"max_tokens": 512}, batch_size=512
 )

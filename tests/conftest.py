@@ -44,6 +44,9 @@ def _keep_modules() -> None:
 
 
 def pytest_collection_finish() -> None:
+    if "forked" in sys.modules:
+        # It imports beside the tests that come first, and no test waits for all of it.
+        sys.modules["forked"].start_server()
     gc.enable()
     _keep_modules()
 
