@@ -11,13 +11,15 @@ import random
 import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import tokenizer_zoo as zoo
 import typer
-from forked import Forked
+from forked import CONTEXT, Forked, start_server
+from one_by_one import serve
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.core import TyperGroup
 
@@ -38,58 +40,23 @@ SOURCE = str(Path(xtoken.__file__).parent.parent)
 RUN = "from xtoken.cli import main; main()"
 
 
-WORKER = """
-import contextlib, io, json, os, sys
-from xtoken.cli import main
-
-answers = os.fdopen(os.dup(1), "w")
-for line in sys.stdin:
-    sys.argv = ["xtoken", *json.loads(line)]
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in "oe"]
-    code = 0
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException as error:
-            print(f"Traceback of {error!r}", file=sys.stderr)
-    for stream in streams:
-        stream.flush()
-    said = [stream.buffer.getvalue().decode() for stream in streams]
-    print(json.dumps([code or 0, *said]), file=answers, flush=True)
-"""
-
-
 @functools.cache
-def worker() -> subprocess.Popen[str]:
-    """A process that runs one command after another: torch is imported once."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": SOURCE, "TERM": "dumb"},
-    )
-    atexit.register(_end, process)
-    return process
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
+def worker() -> Connection:
+    """A process that runs one command after another: torch is imported once for all tests."""
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=serve, args=(theirs,), daemon=True)
+    start_server()
+    process.start()
+    atexit.register(process.kill)
+    theirs.close()
+    return ours
 
 
 def command(*arguments: str | Path, code: str = RUN, **environment: str) -> Done:
     """Run a command; in a process of its own where it is to have another environment."""
     if code == RUN and not environment:
-        process = worker()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps([str(item) for item in arguments]) + "\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        return Done(answer[0], answer[1].encode(), answer[2].encode())
+        worker().send([str(item) for item in arguments])
+        return Done(*worker().recv())
     done = subprocess.run(
         [sys.executable, "-c", code, *map(os.fsencode, arguments)],
         capture_output=True,
@@ -205,11 +172,24 @@ def test_bytes_that_are_no_text_are_tokens_and_names(pair: list[str]) -> None:
     assert "does not exist" in one_line(command("vocab", os.fsdecode(b"/tmp/\xff")))
 
 
+EACH = """
+import json, sys
+from xtoken.cli import main
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["xtoken", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, (words, stop.code)
+"""
+
+
 def test_a_terminal_of_one_column_or_of_ascii_is_printed_on(pair: list[str]) -> None:
+    lines = json.dumps([("vocab", pair[1]), ("project", "audit", *pair), ("--help",)])
     for environment in ({"COLUMNS": "1"}, {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "x"}):
-        for arguments in (("vocab", pair[1]), ("project", "audit", *pair), ("--help",)):
-            done = command(*arguments, **environment)
-            assert done.returncode == 0, (environment, arguments, done.stderr)
+        done = command(lines, code=EACH, **environment)
+        assert done.returncode == 0, (environment, done.stderr)
 
 
 def test_a_wrong_file_in_place_of_a_table_is_one_line(pair: list[str], tmp_path: Path) -> None:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import tokenizer_zoo as zoo
 import typer
 from drawing import count, generator
-from tiny_models import tiny_texts, write_jsonl
+from forked import Forked
+from tiny_models import READ_HUB, tiny_texts, write_jsonl
 
-import xtoken
 from xtoken.cli import app
 
-# Reads a command per line; what it prints on standard output is the answer.
+# A command per line of a file; what it prints on standard output is the answer.
 WORKER = """
 import contextlib, io, json, os, sys, time
 from xtoken.cli import main
 
 answers = os.fdopen(os.dup(1), "w")
-for line in sys.stdin:
+for line in open(sys.argv[1]).readlines():
     sys.argv = ["xtoken", *json.loads(line)]
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace") for _ in "oe"]
     start = time.process_time()
@@ -41,7 +39,7 @@ for line in sys.stdin:
     print(json.dumps([code or 0, said, time.process_time() - start]), file=answers, flush=True)
 """
 
-# Of one command, on the small files here; the first that needs torch imports it.
+# Of one command, on the small files here.
 SECONDS = 60
 
 VALUES = (
@@ -68,7 +66,9 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-def test_drawn_command_lines_end_in_one_of_four_exit_codes(tmp_path: Path) -> None:
+def test_drawn_command_lines_end_in_one_of_four_exit_codes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo.byte_level_bpe(500).save(str(tmp_path / "student.json"))
     zoo.byte_level_bpe(400, 1).save(str(tmp_path / "teacher.json"))
     write_jsonl(tmp_path / "data.jsonl", tiny_texts(6))
@@ -97,24 +97,15 @@ def test_drawn_command_lines_end_in_one_of_four_exit_codes(tmp_path: Path) -> No
         if name == "distill" and rng.random() < 0.5:
             words += ["--data", "data.jsonl", "--out", "out"]
         lines.append(words)
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER],
-        # A NUL cannot stand on a command line, but in an argument of `main` it can.
-        input="".join(json.dumps(words) + "\n" for words in lines),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(xtoken.__file__).parent.parent),
-            "XTOKEN_CACHE": "off",
-            "HF_HUB_OFFLINE": "1",
-            "TERM": "dumb",
-        },
-        timeout=3000,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(lines), f"{lines[len(answers)]} ended the process: {done.stderr}"
+    # A NUL cannot stand on a command line, but in an argument of `main` it can.
+    given = tmp_path_factory.mktemp("given") / "lines"
+    given.write_text("".join(json.dumps(words) + "\n" for words in lines))
+    monkeypatch.chdir(tmp_path)
+    variables = {"XTOKEN_CACHE": "off", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
+    done = Forked(READ_HUB + WORKER, given, **variables)
+    output, errors = done.communicate(timeout=3000)
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert len(answers) == len(lines), f"{lines[len(answers)]} ended the process: {errors}"
     fallen = [
         (words, code, said[-300:])
         for words, (code, said, _) in zip(lines, answers, strict=True)
