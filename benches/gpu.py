@@ -260,11 +260,11 @@ def arms(batch: Batch, pair: PairParts, top_k: int) -> dict[str, tuple[Run, floa
         ),
         "exact-kl, stored targets": (
             loss("exact-kl", targets=targets, teacher=stored),
-            total(traffic.exact_bytes(sizes, *a_position)),
-        ),
-        "exact-kl, plain sum, stored targets": (
-            loss("exact-kl", targets=targets, teacher=stored, chain_rule=False),
             total(traffic.exact_bytes(sizes, *a_position, by_depth=True)),
+        ),
+        "exact-kl by the chain rule, stored targets": (
+            loss("exact-kl", targets=targets, teacher=stored, chain_rule=True),
+            total(traffic.exact_bytes(sizes, *a_position)),
         ),
         "p-kl, all columns": (loss("p-kl"), total(counts(sizes, w))),
         f"p-kl, {top_k} of the chunk": (loss("p-kl", top_k=top_k), total(counts(sizes, w, top_k))),

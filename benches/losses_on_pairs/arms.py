@@ -10,6 +10,8 @@ COMMON: dict[str, Any] = {"ce_weight": 1.0}
 TEACHER_TOP_K = 512
 
 _TAIL: dict[str, Any] = {"top_k": TEACHER_TOP_K, "tail_bucket": "auto"}
+# Depths weighed by their parents' mass, but where an arm says otherwise.
+_CHAIN: dict[str, Any] = {"chain_rule": True}
 ARMS: dict[str, dict[str, Any]] = {
     "CE": {"loss": "ce"},
     "ULD": {"loss": "uld"},
@@ -19,12 +21,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "P-KL": {"loss": "p-kl", "top_k": TEACHER_TOP_K},
     "P-KL, tail": {"loss": "p-kl", **_TAIL},
     "prefix KL, tail": {"loss": "prefix-kl", **_TAIL},
-    "exact KL": {"loss": "exact-kl"},
-    "exact KL, cells alone": {"loss": "exact-kl", "consistent": False, "carry_levels": 0},
-    "exact KL without carry": {"loss": "exact-kl", "carry_levels": 0},
-    "exact KL, carry of 8 levels": {"loss": "exact-kl", "carry_levels": 8},
-    "exact KL, sure places": {"loss": "exact-kl", "sure": True},
-    "exact KL, depth 0 alone": {"loss": "exact-kl", "max_depth": 0},
+    "exact KL": {"loss": "exact-kl", **_CHAIN},
+    "exact KL, cells alone": {"loss": "exact-kl", **_CHAIN, "consistent": False, "carry_levels": 0},
+    "exact KL without carry": {"loss": "exact-kl", **_CHAIN, "carry_levels": 0},
+    "exact KL, carry of 8 levels": {"loss": "exact-kl", **_CHAIN, "carry_levels": 8},
+    "exact KL, sure places": {"loss": "exact-kl", **_CHAIN, "sure": True},
+    "exact KL, depth 0 alone": {"loss": "exact-kl", **_CHAIN, "max_depth": 0},
     "exact KL, plain sum": {"loss": "exact-kl", "chain_rule": False},
     "BPM": {"loss": "bpm"},
     "ESCD": {"loss": "escd"},

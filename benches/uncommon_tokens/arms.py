@@ -27,7 +27,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "prefix KL": {"loss": "prefix-kl"},
     "prefix KL, tail": {"loss": "prefix-kl", "tail_bucket": True},
     "prefix KL without END": {"loss": "prefix-kl", "prefix_end": False},
-    "exact KL": {"loss": "exact-kl"},
+    "exact KL": {"loss": "exact-kl", "trainer": {"chain_rule": True}},
     "exact KL, plain sum": {"loss": "exact-kl", "trainer": {"chain_rule": False}},
 }
 # Other weights on the losses that leave no mass out: the paper's balance, which is the trainer's

@@ -190,7 +190,7 @@ RUNS: dict[str, Run] = {name: of_case(loss) for name, loss in LOSSES.items()} | 
     "prefix_kl no mirror, microbatch": prefix(mirror=False, top_k=4, top_k_scope="microbatch"),
     "prefix_kl stored, tail": prefix(4, tail_bucket="auto", depth_weights=(1.0, 0.5)),
     "prefix_kl stored": prefix(4),
-    "exact_kl": exact(),
+    "exact_kl chain rule": exact(chain_rule=True),
     "exact_kl plain sum": exact(chain_rule=False, depth_weights=(1.0, 0.25)),
     "exact_kl jsd": exact(direction="jsd"),
     "cross_entropy": likelihoods,

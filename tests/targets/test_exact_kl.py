@@ -93,8 +93,8 @@ def position_loss(
 
 
 OPTIONS: dict[str, dict[str, object]] = {
-    "forward": {},
-    "plain sum": {"chain_rule": False},
+    "chain rule": {"chain_rule": True},
+    "plain sum": {},
     "depth weights": {"chain_rule": False, "depth_weights": (1.0, 0.5, 2.0)},
     "reverse": {"direction": "reverse"},
     "jsd": {"direction": "jsd", "beta": 0.3},
@@ -103,7 +103,8 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 def slow_options(name: str) -> dict[str, object]:
     options = dict(OPTIONS[name])
-    if not options.pop("chain_rule", True):
+    by_chain_rule = options.pop("chain_rule", "direction" in options)
+    if not by_chain_rule:
         options.setdefault("depth_weights", (1.0,))
     return options
 
@@ -128,7 +129,7 @@ def test_value_and_gradient_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("by", ["core", "torch"])
-@pytest.mark.parametrize("name", ["forward", "plain sum", "depth weights"])
+@pytest.mark.parametrize("name", ["chain rule", "plain sum", "depth weights"])
 def test_a_group_that_neither_side_gives_any_mass_changes_nothing(
     name: str, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_group_that_neither_side_gives_any_mass_changes_nothing(
     torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["forward", "plain sum", "jsd"])
+@pytest.mark.parametrize("name", ["chain rule", "plain sum", "jsd"])
 def test_gradcheck(name: str) -> None:
     # In open positions the student's mass outside the groups counts as a constant.
     targets, tokens = random_targets(9, examples=1, opened=False)
@@ -314,8 +315,9 @@ def test_what_does_not_fit_is_refused() -> None:
         loss_of(logits, targets, replace(batch, rows=batch.rows + 100))
     with pytest.raises(ShapeError, match="this student's tokenizer"):
         loss_of(logits, targets, replace(batch, tokens=batch.tokens + V))
-    with pytest.raises(OptionError, match="chain_rule"):
-        loss_of(logits, targets, batch, depth_weights=(2.0,))
+    for given in ({"chain_rule": True}, {"direction": "reverse"}):
+        with pytest.raises(OptionError, match="chain_rule"):
+            loss_of(logits, targets, batch, depth_weights=(2.0,), **given)
     with pytest.raises(OptionError, match="chain_rule"):
         loss_of(logits, targets, batch, direction="reverse", chain_rule=False)
     with pytest.raises(OptionError, match="temperature"):

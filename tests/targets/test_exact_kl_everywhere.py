@@ -17,9 +17,10 @@ from xtoken.losses.exact_kl.loss import exact_kl
 from xtoken.tensors.host import blind
 
 OPTIONS: dict[str, dict[str, object]] = {
-    "forward": {},
-    "in blocks": {"block_size": 3},
-    "plain sum": {"chain_rule": False},
+    "chain rule": {"chain_rule": True},
+    "chain rule, in blocks": {"chain_rule": True, "block_size": 3},
+    "plain sum": {},
+    "plain sum, in blocks": {"block_size": 3},
     "depth weights": {"chain_rule": False, "depth_weights": (1.0, 0.25)},
     "jsd": {"direction": "jsd"},
     "head": {},

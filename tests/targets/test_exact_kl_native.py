@@ -18,8 +18,8 @@ from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.target_batch import TargetBatch
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "chain rule": {},
-    "plain sum": {"chain_rule": False},
+    "chain rule": {"chain_rule": True},
+    "plain sum": {},
     "depth weights": {"chain_rule": False, "depth_weights": (1.0, 0.5, 2.0)},
     "no weight at the root": {"chain_rule": False, "depth_weights": (0.0, 1.0)},
 }

@@ -39,7 +39,7 @@ class LossFields(TypedDict, total=False):
     consistent: bool | None
     carry_levels: int
     sure: bool
-    chain_rule: bool
+    chain_rule: bool | None
     mismatch_weight: float
     student_top_k: int | None
     mask_spaces: bool

@@ -137,7 +137,8 @@ class LossOptions:
             p-kl and of prefix-kl's root the first two. None means the loss's own: on in exact-kl,
             off in the others.
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
-            `depth_weights`.
+            `depth_weights`. None means by direction: not in "forward", where the plain sum teaches
+            more, and in the others, which have no weights of depths.
         mismatch_weight: factor of partition-kl, >= 0, on chunks that are not one token on both
             sides.
         student_top_k: shared tokens that strict-top-k compares at each chunk, the student's
@@ -180,7 +181,7 @@ class LossOptions:
     consistent: bool | None = None
     carry_levels: int = 1
     sure: bool = False
-    chain_rule: bool = True
+    chain_rule: bool | None = None
     mismatch_weight: float = 1.0
     student_top_k: int | None = 16
     mask_spaces: bool = True
@@ -225,12 +226,9 @@ class LossOptions:
         check_number("min_mass", self.min_mass, 0, rule=rule)
         if self.min_mass >= 1:
             raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
-        for name in (
-            "end", "mirror", "full_metrics", "sure", "chain_rule",
-            "mask_spaces",
-        ):  # fmt: skip
+        for name in ("end", "mirror", "full_metrics", "sure", "mask_spaces"):
             check_flag(name, getattr(self, name))
-        for name in ("cells", "consistent"):
+        for name in ("cells", "consistent", "chain_rule"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
         self._check_compiled()

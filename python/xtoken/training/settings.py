@@ -125,8 +125,12 @@ class DistillSettings:
     sure: bool = field(
         default=False, metadata={"help": "Whether exact-kl keeps only groups that are sure."}
     )
-    chain_rule: bool = field(
-        default=True, metadata={"help": "Weigh exact-kl's depths by their parents' mass."}
+    chain_rule: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Weigh exact-kl's depths by their parents' mass; None: in all directions but "
+            "forward."
+        },
     )
     mismatch_weight: float = field(
         default=1.0,

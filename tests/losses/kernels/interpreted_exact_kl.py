@@ -16,13 +16,13 @@ from xtoken.losses.kernels.choice import forced
 __all__ = ["small_blocks"]
 
 
-FORWARD = ["forward", "plain sum", "depth weights"]
+FORWARD = ["chain rule", "plain sum", "depth weights"]
 
 
 @pytest.mark.parametrize(
     ("name", "seed"),
     [
-        *(("forward", seed) for seed in range(3)),
+        *(("chain rule", seed) for seed in range(3)),
         *(("plain sum", seed) for seed in (1, 2)),
         ("depth weights", 0),
     ],

@@ -26,10 +26,11 @@ def exact_kl(
         inputs: with `student_ids` and `teacher_ids`.
         pair: with its target builder.
         options: `cells`, `consistent`, `carry_levels`, `max_depth` and `sure` choose the
-            corrections, where targets are made here. `chain_rule` weighs each depth along the text
-            by its parent's mass, so that a position's loss is one KL; without it `depth_weights`
-            are the weights of the conditional KL at each depth, the default being the plain sum.
-            The reverse KL is infinite where a target has no tail.
+            corrections, where targets are made here. `depth_weights` are the weights of the
+            conditional KL at each depth along the text, the default being the plain sum.
+            `chain_rule` weighs each depth by its parent's mass instead, so that a position's loss
+            is one KL; directions but the forward one are by it alone. The reverse KL is infinite
+            where a target has no tail.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
         (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (the part below
@@ -61,12 +62,15 @@ SPEC = LossSpec.of(
 def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
     """The loss by blocks, and its widest row."""
     options = call.options
-    if options.chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
+    chain_rule = options.chain_rule
+    if chain_rule is None:
+        chain_rule = options.direction != "forward"
+    if chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
         raise OptionError(
             f"depth_weights = {options.depth_weights!r}, but the chain rule has weights of its "
-            "own; pass chain_rule=False"
+            "own; pass chain_rule=False and direction='forward'"
         )
-    if not options.chain_rule and options.direction != "forward":
+    if not chain_rule and options.direction != "forward":
         raise OptionError(
             f"chain_rule = False with direction = {options.direction!r}; "
             "depths are weighed in direction 'forward' alone"
@@ -80,7 +84,7 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
         targets=targets,
         direction=options.direction,
         beta=options.beta,
-        depth_weights=None if options.chain_rule else options.depth_weights,
+        depth_weights=None if chain_rule else options.depth_weights,
     )
     return loss, call.pair.sizes[0]
 
