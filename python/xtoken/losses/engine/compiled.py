@@ -89,7 +89,9 @@ class CompiledBlocks(BlockLoss):
         if loss.has_closed_form:
             function = self._function(_value_and_grad, filled)
             params = [self._marked(at, param.detach()) for at, param in enumerate(params)]
-            value, metrics, grad, more = function(loss, filled, inner, params, needed, factor)
+            # Of a float64 scalar the compiler reads the value, and traces twice.
+            vector = factor[None]
+            value, metrics, grad, more = function(loss, filled, inner, params, needed, vector)
             return value, metrics, grad[:count], more
         with torch.enable_grad():
             filled = filled.detach().requires_grad_()
@@ -150,7 +152,7 @@ def _value_and_grad(
     needed: Sequence[bool],
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
-    return loss.value_and_grad(rows, block, params, needed, scale)
+    return loss.value_and_grad(rows, block, params, needed, scale[0])
 
 
 _Shape = tuple[int, int | None, torch.dtype]

@@ -96,7 +96,7 @@ class BlockEvents:
         first: [R] int64, each chunk's first row in the block.
         mass, row: [E] of each event begun: the teacher's mass of it, and the row after it.
         event_of, tokens: [K] the student tokens that complete an event.
-        number: scalar, E.
+        number: [1] E; of a scalar in float64 the compiler reads the value, and traces twice.
     """
 
     target: Tensor
@@ -140,7 +140,7 @@ class EscdBlocks(BlockLoss):
         pair = compared(events.target, events.entries, counted, log_student.index_select(0, firsts))
         losses = kl_sum(*pair)
         sums = [block.sum(losses.detach()), block.sum(torch.exp(pair[0][:, -1]))]
-        more = [losses.new_zeros(()), events.number.to(losses.dtype), events.mass.sum()]
+        more = [losses.new_zeros(()), events.number[0].to(losses.dtype), events.mass.sum()]
         if len(events.mass):
             read = log_student[events.row[events.event_of], events.tokens]
             log_completed = segment_logsumexp(read, events.event_of, len(events.mass))
@@ -195,5 +195,5 @@ class EscdBlocks(BlockLoss):
             children.row[owner],
             owners(tables.size[entry], tokens_total),
             tables.order[ragged_arange(tables.lo[entry], tables.size[entry], tokens_total)],
-            target.new_full((), float(total)),
+            target.new_full((1,), float(total)),
         )

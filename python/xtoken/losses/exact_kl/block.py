@@ -161,7 +161,7 @@ class BlockTargets:
         deep_mass, deep_weight: [D] A and u.
         member_slot, member_deep: [M] which slot is in which union.
         is_deep: [S] the slot is below depth 0.
-        number: scalar, the groups.
+        number: [1] the groups; of a float64 scalar the compiler reads the value, and traces twice.
     """
 
     chunk: Tensor
@@ -214,7 +214,7 @@ class BlockTargets:
             targets.tokens[first_token:last_token], torch.cat([group_row, positions]),
             probs.to(dtype), weights, targets.open[begin:end], *deep,
             torch.cat([depths > 0, torch.zeros_like(positions, dtype=torch.bool)]),
-            torch.full((), groups, dtype=dtype, device=device),
+            torch.full((1,), groups, dtype=dtype, device=device),
         )  # fmt: skip
 
     def narrowed(self, places: Places) -> BlockTargets:
@@ -321,7 +321,7 @@ class BlockTargets:
         deep = self.is_deep & (self.probs > 0)
         log_target = torch.log(torch.where(deep, self.probs, 1.0))
         below = torch.where(deep, self.probs * (log_target - log_student), 0.0)
-        return torch.stack([total, self.probs[groups:].sum(), self.number, below.sum()])
+        return torch.stack([total, self.probs[groups:].sum(), self.number[0], below.sum()])
 
     def closed_form(
         self, rows: Tensor, scale: float | Tensor, chunk_weights: Tensor | None
