@@ -117,4 +117,4 @@ release-check: $(VENV)/.tools  ## Check all that a release needs but the upload 
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/release_check.py $(ARGS)
 
 clean:  ## Remove what was built
-	rm -rf $(VENV) target dist runs site
+	rm -rf $(VENV) target dist runs site .pytest_cache
