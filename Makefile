@@ -49,6 +49,9 @@ $(VENV)/.tools: pyproject.toml
 $(VENV)/.dev: $(VENV)/.tools
 	$(PIP_INSTALL) $$($(REQUIREMENTS) dev)
 	$(PIP_INSTALL) --no-deps $$($(REQUIREMENTS) data)
+	# What the processes of the tests import, compiled once, also for those that keep no bytecode.
+	$(BIN)/python -c 'import accelerate.commands.launch, datasets, httpx2, hypothesis, \
+	matplotlib.backends.backend_agg, pytest, ray.data, torch.distributed.run, trl.trainer.sft_trainer'
 	touch $(VENV)/.demo $@
 
 $(VENV)/.demo: $(VENV)/.tools
