@@ -5,6 +5,7 @@ Segmentation is Hugging Face's own tokenizer, called through `tokenizers`.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def byte_alphabet() -> dict[int, str]:
 _ALPHABET = byte_alphabet()
 
 
+@functools.cache
 def inside_text(tokenizer: Tokenizer) -> Tokenizer:
     """A copy that puts no space of its own, strips nothing and knows no control tokens."""
     spec: dict[str, Any] = json.loads(tokenizer.to_str())

@@ -36,7 +36,8 @@ _aligners: dict[tuple[str, str], Aligner] = {}
 def aligner_of(student: str, teacher: str) -> Aligner:
     key = (student, teacher)
     if key not in _aligners:
-        _aligners[key] = Aligner(ZOO[student](), ZOO[teacher](), threads=1)
+        vocabs = (tokenizer_zoo.vocab(ZOO[side]()) for side in key)
+        _aligners[key] = Aligner(*vocabs, threads=1)
     return _aligners[key]
 
 

@@ -105,7 +105,7 @@ PAIRS: dict[str, Callable[[], tuple[Tokenizer, Tokenizer]]] = {
 )
 def test_every_row_of_a_real_pair_is_that_of_the_plain_reference(pair: str, reverse: bool) -> None:
     student_tokenizer, teacher_tokenizer = PAIRS[pair]()
-    student, teacher = map(Vocab.from_tokenizer, (student_tokenizer, teacher_tokenizer))
+    student, teacher = map(zoo.vocab, (student_tokenizer, teacher_tokenizer))
     w = build(student, teacher, reverse=reverse)
     expected = reference.projection(
         student,
@@ -145,7 +145,7 @@ def test_all_pieces_of_rows_that_split_are_the_models_own_even_where_they_are_no
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_rows_sum_to_one_or_are_empty_and_fall_in_weight(pair: str) -> None:
-    w = build(*PAIRS[pair](), top_k=3)
+    w = build(*map(zoo.vocab, PAIRS[pair]()), top_k=3)
     sums = w.csr.row_sums()
     lengths = np.diff(w.indptr)
     np.testing.assert_allclose(sums[lengths > 0], 1, atol=3e-7)
@@ -163,7 +163,7 @@ def test_rows_sum_to_one_or_are_empty_and_fall_in_weight(pair: str) -> None:
 def test_equal_vocabularies_give_the_identity_up_to_ids_that_are_not_emitted(
     make: Callable[[], Tokenizer],
 ) -> None:
-    w = build(make(), make())
+    w = build(zoo.vocab(make()), zoo.vocab(make()))
     ids = np.arange(len(w.rules))
     lone = np.diff(w.indptr) == 1
     assert lone.sum() == len(ids) - w.stats()["unused"]
@@ -177,7 +177,7 @@ def test_equal_vocabularies_give_the_identity_up_to_ids_that_are_not_emitted(
 
 
 def test_the_answer_does_not_depend_on_threads() -> None:
-    pair = zoo.deepseek(), zoo.sentencepiece_bpe()
+    pair = zoo.vocab(zoo.deepseek()), zoo.vocab(zoo.sentencepiece_bpe())
     one = build(*pair, threads=1, reverse=True)
     for threads in (2, 7, None):
         other = build(*pair, threads=threads, reverse=True)
@@ -186,7 +186,7 @@ def test_the_answer_does_not_depend_on_threads() -> None:
 
 
 def test_two_builds_run_at_once_without_the_gil() -> None:
-    vocabs = Vocab.from_tokenizer(zoo.deepseek()), Vocab.from_tokenizer(zoo.byte_level_bpe())
+    vocabs = zoo.vocab(zoo.deepseek()), zoo.vocab(zoo.byte_level_bpe())
     results: list[Projection] = []
     threads = [
         threading.Thread(target=lambda: results.append(build(*vocabs, threads=1))) for _ in "ab"
@@ -220,7 +220,7 @@ def test_projecting_a_distribution_keeps_its_mass(
 
 
 def test_of_equal_teacher_tokens_the_row_goes_to_the_one_that_its_tokenizer_emits() -> None:
-    teacher = Vocab.from_tokenizer(zoo.sentencepiece_bpe())
+    teacher = zoo.vocab(zoo.sentencepiece_bpe())
     letter, fallback = teacher.id_of(b"A"), 3 + ord("A")
     assert teacher.token_bytes(fallback) == b"A"
     assert letter != fallback
@@ -231,7 +231,7 @@ def test_of_equal_teacher_tokens_the_row_goes_to_the_one_that_its_tokenizer_emit
 
 
 def test_a_student_id_that_is_never_emitted_is_a_duplicate_outside_the_common_set() -> None:
-    student = Vocab.from_tokenizer(zoo.sentencepiece_bpe())
+    student = zoo.vocab(zoo.sentencepiece_bpe())
     w = build(student, ranked())
     assert w.explain(3 + ord("A")).rule == "duplicate"
     pairs = dict(w.common_set("strict").tolist())

@@ -49,7 +49,7 @@ TEACHERS = {
 @pytest.fixture(params=TEACHERS, name="pair")
 def _pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, Vocab]:
     tokenizer = TEACHERS[request.param]()
-    return tokenizer, Vocab.from_tokenizer(tokenizer)
+    return tokenizer, zoo.vocab(tokenizer)
 
 
 def is_text(token: bytes) -> bool:
@@ -64,7 +64,7 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_tokenizer_does(
     pair: tuple[Tokenizer, Vocab],
 ) -> None:
     tokenizer, vocab = pair
-    student = Vocab.from_tokenizer(zoo.deepseek())
+    student = zoo.vocab(zoo.deepseek())
     tokens = [student.token_bytes(i) for i in range(len(student))]
     compared = split = 0
     for token in filter(None, tokens):
@@ -85,15 +85,11 @@ def test_every_token_of_a_real_vocabulary_is_segmented_as_the_tokenizer_does(
 @example(text="<｜end▁of▁sentence｜>▁ <0x41>")
 @example(text="201" * 700)
 def test_any_text_is_segmented_as_the_tokenizer_does(text: str) -> None:
-    for name, make in TEACHERS.items():
-        tokenizer, vocab = make(), vocab_of(name)
+    for make in TEACHERS.values():
+        tokenizer = make()
+        vocab = zoo.vocab(tokenizer)
         if text:
             assert vocab.segment(text.encode()) == reference(tokenizer, vocab, text.encode())
-
-
-@functools.cache
-def vocab_of(name: str) -> Vocab:
-    return Vocab.from_tokenizer(TEACHERS[name]())
 
 
 def test_long_words_take_the_heap_and_give_the_same_answer(pair: tuple[Tokenizer, Vocab]) -> None:
@@ -104,7 +100,7 @@ def test_long_words_take_the_heap_and_give_the_same_answer(pair: tuple[Tokenizer
 
 @given(token=st.binary(min_size=1, max_size=24))
 def test_pieces_of_arbitrary_bytes_spell_them(token: bytes) -> None:
-    for vocab in map(vocab_of, TEACHERS):
+    for vocab in (zoo.vocab(make()) for make in TEACHERS.values()):
         pieces = vocab.segment(token)
         if pieces is not None:
             assert b"".join(vocab.token_bytes(piece) for piece in pieces) == token
