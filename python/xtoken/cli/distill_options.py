@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Annotated, Any, cast
 
@@ -63,7 +64,7 @@ class DistillCommand(Command):
         """The parameters of the function, and all other settings."""
         own = list(super().get_params(ctx))
         if self._further is None:
-            self._further = _further_options({each.name or "" for each in own})
+            self._further = _further_options(frozenset(each.name or "" for each in own))
             _describe(own)
         return [*own[:-1], *self._further, own[-1]]  # --help is the last
 
@@ -105,7 +106,8 @@ def _value(text: str) -> object:
     return text
 
 
-def _further_options(named: set[str]) -> list[TyperOption]:
+@functools.cache
+def _further_options(named: frozenset[str]) -> list[TyperOption]:
     from xtoken.training.config import DistillConfig, known_settings
     from xtoken.training.settings import DistillSettings
     from xtoken.training.trainer_options import ALIASES, OWNED, trainer_fields
