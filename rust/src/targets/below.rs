@@ -275,9 +275,25 @@ impl TextMemo {
         self.insert(Self::rest(past), id, first);
     }
 
+    /// Whether a student token is left out behind this teacher token, where that is known.
+    pub fn get_left_out(&self, last: u32, token: u32, strict: bool) -> Option<bool> {
+        let (behind, token) = Self::left_out(last, token, strict);
+        self.get(behind, token).map(|found| found != 0)
+    }
+
+    pub fn insert_left_out(&mut self, last: u32, token: u32, strict: bool, is_left_out: bool) {
+        let (behind, token) = Self::left_out(last, token, strict);
+        self.insert(behind, token, u32::from(is_left_out));
+    }
+
     /// A number that no node has.
     fn rest(past: usize) -> u32 {
         1 << 31 | past as u32
+    }
+
+    /// Another one.
+    fn left_out(last: u32, token: u32, strict: bool) -> (u32, u32) {
+        (1 << 30 | last, u32::from(strict) << 31 | token)
     }
 
     fn set(node: u32, id: u32) -> (u64, usize) {

@@ -87,18 +87,14 @@ impl Build<'_> {
                 teacher.bytes(token).len(),
             );
         }
-        if whole.is_empty() {
-            let (start, end) = self.inside_facts().longer;
-            return (start..end, self.place.past);
+        if self.place.past > 0 {
+            let before = self.before(at);
+            return (before.longer.0..before.longer.1, before.length);
         }
         let bytes = &mut self.scratch.bytes;
         bytes.clear();
         for &token in whole {
             bytes.extend_from_slice(teacher.bytes(token));
-        }
-        if self.place.past > 0 {
-            let around = teacher.bytes(self.teacher_ids[self.place.teacher]);
-            bytes.extend_from_slice(&around[..self.place.past]);
         }
         (teacher.longer_behind(whole[0], bytes), bytes.len())
     }

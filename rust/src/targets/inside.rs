@@ -9,6 +9,7 @@ use super::groups::{Account, Targets};
 use super::masses::Masses;
 use super::places::Place;
 use super::position::Build;
+use super::rows::place_of;
 use super::side::Order;
 use super::{NONE, TargetOptions};
 
@@ -17,6 +18,10 @@ use super::{NONE, TargetOptions};
 pub(super) struct Inside {
     /// By teacher token and bytes of it that are past.
     facts: FxHashMap<(u32, u32), Facts>,
+    /// By the same and the token before it, or [`NONE`].
+    before: FxHashMap<(u32, u32, u32), Before>,
+    /// Places, in the teacher's order of bytes, of the tokens that a text begins with.
+    beginnings: Vec<u32>,
     /// By the same and the token behind it: the student token that their text starts with.
     texts: FxHashMap<(u32, u32, u32), u32>,
     /// By the teacher token before a boundary, a student token behind it, and whether all must be
@@ -25,9 +30,10 @@ pub(super) struct Inside {
     members: FxHashMap<(u32, u32, bool), Vec<(u32, u32)>>,
     by_token: Masses,
     kept: Vec<Kept>,
+    /// Of some neighbours in the teacher's order of bytes, how many up to each end a text behind
+    /// which they come.
+    ending: Vec<u32>,
     stretches: Vec<(u32, u32)>,
-    /// Places, in the teacher's order of bytes, of the tokens that a text begins with.
-    ranks: Vec<u32>,
 }
 
 /// Where the teacher has a boundary inside a chunk its next row is not known. So much of that, as a
@@ -36,12 +42,21 @@ const MAX_UNKNOWN: f64 = 0.05;
 
 /// A teacher token with some bytes past.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Facts {
-    /// The places, in the order of bytes, of the tokens that begin with these bytes and go on.
-    pub longer: (u32, u32),
+struct Facts {
     /// The tokens that these bytes begin and end with, as the tokenizer segments them, or [`NONE`].
     first: u32,
     last: u32,
+}
+
+/// The text from a token to a boundary inside another one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    /// The places, in the order of bytes, of the tokens that begin with it and go on.
+    pub longer: (u32, u32),
+    /// Its bytes.
+    pub length: usize,
+    /// Where the tokens that it begins with are in `beginnings`.
+    beginnings: (u32, u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +70,14 @@ impl Inside {
     pub fn new() -> Self {
         Self {
             facts: FxHashMap::default(),
+            before: FxHashMap::default(),
+            beginnings: Vec::new(),
             texts: FxHashMap::default(),
             members: FxHashMap::default(),
             by_token: Masses::new(),
             kept: Vec::new(),
+            ending: Vec::new(),
             stretches: Vec::new(),
-            ranks: Vec::new(),
         }
     }
 
@@ -75,12 +92,17 @@ impl Inside {
         if self.facts.len() > MOST_TEXTS {
             self.facts.clear();
         }
+        // Texts of several tokens leave theirs behind, too.
+        if self.before.len() > MOST_TEXTS || self.beginnings.len() > 8 * MOST_TEXTS {
+            self.before.clear();
+            self.beginnings.clear();
+        }
     }
 }
 
 impl Build<'_> {
     /// What is known of the teacher token around the boundary.
-    pub fn inside_facts(&mut self) -> Facts {
+    fn inside_facts(&mut self) -> Facts {
         let around = self.teacher_ids[self.place.teacher];
         let past = self.place.past;
         if let Some(&facts) = self.scratch.inside.facts.get(&(around, past as u32)) {
@@ -88,18 +110,63 @@ impl Build<'_> {
         }
         let teacher = &self.tables.teacher;
         let before = &teacher.bytes(around)[..past];
-        let longer = teacher.longer_than(before);
         let (first, last) = teacher.outer_pieces(before, &mut self.scratch.pieces);
-        let facts = Facts {
-            longer: (longer.start, longer.end),
-            first,
-            last,
-        };
+        let facts = Facts { first, last };
         self.scratch
             .inside
             .facts
             .insert((around, past as u32), facts);
         facts
+    }
+
+    /// What is known of the text from teacher token `at` to the boundary, which is inside a token.
+    pub(super) fn before(&mut self, at: usize) -> Before {
+        let around = self.teacher_ids[self.place.teacher];
+        let past = self.place.past;
+        // With more than one token between, it would be asked for once.
+        let key = match self.teacher_ids[at..self.place.teacher] {
+            [] => Some((NONE, around, past as u32)),
+            [first] => Some((first, around, past as u32)),
+            _ => None,
+        };
+        if let Some(&before) = key.and_then(|key| self.scratch.inside.before.get(&key)) {
+            return before;
+        }
+        let teacher = &self.tables.teacher;
+        let bytes = &mut self.scratch.bytes;
+        bytes.clear();
+        for &token in &self.teacher_ids[at..self.place.teacher] {
+            bytes.extend_from_slice(teacher.bytes(token));
+        }
+        bytes.extend_from_slice(&teacher.bytes(around)[..past]);
+        let length = bytes.len();
+        let first = self.teacher_ids[at];
+        let known = teacher.bytes(first).len();
+        let longer = match at < self.place.teacher {
+            true => teacher.longer_behind(first, bytes),
+            false => teacher.longer_than(bytes),
+        };
+        let Inside {
+            before, beginnings, ..
+        } = &mut self.scratch.inside;
+        let start = beginnings.len() as u32;
+        if known > 0 {
+            let fits = |place: &u32| teacher.bytes(teacher.sorted[*place as usize]).len() <= length;
+            beginnings.extend(teacher.beginnings(first).filter(fits));
+        }
+        if known == 0 || teacher.has_longer(first) {
+            let ids = (known + 1..=length).filter_map(|cut| teacher.id_of(&bytes[..cut]));
+            beginnings.extend(ids.map(|id| teacher.order[id as usize].equal_start));
+        }
+        let found = Before {
+            longer: (longer.start, longer.end),
+            length,
+            beginnings: (start, beginnings.len() as u32),
+        };
+        if let Some(key) = key {
+            before.insert(key, found);
+        }
+        found
     }
 
     pub(super) fn inside(&mut self, targets: &mut Targets) {
@@ -172,26 +239,24 @@ impl Build<'_> {
     /// The mass of a row's tokens that end before the boundary or at it; `but_own` without the
     /// text's own.
     fn ending_by(&mut self, at: usize, but_own: bool) -> f64 {
-        let (_, length) = self.longer_tokens(at);
+        let (start, end) = self.before(at).beginnings;
         self.gather(at);
-        let (teacher, row) = (&self.tables.teacher, self.rows.of(at));
-        let bytes = &mut self.scratch.bytes;
-        bytes.clear();
-        for &id in &self.teacher_ids[at..=self.place.teacher] {
-            bytes.extend_from_slice(teacher.bytes(id));
-        }
+        let row = self.rows.of(at);
         // The tokens that the text begins with are few: compared by their places in the order of
         // bytes, no column's bytes are read.
-        let ranks = &mut self.scratch.inside.ranks;
-        ranks.clear();
-        let tokens = (1..=length.min(bytes.len())).filter_map(|cut| teacher.id_of(&bytes[..cut]));
-        ranks.extend(tokens.map(|id| teacher.order[id as usize].equal_start));
-        let mut found = 0.0;
         let ranks = &self.scratch.gathered[at % GATHERED].ranks;
-        for (place, rank) in ranks.iter().enumerate() {
-            let own = but_own && place == row.own as usize;
-            if !own && self.scratch.inside.ranks.contains(rank) {
-                found += row.probs[place];
+        let mut found = 0.0;
+        for &rank in &self.scratch.inside.beginnings[start as usize..end as usize] {
+            let mut from = 0;
+            while let Some(at) = ranks.get(from..).map(|ranks| place_of(ranks, rank)) {
+                if at == NONE {
+                    break;
+                }
+                let place = from + at as usize;
+                if !(but_own && place == row.own as usize) {
+                    found += row.probs[place];
+                }
+                from = place + 1;
             }
         }
         found
@@ -400,13 +465,44 @@ impl Build<'_> {
     }
 
     fn members(&mut self, last: Option<u32>, token: u32, strict: bool) -> Vec<(u32, u32)> {
-        let order = self.tables.student.order[token as usize];
+        let tables = self.tables;
+        let (student, teacher) = (&tables.student, &tables.teacher);
+        let order = student.order[token as usize];
+        let Some(last) = last else {
+            return vec![(order.equal_start, order.prefix_end)];
+        };
+        let mut after = teacher.after(last, &mut self.scratch.teacher_pairs);
+        // As `may_end_before`, of all members: of how many of the longer tokens up to each place.
+        let ending = &mut self.scratch.inside.ending;
+        let longer = tables.teacher_longer[token as usize];
+        ending.clear();
+        if strict {
+            ending.push(0);
+            for at in longer.0..longer.1 {
+                let ends = after.keeps(&teacher.next(teacher.sorted[at as usize]));
+                ending.push(ending[ending.len() - 1] + u32::from(ends));
+            }
+        }
         let mut found: Vec<(u32, u32)> = Vec::new();
+        // Tokens that are neighbours often begin with the same piece.
+        let mut recent = (NONE, false);
         for at in order.equal_start..order.prefix_end {
-            if self.is_left_out(last, self.tables.student.sorted[at as usize], strict) {
-                continue;
+            let member = student.sorted[at as usize];
+            let mut left_out = false;
+            if let Some(&first) = tables.trie.token_pieces().of(member).first() {
+                if recent.0 != first {
+                    let ends = teacher.bytes(first).is_empty();
+                    recent = (first, ends || after.keeps(&teacher.next(first)));
+                }
+                left_out = recent.1;
+            }
+            if strict {
+                let (start, end) = tables.teacher_longer[member as usize];
+                left_out |= start < end
+                    && ending[(end - longer.0) as usize] > ending[(start - longer.0) as usize];
             }
             match found.last_mut() {
+                _ if left_out => {}
                 Some(stretch) if stretch.1 == at => stretch.1 = at + 1,
                 _ => found.push((at, at + 1)),
             }
@@ -415,15 +511,22 @@ impl Build<'_> {
     }
 
     fn is_left_out(&mut self, last: Option<u32>, token: u32, strict: bool) -> bool {
-        self.ends_before(last, token) || (strict && self.may_end_before(last, token))
+        let Some(left) = last else {
+            return false;
+        };
+        let known = self.scratch.texts.get_left_out(left, token, strict);
+        known.unwrap_or_else(|| {
+            let found =
+                self.ends_before(last, token) || (strict && self.may_end_before(left, token));
+            let texts = &mut self.scratch.texts;
+            texts.insert_left_out(left, token, strict, found);
+            found
+        })
     }
 
     /// Whether the teacher has a boundary between its token `last` and some longer token of its own
     /// than this student token.
-    fn may_end_before(&mut self, last: Option<u32>, token: u32) -> bool {
-        let Some(last) = last else {
-            return false;
-        };
+    fn may_end_before(&mut self, last: u32, token: u32) -> bool {
         let teacher = &self.tables.teacher;
         let (start, end) = self.tables.teacher_longer[token as usize];
         let mut after = teacher.after(last, &mut self.scratch.teacher_pairs);

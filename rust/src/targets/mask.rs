@@ -13,7 +13,12 @@ impl Build<'_> {
         if gathered.at == at {
             return;
         }
-        gathered.fill(at, self.rows.of(at).ids, &self.tables.briefs);
+        let briefs = &self.tables.briefs;
+        gathered.fill(at, self.rows.of(at).ids, briefs);
+        // The next row is looked up soon, each column of it somewhere else.
+        for &id in self.rows.of(at + 1).ids {
+            ask_for(briefs.as_ptr().wrapping_add(id as usize));
+        }
     }
 
     /// Which columns of the row before teacher token `at` leave the student's token `last` as it

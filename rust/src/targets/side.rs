@@ -17,6 +17,9 @@ pub(super) struct Side {
     pub sorted: Vec<u32>,
     /// By token: its place in `sorted`, the end of those with equal bytes, and of those that begin so.
     pub order: Vec<Order>,
+    /// By place in `sorted`: the first place of the longest tokens that begin this one and are
+    /// shorter.
+    shorter: Vec<u32>,
     /// Whether the tokenizer gives this token for its bytes.
     pub canonical: Vec<bool>,
     /// Pairs of bytes that are neighbours within some token, 256 bits per first byte.
@@ -46,6 +49,7 @@ impl Side {
                 .then(a.cmp(&b))
         });
         let mut order = vec![Order::default(); vocab.len()];
+        let mut shorter = vec![NONE; sorted.len()];
         // Tokens whose range of longer ones is still open, each a prefix of the next.
         let mut open: Vec<u32> = Vec::new();
         let mut at = 0;
@@ -67,6 +71,9 @@ impl Side {
                     prefix_end: 0,
                 };
             }
+            if let Some(&beginning) = open.last() {
+                shorter[at..at + equal].fill(beginning);
+            }
             open.push(at as u32);
             at += equal;
         }
@@ -87,6 +94,7 @@ impl Side {
             tokenizer,
             sorted,
             order,
+            shorter,
             canonical,
             adjacent,
             joints,
@@ -229,6 +237,21 @@ impl Side {
             bytes.extend_from_slice(self.bytes(last));
             bytes.extend_from_slice(self.bytes(next));
             self.first_piece(bytes, pieces) == Some(last)
+        })
+    }
+
+    /// Whether some token begins with the bytes of this one and goes on.
+    pub fn has_longer(&self, token: u32) -> bool {
+        let order = self.order[token as usize];
+        order.equal_end < order.prefix_end
+    }
+
+    /// The first places in `sorted` of the tokens that a token which is text begins with, its own
+    /// before those of shorter ones.
+    pub fn beginnings(&self, token: u32) -> impl Iterator<Item = u32> {
+        let own = self.order[token as usize].equal_start;
+        std::iter::successors(Some(own), |&place| {
+            Some(self.shorter[place as usize]).filter(|&place| place != NONE)
         })
     }
 
