@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,11 +261,19 @@ def test_exact_kl_has_a_target_for_each_student_token_that_it_names(
     pair, student, teacher = models
     text = aligned_text(pair, TEXT, limit=1000)
     data = page_data(read_page(alignment_page(text, NAMES, student=student, teacher=teacher)))
-    several = bounded = 0
+    several = bounded = deeper = 0
     for chunk in counted(data["chunks"]):
         tables = chunk["losses"][2]["comparisons"]  # type: ignore[index]
         tokens = data["tokens"]["student"][slice(*chunk["student"])]  # type: ignore[misc]
         titles = [f"student tokens at {token[0]}" for token in tokens]
+        deep = [" that share" in table["title"] for table in tables]
+        deeper += sum(deep)
+        # At the token before: what parts from the text behind its first teacher tokens.
+        for before, table in itertools.pairwise(tables):
+            if " that share" in table["title"]:
+                assert table["title"].split(" that share")[0] == before["title"].split(" that")[0]
+                assert any(line["label"] == "go on as the text does" for line in lines_of(before))
+        tables = [table for table, is_deep in zip(tables, deep, strict=True) if not is_deep]
         named = [table["title"].split("; all other")[0] for table in tables]
         assert named == titles[: len(named)]
         assert named
@@ -272,9 +281,11 @@ def test_exact_kl_has_a_target_for_each_student_token_that_it_names(
         bounded += sum("; all other tokens: at most" in table["title"] for table in tables)
         for token, table in zip(tokens, tables, strict=False):
             own = [line for line in table["lines"] if line.get("own")]
+            own = [line for line in own if line["label"] != "go on as the text does"]
             assert all(token[0] in line["label"].split(" ") for line in own)
     assert several
     assert bounded  # inside teacher tokens
+    assert deeper
 
 
 def test_the_columns_of_p_kl_are_the_two_distributions_by_their_definition(

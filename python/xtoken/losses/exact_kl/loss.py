@@ -33,8 +33,8 @@ def exact_kl(
             where a target has no tail.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
-        (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (the part below
-        depth 0).
+        (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (what those
+        below depth 0 add to the KL).
 
     Raises:
         XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another

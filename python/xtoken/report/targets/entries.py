@@ -24,7 +24,7 @@ class Entries:
         what: they are called, in the plural.
         own: those that the text itself goes on with.
         always: those that are shown however small they are; `own` are.
-        sizes: how many tokens each of the first ones stands for.
+        sizes: how many tokens each of the first ones stands for; None where that says nothing.
         order: [n] by which they are ranked; None for the teacher's probabilities.
     """
 
@@ -35,7 +35,7 @@ class Entries:
     what: str
     own: Collection[int] = ()
     always: Collection[int] = ()
-    sizes: Sequence[int] | None = None
+    sizes: Sequence[int | None] | None = None
     order: Tensor | None = None
 
     @classmethod

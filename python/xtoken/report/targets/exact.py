@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from xtoken.tensors.target_batch import TargetBatch
 
 
 def exact_kl_views(case: Case) -> Iterator[LossView]:
-    """A table for each student token that the target names."""
+    """For each student token that the target names a table for each depth along the text."""
     loss, _ = exact_kl_blocks(case.call)
     targets = loss.targets
     for at in range(len(case.chunks)):
@@ -27,57 +27,117 @@ def exact_kl_views(case: Case) -> Iterator[LossView]:
             yield LossView(case.name, (), note="no target: nothing is known of this place")
             continue
         rows, block = case.rows(loss, at)
-        log_student = BlockTargets.of(loss, rows.dtype, block).log_student(rows)
+        part = BlockTargets.of(loss, rows.dtype, block)
+        log_student = part.log_student(rows)
         groups = int(targets.group_ptr[end] - targets.group_ptr[begin])
-        tables, done = [], 0
+        tables: list[Comparison] = []
+        done = 0
         for place in range(begin, end):
             first, last = int(targets.group_ptr[place]), int(targets.group_ptr[place + 1])
             own_slots = [*range(done, done + last - first), groups + place - begin]
             done += last - first
             probs = torch.cat([targets.probs[first:last].double(), targets.tails[place, None]])
-            is_open = bool(targets.open[place])
-            if is_open:  # the rest is the student's own, up to the most that it may be
+            if targets.open[place]:  # the rest is the student's own, up to the most it may be
                 rest = probs[-1] if case.has_student else torch.zeros(()).double()
                 rest = torch.minimum(rest, log_student[own_slots[-1]].exp().double())
                 probs = torch.cat([probs[:-1] * (1 - rest), rest[None]])
-            students = log_student[own_slots] if case.has_student else None
-            # A row predicts the token after it.
-            token = case.student_ids[int(targets.rows[place]) + 1]
-            tables.append(_groups(case, targets, (first, last), probs, students, token))
-            if is_open:
-                most = f"all other tokens: at most {float(targets.tails[place]):.0%}"
-                title = f"{tables[-1].title}; {most}"
-                tables[-1] = replace(tables[-1], title=title)
+            position = _Position(
+                case,
+                targets,
+                place,
+                probs,
+                log_student[own_slots].double() if case.has_student else None,
+                part.weights[own_slots].double(),
+            )
+            tables += position.tables()
         yield LossView(case.name, tuple(tables), case.value(loss, rows, block))
 
 
-def _groups(
-    case: Case,
-    targets: TargetBatch,
-    groups: tuple[int, int],
-    probs: Tensor,
-    log_student: Tensor | None,
-    own: int,
-) -> Comparison:
-    members = [
-        targets.tokens[int(targets.token_ptr[group]) : int(targets.token_ptr[group + 1])].tolist()
-        for group in range(*groups)
-    ]
+@dataclass(frozen=True, eq=False)
+class _Position:
+    """The target of one student token.
 
-    def label(place: int) -> str:
-        if place == len(members):
-            return "all other tokens"
-        return _group_name(case.structure, members[place], own)
+    Attributes:
+        place: among the positions of `targets`.
+        probs: [G + 1] float64, the target's mass of each group, and of all other tokens.
+        log_student: [G + 1] log of the student's; None where there is no student.
+        weights: [G + 1] c of `losses/exact_kl/block.py`.
+    """
 
-    entries = Entries.of_logs(
-        torch.log(probs),
-        log_student,
-        label,
-        "groups",
-        own=[place for place, tokens in enumerate(members) if own in tokens],
-    )
-    entries = replace(entries, sizes=[len(tokens) for tokens in members])
-    return entries.table(f"student tokens at {case.structure.student(own)}")
+    case: Case
+    targets: TargetBatch
+    place: int
+    probs: Tensor
+    log_student: Tensor | None
+    weights: Tensor
+
+    def tables(self) -> Iterator[Comparison]:
+        """What parts from the text at each depth, and all that goes on with it as one: the KL of
+        each, by its weight, sums to the loss."""
+        first, last = (int(self.targets.group_ptr[self.place + side]) for side in (0, 1))
+        members = [
+            self.targets.tokens[
+                int(self.targets.token_ptr[group]) : int(self.targets.token_ptr[group + 1])
+            ].tolist()
+            for group in range(first, last)
+        ]
+        # All other tokens part from the text at once.
+        depths = torch.cat([self.targets.depths[first:last], torch.zeros(1, dtype=torch.int64)])
+        for depth in sorted(set(depths.tolist())):
+            here, below = (depths == depth).nonzero().flatten(), depths > depth
+            yield self._table(depth, here.tolist(), below, members)
+
+    def _table(
+        self, depth: int, here: list[int], below: Tensor, members: list[list[int]]
+    ) -> Comparison:
+        goes_on = bool(below.any())
+        probs, log_student = self.probs[here], self.log_student
+        students = None if log_student is None else log_student[here]
+        if goes_on:
+            probs = torch.cat([probs, self.probs[below].sum()[None]])
+            if students is not None and log_student is not None:
+                students = torch.cat([students, log_student[below].logsumexp(0)[None]])
+        # Of all that shares so many tokens with the text.
+        mass = float(probs.sum())
+        if students is not None:
+            students = students - students.logsumexp(0)
+        # A row predicts the token after it.
+        own = self.case.student_ids[int(self.targets.rows[self.place]) + 1]
+        deeper = [members[at] for at in below.nonzero().flatten().tolist()]
+        named = [members[at] if at < len(members) else [] for at in here]
+        if goes_on:
+            named.append([token for tokens in deeper for token in tokens])
+
+        def label(entry: int) -> str:
+            if entry == len(here):
+                return "go on as the text does"
+            if here[entry] == len(members):
+                return "all other tokens"
+            return _group_name(self.case.structure, named[entry], own)
+
+        entries = Entries.of_logs(
+            torch.log(probs / mass),
+            students,
+            label,
+            "groups",
+            own=[entry for entry, tokens in enumerate(named) if own in tokens],
+            always=[len(here)] if goes_on else [],
+        )
+        weight = float(self.weights[here[0]]) * mass
+        told = "" if abs(weight - 1) < 1e-6 else f"; counts {weight:.2g} times"
+        if entries.adds is not None:
+            entries = replace(entries, adds=weight * entries.adds)
+        return replace(entries, sizes=[len(tokens) or None for tokens in named]).table(
+            self._title(depth, own) + told
+        )
+
+    def _title(self, depth: int, own: int) -> str:
+        title = f"student tokens at {self.case.structure.student(own)}"
+        if depth:
+            return f"{title} that share {depth} teacher token{'s' * (depth > 1)} with the text"
+        if self.targets.open[self.place]:
+            title += f"; all other tokens: at most {float(self.targets.tails[self.place]):.0%}"
+        return title
 
 
 def _group_name(structure: PairStructure, tokens: list[int], own: int) -> str:
