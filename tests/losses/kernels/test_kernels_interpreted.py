@@ -1,7 +1,7 @@
 """The kernels compute what the definitions say: in Triton's interpreter, on the CPU.
 
 The interpreter is chosen when Triton is imported, so the files `interpreted_*.py` run in processes
-of their own, the long ones in parts.
+of their own, each with a share of the tests of all files.
 """
 
 from __future__ import annotations
@@ -17,13 +17,8 @@ if Version(triton.__version__) < Version("3.9"):
     pytest.skip("the interpreter of Triton 3.2 fails with today's numpy", allow_module_level=True)
 
 HERE = Path(__file__).parent
-PARTS = {"p_kl": 2, "self_check": 2, "together": 2}
-FILES = [
-    (path.stem, part, parts)
-    for path in sorted(HERE.glob("interpreted_*.py"))
-    for parts in [PARTS.get(path.stem.removeprefix("interpreted_"), 1)]
-    for part in range(parts)
-]
+FILES = sorted(HERE.glob("interpreted_*.py"))
+PARTS = 3
 
 RUN = """
 import sys
@@ -31,7 +26,7 @@ import sys
 import fast_interpreter
 import pytest
 
-part, parts = map(int, sys.argv[2:])
+part, parts = map(int, sys.argv[1:3])
 
 class Part:
     def pytest_collection_modifyitems(self, config, items):
@@ -41,15 +36,15 @@ class Part:
 
 # numpy computes the lanes that a mask leaves out too.
 options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-sys.exit(pytest.main([*options, sys.argv[1]], plugins=[Part()]))
+sys.exit(pytest.main([*options, *sys.argv[3:]], plugins=[Part()]))
 """
 
 
-@pytest.mark.parametrize(("file", "part", "parts"), FILES)
-def test_interpreted(file: str, part: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_interpreted(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE)
     variables = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    run = Forked(RUN, HERE / f"{file}.py", part, parts, **variables)
+    run = Forked(RUN, part, PARTS, *FILES, **variables)
     output, errors = run.communicate(timeout=600)
     assert run.returncode == 0, output + errors
     assert " passed" in output
