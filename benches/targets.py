@@ -1,10 +1,10 @@
 """`python -m benches.targets`: time to build exact targets, on one thread.
 
 The student is SmolLM2's tokenizer, the teacher DeepSeek's, and the other way round; the text is
-English prose and Python. The teacher's rows are made up: 512 stored columns with falling
-probabilities, about 160 of them above the builder's cut, as many as SmolLM2-135M has there; the
-text's own token among the best. Time is CPU time: of a text that is seen for the first time, after
-another one, and of the same text again. Beside it, the forward pass of a model of SmolLM2's size.
+English prose and Python. SmolLM2's rows are those of SmolLM2-135M-Instruct itself, 512 stored
+columns; DeepSeek's are made up with falling probabilities, as many of them above the builder's cut,
+the text's own token among the best. Time is CPU time: of a text that is seen for the first time,
+after another one, and of the same text again. Beside it, that model's forward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydoc_data import topics
 
 import numpy as np
 from tokenizers import Tokenizer
+from transformers import PreTrainedModel
 
 from xtoken import Aligner, Projection
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
@@ -25,6 +26,8 @@ from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from chat_families import family
+
+from demo.teacher import prepare_teacher
 
 COLUMNS = 512
 REPEATS = 5
@@ -80,26 +83,45 @@ def directions() -> list[tuple[str, Tokenizer, Tokenizer]]:
     ]
 
 
-def example_of(student: Tokenizer, teacher: Tokenizer, text: str) -> TargetExample:
-    """A text with a teacher's made-up rows."""
+def example_of(
+    student: Tokenizer, teacher: Tokenizer, text: str, model: PreTrainedModel | None = None
+) -> TargetExample:
+    """A text with a teacher's rows: a model's, or made-up ones."""
     ids = [np.array(side.encode(text, add_special_tokens=False).ids) for side in (student, teacher)]
-    size = teacher.get_vocab_size(with_added_tokens=True)
-    columns, log_probs = rows(ids[1], size, np.unique(ids[1]), len(text))
+    if model is None:
+        size = teacher.get_vocab_size(with_added_tokens=True)
+        columns, log_probs = rows(ids[1], size, np.unique(ids[1]), len(text))
+    else:
+        columns, log_probs = predictions(model, ids[1])
     alignment = Aligner(student, teacher, threads=1).align(*ids)
     return TargetExample(*ids, alignment, log_probs, columns)
 
 
-def forward_seconds(tokens: int = 256) -> float:
-    """CPU seconds per 1,000 tokens of the forward pass of a model like SmolLM2-135M, one thread."""
+def load_model() -> PreTrainedModel:
+    """SmolLM2-135M-Instruct, from its package."""
+    from transformers import AutoModelForCausalLM
+
+    folder = prepare_teacher(Path("runs") / "benches" / "smollm2")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+
+def predictions(model: PreTrainedModel, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T, 512] column ids and log-probs after each token, read 1,024 at a time."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    found = []
+    with torch.no_grad():
+        for part in torch.from_numpy(ids).split(1024):
+            found.append(model(part[None]).logits[0].log_softmax(-1).topk(COLUMNS))
+    columns = torch.cat([each.indices for each in found]).numpy()
+    return columns, torch.cat([each.values for each in found]).numpy()
+
+
+def forward_seconds(model: PreTrainedModel, tokens: int = 256) -> float:
+    """CPU seconds per 1,000 tokens of the model's forward pass, one thread."""
+    import torch
 
     torch.set_num_threads(1)
-    config = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, 49_152, (1, tokens))
     with torch.no_grad():
         model(ids)
@@ -110,17 +132,20 @@ def forward_seconds(tokens: int = 256) -> float:
 
 def main() -> None:
     """Print milliseconds per 1,000 student tokens for each switch."""
-    forward = 1e3 * forward_seconds()
-    print(f"forward pass of a model like SmolLM2-135M: {forward:.0f} ms of CPU per 1,000 tokens")
+    model = load_model()
+    forward = 1e3 * forward_seconds(model)
+    print(f"forward pass of SmolLM2-135M-Instruct: {forward:.0f} ms of CPU per 1,000 tokens")
     for name, student, teacher in directions():
         projection = Projection.build(student, teacher, cache_dir=False)
         started = time.process_time()
         builder = TargetBuilder(projection)
         print(f"{name}: tables of the pair in {time.process_time() - started:.2f} s")
-        examples = [example_of(student, teacher, text) for text in texts()]
+        own = model if name.endswith("<- SmolLM2") else None
+        examples = [example_of(student, teacher, text, own) for text in texts()]
         lengths = [len(example.student_ids) for example in examples]
         kept = np.mean([(e.log_probs > np.log(2e-4)).sum(1).mean() for e in examples])
-        print(f"  {sum(lengths)} student tokens, {kept:.0f} columns of {COLUMNS} above the cut")
+        origin = "made up" if own is None else "the model's"
+        print(f"  {sum(lengths)} student tokens; above the cut {kept:.0f} columns, {origin}")
         for label, options in (
             ("with depths", TargetOptions()),
             ("cells", TargetOptions(consistent=False, levels=0, max_depth=0)),
