@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pydoc_data.topics
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,12 +35,22 @@ def _docstrings() -> Iterator[Document]:
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         # Parsed, never imported: importing every module would have side effects.
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 text = (ast.get_docstring(node) or "").strip()
                 if len(text) >= MIN_DOCSTRING_CHARS:
                     name = getattr(node, "name", "module")
                     yield Document(text=text, source=f"{path.name}: {name}", kind="prose")
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As `ast.walk` yields them, without the expressions: most of a tree, with no docstring."""
+    found: deque[ast.AST] = deque([tree])
+    while found:
+        node = found.popleft()
+        for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+            found.extend(getattr(node, field, ()))
+        yield node
 
 
 def _without_repeated_paragraphs(documents: list[Document]) -> list[Document]:
