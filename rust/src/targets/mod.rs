@@ -20,6 +20,7 @@ mod groups;
 mod inside;
 mod mask;
 mod masses;
+mod members;
 mod pair;
 mod places;
 mod position;
