@@ -150,7 +150,14 @@ def sentencepiece_bpe(size: int = 3000, byte_fallback: bool = True) -> Tokenizer
 
 @functools.cache
 def unigram(size: int = 3000, byte_fallback: bool = True) -> Tokenizer:
-    """Unigram with `▁` and, if asked for, `<0xNN>` tokens."""
+    """Unigram with `▁` and, if asked for, `<0xNN>` tokens, which are added to one without: to train
+    takes seconds."""
+    if byte_fallback:
+        state = json.loads(unigram(size, False).to_str())
+        state["model"]["byte_fallback"] = True
+        state["model"]["vocab"] += [[surface, 0.0] for surface in _BYTES]
+        state["pre_tokenizer"] = None
+        return _sentencepiece(Tokenizer.from_str(json.dumps(state)))
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -160,14 +167,8 @@ def unigram(size: int = 3000, byte_fallback: bool = True) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    if not byte_fallback:
-        tokenizer.decoder = decoders.Metaspace()
-        return tokenizer
-    state = json.loads(tokenizer.to_str())
-    state["model"]["byte_fallback"] = True
-    state["model"]["vocab"] += [[surface, 0.0] for surface in _BYTES]
-    state["pre_tokenizer"] = None
-    return _sentencepiece(Tokenizer.from_str(json.dumps(state)))
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
 
 
 @functools.cache
