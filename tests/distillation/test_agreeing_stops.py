@@ -14,8 +14,10 @@ from chat_families import ENDINGS, ending
 from torch import Tensor
 
 from xtoken import ChunkKind, Pair
+from xtoken.data import Example
 from xtoken.distillation import Batch, Distiller
 from xtoken.losses import LOSSES, TeacherTopK
+from xtoken.vocab.side import Side, SideName
 
 MESSAGES = [
     {"role": "user", "content": "How far is the moon?"},
@@ -37,8 +39,23 @@ NEVER = -40.0
 
 
 @cache
+def side_of(side: SideName, name: str) -> Side:
+    return Side(side, ending(name).tokenizer)
+
+
+@cache
 def pair_of(student: str, teacher: str) -> Pair:
-    return Pair(ending(student).tokenizer, ending(teacher).tokenizer, cache_dir=False)
+    return Pair(side_of("student", student), side_of("teacher", teacher), cache_dir=False)
+
+
+@cache
+def examples_of(pair: Pair) -> list[Example]:
+    """MESSAGES as each loss of the pair collates them."""
+    return pair.distiller("ce").examples([MESSAGES])
+
+
+def collated(distiller: Distiller) -> Batch:
+    return distiller.prepared(distiller.collator(examples_of(distiller.pair)))
 
 
 def stop_chunks(batch: Batch) -> Tensor:
@@ -88,7 +105,7 @@ def test_an_agreeing_pair_has_no_loss_and_no_gradient_where_it_stops(
     student: str, teacher: str, loss: Any
 ) -> None:
     distiller: Distiller = pair_of(student, teacher).distiller(loss)
-    batch = only_stops(distiller.collate([MESSAGES]))
+    batch = only_stops(collated(distiller))
     student_logits, teacher_logits = agreeing(distiller.pair, batch)
     output = distiller(student_logits, teacher_logits, batch)
     output.loss.backward()

@@ -107,6 +107,12 @@ def vocab_with_stops(side: Side) -> Vocab:
     """
     if isinstance(side.source, Vocab):
         return side.source
+    if side.vocab_with_stops is None:
+        side.vocab_with_stops = _with_stops(side)
+    return side.vocab_with_stops
+
+
+def _with_stops(side: Side) -> Vocab:
     stops: StopTokens | None = None
     if side.has_template:
         stops = stop_tokens(side.tokenizer, side.vocab, side.generation_config)

@@ -42,6 +42,9 @@ class Side:
         label: a short name for people, in place of the one that the source gives.
     """
 
+    # As `xtoken.data.stops.vocab_with_stops` makes it, once for all pairs of the side.
+    vocab_with_stops: Vocab | None = None
+
     def __init__(
         self,
         name: SideName,
