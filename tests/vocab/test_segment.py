@@ -110,7 +110,7 @@ def test_pieces_of_arbitrary_bytes_spell_them(token: bytes) -> None:
 
 def test_bytes_that_are_not_utf8_are_spelled_in_byte_tokens() -> None:
     for make in (zoo.sentencepiece_bpe, zoo.unigram):
-        vocab = Vocab.from_tokenizer(make())
+        vocab = zoo.vocab(make())
         pieces = vocab.segment(b" the\xff\xe2\x9f the")
         assert pieces is not None
         assert [vocab.token_bytes(piece) for piece in pieces] == [
@@ -132,29 +132,29 @@ def test_scores_are_read_as_hugging_face_has_them_from_a_file_and_from_memory() 
     assert scores[0] != scores[1]
     vocab = Vocab.from_tokenizer_json(in_memory.to_str().encode())
     assert vocab.model_fingerprint == Vocab.from_tokenizer(from_file).model_fingerprint
-    assert vocab.model_fingerprint != Vocab.from_tokenizer(in_memory).model_fingerprint
+    assert vocab.model_fingerprint != zoo.vocab(in_memory).model_fingerprint
     for word in ("=" * n for n in range(1, 200)):
         assert vocab.segment(word.encode()) == reference(from_file, vocab, word.encode())
 
 
 def test_what_a_vocabulary_cannot_spell_has_no_pieces() -> None:
     for make in (lambda: zoo.sentencepiece_bpe(3000, False), lambda: zoo.unigram(3000, False)):
-        vocab = Vocab.from_tokenizer(make())
+        vocab = zoo.vocab(make())
         assert vocab.segment("日".encode()) is None
         assert vocab.segment(b"\xff") is None
     # SentencePiece reads a literal U+2581 as a space: the pieces would spell another text.
-    assert Vocab.from_tokenizer(zoo.sentencepiece_bpe()).segment("▁".encode()) is None
+    assert zoo.vocab(zoo.sentencepiece_bpe()).segment("▁".encode()) is None
 
 
 def test_no_bytes_are_no_pieces_in_every_model() -> None:
     for make in (zoo.byte_level_bpe, zoo.sentencepiece_bpe, zoo.unigram, zoo.wordpiece):
-        assert Vocab.from_tokenizer(make()).segment(b"") == []
+        assert zoo.vocab(make()).segment(b"") == []
 
 
 def test_wordpiece_starts_words_at_spaces_and_continues_without() -> None:
     tokenizer = zoo.wordpiece()
-    vocab = Vocab.from_tokenizer(tokenizer)
-    student = Vocab.from_tokenizer(zoo.byte_level_bpe())
+    vocab = zoo.vocab(tokenizer)
+    student = zoo.vocab(zoo.byte_level_bpe())
     compared = 0
     for token in (student.token_bytes(i) for i in range(len(student))):
         word = token[1:]

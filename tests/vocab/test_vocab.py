@@ -45,7 +45,7 @@ def test_the_bytes_of_encoded_text_are_the_text(deepseek, deepseek_tokenizer, te
 
 def test_sentencepiece_bytes_are_the_decoded_text_without_the_dummy_prefix(texts):
     tokenizer = zoo.mistral()
-    vocab = Vocab.from_tokenizer(tokenizer)
+    vocab = zoo.vocab(tokenizer)
     assert vocab.family == "sentencepiece"
     assert vocab.dummy_prefix == "every"
     for text in texts.values():
@@ -56,7 +56,7 @@ def test_sentencepiece_bytes_are_the_decoded_text_without_the_dummy_prefix(texts
 
 
 def test_sentencepiece_tokens_are_what_sentencepiece_itself_makes_of_them():
-    vocab, engine = Vocab.from_tokenizer(zoo.mistral()), zoo.engine()
+    vocab, engine = zoo.vocab(zoo.mistral()), zoo.engine()
     assert len(vocab) == engine.get_piece_size() == 32_000
     for i in range(len(vocab)):
         if engine.is_byte(i):
@@ -78,7 +78,7 @@ def test_a_sentencepiece_file_is_read_as_transformers_converts_it(
 
     shutil.copy(zoo.sentencepiece_file(), tmp_path / "tokenizer.model")
     tokenizer = LlamaTokenizerFast.from_pretrained(tmp_path, legacy=legacy)
-    vocab, plain = Vocab.from_tokenizer(tokenizer), Vocab.from_tokenizer(zoo.mistral())
+    vocab, plain = Vocab.from_tokenizer(tokenizer), zoo.vocab(zoo.mistral())
     assert [vocab.token_bytes(i) for i in range(len(vocab))] == [
         plain.token_bytes(i) for i in range(len(plain))
     ]
@@ -93,7 +93,7 @@ def test_a_sentencepiece_file_is_read_as_transformers_converts_it(
 
 
 def test_duplicate_byte_strings_are_found_as_the_token_that_is_emitted():
-    vocab = Vocab.from_tokenizer(zoo.mistral())
+    vocab = zoo.vocab(zoo.mistral())
     fallback = zoo.engine().piece_to_id("<0x65>")
     assert vocab.is_byte_fallback(fallback)
     assert vocab.token_bytes(fallback) == b"e"
