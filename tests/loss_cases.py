@@ -37,6 +37,7 @@ def p_kl(student, teacher, projection: SparseProjection, chunks, **given) -> Los
     return loss_of("p-kl", student, teacher, chunks, w_alone(projection), **given)
 
 
+@functools.lru_cache(maxsize=1)
 def w_alone(projection: SparseProjection) -> PairParts:
     return PairParts(projection.shape, projection=projection)
 
@@ -192,15 +193,24 @@ def gradient(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
 def real_pair() -> tuple[Tokenizer, Tokenizer, SparseProjection]:
     """Tokenizers of three digits and of one digit a token, trained on real text, and their W."""
     student, teacher = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
-    matrix = Projection.build(student, teacher, cache_dir=False)
-    return student, teacher, SparseProjection.from_projection(matrix)
+    return student, teacher, SparseProjection.from_projection(real_matrix())
+
+
+@functools.cache
+def real_matrix() -> Projection:
+    sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
+    return Projection.build(*sides, cache_dir=False)
+
+
+@functools.cache
+def real_aligner() -> Aligner:
+    return Aligner(*real_pair()[:2], threads=1)
 
 
 @functools.cache
 def real_tables() -> tuple[BytePrefixes, PieceChains]:
     """What the tokens of `real_pair` begin with, and what their pieces can end as."""
-    sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
-    matrix = Projection.build(*sides, cache_dir=False)
+    matrix = real_matrix()
     return BytePrefixes.from_projection(matrix), PieceChains.from_projection(matrix)
 
 
@@ -215,7 +225,7 @@ def real_case(
 ) -> Case:
     """`make_case` on real text: the alignments of two tokenizers, a BOS on the student's side."""
     student, teacher, projection = real_pair()
-    aligner = Aligner(student, teacher, threads=1)
+    aligner = real_aligner()
     text = topics.topics["integers"] + " In 1991, 20,126 of 3,401 " + topics.topics["numbers"]
     ids: list[list[list[int]]] = [[], []]
     for b in range(batch):

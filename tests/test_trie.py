@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tokenizer_zoo import byte_level_bpe, deepseek, sentencepiece_bpe
+from tokenizer_zoo import byte_level_bpe, deepseek, sentencepiece_bpe, vocab
 
 from xtoken import Vocab
 from xtoken.errors import OptionError, ShapeError, TokenIdError, UnsupportedTokenizerError
@@ -56,7 +56,7 @@ def as_arrays(*values) -> list[NDArray[np.int64]]:
 @pytest.fixture(scope="module")
 def pair() -> tuple[Vocab, Vocab]:
     """Up to three digits in a student token, one in a teacher token."""
-    return Vocab.from_tokenizer(deepseek()), Vocab.from_tokenizer(byte_level_bpe(digits=1))
+    return vocab(deepseek()), vocab(byte_level_bpe(digits=1))
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_student_that_cannot_segment_has_no_mirror(pair) -> None:
 
 
 def test_sentencepiece_pieces_keep_their_spaces() -> None:
-    student, teacher = (Vocab.from_tokenizer(t) for t in (deepseek(), sentencepiece_bpe()))
+    student, teacher = (vocab(t) for t in (deepseek(), sentencepiece_bpe()))
     trie = PieceTrie.build(student, teacher)
     token = student.id_of(b" following")
     assert b"".join(teacher.token_bytes(i) for i in trie.pieces(token)) == b" following"

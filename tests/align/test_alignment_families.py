@@ -50,7 +50,7 @@ def _fast(tokenizer: Tokenizer) -> Family:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    return Family(Vocab.from_tokenizer(tokenizer), encode)
+    return Family(tokenizer_zoo.vocab(tokenizer), encode)
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
@@ -59,7 +59,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "tekken": cache(lambda: _ranks("mistral_common", "tekken_240911.json", 1)),
     "deepseek": cache(lambda: _fast(tokenizer_zoo.deepseek())),
     "sentencepiece": cache(
-        lambda: Family(Vocab.from_tokenizer(tokenizer_zoo.mistral()), tokenizer_zoo.engine().encode)
+        lambda: Family(tokenizer_zoo.vocab(tokenizer_zoo.mistral()), tokenizer_zoo.engine().encode)
     ),
     "unigram": cache(lambda: _fast(tokenizer_zoo.unigram())),
     "wordpiece": cache(lambda: _fast(tokenizer_zoo.wordpiece())),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizer_zoo as zoo
+from tokenizers import Tokenizer
 
 from xtoken import Projection, Vocab
 from xtoken.audit.audit import DEFAULT_LOSS, Audit, audit, recommended_loss
@@ -14,8 +15,9 @@ from xtoken.errors import OptionError
 from xtoken.vocab.classes import class_of, classes
 
 
-def build(student: object, teacher: object) -> Projection:
-    return Projection.build(student, teacher, cache_dir=False)
+def build(student: Tokenizer | Vocab, teacher: Tokenizer | Vocab) -> Projection:
+    sides = (each if isinstance(each, Vocab) else zoo.vocab(each) for each in (student, teacher))
+    return Projection.build(*sides, cache_dir=False)
 
 
 @pytest.fixture(name="packed", scope="module")
@@ -64,7 +66,7 @@ def test_a_token_has_the_class_that_a_reader_would_give_it(token: bytes, name: s
 
 
 def test_every_used_id_that_is_emitted_has_one_class() -> None:
-    vocab = Vocab.from_tokenizer(zoo.sentencepiece_bpe())
+    vocab = zoo.vocab(zoo.sentencepiece_bpe())
     ids = [token_id for token_id, _ in classes(vocab)]
     assert len(ids) == len(set(ids))
     unseen = set(range(len(vocab))) - set(ids)
