@@ -45,7 +45,7 @@ def conversation(contents: list[str], *, system: str | None = None) -> Conversat
 
 @functools.cache
 def encoder(tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer)
+    return Encoder(tokenizer, vocab=vocab_of(tokenizer))
 
 
 @functools.cache
