@@ -226,10 +226,10 @@ def test_the_first_process_of_a_machine_tokenizes_and_the_others_have_the_same(
     script = TESTS / "training" / "tokenize_once.py"
     ranks = rank_variables(2)
     # From nothing, so with a hash seed of its own.
+    path = [str(TESTS / "uncollected"), str(TESTS), str(TESTS.parent), *sys.path]
     second = subprocess.Popen(
         [sys.executable, script, workspace, workspace / "two"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}
-        | ranks[1],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)} | ranks[1],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     first, alone = (
