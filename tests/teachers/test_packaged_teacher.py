@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_arrays import ArrayReader
 from loss_cases import loss_of
 from test_spread import every_token, key_of
 from tiny_teacher import padded
@@ -22,18 +23,6 @@ from demo.teacher import gguf_path, prepare_teacher
 from xtoken.losses import PairParts
 from xtoken.teachers import LiveTeacher, TopKStore
 from xtoken.tensors.projection import SparseProjection
-
-
-class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
-    """Slices a plain array: `numpy.memmap` takes twice as long for each of 150,000 strings."""
-
-    @property
-    def data(self) -> np.ndarray:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: np.memmap) -> None:
-        self._data = np.asarray(mapped)
 
 
 @pytest.fixture(scope="module")
