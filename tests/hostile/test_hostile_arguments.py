@@ -17,26 +17,16 @@ from xtoken.cli import app
 
 # A command per line of a file; what it prints on standard output is the answer.
 WORKER = """
-import contextlib, io, json, os, sys, time
-from xtoken.cli import main
+import io, json, os, sys, time
+from one_by_one import run
 
 answers = os.fdopen(os.dup(1), "w")
 for line in open(sys.argv[1]).readlines():
-    sys.argv = ["xtoken", *json.loads(line)]
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace") for _ in "oe"]
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"some text"))
     start = time.process_time()
-    code, sys.stdin = 0, io.TextIOWrapper(io.BytesIO(b"some text"))
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException as error:
-            code = f"traceback of {error!r}"
-    for stream in streams:
-        stream.flush()
-    said = streams[1].buffer.getvalue().decode(errors="replace")
-    print(json.dumps([code or 0, said, time.process_time() - start]), file=answers, flush=True)
+    code, _, said = run(json.loads(line), "replace")
+    answer = [code, said.decode(errors="replace"), time.process_time() - start]
+    print(json.dumps(answer), file=answers, flush=True)
 """
 
 # Of one command, on the small files here.

@@ -54,8 +54,7 @@ class DepthWeights:
             return None
         count, levels = len(host.group_ptr) - 1, int(depths.max()) + 1
         group_row = owner_of(host.group_ptr)
-        unowned = int(host.group_ptr[0])
-        owned = slice(unowned, None)
+        owned = slice(int(host.group_ptr[0]), None)
         own = np.zeros((count, levels))
         np.add.at(own, (group_row[owned], depths[owned]), probs[owned])
         # The tail parts from the text at depth 0, where A is 1 whatever it is.
@@ -72,7 +71,8 @@ class DepthWeights:
         union = np.full((count, levels), -1)
         union[row, level + 1] = np.arange(len(row))
         # Each group is in the unions of all depths from 1 to its own.
-        in_unions = np.where(np.arange(len(depths)) < unowned, 0, depths)
+        in_unions = np.zeros_like(depths)
+        in_unions[owned] = depths[owned]
         member_group = np.repeat(np.arange(len(depths)), in_unions)
         first = np.repeat(np.cumsum(in_unions) - in_unions, in_unions)
         member_union = union[group_row[member_group], np.arange(len(first)) - first + 1]

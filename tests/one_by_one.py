@@ -19,9 +19,10 @@ def serve(questions: Connection) -> None:
             questions.send(run(questions.recv()))
 
 
-def run(arguments: list[str]) -> tuple[int, bytes, bytes]:
+def run(arguments: list[str], errors: str = "strict") -> tuple[int, bytes, bytes]:
+    """A command's exit code, and what it said on both streams."""
     sys.argv = ["xtoken", *arguments]
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in "oe"]
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors) for _ in "oe"]
     code: object = 0
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
@@ -32,5 +33,5 @@ def run(arguments: list[str]) -> tuple[int, bytes, bytes]:
             print(f"Traceback of {error!r}", file=sys.stderr)
     for stream in streams:
         stream.flush()
-    output, errors = (stream.buffer.getvalue() for stream in streams)
-    return code or 0, output, errors
+    output, said = (stream.buffer.getvalue() for stream in streams)
+    return code or 0, output, said
