@@ -85,7 +85,8 @@ class _Position:
         depths = torch.cat([self.targets.depths[first:last], torch.zeros(1, dtype=torch.int64)])
         for depth in sorted(set(depths.tolist())):
             here, below = (depths == depth).nonzero().flatten(), depths > depth
-            yield self._table(depth, here.tolist(), below, members)
+            if self.probs[depths >= depth].sum() > 0:  # else it adds nothing
+                yield self._table(depth, here.tolist(), below, members)
 
     def _table(
         self, depth: int, here: list[int], below: Tensor, members: list[list[int]]
