@@ -3,6 +3,7 @@
 
 use rustc_hash::FxHashMap;
 
+use super::NONE;
 use super::below::MOST_TEXTS;
 use super::columns::GATHERED;
 use super::groups::{Account, Targets};
@@ -11,19 +12,18 @@ use super::places::Place;
 use super::position::Build;
 use super::rows::place_of;
 use super::side::Order;
-use super::{NONE, TargetOptions};
 
 /// What one thread remembers of positions inside teacher tokens.
 #[derive(Debug)]
 pub(super) struct Inside {
     /// By teacher token and bytes of it that are past.
     facts: FxHashMap<(u32, u32), Facts>,
-    /// By the same and the token before it, or [`NONE`].
-    before: FxHashMap<(u32, u32, u32), Before>,
-    /// Places, in the teacher's order of bytes, of the tokens that a text begins with.
-    beginnings: Vec<u32>,
     /// By the same and the token behind it: the student token that their text starts with.
     texts: FxHashMap<(u32, u32, u32), u32>,
+    /// By the token before, or [`NONE`], and the same.
+    before: FxHashMap<(u32, u32, u32), Before>,
+    /// Places, in the teacher's order of bytes, of the tokens that texts of `before` begin with.
+    beginnings: Vec<u32>,
     /// By the teacher token before a boundary, a student token behind it, and whether all must be
     /// sure: the stretches of the student's order of bytes that begin with it and before which the
     /// teacher has no boundary.
@@ -82,7 +82,7 @@ impl Inside {
     }
 
     /// Memos that have grown too large start anew.
-    pub fn start(&mut self, _: &TargetOptions) {
+    pub fn start(&mut self) {
         if self.texts.len() > MOST_TEXTS {
             self.texts.clear();
         }
@@ -123,7 +123,7 @@ impl Build<'_> {
     pub(super) fn before(&mut self, at: usize) -> Before {
         let around = self.teacher_ids[self.place.teacher];
         let past = self.place.past;
-        // With more than one token between, it would be asked for once.
+        // With more than one token between there are too many to keep.
         let key = match self.teacher_ids[at..self.place.teacher] {
             [] => Some((NONE, around, past as u32)),
             [first] => Some((first, around, past as u32)),

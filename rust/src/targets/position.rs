@@ -91,14 +91,14 @@ impl Scratch {
     }
 
     /// Readies for another text; memos that have grown too large start anew.
-    fn start(&mut self, options: &TargetOptions) {
+    fn start(&mut self) {
         self.masks.iter_mut().for_each(Mask::forget);
         self.gathered.iter_mut().for_each(Gathered::forget);
         self.filter_row = usize::MAX;
         if self.rests.len() > MOST_TEXTS {
             self.rests.clear();
         }
-        self.inside.start(options);
+        self.inside.start();
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) fn build(
         tables.columns.len(),
         options.min_prob,
     )?;
-    scratch.start(options);
+    scratch.start();
     targets.reserve(student_ids.len(), rows.len() + student_ids.len());
     for_each_place(tables, example, &student_ids, &teacher_ids, |place| {
         let mut build = Build {
