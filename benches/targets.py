@@ -152,6 +152,8 @@ def main() -> None:
             ("cells, consistent", TargetOptions(levels=0, max_depth=0)),
             ("cells, consistent, carry", TargetOptions(max_depth=0)),
             ("with depths, four levels", TargetOptions(levels=4)),
+            ("with depths, above 0.001", TargetOptions(min_prob=1e-3)),
+            ("with depths, above 0.03", TargetOptions(min_prob=3e-2)),
         ):
             new, again = [], []
             for example, length in zip(examples, lengths, strict=True):
