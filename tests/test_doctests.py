@@ -25,8 +25,6 @@ def run(module: ModuleType) -> doctest.TestResults:
 
 @pytest.mark.parametrize("name", modules())
 def test_the_examples_of_a_module_run_as_printed(name: str) -> None:
-    if name.endswith("__main__"):
-        pytest.skip("running it is its purpose")
     assert run(importlib.import_module(name)).failed == 0
 
 
