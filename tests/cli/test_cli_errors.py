@@ -342,3 +342,12 @@ def test_drawn_arguments_never_end_in_a_traceback(
     assert errors.count("─ Error ─") > 50  # so many were told
     bugs = [line for line in errors.splitlines() if "this is a bug" in line]
     assert not bugs, list(itertools.islice(bugs, 5))
+
+
+def test_the_package_run_by_an_interpreter_is_the_command() -> None:
+    def run(*arguments: str) -> Done:
+        done = subprocess.run([sys.executable, "-m", "xtoken", *arguments], capture_output=True)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    assert run("--version") == Done(0, f"xtoken {xtoken.__version__}\n".encode(), b"")
+    assert one_line(run("project", "show", "no-such-file.safetensors")).startswith("error: ")

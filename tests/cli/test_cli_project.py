@@ -169,19 +169,3 @@ def test_help_lists_the_commands_and_loads_no_torch() -> None:
     ).stdout  # fmt: skip
     for command in ("build", "show", "explain", "export", "import", "audit"):
         assert f" {command} " in output
-
-
-def test_the_package_run_by_an_interpreter_is_the_command() -> None:
-    import xtoken
-
-    done = subprocess.run(
-        [sys.executable, "-m", "xtoken", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"xtoken {xtoken.__version__}\n"
-    refused = subprocess.run(
-        [sys.executable, "-m", "xtoken", "project", "show", "no-such-file.safetensors"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.count("\n") == 1
