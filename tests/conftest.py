@@ -31,16 +31,16 @@ settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
 # Nothing of what is imported is garbage, and to look for it takes a sixth of the time.
 gc.disable()
 _modules_kept = 0
+_last_file: Path | None = None
 
 
-def _keep_modules() -> None:
-    """What is imported by now stays: to look through it at each `gc.collect`, which training
-    runs ask for, takes 0.3 s."""
+def _keep() -> None:
+    """What is left now stays: to look through it at each `gc.collect`, which training runs ask
+    for, takes 0.3 s."""
     global _modules_kept
-    if len(sys.modules) > _modules_kept + 100:
-        _modules_kept = len(sys.modules)
-        gc.collect()
-        gc.freeze()
+    _modules_kept = len(sys.modules)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_finish() -> None:
@@ -48,12 +48,17 @@ def pytest_collection_finish() -> None:
         # It imports beside the tests that come first, and no test waits for all of it.
         sys.modules["forked"].start_server()
     gc.enable()
-    _keep_modules()
+    _keep()
 
 
-def pytest_runtest_setup() -> None:
-    """What a test was the first to import."""
-    _keep_modules()
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what a test was the first to import, and what a file has left, compiled graphs mostly."""
+    global _last_file
+    first_of_its_file, _last_file = item.path != _last_file, item.path
+    if len(sys.modules) > _modules_kept + 100:
+        _keep()
+    elif first_of_its_file and len(gc.get_objects(generation=2)) > 30_000:
+        _keep()
 
 
 def pytest_unconfigure() -> None:
