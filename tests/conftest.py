@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keep what a test was the first to import, and what a file has left, compiled graphs mostly."""
+    """Keep what a test was the first to import, and what a file left, compiled graphs mostly."""
     global _last_file
     first_of_its_file, _last_file = item.path != _last_file, item.path
     if len(sys.modules) > _modules_kept + 100:
