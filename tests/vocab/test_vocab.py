@@ -180,6 +180,11 @@ def test_id_holes_are_unused():
     assert [vocab.is_unused(i) for i in range(4)] == [False, True, True, False]
 
 
+def test_an_id_that_no_vocabulary_has_is_refused():
+    with pytest.raises(xtoken.UnsupportedTokenizerError, match=f"has the id {1 << 24}, beyond"):
+        Vocab.from_tokenizer(byte_bpe(a=0, b=1 << 24))
+
+
 def test_keys_outside_the_byte_alphabet_are_special_or_their_own_utf8(deepseek, deepseek_tokenizer):
     surfaces = deepseek_tokenizer.get_vocab(with_added_tokens=False).items()
     outside = [i for surface, i in surfaces if any(ord(c) > 0x143 for c in surface)]

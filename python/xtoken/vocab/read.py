@@ -6,6 +6,7 @@ import lzma
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
@@ -134,8 +135,7 @@ def _role_id(vocab: Vocab, token: JsonValue) -> int | None:
 
 def _printed(tokenizer: SerializableTokenizer) -> bytes:
     # tokenizers prints a line for each id up to the largest, holes as well.
-    vocab = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
-    largest = max(vocab.values(), default=0)
+    largest = _largest_id(tokenizer)
     if largest >= _MAX_IDS:
         raise UnsupportedTokenizerError(
             f"the tokenizer has the id {largest}, beyond {_MAX_IDS}; renumber its tokens without "
@@ -149,6 +149,16 @@ def _printed(tokenizer: SerializableTokenizer) -> bytes:
             f"the tokenizer cannot be printed as a tokenizer.json ({error}); a part of it is "
             "Python code, replace it with one of the tokenizers library"
         ) from error
+
+
+def _largest_id(tokenizer: Any) -> int:
+    if not hasattr(tokenizer, "get_vocab"):
+        return 0
+    size: int = tokenizer.get_vocab_size()
+    # As many ids as tokens, from 0 on: none is larger, and no dict of them all has to be made.
+    if None not in map(tokenizer.id_to_token, range(size)):
+        return size - 1
+    return max(tokenizer.get_vocab().values(), default=0)
 
 
 def _declared_roles(tokenizer: FastTokenizer) -> dict[str, int | None]:
