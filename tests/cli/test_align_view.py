@@ -87,17 +87,20 @@ def test_special_tokens_of_one_role_have_a_sign_of_their_own() -> None:
     assert "teacher  =<|begin_of_text|>" in file.getvalue()
 
 
-def test_a_character_is_whole_where_its_chunk_is_whole() -> None:
-    pair = Pair(zoo.byte_level_bpe(), zoo.deepseek(), cache_dir=False)
-    lines = view(pair, "x 机 y", 80)
+@pytest.fixture(name="byte_level", scope="module")
+def _byte_level() -> Pair:
+    return Pair(zoo.byte_level_bpe(), zoo.deepseek(), cache_dir=False)
+
+
+def test_a_character_is_whole_where_its_chunk_is_whole(byte_level: Pair) -> None:
+    lines = view(byte_level, "x 机 y", 80)
     assert "机[" in row(lines, "student") or "机" in row(lines, "student")
     assert "机" in row(lines, "teacher")
     assert "\\x" not in row(lines, "student")
 
 
-def test_a_mark_alone_has_a_base_and_does_not_sit_on_a_separator() -> None:
-    pair = Pair(zoo.byte_level_bpe(), zoo.deepseek(), cache_dir=False)
-    joined = "".join(view(pair, "e \u0301x", 80))
+def test_a_mark_alone_has_a_base_and_does_not_sit_on_a_separator(byte_level: Pair) -> None:
+    joined = "".join(view(byte_level, "e \u0301x", 80))
     marks = [at for at, character in enumerate(joined) if character == "\u0301"]
     assert marks
     assert all(joined[at - 1] in "◌e" or joined[at - 1].isalpha() for at in marks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizer_zoo import byte_level_bpe, deepseek
+from tokenizer_zoo import byte_level_bpe, deepseek, vocab
 
 from xtoken import Aligner, Projection
 from xtoken.losses import LossInputs, LossOptions, PairParts, gold, p_kl
@@ -14,13 +14,18 @@ NUMERALS = ["10", "42", "99", "201", "314", "777", "999"]
 
 
 @pytest.fixture(scope="module")
-def projection() -> Projection:
-    return Projection.build(deepseek(), byte_level_bpe(700, digits=1), cache_dir=False)
+def aligner() -> Aligner:
+    return Aligner(vocab(deepseek()), vocab(byte_level_bpe(700, digits=1)))
+
+
+@pytest.fixture(scope="module")
+def projection(aligner: Aligner) -> Projection:
+    return Projection.build(aligner.student_vocab, aligner.teacher_vocab, cache_dir=False)
 
 
 @pytest.mark.parametrize("numeral", NUMERALS)
 def test_a_teacher_sure_of_the_digits_raises_the_numeral_under_p_kl_and_lowers_it_under_gold(
-    numeral: str, projection: Projection
+    numeral: str, aligner: Aligner, projection: Projection
 ) -> None:
     student, teacher = deepseek(), byte_level_bpe(700, digits=1)
     text = f"x={numeral}."
@@ -28,7 +33,7 @@ def test_a_teacher_sure_of_the_digits_raises_the_numeral_under_p_kl_and_lowers_i
     teacher_ids = teacher.encode(text, add_special_tokens=False).ids
     token = student.token_to_id(numeral)
     digits = [teacher.token_to_id(digit) for digit in numeral]
-    alignment = Aligner(student, teacher).align(student_ids, teacher_ids)
+    alignment = aligner.align(student_ids, teacher_ids)
     masks = [torch.ones(1, len(ids), dtype=torch.bool) for ids in (student_ids, teacher_ids)]
     chunks = ChunkBatch.from_alignments([alignment]).usable(*masks)
     at = student_ids.index(token)

@@ -41,7 +41,8 @@ ARRAYS = ("indptr", "indices", "weights", "rules", "pieces_indptr", "pieces")
 @pytest.fixture(name="w", scope="module")
 def _w() -> Projection:
     """DeepSeek packs three digits into a token; this teacher spells one digit a token."""
-    return Projection.build(zoo.deepseek(), zoo.byte_level_bpe(2000, 1), cache_dir=False)
+    pair = zoo.vocab(zoo.deepseek()), zoo.vocab(zoo.byte_level_bpe(2000, 1))
+    return Projection.build(*pair, cache_dir=False)
 
 
 @pytest.fixture(name="path")

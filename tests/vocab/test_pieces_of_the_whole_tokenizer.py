@@ -124,7 +124,7 @@ def test_on_real_text_the_first_piece_of_a_row_is_the_teachers_first_token_of_th
     name: str,
 ) -> None:
     teacher = TEACHERS[name]()
-    aligner = Aligner(student(), teacher)
+    aligner = Aligner(zoo.vocab(student()), zoo.vocab(teacher))
     w = Projection.build(aligner.student_vocab, aligner.teacher_vocab, cache_dir=False)
     compared = 0
     texts = [*list(topics.topics.values())[:25], "in 2023, 1999 of 2004's 'default' " * 20]
@@ -153,8 +153,7 @@ def test_on_real_text_the_first_piece_of_a_row_is_the_teachers_first_token_of_th
 @pytest.mark.parametrize("name", TEACHERS)
 def test_pieces_are_what_the_tokenizer_emits_inside_a_text(name: str) -> None:
     teacher = TEACHERS[name]()
-    vocab = Vocab.from_tokenizer(teacher)
-    words = Vocab.from_tokenizer(student())
+    vocab, words = zoo.vocab(teacher), zoo.vocab(student())
     compared = split = 0
     for token_id in range(0, len(words), 3):
         token = words.token_bytes(token_id)
@@ -258,7 +257,7 @@ def test_a_pre_tokenizer_that_cannot_be_read_leaves_the_tokens_and_refuses_to_se
 
 def test_every_row_spells_its_token() -> None:
     for name in TEACHERS:
-        teacher = Vocab.from_tokenizer(TEACHERS[name]())
+        teacher = zoo.vocab(TEACHERS[name]())
         w = Projection.build(student(), teacher, cache_dir=False)
         assert w.student is not None
         for token_id in range(0, len(w.student), 7):
