@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import linecache
 import pkgutil
 from types import ModuleType
 
@@ -18,6 +19,8 @@ def modules() -> list[str]:
 
 
 def run(module: ModuleType) -> doctest.TestResults:
+    # doctest looks once a docstring whether any file of which a line was ever shown has changed.
+    linecache.clearcache()
     return doctest.testmod(
         module, optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL, verbose=False
     )
