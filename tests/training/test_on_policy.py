@@ -322,6 +322,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    disable_nagle_algorithm = True  # else a body waits 40 ms behind its head
 
     def do_GET(self) -> None:
         self._answer({"data": [{"id": "student"}]})
@@ -364,7 +365,7 @@ def test_a_served_student_answers_as_the_one_at_hand(
 ) -> None:
     pytest.importorskip("httpx2")
     server = Server(folder, ids=ids)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"
