@@ -61,10 +61,12 @@ def _without_edges(section: Any) -> Any:
     return section
 
 
+@functools.cache
 def hugging_face_segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
     """What Hugging Face's tokenizer makes of bytes inside a text, and its model of bytes that are
     no text or that the normalizer changes; `None` where the pieces do not spell them."""
     inside = inside_text(tokenizer)
+    normalizer = inside.normalizer
 
     def as_text(token: bytes) -> list[int] | None:
         try:
@@ -73,7 +75,7 @@ def hugging_face_segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
             return None
         if "▁" in text and vocab.family == "sentencepiece":
             return None
-        changed = inside.normalizer.normalize_str(text) if inside.normalizer else text
+        changed = normalizer.normalize_str(text) if normalizer else text
         if vocab.family == "sentencepiece":
             changed = changed.replace("▁", " ")
         ids: list[int] | None = inside.encode(text).ids if changed == text else None
@@ -91,7 +93,7 @@ def hugging_face_segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
             pieces = _sentencepiece(token, tokenizer, text_pieces)
         else:
             raise ValueError(vocab.family)
-        spelled = b"".join(vocab.token_bytes(piece) for piece in pieces)
+        spelled = b"".join(map(vocab.token_bytes, pieces))
         return pieces if spelled == token else None
 
     return segment
@@ -118,12 +120,13 @@ def _sentencepiece(
     return pieces
 
 
+@functools.cache
 def emitted_ids(vocab: Vocab, segment: Segment) -> dict[bytes, int]:
     """For each byte string that is a token, the id that the tokenizer emits for it."""
     ids: dict[bytes, list[int]] = {}
-    for i in range(len(vocab)):
-        if vocab.token_bytes(i):
-            ids.setdefault(vocab.token_bytes(i), []).append(i)
+    for i, token in enumerate(map(vocab.token_bytes, range(len(vocab)))):
+        if token:
+            ids.setdefault(token, []).append(i)
     emitted = {}
     for token, candidates in ids.items():
         pieces = segment(token) if len(candidates) > 1 else None

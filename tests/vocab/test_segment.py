@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pickle
 from itertools import pairwise
@@ -17,18 +16,13 @@ from tokenizers.models import BPE
 from xtoken import Vocab
 from xtoken.errors import UnsupportedTokenizerError
 
-from reference_projection import Segment, hugging_face_segment
-
-
-@functools.cache
-def _segment(tokenizer: Tokenizer, vocab: Vocab) -> Segment:
-    return hugging_face_segment(tokenizer, vocab)
+from reference_projection import hugging_face_segment
 
 
 def reference(tokenizer: Tokenizer, vocab: Vocab, token: bytes) -> list[int] | None:
     """What Hugging Face makes of the bytes; `None` where its pieces do not spell them."""
     if not vocab.is_lossy:
-        return _segment(tokenizer, vocab)(token)
+        return hugging_face_segment(tokenizer, vocab)(token)
     surface = token.decode().removeprefix(" ")
     pieces = [piece.id for piece in tokenizer.model.tokenize(surface)]
     spelled = b"".join(vocab.token_bytes(piece) for piece in pieces)
