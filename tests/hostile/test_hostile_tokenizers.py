@@ -25,7 +25,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     zoo.byte_level_bpe(500, 3).save(str(folder / "byte_level.json"))
     zoo.sentencepiece_bpe(700).save(str(folder / "sentencepiece.json"))
-    zoo.unigram(500, byte_fallback=False).save(str(folder / "unigram.json"))
+    zoo.unigram(500, False).save(str(folder / "unigram.json"))
     zoo.wordpiece(500).save(str(folder / "wordpiece.json"))
     return folder
 

@@ -126,7 +126,7 @@ def gemma_form() -> Tokenizer:
 
 def t5_form() -> Tokenizer:
     """Unigram on words, as T5 and XLM-R have it."""
-    state = json.loads(zoo.unigram(byte_fallback=False).to_str())
+    state = json.loads(zoo.unigram(3000, False).to_str())
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
     state["pre_tokenizer"] = {
         "type": "Sequence",
