@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xtoken._extras import needs_extra
 from xtoken._files import temporary_beside
 from xtoken.errors import OptionError
@@ -50,7 +48,8 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
     # As `savefig` would write it, but without alpha and with less search: half the time.
     canvas: Any = figure.canvas  # matplotlib declares its methods without types
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    picture = drawn.convert("RGB")
     with temporary_beside(path) as temporary:
         picture.save(temporary, format="png", compress_level=2, dpi=(_DPI, _DPI))
 
