@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import threading
@@ -40,11 +41,16 @@ def slot_count(prefix: tuple[int, ...], tokens: list[int], sequences: Sequences)
 def lookup_twin(sequences: Sequences, ids, starts, ends, max_depth=None):
     """(chunk, depth, prefix) of every prefix with something to decide."""
     known = prefixes(sequences)
+
+    @functools.cache
+    def decides(prefix: tuple[int, ...]) -> bool:
+        return prefix in known and slot_count(prefix, known[prefix], sequences) > 1
+
     found = []
     for chunk, (start, end) in enumerate(zip(starts, ends, strict=True)):
         for depth in range(1, min(end - start, max_depth or end) + 1):
             prefix = tuple(int(i) for i in ids[start : start + depth])
-            if prefix in known and slot_count(prefix, known[prefix], sequences) > 1:
+            if decides(prefix):
                 found.append((chunk, depth, prefix))
     return found
 
