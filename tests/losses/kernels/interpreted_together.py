@@ -152,6 +152,22 @@ def test_the_faster_interpreter_is_that_of_triton(name: str) -> None:
     assert torch.equal(grad, expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cross_entropy_over_the_padding_too(name: str) -> None:
+    """Without `vocab_size` it counts the columns past the vocabulary, which the loss leaves out."""
+    loss, logits, size, _ = made(name)
+    width = logits.shape[-1]
+    assert width > size
+    ids, mask = tokens(logits, width)
+    grads = []
+    for mode in ("torch", "triton"):
+        with forced(mode):
+            shared = SharedLogits.of(logits) if mode == "triton" else logits
+            ce = cross_entropy(shared, ids, mask).loss
+            grads.append(gradient_of(3.0 * loss(shared) + ce, logits))
+    close(grads[1], grads[0], torch.float32, writes=3)
+
+
 @pytest.mark.parametrize("way", ["kd alone", "ce alone"])
 @pytest.mark.parametrize("name", ["p-kl, all", "exact-kl"])
 def test_what_backward_does_not_reach_is_not_there(name: str, way: str) -> None:

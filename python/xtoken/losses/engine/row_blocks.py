@@ -278,7 +278,7 @@ def _into_shared(
     factor = scale * grad_total
     if ctx.write is not None:
         made, ctx.write = ctx.write, None
-        shared.write_first(partial(made, factor))
+        shared.write_first(partial(made, factor), source.vocab_size)
         return [None for _ in needed]
     source = source.with_tensors(tensors[:1])
 
@@ -289,7 +289,7 @@ def _into_shared(
 
     rows = loss.cross_entropy_rows(factor)
     if needed[0] and rows is not None:
-        shared.join(rows, int(loss.late), write)
+        shared.join(rows, source.vocab_size, int(loss.late), write)
     elif needed[0]:
         shared.add_late(int(loss.late), write)
     params: list[Tensor | None] = [None for _ in loss.params]

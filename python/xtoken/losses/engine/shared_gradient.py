@@ -55,21 +55,22 @@ class SharedGradient:
     early: Tensor | None = None
     taken: bool = False
     _factor: Tensor | None = None
-    _first: WriteFirst | None = None
-    _joined: list[tuple[CrossEntropyRows, int, Write]] = field(default_factory=list)
+    _first: tuple[WriteFirst, int] | None = None
+    _joined: list[tuple[CrossEntropyRows, int, int, Write]] = field(default_factory=list)
     _late: list[tuple[int, Write]] = field(default_factory=list)
 
     def scale_early(self, factor: Tensor) -> None:
         """The first loss's gradient counts, times `factor`."""
         self._factor = factor
 
-    def write_first(self, write: WriteFirst) -> None:
-        """The first loss makes the buffer now, in place of `early`."""
-        self._first = write
+    def write_first(self, write: WriteFirst, size: int) -> None:
+        """The first loss, of the first `size` columns, makes the buffer, in place of `early`."""
+        self._first = write, size
 
-    def join(self, rows: CrossEntropyRows, order: int, write: Write) -> None:
-        """The first loss may write this with its own; where it does not, `write` adds it."""
-        self._joined.append((rows, order, write))
+    def join(self, rows: CrossEntropyRows, size: int, order: int, write: Write) -> None:
+        """The first loss may write this with its own, where it is of as many columns; where it does
+        not, `write` adds it."""
+        self._joined.append((rows, size, order, write))
 
     def add_late(self, order: int, write: Write) -> None:
         """`write` adds to the buffer, after those of a lower order."""
@@ -81,15 +82,17 @@ class SharedGradient:
         first, joined = self._first, self._joined
         self.early, self._factor, self._late, self._first, self._joined = None, None, [], None, []
         if first is not None:
-            buffer = first(joined[0][0] if joined else None)
-            joined = joined[1:]
+            write_first, size = first
+            beside = next((each for each in joined if each[1] == size), None)
+            buffer = write_first(None if beside is None else beside[0])
+            joined = [each for each in joined if each is not beside]
         elif buffer is None:
             buffer = torch.zeros_like(like, memory_format=torch.contiguous_format)
         elif factor is None:
             buffer.zero_()
         elif not readable(factor) or float(factor) != 1.0:
             scale_in_place(buffer, factor)
-        late += [(order, write) for _, order, write in joined]
+        late += [(order, write) for _, _, order, write in joined]
         for _, write in sorted(late, key=lambda entry: entry[0]):
             write(buffer)
         return buffer
