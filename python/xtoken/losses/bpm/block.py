@@ -173,9 +173,10 @@ class BPMBlocks(BlockLoss):
         begins = self._after(tokens, inner["before"][owner])
         sums = segment_logsumexp(mass, owner, len(inner))
         flat = segment_logsumexp(mass, owner * width + begins, len(inner) * width)
-        known = torch.zeros(len(inner) * width, dtype=torch.bool, device=mass.device)
+        # Several teacher tokens may go on with the same one: one that is known is enough.
         named = torch.isfinite(mass) if stored else torch.ones_like(mass, dtype=torch.bool)
-        known = known.index_put((owner * width + begins,), named)
+        known = torch.zeros(len(inner) * width, dtype=torch.int64, device=mass.device)
+        known = known.index_add(0, owner * width + begins, named.to(known.dtype)) > 0
         own = flat.view(-1, width) - torch.where(torch.isneginf(sums), 0.0, sums)[:, None]
         entries = entries.index_copy(0, inner.row, known.view(-1, width)[:, :-1])
         return (
@@ -191,7 +192,8 @@ class BPMBlocks(BlockLoss):
         if len(tables.suffix_begins) == 0:
             return torch.full_like(tokens, none)
         place = tables.suffix_ptr[tokens] + before
-        ends = torch.cat([tables.suffix_ptr[1:], before.new_tensor([len(tables.suffix_begins)])])
+        ends = tables.suffix_ptr[1:]
+        ends = torch.nn.functional.pad(ends, (0, 1), value=len(tables.suffix_begins))
         over = place >= ends[tokens]
         return tables.suffix_begins[place.masked_fill(over, 0)].masked_fill(over, none)
 
