@@ -61,8 +61,8 @@ class CellFold(nn.Module):
             return rows
         moved = segment_logsumexp(rows[:, self.sources], self.groups, len(self.targets))
         rows[:, self.targets] = torch.logaddexp(rows[:, self.targets], moved)
-        rows[:, self.sources] = -torch.inf
-        return rows
+        # A number put at an index would wait for the device.
+        return rows.index_fill_(1, self.sources, -torch.inf)
 
     def chosen(self, rows: Tensor, whole: Tensor, columns: Tensor) -> Tensor:
         """[R, K] at `columns` [K] of `whole` [R, V_t], as `dense` has them."""

@@ -49,7 +49,9 @@ class StopFold(nn.Module):
             # The gradient of logaddexp(-inf, -inf) is NaN.
             total = torch.logaddexp(one.masked_fill(nothing, 0.0), other.masked_fill(nothing, 0.0))
             total = total.masked_fill(nothing, -torch.inf)
-            columns = torch.tensor([target, source], device=rows.device)
+            # A tensor made of a list would wait for the device.
+            columns = torch.full((2,), target, device=rows.device)
+            columns[1].fill_(source)
             moved = torch.stack([total, torch.full_like(total, -torch.inf)], 1)
             rows = rows.index_copy(1, columns, moved)
         return rows

@@ -270,7 +270,7 @@ class BlockTargets:
         groups = len(self.slot_row) - count
         picked = rows[self.token_row, self.tokens]
         in_groups = _segment_logsumexp(picked, self.token_slot, groups)
-        masked = rows.index_put((self.token_row, self.tokens), rows.new_tensor(-torch.inf))
+        masked = rows.index_put((self.token_row, self.tokens), rows.new_full((), -torch.inf))
         empty = torch.isneginf(masked).all(1)
         outside = torch.logsumexp(masked.masked_fill(empty[:, None], 0.0), 1)
         outside = outside.masked_fill(empty, -torch.inf)

@@ -112,5 +112,5 @@ def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlock
 def _others(ids: Tensor, size: int) -> Tensor:
     """The ids below `size` that are not in `ids`, ascending; their number is known beforehand."""
     taken = torch.zeros(size, dtype=torch.int8, device=ids.device)
-    taken[ids] = 1
+    taken.index_fill_(0, ids, 1)  # a number put at an index would wait for the device
     return torch.argsort(taken, stable=True)[: size - len(ids)]
