@@ -223,8 +223,8 @@ def forward_kl_in_log_space(
         log_teacher = torch.cat([log_teacher, log_rest[None]])
     # A row whose teacher has no mass anywhere says nothing.
     silent = torch.isneginf(log_teacher).all(0)
-    log_student = torch.log_softmax(kept.masked_fill(silent, 0.0), 0)
-    log_teacher = torch.log_softmax(log_teacher.masked_fill(silent, 0.0), 0)
+    log_student = _log_softmax(kept.masked_fill(silent, 0.0))
+    log_teacher = _log_softmax(log_teacher.masked_fill(silent, 0.0))
     teacher = torch.exp(log_teacher)
     loss = torch.where(torch.isneginf(log_teacher), 0.0, teacher * (log_teacher - log_student))
     slope = torch.where(silent, 0.0, (torch.exp(log_student) - teacher) * seed)
@@ -253,3 +253,8 @@ def _weighted_mean(probs: Tensor, values: Tensor) -> Tensor:
     product = probs * values
     sums = product.sum(1)
     return sums if bool(torch.isfinite(sums).all()) else product.nansum(1)
+
+
+def _log_softmax(columns: Tensor) -> Tensor:
+    """Of each column of [K, R]; torch's own goes down a column with one thread of a device."""
+    return columns - torch.logsumexp(columns, 0, keepdim=True)
