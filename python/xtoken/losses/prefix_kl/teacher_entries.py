@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.losses.kernels.entries import read_entries
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.host import readable
 from xtoken.tensors.rows import taken, upcast
@@ -80,6 +81,13 @@ class TeacherEntries:
             included; [N] mass that is known, 1 for full logits.
         """
         if not isinstance(self.signal, TeacherTopK):
+            found = None
+            if isinstance(self.signal, Tensor):
+                found = read_entries(
+                    self.signal, self.vocab_size, self.temperature, rows, entry_row, columns
+                )
+            if found is not None:
+                return *found, torch.ones_like(found[1])
             if not readable(columns):
                 return self._read_whole_rows(rows, entry_ends, entry_row, columns)
             return self._read_logits(rows, entry_row, columns)
