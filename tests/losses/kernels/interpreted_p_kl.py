@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtoken.errors import NonFiniteError
 from xtoken.losses import PairParts, TeacherTopK
-from xtoken.losses.kernels import p_kl, w_map
+from xtoken.losses.kernels import launch, w_map
 from xtoken.losses.kernels.choice import forced
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
@@ -88,7 +88,7 @@ def test_values_and_gradients(
     dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(w_map, "_FEW", 4)
-    monkeypatch.setattr(p_kl, "_SCRATCH", 150)  # several blocks of rows
+    monkeypatch.setattr(launch, "SCRATCH", 150)  # several blocks of rows
     case = case_of(dtype)
     loss, grad = found(case, temperature=1.5, **VARIANTS[name])
     want, want_grad = expected(case, temperature=1.5, **VARIANTS[name])

@@ -97,6 +97,7 @@ class Compiler:
         from triton.compiler import ASTSource, compile
 
         assert all(0 < size <= (2**31 - 1, 65535, 65535)[axis] for axis, size in enumerate(grid))
+        options = {"num_warps": named.pop("num_warps", 4)}
         values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         assert set(values) == set(kernel.arg_names)
         types: dict[str, str] = {}
@@ -114,7 +115,7 @@ class Compiler:
         key = self.target.arch, source.hash()
         if key in DONE:
             return
-        made = compile(source, target=self.target, options={"num_warps": 4})
+        made = compile(source, target=self.target, options=options)
         assert len(made.asm["cubin"])
         # A float added atomically differs from run to run.
         assert not re.search(r"(atom|red)\.\S*\.(f|bf)\d", made.asm["ptx"])

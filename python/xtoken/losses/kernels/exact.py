@@ -172,14 +172,14 @@ class GroupedKL:
         device.tail_gradient[(count, blocks)](
             *student, self.bits, groups.opened, self.stats, seed, *gradient.cross_entropy,
             gradient.flat, gradient.rows, checks, self.size, width, self.bits.shape[1], begin,
-            self.tau, **joins,
+            1 / self.tau, **joins,
         )  # fmt: skip
         if tiles:
             device.group_gradient[(tiles,)](
                 *student, groups.tokens, groups.token_group, groups.group_row, self.logs,
                 groups.probs, groups.depths, *_weighed(groups)[:3], self.unions, self.stats, seed,
                 *gradient.cross_entropy, gradient.flat, gradient.rows, checks[count * blocks :],
-                first, last, begin, self.tau, DEEP=groups.by_depth is not None, **joins,
+                first, last, begin, 1 / self.tau, DEEP=groups.by_depth is not None, **joins,
             )  # fmt: skip
         return checks
 
@@ -218,13 +218,13 @@ def _grouped(
     if last_group > first_group:
         device.group_logs[(cdiv(last_group - first_group, _GROUPS),)](
             *student, groups.tokens, groups.token_ptr, groups.group_row, logs, first_group,
-            last_group, begin, tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
+            last_group, begin, 1 / tau, GROUPS=_GROUPS, WIDTH=_WIDTH,
         )  # fmt: skip
     partial, stats = floats(z.tensor, count, parts, 2), floats(z.tensor, count, 8)
     by_depth = groups.by_depth
     unions = floats(z.tensor, 0 if by_depth is None else len(by_depth.row), 2)
     device.tail_parts[(count, parts)](
-        *student, bits, groups.opened, partial, size, words, begin, tau,
+        *student, bits, groups.opened, partial, size, words, begin, 1 / tau,
         PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
     )  # fmt: skip
     device.positions[(count,)](

@@ -18,6 +18,8 @@ from xtoken.losses.kernels.scaling import scale_in_place
 # Columns that a program works on at a time, and that one program reads in all.
 BLOCK = 1024
 SPAN = 8 * BLOCK
+# Numbers of scratch that a launch may take.
+SCRATCH = 2**25
 
 # Loss, metric sums with the check of the gradient, gradients: as the engine's own pass.
 Found = tuple[Tensor, Tensor, list[Tensor | None]]
@@ -99,7 +101,7 @@ class GradientBuffer:
             write_cross_entropy(source, beside, cls(flat, beside.index * width, False), touched)
             touched.index_fill_(0, beside.index, 1)
         if len(flat):
-            clear_rows[(len(flat), cdiv(width, BLOCK))](flat, touched, width, BLOCK=BLOCK)
+            clear_rows[(len(flat), cdiv(width, SPAN))](flat, touched, width, SPAN=SPAN, BLOCK=BLOCK)
         if beside is None:
             return cls(flat, index * width, False)
         targets = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)

@@ -29,17 +29,19 @@ from xtoken.losses.kernels.launch import (
     times,
 )
 from xtoken.losses.kernels.patches import patched_columns, readable_rows
-from xtoken.losses.kernels.w_map import WMap, w_map
+from xtoken.losses.kernels.w_map import WMap, bits_of, w_map
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 if TYPE_CHECKING:
     from xtoken.losses.p_kl.block import PKLBlocks
 
-# Numbers of scratch that a block of rows may take, and rows that a grid has at most.
-_SCRATCH, _MOST_ROWS = 2**25, 65535
+# Rows that a grid has at most.
+_MOST_ROWS = 65535
 # Columns of few and of many tokens, and tokens of each, that a program sums up at a time.
 _FEW_TILE, _MANY_TILE = (64, 8), (4, 256)
 _ALWAYS = 2**30
+# Of the gradient, whose reads are scattered: more of them wait at a time than with Triton's four.
+_WARPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,18 +123,18 @@ class _Block:
     Attributes:
         rows: which of the batch's.
         stats: [n, 7], see `together`.
-        logs: [n, M] log s of the columns of several tokens.
+        apart: [n, M], see `shared_columns`.
         bits: as those of `_Pass`, of these rows.
-        apart: see `columns_of_list`; None where the columns are not listed, or to be made again.
+        listed: see `columns_of_list`; None where the columns are not listed, or to be made again.
     """
 
     rows: slice
     z: Rows
     teacher: _Teacher
     stats: Tensor
-    logs: Tensor
+    apart: Tensor
     bits: Tensor
-    apart: Tensor | None
+    listed: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +216,7 @@ class _Pass:
         loss, index = self.loss, self.loss.student.index
         own, _ = seeds(len(index), loss.weights, 1.0, index.device)
         stats = floats(own, len(index), 7)
-        blocks = [replace(self._compare(rows, stats[rows]), apart=None) for rows in self._blocks()]
+        blocks = [replace(self._compare(rows, stats[rows]), listed=None) for rows in self._blocks()]
         total, sums = self._values(stats, own)
 
         def write(scale: float | Tensor, gradient: GradientBuffer) -> Tensor:
@@ -237,92 +239,104 @@ class _Pass:
 
     def _blocks(self) -> Iterator[slice]:
         count, listed = len(self.loss.student.index), self.teacher.listed is not None
-        width = self.w.several + (self.loss.teacher.vocab_size if listed else 0)
-        step = min(max(1, _SCRATCH // max(width, 1)), _MOST_ROWS)
+        width = 2 * self.w.several + (self.loss.teacher.vocab_size if listed else 0)
+        step = min(max(1, launch.SCRATCH // max(width, 1)), _MOST_ROWS)
         return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
     def _compare(self, rows: slice, stats: Tensor) -> _Block:
         from xtoken.losses.kernels.device import p_kl as device
 
-        loss, w, tau, block = self.loss, self.w, self.loss.temperature, launch.BLOCK
+        loss, w, beta, block = self.loss, self.w, 1 / self.loss.temperature, launch.BLOCK
         z = Rows.of(self.source.logits, loss.student.index).part(rows.start, rows.stop)
         teacher = self.teacher.part(rows.start, rows.stop)
         count, size, columns = len(z), self.source.vocab_size, loss.teacher.vocab_size
         student, y = (z.tensor, z.offsets, z.step), teacher.logits
+        said = (y.tensor, y.offsets, y.step, *teacher.patches)
         patches, tail = len(teacher.patches[0]), loss.tail_bucket
-        few = teacher.totals is not None
-        logs = floats(stats, count, max(w.several, 1))
+        few, whole = teacher.totals is not None, teacher.listed is None
+        logs, apart = (floats(stats, count, max(w.several, 1)) for _ in range(2))
+        bits, listed = self._kept(teacher, count), None
+        bits_step = self._step(bits)
         for (wide, deep), first, last in (
             (_FEW_TILE, 0, w.few), (_MANY_TILE, w.few, w.several),
         ):  # fmt: skip
             if last > first:
                 device.shared_columns[(cdiv(last - first, wide), count)](
-                    *student, w.ptr, w.source, w.entry_log_w, logs, first, last, w.several, tau,
-                    COLUMNS=wide, WIDTH=deep,
+                    *student, *said, w.columns, w.ptr, w.source, w.entry_log_w, bits, bits_step,
+                    logs, apart, first, last, w.several, beta, ALL=self.every, LISTED=not whole,
+                    PATCHES=patches, COLUMNS=wide, WIDTH=deep,
                 )  # fmt: skip
-        bits, apart = self._kept(teacher, count), None
-        bits_step = self._step(bits)
         if teacher.listed is None:
             parts = cdiv(columns, launch.SPAN)
             partial = floats(stats, count, parts, 10)
             device.columns_of_logits[(parts, count)](
-                *student, y.tensor, y.offsets, y.step, *teacher.patches, w.code, w.log_w, logs,
-                w.several, bits, bits_step, partial, columns, tau, ALL=self.every, TAIL=tail,
+                *student, *said, w.code, w.log_w, logs, w.several, bits, bits_step, partial,
+                columns, beta, ALL=self.every, TAIL=tail,
                 FEW=few, PATCHES=patches, PARTS=parts, SPAN=launch.SPAN, BLOCK=block,
             )  # fmt: skip
         else:
             parts = 1
-            apart, partial = self._listed(z, teacher.listed, logs)
+            listed, partial = self._listed(z, teacher.listed, logs, apart)
         tails, beside = partial, 0
         if tail or (loss.tells_empty and len(loss.empty_rows)):
             beside = cdiv(size, launch.SPAN)
             tails = floats(stats, count, beside, 6)
             device.student_sums[(beside, count)](
-                *student, w.row_ptr, w.targets, w.weights, bits, bits_step, tails, size, tau,
-                ALL=self.every, PARTS=beside, SPAN=launch.SPAN, BLOCK=block,
+                *student, w.first, w.first_weight, w.more_ptr, w.more, w.more_weights, apart,
+                w.several, bits, bits_step, tails, size, beta, ALL=self.every, PARTS=beside,
+                SPAN=launch.SPAN, BLOCK=block,
             )  # fmt: skip
         most = _ALWAYS if loss.all_columns is None else loss.all_columns
         device.together[(count,)](
             partial, tails, partial if teacher.tail is None else teacher.tail,
             partial if teacher.totals is None else teacher.totals, stats, most,
             PARTS=parts, PADDED=padded(parts), TAILS=beside, TAILS_PADDED=padded(beside), TAIL=tail,
-            LISTED=teacher.listed is not None, FEW=few,
+            LISTED=not whole, FEW=few,
         )  # fmt: skip
-        return _Block(rows, z, teacher, stats, logs, bits, apart)
+        return _Block(rows, z, teacher, stats, apart, bits, listed)
 
     def _listed(
-        self, z: Rows, listed: tuple[Tensor, Tensor], logs: Tensor
+        self, z: Rows, listed: tuple[Tensor, Tensor], logs: Tensor, apart: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`apart` and the parts of rows whose columns are listed."""
+        """Of rows whose columns are listed: log q by column, and the parts; `apart` is filled."""
         from xtoken.losses.kernels.device.p_kl import columns_of_list
 
         loss, w, count = self.loss, self.w, len(z)
         columns = loss.teacher.vocab_size
-        apart, partial = floats(logs, count, columns), floats(logs, count, 1, 10)
+        by_column, partial = floats(logs, count, columns), floats(logs, count, 1, 10)
         columns_of_list[(1, count)](
             z.tensor, z.offsets, z.step, *listed, listed[0].shape[1], w.code, w.log_w, logs,
-            w.several, apart, partial, columns, loss.temperature, BLOCK=launch.BLOCK,
+            w.several, apart, by_column, partial, columns, 1 / loss.temperature,
+            BLOCK=launch.BLOCK,
         )  # fmt: skip
-        return apart, partial
+        return by_column, partial
 
     def _write(self, block: _Block, seed: Tensor, gradient: GradientBuffer, checks: Tensor) -> None:
         """The gradient of a block; `seed`, `gradient` and `checks` are of all rows."""
         from xtoken.losses.kernels.device.p_kl import gradient as write
 
         loss, w, z, listed = self.loss, self.w, block.z, block.teacher.listed
-        y, patches, apart = block.teacher.logits, block.teacher.patches, block.apart
-        if apart is None:
-            apart = block.logs if listed is None else self._listed(z, listed, block.logs)[0]
+        y, patches, by_column = block.teacher.logits, block.teacher.patches, block.listed
+        if by_column is None:
+            by_column = block.apart if listed is None else self._by_column(listed)
         width, to = gradient.flat.shape[1], gradient.part(block.rows.start, block.rows.stop)
         write[(cdiv(width, launch.BLOCK), len(z))](
-            z.tensor, z.offsets, z.step, y.tensor, y.offsets, y.step, *patches, w.row_ptr,
-            w.targets, w.weights, w.code, block.logs, w.several, block.bits,
-            self._step(block.bits), apart, loss.teacher.vocab_size, block.stats,
+            z.tensor, z.offsets, z.step, y.tensor, y.offsets, y.step, *patches, w.first,
+            w.first_weight, w.more_ptr, w.more, w.more_weights, block.apart, w.several, block.bits,
+            self._step(block.bits), by_column, by_column.shape[1], block.stats,
             (seed * loss.temperature)[block.rows], *to.cross_entropy, to.flat, to.rows,
-            checks[block.rows], self.source.vocab_size, width, loss.temperature, ALL=self.every,
+            checks[block.rows], self.source.vocab_size, width, 1 / loss.temperature, ALL=self.every,
             LISTED=listed is not None, TAIL=loss.tail_bucket, PATCHES=len(patches[0]),
-            JOINS=to.joined is not None, ADDS=to.adds, BLOCK=launch.BLOCK,
+            JOINS=to.joined is not None, ADDS=to.adds, BLOCK=launch.BLOCK, num_warps=_WARPS,
         )  # fmt: skip
+
+    def _by_column(self, listed: tuple[Tensor, Tensor]) -> Tensor:
+        """[n, V_t + 1] the listed log-probabilities [n, k] at their columns."""
+        ids, values = listed
+        columns = self.loss.teacher.vocab_size
+        # A pad may have the id of a listed column: it goes where nobody reads.
+        ids = ids.to(torch.int64).masked_fill(torch.isneginf(values), columns)
+        return floats(values, len(ids), columns + 1).scatter_(1, ids, values)
 
     def _step(self, bits: Tensor) -> int:
         """From a row's bits to the next; 0 where all rows have the same."""
@@ -353,7 +367,7 @@ class _Pass:
         passes = {torch.bfloat16: 2, torch.float16: 3}.get(y.tensor.dtype, 4)
         passes = 4 if len(teacher.patches[0]) else passes
         largest[(count,)](
-            y.tensor, y.offsets, y.step, *teacher.patches, self.w.code, bits, columns, self.k,
+            y.tensor, y.offsets, y.step, *teacher.patches, self.w.reached, bits, columns, self.k,
             words, PASSES=passes, PATCHES=len(teacher.patches[0]), BLOCK=max(launch.BLOCK, 32),
         )  # fmt: skip
         return bits
@@ -367,11 +381,8 @@ def _padded_ids(columns: Tensor) -> Tensor:
 def _bits_of(columns: Tensor | None, size: int) -> Tensor:
     """[1, words] int32 with the bits of columns [K] set."""
     assert columns is not None
-    words = cdiv(size, 32)
-    mask = torch.zeros(words * 32, dtype=torch.int64, device=columns.device)
-    mask.index_fill_(0, columns, 1)
-    shift = torch.arange(32, device=columns.device)
-    return (mask.view(words, 32) << shift).sum(1).to(torch.int32)[None]
+    mask = torch.zeros(size, dtype=torch.int64, device=columns.device)
+    return bits_of(mask.index_fill_(0, columns, 1))[None]
 
 
 def column_masses(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:
@@ -391,18 +402,22 @@ def _column_masses(
 ) -> tuple[Tensor, Tensor]:
     from xtoken.losses.kernels.device import top_k as device
 
-    y, size, tau = Rows.of(signal, teacher.where.index), teacher.vocab_size, teacher.temperature
+    y, size, beta = (
+        Rows.of(signal, teacher.where.index),
+        teacher.vocab_size,
+        1 / teacher.temperature,
+    )
     count, parts, block = len(y), cdiv(size, launch.SPAN), launch.BLOCK
     rows = (y.tensor, y.offsets, y.step, *patches)
     partial, totals = floats(signal, count, parts, 2), floats(signal, count)
     device.row_parts[(count, parts)](
-        *rows, partial, size, tau, PATCHES=len(patches[0]), PARTS=parts, SPAN=launch.SPAN,
+        *rows, partial, size, beta, PATCHES=len(patches[0]), PARTS=parts, SPAN=launch.SPAN,
         BLOCK=block,
     )  # fmt: skip
     device.row_totals[(count,)](partial, totals, PARTS=parts, PADDED=padded(parts))
     together = max(64, cdiv(count, _MOST_ROWS))
     mass = floats(signal, cdiv(count, together), size)
     device.column_mass[(cdiv(size, block), len(mass))](
-        *rows, totals, mass, count, size, tau, PATCHES=len(patches[0]), ROWS=together, BLOCK=block
+        *rows, totals, mass, count, size, beta, PATCHES=len(patches[0]), ROWS=together, BLOCK=block
     )
     return mass.sum(0), totals

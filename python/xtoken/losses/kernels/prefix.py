@@ -167,7 +167,7 @@ class _Items:
         logs, slot_stats = floats(z.tensor, slots), floats(z.tensor, slots, 3)
         losses = floats(z.tensor, count)
         exact.group_logs[(cdiv(slots, _SLOTS),)](
-            z.tensor, rows, z.step, tokens, token_ptr, layout.item, logs, 0, slots, 0, tau,
+            z.tensor, rows, z.step, tokens, token_ptr, layout.item, logs, 0, slots, 0, 1 / tau,
             GROUPS=_SLOTS, WIDTH=_WIDTH,
         )  # fmt: skip
         last = torch.cat([layout.first[1:], layout.first.new_full((1,), slots)])
@@ -185,7 +185,7 @@ class _Items:
             prefix.gradient[(chunks,)](
                 z.tensor, z.offsets, z.step, starts, trie.node_starts[node], below, ends - below,
                 token_slot, tokens, slot_stats, times(own, scale) / tau, gradient.flat,
-                gradient.rows, checks, tau, BLOCK=launch.BLOCK,
+                gradient.rows, checks, 1 / tau, BLOCK=launch.BLOCK,
             )  # fmt: skip
             return checks
 

@@ -84,7 +84,7 @@ def _compare(
         *rows,
         partial,
         size,
-        tau,
+        1 / tau,
         PARTS=parts,
         PATCHES=patch_count,
         SPAN=launch.SPAN,
@@ -100,7 +100,7 @@ def _compare(
         checks = floats(index, count, blocks)
         device.gradient[(count, blocks)](
             *rows, logs, times(own, scale) * tau, *gradient.cross_entropy, gradient.flat,
-            gradient.rows, checks, size, width, tau, PATCHES=patch_count,
+            gradient.rows, checks, size, width, 1 / tau, PATCHES=patch_count,
             JOINS=gradient.joined is not None, ADDS=gradient.adds, BLOCK=launch.BLOCK,
         )  # fmt: skip
         return checks

@@ -11,6 +11,7 @@ from torch import Tensor
 from xtoken.losses.kernels.choice import on_device_of, takes
 
 _BLOCK = 4096
+_SPAN = 8 * _BLOCK
 
 
 def scale_in_place(grad: Tensor, factor: Tensor) -> None:
@@ -27,7 +28,7 @@ def _launch(grad: Tensor, factor: Tensor) -> None:
 
     count = grad.numel()
     if count:
-        scale_unless_one[(-(-count // _BLOCK),)](grad, factor, count, BLOCK=_BLOCK)
+        scale_unless_one[(-(-count // _SPAN),)](grad, factor, count, SPAN=_SPAN, BLOCK=_BLOCK)
 
 
 def check(device: torch.device, student: torch.dtype, teacher: torch.dtype) -> str | None:

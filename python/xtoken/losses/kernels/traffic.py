@@ -8,11 +8,12 @@ parts of rows and the offsets, some hundred bytes, are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from xtoken.losses.kernels.launch import SCRATCH
 from xtoken.losses.kernels.w_map import w_map
 from xtoken.tensors.projection import SparseProjection
 
@@ -28,7 +29,7 @@ class Sizes:
         student, teacher: V_s and V_t.
         width: columns of the student's logits, V_s or more.
         student_bytes, teacher_bytes: of a logit.
-        rows: chunks in a launch.
+        rows: chunks in a launch; of a stored top-k no more than `launch.SCRATCH` has room for.
     """
 
     student: int
@@ -36,7 +37,7 @@ class Sizes:
     width: int
     student_bytes: int = 2
     teacher_bytes: int = 2
-    rows: int = 220
+    rows: int = 2048
 
     @property
     def floor(self) -> float:
@@ -57,13 +58,13 @@ class Nonzeros:
     """Of W.
 
     Attributes:
-        nnz: all.
+        more: but for the first of each student token.
         alone, several: columns of one token, and of more.
         entries: of the columns of several tokens.
         alone_tokens, several_tokens: distinct tokens in either.
     """
 
-    nnz: int
+    more: int
     alone: int
     several: int
     entries: int
@@ -76,7 +77,7 @@ class Nonzeros:
         made = w_map(projection)
         alone = made.code[made.code >= 0]
         return cls(
-            len(made.targets), len(alone), made.several, len(made.source),
+            len(made.more), len(alone), made.several, len(made.source),
             len(torch.unique(alone)), len(torch.unique(made.source)),
         )  # fmt: skip
 
@@ -117,24 +118,30 @@ def p_kl_bytes(
         tail: whether there is a tail, which needs columns that are not kept.
     """
     supported, words = w.alone + w.several, -(-sizes.teacher // 32)
-    logits = 0 if scope == "stored" else sizes.teacher * sizes.teacher_bytes
-    by_row = (4 * (sizes.student + 1) + 8 * w.nnz) / sizes.rows
+    logits = sizes.teacher * sizes.teacher_bytes
+    # Of the columns of several tokens, the share that is kept.
+    said = 1.0 if kept is None else kept / supported
+    if scope == "stored":
+        logits, said = 0, 0.0
+        room = SCRATCH // (sizes.teacher + 2 * w.several)
+        sizes = replace(sizes, rows=min(sizes.rows, room))
+    by_row = (12 * sizes.student + 8 * w.more) / sizes.rows
     found: dict[str, float] = {
         "shared_columns": w.several_tokens * sizes.student_bytes
-        + 4 * w.several
-        + (4 * (w.several + 1) + 8 * w.entries) / sizes.rows
+        + (8 + said * sizes.teacher_bytes) * w.several
+        + (8 * w.several + 8 * w.entries) / sizes.rows
     }
     if kept is None:
         codes = 4 * (sizes.teacher + w.alone) / sizes.rows
         found["columns"] = logits + w.alone_tokens * sizes.student_bytes + 4 * w.several + codes
-        gathered = supported * sizes.teacher_bytes + 4 * w.several + 4 * supported / sizes.rows
+        gathered = w.alone * sizes.teacher_bytes + 4 * w.several
         found["gradient"] = sizes._z + gathered + sizes._grad + by_row
         return found
     bits = 4 * words / (sizes.rows if scope == "microbatch" else 1)
     if scope == "chunk":
         passes = {2: 2, 4: 4}[sizes.teacher_bytes] + 1
         reached = supported * sizes.teacher_bytes
-        found["largest"] = passes * reached + bits + 4 * sizes.teacher / sizes.rows
+        found["largest"] = passes * reached + bits + 4 * words / sizes.rows
     elif scope == "microbatch":
         # The sums of 64 rows are written and read once more.
         found["row_parts"], found["column_mass"] = logits, logits + 8 * sizes.teacher / 64
@@ -148,11 +155,11 @@ def p_kl_bytes(
     any_row = kept if scope == "microbatch" else min(sizes.rows * kept, supported)
     found["columns"] = logits + kept * sizes.student_bytes + 8 * any_row / sizes.rows
     # What is between log q and log s is written of listed columns, and of logits computed again.
-    again = sizes.teacher_bytes * kept + 4 * any_row / sizes.rows
+    again = sizes.teacher_bytes * kept
     found["columns"] += 4 * kept if scope == "stored" else bits
     if tail:
-        found["student_sums"] = sizes._z + bits + by_row
-    found["gradient"] = sizes._z + bits + sizes._grad + by_row
+        found["student_sums"] = sizes._z + bits + 4 * w.several + by_row
+    found["gradient"] = sizes._z + bits + 4 * w.several + sizes._grad + by_row
     found["gradient"] += 4 * kept if scope == "stored" else again
     return found
 

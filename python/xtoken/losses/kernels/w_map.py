@@ -1,4 +1,8 @@
-"""W as the kernels read it: by teacher column and by student token, in int32 and float32."""
+"""W as the kernels read it: by teacher column and by student token, in int32 and float32.
+
+A code names a column: its one token or itself where it has one, >= 0; -1 for none; -2 - m for the
+m-th of the columns of several tokens, which are by rising number of them.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +24,30 @@ class WMap:
     """W [V_s, V_t] in two orders.
 
     Attributes:
-        code: [V_t] int32: the token of a column that has one; -1 of a column without; -2 - m of
-            the m-th of the columns of several tokens, which are by rising number of them.
+        code: [V_t] int32, each column's; of one token, that token.
+        reached: [ceil(V_t / 32)] int32, a bit for each column that has tokens.
         log_w: [V_t] float32, the log of the weight of a column of one token, else 0.
+        columns: [M] int32, those of several tokens.
         ptr, source, entry_log_w: [M + 1] and [E] int32, [E] float32: the columns of several.
         few: how many of those have few tokens.
-        row_ptr, targets, weights: W's rows, [V_s + 1] and [nnz] int32, [nnz] float32.
+        first, first_weight: [V_s] int32 and float32, the code of each row's first column, the
+            column itself where it has one token, and its weight.
+        more_ptr, more, more_weights: [V_s + 1] and [R] int32, [R] float32, those of its others.
     """
 
     code: Tensor
+    reached: Tensor
     log_w: Tensor
+    columns: Tensor
     ptr: Tensor
     source: Tensor
     entry_log_w: Tensor
     few: int
-    row_ptr: Tensor
-    targets: Tensor
-    weights: Tensor
+    first: Tensor
+    first_weight: Tensor
+    more_ptr: Tensor
+    more: Tensor
+    more_weights: Tensor
 
     @property
     def several(self) -> int:
@@ -74,14 +85,36 @@ def _make(projection: SparseProjection) -> WMap:
     sizes = degree[several]
     code[several] = -2 - torch.arange(len(several), device=code.device)
     entries = order[ragged_arange(ptr[several], sizes)]
+    # By student token.
+    row_ptr, targets = projection.indptr, projection.indices
+    codes = torch.where(code[targets] >= 0, targets, code[targets])
+    some = row_ptr.diff() > 0
+    head = torch.zeros_like(codes, dtype=torch.bool)
+    head[row_ptr[:-1][some]] = True
+    first = torch.full_like(row_ptr[1:], -1).masked_scatter(some, codes[head])
+    first_weight = torch.zeros_like(first, dtype=torch.float32)
+    first_weight = first_weight.masked_scatter(some, weights[head])
+    more = (row_ptr.diff() - 1).clamp(min=0)
     return WMap(
         code.to(torch.int32),
+        bits_of(code != -1),
         log_w,
+        several.to(torch.int32),
         torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32),
         row_of[entries].to(torch.int32),
         log_weights[entries].contiguous(),
         int((sizes <= _FEW).sum()),
-        projection.indptr.to(torch.int32),
-        projection.indices.to(torch.int32),
-        weights.contiguous(),
+        first.to(torch.int32),
+        first_weight,
+        torch.nn.functional.pad(more.cumsum(0), (1, 0)).to(torch.int32),
+        codes[~head].to(torch.int32),
+        weights[~head],
     )
+
+
+def bits_of(mask: Tensor) -> Tensor:
+    """[ceil(V / 32)] int32, a bit for each of a mask [V]."""
+    words = -(-len(mask) // 32)
+    padded = torch.nn.functional.pad(mask.to(torch.int64), (0, words * 32 - len(mask)))
+    shift = torch.arange(32, device=mask.device)
+    return (padded.view(words, 32) << shift).sum(1).to(torch.int32)

@@ -1,7 +1,8 @@
 # mypy: ignore-errors
 """Parts of several kernels. Sums are of exponentials after the largest of their terms, in float32.
 
-Every block is masked, rows begin at int64 offsets, no float is added atomically.
+`beta` is 1 / temperature. Every block is masked, rows begin at
+int64 offsets, no float is added atomically.
 """
 
 import triton
@@ -62,20 +63,22 @@ def cross_entropy_slope(z, column, targets, logs, factor, row):
 
 
 @triton.jit
-def clear_rows(flat, touched, width, BLOCK: tl.constexpr):
+def clear_rows(flat, touched, width, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """0 in the rows [n, width] that are not touched [n]."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(touched + row) == 0:
-        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         zeros = tl.zeros([BLOCK], dtype=flat.dtype.element_ty)
-        tl.store(flat + row * width + column, zeros, mask=column < width)
+        for first in range(0, SPAN, BLOCK):
+            column = tl.program_id(1) * SPAN + first + tl.arange(0, BLOCK)
+            tl.store(flat + row * width + column, zeros, mask=column < width)
 
 
 @triton.jit
-def scale_unless_one(flat, factor, count, BLOCK: tl.constexpr):
+def scale_unless_one(flat, factor, count, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """flat [count] times a number; nothing is read or written where that is 1."""
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        values = tl.load(flat + at, mask=at < count, other=0.0).to(tl.float32) * by
-        tl.store(flat + at, values.to(flat.dtype.element_ty), mask=at < count)
+        for first in range(0, SPAN, BLOCK):
+            at = tl.program_id(0).to(tl.int64) * SPAN + first + tl.arange(0, BLOCK)
+            values = tl.load(flat + at, mask=at < count, other=0.0).to(tl.float32) * by
+            tl.store(flat + at, values.to(flat.dtype.element_ty), mask=at < count)

@@ -48,7 +48,7 @@ def mark(tokens, token_group, group_row, bits, first, last, begin, WORDS, BLOCK:
 @triton.jit
 def group_logs(
     z_ptr, z_rows, z_step, tokens, token_ptr, group_row, logs, first, last, begin,
-    tau, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+    beta, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """logs [G] log of the sum of exp of each group's logits; -inf for none."""
     group = first + tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
@@ -66,7 +66,7 @@ def group_logs(
         token = tl.load(tokens + at, mask=real, other=-1)
         real = real & (token >= 0)
         z = tl.load(z_ptr + base[:, None] + token * z_step, mask=real, other=float("-inf"))
-        z = z.to(tl.float32) / tau
+        z = z.to(tl.float32) * beta
         new = tl.maximum(top, tl.max(z, axis=1))
         shift = finite_top(new)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
@@ -77,7 +77,7 @@ def group_logs(
 
 @triton.jit
 def tail_parts(
-    z_ptr, z_rows, z_step, bits, opened, parts, size, WORDS, begin, tau,
+    z_ptr, z_rows, z_step, bits, opened, parts, size, WORDS, begin, beta,
     PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [P, PARTS, 2]: largest logit and sum of exp over the tokens of no group."""
@@ -89,7 +89,7 @@ def tail_parts(
         for first in range(0, SPAN, BLOCK):
             column = part * SPAN + first + tl.arange(0, BLOCK)
             inside = column < size
-            z = load_row(z_row, column, z_step, inside) / tau
+            z = load_row(z_row, column, z_step, inside) * beta
             z = tl.where(is_set(bits + row * WORDS, column, inside), float("-inf"), z)
             top, total = add_terms(top, total, z)
     at = parts + (row * PARTS + part) * 2
@@ -183,7 +183,7 @@ def positions(
 @triton.jit
 def tail_gradient(
     z_ptr, z_rows, z_step, bits, opened, stats, seed, ce_targets, ce_logs, ce_factor, grad_ptr,
-    grad_rows, checks, size, width, WORDS, begin, tau, JOINS: tl.constexpr, ADDS: tl.constexpr,
+    grad_rows, checks, size, width, WORDS, begin, beta, JOINS: tl.constexpr, ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of no group, 0 where they are not compared; 0 past `size`. JOINS
@@ -192,7 +192,7 @@ def tail_gradient(
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
     raw = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
-    z = raw / tau
+    z = raw * beta
     is_listed = is_set(bits + row * WORDS, column, inside)
     whole, tail = tl.load(stats + row * 8), tl.load(stats + row * 8 + 1)
     mass, q = tl.load(stats + row * 8 + 4), tl.load(stats + row * 8 + 5)
@@ -216,7 +216,7 @@ def tail_gradient(
 def group_gradient(
     z_ptr, z_rows, z_step, tokens, token_group, group_row, logs, probs, depths, weights, union_ptr,
     levels, unions, stats, seed, ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, first,
-    last, begin, tau, DEEP: tl.constexpr, JOINS: tl.constexpr, ADDS: tl.constexpr,
+    last, begin, beta, DEEP: tl.constexpr, JOINS: tl.constexpr, ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens of groups, each written once."""
@@ -228,7 +228,7 @@ def group_gradient(
     row = tl.load(group_row + group, mask=inside, other=begin) - begin
     base = tl.load(z_rows + row, mask=inside, other=0)
     raw = tl.load(z_ptr + base + token * z_step, mask=inside, other=0.0).to(tl.float32)
-    z = raw / tau
+    z = raw * beta
     log = tl.load(logs + group, mask=inside, other=0.0)
     q = tl.load(probs + group, mask=inside, other=0.0).to(tl.float32)
     q *= tl.load(stats + row * 8 + 6, mask=inside, other=0.0)

@@ -7,7 +7,8 @@ With s(t) = sum over the tokens of column t of w exp(z), everything in log space
     grad(k) = sum over k's kept columns t of w (exp(z(k)) / S - q(t) exp(z(k)) / s(t)),
 
 so that the student's own softmax is never needed. A tail is one more column. Nearly all columns
-have one token (`code` >= 0 is that token); those of more have their log s in `logs`. A program's
+have one token (a code >= 0, see `w_map`), for which w exp(z) / s is 1; those of more have their
+log s in `logs` and log q - log s in `apart`, where +inf says that they are not kept. A program's
 first axis is the part of a row, so that the parts of a row share what the cache holds of it.
 """
 
@@ -27,10 +28,13 @@ from xtoken.losses.kernels.device.common import (
 
 @triton.jit
 def shared_columns(
-    z_ptr, z_rows, z_step, ptr, source, log_w, logs, first, last, count, tau,
-    COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, columns, ptr, source,
+    log_w, bits, bits_step, logs, apart, first, last, count, beta, ALL: tl.constexpr,
+    LISTED: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """logs [n, count]: log s of the columns [first, last) of several tokens."""
+    """logs [n, count]: log s of the columns [first, last) of several tokens; apart [n, count]: log
+    q - log s of those kept, up to a term per row, +inf of the others, and of all where q is
+    LISTED elsewhere."""
     row = tl.program_id(1).to(tl.int64)
     z_row = z_ptr + tl.load(z_rows + row)
     place = first + tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -45,23 +49,33 @@ def shared_columns(
         real = at < stop[:, None]
         token = tl.load(source + at, mask=real, other=0).to(tl.int64)
         z = tl.load(z_row + token * z_step, mask=real, other=float("-inf")).to(tl.float32)
-        terms = z / tau + tl.load(log_w + at, mask=real, other=0.0)
+        terms = z * beta + tl.load(log_w + at, mask=real, other=0.0)
         new = tl.maximum(top, tl.max(terms, axis=1))
         shift = finite_top(new)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(terms - shift[:, None]), axis=1)
         top = new
     found = tl.where(total == 0, float("-inf"), finite_top(top) + tl.log(total))
     tl.store(logs + row * count + place, found, mask=inside)
+    far = tl.full([COLUMNS], float("inf"), tl.float32)
+    if not LISTED:
+        column = tl.load(columns + place, mask=inside, other=0)
+        kept = inside
+        if not ALL:
+            kept = is_set(bits + row * bits_step, column, inside)
+        y = load_row(y_ptr + tl.load(y_rows + row), column, y_step, kept)
+        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) * beta
+        far = tl.where(kept, y - found, far)
+    tl.store(apart + row * count + place, far, mask=inside)
 
 
 @triton.jit
-def log_s(z_row, z_step, logs_row, code, log_w, column, kept, tau):
+def log_s(z_row, z_step, logs_row, code, log_w, column, kept, beta):
     """log s of kept columns; -inf for the others."""
     which = tl.load(code + column, mask=kept, other=-1)
     one, several = which >= 0, which < -1
     token = tl.where(one, which, 0).to(tl.int64)
     z = tl.load(z_row + token * z_step, mask=one, other=float("-inf")).to(tl.float32)
-    alone = z / tau + tl.load(log_w + column, mask=one, other=0.0)
+    alone = z * beta + tl.load(log_w + column, mask=one, other=0.0)
     return tl.where(
         several, tl.load(logs_row - 2 - which, mask=several, other=float("-inf")), alone
     )
@@ -99,7 +113,7 @@ def store_part(at, s_top, s_sum, y_top, y_sum, cross, a_top, a_sum, o_top, o_sum
 @triton.jit
 def columns_of_logits(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, code, log_w, logs,
-    several, bits, bits_step, parts, size, tau, ALL: tl.constexpr, TAIL: tl.constexpr,
+    several, bits, bits_step, parts, size, beta, ALL: tl.constexpr, TAIL: tl.constexpr,
     FEW: tl.constexpr, PATCHES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -122,8 +136,8 @@ def columns_of_logits(
             every = load_row(y_row, column, y_step, kept)
         else:
             every = load_row(y_row, column, y_step, inside)
-        every = with_patches(every, column, patch_columns, patch_values, row, PATCHES) / tau
-        s = log_s(z_row, z_step, logs + row * several, code, log_w, column, kept, tau)
+        every = with_patches(every, column, patch_columns, patch_values, row, PATCHES) * beta
+        s = log_s(z_row, z_step, logs + row * several, code, log_w, column, kept, beta)
         y = tl.where(kept, every, float("-inf"))
         s_top, s_sum, y_top, y_sum, cross = compare(s_top, s_sum, y_top, y_sum, cross, s, y)
         a_top, a_sum = add_terms(a_top, a_sum, every)
@@ -138,11 +152,11 @@ def columns_of_logits(
 
 @triton.jit
 def columns_of_list(
-    z_ptr, z_rows, z_step, ids, values, length, code, log_w, logs, several, apart, parts, size, tau,
-    BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, ids, values, length, code, log_w, logs, several, apart, listed, parts,
+    size, beta, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The same over listed columns, ids and values [n, length]; -inf for what is none. `apart`
-    [n, size] is log q - log s up to a term per row, at those columns alone."""
+    """The same over listed columns, ids and values [n, length]; -inf for what is none. `listed`
+    [n, size] is log q up to a term per row, at those of one token alone."""
     row = tl.program_id(1).to(tl.int64)
     z_row = z_ptr + tl.load(z_rows + row)
     none, zero = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
@@ -153,9 +167,11 @@ def columns_of_list(
         y = tl.load(values + row * length + place, mask=inside, other=float("-inf"))
         kept = inside & (y != float("-inf"))
         column = tl.load(ids + row * length + place, mask=kept, other=0)
-        s = log_s(z_row, z_step, logs + row * several, code, log_w, column, kept, tau)
+        s = log_s(z_row, z_step, logs + row * several, code, log_w, column, kept, beta)
         s_top, s_sum, y_top, y_sum, cross = compare(s_top, s_sum, y_top, y_sum, cross, s, y)
-        tl.store(apart + row * size + column, y - s, mask=kept)
+        which = tl.load(code + column, mask=kept, other=-1)
+        tl.store(listed + row * size + column, y, mask=which >= 0)
+        tl.store(apart + row * several - 2 - which, y - s, mask=which < -1)
         count += tl.sum(kept.to(tl.float32), axis=0)
     store_part(parts + row * 10, s_top, s_sum, y_top, y_sum, cross, none, zero, none, zero, count)
 
@@ -175,30 +191,46 @@ def mark(ids, values, length, bits, WORDS, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def kept_columns(code, bits_row, apart_row, ALL: tl.constexpr):
+    """Of codes: which are kept, which of those have one token, `apart` of the others."""
+    one = code >= 0
+    if not ALL:
+        one = is_set(bits_row, code, one)
+    far = tl.load(apart_row - 2 - code, mask=code < -1, other=float("inf"))
+    return one | (far < float("inf")), one, far
+
+
+@triton.jit
 def student_sums(
-    z_ptr, z_rows, z_step, row_ptr, targets, weights, bits, bits_step, parts, size, tau,
-    ALL: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, first, first_weight, more_ptr, more, more_weights, apart, several, bits,
+    bits_step, parts, size, beta, ALL: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [n, PARTS, 6]: of the student's tail, of its empty rows of W, of all its tokens."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     z_row = z_ptr + tl.load(z_rows + row)
     none, zero = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
     t_top, t_sum, e_top, e_sum, a_top, a_sum = none, zero, none, zero, none, zero
-    for first in range(0, SPAN, BLOCK):
-        token = part * SPAN + first + tl.arange(0, BLOCK)
+    bits_row, apart_row = bits + row * bits_step, apart + row * several
+    for begin in range(0, SPAN, BLOCK):
+        token = part * SPAN + begin + tl.arange(0, BLOCK)
         inside = token < size
-        z = load_row(z_row, token, z_step, inside) / tau
-        start = tl.load(row_ptr + token, mask=inside, other=0)
-        stop = tl.load(row_ptr + token + 1, mask=inside, other=0)
-        empty = inside & (stop == start)
+        z = load_row(z_row, token, z_step, inside) * beta
+        which = tl.load(first + token, mask=inside, other=-1)
+        empty = inside & (which == -1)
         share = empty.to(tl.float32)
         if not ALL:
+            weight = tl.load(first_weight + token, mask=inside, other=0.0)
+            kept, _, _ = kept_columns(which, bits_row, apart_row, ALL)
+            share += tl.where(kept, 0.0, weight)
+            start = tl.load(more_ptr + token, mask=inside, other=0)
+            stop = tl.load(more_ptr + token + 1, mask=inside, other=0)
             longest = tl.max(stop - start, axis=0)
             for step in range(0, longest):
                 real = start + step < stop
-                column = tl.load(targets + start + step, mask=real, other=0)
-                kept = is_set(bits + row * bits_step, column, real)
-                weight = tl.load(weights + start + step, mask=real, other=0.0)
+                which = tl.load(more + start + step, mask=real, other=-1)
+                weight = tl.load(more_weights + start + step, mask=real, other=0.0)
+                kept, _, _ = kept_columns(which, bits_row, apart_row, ALL)
                 share += tl.where(kept, 0.0, weight)
         log_share = tl.log(tl.where(share > 0, share, 1.0))
         t_top, t_sum = add_terms(t_top, t_sum, tl.where(share > 0, z + log_share, float("-inf")))
@@ -288,12 +320,28 @@ def together(
 
 
 @triton.jit
+def pulled(
+    which, weight, z, y_row, y_step, patch_columns, patch_values, row, bits_row, apart_row, log_y,
+    beta, ALL: tl.constexpr, LISTED: tl.constexpr, PATCHES: tl.constexpr,
+):  # fmt: skip
+    """How much q pulls tokens by one column of each, of these codes; the weights of kept ones, and
+    of others."""
+    kept, one, far = kept_columns(which, bits_row, apart_row, ALL)
+    y = load_row(y_row, which, y_step, one)
+    if not LISTED:
+        y = with_patches(y, which, patch_columns, patch_values, row, PATCHES) * beta
+    own = tl.exp(tl.where(one, y, z + far) - log_y) * tl.where(one, 1.0, weight)
+    own = tl.where(kept & (z != float("-inf")), own, 0.0)
+    return own, tl.where(kept, weight, 0.0), tl.where(kept, 0.0, weight)
+
+
+@triton.jit
 def gradient(
-    z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, row_ptr, targets,
-    weights, code, logs, several, bits, bits_step, apart, columns, stats, seed, ce_targets, ce_logs,
-    ce_factor, grad_ptr, grad_rows, checks, size, width, tau, ALL: tl.constexpr,
-    LISTED: tl.constexpr, TAIL: tl.constexpr, PATCHES: tl.constexpr, JOINS: tl.constexpr,
-    ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, first, first_weight,
+    more_ptr, more, more_weights, apart, several, bits, bits_step, listed, columns, stats, seed,
+    ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, size, width, beta,
+    ALL: tl.constexpr, LISTED: tl.constexpr, TAIL: tl.constexpr, PATCHES: tl.constexpr,
+    JOINS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """grad [n, width] as the module says, 0 past `size`; checks [n, blocks] sums of it. JOINS adds
     a cross-entropy's."""
@@ -301,44 +349,40 @@ def gradient(
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = token < size, token < width
     raw = load_row(z_ptr + tl.load(z_rows + row), token, z_step, inside)
-    z = raw / tau
+    z = raw * beta
     log_all_s, log_all_y = tl.load(stats + row * 7), tl.load(stats + row * 7 + 1)
-    start = tl.load(row_ptr + token, mask=inside, other=0)
-    stop = tl.load(row_ptr + token + 1, mask=inside, other=0)
-    some = z != float("-inf")
-    mine = tl.zeros([BLOCK], tl.float32)
-    rest = (inside & (stop == start)).to(tl.float32)
-    pull = tl.zeros([BLOCK], tl.float32)
+    bits_row, apart_row = bits + row * bits_step, apart + row * several
+    if LISTED:
+        y_row, y_at = listed + row * columns, 1
+    else:
+        y_row, y_at = y_ptr + tl.load(y_rows + row), y_step
+    which = tl.load(first + token, mask=inside, other=-1)
+    weight = tl.load(first_weight + token, mask=inside, other=0.0)
+    pull, mine, rest = pulled(
+        which, weight, z, y_row, y_at, patch_columns, patch_values, row, bits_row, apart_row,
+        log_all_y, beta, ALL, LISTED, PATCHES,
+    )  # fmt: skip
+    rest += (inside & (which == -1)).to(tl.float32)
+    start = tl.load(more_ptr + token, mask=inside, other=0)
+    stop = tl.load(more_ptr + token + 1, mask=inside, other=0)
     longest = tl.max(stop - start, axis=0)
     for step in range(0, longest):
         real = start + step < stop
-        column = tl.load(targets + start + step, mask=real, other=0)
-        weight = tl.load(weights + start + step, mask=real, other=0.0)
-        kept = real
-        if not ALL:
-            kept = is_set(bits + row * bits_step, column, real)
-        if LISTED:
-            far = tl.load(apart + row * columns + column, mask=kept, other=float("-inf"))
-            own = weight * tl.exp(z + (far - log_all_y))
-        else:
-            at = y_ptr + tl.load(y_rows + row) + column.to(tl.int64) * y_step
-            y = tl.load(at, mask=kept, other=float("-inf")).to(tl.float32)
-            y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
-            which = tl.load(code + column, mask=kept, other=-1)
-            several_here = which < -1
-            log_s = tl.load(logs + row * several - 2 - which, mask=several_here, other=0.0)
-            # Of a column of one token, exp(z) w / s is 1.
-            own = tl.where(several_here, weight * tl.exp(z - log_s + (y - log_all_y)), 0.0)
-            own = tl.where(which >= 0, tl.exp(y - log_all_y), own)
-        pull += tl.where(kept & some, own, 0.0)
-        mine += tl.where(kept, weight, 0.0)
-        rest += tl.where(kept, 0.0, weight)
+        which = tl.load(more + start + step, mask=real, other=-1)
+        weight = tl.load(more_weights + start + step, mask=real, other=0.0)
+        own, kept, left = pulled(
+            which, weight, z, y_row, y_at, patch_columns, patch_values, row, bits_row, apart_row,
+            log_all_y, beta, ALL, LISTED, PATCHES,
+        )  # fmt: skip
+        pull += own
+        mine += kept
+        rest += left
     # A token of no kept column may be far above S.
     grad = tl.where(mine > 0, mine * tl.exp(z - log_all_s), 0.0) - pull
     if TAIL:
         far, rest = tl.load(stats + row * 7 + 4), rest * tl.load(stats + row * 7 + 6)
         beyond = tl.exp(z - log_all_s) - tl.exp(z + (far - log_all_y))
-        grad += tl.where(some & (rest > 0), rest * beyond, 0.0)
+        grad += tl.where((z != float("-inf")) & (rest > 0), rest * beyond, 0.0)
     grad = tl.where(inside, grad * tl.load(seed + row), 0.0)
     checked = tl.sum(grad, axis=0) + not_a_number(z, inside)
     tl.store(checks + row * tl.num_programs(0) + block, checked)

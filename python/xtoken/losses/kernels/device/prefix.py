@@ -69,7 +69,7 @@ def items(
 @triton.jit
 def gradient(
     z_ptr, z_rows, z_step, item_ptr, node_start, node_size, token_start, token_slot, tokens, slots,
-    seed, grad_ptr, grad_rows, checks, tau, BLOCK: tl.constexpr,
+    seed, grad_ptr, grad_rows, checks, beta, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds to the gradient of each chunk's row what its items say; checks [C] sums of it."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -84,7 +84,7 @@ def gradient(
             place = step + tl.arange(0, BLOCK)
             inside = place < widest
             token = tl.load(tokens + listed + place, mask=inside, other=0)
-            z = tl.load(z_row + token * z_step, mask=inside, other=0.0).to(tl.float32) / tau
+            z = tl.load(z_row + token * z_step, mask=inside, other=0.0).to(tl.float32) * beta
             grad = tl.zeros([BLOCK], tl.float32)
             for depth in range(0, depths):
                 item = first + depth

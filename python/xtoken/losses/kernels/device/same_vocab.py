@@ -23,7 +23,7 @@ from xtoken.losses.kernels.device.common import (
 
 @triton.jit
 def stats(
-    z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, parts, size, tau,
+    z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, parts, size, beta,
     PARTS: tl.constexpr, PATCHES: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [n, PARTS, 5]: largest z, sum, largest y, sum, weighted sum of differences."""
@@ -37,9 +37,9 @@ def stats(
     for first in range(0, SPAN, BLOCK):
         column = part * SPAN + first + tl.arange(0, BLOCK)
         inside = column < size
-        z = load_row(z_row, column, z_step, inside) / tau
+        z = load_row(z_row, column, z_step, inside) * beta
         y = load_row(y_row, column, y_step, inside)
-        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
+        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) * beta
         z_old, y_old = finite_top(z_top), finite_top(y_top)
         z_top, z_sum = add_terms(z_top, z_sum, z)
         z_base, y_base = finite_top(z_top), finite_top(tl.maximum(y_top, tl.max(y, axis=0)))
@@ -84,7 +84,7 @@ def together(parts, out, PARTS: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def gradient(
     z_ptr, z_rows, z_step, y_ptr, y_rows, y_step, patch_columns, patch_values, logs, seed,
-    ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, size, width, tau,
+    ce_targets, ce_logs, ce_factor, grad_ptr, grad_rows, checks, size, width, beta,
     PATCHES: tl.constexpr, JOINS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """grad [n, width] = seed (p - q), 0 past `size`; checks [n, blocks] sums of it. JOINS adds a
@@ -93,9 +93,9 @@ def gradient(
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside, held = column < size, column < width
     raw = load_row(z_ptr + tl.load(z_rows + row), column, z_step, inside)
-    z = raw / tau
+    z = raw * beta
     y = load_row(y_ptr + tl.load(y_rows + row), column, y_step, inside)
-    y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
+    y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) * beta
     p, q = tl.exp(z - tl.load(logs + row * 3)), tl.exp(y - tl.load(logs + row * 3 + 1))
     grad = tl.where(inside, (p - q) * tl.load(seed + row), 0.0)
     check = tl.sum(grad, axis=0) + not_a_number(z, inside)

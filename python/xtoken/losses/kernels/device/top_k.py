@@ -4,7 +4,13 @@
 import triton
 import triton.language as tl
 
-from xtoken.losses.kernels.device.common import add_terms, finite_top, load_row, with_patches
+from xtoken.losses.kernels.device.common import (
+    add_terms,
+    finite_top,
+    is_set,
+    load_row,
+    with_patches,
+)
 
 
 @triton.jit
@@ -16,8 +22,19 @@ def ordered(values):
 
 
 @triton.jit
+def keys(
+    y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES: tl.constexpr
+):
+    """Keys of columns in the order of their logits, and which of them W reaches."""
+    reached = is_set(reachable, column, column < size)
+    y = load_row(y_row, column, y_step, reached)
+    y = with_patches(y, column, patch_columns, patch_values, row, PATCHES)
+    return ordered(y), reached
+
+
+@triton.jit
 def largest(
-    y_ptr, y_rows, y_step, patch_columns, patch_values, code, bits, size, k, WORDS,
+    y_ptr, y_rows, y_step, patch_columns, patch_values, reachable, bits, size, k, WORDS,
     PASSES: tl.constexpr, PATCHES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """bits [n, WORDS]: the k largest logits among the columns that W reaches, ties to the lowest.
@@ -33,11 +50,9 @@ def largest(
         counts = tl.zeros([512], tl.int32)
         for first in range(0, size, BLOCK):
             column = first + tl.arange(0, BLOCK)
-            inside = column < size
-            reached = inside & (tl.load(code + column, mask=inside, other=-1) != -1)
-            y = load_row(y_row, column, y_step, reached)
-            y = with_patches(y, column, patch_columns, patch_values, row, PATCHES)
-            key = ordered(y)
+            key, reached = keys(
+                y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES
+            )
             if level > 0:
                 reached = reached & ((key >> (32 - 8 * level)) == chosen)
             digit = ((key >> (24 - 8 * level)) & 255).to(tl.int32)
@@ -51,11 +66,10 @@ def largest(
     lane = tl.arange(0, BLOCK)
     for first in range(0, size, BLOCK):
         column = first + lane
-        inside = column < size
-        reached = inside & (tl.load(code + column, mask=inside, other=-1) != -1)
-        y = load_row(y_row, column, y_step, reached)
-        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES)
-        key = ordered(y) >> (32 - 8 * PASSES)
+        key, reached = keys(
+            y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES
+        )
+        key = key >> (32 - 8 * PASSES)
         tie = (reached & (key == chosen)).to(tl.int32)
         among = ties + tl.cumsum(tie, axis=0)
         kept = reached & ((key > chosen) | ((tie > 0) & (among <= need)))
@@ -68,7 +82,7 @@ def largest(
 
 @triton.jit
 def row_parts(
-    y_ptr, y_rows, y_step, patch_columns, patch_values, parts, size, tau,
+    y_ptr, y_rows, y_step, patch_columns, patch_values, parts, size, beta,
     PATCHES: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """parts [n, PARTS, 2]: largest logit and sum of exp after it."""
@@ -79,7 +93,7 @@ def row_parts(
         column = part * SPAN + first + tl.arange(0, BLOCK)
         inside = column < size
         y = load_row(y_row, column, y_step, inside)
-        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
+        y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) * beta
         top, total = add_terms(top, total, y)
     tl.store(parts + (row * PARTS + part) * 2, top)
     tl.store(parts + (row * PARTS + part) * 2 + 1, total)
@@ -99,7 +113,7 @@ def row_totals(parts, totals, PARTS: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def column_mass(
-    y_ptr, y_rows, y_step, patch_columns, patch_values, totals, mass, count, size, tau,
+    y_ptr, y_rows, y_step, patch_columns, patch_values, totals, mass, count, size, beta,
     PATCHES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """mass [n / ROWS, size]: the sum of the probabilities of ROWS rows."""
@@ -110,6 +124,6 @@ def column_mass(
         row = group * ROWS + step
         if row < count:
             y = load_row(y_ptr + tl.load(y_rows + row), column, y_step, inside)
-            y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) / tau
+            y = with_patches(y, column, patch_columns, patch_values, row, PATCHES) * beta
             found += tl.exp(y - tl.load(totals + row))
     tl.store(mass + group * size + column, found, mask=inside)
