@@ -70,6 +70,14 @@ def run(
     head: bool,
 ) -> tuple[LossOutput, Tensor]:
     """A loss of tensors that `move` makes of the case's; and what carries the gradient."""
+    inputs, leaf = moved_inputs(case, made, move, head)
+    return LOSSES[loss].function(inputs, moved_pair(case.pair, move), options), leaf
+
+
+def moved_inputs(
+    case: Case, made: PreparedPrefixes | Prepared | None, move: Move, head: bool
+) -> tuple[LossInputs, Tensor]:
+    """What a loss takes, of tensors that `move` makes of the case's."""
     teacher = case.teacher_logits
     if isinstance(teacher, TeacherTopK):
         teacher = TeacherTopK(
@@ -89,7 +97,7 @@ def run(
         prefixes=made.mapped(move) if isinstance(made, PreparedPrefixes) else None,
         prepared=made.mapped(move) if isinstance(made, Prepared) else None,
     )  # fmt: skip
-    return LOSSES[loss].function(inputs, moved_pair(case.pair, move), options), leaf
+    return inputs, leaf
 
 
 def moved_pair(pair: PairParts, move: Move) -> PairParts:
