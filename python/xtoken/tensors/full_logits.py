@@ -50,20 +50,21 @@ class FullLogits:
         shape = _values(self.source).shape
         return shape[0], shape[1]
 
-    @torch.no_grad()
+    # Dynamo of torch 2.11 cannot wrap a decorated method of what is made while it traces.
     def rows(self, index: Tensor, columns: Tensor | None = None) -> Tensor:
         """[N, K] at flattened positions `index` [N] int64 and `columns` [K] int64 (None: all)."""
-        if not isinstance(self.source, Tensor):
-            return self.source.rows(index, columns, width=self.width)
-        flat = self.source.detach().flatten(0, 1)[:, : self.width].index_select(0, index)
-        return upcast(flat if columns is None else flat.index_select(1, columns))
+        with torch.no_grad():
+            if not isinstance(self.source, Tensor):
+                return self.source.rows(index, columns, width=self.width)
+            flat = self.source.detach().flatten(0, 1)[:, : self.width].index_select(0, index)
+            return upcast(flat if columns is None else flat.index_select(1, columns))
 
-    @torch.no_grad()
     def entries(self, index: Tensor, columns: Tensor) -> Tensor:
         """[S] at pairs of flattened positions and columns, int64 each."""
-        if not isinstance(self.source, Tensor):
-            return self.source.entries(index, columns)
-        return upcast(self.source.detach().flatten(0, 1)[index, columns])
+        with torch.no_grad():
+            if not isinstance(self.source, Tensor):
+                return self.source.entries(index, columns)
+            return upcast(self.source.detach().flatten(0, 1)[index, columns])
 
 
 def columns_of(source: Tensor | LmHead | TeacherSpread) -> int:
