@@ -50,15 +50,18 @@ class DepthWeights:
     ) -> DepthWeights | None:
         """The weights `given` of depth 0, 1, ...; None where no group is below depth 0."""
         depths, probs = host.depths, host.probs
-        if not (depths > 0).any():
+        # Nearly all groups are at depth 0: what can be is done for the deeper ones alone.
+        deep = np.flatnonzero(depths > 0)
+        if not len(deep):
             return None
-        count, levels = len(host.group_ptr) - 1, int(depths.max()) + 1
+        count, levels = len(host.group_ptr) - 1, int(depths[deep].max()) + 1
         group_row = owner_of(host.group_ptr)
-        owned = slice(int(host.group_ptr[0]), None)
-        own = np.zeros((count, levels))
-        np.add.at(own, (group_row[owned], depths[owned]), probs[owned])
-        # The tail parts from the text at depth 0, where A is 1 whatever it is.
-        own[:, 0] += 1.0 - own.sum(1)
+        deep_row, deep_depth = group_row[deep], depths[deep]
+        counted = deep >= host.group_ptr[0]
+        cell = (deep_row * levels + deep_depth)[counted]
+        own = np.bincount(cell, probs[deep[counted]], count * levels).reshape(count, levels)
+        # All else, the tail too, parts from the text at depth 0, where A is 1 whatever it is.
+        own[:, 0] = 1.0 - own.sum(1)
         mass = own[:, ::-1].cumsum(1)[:, ::-1]
         factors = np.array([given[min(depth, len(given) - 1)] for depth in range(levels)])
         # A depth with next to no mass has no conditional to speak of: it keeps its parent's weight.
@@ -71,20 +74,21 @@ class DepthWeights:
         union = np.full((count, levels), -1)
         union[row, level + 1] = np.arange(len(row))
         # Each group is in the unions of all depths from 1 to its own.
-        in_unions = np.zeros_like(depths)
-        in_unions[owned] = depths[owned]
-        member_group = np.repeat(np.arange(len(depths)), in_unions)
+        in_unions = np.where(counted, deep_depth, 0)
+        member_group = np.repeat(deep, in_unions)
         first = np.repeat(np.cumsum(in_unions) - in_unions, in_unions)
         member_union = union[group_row[member_group], np.arange(len(first)) - first + 1]
         member_group = member_group[member_union >= 0]
         member_union = member_union[member_union >= 0]
+        weights = each[:, 0][group_row]
+        weights[deep] = each[deep_row, deep_depth]
 
         def ptr(rows: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
 
         union_ptr = ptr(row)
         return cls(
-            on_device(each[group_row, depths], device),
+            on_device(weights, device),
             on_device(np.ascontiguousarray(each[:, 0]), device),
             on_device(row, device),
             on_device(level + 1, device),
