@@ -367,7 +367,7 @@ class _Pass:
         passes = {torch.bfloat16: 2, torch.float16: 3}.get(y.tensor.dtype, 4)
         passes = 4 if len(teacher.patches[0]) else passes
         largest[(count,)](
-            y.tensor, y.offsets, y.step, *teacher.patches, self.w.reached, bits, columns, self.k,
+            y.tensor, y.offsets, y.step, *teacher.patches, self.w.code, bits, columns, self.k,
             words, PASSES=passes, PATCHES=len(teacher.patches[0]), BLOCK=max(launch.BLOCK, 32),
         )  # fmt: skip
         return bits

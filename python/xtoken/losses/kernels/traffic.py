@@ -141,7 +141,7 @@ def p_kl_bytes(
     if scope == "chunk":
         passes = {2: 2, 4: 4}[sizes.teacher_bytes] + 1
         reached = supported * sizes.teacher_bytes
-        found["largest"] = passes * reached + bits + 4 * words / sizes.rows
+        found["largest"] = passes * reached + bits + 4 * sizes.teacher / sizes.rows
     elif scope == "microbatch":
         # The sums of 64 rows are written and read once more.
         found["row_parts"], found["column_mass"] = logits, logits + 8 * sizes.teacher / 64

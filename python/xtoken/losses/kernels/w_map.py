@@ -25,7 +25,6 @@ class WMap:
 
     Attributes:
         code: [V_t] int32, each column's; of one token, that token.
-        reached: [ceil(V_t / 32)] int32, a bit for each column that has tokens.
         log_w: [V_t] float32, the log of the weight of a column of one token, else 0.
         columns: [M] int32, those of several tokens.
         ptr, source, entry_log_w: [M + 1] and [E] int32, [E] float32: the columns of several.
@@ -36,7 +35,6 @@ class WMap:
     """
 
     code: Tensor
-    reached: Tensor
     log_w: Tensor
     columns: Tensor
     ptr: Tensor
@@ -97,7 +95,6 @@ def _make(projection: SparseProjection) -> WMap:
     more = (row_ptr.diff() - 1).clamp(min=0)
     return WMap(
         code.to(torch.int32),
-        bits_of(code != -1),
         log_w,
         several.to(torch.int32),
         torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32),

@@ -7,7 +7,6 @@ import triton.language as tl
 from xtoken.losses.kernels.device.common import (
     add_terms,
     finite_top,
-    is_set,
     load_row,
     with_patches,
 )
@@ -23,10 +22,12 @@ def ordered(values):
 
 @triton.jit
 def keys(
-    y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES: tl.constexpr
+    y_row, y_step, patch_columns, patch_values, row, code, column, size, PATCHES: tl.constexpr
 ):
     """Keys of columns in the order of their logits, and which of them W reaches."""
-    reached = is_set(reachable, column, column < size)
+    inside = column < size
+    # A bit for each column instead is slower.
+    reached = inside & (tl.load(code + column, mask=inside, other=-1) != -1)
     y = load_row(y_row, column, y_step, reached)
     y = with_patches(y, column, patch_columns, patch_values, row, PATCHES)
     return ordered(y), reached
@@ -34,7 +35,7 @@ def keys(
 
 @triton.jit
 def largest(
-    y_ptr, y_rows, y_step, patch_columns, patch_values, reachable, bits, size, k, WORDS,
+    y_ptr, y_rows, y_step, patch_columns, patch_values, code, bits, size, k, WORDS,
     PASSES: tl.constexpr, PATCHES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """bits [n, WORDS]: the k largest logits among the columns that W reaches, ties to the lowest.
@@ -51,7 +52,7 @@ def largest(
         for first in range(0, size, BLOCK):
             column = first + tl.arange(0, BLOCK)
             key, reached = keys(
-                y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES
+                y_row, y_step, patch_columns, patch_values, row, code, column, size, PATCHES
             )
             if level > 0:
                 reached = reached & ((key >> (32 - 8 * level)) == chosen)
@@ -67,7 +68,7 @@ def largest(
     for first in range(0, size, BLOCK):
         column = first + lane
         key, reached = keys(
-            y_row, y_step, patch_columns, patch_values, row, reachable, column, size, PATCHES
+            y_row, y_step, patch_columns, patch_values, row, code, column, size, PATCHES
         )
         key = key >> (32 - 8 * PASSES)
         tie = (reached & (key == chosen)).to(tl.int32)
