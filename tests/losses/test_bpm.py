@@ -136,6 +136,20 @@ def test_what_is_not_stored_is_in_the_complement() -> None:
     assert output.metrics["complement"].item() == pytest.approx(0.4)
 
 
+def test_inside_a_token_one_stored_way_on_is_enough() -> None:
+    """Of two teacher tokens that go on with the same student token, the later is not stored."""
+    student, teacher = [b"a", b"b", b"c"], [b"ab", b"abb", b"c"]
+    pair = PairParts((3, 3), byte_prefixes=hand_made(student, teacher))
+    logits = torch.log(torch.tensor([[[0.6, 0.3, 0.1], [1.0, 1.0, 1.0]]], dtype=torch.float64))
+    stored = TeacherTopK.from_logits(logits, 1)
+    own = torch.randn(1, 3, 3, dtype=torch.float64, requires_grad=True)
+    ids = {"student_ids": torch.tensor([[2, 0, 1]]), "teacher_ids": torch.tensor([[2, 0]])}
+    output = loss_of("bpm", own, stored, ranges((0, 1, 3, 1, 2)), pair, **ids)
+    p = torch.softmax(own.detach()[0], -1)
+    at_first = 0.6 * torch.log(0.6 / p[0, 0]) + 0.4 * torch.log(0.4 / (p[0, 1] + p[0, 2]))
+    torch.testing.assert_close(output.loss.detach(), at_first - torch.log(p[1, 1]))
+
+
 def test_a_chunk_of_other_bytes_is_compared_at_its_first_position_alone() -> None:
     student, teacher = [b"a", b"b"], [b"a", b"c"]
     pair = PairParts((2, 2), byte_prefixes=hand_made(student, teacher))
