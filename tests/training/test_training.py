@@ -17,8 +17,10 @@ from xtoken import Vocab
 from xtoken.data import split_held_out
 from xtoken.distillation import Counts, DistillCollator
 from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.losses.exact_kl.depth_weights import DepthWeights
 from xtoken.projection import Projection
 from xtoken.teachers import TopKStore
+from xtoken.tensors.target_batch import HostTargets
 from xtoken.training import (
     DistillConfig,
     DistillTrainer,
@@ -289,6 +291,14 @@ def test_exact_targets_are_made_once_and_no_step_makes_them_again(
         raise AssertionError("a step makes targets")
 
     monkeypatch.setattr("xtoken.losses.exact_kl.loss.batch_targets", refuse)
+    # Nor the weights of their depths, which the collator has made.
+    of, ready = DepthWeights.of, []
+
+    def watched(host: HostTargets, *given: object) -> DepthWeights | None:
+        ready.append(len(host.made))
+        return of(host, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DepthWeights, "of", watched)
     first = train(materials, config, teacher, tmp_path / "first")
     files = list((teacher.directory / "targets").rglob("*.safetensors"))
     assert files
@@ -297,6 +307,8 @@ def test_exact_targets_are_made_once_and_no_step_makes_them_again(
     assert [path.stat().st_mtime_ns for path in files] == times
     assert first.after == again.after
     assert [record["kd"] > 0 for record in first.records if "kd" in record] == [True, True]
+    assert ready
+    assert set(ready) == {1}
 
 
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(

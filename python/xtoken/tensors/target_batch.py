@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class HostTargets:
         probs: [G] float64.
         most_row, most_token: the largest of `rows` and of `tokens`, -1 for none.
         chunks: those that the targets were laid out for, where known.
+        made: what a loss made of all this before, by what it was made for.
     """
 
     chunk_ptr: _Int64
@@ -38,6 +39,7 @@ class HostTargets:
     most_row: int
     most_token: int
     chunks: HostChunks | None = None
+    made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +174,14 @@ class TargetBatch:
         """The same targets with moved tensors."""
         assert self.group_row is not None
         assert self.token_group is not None
-        return TargetBatch(
+        moved = TargetBatch(
             move(self.rows), move(self.chunk_ptr), move(self.tails), move(self.open),
             move(self.group_ptr), move(self.probs), move(self.depths), move(self.token_ptr),
             move(self.tokens), move(self.group_row), move(self.token_group), self.host,
         )  # fmt: skip
+        if self.host is not None and moved.host is not None:
+            object.__setattr__(moved, "host", replace(moved.host, made=self.host.made))
+        return moved
 
 
 def owner_of(ptr: _Int64) -> _Int64:

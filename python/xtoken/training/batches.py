@@ -134,7 +134,7 @@ class ExampleCollator:
             if store is not None and store.knows(own):
                 # One in a worker of a loader.
                 made = store.targets(own, threads=torch.get_num_threads())
-                batch = batch.with_targets(made, store.builder.tokens)
+                batch = member.with_targets(batch, made, store.builder.tokens)
             parts.append(batch)
         return parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
 

@@ -7,6 +7,7 @@ from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
 from xtoken.losses.exact_kl.batch_targets import batch_targets
 from xtoken.losses.exact_kl.block import ExactKLBlocks
+from xtoken.losses.exact_kl.depth_weights import depth_arrays
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import PairParts
@@ -59,12 +60,20 @@ SPEC = LossSpec.of(
 )
 
 
+def prepare_targets(targets: TargetBatch, options: LossOptions) -> None:
+    """Make, while a batch is collated, what the loss of its targets would make on the host."""
+    if targets.host is not None and not _by_chain_rule(options):
+        depth_arrays(targets.host, options.depth_weights, ExactKLBlocks.least_mass)
+
+
+def _by_chain_rule(options: LossOptions) -> bool:
+    return options.direction != "forward" if options.chain_rule is None else options.chain_rule
+
+
 def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
     """The loss by blocks, and its widest row."""
     options = call.options
-    chain_rule = options.chain_rule
-    if chain_rule is None:
-        chain_rule = options.direction != "forward"
+    chain_rule = _by_chain_rule(options)
     if chain_rule and options.depth_weights != DEFAULT_OPTIONS.depth_weights:
         raise OptionError(
             f"depth_weights = {options.depth_weights!r}, but the chain rule has weights of its "
