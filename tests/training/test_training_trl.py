@@ -4,6 +4,7 @@ alone, whatever stands around it."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,20 @@ def test_exact_targets_of_stored_predictions_are_made_before_the_step_in_packed_
     assert first["kd"] > 0.1
     close(second, first, "ce", "kd", "loss", "chunks")
     same_gradient(gradient, other)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_a_loss_would_ask_a_device_for_is_made_by_the_collator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("prefixes were looked up in the step")
+
+    # `xtoken.losses` has a function of the package's name.
+    monkeypatch.setattr(sys.modules["xtoken.losses.prefix_kl.loss"], "prepare_prefixes", never)
+    settings = DistillSettings(loss="prefix-kl")
+    logged, _ = step(folder, tmp_path, rows(), settings, packing=packing)
+    assert logged["kd"] > 0.1
 
 
 def test_a_row_without_a_text_in_common_is_trained_on_and_not_distilled(

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xtoken._checks import check_flag, check_number
@@ -43,7 +41,6 @@ from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
-from xtoken.targets import Targets
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.pair_parts import LossName, PairParts, Part
 from xtoken.tensors.target_batch import TargetBatch
@@ -261,6 +258,8 @@ class Distiller(nn.Module):
     def prepared(self, batch: Batch) -> Batch:
         """The batch with what the loss would otherwise ask a GPU for; for a batch on the CPU that
         `collate` did not make."""
+        if batch.targets is not None and self.spec is not None and "targets" in self.spec.parts:
+            prepare_targets(batch.targets, self.options)
         prepare = None if self.spec is None else self.spec.prepare_for(self.options)
         if prepare is not None and self.needs_teacher:
             ids = batch.student_ids, batch.teacher_ids
@@ -278,13 +277,6 @@ class Distiller(nn.Module):
             last_depth=self.options.end,
         )
         return replace(batch, prefixes=prefixes)
-
-    def with_targets(self, batch: Batch, targets: Targets, tokens: NDArray[np.int64]) -> Batch:
-        """`Batch.with_targets`, and what the loss makes of them on the host."""
-        batch = batch.with_targets(targets, tokens)
-        if batch.targets is not None and self.spec is not None and "targets" in self.spec.parts:
-            prepare_targets(batch.targets, self.options)
-        return batch
 
     @property
     def _needs(self) -> LossName | frozenset[Part]:

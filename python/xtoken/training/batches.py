@@ -130,12 +130,12 @@ class ExampleCollator:
         members = zip(self._teaching.members, self._collators, self._teaching.targets, strict=True)
         for index, (member, collator, store) in enumerate(members):
             own = [each[index] for each in examples]
-            batch = member.prepared(collator(own))
+            batch = collator(own)
             if store is not None and store.knows(own):
                 # One in a worker of a loader.
                 made = store.targets(own, threads=torch.get_num_threads())
-                batch = member.with_targets(batch, made, store.builder.tokens)
-            parts.append(batch)
+                batch = batch.with_targets(made, store.builder.tokens)
+            parts.append(member.prepared(batch))
         return parts[0] if len(parts) == 1 else MultiBatch(tuple(parts))
 
     def examples(self, row: Any) -> list[tuple[Example, ...]]:

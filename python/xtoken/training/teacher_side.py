@@ -214,6 +214,8 @@ class TeacherSideCollator:
         collator: of the student's columns.
         pairs: one per teacher.
         targets: one per teacher whose loss reads targets from stored predictions, else None.
+        prepare: one per teacher, a `Distiller`'s `prepared`: what its loss would otherwise ask a
+            GPU for.
 
     Rows without the columns of `add_teacher_side` pass through, as in evaluation.
     """
@@ -223,8 +225,10 @@ class TeacherSideCollator:
         collator: Callable[[list[Any]], Any],
         pairs: Sequence[Pair],
         targets: Sequence[TargetStore | None] = (),
+        prepare: Sequence[Callable[[Batch], Batch]] = (),
     ) -> None:
         self.collator = collator
+        self._prepare = prepare
         self._targets = list(targets) or [None] * len(pairs)
         self._names = columns(len(pairs))
         self._fingerprints = [pair.fingerprints for pair in pairs]
@@ -247,6 +251,9 @@ class TeacherSideCollator:
         batches = tuple(
             self._batch(index, rows, inputs, apart) for index in range(len(self._pad_ids))
         )
+        if self._prepare:
+            both = zip(self._prepare, batches, strict=True)
+            batches = tuple(prepare(batch) for prepare, batch in both)
         side: AnyBatch = batches[0] if len(batches) == 1 else MultiBatch(batches)
         found = {**inputs, TEACHER_SIDE: side}
         if apart:

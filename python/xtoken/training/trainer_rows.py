@@ -37,8 +37,9 @@ class TakesTeacherSide(_Base):
         pairs = self.teaching.pairs
         if not isinstance(self.data_collator, TeacherSideCollator):
             self.data_collator = TeacherSideCollator(
-                self.data_collator, pairs, self.teaching.targets
-            )
+                self.data_collator, pairs, self.teaching.targets,
+                [member.prepared for member in self.teaching.members],
+            )  # fmt: skip
         names = getattr(self.train_dataset, "column_names", None)
         if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
             # The others find what the first process of their machine has made.
