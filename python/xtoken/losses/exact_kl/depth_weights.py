@@ -53,8 +53,8 @@ class DepthWeights:
         arrays = depth_arrays(host, given, least_mass)
         if arrays is None:
             return None
-        names = [field.name for field in fields(cls)]
-        moved = {name: on_device(a, device) for name, a in zip(names[:-2], arrays, strict=False)}
+        tensors = zip(fields(cls)[:-2], arrays[:-2], strict=True)
+        moved = {field.name: on_device(array, device) for field, array in tensors}
         return cls(**moved, union_ptr=arrays[-2], member_ptr=arrays[-1])
 
     def between(

@@ -29,7 +29,7 @@ from xtoken.losses.kernels.launch import (
     times,
 )
 from xtoken.losses.kernels.patches import patched_columns, readable_rows
-from xtoken.losses.kernels.w_map import WMap, bits_of, w_map
+from xtoken.losses.kernels.w_map import WMap, w_map
 from xtoken.tensors.teacher_signal import TeacherTopK
 
 if TYPE_CHECKING:
@@ -381,8 +381,11 @@ def _padded_ids(columns: Tensor) -> Tensor:
 def _bits_of(columns: Tensor | None, size: int) -> Tensor:
     """[1, words] int32 with the bits of columns [K] set."""
     assert columns is not None
-    mask = torch.zeros(size, dtype=torch.int64, device=columns.device)
-    return bits_of(mask.index_fill_(0, columns, 1))[None]
+    words = cdiv(size, 32)
+    mask = torch.zeros(words * 32, dtype=torch.int64, device=columns.device)
+    mask.index_fill_(0, columns, 1)
+    shift = torch.arange(32, device=columns.device)
+    return (mask.view(words, 32) << shift).sum(1).to(torch.int32)[None]
 
 
 def column_masses(teacher: TeacherRows) -> tuple[Tensor, Tensor] | None:

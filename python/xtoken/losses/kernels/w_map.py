@@ -107,11 +107,3 @@ def _make(projection: SparseProjection) -> WMap:
         codes[~head].to(torch.int32),
         weights[~head],
     )
-
-
-def bits_of(mask: Tensor) -> Tensor:
-    """[ceil(V / 32)] int32, a bit for each of a mask [V]."""
-    words = -(-len(mask) // 32)
-    padded = torch.nn.functional.pad(mask.to(torch.int64), (0, words * 32 - len(mask)))
-    shift = torch.arange(32, device=mask.device)
-    return (padded.view(words, 32) << shift).sum(1).to(torch.int32)
