@@ -26,8 +26,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pair(folder)
     write_jsonl(folder / "data.jsonl", tiny_texts(60))
     settings = DistillConfig(
-        steps=4, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=80, learning_rate=3e-3
-    )
+        steps=4, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=80, learning_rate=3e-3,
+        curves=False,
+    )  # fmt: skip
     settings.save(folder / "config.json")
     return folder
 
@@ -59,7 +60,7 @@ def distill(workspace: Path, *flags: str, **changed: object) -> str:
 def compared(workspace: Path) -> tuple[Path, str]:
     """The folder of a comparison that nothing ended, and what it said."""
     out = workspace / "compared"
-    return out, distill(workspace, "--compare", out=out)
+    return out, distill(workspace, "--compare", "--curves", out=out)
 
 
 def test_a_comparison_trains_all_losses_and_writes_everything(compared: tuple[Path, str]) -> None:
@@ -156,7 +157,10 @@ def test_held_out_texts_can_be_given_and_are_dropped_from_training(
 
 def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    distill(workspace, out=out, loss="ce", steps=1)
+    output = distill(workspace, "--curves", out=out, loss="ce", steps=1)
+    assert "student, projection, metrics and curves are in" in output
+    assert (out / "curves.png").is_file()
+    assert "curves.png" in (out / "SHA256SUMS").read_text()
     with pytest.raises(Exception, match="a run; --resume resumes it; pass another path, or"):
         distill(workspace, out=out, loss="ce", steps=1)
     with pytest.raises(Exception, match=r"another run: steps = 1 there and 2 here; repeat the com"):
@@ -170,8 +174,12 @@ def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: 
         distill(workspace, out=foreign, loss="ce", steps=1)
     with pytest.raises(Exception, match="is not empty, and holds no run to resume"):
         distill(workspace, "--resume", out=foreign, loss="ce", steps=1)
-    distill(workspace, "--overwrite", out=out, loss="ce", steps=2)
+    output = distill(workspace, "--overwrite", out=out, loss="ce", steps=2)
     assert DistillConfig.load(out / "config.json").steps == 2
+    # Nor is a picture of the run before left beside the metrics of this one.
+    assert "student, projection and metrics are in" in output
+    assert not (out / "curves.png").exists()
+    assert "curves.png" not in (out / "SHA256SUMS").read_text()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save_pretrained(directory)
     write_conversations(folder / "train.jsonl", conversations(24))
     write_conversations(folder / "held_out.jsonl", conversations(60)[-5:])
-    settings = DistillConfig(steps=3, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=400)
+    settings = DistillConfig(
+        steps=3, batch_size=3, top_k=32, teacher_top_k=32, max_tokens=400, curves=False
+    )
     settings.save(folder / "config.json")
     return folder
 

@@ -32,7 +32,7 @@ def test_several_files_train_as_one_and_what_cannot_be_used_is_named(
             "--data", str(tmp_path / "data.parquet"), "--data", str(tmp_path / "more"),
             "--data", str(tmp_path / "chats.jsonl"), "--out", str(tmp_path / "out"),
             "--teacher-cache", str(tmp_path / "cache"), "--device", "cpu", "--loss", "ce",
-            "--steps", "1", "--batch-size", "2", "--max-tokens", "48",
+            "--steps", "1", "--batch-size", "2", "--max-tokens", "48", "--no-curves",
         ],
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -21,8 +21,9 @@ TEMPLATE = (
     "{% endif %}{% endfor %}"
 )
 CONFIG = DistillConfig(
-    loss="ce", steps=1, batch_size=2, max_tokens=48, warmup_steps=0, device="cpu", date="2026-11-25"
-)
+    loss="ce", steps=1, batch_size=2, max_tokens=48, warmup_steps=0, device="cpu",
+    date="2026-11-25", curves=False,
+)  # fmt: skip
 
 
 def request(out: Path, *, resume: bool) -> distill_run.Request:

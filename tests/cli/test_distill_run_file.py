@@ -43,6 +43,7 @@ def run_file(workspace: Path, path: Path, **changed: object) -> Path:
         "teacher_cache": str(workspace / "cache"),
         "out": str(path.parent / path.stem),
         "steps": 2, "top_k": 32, "teacher_top_k": 32, "max_tokens": 60, "device": "cpu",
+        "curves": False,
     }  # fmt: skip
     values |= changed
     if path.suffix == ".toml":
@@ -79,7 +80,7 @@ def test_a_file_in_any_notation_is_the_run_that_the_flags_describe(
         *("--data", workspace / "data.jsonl", "--teacher-cache", workspace / "cache"),
         *("--out", tmp_path / "flags", "--max-steps", 2, "--top-k", 32, "--teacher-top-k", 32),
         *("--max-tokens", 60, "--device", "cpu", "--learning-rate", "2e-3"),
-        *("--date", "2024-02-29", "--weight-decay", "0.1"),
+        *("--date", "2024-02-29", "--weight-decay", "0.1", "--no-curves"),
     )
     students = {
         (tmp_path / name / "student" / "model.safetensors").read_bytes()

@@ -45,7 +45,7 @@ def distill(folder: Path, data: Path, out: Path, *flags: object, steps: int = 2)
         [
             *("distill", "--student", str(folder / "student"), "--data", str(data)),
             *("--out", str(out), "--device", "cpu", "--steps", str(steps), "--batch-size", "4"),
-            *("--max-tokens", "64", "--top-k", "32", "--kd-weight", "1"),
+            *("--max-tokens", "64", "--top-k", "32", "--kd-weight", "1", "--no-curves"),
             *("--teacher-cache", str(out.parent / "cache"), *map(str, flags)),
         ],
     )

@@ -40,7 +40,7 @@ from xtoken.training import (
 
 CONFIG = DistillConfig(
     steps=8, batch_size=2, top_k=16, teacher_top_k=16, max_tokens=32, warmup_steps=1,
-    checkpoint_every=2, learning_rate=3e-3, device="cpu",
+    checkpoint_every=2, learning_rate=3e-3, device="cpu", curves=False,
 )  # fmt: skip
 
 

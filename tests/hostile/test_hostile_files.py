@@ -28,7 +28,7 @@ from xtoken.vocab.side import Side
 TEXTS = ["The year 201, and 1991 ▁\n", "नमस्ते 世界 👩‍👧 <|end_of_text|>"]
 CONFIG = DistillConfig(
     steps=4, batch_size=2, top_k=16, teacher_top_k=16, max_tokens=32, warmup_steps=1,
-    checkpoint_every=2, learning_rate=3e-3, device="cpu",
+    checkpoint_every=2, learning_rate=3e-3, device="cpu", curves=False,
 )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ CONFIG = DistillConfig(
     learning_rate=3e-3,
     device="cpu",
     max_grad_norm=1e9,
+    curves=False,
 )
 
 
@@ -246,7 +247,7 @@ def test_text_without_numerals_has_no_numeral_scores(models: ModelPair) -> None:
 def test_a_trained_student_is_better_and_scores_the_same_after_reloading(
     materials: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5)
+    config = replace(CONFIG, steps=15, batch_size=4, learning_rate=1e-2, eval_every=5, curves=True)
     teacher = open_teachers(materials, config, [config.loss], cache)[config.loss]
     result = train(materials, config, teacher, tmp_path / "run")
     assert result.after.bits_per_byte < result.before.bits_per_byte - 0.2

@@ -47,6 +47,7 @@ CONFIG = DistillConfig(
     learning_rate=3e-3,
     warmup_steps=2,
     device="cpu",
+    curves=False,
 )
 
 

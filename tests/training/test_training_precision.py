@@ -33,6 +33,7 @@ CONFIG = DistillConfig(
     max_tokens=96,
     learning_rate=3e-3,
     device="cpu",
+    curves=False,
 )
 
 

@@ -102,7 +102,7 @@ from xtoken.training.metrics_log import History
 folder, sitting = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(
     steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
-    checkpoint_every=3, learning_rate=3e-3,
+    checkpoint_every=3, learning_rate=3e-3, curves=False,
 )
 models = load_models(folder / "student", folder / "teacher")
 materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
@@ -136,7 +136,7 @@ folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 config = DistillConfig(
     steps=2, batch_size=batch_size, loss="p-kl", top_k=32, teacher_top_k=32, max_tokens=48,
     device="cpu", learnable_projection=True, projection_learning_rate=1e4, learning_rate=0.1,
-    kd_weight=1.0, warmup_steps=0, max_grad_norm=1e9, trainer={"optim": "sgd"},
+    kd_weight=1.0, warmup_steps=0, max_grad_norm=1e9, trainer={"optim": "sgd"}, curves=False,
 )
 models = load_models(folder / "student", folder / "teacher")
 materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)

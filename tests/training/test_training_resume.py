@@ -32,6 +32,7 @@ CONFIG = DistillConfig(
     warmup_steps=2,
     eval_every=4,
     device="cpu",
+    curves=False,
 )
 SAVING = replace(CONFIG, checkpoint_every=3)
 
@@ -114,7 +115,7 @@ def whole_of(
     "config",
     [
         SAVING,
-        replace(SAVING, checkpoint_every=4),
+        replace(SAVING, checkpoint_every=4, curves=True),
         replace(SAVING, batch_size=2, accumulation=2),
         replace(SAVING, loss="p-kl", teacher_top_k=None, mixed_precision="bf16"),
         replace(SAVING, loss="ce", seed=1),
@@ -136,7 +137,10 @@ def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
     assert result.steps_before == {3: 6, 4: 8}[config.checkpoint_every]
     assert_same_run(cut, whole)
     assert result.records == read_history(whole / "metrics.jsonl")
-    assert (cut / "curves.png").read_bytes() == (whole / "curves.png").read_bytes()
+    pictures = [list(folder.glob("curves.png")) for folder in (cut, whole)]
+    assert [len(found) for found in pictures] == [config.curves] * 2
+    for one, other in zip(*pictures, strict=True):
+        assert one.read_bytes() == other.read_bytes()
     newest = {3: {"checkpoint-9", "checkpoint-10"}, 4: {"checkpoint-8", "checkpoint-10"}}
     assert {path.name for path in cut.glob("checkpoint-*")} == newest[config.checkpoint_every]
 

@@ -37,6 +37,7 @@ CONFIG = DistillConfig(
     warmup_steps=2,
     checkpoint_every=3,
     device="cpu",
+    curves=False,
 )
 
 
@@ -191,7 +192,7 @@ def invoke(workspace: Path, out: Path, *flags: str) -> tuple[int, str]:
             "distill", "--student", str(workspace / "student"),
             "--teacher", str(workspace / "teacher"), "--data", str(workspace / "data.jsonl"),
             "--out", str(out), "--device", "cpu", "--steps", "9", "--batch-size", "4",
-            "--max-tokens", "48", "--top-k", "32", "--streaming", *flags,
+            "--max-tokens", "48", "--top-k", "32", "--streaming", "--no-curves", *flags,
         ],
     )  # fmt: skip
     error = result.exception
@@ -249,7 +250,8 @@ def test_a_stream_in_its_order_trains_as_the_texts_in_memory_do_also_with_routes
                 "--teacher-loss", "p-kl", "--teacher-loss", "same-vocab-kl", "--kd-weight", "1",
                 "--data", str(tmp_path / "data.jsonl"), "--held-out", str(held_out),
                 "--out", str(tmp_path / out), "--device", "cpu", "--steps", "4",
-                "--batch-size", "4", "--max-tokens", "48", "--teacher-column", "who", *flags,
+                "--batch-size", "4", "--max-tokens", "48", "--teacher-column", "who", "--no-curves",
+                *flags,
             ],
         )  # fmt: skip
         assert result.exit_code == 0, (result.output, result.exception)

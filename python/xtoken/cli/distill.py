@@ -204,6 +204,10 @@ def distill(
         int | None,
         typer.Option(help="Steps between checkpoints; 0, the default, for none."),
     ] = None,
+    curves: Annotated[
+        bool | None,
+        typer.Option(help="Draw the metrics into curves.png at the end; the default does."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -284,6 +288,7 @@ def distill(
         "mixed_precision": mixed_precision,
         "teacher_dtype": teacher_dtype,
         "checkpoint_every": checkpoint_every,
+        "curves": curves,
     }
     named = {name: value for name, value in settings.items() if value is not None}
     templates = {

@@ -29,7 +29,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
             "date",
             "device",
         ),
-        *("steps", "eval_every", "eval_batch_size", "checkpoint_every", "seed", "max_tokens"),
+        *("steps", "eval_every", "eval_batch_size", "checkpoint_every", "curves", "seed"),
+        "max_tokens",
     ),
     "Teachers": (
         *("teacher", "teacher_store", "teacher_url", "teacher_api", "teacher_model"),

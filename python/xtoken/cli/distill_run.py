@@ -151,8 +151,9 @@ def _train_all(
         results.append(result)
     console.print(result_table(results))
     if is_main_process():
-        _write_comparison(request.out, results)
-    console.print(f"student, projection, metrics and curves are in [bold]{request.out}[/]")
+        _write_comparison(request.out, results, config)
+    written = "projection, metrics and curves" if config.curves else "projection and metrics"
+    console.print(f"student, {written} are in [bold]{request.out}[/]")
 
 
 def _show_audited(console: Console, materials: PreparedData, config: DistillConfig) -> None:
@@ -306,9 +307,12 @@ def _show_unusable(console: Console, result: RunResult) -> None:
         )
 
 
-def _write_comparison(out: Path, results: list[RunResult]) -> None:
+def _write_comparison(out: Path, results: list[RunResult], config: DistillConfig) -> None:
     summaries = [result.summary() for result in results]
     write_text(out / "comparison.json", json.dumps(summaries, indent=2) + "\n")
     write_text(out / "comparison.md", comparison_markdown(results))
-    if len(results) > 1:
-        draw_curves({result.loss: result.records for result in results}, out / "comparison.png")
+    picture = out / "comparison.png"
+    if len(results) > 1 and config.curves:
+        draw_curves({result.loss: result.records for result in results}, picture)
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier run

@@ -38,7 +38,8 @@ _FAILED_WRITES = (
     "os error",
 )
 # What the result of a run consists of, besides `result.json`.
-_WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE, "curves.png")
+_WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE)
+CURVES_FILE = "curves.png"
 LOCK_FILE = ".lock"
 
 
@@ -278,6 +279,8 @@ def write_result(folder: Path, values: dict[str, Any]) -> None:
     text = json.dumps(values, indent=2) + "\n"
     sums = {RESULT_FILE: hashlib.sha256(text.encode()).hexdigest()}
     others = sorted(path.name for path in folder.glob("projection-*.safetensors"))
+    if (folder / CURVES_FILE).exists():
+        others.append(CURVES_FILE)
     for name in (*_WRITTEN, *others):
         inside = [path for path in (folder / name).rglob("*") if path.is_file()]
         for path in inside or [folder / name]:

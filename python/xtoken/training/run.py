@@ -26,6 +26,7 @@ from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.checkpoints import (
+    CURVES_FILE,
     LOCK_FILE,
     METRICS_FILE,
     RESULT_FILE,
@@ -101,8 +102,9 @@ def train(
 
     Written into `out`: `student/` (model and tokenizer, for `from_pretrained`),
     `projection.safetensors` (further teachers': `projection-1.safetensors`, ...), `config.json`,
-    `metrics.jsonl`, `curves.png`, `SHA256SUMS` (of all these, for `sha256sum --check`) and
-    `result.json`; with `checkpoint_every`, also the Trainer's `checkpoint-N/` of the newest two.
+    `metrics.jsonl`, `curves.png` (with `curves`), `SHA256SUMS` (of all these, for `sha256sum
+    --check`) and `result.json`; with `checkpoint_every`, also the Trainer's `checkpoint-N/` of the
+    newest two.
 
     Args:
         materials: from `prepare`.
@@ -114,7 +116,7 @@ def train(
         resume: go on from the newest whole checkpoint in `out`, to the student that an
             uninterrupted run gives, on the CPU bit for bit; from the beginning where there is none;
             a run that was finished is read, not run again. The settings must be those of the run,
-            but for `device`, `eval_every`, `eval_batch_size` and `checkpoint_every`.
+            but for `device`, `eval_every`, `eval_batch_size`, `checkpoint_every` and `curves`.
 
     Under `torchrun` every process calls this; the first one reports and writes. All must see the
     same `out`, as the Trainer reads its checkpoints in each.
@@ -313,7 +315,10 @@ def _write(
     for index in range(len(trainer.teaching.members)):
         trainer.learned_projection(index).save(out / projection_file(index))
     config.save(out / "config.json")
-    draw_curves({config.loss: result.records}, out / "curves.png")
+    if config.curves:
+        draw_curves({config.loss: result.records}, out / CURVES_FILE)
+    else:
+        (out / CURVES_FILE).unlink(missing_ok=True)  # of an earlier run
     write_result(out, result.summary())
 
 

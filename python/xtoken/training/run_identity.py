@@ -24,7 +24,7 @@ from xtoken.training.trainer_options import REPORTING
 
 # Settings that do not change the trained weights. `steps` is not among them: the learning rate
 # follows a cosine over them, so every step of a longer run differs.
-MAY_CHANGE = ("device", "eval_every", "eval_batch_size", "checkpoint_every")
+MAY_CHANGE = ("device", "eval_every", "eval_batch_size", "checkpoint_every", "curves")
 
 _WORDS = {
     "student": "weights of the student",
