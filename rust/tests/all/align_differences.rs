@@ -270,7 +270,7 @@ fn hostile_texts_cost_time_in_proportion_to_their_length() {
         let start = ThreadTime::now();
         let batch = pair.aligner.align(&student, &teacher).unwrap();
         let seconds = start.elapsed().as_secs_f64();
-        // Of this thread alone, without optimization; a quadratic walk would take hours.
+        // Of this thread alone, without optimization; a quadratic walk would take minutes.
         assert!(seconds < 10.0, "case {at}: {seconds} s");
         assert_eq!(batch.student_bounds.last(), Some(&(student.len() as i64)));
         eprintln!("case {at}: {seconds:.3} s, {:?}", batch.counts[0]);
