@@ -19,6 +19,8 @@ os.environ["XTOKEN_CACHE"] = "off"
 # The tensors of the tests are small: a second thread only waits, on a busy machine for long.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor does transformers read them on threads of its own: a fifth of the time that a model takes.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 # The same examples in every run and on every machine; the deep profile searches on. Hypothesis also
 # draws constants of the modules that happen to be loaded, which differ from worker to worker.

@@ -47,6 +47,7 @@ def run(
     program, *given = (*launcher, EXAMPLES / script, *models)
     path = [str(Path(__file__).parents[1] / "uncollected"), os.environ.get("PYTHONPATH")]
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    variables["HF_DEACTIVATE_ASYNC_LOAD"] = "0"  # as for whoever runs it
     process = Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **variables)
     output, errors = process.communicate()
     assert process.returncode == 0, errors[-3000:]
