@@ -79,7 +79,7 @@ def test_nothing_shared_is_no_loss() -> None:
 
 
 def test_gradcheck() -> None:
-    case = make_case(3, batch=1, chunks=10)
+    case = make_case(3, batch=1, chunks=60)
 
     def value(logits: torch.Tensor) -> torch.Tensor:
         return loss_of(
