@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,23 +36,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(
+def start(
     folder: Path,
     script: str,
     *flags: str,
     launcher: Sequence[str] = (),
     **variables: str,
-) -> str:
-    """What it says; a launcher is its program and its flags."""
+) -> Forked:
+    """A launcher is its program and its flags."""
     models = [folder / name for name in ("student", "teacher", "data.jsonl")]
     program, *given = (*launcher, EXAMPLES / script, *models)
     path = [str(Path(__file__).parents[1] / "uncollected"), os.environ.get("PYTHONPATH")]
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     variables["HF_DEACTIVATE_ASYNC_LOAD"] = "0"  # as for whoever runs it
-    process = Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **variables)
+    return Forked(program, *given, *flags, CUDA_VISIBLE_DEVICES="", **variables)
+
+
+def said(process: Forked) -> str:
     output, errors = process.communicate()
     assert process.returncode == 0, errors[-3000:]
     return output
+
+
+def run(folder: Path, script: str, *flags: str, **given: Any) -> str:
+    return said(start(folder, script, *flags, **given))
 
 
 def is_a_student(folder: Path, out: Path) -> None:
@@ -113,11 +121,11 @@ def test_what_a_trl_user_adds_is_at_most_six_lines() -> None:
 )
 def test_fsdp2_gives_the_curve_of_one_process(folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    launch = (TORCHRUN, "--nproc_per_node", "2", "--master_port", str(free_port()))
-    outputs = (
-        run(folder, "fsdp2.py", str(one), **rank_variables(1)[0]),
-        run(folder, "fsdp2.py", str(two), launcher=launch),
-    )
+    # Of processes that one launcher starts, `accelerate launch` has two, by torchrun's agent.
+    launch = (TORCHRUN, "--nproc_per_node", "1", "--master_port", str(free_port()))
+    first = start(folder, "fsdp2.py", str(one), launcher=launch)
+    ranks = [start(folder, "fsdp2.py", str(two), **rank) for rank in rank_variables(2)]
+    outputs = (said(first), "".join(map(said, ranks)))
     curves = [
         [float(value) for value in re.findall(r"loss (\d+\.\d+)", output)] for output in outputs
     ]
