@@ -6,22 +6,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from drawing import count, generator
-from forked import CONTEXT, start_server
+from forked import CONTEXT, Forked, start_server
 from run_once import CONFIG, serve
 from tiny_models import tiny_texts, write_jsonl, write_pair
-
-import xtoken
-
-HERE = Path(__file__).parent
-PATHS = [HERE, HERE.parent, Path(xtoken.__file__).parent.parent, HERE.parent.parent]
+from tokenizer_zoo import byte_level_bpe
 
 
 class Server:
@@ -189,28 +183,26 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
 FULL_CACHE = """
 import resource, signal, sys, warnings
 from xtoken import Projection
-from tokenizer_zoo import byte_level_bpe
-pair = byte_level_bpe(500), byte_level_bpe(400, 1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), hard))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    w = Projection.build(*pair, cache_dir=sys.argv[1])
+    w = Projection.build(*sys.argv[3:], cache_dir=sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # what it says is kept in a file
 print(len(w.indices), [warning.category.__name__ for warning in caught])
 """
 
 
 def test_a_full_disk_under_the_cache_costs_the_cache_alone(tmp_path: Path) -> None:
-    said = []
+    said, pair = [], (tmp_path / "student.json", tmp_path / "teacher.json")
+    for path, tokenizer in zip(pair, (byte_level_bpe(500), byte_level_bpe(400, 1)), strict=True):
+        tokenizer.save(str(path))
     for limit in (0, 5000, 10**7):
-        done = subprocess.run(
-            [sys.executable, "-c", FULL_CACHE, str(tmp_path / "cache"), str(limit)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS))},
-        )
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout.split(maxsplit=1))
+        done = Forked(FULL_CACHE, tmp_path / "cache", limit, *pair)
+        output, errors = done.communicate()
+        assert done.returncode == 0, errors
+        said.append(output.split(maxsplit=1))
         assert not unfinished(tmp_path)
     assert len({entries for entries, _ in said}) == 1
     assert [warned.strip() for _, warned in said] == ["['UnavailableCacheWarning']"] * 2 + ["[]"]
