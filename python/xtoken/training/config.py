@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import re
@@ -126,7 +127,7 @@ class DistillConfig:
     trainer: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints()
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if not _has_type(value, hints[each.name]):
@@ -381,6 +382,11 @@ _POSITIVE = (
     "max_grad_norm",
     "max_tokens",
 )
+
+
+@functools.cache
+def _hints() -> dict[str, typing.Any]:
+    return typing.get_type_hints(DistillConfig)
 
 
 def _has_type(value: object, hint: typing.Any) -> bool:
