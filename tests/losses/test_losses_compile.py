@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,9 +28,6 @@ from xtoken.tensors.projection import SparseProjection
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 8), reason="an older torch.compile"
 )
-
-# pytest listens to what has no parent, and the compiler would write down each step for it.
-logging.getLogger("torch.__trace").propagate = True
 
 BATCHES = 20
 Run = Callable[[int, bool | str], tuple[LossOutput, list[Tensor]]]
