@@ -134,9 +134,10 @@ def test_what_a_file_may_not_say(
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    deep = "a: " + "[\n " * 5000  # in one line each level would be looked for keys at each bracket
     for name, content in (
         ("a.yaml", "a: [1"), ("b.toml", "a = "), ("c.yaml", "- 1"), ("d.json", "[]"),
-        ("e.yaml", "\xff"), ("f.yaml", "a: " + "[" * 5000),
+        ("e.yaml", "\xff"), ("f.yaml", deep),
     ):  # fmt: skip
         path = tmp_path / name
         path.write_bytes(content.encode("latin-1"))
