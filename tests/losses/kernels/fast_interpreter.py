@@ -6,7 +6,8 @@ value, as a loop up to one does. The interpreter works it out anew at each call,
 of its time. Here the calls of the builder are noted the first time, and those alone are made again:
 the same, in the same order, but for those whose result nobody takes (each sum of integers is
 computed in int64 too, for an assertion that is off) or is the same each time. What looks at a value
-meanwhile is not remembered, but for the functions and operations inside.
+meanwhile is not remembered, but for the functions and operations inside. A test may replace what is
+launched, not a function that others call: those that are remembered go on with the first.
 """
 
 from __future__ import annotations
