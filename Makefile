@@ -70,7 +70,10 @@ $(VENV)/.package: $(VENV)/.wheel
 	$(BIN)/python -c 'import xtoken.training'
 	touch $@
 
-test: test-rust test-python docs  ## Run all tests, Rust and Python, and build the documentation
+# The documentation is built by one process, beside the Python tests.
+test: test-rust setup  ## Run all tests, Rust and Python, and build the documentation
+	@$(MAKE) --no-print-directory docs & built=$$!; \
+	$(MAKE) --no-print-directory test-python; wait $$built
 
 test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace
