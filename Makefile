@@ -73,7 +73,7 @@ $(VENV)/.package: $(VENV)/.wheel
 # The documentation is built by one process, beside the Python tests.
 test: test-rust setup  ## Run all tests, Rust and Python, and build the documentation
 	@$(MAKE) --no-print-directory docs & built=$$!; \
-	$(MAKE) --no-print-directory test-python; wait $$built
+	$(MAKE) --no-print-directory test-python || { wait $$built; exit 1; }; wait $$built
 
 test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace

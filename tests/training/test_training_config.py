@@ -33,6 +33,16 @@ def test_a_part_of_the_settings_leaves_the_rest_at_their_defaults() -> None:
     assert DistillConfig.from_json('{"steps": 5}') == DistillConfig(steps=5)
 
 
+def test_a_subclass_has_settings_of_its_own_with_types_of_their_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(DistillConfig):
+        patience: int = 3
+
+    assert Mine(patience=2, steps=5).patience == 2
+    with pytest.raises(OptionError, match=r"patience = 'long', expected"):
+        Mine(patience="long")  # type: ignore[arg-type]
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         DistillConfig().steps = 5  # type: ignore[misc]

@@ -40,7 +40,7 @@ from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store_notes import StoreNotes
-from xtoken.training.checkpoints import clear_run, saved_settings
+from xtoken.training.checkpoints import CURVES_FILE, clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.config_arguments import check_trainer
 from xtoken.training.dry_run import dry_run
@@ -152,7 +152,8 @@ def _train_all(
     console.print(result_table(results))
     if is_main_process():
         _write_comparison(request.out, results, config)
-    written = "projection, metrics and curves" if config.curves else "projection and metrics"
+    drawn = (request.out / CURVES_FILE).exists()  # a finished run is read as it was written
+    written = "projection, metrics and curves" if drawn else "projection and metrics"
     console.print(f"student, {written} are in [bold]{request.out}[/]")
 
 

@@ -127,7 +127,8 @@ class DistillConfig:
     trainer: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        hints = _hints()
+        mine: type = type(self)
+        hints = _hints(mine)
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if not _has_type(value, hints[each.name]):
@@ -385,8 +386,8 @@ _POSITIVE = (
 
 
 @functools.cache
-def _hints() -> dict[str, typing.Any]:
-    return typing.get_type_hints(DistillConfig)
+def _hints(of: type) -> dict[str, typing.Any]:
+    return typing.get_type_hints(of)
 
 
 def _has_type(value: object, hint: typing.Any) -> bool:
