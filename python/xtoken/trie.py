@@ -275,12 +275,16 @@ class PairTries:
 
     @classmethod
     def from_projection(cls, projection: Projection) -> PairTries:
-        """From the pieces that a projection keeps, built or loaded; takes milliseconds.
+        """From the pieces that a projection keeps, built or loaded; made once for each.
 
         Raises:
             OptionError: the projection has no pieces of the teacher's tokens, as the student's
                 tokenizer has no model that can segment, or the file is of an older version.
         """
+        return projection.once("tries", lambda: cls._made_from(projection))
+
+    @classmethod
+    def _made_from(cls, projection: Projection) -> PairTries:
         student_size = projection.shape[0]
         if projection.teacher_pieces_indptr is None or projection.teacher_pieces is None:
             raise OptionError(

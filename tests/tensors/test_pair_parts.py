@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,24 @@ def test_all_parts_move_together(projection: Projection) -> None:
     tensors = [*pair.buffers(), *pair.parameters()]
     assert len(tensors) > 20
     assert all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def test_what_is_made_once_moves_with_one_loss_alone(projection: Projection) -> None:
+    size = len(pickle.dumps(projection))
+    needs = {"tries", "targets", "byte_prefixes", "completions", "piece_chains"}
+    one, other = (PairParts.from_projection(projection, needs=needs) for _ in range(2))
+    assert one.targets is not None
+    assert one.targets is other.targets
+    tables = one.byte_prefixes, other.byte_prefixes
+    assert tables[0].student_bytes is tables[1].student_bytes
+    one.to("meta")
+    assert all(tensor.device.type == "cpu" for tensor in other.buffers())
+    again = PairParts.from_projection(projection, needs=needs)
+    for mine, theirs in zip(other.buffers(), again.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    of_another = PairParts.from_projection(replace(projection), needs=needs)
+    assert of_another.targets is not one.targets
+    assert len(pickle.dumps(projection)) == size
 
 
 def test_the_common_sets_are_those_of_the_projection(projection: Projection) -> None:

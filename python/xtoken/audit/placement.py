@@ -58,7 +58,7 @@ def mass_placement(
         UnsupportedTokenizerError: a tokenizer has no model that can segment.
     """
     student, _ = projection.vocabularies()
-    targets, accounts = TargetBuilder(projection).accounts([example])
+    targets, accounts = TargetBuilder.from_projection(projection).accounts([example])
     bounds = example.alignment.student_bounds, example.alignment.teacher_bounds
     rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
     classes: dict[str, list[NDArray[np.float32]]] = defaultdict(list)

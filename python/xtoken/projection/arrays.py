@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from xtoken.errors import OptionError, TokenIdError
 from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab.fingerprints import PairFingerprint
+
+Made = TypeVar("Made")
 
 RULE_CODES = {name: code for code, name in enumerate(PROJECTION_RULES)}
 EMPTY_RULES = ("unused", "unspellable", "unpaired")
@@ -70,6 +74,23 @@ class ProjectionArrays:
     def pair(self) -> PairFingerprint:
         """The fingerprints of both vocabularies, as all that is made from this carries them."""
         return PairFingerprint(self.student_fingerprint, self.teacher_fingerprint)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What `make` makes of this projection: made for the first who asks, kept for the others.
+
+        Nothing that is kept may be changed, and nothing of it goes into a pickle or a copy.
+        """
+        if name not in self._kept:
+            self._kept[name] = make()
+        made: Made = self._kept[name]
+        return made
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     @property
     def csr(self) -> Csr:

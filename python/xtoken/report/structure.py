@@ -44,7 +44,7 @@ class PairStructure:
     @cached_property
     def roots(self) -> Ints | None:
         """[V_t] the cell of each teacher token, -1 for none; see `TargetBuilder.roots`."""
-        return self._made("cells", lambda: TargetBuilder(self.projection).roots)
+        return self._made("cells", lambda: TargetBuilder.from_projection(self.projection).roots)
 
     @cached_property
     def lacking(self) -> dict[str, str]:

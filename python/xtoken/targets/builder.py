@@ -144,6 +144,14 @@ class TargetBuilder:
             other,
         )
 
+    @classmethod
+    def from_projection(cls, projection: ProjectionArrays) -> TargetBuilder:
+        """With the stops of the two vocabularies; made once for each projection.
+
+        Raises: as the constructor.
+        """
+        return projection.once("targets", lambda: cls(projection))
+
     @cached_property
     def tokens(self) -> Int64:
         """[n] the student ids that the ranges of all targets point into, read-only."""

@@ -15,6 +15,7 @@ from xtoken.errors import ShapeError
 from xtoken.projection import Projection
 from xtoken.projection.arrays import RULE_CODES
 from xtoken.tensors.sparse_ops import SparseMap
+from xtoken.tensors.twins import twin
 
 
 class BytePrefixes(nn.Module):
@@ -100,11 +101,15 @@ class BytePrefixes(nn.Module):
 
     @classmethod
     def from_projection(cls, projection: Projection) -> BytePrefixes:
-        """Those of a pair; special tokens are paired as W pairs them.
+        """Those of a pair, made once for each projection; special tokens are paired as W has them.
 
         Raises:
             OptionError: the projection was loaded without its tokenizers.
         """
+        return twin(projection.once("byte prefixes", lambda: cls._made_from(projection)))
+
+    @classmethod
+    def _made_from(cls, projection: Projection) -> BytePrefixes:
         student, teacher = projection.vocabularies()
         rows, columns = projection.shape
         own, other = token_bytes(student, rows), token_bytes(teacher, columns)

@@ -113,7 +113,7 @@ class Cells(nn.Module):
             UnsupportedTokenizerError: a tokenizer has no model that can segment.
         """
         super().__init__()
-        self.builder = TargetBuilder(projection)
+        self.builder = TargetBuilder.from_projection(projection)
         roots = self.builder.roots[: projection.shape[1]]
         to = np.where(roots >= 0, roots, np.arange(projection.shape[1]))
         for source, target in () if stops is None else stops.pairs:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.errors import ShapeError
+from xtoken.projection import Projection
 from xtoken.tensors.byte_prefixes import BytePrefixes, prefix_range
 from xtoken.tensors.sparse_ops import SparseMap
+from xtoken.tensors.twins import twin
 
 
 class Completions(nn.Module):
@@ -91,6 +93,16 @@ class Completions(nn.Module):
             ("size", rows[:, 2]),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(array)), persistent=False)
+
+    @classmethod
+    def from_projection(cls, projection: Projection) -> Completions:
+        """Those of a pair; made once for each projection.
+
+        Raises:
+            OptionError: the projection was loaded without its tokenizers.
+        """
+        tables = BytePrefixes.from_projection(projection)
+        return twin(projection.once("completions", lambda: cls(tables)))
 
     @property
     def events(self) -> SparseMap:

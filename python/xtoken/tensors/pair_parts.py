@@ -283,9 +283,6 @@ class PairParts(nn.Module):
                 "pass needs='p-kl', or learnable=False"
             )
         tries = PairTries.from_projection(projection) if "tries" in parts else None
-        tables = None
-        if parts & {"byte_prefixes", "completions"}:
-            tables = BytePrefixes.from_projection(projection)
         sparse = None
         if "projection" in parts:
             sparse = SparseProjection.from_projection(projection, learnable=learnable)
@@ -302,9 +299,11 @@ class PairParts(nn.Module):
             else None,
             stop_fold=_stop_fold(projection),
             student_stop_fold=_student_stop_fold(projection),
-            targets=TargetBuilder(projection) if "targets" in parts else None,
-            byte_prefixes=tables if "byte_prefixes" in parts else None,
-            completions=Completions(tables) if tables and "completions" in parts else None,
+            targets=TargetBuilder.from_projection(projection) if "targets" in parts else None,
+            byte_prefixes=BytePrefixes.from_projection(projection)
+            if "byte_prefixes" in parts
+            else None,
+            completions=Completions.from_projection(projection) if "completions" in parts else None,
             cells=Cells(projection, _stop_fold(projection)) if "cells" in parts else None,
             piece_chains=PieceChains.from_projection(projection)
             if "piece_chains" in parts

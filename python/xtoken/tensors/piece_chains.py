@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xtoken.errors import OptionError, ShapeError
 from xtoken.projection import Projection
+from xtoken.tensors.twins import twin
 
 Prefix = tuple[int, ...]
 
@@ -49,11 +50,15 @@ class PieceChains(nn.Module):
 
     @classmethod
     def from_projection(cls, projection: Projection) -> PieceChains:
-        """Those of a pair.
+        """Those of a pair; made once for each projection.
 
         Raises:
             OptionError: the projection has no pieces of the teacher's tokens.
         """
+        return twin(projection.once("piece chains", lambda: cls._made_from(projection)))
+
+    @classmethod
+    def _made_from(cls, projection: Projection) -> PieceChains:
         indptr, pieces = projection.teacher_pieces_indptr, projection.teacher_pieces
         if indptr is None or pieces is None:
             raise OptionError(
