@@ -237,7 +237,7 @@ fn differences_every_few_bytes_keep_what_lies_between() {
 #[test]
 fn hostile_texts_cost_time_in_proportion_to_their_length() {
     let pair = pair();
-    let size = 100_000;
+    let size = 200_000;
     let repeat = |unit: &str| unit.repeat(size / unit.len());
     let mut random = Random(9);
     let noise: String = (0..size)
@@ -270,8 +270,8 @@ fn hostile_texts_cost_time_in_proportion_to_their_length() {
         let start = ThreadTime::now();
         let batch = pair.aligner.align(&student, &teacher).unwrap();
         let seconds = start.elapsed().as_secs_f64();
-        // Of this thread alone, without optimization; a quadratic walk would take minutes.
-        assert!(seconds < 10.0, "case {at}: {seconds} s");
+        // Of this thread alone; a quadratic walk would take minutes.
+        assert!(seconds < 3.0, "case {at}: {seconds} s");
         assert_eq!(batch.student_bounds.last(), Some(&(student.len() as i64)));
         eprintln!("case {at}: {seconds:.3} s, {:?}", batch.counts[0]);
     }

@@ -83,9 +83,8 @@ fn hostile_ids_cost_time_in_proportion_to_their_number() {
                 let (left, right) = (repeat(left), repeat(right));
                 let start = ThreadTime::now();
                 let batch = aligner.align(&left, &right).unwrap();
-                // Of this thread alone, without optimization: milliseconds where it is built for
-                // use.
-                assert!(start.elapsed().as_secs() < 20, "case {case}");
+                // Of this thread alone, on which it takes milliseconds.
+                assert!(start.elapsed().as_secs() < 5, "case {case}");
                 assert_eq!(
                     batch.student_bounds.last(),
                     Some(&(tokens as i64)),
