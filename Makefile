@@ -70,10 +70,7 @@ $(VENV)/.package: $(VENV)/.wheel
 	$(BIN)/python -c 'import xtoken.training'
 	touch $@
 
-# The documentation is built by one process, beside the Python tests.
-test: test-rust setup  ## Run all tests, Rust and Python, and build the documentation
-	@$(MAKE) --no-print-directory docs & built=$$!; \
-	$(MAKE) --no-print-directory test-python || { wait $$built; exit 1; }; wait $$built
+test: test-rust test-python  ## Run all tests, Rust and Python; one of them builds the documentation
 
 test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace
