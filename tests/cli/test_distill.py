@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -179,7 +180,14 @@ def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: 
     # Nor is a picture of the run before left beside the metrics of this one.
     assert "student, projection and metrics are in" in output
     assert not (out / "curves.png").exists()
-    assert "curves.png" not in (out / "SHA256SUMS").read_text()
+    sums = (out / "SHA256SUMS").read_text()
+    assert "curves.png" not in sums
+    # A finished run is not trained again, but drawn where that is asked for now.
+    output = distill(workspace, "--resume", "--curves", out=out, loss="ce", steps=2)
+    assert "student, projection, metrics and curves are in" in output
+    checksum = hashlib.sha256((out / "curves.png").read_bytes()).hexdigest()
+    lines = (out / "SHA256SUMS").read_text().splitlines()
+    assert sorted(lines) == sorted([*sums.splitlines(), f"{checksum}  curves.png"])
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,16 @@ def write_result(folder: Path, values: dict[str, Any]) -> None:
     write_text(folder / RESULT_FILE, text)
 
 
+def add_sum(folder: Path, name: str) -> None:
+    """Add to the checksums of a finished run that of a file which was written after it."""
+    path = folder / SUMS_FILE
+    if path.is_file():  # a run of a release that wrote none has none
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if line.partition("  ")[2].rstrip("\n") != name]
+        kept.append(f"{sha256_of(folder / name)}  {name}\n")
+        write_text(path, "".join(sorted(kept, key=lambda line: line.partition("  ")[2])))
+
+
 def check_sums(folder: Path, names: Iterable[str]) -> None:
     """Refuse files of a finished run that are not as they were written.
 

@@ -33,6 +33,7 @@ from xtoken.training.checkpoints import (
     Checkpoint,
     MarkCheckpoints,
     Start,
+    add_sum,
     begin,
     check_sums,
     write_result,
@@ -163,7 +164,11 @@ def _train(
     join_processes(run_device(config))
     start = on_first_process(lambda: begin(out, run, resume))
     if start.finished:
-        return _read_result(out)
+        result = _read_result(out)
+        if main and config.curves and not (out / CURVES_FILE).exists():
+            draw_curves({config.loss: result.records}, out / CURVES_FILE)
+            add_sum(out, CURVES_FILE)
+        return result
     checkpoint = start.checkpoint
     done = 0 if checkpoint is None else checkpoint.step
     if checkpoint is not None and done == config.steps:
