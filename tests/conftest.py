@@ -31,6 +31,10 @@ settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=T
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Registered first, so done last: to free all that a worker holds takes it seconds.
+    atexit.register(os._exit, 0)
+
 # Nothing of what is imported is garbage, and to look for it takes a sixth of the time.
 gc.disable()
 _modules_kept = 0
