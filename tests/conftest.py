@@ -31,10 +31,6 @@ settings.register_profile("deep", max_examples=2000, deadline=None, print_blob=T
 settings.load_profile(os.environ.get("XTOKEN_HYPOTHESIS", "fast"))
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Registered first, so done last: to free all that a worker holds takes it seconds.
-    atexit.register(os._exit, 0)
-
 # Nothing of what is imported is garbage, and to look for it takes a sixth of the time.
 gc.disable()
 _modules_kept = 0
@@ -73,7 +69,14 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)
+    atexit.register(_leave if "PYTEST_XDIST_WORKER" in os.environ else gc.unfreeze)
+
+
+def _leave() -> None:
+    """The end of a worker: to free all that it holds would take it seconds."""
+    atexit.unregister(_leave)
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 @pytest.fixture(autouse=True)
