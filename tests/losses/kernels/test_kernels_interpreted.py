@@ -18,7 +18,7 @@ if Version(triton.__version__) < Version("3.9"):
 
 HERE = Path(__file__).parent
 FILES = sorted(HERE.glob("interpreted_*.py"))
-PARTS = 2
+PARTS = 3
 
 RUN = """
 import sys
