@@ -184,7 +184,7 @@ class Pair:
             **self.options,
         )
 
-    @cached_property
+    @property
     def tries(self) -> PairTries:
         """The tokens of each side by the pieces that the other spells them with."""
         return PairTries.from_projection(self.projection)

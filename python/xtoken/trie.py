@@ -281,7 +281,7 @@ class PairTries:
             OptionError: the projection has no pieces of the teacher's tokens, as the student's
                 tokenizer has no model that can segment, or the file is of an older version.
         """
-        return projection.once("tries", lambda: cls._made_from(projection))
+        return projection.once(cls, lambda: cls._made_from(projection))
 
     @classmethod
     def _made_from(cls, projection: Projection) -> PairTries:

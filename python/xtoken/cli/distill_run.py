@@ -152,7 +152,7 @@ def _train_all(
     console.print(result_table(results))
     if is_main_process():
         _write_comparison(request.out, results, config)
-    drawn = (request.out / CURVES_FILE).exists()  # a finished run is read as it was written
+    drawn = (request.out / CURVES_FILE).exists()  # a finished run keeps the picture that it has
     written = "projection, metrics and curves" if drawn else "projection and metrics"
     console.print(f"student, {written} are in [bold]{request.out}[/]")
 

@@ -75,18 +75,19 @@ class ProjectionArrays:
         """The fingerprints of both vocabularies, as all that is made from this carries them."""
         return PairFingerprint(self.student_fingerprint, self.teacher_fingerprint)
 
-    def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """What `make` makes of this projection: made for the first who asks, kept for the others.
+    def once(self, kind: type[Made], make: Callable[[], Made]) -> Made:
+        """The one of this class that `make` makes of this projection: made for the first who asks,
+        kept for the others.
 
         Nothing that is kept may be changed, and nothing of it goes into a pickle or a copy.
         """
-        if name not in self._kept:
-            self._kept[name] = make()
-        made: Made = self._kept[name]
+        if kind not in self._kept:
+            self._kept[kind] = make()
+        made: Made = self._kept[kind]
         return made
 
     @cached_property
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self) -> dict[type, Any]:
         return {}
 
     def __getstate__(self) -> dict[str, object]:

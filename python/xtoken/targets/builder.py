@@ -150,7 +150,7 @@ class TargetBuilder:
 
         Raises: as the constructor.
         """
-        return projection.once("targets", lambda: cls(projection))
+        return projection.once(cls, lambda: cls(projection))
 
     @cached_property
     def tokens(self) -> Int64:

@@ -106,7 +106,7 @@ class BytePrefixes(nn.Module):
         Raises:
             OptionError: the projection was loaded without its tokenizers.
         """
-        return twin(projection.once("byte prefixes", lambda: cls._made_from(projection)))
+        return twin(projection.once(cls, lambda: cls._made_from(projection)))
 
     @classmethod
     def _made_from(cls, projection: Projection) -> BytePrefixes:

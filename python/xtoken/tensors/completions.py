@@ -102,7 +102,7 @@ class Completions(nn.Module):
             OptionError: the projection was loaded without its tokenizers.
         """
         tables = BytePrefixes.from_projection(projection)
-        return twin(projection.once("completions", lambda: cls(tables)))
+        return twin(projection.once(cls, lambda: cls(tables)))
 
     @property
     def events(self) -> SparseMap:

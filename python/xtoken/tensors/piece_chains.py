@@ -55,7 +55,7 @@ class PieceChains(nn.Module):
         Raises:
             OptionError: the projection has no pieces of the teacher's tokens.
         """
-        return twin(projection.once("piece chains", lambda: cls._made_from(projection)))
+        return twin(projection.once(cls, lambda: cls._made_from(projection)))
 
     @classmethod
     def _made_from(cls, projection: Projection) -> PieceChains:

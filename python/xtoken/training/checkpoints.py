@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,19 +285,29 @@ def write_result(folder: Path, values: dict[str, Any]) -> None:
         inside = [path for path in (folder / name).rglob("*") if path.is_file()]
         for path in inside or [folder / name]:
             sums[path.relative_to(folder).as_posix()] = sha256_of(path)
-    lines = (f"{checksum}  {name}\n" for name, checksum in sorted(sums.items()))
-    write_text(folder / SUMS_FILE, "".join(lines))
+    _write_sums(folder, sums)
     write_text(folder / RESULT_FILE, text)
 
 
 def add_sum(folder: Path, name: str) -> None:
     """Add to the checksums of a finished run that of a file which was written after it."""
+    sums = _read_sums(folder)
+    if sums is not None:
+        _write_sums(folder, sums | {name: sha256_of(folder / name)})
+
+
+def _write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    lines = (f"{checksum}  {name}\n" for name, checksum in sorted(sums.items()))
+    write_text(folder / SUMS_FILE, "".join(lines))
+
+
+def _read_sums(folder: Path) -> dict[str, str] | None:
+    """The checksums of a run by file; None of a run of a release that wrote none."""
     path = folder / SUMS_FILE
-    if path.is_file():  # a run of a release that wrote none has none
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if line.partition("  ")[2].rstrip("\n") != name]
-        kept.append(f"{sha256_of(folder / name)}  {name}\n")
-        write_text(path, "".join(sorted(kept, key=lambda line: line.partition("  ")[2])))
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
 
 
 def check_sums(folder: Path, names: Iterable[str]) -> None:
@@ -305,10 +315,9 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
 
     Raises: ResumeError that names the file.
     """
-    if not (folder / SUMS_FILE).is_file():
-        return  # a run of a release that wrote none
-    lines = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    sums = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+    sums = _read_sums(folder)
+    if sums is None:
+        return
     for name in names:
         path = folder / name
         if not path.is_file() or sums.get(name) != sha256_of(path):

@@ -116,8 +116,9 @@ def train(
         reporter: sees the steps.
         resume: go on from the newest whole checkpoint in `out`, to the student that an
             uninterrupted run gives, on the CPU bit for bit; from the beginning where there is none;
-            a run that was finished is read, not run again. The settings must be those of the run,
-            but for `device`, `eval_every`, `eval_batch_size`, `checkpoint_every` and `curves`.
+            a run that was finished is read, not run again, and drawn with `curves` where it has no
+            picture. The settings must be those of the run, but for `device`, `eval_every`,
+            `eval_batch_size`, `checkpoint_every` and `curves`.
 
     Under `torchrun` every process calls this; the first one reports and writes. All must see the
     same `out`, as the Trainer reads its checkpoints in each.
@@ -166,8 +167,9 @@ def _train(
     if start.finished:
         result = _read_result(out)
         if main and config.curves and not (out / CURVES_FILE).exists():
-            draw_curves({config.loss: result.records}, out / CURVES_FILE)
-            add_sum(out, CURVES_FILE)
+            with writes_into(out):
+                draw_curves({config.loss: result.records}, out / CURVES_FILE)
+                add_sum(out, CURVES_FILE)
         return result
     checkpoint = start.checkpoint
     done = 0 if checkpoint is None else checkpoint.step
