@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Processes that share the Python tests; each needs about 2 GB.
 JOBS ?= 2
+TOGETHER := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 RUST_SOURCES := Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src -name '*.rs')
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name 'py.typed')
@@ -76,7 +77,7 @@ test-rust:  ## Run the Rust tests (no Python needed)
 	cargo test --quiet --workspace
 
 test-python: setup  ## Run the Python tests on the installed wheel
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
 docs: setup  ## Build the documentation into site/; warnings and dead links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -112,7 +113,7 @@ bounds: $(VENV)/.wheel  ## Run the Python tests with the least versions allowed 
 	$(BOUNDS_INSTALL) --resolution $(RESOLUTION) $$($(REQUIREMENTS) dev)
 	$(BOUNDS_INSTALL) --no-deps $$($(REQUIREMENTS) data) dist/*.whl
 	# An older datasets leaves files open, of which Python tells whoever runs next.
-	target/bounds/bin/python -m pytest -n $(JOBS) --dist loadfile \
+	target/bounds/bin/python -m pytest $(TOGETHER) \
 		-W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 release-check: $(VENV)/.tools  ## Check all that a release needs but the upload (ARGS=--full: all tests on the wheel; --out DIR: keep it)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib.util
+import multiprocessing
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,17 +39,43 @@ _modules_kept = 0
 _last_file: Path | None = None
 
 
+# Slow for their number of tests, by which xdist would give them out: it would wait for the last.
+_SLOW_FILES = {
+    "test_code_blocks",
+    "test_examples",
+    "test_kernels_interpreted",
+    "test_losses_compile",
+    "test_packaged_teacher",
+    "test_site",
+    "test_training_processes",
+    "test_training_sharded",
+}
+
+
 def _keep() -> None:
-    """What is left now stays: to look through it at each `gc.collect`, which training runs ask
+    """What there is now stays: to look through it at each `gc.collect`, which training runs ask
     for, takes 0.3 s."""
     global _modules_kept
     _modules_kept = len(sys.modules)
-    gc.collect()
     gc.freeze()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With several workers, one server for all that they fork."""
+    if config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        from forked import share_server
+
+        share_server()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order for `--no-loadscope-reorder`: slow files, then those of many tests."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in _SLOW_FILES, -tests[item.path]))
+
+
 def pytest_collection_finish() -> None:
-    if "forked" in sys.modules:
+    if "forked" in sys.modules and multiprocessing.parent_process() is None:
         # It imports beside the tests that come first, and no test waits for all of it.
         sys.modules["forked"].start_server()
     gc.enable()
@@ -58,9 +86,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Keep what a test was the first to import, and what a file left, compiled graphs mostly."""
     global _last_file
     first_of_its_file, _last_file = item.path != _last_file, item.path
-    if len(sys.modules) > _modules_kept + 100:
-        _keep()
-    elif first_of_its_file and len(gc.get_objects(generation=2)) > 30_000:
+    if len(sys.modules) > _modules_kept + 100 or (
+        first_of_its_file and len(gc.get_objects(generation=2)) > 30_000
+    ):
+        gc.collect()
         _keep()
 
 

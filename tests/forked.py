@@ -23,6 +23,9 @@ from pathlib import Path
 
 import pytest
 
+# Where a process finds the server that another one started.
+_SHARED = "XTOKEN_TESTS_FORK_SERVER"
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -103,10 +106,29 @@ def free_port() -> int:
 @functools.cache
 def start_server() -> None:
     """Before the first process; `CONTEXT` alone would start it with another Triton."""
+    if _SHARED in os.environ:
+        server = forkserver._forkserver
+        address, key = os.environ[_SHARED].split()
+        server._forkserver_address, server._forkserver_authkey = address, bytes.fromhex(key)
+        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # it lives without us
+        server.ensure_running = lambda: None
+        return
+    here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        # Tests kill some, and their semaphores would be the last that one reads of.
+        patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")
+        patch.setenv("PYTHONPATH", f"{here / 'uncollected'}{os.pathsep}{here}", prepend=os.pathsep)
         forkserver.ensure_running()
+
+
+def share_server() -> None:
+    """Start one for this process and those that it starts."""
+    start_server()
+    server = forkserver._forkserver
+    # Younger versions of Python have a key too.
+    key = getattr(server, "_forkserver_authkey", None) or b"\0"
+    os.environ[_SHARED] = f"{server._forkserver_address} {key.hex()}"
 
 
 def _file() -> Path:

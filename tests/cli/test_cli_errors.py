@@ -107,6 +107,15 @@ def all_commands() -> dict[str, object]:
     return found
 
 
+def test_garbage_is_collected_from_the_start_of_a_commands_work_on() -> None:
+    code = (
+        "import gc\nfrom xtoken import cli\ncli.app = cli.App()\n"
+        "cli.app.command()(lambda: print(gc.isenabled()))\ncli.main()"
+    )
+    output, errors = Forked(code).communicate()
+    assert (output, errors) == ("True\n", "")
+
+
 def test_the_list_of_commands_says_of_each_what_its_own_help_begins_with() -> None:
     root = typer.main.get_command(app)
     assert isinstance(root, TyperGroup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -50,6 +51,13 @@ class Command(TyperCommand):
                     "most 18 digits"
                 )
         return rest
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Do what the command is for; garbage is collected from here on, see `xtoken.cli.main`."""
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+        return super().invoke(ctx)
 
 
 class App(typer.Typer):
