@@ -49,6 +49,11 @@ ARMS |= {
     for arm in _WEIGHTED
     for weight in (0.3, 3.0)
 }
+# Twice the weight on what comes behind the first piece; see `benches.uncommon_tokens`.
+ARMS["exact KL, deeper x2, weight 0.3"] = {
+    **ARMS["exact KL, plain sum, weight 0.3"],
+    "depth_weights": (1.0, 2.0),
+}
 ARMS |= {f"{arm} without CE": {**ARMS[arm], "ce_weight": 0.0} for arm in _WEIGHTED}
 
 

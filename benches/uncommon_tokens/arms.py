@@ -37,8 +37,17 @@ BALANCED = {
     f"{arm}, balanced": {**ARMS[arm], "kd_weight": "balanced"}
     for arm in (*_TAILED, "exact KL", "exact KL, plain sum")
 }
+# More weight on what comes behind the first piece, where the two losses that have it are equal.
+DEEPER = {
+    f"{arm}, deeper x{weight:.0f}": {
+        **ARMS[arm],
+        "trainer": {**ARMS[arm].get("trainer", {}), "depth_weights": [1.0, weight]},
+    }
+    for weight in (2.0, 4.0)
+    for arm in ("exact KL, plain sum", "prefix KL, tail")
+}
 HEAVY = {f"{arm}, weight 3": {**ARMS[arm], "kd_weight": 3.0} for arm in _TAILED}
-ARMS |= BALANCED | HEAVY
+ARMS |= BALANCED | HEAVY | DEEPER
 SEEDS = (0, 1, 2)
 HELD_OUT, NUMBER_SHARE = 60, 0.4
 
@@ -68,11 +77,12 @@ OTHER_SETTINGS = (Setting(680), Setting(680, 3), Setting(210, 3))
 def plan() -> list[Unit]:
     """All units, the most telling ones first."""
     controls = ("prefix KL without END", "P-KL decay 0, weight 3")
-    everywhere = [arm for arm in ARMS if arm not in BALANCED | HEAVY]
+    everywhere = [arm for arm in ARMS if arm not in BALANCED | HEAVY | DEEPER]
     units = [
         *(Unit(arm, seed, 480) for arms in (PAIR, controls) for seed in SEEDS for arm in arms),
         *(Unit(arm, seed, steps) for steps in (480, 160) for arm in everywhere for seed in SEEDS),
         *(Unit(arm, seed, 480) for arm in BALANCED for seed in SEEDS),
+        *(Unit(arm, seed, 480) for arm in DEEPER for seed in SEEDS),
         *(Unit(arm, SEEDS[0], 480) for arm in HEAVY),
         *(Unit(a, s, 480, OTHER_SETTINGS[0]) for a in (*PAIR, *_TAILED) for s in SEEDS),
         *(Unit(a, s, 480, other) for other in OTHER_SETTINGS[1:] for s in SEEDS for a in PAIR),

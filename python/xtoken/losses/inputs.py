@@ -124,7 +124,8 @@ class LossOptions:
             on empty rows of W included. True refuses a tail in which the student cannot have mass;
             "auto" has one exactly where W reaches columns outside the kept ones.
         common_weight, uld_weight: factors of the partial KL and of the sorted L1, >= 0.
-        max_depth: longest prefix of prefix KL; None for no limit, 0 for the root alone.
+        max_depth: longest prefix of prefix KL, and most teacher tokens of a path of exact KL; None
+            for no limit, 0 for the root alone.
         depth_weights: weight of depth 0, 1, ...; the last one holds for all deeper ones. The
             default is the plain sum.
         min_mass: a prefix at which no token ends is skipped where the teacher has less than this

@@ -70,7 +70,7 @@ _KNOWN = (
     Panel("kd", "distillation loss (nats per chunk)", _LOSS),
     Panel("kl", "KL of the first pieces, or all of it (nats per chunk)", _LOSS),
     Panel("prefix_kl", "prefix KL beyond the first piece (nats per chunk)", _LOSS),
-    Panel("deeper_kl", "exact KL below depth 0 (nats per chunk)", _LOSS),
+    Panel("deeper_kl", "exact KL below depth 0, by the chain rule (nats per chunk)", _LOSS),
     Panel("kd_scale", "weight of the distillation loss", _LOSS),
     Panel("kd_scale_clipped", "share of steps with that weight clipped", _LOSS, share=True),
     Panel("teacher_mass", "teacher's mass kept", _MASS, share=True),

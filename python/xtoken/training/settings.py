@@ -91,10 +91,12 @@ class DistillSettings:
         default=1.0, metadata={"help": "Factor of the sorted L1 of h-kl, gold and uld."}
     )
     max_depth: int | None = field(
-        default=None, metadata={"help": "Longest prefix of prefix-kl; None for no limit."}
+        default=None,
+        metadata={"help": "Longest prefix of prefix-kl, or path of exact-kl; None for no limit."},
     )
     depth_weights: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Weights of the depths of prefix-kl."}
+        default_factory=lambda: [1.0],
+        metadata={"help": "Weights of the depths of prefix-kl and exact-kl."},
     )
     min_mass: float = field(
         default=0.001, metadata={"help": "Teacher mass below which prefix-kl skips a prefix."}

@@ -35,7 +35,7 @@ def exact_kl(
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
         (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (what those
-        below depth 0 add to the KL).
+        below depth 0 add to the KL by the chain rule, however the loss weighs them).
 
     Raises:
         XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another
