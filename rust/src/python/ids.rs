@@ -5,8 +5,9 @@ use std::ops::Range;
 use numpy::{
     PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
 };
+use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyList, PyTuple};
+use pyo3::types::{PyList, PyTuple};
 
 /// One side of a batch. What is in another form, or wrong, is none: `xtoken.align.ids` brings it
 /// into one of these, or says what is wrong with it.
@@ -37,7 +38,12 @@ impl Given<'_> {
 /// A list or tuple of sequences, each a list or tuple of ints or an array.
 pub(super) fn sequences<'py>(rows: &Bound<'py, PyAny>) -> Option<Given<'py>> {
     let rows = Items::of(rows)?;
-    let mut ids = Vec::new();
+    // Room for all of them at once: to grow is a sixth of the time.
+    let mut count = 0usize;
+    for at in 0..rows.len() {
+        count = count.saturating_add(length(&rows.get(at)?)?);
+    }
+    let mut ids = Vec::with_capacity(count.min(MOST_ROOM));
     let mut ranges = Vec::with_capacity(rows.len());
     for at in 0..rows.len() {
         let row = rows.get(at)?;
@@ -149,17 +155,23 @@ fn flat(ids: PyReadonlyArray1<'_, i64>, ranges: Vec<Range<usize>>) -> Given<'_> 
     }
 }
 
+/// More ids than this are given room as they are read: one list may be there many times.
+const MOST_ROOM: usize = 1 << 22;
+
+/// Of what may be a sequence.
+fn length(row: &Bound<'_, PyAny>) -> Option<usize> {
+    if let Ok(array) = row.cast::<PyArray1<i64>>() {
+        return Some(array.len());
+    }
+    Some(Items::of(row)?.len())
+}
+
 /// Appends the ints of a list or tuple.
 fn read_ints(row: &Bound<'_, PyAny>, ids: &mut Vec<i64>) -> Option<()> {
     let row = Items::of(row)?;
     ids.reserve(row.len());
     for at in 0..row.len() {
-        let id = row.get(at)?;
-        // Booleans are ints too, and no ids.
-        if !id.is_exact_instance_of::<PyInt>() {
-            return None;
-        }
-        ids.push(id.extract().ok()?);
+        ids.push(row.int(at)?);
     }
     Some(())
 }
@@ -190,6 +202,28 @@ impl<'a, 'py> Items<'a, 'py> {
         match self {
             Self::List(list) => list.get_item(at).ok(),
             Self::Tuple(tuple) => tuple.get_item(at).ok(),
+        }
+    }
+
+    /// An int of 64 bits; none of another class, as booleans are, which are no ids.
+    fn int(&self, at: usize) -> Option<i64> {
+        // SAFETY: the interpreter is held, and no code of its users runs between the look at an item
+        // and its value, so that it stays in its list. To own it would write to each.
+        unsafe {
+            let item = match self {
+                Self::List(list) => ffi::PyList_GetItem(list.as_ptr(), at as isize),
+                Self::Tuple(tuple) => ffi::PyTuple_GetItem(tuple.as_ptr(), at as isize),
+            };
+            if item.is_null() || ffi::PyLong_CheckExact(item) == 0 {
+                ffi::PyErr_Clear();
+                return None;
+            }
+            let value = ffi::PyLong_AsLongLong(item);
+            if value == -1 && !ffi::PyErr_Occurred().is_null() {
+                ffi::PyErr_Clear();
+                return None;
+            }
+            Some(value)
         }
     }
 }
