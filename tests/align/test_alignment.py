@@ -315,6 +315,12 @@ def test_an_aligner_is_picklable_and_keeps_its_options() -> None:
         ),
         (lambda a: a.align([0.5], [0]), ArgumentTypeError, "student_ids is of dtype float64"),
         (lambda a: a.align(["a"], [0]), ArgumentTypeError, "student_ids is of dtype <U1"),
+        (lambda a: a.align([2**63], [0]), ArgumentTypeError, "student_ids has 9223372036854775808"),
+        (
+            lambda a: a.align_batch([[2**63]], [[0]]),
+            ArgumentTypeError,
+            "ids has 9223372036854775808",
+        ),
         (
             lambda a: a.align(np.array([0], np.int32), [0]),
             ArgumentTypeError,

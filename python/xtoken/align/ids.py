@@ -95,6 +95,10 @@ def _array(name: str, ids: Any, dimensions: int) -> npt.NDArray[np.int64]:
                 f"{name} is of dtype {array.dtype} where int64 is expected; "
                 "pass .astype(numpy.int64) of it"
             )
+        if array.dtype.kind == "u":  # what numpy makes of a list with more than int64 holds
+            raise ArgumentTypeError(
+                f"{name} has {array.max()}, which no id of 64 bits is; pass what the tokenizer made"
+            )
         array = array.astype(np.int64)
     if array.ndim != dimensions:
         raise ShapeError(
