@@ -54,9 +54,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Do what the command is for; garbage is collected from here on, see `xtoken.cli.main`."""
-        if not gc.isenabled():
-            gc.freeze()
-            gc.enable()
+        gc.enable()
         return super().invoke(ctx)
 
 
