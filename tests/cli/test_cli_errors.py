@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import itertools
 import json
 import os
@@ -26,6 +27,8 @@ from typer.core import TyperGroup
 import xtoken
 from xtoken.cli import COMMANDS, app
 from xtoken.cli.command import Command
+from xtoken.cli.sides import read_side
+from xtoken.errors import MissingFileError
 
 
 class Done(NamedTuple):
@@ -116,6 +119,12 @@ def test_garbage_is_collected_from_the_start_of_a_commands_work_on() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_garbage_is_collected_again_after_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        read_side("student", str(tmp_path / "none"))
+    assert gc.isenabled()
 
 
 def test_the_list_of_commands_says_of_each_what_its_own_help_begins_with() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from xtoken.cli.command import without_collection
 from xtoken.data.read import read_documents
 from xtoken.data.rows import Document
 from xtoken.errors import MissingFileError, OptionError
@@ -34,9 +35,10 @@ def read_side(name: SideName, source: str) -> Side:
         FormatError, UnsupportedTokenizerError: it cannot be read, or cannot encode text.
     """
     side = Side(name, source)
-    # First, as the vocabulary is then the tokenizer's own.
-    _ = side.tokenizer
-    _ = side.vocab
+    with without_collection():
+        # First, as the vocabulary is then the tokenizer's own.
+        _ = side.tokenizer
+        _ = side.vocab
     return side
 
 
