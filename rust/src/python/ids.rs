@@ -38,12 +38,15 @@ impl Given<'_> {
 /// A list or tuple of sequences, each a list or tuple of ints or an array.
 pub(super) fn sequences<'py>(rows: &Bound<'py, PyAny>) -> Option<Given<'py>> {
     let rows = Items::of(rows)?;
-    // Room for all of them at once: to grow is a sixth of the time.
-    let mut count = 0usize;
-    for at in 0..rows.len() {
-        count = count.saturating_add(length(&rows.get(at)?)?);
+    let mut ids = Vec::new();
+    // Room for all of them at once, as to grow is a sixth of the time. One has its own, or needs none.
+    if rows.len() > 1 {
+        let mut count = 0usize;
+        for at in 0..rows.len() {
+            count = count.saturating_add(length(&rows.get(at)?)?);
+        }
+        ids.reserve(count.min(MOST_ROOM));
     }
-    let mut ids = Vec::with_capacity(count.min(MOST_ROOM));
     let mut ranges = Vec::with_capacity(rows.len());
     for at in 0..rows.len() {
         let row = rows.get(at)?;
