@@ -54,6 +54,11 @@ ARMS["exact KL, deeper x2, weight 0.3"] = {
     **ARMS["exact KL, plain sum, weight 0.3"],
     "depth_weights": (1.0, 2.0),
 }
+# Of the teacher's rows the columns from a thousandth on, each, and all others together.
+ARMS["exact KL, from 0.001, weight 0.3"] = {
+    **ARMS["exact KL, plain sum, weight 0.3"],
+    "min_prob": 1e-3,
+}
 ARMS |= {f"{arm} without CE": {**ARMS[arm], "ce_weight": 0.0} for arm in _WEIGHTED}
 
 

@@ -38,6 +38,7 @@ class LossFields(TypedDict, total=False):
     cells: bool | None
     consistent: bool | None
     carry_levels: int
+    min_prob: float
     sure: bool
     chain_rule: bool | None
     mismatch_weight: float

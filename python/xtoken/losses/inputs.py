@@ -137,6 +137,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`. Of
             p-kl and of prefix-kl's root the first two. None means the loss's own: on in exact-kl,
             off in the others.
+        min_prob: teacher columns below this probability are one tail in exact-kl's targets; in
+            [0, 1).
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`. None means by direction: not in "forward", where the plain sum teaches
             more, and in the others, which have no weights of depths.
@@ -181,6 +183,7 @@ class LossOptions:
     cells: bool | None = None
     consistent: bool | None = None
     carry_levels: int = 1
+    min_prob: float = 2e-4
     sure: bool = False
     chain_rule: bool | None = None
     mismatch_weight: float = 1.0
@@ -224,9 +227,11 @@ class LossOptions:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
         rule = "must be a probability below 1"
-        check_number("min_mass", self.min_mass, 0, rule=rule)
-        if self.min_mass >= 1:
-            raise OptionError(f"min_mass = {self.min_mass!r} {rule}")
+        for name in ("min_mass", "min_prob"):
+            value = getattr(self, name)
+            check_number(name, value, 0, rule=rule)
+            if value >= 1:
+                raise OptionError(f"{name} = {value!r} {rule}")
         for name in ("end", "mirror", "full_metrics", "sure", "mask_spaces"):
             check_flag(name, getattr(self, name))
         for name in ("cells", "consistent", "chain_rule"):

@@ -124,6 +124,10 @@ class DistillSettings:
         default=1,
         metadata={"help": "Earlier teacher positions that exact-kl carries mass from; 0 for none."},
     )
+    min_prob: float = field(
+        default=2e-4,
+        metadata={"help": "Teacher columns below this are one tail in exact-kl's targets."},
+    )
     sure: bool = field(
         default=False, metadata={"help": "Whether exact-kl keeps only groups that are sure."}
     )

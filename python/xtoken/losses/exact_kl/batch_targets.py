@@ -25,6 +25,7 @@ def target_options(options: LossOptions) -> TargetOptions:
         consistent=options.consistent is not False,
         levels=options.carry_levels,
         max_depth=depth,
+        min_prob=options.min_prob,
         sure=options.sure,
     )
 
