@@ -484,6 +484,8 @@ def test_logits_without_mass_below_a_prefix_are_skipped_and_infinite_ones_refuse
         ({"depth_weights": ()}, r"depth_weights = \(\)"),
         ({"depth_weights": (1.0, -1.0)}, "from 0 to 1e9"),
         ({"min_mass": 1.0}, "min_mass = 1.0"),
+        ({"min_prob": 1.0}, "min_prob = 1.0"),
+        ({"min_prob": -0.1}, "min_prob = -0.1"),
         ({"temperature": 0.0}, "temperature = 0.0"),
         ({"direction": "sideways"}, "direction = 'sideways'"),
         ({"top_k": 0}, "top_k = 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import pairwise
 
 import torch
 from tokenizer_zoo import byte_level_bpe
@@ -50,6 +51,22 @@ def test_the_distiller_trains_with_exact_targets() -> None:
         (grad,) = torch.autograd.grad(loss, row)
         row = (row - 40 * grad).detach().requires_grad_()
     assert steps[-1] < 0.5 * steps[0]
+
+
+def test_columns_below_a_probability_are_the_targets_tail() -> None:
+    pair = a_pair()
+    found = []
+    for least in (0.0, 1e-3, 1e-2):
+        distiller = pair.distiller("exact-kl", top_k=200, min_prob=least)
+        batch = distiller.collate(TEXTS)
+        torch.manual_seed(0)
+        student = torch.randn(*batch.student_ids.shape, pair.sizes[0])
+        teacher = 3 * torch.randn(*batch.teacher_ids.shape, pair.sizes[1])
+        metrics = distiller(student, teacher, batch).metrics
+        found.append((float(metrics["groups"]), float(metrics["target_tail"])))
+    for (groups, tail), (fewer, more) in pairwise(found):
+        assert fewer < groups
+        assert more > tail
 
 
 def test_the_builder_is_copied_with_the_pair() -> None:
