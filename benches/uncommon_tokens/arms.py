@@ -46,11 +46,17 @@ DEEPER = {
     for weight in (2.0, 4.0)
     for arm in ("exact KL, plain sum", "prefix KL, tail")
 }
-# Of the teacher's rows the columns from a thousandth on, each, and all others together.
+# Of the teacher's rows the columns from a thousandth on, each, and all others together; or all that
+# are stored.
 ABOVE = {
     f"{arm}, from 0.001": {**settings, "trainer": {**settings["trainer"], "min_prob": 1e-3}}
     for arm, settings in (ARMS | DEEPER).items()
     if arm.startswith("exact KL, plain sum")
+} | {
+    "exact KL, plain sum, from 0": {
+        "loss": "exact-kl",
+        "trainer": {"chain_rule": False, "min_prob": 0.0},
+    }
 }
 HEAVY = {f"{arm}, weight 3": {**ARMS[arm], "kd_weight": 3.0} for arm in _TAILED}
 ARMS |= BALANCED | HEAVY | DEEPER | ABOVE
