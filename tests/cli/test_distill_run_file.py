@@ -262,7 +262,8 @@ def test_values_are_read_as_the_argument_has_them() -> None:
     [
         ("p-kl", {"cells": "true", "consistent": "true", "top_k_by": "student"}),
         ("prefix-kl", {"cells": "true", "consistent": "false"}),
-        ("exact-kl", {"cells": "none", "carry_levels": "2", "min_prob": "0.5"}),
+        ("exact-kl", {"cells": "none", "carry_levels": "2", "sure": "true"}),
+        ("exact-kl", {"min_prob": "0.5"}),
         ("partition-kl", {"mismatch_weight": "0.5"}),
         ("strict-top-k", {"student_top_k": "none"}),
     ],

@@ -26,8 +26,8 @@ def exact_kl(
     Args:
         inputs: with `student_ids` and `teacher_ids`.
         pair: with its target builder.
-        options: `cells`, `consistent`, `carry_levels`, `min_prob`, `max_depth` and `sure`
-            choose the corrections, where targets are made here. `depth_weights` are the weights of
+        options: `cells`, `consistent`, `carry_levels`, `min_prob`, `max_depth` and `sure` say
+            which targets, where they are made here. `depth_weights` are the weights of
             the conditional KL at each depth along the text, the default being the plain sum.
             `chain_rule` weighs each depth by its parent's mass instead, so that a position's loss
             is one KL; directions but the forward one are by it alone. The reverse KL is infinite
