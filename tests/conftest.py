@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import os
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,11 @@ os.environ["XTOKEN_CACHE"] = "off"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nor does transformers read them on threads of its own: a fifth of the time that a model takes.
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
+
+# A shell's job in the background ignores interrupts, and so would all processes that tests start
+# and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run and on every machine; the deep profile searches on. Hypothesis also
 # draws constants of the modules that happen to be loaded, which differ from worker to worker.
