@@ -15,6 +15,7 @@ from tokenizer_zoo import byte_level_bpe, deepseek
 from tokenizers import Tokenizer
 
 from xtoken import Aligner, Projection, Vocab
+from xtoken.errors import NonFiniteError, OptionError
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
 
 from reference_targets import (
@@ -295,3 +296,40 @@ def test_targets_of_a_real_pair_are_those_of_the_reference(own: str, other: str)
 def token_pair_of(projection: Projection, student: Vocab, teacher: Vocab) -> TokenPair:
     texts = [[vocab.token_bytes(i) for i in range(len(vocab))] for vocab in (student, teacher)]
     return TokenPair(texts[0], texts[1], student.segment, teacher.segment)
+
+
+ROWS_THAT_NO_SOFTMAX_GIVES = {
+    "a token twice": ([[3, 5, 3]], [[-1.0, -2.0, -3.0]], r"column_ids\[0\] names token 3 twice"),
+    "the last row": (
+        [[3, 5, 4], [7, 7, -1]],
+        [[-1.0, -2.0, -3.0]] * 2,
+        r"column_ids\[1\] names token 7 twice",
+    ),
+    "logits": ([[3, 5, 4]], [[9.0, 7.0, 1.0]], r"log_probs\[0\] sums to 9202 as probabilities"),
+    "whole rows of logits": (None, [[0.0, 0.0]], r"log_probs\[0\] sums to 2 as probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_THAT_NO_SOFTMAX_GIVES)
+def test_rows_that_no_softmax_gives_are_refused(name: str) -> None:
+    columns, log_probs, message = ROWS_THAT_NO_SOFTMAX_GIVES[name]
+    with pytest.raises(OptionError, match=message):
+        example_of_rows(columns, log_probs)
+
+
+def test_rows_with_nan_are_refused_and_pads_are_not_columns() -> None:
+    with pytest.raises(NonFiniteError, match=r"log_probs\[1\] holds NaN"):
+        example_of_rows([[3, 5], [3, 5]], [[-1.0, -2.0], [-1.0, np.nan]])
+    example_of_rows([[3, -1, -1, 5, 5]], [[-1.0, -2.0, -3.0, -np.inf, -np.inf]])
+
+
+def example_of_rows(columns: list[list[int]] | None, log_probs: list[list[float]]) -> TargetExample:
+    vocab = byte_level_bpe()
+    ids = np.array([65, 66])
+    return TargetExample(
+        ids,
+        ids,
+        Aligner(vocab, vocab, threads=1).align(ids, ids),
+        np.array(log_probs, np.float32),
+        None if columns is None else np.array(columns, np.int64),
+    )

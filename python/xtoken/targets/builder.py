@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from xtoken._core import Vocab
 from xtoken.errors import OptionError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 from xtoken.targets.arrays import Int64, Targets
+from xtoken.targets.rows import check_rows
 from xtoken.vocab.fingerprints import PairFingerprint
 
 
@@ -77,8 +78,16 @@ class TargetExample:
         alignment: of these ids.
         log_probs: [T_t, K] float32 natural logarithms at temperature 1; row `p` is what the teacher
             says after its token `p`. Fewer rows leave the last tokens unknown.
-        column_ids: [T_t, K] int64 teacher ids of the columns, -1 for none; None where the columns
-            are all of the vocabulary.
+        column_ids: [T_t, K] int64 teacher ids of the columns, distinct within a row, -1 for none;
+            None where the columns are all of the vocabulary.
+
+    Args:
+        validate: look at the numbers; False for what was checked before.
+
+    Raises:
+        ShapeError: arrays that do not fit.
+        NonFiniteError: a log-probability is NaN.
+        OptionError: a row has more than all mass, or names a column twice.
     """
 
     student_ids: Int64
@@ -86,8 +95,9 @@ class TargetExample:
     alignment: AlignedChunks
     log_probs: NDArray[np.float32]
     column_ids: Int64 | None = None
+    validate: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, validate: bool) -> None:
         if self.log_probs.ndim != 2:
             raise ShapeError(f"log_probs has shape {self.log_probs.shape}, expected [T_t, K]")
         if self.column_ids is not None and self.column_ids.shape != self.log_probs.shape:
@@ -95,6 +105,8 @@ class TargetExample:
                 f"column_ids has shape {self.column_ids.shape}, expected "
                 f"{self.log_probs.shape} like log_probs"
             )
+        if validate:
+            check_rows(self.log_probs, self.column_ids)
 
 
 class TargetBuilder:

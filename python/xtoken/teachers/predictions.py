@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.errors import NonFiniteError, StoreError
+from xtoken.targets.rows import repeated_column
 
 # A softmax in float32 or bfloat16 sums to 1 within this.
 _MASS_TOLERANCE = 1e-2
@@ -56,11 +57,7 @@ class Predictions:
                 f"the predictions of position {position} sum to {mass[position]:.4g}, expected at "
                 "most 1; pass log-probabilities under the full softmax, not logits"
             )
-        # -inf pads a short row, whatever its id.
-        padding = -1 - np.arange(self.ids.shape[-1])
-        ordered = np.sort(np.where(np.isneginf(self.log_probs), padding, self.ids), axis=-1)
-        twice = ordered[:, 1:] == ordered[:, :-1]
-        if twice.any() or (self.ids < 0).any():
+        if repeated_column(self.ids, self.log_probs) is not None or (self.ids < 0).any():
             raise StoreError("a position names a teacher column twice or below 0; pass each once")
 
     def within(self, mass: float) -> Predictions:

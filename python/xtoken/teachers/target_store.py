@@ -163,6 +163,7 @@ class TargetStore:
                 example.alignment,
                 row.log_probs,
                 row.ids,
+                validate=False,
             )
             for example, row in zip(examples, rows, strict=True)
         ]

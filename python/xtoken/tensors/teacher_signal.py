@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from xtoken._checks import check_number, expect
 from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
+from xtoken.targets.rows import repeated_column
 from xtoken.tensors.full_logits import FullLogits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.rows import block_rows, upcast
@@ -231,7 +231,6 @@ def _check_numbers(signal: TeacherTopK) -> None:
             "expected 1 at most: log-probabilities under the full vocabulary; "
             "pass logits through TeacherTopK.from_logits"
         )
-    named = torch.isneginf(log_probs).logical_not_()
     low, high = int(ids.min()), int(ids.max())
     if low < 0:
         raise TokenIdError(f"ids hold {low}; pad a short row with log_probs = -inf")
@@ -240,17 +239,11 @@ def _check_numbers(signal: TeacherTopK) -> None:
             f"ids hold {high}, outside the teacher vocabulary (V_t = {signal.vocab_size}); "
             "pass the predictions of this teacher"
         )
-    # Pads get ids of their own, so that only a token named twice is found beside itself.
     width = ids.shape[-1]
-    pads = -1 - np.arange(width, dtype=np.int64)
-    rows = np.where(named.numpy(), ids.numpy(), pads).reshape(-1, width)
-    rows = rows.astype(np.int32) if high < 2**31 else rows
-    rows.sort(axis=1)
-    twice = np.argwhere(rows[:, 1:] == rows[:, :-1])
-    if len(twice):
-        row, column = twice[0].tolist()
-        at = divmod(row, ids.shape[1])
+    found = repeated_column(ids.numpy().reshape(-1, width), log_probs.numpy().reshape(-1, width))
+    if found is not None:
+        at = divmod(found[0], ids.shape[1])
         raise OptionError(
-            f"ids[{at[0]}, {at[1]}] names token {rows[row, column]} twice, expected distinct "
+            f"ids[{at[0]}, {at[1]}] names token {found[1]} twice, expected distinct "
             "tokens; pad a short row with log_probs = -inf"
         )

@@ -79,6 +79,7 @@ def batch_targets(
                 alignment,
                 log_probs[row, :other],
                 columns[row, :other],
+                validate=False,
             )
         )
     threads = torch.get_num_threads()

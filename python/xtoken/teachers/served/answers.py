@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from xtoken._files import JsonValue
 from xtoken.errors import ServerError
+from xtoken.targets.rows import repeated_column
 from xtoken.teachers.shard import Predictions
 
 Ids = NDArray[np.int64]
@@ -89,12 +90,10 @@ def _check(
             "most 1; the server must give log-probabilities of the raw logits "
             "(--logprobs-mode raw_logprobs)"
         )
-    ordered = np.sort(np.where(ids < 0, -1 - np.arange(ids.shape[1]), ids), axis=1)
-    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if repeated.any():
-        place, at = (int(index[0]) for index in repeated.nonzero())
+    repeated = repeated_column(ids, np.where(ids < 0, -np.inf, values))
+    if repeated is not None:
         raise ServerError(
-            f"id {int(ordered[place, at])} comes twice at position {place}; the answer is damaged: "
+            f"id {repeated[1]} comes twice at position {repeated[0]}; the answer is damaged: "
             "update the server"
         )
     # Columns past the tokenizer's are padding of the lm_head, and have next to no mass.
