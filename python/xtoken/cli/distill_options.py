@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from typing import Annotated, Any, cast
 
@@ -11,6 +10,7 @@ import typer
 from typer.core import TyperOption
 
 from xtoken.cli.command import Command
+from xtoken.cli.distill_settings import Setting, Settings, kept_settings
 
 TRAINER = "Trainer (transformers.TrainingArguments)"
 # A parameter of the command belongs to the first group that names it.
@@ -65,8 +65,9 @@ class DistillCommand(Command):
         """The parameters of the function, and all other settings."""
         own = list(super().get_params(ctx))
         if self._further is None:
-            self._further = _further_options(frozenset(each.name or "" for each in own))
-            _describe(own)
+            settings = _settings(frozenset(each.name or "" for each in own))
+            self._further = _further_options(settings)
+            _describe(own, settings)
         return [*own[:-1], *self._further, own[-1]]  # --help is the last
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -107,14 +108,19 @@ def _value(text: str) -> object:
     return text
 
 
-@functools.cache
-def _further_options(named: frozenset[str]) -> list[TyperOption]:
+def _settings(named: frozenset[str]) -> Settings:
+    """The settings beside those `named`, and the defaults; kept on disk, as transformers, which
+    some come from, takes seconds to import."""
+    return kept_settings(lambda: _find_settings(named))
+
+
+def _find_settings(named: frozenset[str]) -> Settings:
     from xtoken.training.config import DistillConfig, known_settings
     from xtoken.training.settings import DistillSettings
     from xtoken.training.trainer_options import ALIASES, OWNED, trainer_fields
 
     aliases = {own: name for name, own in ALIASES.items()}
-    made: dict[str, Any] = {}
+    made: list[Setting] = []
     documented = _documented(DistillConfig.__doc__ or "")
     for each in dataclasses.fields(DistillConfig):
         # Two are spelled otherwise on the command line: the first by itself, the other below.
@@ -123,27 +129,36 @@ def _further_options(named: frozenset[str]) -> list[TyperOption]:
         flags = [_flag(each.name)]
         if each.name in aliases:
             flags.append(_flag(aliases[each.name]))
-        made[each.name] = typer.Option(
-            *flags,
-            help=_sentence(documented.get(each.name, "")),
-            show_default=str(each.default),
-            rich_help_panel=_group(each.name),
-        )
+        text = _sentence(documented.get(each.name, ""))
+        made.append(Setting(each.name, flags, text, str(each.default), _group(each.name)))
     losses = {each.name for each in dataclasses.fields(DistillSettings)}
     for name, each in sorted(trainer_fields(known_settings()).items()):
         default = each.default
         if default is dataclasses.MISSING:
             factory = each.default_factory
             default = None if factory is dataclasses.MISSING else factory()
-        made[name] = typer.Option(
-            _flag(name),
-            # argparse's escape.
-            help=_sentence(str(each.metadata.get("help", "")).replace("%%", "%")),
-            show_default=str(getattr(default, "value", default)),
-            rich_help_panel="Loss" if name in losses else TRAINER,
-        )
-    for name in OWNED.keys() - named - made.keys():
-        made[name] = typer.Option(_flag(name), hidden=True)
+        # argparse's escape.
+        text = _sentence(str(each.metadata.get("help", "")).replace("%%", "%"))
+        panel = "Loss" if name in losses else TRAINER
+        default = str(getattr(default, "value", default))
+        made.append(Setting(name, [_flag(name)], text, default, panel))
+    refused = sorted(OWNED.keys() - named - {each.name for each in made})
+    made.extend(Setting(name, [_flag(name)], None, None, None) for name in refused)
+    defaults = {name: str(value) for name, value in dataclasses.asdict(DistillConfig()).items()}
+    return Settings(made, defaults, aliases)
+
+
+def _further_options(settings: Settings) -> list[TyperOption]:
+    made: dict[str, Any] = {}
+    for each in settings.further:
+        shown: dict[str, Any] = {"hidden": True}
+        if each.panel is not None:
+            shown = {
+                "help": each.help,
+                "show_default": each.default,
+                "rich_help_panel": each.panel,
+            }
+        made[each.name] = typer.Option(*each.flags, **shown)
     return _options(made)
 
 
@@ -167,20 +182,16 @@ def _options(made: dict[str, Any]) -> list[TyperOption]:
     return [each for each in found if isinstance(each, TyperOption) and each.name in made]
 
 
-def _describe(own: list[Any]) -> None:
+def _describe(own: list[Any], settings: Settings) -> None:
     """Groups and defaults of the function's own parameters."""
-    from xtoken.training.config import DistillConfig
-    from xtoken.training.trainer_options import ALIASES
-
-    defaults = dataclasses.asdict(DistillConfig())
-    aliases = {name: alias for alias, name in ALIASES.items()}
     for each in own:
         if isinstance(each, TyperOption) and each.name != "help":
-            each.rich_help_panel = _group(each.name or "")
-            if each.name in defaults and each.default is None:
-                each.show_default = str(defaults[each.name])
-            if each.name in aliases:
-                each.opts.append(_flag(aliases[each.name]))
+            name = each.name or ""
+            each.rich_help_panel = _group(name)
+            if name in settings.defaults and each.default is None:
+                each.show_default = settings.defaults[name]
+            if name in settings.aliases:
+                each.opts.append(_flag(settings.aliases[name]))
 
 
 def _group(name: str) -> str:
