@@ -153,15 +153,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def texts() -> dict[str, str]:
     """Text of many kinds: real English and code, and the scripts on which tokenizers trip."""
-    import argparse
-    import inspect
-    import pydoc_data.topics
+    from real_texts import CODE, TOPICS
 
     rng = random.Random(0)
     characters = (chr(rng.randrange(0x20, 0x3000)) for _ in range(2000))
     return {
-        "english": "\n".join(list(pydoc_data.topics.topics.values())[:12])[:40_000],
-        "code": inspect.getsource(argparse)[:30_000].replace("    ", "\t"),
+        "english": "\n".join(list(TOPICS.values())[:12])[:40_000],
+        "code": CODE.replace("    ", "\t"),
         "maths": " ".join(f"{i} * {i + 7} = {i * (i + 7)}, {i / 7:.4f};" for i in range(200)),
         "chinese": "机器学习的模型从教师那里学到了什么?2024年,价格是1234.56元。",
         "arabic": "اَلْعَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ، وَفِيهَا حَرَكَاتٌ كَثِيرَةٌ.",

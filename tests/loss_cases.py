@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pydoc_data import topics
 
 import numpy as np
 import torch
+from real_texts import TOPICS
 from tokenizer_zoo import byte_level_bpe
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -226,7 +226,7 @@ def real_case(
     """`make_case` on real text: the alignments of two tokenizers, a BOS on the student's side."""
     student, teacher, projection = real_pair()
     aligner = real_aligner()
-    text = topics.topics["integers"] + " In 1991, 20,126 of 3,401 " + topics.topics["numbers"]
+    text = TOPICS["integers"] + " In 1991, 20,126 of 3,401 " + TOPICS["numbers"]
     ids: list[list[list[int]]] = [[], []]
     for b in range(batch):
         start = (seed * 37 + b * 113) % 500

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import pydoc_data.topics
 import shutil
 from pathlib import Path
 
+from real_texts import TOPICS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +18,7 @@ from xtoken.data import cut_passages
 
 def tiny_texts(count: int) -> list[str]:
     """Short passages: half of the language reference, half rich in numerals."""
-    topics = sorted(set(pydoc_data.topics.topics.values()))
+    topics = sorted(set(TOPICS.values()))
     prose = [text for topic in topics for text in cut_passages(topic, 300) if len(text) > 100]
     numbers = [
         text

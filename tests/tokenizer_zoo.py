@@ -7,8 +7,8 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from pydoc_data import topics
 
+from real_texts import TOPICS
 from sentencepiece import SentencePieceProcessor
 from tokenizers import (
     AddedToken,
@@ -23,7 +23,7 @@ from tokenizers import (
 
 from xtoken import Vocab
 
-TEXT = list(topics.topics.values())
+TEXT = list(TOPICS.values())
 
 
 def package_folder(package: str) -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pydoc_data.topics
 from pathlib import Path
 
 import pytest
+from real_texts import TOPICS as BY_NAME
 
 from xtoken.data import Documents, Encoder, LeftOut, read_documents, read_texts
 from xtoken.data.documents import cut_passages, keep_apart, split_held_out
@@ -14,7 +14,7 @@ from xtoken.data.encode import print_document
 from xtoken.errors import DataError
 
 # Two topics have the same text.
-TOPICS = list(dict.fromkeys(text for _, text in sorted(pydoc_data.topics.topics.items())))
+TOPICS = list(dict.fromkeys(text for _, text in sorted(BY_NAME.items())))
 LONGEST = max(TOPICS, key=len)
 
 

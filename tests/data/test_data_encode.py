@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 import time
 
 import pytest
 from chat_families import ending, family
+from real_texts import TOPICS
 
 from xtoken.data import Conversation, Encoded, Encoder
 from xtoken.data.encode import print_document
 
-PROSE = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+PROSE = "\n".join(text for _, text in sorted(TOPICS.items()))
 SIZE = 24_000
 LONG = {
     name: (unit * (SIZE // len(unit) + 1))[:SIZE]

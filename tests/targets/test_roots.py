@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from real_texts import TOPICS
 from tokenizer_zoo import byte_level_bpe
 
 from xtoken import Projection, Vocab
@@ -67,14 +68,12 @@ def test_equal_vocabularies_have_the_identity() -> None:
 
 
 def test_on_real_text_the_chunks_two_first_tokens_are_in_one_cell() -> None:
-    from pydoc_data import topics
-
     from xtoken import Aligner
 
     sides = byte_level_bpe(900, digits=3), byte_level_bpe(700, digits=1)
     projection = real_pair(0)
     roots = TargetBuilder(projection).roots
-    text = topics.topics["numbers"] + topics.topics["integers"]
+    text = TOPICS["numbers"] + TOPICS["integers"]
     ids = [np.array(side.encode(text, add_special_tokens=False).ids) for side in sides]
     alignment = Aligner(*sides, threads=1).align(*ids)
     same = [
