@@ -7,11 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
-from real_texts import TOPICS
+from real_texts import NUMBERS, TOPICS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from demo.numerals import number_documents
 from demo.student import train_tokenizer, write_llama
 from xtoken.data import cut_passages
 
@@ -20,12 +19,7 @@ def tiny_texts(count: int) -> list[str]:
     """Short passages: half of the language reference, half rich in numerals."""
     topics = sorted(set(TOPICS.values()))
     prose = [text for topic in topics for text in cut_passages(topic, 300) if len(text) > 100]
-    numbers = [
-        text
-        for document in number_documents(seed=0)
-        for text in cut_passages(document.text, 300)
-        if len(text) > 100
-    ]
+    numbers = [text for each in NUMBERS for text in cut_passages(each, 300) if len(text) > 100]
     half = count // 2
     step = len(numbers) // half
     return prose[: count - half] + numbers[: half * step : step]
