@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from xtoken import _files
-from xtoken._files import locked, parse_json, read_json, temporary_beside, to_disk, write_text
+from xtoken._files import (
+    folder_beside,
+    locked,
+    parse_json,
+    read_json,
+    temporary_beside,
+    to_disk,
+    write_text,
+)
 from xtoken.errors import FormatError, MissingFileError
 
 SITE = str(Path(_files.__file__).parent.parent)
@@ -114,6 +122,32 @@ def test_two_processes_hold_a_lock_one_after_the_other(tmp_path: Path) -> None:
     process.communicate("\n")
     with locked(tmp_path / "lock", timeout=10):
         pass
+
+
+def test_a_folder_appears_whole_in_place_of_what_was_there(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with folder_beside(tmp_path / "model") as folder:
+            (folder / "parts").mkdir()
+            (folder / "parts" / content).write_text(content)
+    with pytest.raises(IsADirectoryError), folder_beside(tmp_path / "model") as folder:
+        folder.write_text("a folder is none")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "parts", "new"]
+
+
+def test_a_folder_of_a_writer_that_was_killed_is_removed_with_all_in_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from xtoken._files import folder_beside\n"
+        "with folder_beside(sys.argv[1]) as folder:\n"
+        "    (folder / '.tmp12').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "model")]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": SITE}, check=False)
+    assert done.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert (left / ".tmp12").exists()
+    with folder_beside(tmp_path / "model") as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "whole"]
 
 
 def test_unfinished_files_of_the_living_stay(tmp_path: Path) -> None:

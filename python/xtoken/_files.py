@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 import warnings
@@ -61,10 +62,7 @@ def temporary_beside(path: Path | str) -> Iterator[Path]:
         yield path  # a device or a pipe, which must not be replaced by a file
         return
     remove_unfinished(path.parent)
-    # Beside the target, so that the rename stays in one file system; a short part of the name, as
-    # names may have 255 bytes.
-    name = f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.xtoken-tmp"
-    temporary = path.parent / name
+    temporary = _name_beside(path)
     try:
         # As open() does it, the mode is 0666 less the umask; never a file that is there.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -78,15 +76,52 @@ def temporary_beside(path: Path | str) -> Iterator[Path]:
     _folder_to_disk(path.parent)
 
 
+@contextmanager
+def folder_beside(path: Path | str) -> Iterator[Path]:
+    """Give the path of an empty folder that becomes `path` when the block ends without an error.
+
+    For writers of several files, whose own temporary ones go with the folder where they are killed.
+    A folder that is there is replaced.
+    """
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
+    temporary, replaced = _name_beside(path), _name_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                to_disk(file)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _folder_to_disk(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _name_beside(path: Path) -> Path:
+    """A name of this process alone, in the same file system, that `unfinished` knows again."""
+    # A short part of the name, as names may have 255 bytes.
+    name = f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.xtoken-tmp"
+    return path.parent / name
+
+
 def remove_unfinished(folder: Path | str) -> int:
     """Remove what writers that were killed left in a folder; see `unfinished`.
 
-    Returns: the number of files removed.
+    Returns: the number of files and folders removed.
     """
     removed = 0
     for path in unfinished(folder):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
             removed += 1
     return removed
 
@@ -94,7 +129,7 @@ def remove_unfinished(folder: Path | str) -> int:
 def unfinished(folder: Path | str) -> list[Path]:
     """What writers that were killed left in a folder.
 
-    A file counts if its process ran on this machine and is dead, or if it is older than a day.
+    One counts if its process ran on this machine and is dead, or if it is older than a day.
     """
     left = []
     with contextlib.suppress(OSError):

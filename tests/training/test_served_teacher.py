@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,3 +185,25 @@ def test_loader_workers_make_no_difference(
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
     # Once an epoch at most; what the step before had is still there.
     assert max(server.asked.values()) <= 4
+
+
+@pytest.mark.parametrize("kind", ["served", "live"])
+def test_a_loaders_worker_that_is_no_fork_gets_the_collator_without_the_teacher(
+    folder: Path, tmp_path: Path, served: ServedTeacher, pair: Pair, kind: str
+) -> None:
+    """Python 3.14 pickles what it gives to workers, as others do where asked to spawn."""
+    live = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    source = served if kind == "served" else live
+    trainer = trained(folder, tmp_path, Teacher(source, pair), pair, max_steps=1)
+    collator = trainer.data_collator
+    again = pickle.loads(pickle.dumps(collator))
+    assert again._teaching.sources == [None]
+    assert trainer.teaching.sources != [None]
+    found, expected = (each(TEXTS[:4]) for each in (again, collator))
+    assert found.keys() == expected.keys()
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert torch.equal(found[name], expected[name])
+    chunks = [vars(each["teacher_side"].chunks) for each in (found, expected)]
+    tensors = [{k: v for k, v in each.items() if isinstance(v, torch.Tensor)} for each in chunks]
+    assert tensors[0].keys() == tensors[1].keys() != set()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])

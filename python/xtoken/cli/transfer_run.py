@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xtoken._files import write_text
+from xtoken._files import folder_beside, write_text
 from xtoken.cli.console import Bars, quiet_transformers
 from xtoken.errors import MissingFileError
 from xtoken.pair import Pair
@@ -108,19 +105,13 @@ def _remarks(pair: Pair, counts: TransferCounts) -> list[str]:
 def _write(
     model: PreTrainedModel, tokenizer: Any, pair: Pair, counts: TransferCounts, out: Path
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+    with folder_beside(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         content = counts.to_dict() | {
             "model_tokenizer": pair.teacher_vocab.fingerprint,
             "new_tokenizer": pair.student_vocab.fingerprint,
             "decay": pair.projection.options.decay,
             "max_pieces": pair.projection.options.max_pieces,
         }
-        write_text(unfinished / COUNTS_FILE, json.dumps(content, indent=2) + "\n")
-        unfinished.chmod(0o755)
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_text(folder / COUNTS_FILE, json.dumps(content, indent=2) + "\n")

@@ -96,6 +96,11 @@ class ExampleCollator:
         self.keep = keep
         self._used = self._left_out = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For a loader's worker that is no fork: it makes batches, and asks no teacher, which may be
+        # a model of many gigabytes, or hold connections.
+        return self.__dict__ | {"_teaching": self._teaching.without_sources()}
+
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """The padded inputs.
 

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from xtoken._files import locked
+from xtoken._files import folder_beside, locked
 from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
@@ -317,8 +317,9 @@ def _write(
     config: DistillConfig,
     student: nn.Module,
 ) -> None:
-    cast(Any, student).save_pretrained(out / "student")
-    cast(Any, materials.pair.student_tokenizer).save_pretrained(out / "student")
+    with folder_beside(out / "student") as folder:
+        cast(Any, student).save_pretrained(folder)
+        cast(Any, materials.pair.student_tokenizer).save_pretrained(folder)
     for index in range(len(trainer.teaching.members)):
         trainer.learned_projection(index).save(out / projection_file(index))
     config.save(out / "config.json")

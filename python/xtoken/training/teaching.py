@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class Teaching(nn.Module):
             _target_store(member, source)
             for member, source in zip(distillers, self.sources, strict=True)
         ]
+
+    def without_sources(self) -> Teaching:
+        """The same losses, of which no teacher can be asked."""
+        same = copy.copy(self)
+        same.sources = [None] * len(self.sources)
+        return same
 
     @property
     def members(self) -> list[Distiller]:
