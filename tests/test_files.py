@@ -134,6 +134,24 @@ def test_a_folder_appears_whole_in_place_of_what_was_there(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "parts", "new"]
 
 
+def test_a_folder_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refuse_new(path: Path, target: Path) -> Path:
+        if (path / "new").exists():
+            raise PermissionError(f"{target} cannot be written")
+        return rename(path, target)
+
+    with folder_beside(tmp_path / "model") as folder:
+        (folder / "old").touch()
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(PermissionError), folder_beside(tmp_path / "model") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
 def test_a_folder_of_a_writer_that_was_killed_is_removed_with_all_in_it(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from xtoken._files import folder_beside\n"

@@ -97,6 +97,8 @@ def folder_beside(path: Path | str) -> Iterator[Path]:
             path.rename(replaced)
         temporary.rename(path)
     except BaseException:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _folder_to_disk(path.parent)
