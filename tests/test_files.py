@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from xtoken import _files
 from xtoken._files import (
@@ -19,8 +20,9 @@ from xtoken._files import (
     temporary_beside,
     to_disk,
     write_text,
+    writes,
 )
-from xtoken.errors import FormatError, MissingFileError
+from xtoken.errors import FailedWriteError, FormatError, MissingFileError
 
 SITE = str(Path(_files.__file__).parent.parent)
 
@@ -88,6 +90,96 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+# As on a full disk: no file grows beyond 3 kB, and the write says so.
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from xtoken._files import folder_beside, temporary_beside, writes, write_text
+from xtoken.errors import FailedWriteError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+tensor = torch.zeros(4000)
+words = Tokenizer(WordLevel({str(number): number for number in range(4000)}, "0"))
+writers = {
+    "bytes": lambda path: path.write_bytes(b"x" * 4000),
+    "torch": lambda path: torch.save(tensor, path),
+    "safetensors": lambda path: save_file({"tensor": tensor}, path),
+    "tokenizers": lambda path: words.save(str(path)),
+}
+said = []
+for name, write in writers.items():
+    try:
+        with folder_beside(Path(sys.argv[1]) / name) as folder:
+            (folder / "first").touch()
+            write(folder / "file")
+    except FailedWriteError as error:
+        said.append(f"{name} {error}")
+    try:
+        with temporary_beside(Path(sys.argv[1]) / name) as path:
+            write(path)
+    except FailedWriteError as error:
+        said.append(f"{name} {error}")
+try:
+    with folder_beside(Path(sys.argv[1]) / "texts") as folder:
+        write_text(folder / "file", "x" * 4000)
+except FailedWriteError as error:
+    said.append(f"texts {error}")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # what it says is kept in a file
+print("\\n".join(said))
+"""
+
+
+def test_a_write_that_fails_is_one_line_with_path_and_remedy_whichever_library_wrote(
+    tmp_path: Path,
+) -> None:
+    done = Forked(LIMITED, tmp_path)
+    output, errors = done.communicate()
+    assert done.returncode == 0, errors
+    lines = output.splitlines()
+    names = ["bytes", "torch", "safetensors", "tokenizers"]
+    assert [line.split()[0] for line in lines] == [*sorted(names * 2, key=names.index), "texts"]
+    for line in lines:
+        name, rest = line.split(maxsplit=1)
+        end = "/file" if name == "texts" else ""
+        assert rest.startswith(f"{tmp_path / name}{end} cannot be written ("), line
+        assert "free space" in rest or "raise the limit" in rest, line
+        assert "xtoken-tmp" not in rest, line
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_it_may_not_be_written_the_remedy_is_another(tmp_path: Path) -> None:
+    with pytest.raises(FailedWriteError, match=r"none.file cannot .*; make the folder first$"):
+        write_text(tmp_path / "none" / "file", "text")
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedWriteError, match=r"Not a directory\); pass another path, and so on$"):
+        with writes(tmp_path / "file" / "inside", ", and so on"):
+            write_text(tmp_path / "file" / "inside", "text")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "another"),
+        ConnectionRefusedError(111, "Connection refused"),
+        BrokenPipeError(32, "Broken pipe"),
+        OSError("a library's own words"),
+        Exception("No such file or directory (os error 2)"),
+        ValueError("no write"),
+        FormatError("no write"),
+    ],
+)
+def test_what_is_no_failed_write_of_this_file_passes(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, writes(tmp_path / "file"):
+        raise error
+    assert raised.value is error
+
+
 def test_files_are_flushed_through_a_handle_that_may_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +221,7 @@ def test_a_folder_appears_whole_in_place_of_what_was_there(tmp_path: Path) -> No
         with folder_beside(tmp_path / "model") as folder:
             (folder / "parts").mkdir()
             (folder / "parts" / content).write_text(content)
-    with pytest.raises(IsADirectoryError), folder_beside(tmp_path / "model") as folder:
+    with pytest.raises(FailedWriteError), folder_beside(tmp_path / "model") as folder:
         folder.write_text("a folder is none")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "parts", "new"]
 

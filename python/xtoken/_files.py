@@ -1,11 +1,13 @@
 """Files: written whole or not at all, checksums, locks between processes, JSON, the cache folder.
 
-Every file that the package writes goes through `write_atomically` or `temporary_beside`.
+Every file that the package writes goes through `write_atomically`, `temporary_beside` or
+`folder_beside`; one that grows, through `writes`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +23,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xtoken.errors import FormatError, MissingFileError, UnavailableCacheWarning
+from xtoken.errors import (
+    FailedWriteError,
+    FormatError,
+    MissingFileError,
+    UnavailableCacheWarning,
+    XTokenError,
+)
 
 CACHE_VARIABLE = "XTOKEN_CACHE"
 
@@ -32,13 +40,32 @@ _UNFINISHED = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\
 _CHECKSUM = "checksum"
 # Older than any write that still runs; for files of other machines, whose processes we cannot see.
 _ABANDONED_SECONDS = 24 * 3600
+# What torch, safetensors and tokenizers say of a write that failed, each in a class of its own.
+_FAILED_WRITES = (
+    *("inline_container", "PytorchStreamWriter", "iostream", "I/O error", "IoError", "os error"),
+)
+# Errors of a write itself, which may name no file; and what helps.
+_NO_ROOM = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "pass a path that can be written",
+    errno.EIO: "pass a path on another disk",
+}
+_REMEDIES = {
+    **_NO_ROOM,
+    errno.ENOENT: "make the folder first",
+    errno.EACCES: "pass a path that you may write to",
+    errno.EPERM: "pass a path that you may write to",
+}
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file that appears at `path` whole or not at all.
 
     Raises:
-        OSError: the folder does not exist, cannot be written or is full; `path` is as it was.
+        FailedWriteError: the folder does not exist, cannot be written or is full; `path` is as it
+            was.
     """
     with temporary_beside(path) as temporary, temporary.open("wb") as file:
         write(file)
@@ -50,12 +77,81 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 @contextmanager
+def writes(path: Path | str, then: str = "") -> Iterator[None]:
+    """Tell of a write into a file or folder that fails in one way, whoever wrote.
+
+    An error that names a file elsewhere is of no write here.
+
+    Args:
+        then: what follows the remedy, such as ", and pass --resume".
+
+    Raises:
+        FailedWriteError: it could not be written; the message says why, and what helps.
+    """
+    try:
+        yield
+    except FailedWriteError as error:
+        if str(error).endswith(then):
+            raise
+        raise FailedWriteError(f"{error}{then}", error.reason) from error
+    except (XTokenError, BrokenPipeError):
+        raise
+    # tokenizers raises Exception itself.
+    except Exception as error:
+        found = _failed_write(error, path)
+        if found is None:
+            raise
+        reason, remedy = found
+        message = f"{path} cannot be written ({reason}); {remedy}{then}"
+        raise FailedWriteError(message, reason) from error
+
+
+def _failed_write(error: Exception, path: Path | str) -> tuple[str, str] | None:
+    """What a failed write says, and what helps; None where it is another error."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        number, reason = error.errno, error.strerror or text
+        if number not in _NO_ROOM and not _is_of(error.filename, Path(path)):
+            return None
+    elif any(mark in text for mark in _FAILED_WRITES):
+        reason, of_system = text.splitlines()[0], re.search(r"os error (\d+)", text)
+        if of_system is None:
+            return reason, "the disk is full, or a limit is reached: free space there"
+        number = int(of_system[1])
+        if number not in _NO_ROOM:
+            return None
+    else:
+        return None
+    return reason, _REMEDIES.get(number, "pass another path")
+
+
+def _is_of(named: object, path: Path) -> bool:
+    """Whether a file that an error names is one that is written to make `path`."""
+    if not isinstance(named, str | PathLike):
+        return False
+    found, path = Path(os.path.abspath(named)), Path(os.path.abspath(path))
+    if found == path or path in found.parents or found in path.parents:
+        return True
+    inside = found.relative_to(path.parent).parts if path.parent in found.parents else ()
+    return bool(inside) and _UNFINISHED.fullmatch(inside[0]) is not None
+
+
+@contextmanager
 def temporary_beside(path: Path | str) -> Iterator[Path]:
     """Give the path of an empty file that becomes `path` when the block ends without an error.
 
     For writers that want a path. The content is on the disk before the name is, and the mode is
     that of any new file. A device or a pipe is written as it is.
+
+    Raises:
+        FailedWriteError: it could not be written.
     """
+    with writes(path), _temporary_beside(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_beside(path: Path | str) -> Iterator[Path]:
     # Through a link, what it points to is replaced.
     path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -82,7 +178,16 @@ def folder_beside(path: Path | str) -> Iterator[Path]:
 
     For writers of several files, whose own temporary ones go with the folder where they are killed.
     A folder that is there is replaced.
+
+    Raises:
+        FailedWriteError: it could not be written; what was there is as it was.
     """
+    with writes(path), _folder_beside(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _folder_beside(path: Path | str) -> Iterator[Path]:
     path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path.parent)
@@ -96,10 +201,13 @@ def folder_beside(path: Path | str) -> Iterator[Path]:
         if path.exists():
             path.rename(replaced)
         temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, FailedWriteError):
+            message = str(error).replace(str(temporary), str(path))
+            raise FailedWriteError(message, error.reason) from error
         raise
     _folder_to_disk(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -294,8 +402,9 @@ def warn_of_cache(folder: Path | str, error: Exception) -> None:
     """Say once per folder that a cache cannot be used; the caller does without it."""
     if str(folder) not in _warned:
         _warned.add(str(folder))
+        reason = error.reason if isinstance(error, FailedWriteError) else error
         warnings.warn(
-            f"the cache {folder} cannot be used ({error}); the result is computed and not kept. "
+            f"the cache {folder} cannot be used ({reason}); the result is computed and not kept. "
             f"Free space there, or set {CACHE_VARIABLE} to another directory or to off",
             UnavailableCacheWarning,
             stacklevel=3,

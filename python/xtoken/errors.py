@@ -63,7 +63,15 @@ class ResumeError(XTokenError):
 
 
 class FailedWriteError(XTokenError, OSError):
-    """A file could not be written: the disk is full, or a limit is reached."""
+    """A file could not be written: the disk is full, a limit is reached, or it may not be.
+
+    Attributes:
+        reason: what the system says, or the library that wrote.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class InterruptedRunError(XTokenError):

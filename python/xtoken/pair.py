@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
-from xtoken._files import read_json, sealed, sha256_of, unsealed, write_atomically
+from xtoken._files import read_json, sealed, sha256_of, unsealed, write_atomically, writes
 from xtoken.align import Aligner, Alignment
 from xtoken.align.ids import Ids
 from xtoken.audit import Audit
@@ -412,9 +412,13 @@ class Pair:
         """Write the pair: both vocabularies, W, and the tokenizers that can be written.
 
         Raises:
-            OSError: the directory cannot be written.
+            FailedWriteError: the directory cannot be written.
         """
         folder = Path(directory)
+        with writes(folder):
+            self._save(folder)
+
+    def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.projection.save(folder / _PROJECTION_FILE)
         for side, vocab in zip(self.sides, (self.student_vocab, self.teacher_vocab), strict=True):

@@ -310,9 +310,9 @@ def test_a_disk_that_is_full_is_one_line(pair: list[str], tmp_path: Path) -> Non
     if not Path("/dev/full").is_char_device():
         pytest.skip("this system has no /dev/full")
     message = one_line(command("project", "build", *pair, "--out", "/dev/full"))
-    assert "No space left on device" in message
-    missing = command("project", "build", *pair, "--out", tmp_path / "none" / "w")
-    assert "No such file or directory" in one_line(missing)
+    assert "/dev/full cannot be written (No space left on device); free space there" in message
+    missing = one_line(command("project", "build", *pair, "--out", tmp_path / "none" / "w"))
+    assert "w cannot be written (No such file or directory); make the folder first" in missing
 
 
 def test_a_bug_is_one_line_that_asks_for_a_report(pair: list[str]) -> None:

@@ -182,3 +182,17 @@ def test_a_source_that_cannot_be_read_is_one_line(
         load_rows([broken, tmp_path / "data.csv"])
     with pytest.raises(DataError, match=r"with split 'trian'"):
         read_documents(tmp_path / "data.csv", split="trian")
+
+
+def test_a_folder_is_read_by_any_name_and_an_empty_one_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    for name in (".", "./", "../data", str(tmp_path / "data")):
+        assert read_documents(name) == ["one", "two"], name
+        assert [row["text"] for row in load_rows(name)] == ["one", "two"], name
+    with pytest.raises(DataError, match=r"^\.\./bare cannot .* \.txt files of one kind in it"):
+        read_documents("../bare")

@@ -171,6 +171,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
         if code != 0:
             assert errors.count("\n") == 1, errors
             assert "error: " in errors
+            assert " cannot be written (" in errors
             assert "Traceback" not in errors
     code, errors = server.finish(out)
     assert code == 0, errors

@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xtoken._extras import needs_extra
-from xtoken._files import read_json, sealed, sha256_of, temporary_beside, unsealed, write_text
+from xtoken._files import (
+    read_json,
+    sealed,
+    sha256_of,
+    temporary_beside,
+    unsealed,
+    write_text,
+    writes,
+)
 from xtoken.align import Aligner, AlignmentBatch, Coverage
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.vocab.side import Side
@@ -60,7 +68,8 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
     Raises:
         OptionError: the source is of no known kind, or the directory is of another alignment.
         FormatError: a row holds no text.
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read.
+        FailedWriteError: one cannot be written.
     """
     if corpus.rows_per_file < 1:
         raise OptionError(f"--rows {corpus.rows_per_file} is out of range; expected 1 or more")
@@ -124,7 +133,8 @@ def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
             f"{corpus.out} is not empty and was not written by `xtoken align --batch`; choose "
             "another --out"
         )
-    state.mkdir(parents=True)
+    with writes(state):
+        state.mkdir(parents=True)
     write_text(file, json.dumps(claim))
 
 

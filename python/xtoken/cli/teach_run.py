@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from xtoken._files import writes
 from xtoken.cli.console import (
     Bars,
     quiet_transformers,
@@ -326,10 +327,11 @@ def _open(
 def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStream) -> StoreNotes:
     """Write how the store is made, and the tokenizer that it is of."""
     folder = request.out / TOKENIZER_FOLDER
-    cast(Any, side.tokenizer).save_pretrained(folder)
     generation = Path(str(request.teacher)) / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, folder / generation.name)
+    with writes(folder):
+        cast(Any, side.tokenizer).save_pretrained(folder)
+        if generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
     again = Side("teacher", by_transformers(str(folder), "teacher "))
     if again.vocab.fingerprint != side.vocab.fingerprint:
         raise StoreError(

@@ -109,7 +109,7 @@ def fill_streamed(
     Under torchrun each process computes its part of each batch.
 
     Raises:
-        StoreError, ServerError, OSError: as `fill_store`.
+        StoreError, ServerError, FailedWriteError: as `fill_store`.
     """
     sequences = tokens = computed = 0
     began = time.monotonic()

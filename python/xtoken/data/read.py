@@ -143,7 +143,10 @@ def load_rows(
             options["sample_by"] = "paragraph"
         if place.name.removesuffix("".join(place.suffixes[1:])).endswith(".tsv"):
             options["sep"] = "\t"
-    elif place.is_dir() or is_hub_name(sources[0]):
+    elif place.is_dir():
+        # A name such as "." has no part that `datasets` could call what it makes by.
+        name = str(place.resolve())
+    elif is_hub_name(sources[0]):
         name = sources[0]
     else:
         raise _no_file(sources[0])
@@ -155,9 +158,14 @@ def load_rows(
         return datasets.load_dataset(name, split=split, streaming=streaming, **options)
     # It raises classes of its own, of pyarrow, fsspec and the hub's client, and builtins.
     except Exception as error:
+        remedy = "check the name, the split and the network"
+        if place.is_dir():
+            remedy = f"expected {', '.join(_KINDS)} files of one kind in it; check the split too"
+        elif place.exists():
+            remedy = "check what it holds, and the split"
         raise DataError(
             f"{', '.join(sources)} cannot be read as a dataset with split {split!r} "
-            f"({_one_line(error)}); check the name, the split and the network"
+            f"({_one_line(error)}); {remedy}"
         ) from error
 
 

@@ -50,7 +50,7 @@ def save(projection: ProjectionArrays, path: str | PathLike[str]) -> None:
     """Write W; a reader never sees half a file.
 
     Raises:
-        OSError: the directory does not exist or cannot be written.
+        FailedWriteError: the directory does not exist or cannot be written.
     """
     write_arrays(
         path,

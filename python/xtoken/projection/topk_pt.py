@@ -37,7 +37,7 @@ def export_topk_pt(projection: ProjectionArrays, path: str | PathLike[str]) -> N
     readers that do not know them pass them over.
 
     Raises:
-        OSError: the directory does not exist or cannot be written.
+        FailedWriteError: the directory does not exist or cannot be written.
         MissingExtraError: torch is not installed.
     """
     with needs_extra():

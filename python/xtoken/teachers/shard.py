@@ -280,7 +280,7 @@ def write_rows(
     """Write a file of `spread` whole or not at all, with a checksum.
 
     Raises:
-        OSError: the folder cannot be written or is full.
+        FailedWriteError: the folder cannot be written or is full.
     """
     assert key.min_prob is not None
     arrays = pack_rows(sequences, rows, rest, key.min_prob)
@@ -300,7 +300,7 @@ def write_shard(
 
     Raises:
         NonFiniteError, StoreError: a prediction is none, see `Predictions.check`.
-        OSError: the folder cannot be written or is full.
+        FailedWriteError: the folder cannot be written or is full.
     """
     for item in predictions:
         item.check()

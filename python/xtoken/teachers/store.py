@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken._files import locked, remove_unfinished, warn_of_cache
+from xtoken._files import locked, remove_unfinished, warn_of_cache, writes
 from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest
@@ -95,7 +95,8 @@ class TopKStore:
         # By length, a power of two: the sequences that have as many tokens, by the digest of these.
         self._heads: dict[int, dict[bytes, list[_Place]]] = {}
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            with writes(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self._cannot_write(error)
         remove_unfinished(self.directory)
@@ -279,7 +280,7 @@ class TopKStore:
             StoreError: the teacher is another.
             OptionError: it has fewer columns than `top_k`.
             NonFiniteError: it predicts NaN; nothing of that pass is stored.
-            OSError: the folder cannot be written, and the store is `required`.
+            FailedWriteError: the folder cannot be written, and the store is `required`.
         """
         if teacher.fingerprint != self.key.teacher:
             raise StoreError(
@@ -318,7 +319,7 @@ class TopKStore:
         Raises:
             StoreError: predictions are of another size than their sequence or the key, or none.
             NonFiniteError: a prediction is NaN.
-            OSError: the folder cannot be written, and the store is `required`.
+            FailedWriteError: the folder cannot be written, and the store is `required`.
         """
         if self.key.is_spread:
             raise StoreError(
@@ -347,7 +348,7 @@ class TopKStore:
         """Write the kept rows of sequences into one file, with the prior of what they leave.
 
         Raises:
-            OSError: the folder cannot be written.
+            FailedWriteError: the folder cannot be written.
         """
         digests, path = self._file_of(sequences)
         write_rows(path, self.key, digests, sequences, rows, rest)

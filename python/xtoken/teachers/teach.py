@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._core import Vocab
-from xtoken._files import locked
+from xtoken._files import locked, writes
 from xtoken.data.chat_template import Rendering
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
@@ -207,7 +207,7 @@ def estimate(
     """Measure the size and time of filling a store on a few batches, which are kept in it.
 
     Raises:
-        StoreError, ServerError, OSError: as `fill_store`.
+        StoreError, ServerError, FailedWriteError: as `fill_store`.
     """
     distinct = {ids.tobytes(): ids for ids in sequences}
     missing = sorted((ids for ids in distinct.values() if ids not in store), key=len)
@@ -260,7 +260,8 @@ def filling(directory: Path | str) -> Iterator[None]:
         StoreError: another process does.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / _LOCK_FILE, timeout=0):
             yield

@@ -8,16 +8,15 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import read_json, sealed, sha256_of, to_disk, unsealed, write_text
-from xtoken.errors import FailedWriteError, FormatError, ResumeError
+from xtoken.errors import FormatError, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
 from xtoken.training.run_identity import RunIdentity
@@ -28,15 +27,6 @@ RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 SUMS_FILE = "SHA256SUMS"
-# Of torch's zip writer, which keeps the system's error to itself, and of safetensors.
-_FAILED_WRITES = (
-    "inline_container",
-    "PytorchStreamWriter",
-    "iostream",
-    "I/O error",
-    "IoError",
-    "os error",
-)
 # What the result of a run consists of, besides `result.json`.
 _WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE)
 CURVES_FILE = "curves.png"
@@ -249,24 +239,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in _sizes(folder)}
-
-
-@contextlib.contextmanager
-def writes_into(folder: Path) -> Iterator[None]:
-    """Tell of a full disk as the system does, whatever torch and safetensors make of it.
-
-    Raises:
-        FailedWriteError: something could not be written; what was whole is whole still.
-    """
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        if not any(mark in str(error) for mark in _FAILED_WRITES):
-            raise
-        raise FailedWriteError(
-            f"{folder} cannot be written ({str(error).splitlines()[0]}): the disk is full, or a "
-            "limit is reached; free space there, and pass --resume"
-        ) from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import parse_json, to_disk, write_atomically
+from xtoken._files import parse_json, to_disk, write_atomically, writes
 from xtoken.errors import FormatError
 
 
@@ -36,7 +36,7 @@ class History:
         self.records.append(record)
         if self.path is None:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with writes(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 
     def to_disk(self) -> None:

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from xtoken._files import folder_beside, locked
+from xtoken._files import folder_beside, locked, writes
 from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
@@ -37,7 +37,6 @@ from xtoken.training.checkpoints import (
     begin,
     check_sums,
     write_result,
-    writes_into,
 )
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
@@ -55,6 +54,9 @@ from xtoken.training.run_identity import RunIdentity
 from xtoken.training.stop_on_signal import StopOnSignal
 from xtoken.training.teaching import Teacher
 from xtoken.training.trainer import DistillTrainer
+
+# What was whole before a write that failed is whole still.
+_RESUME = ", and pass --resume"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def train(
     main = is_main_process()
     sources = list(teacher) if isinstance(teacher, Sequence) else [teacher]
     reporter = reporter if reporter is not None and main else Silent()
-    out.mkdir(parents=True, exist_ok=True)
+    with writes(out):
+        out.mkdir(parents=True, exist_ok=True)
     with run_lock(out) if main else contextlib.nullcontext():
         return _train(materials, config, sources, out, reporter, resume)
 
@@ -167,7 +170,7 @@ def _train(
     if start.finished:
         result = _read_result(out)
         if main and config.curves and not (out / CURVES_FILE).exists():
-            with writes_into(out):
+            with writes(out, _RESUME):
                 draw_curves({config.loss: result.records}, out / CURVES_FILE)
                 add_sum(out, CURVES_FILE)
         return result
@@ -200,7 +203,7 @@ def _train(
             _fill_targets(trainer, materials, reporter)
         else:
             _follow_stream(trainer, config, start)
-        with stop.listening(), writes_into(out):
+        with stop.listening(), writes(out, _RESUME):
             _train_from(trainer, checkpoint, config.steps)
         if stop.signal is not None:
             raise InterruptedRunError(
@@ -222,7 +225,7 @@ def _train(
         steps_before=done,
     )
     if main:
-        with writes_into(out):
+        with writes(out, _RESUME):
             _write(out, result, trainer, materials, config, student)
     return result
 
