@@ -27,8 +27,9 @@ from typer.core import TyperGroup
 import xtoken
 from xtoken.cli import COMMANDS, app
 from xtoken.cli.command import Command
+from xtoken.cli.outputs import check_out, check_out_folder
 from xtoken.cli.sides import read_side
-from xtoken.errors import MissingFileError
+from xtoken.errors import MissingFileError, OptionError
 
 
 class Done(NamedTuple):
@@ -311,8 +312,39 @@ def test_a_disk_that_is_full_is_one_line(pair: list[str], tmp_path: Path) -> Non
         pytest.skip("this system has no /dev/full")
     message = one_line(command("project", "build", *pair, "--out", "/dev/full"))
     assert "/dev/full cannot be written (No space left on device); free space there" in message
-    missing = one_line(command("project", "build", *pair, "--out", tmp_path / "none" / "w"))
-    assert "w cannot be written (No such file or directory); make the folder first" in missing
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # None of what is to be read exists: it is not looked at before.
+    (tmp_path / "file").touch()
+    folders = [
+        ("distill", "--student", "x", "--teacher", "x", "--data", "x.jsonl"),
+        ("teach", "--teacher", "x", "--data", "x.jsonl"),
+        ("transfer", "--model", "x", "--tokenizer", "x"),
+        ("align", "--student", "x", "--teacher", "x", "--batch", "x.jsonl"),
+    ]
+    files = [
+        ("project", "build", "--student", "x", "--teacher", "x"),
+        ("project", "export", "x"),
+        ("project", "import", "x", "--student", "x", "--teacher", "x"),
+        ("eval", "--model", "x", "--data", "x.jsonl"),
+        ("report", "pair", "--student", "x", "--teacher", "x"),
+    ]
+    inside = tmp_path / "file" / "inside"
+    for words in folders:
+        message = one_line(command(*words, "--out", inside))
+        assert f"--out {inside}: {tmp_path / 'file'} is a file, expected a directory" in message
+    for words in files:
+        message = one_line(command(*words, "--out", tmp_path / "none" / "file"))
+        assert f"there is no directory {tmp_path / 'none'}; make it first" in message
+        assert f"{tmp_path} is a directory" in one_line(command(*words, "--out", tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for check in (check_out, check_out_folder):
+        with pytest.raises(OptionError, match=f"nothing may be written to {tmp_path}; pass"):
+            check(tmp_path / "new")
+    check_out(Path(os.devnull))
 
 
 def test_a_bug_is_one_line_that_asks_for_a_report(pair: list[str]) -> None:

@@ -91,9 +91,11 @@ def test_a_file_in_any_notation_is_the_run_that_the_flags_describe(
 
 
 def test_flags_go_before_the_file_and_trainer_arguments_reach_the_trainer(
-    workspace: Path, tmp_path: Path
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     file = run_file(workspace, tmp_path / "run.yaml", optim="sgd", adam_beta1=0.5)
     out = tmp_path / "elsewhere"
     distill(
@@ -109,6 +111,7 @@ def test_flags_go_before_the_file_and_trainer_arguments_reach_the_trainer(
     arguments = training_arguments(config, out)
     assert (arguments.optim, arguments.adam_beta1, arguments.min_mass) == ("sgd", 0.8, 0.01)
     assert list(out.rglob("events.out.tfevents.*"))
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,20 @@ def test_what_is_logged_is_seen_by_tensorboard(folder: Path, tmp_path: Path) -> 
             assert mine == pytest.approx(other, rel=1e-6)
 
 
+def test_an_evaluation_before_training_is_logged_beside_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    rows = tiny_texts(2)
+    options = {"report_to": "tensorboard", "max_steps": 1}
+    trainer = make(folder, tmp_path / "out", eval_dataset=rows, options=options)
+    trainer.evaluate()
+    trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len({path.parent for path in tmp_path.rglob("events.out.tfevents.*")}) == 1
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from tiny_models import tiny_texts, write_pair
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from xtoken.data import split_held_out
 from xtoken.training import DistillConfig, DistillTrainer, load_models, prepare
@@ -182,15 +183,21 @@ def test_a_dry_run_takes_a_few_steps_and_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     steps: list[int] = []
     inner = DistillTrainer.training_step
 
     def step(trainer: DistillTrainer, *rest: object) -> torch.Tensor:
         steps.append(trainer.state.max_steps)
+        told = [type(each) for each in trainer.callback_handler.callbacks]
+        assert TensorBoardCallback not in told
         return inner(trainer, *rest)
 
     monkeypatch.setattr(DistillTrainer, "training_step", step)
-    config = DistillConfig(steps=1000, eval_every=100, teacher_top_k=None, top_k=32, device="cpu")
+    config = DistillConfig(
+        steps=1000, eval_every=100, teacher_top_k=None, top_k=32, device="cpu",
+        trainer={"report_to": "tensorboard", "push_to_hub": True},
+    )  # fmt: skip
     found = dry_run(prepared(folder, config), config)
     assert steps == [MEASURED_STEPS] * MEASURED_STEPS
     assert not list(tmp_path.iterdir())

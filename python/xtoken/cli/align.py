@@ -15,6 +15,7 @@ from rich.console import Console
 from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
+from xtoken.cli.outputs import check_out_folder
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.data.low_coverage import low_exact_bytes
 from xtoken.data.stops import vocab_with_stops
@@ -65,6 +66,8 @@ def align(
     """
     if (batch is None) != (out is None):
         raise OptionError("--batch and --out go together; pass both or neither")
+    if out is not None:
+        check_out_folder(out)
     sides = read_side("student", student), read_side("teacher", teacher)
     vocabs = [vocab_with_stops(side) for side in sides]
     aligner = Aligner(*vocabs, whole_characters=whole_characters, threads=threads)

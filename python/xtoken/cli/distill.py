@@ -10,6 +10,7 @@ import typer
 
 from xtoken.cli.command import App
 from xtoken.cli.distill_options import DistillCommand, further_settings
+from xtoken.cli.outputs import check_out_folder
 from xtoken.errors import OptionError
 
 if TYPE_CHECKING:
@@ -367,8 +368,7 @@ def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
         raise OptionError(
             "--resume resumes the run in --out, and --overwrite replaces it; pass one of them"
         )
-    if out.exists() and not out.is_dir():
-        raise OptionError(f"--out {out} is a file, expected a directory; pass another path")
+    check_out_folder(out)
     # Of the processes that torchrun starts only the first one writes, maybe already.
     first = os.environ.get("RANK", "0") == "0"
     if overwrite or not first or not out.is_dir() or not any(out.iterdir()):

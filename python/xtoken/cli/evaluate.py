@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from xtoken.cli.command import App
+from xtoken.cli.outputs import check_out
 from xtoken.errors import OptionError
 
 
@@ -47,6 +48,8 @@ def evaluate(
         raise OptionError(
             "nothing to score; pass --data with texts, --tasks with tasks of lm-eval, or both"
         )
+    if out is not None:
+        check_out(out)
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.evaluate_run import Request, run
 

@@ -16,15 +16,8 @@ from xtoken._files import write_text
 from xtoken.cli import project_tables as tables
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.sides import (
-    MaybeStudent,
-    MaybeTeacher,
-    Student,
-    Teacher,
-    check_out,
-    read_text,
-    working,
-)
+from xtoken.cli.outputs import check_out
+from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_text, working
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
 from xtoken.projection import Projection
@@ -77,6 +70,7 @@ def build(
     threads: Annotated[int | None, typer.Option(help="Threads; one per core by default.")] = None,
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
+    check_out(out)
     vocabs = _read(student, teacher)
     with working("building W"):
         w = Projection.build(
@@ -128,6 +122,7 @@ def export_table(
     file: File, out: Annotated[Path, typer.Option(help="File to write (.pt).")]
 ) -> None:
     """Write W as the dense top-k table that NeMo-RL reads."""
+    check_out(out)
     with working("writing the table"):
         Projection.load(file).export_topk_pt(out)
     Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
@@ -142,6 +137,7 @@ def import_table(
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale rows to sum to 1.")] = False,
 ) -> None:
     """Read such a table and write it as W for this pair."""
+    check_out(out)
     vocabs = _read(student, teacher)
     with working("reading the table"):
         w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)

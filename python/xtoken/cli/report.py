@@ -11,8 +11,9 @@ from rich.console import Console
 from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
+from xtoken.cli.outputs import check_out
 from xtoken.cli.run_records import read_run, run_names
-from xtoken.cli.sides import Student, Teacher, check_out, page_names, read_document, working
+from xtoken.cli.sides import Student, Teacher, page_names, read_document, working
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.vocab.side import Side

@@ -131,18 +131,6 @@ def read_document(given: str, row: int = 1) -> tuple[Document, str]:
     return rows[row - 1], f"{path.name}, row {row}"
 
 
-def check_out(out: Path, option: str = "--out") -> None:
-    """Refuse a place that no file can be written to, before any work is done.
-
-    Raises:
-        OptionError: it is a directory, or its directory is not there.
-    """
-    if out.is_dir():
-        raise OptionError(f"{option} {out} is a directory; name a file in it, such as page.html")
-    if not out.parent.is_dir():
-        raise OptionError(f"{option} {out}: there is no directory {out.parent}; make it first")
-
-
 def _exists(given: str) -> bool:
     try:
         return os.path.exists(given)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from xtoken.cli.command import App
+from xtoken.cli.outputs import check_out_folder
 
 
 def register(app: App) -> None:
@@ -94,6 +95,7 @@ def teach(
     ] = False,
 ) -> None:
     """Store a teacher's predictions, for `xtoken distill --teacher-store` without its weights."""
+    check_out_folder(out)
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.teach_run import Request, run
 

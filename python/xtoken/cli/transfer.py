@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from xtoken.cli.command import App
+from xtoken.cli.outputs import check_out_folder
 from xtoken.errors import OptionError
 
 
@@ -39,10 +40,9 @@ def transfer(
     """Write a model with another tokenizer; `xtoken distill` from the old one finishes the job."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise OptionError(f"--dtype {dtype}, expected auto, float32 or bfloat16")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(
-            f"--out {out} is {'not empty' if out.is_dir() else 'a file'}; pass a new directory"
-        )
+    check_out_folder(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise OptionError(f"--out {out} is not empty; pass a new directory")
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.transfer_run import run
 

@@ -118,7 +118,9 @@ def dry_run(
         store, store_seconds, filling_weights = _stored(
             materials, part, config, sources, opened, cache_dir
         )
-        short = replace(config, steps=steps, eval_every=0, checkpoint_every=0)
+        # Nothing leaves this machine either.
+        local = {**config.trainer, "report_to": "none", "push_to_hub": False}
+        short = replace(config, steps=steps, eval_every=0, checkpoint_every=0, trainer=local)
         student = materials.models.load_student()
         clock = _StepClock()
         trainer = DistillTrainer(

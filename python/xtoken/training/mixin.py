@@ -125,6 +125,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             )
         if sharded:
             self._place_teachers()
+        self._place_tensorboard()
         self._bind_data()
         if self.distill_settings.on_policy_fraction > 0:
             self._bind_sampler(sampler)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 
 from xtoken.distillation import Counts, DistillOutput
 from xtoken.errors import NonFiniteError
@@ -34,6 +36,14 @@ class LogsParts(_Base):
         # The same, of rows that another Trainer made.
         self.rows_not_distilled = 0
         self._kd_scales: list[float] = []
+
+    def _place_tensorboard(self) -> None:
+        """Have TensorBoard's files below `output_dir`: its callback learns of that once training
+        begins, and would write an evaluation before, and all behind it, into the working directory.
+        """
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = os.path.join(self.args.output_dir or ".", default_logdir())
 
     def _record(self, output: DistillOutput, batch: AnyBatch, totals: Sequence[Counts]) -> None:
         # Each divided by the totals of the step, so that micro-batches and processes add up.
