@@ -136,7 +136,7 @@ def test_what_is_wrong_is_one_line(
     error = fails(capsys, "build", *pair, "--out", str(out), *unknown)
     assert "special_roles['eot'][0] = '<x>' is not in the vocabulary" in error
     nowhere = str(tmp_path / "none" / "w.safetensors")
-    assert "No such file" in fails(capsys, "build", *pair, "--out", nowhere)
+    assert "there is no directory" in fails(capsys, "build", *pair, "--out", nowhere)
     assert "is not one token of the student" in fails(capsys, "explain", "of the", *pair)
     out.write_bytes(out.read_bytes()[:2000])
     assert "is truncated" in fails(capsys, "show", str(out))
