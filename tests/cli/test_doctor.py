@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import xtoken
 from xtoken import Projection
 from xtoken.cli import app
+from xtoken.cli.distill_settings import Settings, kept_settings
 from xtoken.cli.doctor_installation import Package, extras_of, needed_packages, package_findings
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb"}
@@ -217,6 +218,17 @@ def test_a_damaged_projection_and_a_stale_file_are_named_and_left(
     assert (found["caches"][0]["stale"], found["caches"][0]["stale_size"]) == (1, 4)
     assert found["caches"][0]["kept"][0]["note"] == "1 damaged"
     assert stale.exists()
+
+
+def test_settings_that_a_help_keeps_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTOKEN_CACHE", str(tmp_path))
+    kept_settings(lambda: Settings([], {}, {}))
+    (file,) = tmp_path.rglob("*.json")
+    _, found = report(XTOKEN_CACHE=str(tmp_path))
+    (kept,) = [each for each in found["caches"][0]["kept"] if "--help" in each["what"]]
+    assert (kept["count"], kept["size"]) == (1, file.stat().st_size)
 
 
 def test_a_cache_that_is_a_file_is_broken_and_one_that_is_off_is_not(tmp_path: Path) -> None:

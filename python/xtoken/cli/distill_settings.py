@@ -16,6 +16,8 @@ from xtoken.errors import FormatError, MissingFileError
 # What the settings are read off: packages by their versions, and these files.
 _PACKAGES = ("transformers", "accelerate", "torch")
 _SOURCES = ("cli/distill*.py", "training/*.py")
+# In the cache.
+SETTINGS_FOLDER = "cli"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def kept_settings(find: Callable[[], Settings]) -> Settings:
     key = None if directory is None else _key()
     if directory is None or key is None:
         return find()
-    path = directory / "cli" / f"distill-{key}.json"
+    path = directory / SETTINGS_FOLDER / f"distill-{key}.json"
     kept = _read(path)
     if kept is None:
         kept = find()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xtoken._core import __version__
 from xtoken._files import CACHE_VARIABLE, cache_directory, unfinished
+from xtoken.cli.distill_settings import SETTINGS_FOLDER
 from xtoken.cli.doctor_findings import Finding, one_line
 from xtoken.errors import XTokenError
 from xtoken.projection.cache import FILE_PREFIX
@@ -82,7 +83,9 @@ def _own(findings: list[Finding]) -> CacheFolder:
     notes = [f"{older} of another version of xtoken, which is not read"] if older else []
     notes += [f"{len(damaged)} damaged"] if damaged else []
     stores = _folders(path / _TEACHERS)
-    left = [file for folder in (path, path / _TEACHERS, *stores) for file in unfinished(folder)]
+    settings = sorted((path / SETTINGS_FOLDER).glob("*.json"))
+    folders = (path, path / _TEACHERS, path / SETTINGS_FOLDER, *stores)
+    left = [file for folder in folders for file in unfinished(folder)]
     size = sum(map(_size, left))
     if left:
         findings.append(
@@ -100,6 +103,7 @@ def _own(findings: list[Finding]) -> CacheFolder:
         (
             Kept("projections", len(files), sum(map(_size, files)), "; ".join(notes)),
             Kept("teachers' stored predictions", len(stores), sum(map(_size, stores))),
+            Kept("settings that --help shows", len(settings), sum(map(_size, settings))),
         ),
         len(left),
         size,
