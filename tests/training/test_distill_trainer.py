@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tiny_models import tiny_texts
 from torch import nn
 from transformers import (
@@ -22,12 +22,14 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from xtoken import Pair
 from xtoken.data import load_rows
-from xtoken.errors import DataError, OptionError, PairError
+from xtoken.errors import ArgumentTypeError, DataError, NonFiniteError, OptionError, PairError
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.training import DistillArguments, DistillTrainer, Teacher
@@ -553,3 +555,130 @@ def test_a_learned_projection_has_its_own_rate_and_is_saved_and_resumed(
         resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, other), name
+
+
+def test_scores_are_those_of_the_texts_that_are_given(folder: Path, tmp_path: Path) -> None:
+    trainer = make(folder, tmp_path)
+    sizes = {}
+    # Many, as what is freed between two calls may lie where the next one's rows do.
+    for turn in range(24):
+        text = TEXTS[turn % 8]
+        size = trainer.evaluate([text])["eval_bytes"]
+        assert size == sizes.setdefault(text, size)
+    assert len(set(sizes.values())) > 4
+    assert len(trainer._evaluators) <= 1
+    trainer.eval_dataset = {"one": TEXTS[:1], "two": TEXTS[:2]}
+    scores = trainer.evaluate()
+    assert scores["eval_two_bytes"] > scores["eval_one_bytes"] == sizes[TEXTS[0]]
+    assert len(trainer._evaluators) == 2
+    trainer.evaluate()
+    assert len(trainer._evaluators) == 2
+
+
+class Numbered(torch.utils.data.IterableDataset[Any]):
+    """A stream that says how long it is."""
+
+    def __iter__(self) -> Any:
+        return iter([{"text": text} for text in TEXTS])
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+
+def test_datasets_of_any_kind_are_read_or_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    plain = make(folder, tmp_path)
+    plain.train()
+    dataset = Dataset.from_dict({"x": TEXTS}).with_transform(lambda batch: {"text": batch["x"]})
+    for rows in (dataset, Numbered()):
+        trainer = make(folder, tmp_path, train_dataset=rows)
+        trainer.train()
+        assert all(np.isfinite(each["kd"]) and each["kd"] > 0 for each in logged(trainer))
+    parts = DatasetDict(train=Dataset.from_dict({"text": TEXTS}))
+    with pytest.raises(ArgumentTypeError, match="a DatasetDict of 'train' was given for one data"):
+        make(folder, tmp_path, train_dataset=parts)
+    for rows in (Numbered(), {"all": Numbered()}):
+        with pytest.raises(OptionError, match="a Numbered cannot be scored more than once"):
+            make(folder, tmp_path, eval_dataset=rows)
+
+
+def test_plain_training_arguments_take_no_column_away(folder: Path, tmp_path: Path) -> None:
+    records = []
+    for made in (arguments(tmp_path, top_k=512, max_tokens=1024), None):
+        args = made or TrainingArguments(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=4, logging_steps=1,
+            max_grad_norm=1e9, report_to="none", use_cpu=True, disable_tqdm=True,
+            save_strategy="no", learning_rate=2e-5, lr_scheduler_type="cosine", warmup_steps=0.03,
+        )  # fmt: skip
+        trainer = DistillTrainer(
+            student_of(folder), args, teachers=[str(folder / "teacher")], train_dataset=TEXTS
+        )
+        trainer.train()
+        records.append(logged(trainer))
+    assert [each["kd"] for each in records[0]] == [each["kd"] for each in records[1]]
+
+
+def test_no_log_has_sums_of_an_earlier_training(folder: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 3, "logging_steps": 2, "learning_rate": 0.0}
+    trainer = make(folder, tmp_path, options=options)
+    trainer.train()
+    trainer.train()
+    for each in logged(trainer):
+        assert each["loss"] == pytest.approx(2 * each["ce"], rel=1e-5)  # the weight is balanced
+
+
+def test_a_learned_w_is_in_every_optimizer_and_in_the_best_checkpoint(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = {
+        "loss": "p-kl", "learnable_projection": True, "projection_learning_rate": 0.1,
+        "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
+        "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "bits_per_byte",
+        "learning_rate": 0.1, "greater_is_better": True,
+    }  # fmt: skip
+    model = student_of(folder)
+    own = torch.optim.SGD(model.parameters(), lr=10.0)
+    trainer = make(
+        folder, tmp_path, model=model, options=options, eval_dataset=TEXTS[:2],
+        optimizers=(own, None),
+    )  # fmt: skip
+    before = [each.detach().clone() for each in trainer._learned()]
+    trainer.train()
+    best = Path(str(trainer.state.best_model_checkpoint))
+    saved = torch.load(best / "learned_projection.pt", weights_only=True)
+    for now, then, kept in zip(trainer._learned(), before, saved, strict=True):
+        assert not torch.equal(now, then)
+        assert torch.equal(now, kept)
+    schedule = torch.optim.lr_scheduler.LambdaLR(own, lambda _: 1.0)
+    refused = make(folder, tmp_path, options=options, eval_dataset=TEXTS[:2],
+                   optimizers=(own, schedule))  # fmt: skip
+    with pytest.raises(OptionError, match="pass \\(optimizer, None\\)"):
+        refused.train()
+
+
+def test_a_step_that_a_scaler_leaves_out_is_no_divergence(folder: Path, tmp_path: Path) -> None:
+    trainer = make(folder, tmp_path)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.log({"grad_norm": float("nan")})
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    with pytest.raises(NonFiniteError, match="the student diverged"):
+        trainer.log({"grad_norm": float("nan")})
+    trainer.accelerator.scaler = None
+    with pytest.raises(NonFiniteError, match="the student diverged"):
+        trainer.log({"grad_norm": float("nan")})
+
+
+def test_a_search_is_by_the_loss(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(folder, tmp_path, eval_dataset=TEXTS[:2])
+    asked: list[Any] = []
+
+    def search(_: Trainer, hp_space: Any, objective: Any, *more: Any, **named: Any) -> None:
+        asked.append(objective)
+
+    monkeypatch.setattr(Trainer, "hyperparameter_search", search)
+    trainer.hyperparameter_search()
+    trainer.hyperparameter_search(None, max)
+    scores = trainer.evaluate()
+    assert asked[0](scores) == scores["eval_loss"]
+    assert asked[1] is max

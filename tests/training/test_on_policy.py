@@ -21,7 +21,7 @@ from xtoken.data import Example
 from xtoken.distillation.items import examples_together
 from xtoken.errors import OptionError, ServerError
 from xtoken.teachers import StoreKey, TopKStore
-from xtoken.training import DistillMixin, Teacher
+from xtoken.training import DistillMixin, DistillTrainer, Teacher
 from xtoken.training.on_policy import (
     GeneratingSampler,
     SampleRequest,
@@ -304,6 +304,55 @@ def test_sampling_leaves_the_random_numbers_and_the_mode_of_the_model_alone(fold
     both = sampler(SampleRequest([[0, 5, 6], [0, 7]], 10, 0.0, 1.0, (1,), seed=4))
     assert both[1] == alone[0]  # padding changes nothing
     assert all(1 <= len(answer) <= 10 for answer in first)
+
+
+def test_what_the_model_says_of_generate_and_rows_of_padding_change_no_answer(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = student_of(folder)
+    size = len(AutoTokenizer.from_pretrained(folder / "student"))
+    request = SampleRequest([[0, 5, 6], [0, 7]], 12, 0.0, 1.0, (), seed=3)
+    plain = GeneratingSampler(model, 0, vocab_size=size)(request)
+    model.resize_token_embeddings(size + 60, mean_resizing=False)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        numbers = torch.Generator().manual_seed(0)
+        head[size:] = 100 * torch.randn(head[size:].shape, generator=numbers)
+    model.generation_config.repetition_penalty = 1.3
+    model.generation_config.num_beams = 2
+    own = model.generation_config
+    assert max(map(max, GeneratingSampler(model, 0)(request))) >= size
+    assert GeneratingSampler(model, 0, vocab_size=size)(request) == plain
+    assert model.generation_config is own
+    # The likeliest token, one after another, by the model itself.
+    ids = [0, 7]
+    with torch.no_grad():
+        for _ in plain[1]:
+            logits = model(torch.tensor([ids])).logits[0, -1, :size]
+            ids.append(int(logits.argmax()))
+    assert ids[2:] == plain[1]
+    options = OPTIONS | {"max_steps": 2}
+    trainer = make(folder, tmp_path, model=model, options=options)
+    trainer.train()
+    assert all(each["sampled_tokens"] > 0 for each in logged(trainer))
+
+
+def test_the_student_that_model_init_makes_is_the_one_that_answers(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = DistillTrainer(
+        None,
+        arguments(tmp_path, **OPTIONS),
+        teachers=[str(folder / "teacher")],
+        train_dataset=TEXTS,
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+        model_init=lambda: student_of(folder),
+    )
+    trainer.train()
+    assert trainer._on_policy is not None
+    sampler = trainer._on_policy._sampler
+    assert isinstance(sampler, GeneratingSampler)
+    assert sampler._model() is trainer.model
 
 
 # ---- A server ----

@@ -36,6 +36,20 @@ def test_the_defaults_suit_a_pretrained_student(tmp_path: Path) -> None:
     assert (args.loss, args.kd_weight, args.ce_weight) == ("prefix-kl", "balanced", 1.0)
 
 
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("bits_per_byte", False), ("eval_bits_per_byte", False), ("de_numeral_nll", False),
+        ("eval_de_bits_per_byte/Latin letters", False), ("loss", False), ("numeral_mass", True),
+    ],
+)  # fmt: skip
+def test_which_score_is_better_is_known(metric: str, greater: bool) -> None:
+    assert DistillArguments("out", metric_for_best_model=metric).greater_is_better is greater
+    for said in (True, False):
+        args = DistillArguments("out", metric_for_best_model=metric, greater_is_better=said)
+        assert args.greater_is_better is said
+
+
 def test_every_argument_has_a_flag_with_help() -> None:
     parser = HfArgumentParser(DistillArguments)
     (args,) = parser.parse_args_into_dataclasses(

@@ -9,6 +9,9 @@ from transformers import TrainingArguments
 
 from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 
+# Scores of `DistillTrainer.evaluate`, behind whatever prefix.
+_LOWER_IS_BETTER = ("bits_per_byte", "numeral_nll")
+
 
 @dataclass
 class DistillArguments(DistillSettings, TrainingArguments):
@@ -16,7 +19,8 @@ class DistillArguments(DistillSettings, TrainingArguments):
     those of `DistillSettings`.
 
     The defaults suit a pretrained student: learning rate 2e-5, falling along a cosine after a
-    short warm-up. `remove_unused_columns` is off, as the columns of a dataset are texts.
+    short warm-up. `remove_unused_columns` is off, as the columns of a dataset are texts. Of the
+    scores, fewer bits per byte and a lower NLL are better, unless `greater_is_better` says else.
 
     >>> arguments = DistillArguments("out", loss="p-kl", report_to="none")
     >>> arguments.learning_rate, arguments.lr_scheduler_type.value
@@ -37,5 +41,9 @@ class DistillArguments(DistillSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         DistillSettings.check(self)
+        # TrainingArguments takes more for better, unless the name ends in "loss".
+        metric = str(self.metric_for_best_model or "").partition("/")[0]
+        if self.greater_is_better is None and metric.endswith(_LOWER_IS_BETTER):
+            self.greater_is_better = False
         # Through Any: transformers declares the method without types.
         cast(Any, TrainingArguments).__post_init__(self)

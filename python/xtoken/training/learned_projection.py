@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from xtoken.errors import OptionError
 from xtoken.projection import Projection
 from xtoken.training.settings import DistillSettings
 from xtoken.training.teaching import Teaching
@@ -40,12 +41,17 @@ class LearnsProjection(_Base):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own, with a group of the weights of W where they are learned."""
-        made = self.optimizer is None
         optimizer = (
             super().create_optimizer(model) if model is not None else (super().create_optimizer())
         )
-        learned = self._learned()
-        if learned and made:
+        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        learned = [each for each in self._learned() if id(each) not in held]
+        if learned and self.lr_scheduler is not None:
+            raise OptionError(
+                "learnable_projection = True adds a group to the optimizer, which the scheduler in "
+                "optimizers does not know; pass (optimizer, None)"
+            )
+        if learned:
             optimizer.add_param_group(
                 {
                     "params": learned,
@@ -77,7 +83,14 @@ class LearnsProjection(_Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = _parameters(resume_from_checkpoint)
+        self._load_projections(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_projections(str(self.state.best_model_checkpoint))
+
+    def _load_projections(self, folder: str) -> None:
+        path = _parameters(folder)
         if self._learned() and path.is_file():
             with torch.no_grad():
                 for each, saved in zip(

@@ -34,7 +34,7 @@ from xtoken.training.read_ahead import ReadAhead
 from xtoken.training.settings import DistillSettings
 from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
-from xtoken.training.trainer_log import LogsParts
+from xtoken.training.trainer_log import BeginLog, LogsParts
 from xtoken.training.trainer_rows import TakesTeacherSide
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             args,
             *more,
             processing_class=processing_class,
-            callbacks=[*(callbacks or ()), KeepProjection(self)],
+            callbacks=[*(callbacks or ()), KeepProjection(self), BeginLog(self)],
             **named,
         )
         if self.args.n_gpu > 1:

@@ -8,7 +8,8 @@ that are no Unicode text reach the teacher as the tokens that spell them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import GenerationConfig
 
 from xtoken._core import Vocab
 from xtoken.data.align_turns import align_by_turns
@@ -63,15 +65,25 @@ class GeneratingSampler:
     """The student itself, by transformers' generate, with its weights as they are.
 
     Args:
-        model: the student.
+        model: the student, or what gives it.
         pad: id of padding.
         sharded: whether all processes must take as many steps as the longest of their answers.
+        vocab_size: ids from it on, which pad the model's embeddings, are never sampled.
     """
 
-    def __init__(self, model: nn.Module, pad: int, *, sharded: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        pad: int,
+        *,
+        sharded: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._model: Callable[[], nn.Module]
+        self._model = (lambda: model) if isinstance(model, nn.Module) else model
         self._pad = pad
         self._sharded = sharded
+        self._vocab_size = vocab_size
 
     @torch.no_grad()
     def __call__(self, request: SampleRequest) -> list[list[int]]:
@@ -81,7 +93,8 @@ class GeneratingSampler:
             if not self._sharded:
                 return []
             prompts = [[self._pad]]  # every process takes part
-        device = next(self._model.parameters()).device
+        model = self._model()
+        device = next(model.parameters()).device
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad, dtype=torch.int64)
         mask = torch.zeros_like(ids)
@@ -92,14 +105,16 @@ class GeneratingSampler:
         options: dict[str, Any] = {"do_sample": not greedy}
         if not greedy:
             options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        training = self._model.training
-        self._model.eval()
+        if padding := self._padding(model):
+            options["suppress_tokens"] = padding
+        training = model.training
+        model.eval()
         devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), _plain_generation(model):
                 torch.manual_seed(request.seed)
                 # Through Any: transformers' mixin is not in the type of a module.
-                found = cast(Any, self._model).generate(
+                found = cast(Any, model).generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     max_new_tokens=request.max_new_tokens,
@@ -110,9 +125,32 @@ class GeneratingSampler:
                     **options,
                 )
         finally:
-            self._model.train(training)
+            model.train(training)
         rows = found[: len(request.prompts), width:].tolist()
         return [until_stop(row, request.stops) for row in rows]
+
+    def _padding(self, model: nn.Module) -> list[int]:
+        config = getattr(model, "config", None)
+        if self._vocab_size is None or config is None:
+            return []
+        return list(range(self._vocab_size, config.get_text_config().vocab_size))
+
+
+@contextlib.contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Put a model's own defaults of `generate` aside, such as a penalty or beams: an answer is
+    what its next-token distributions give."""
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    # Through Any: transformers declares neither with types.
+    plain = cast(Any, GenerationConfig)(cache_implementation=own.cache_implementation)
+    cast(Any, model).generation_config = plain
+    try:
+        yield
+    finally:
+        cast(Any, model).generation_config = own
 
 
 def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:

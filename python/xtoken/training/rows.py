@@ -64,6 +64,12 @@ class _OfOneTeacher(Sequence[tuple[Example, ...]]):
         return (self._examples[index],)
 
 
+def is_stream(dataset: Any) -> bool:
+    """Whether rows come one after another, without a number of them or a place of each."""
+    streams = torch.utils.data.IterableDataset
+    return dataset is not None and (isinstance(dataset, streams) or not hasattr(dataset, "__len__"))
+
+
 def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
     """A dataset as examples with each teacher.
 
@@ -83,11 +89,18 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
         ArgumentTypeError: tokenized rows, which have one teacher, for several.
         PairError: tokenized rows are of another pair.
     """
-    if isinstance(dataset, ExampleRows) or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, ExampleRows) or is_stream(dataset):
         return dataset
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(repr, dataset))
+        raise ArgumentTypeError(
+            f"a {type(dataset).__name__} of {names} was given for one dataset; pass one of them"
+        )
     one_teacher = len(teaching.members) == 1
     plain = one_teacher and teaching.routes.column is None
-    if isinstance(dataset, datasets.Dataset) and len(dataset) and plain and _is_kept(dataset):
+    # What a transform makes of a row is known as it is read.
+    mapped = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    if mapped and len(dataset) and plain and _is_kept(dataset):
         dataset = _tokenized(dataset, teaching, args)
     if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
         dataset = ColumnExamples(dataset, teaching.first.pair.fingerprints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from xtoken.training.on_policy import (
     Sampler,
     without_cross_entropy,
 )
-from xtoken.training.rows import ExampleRows, prepare_rows
+from xtoken.training.rows import ExampleRows, is_stream, prepare_rows
 from xtoken.training.served_sampler import ServedSampler
 from xtoken.training.teaching import AnyTeacher
 
@@ -84,11 +85,13 @@ class DistillTrainer(DistillMixin, Trainer):
         **more: Any,
     ) -> None:
         args = DistillArguments() if args is None else args
-        if train_dataset is not None and not hasattr(train_dataset, "__len__"):
+        if is_stream(train_dataset):
             # Each process collates its own rows of a stream: accelerate would send batches of
             # tensors from the first one, and no chunks.
             cast(Any, args.accelerator_config).dispatch_batches = False
-        self._evaluators: dict[int, HeldOutEvaluator] = {}
+        # By what they score, as long as that is there: another may come to lie where it was.
+        self._evaluators: weakref.WeakKeyDictionary[ExampleRows, HeldOutEvaluator]
+        self._evaluators = weakref.WeakKeyDictionary()
         self._on_policy: OnPolicy | None = None
         super().__init__(
             model,
@@ -112,10 +115,7 @@ class DistillTrainer(DistillMixin, Trainer):
             )
         if data_collator is None or isinstance(data_collator, DistillCollator):
             self.train_dataset = self._prepared(train_dataset)
-            if isinstance(eval_dataset, dict):
-                self.eval_dataset = {k: self._prepared(part) for k, part in eval_dataset.items()}
-            else:
-                self.eval_dataset = self._prepared(eval_dataset)
+            self.eval_dataset = self._held_out(eval_dataset)
 
     def _bind_data(self) -> None:
         """The rows are made below, once the teachers are known."""
@@ -148,7 +148,13 @@ class DistillTrainer(DistillMixin, Trainer):
         if sampler is None:
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             pad = pad_id(pairs[0].student.source)
-            sampler = GeneratingSampler(cast(nn.Module, self.model), pad, sharded=sharded)
+            # Asked for each time: model_init makes another one.
+            sampler = GeneratingSampler(
+                lambda: cast(nn.Module, self.model),
+                pad,
+                sharded=sharded,
+                vocab_size=len(pairs[0].student_vocab),
+            )
         self._on_policy = OnPolicy(
             settings,
             pairs,
@@ -184,6 +190,25 @@ class DistillTrainer(DistillMixin, Trainer):
     def _prepared(self, dataset: Any) -> Any:
         return None if dataset is None else prepare_rows(dataset, self.teaching, self.args)
 
+    def _held_out(self, dataset: Any) -> Any:
+        """What can be scored again and again; of a dictionary each part."""
+        if isinstance(dataset, dict):
+            return {name: self._held_out(part) for name, part in dataset.items()}
+        if dataset is not None and is_stream(dataset):
+            raise OptionError(
+                f"eval_dataset: a {type(dataset).__name__} cannot be scored more than once; pass a "
+                "list, a datasets.Dataset or an ExampleSet"
+            )
+        return self._prepared(dataset)
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, *more: Any, **named: Any
+    ) -> Any:
+        # Of rows that are made here every column is used, whatever remove_unused_columns says.
+        if isinstance(data_collator, ExampleCollator):
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, *more, **named)
+
     # ---- Precision ----
 
     def _build_accelerator_args(self, **named: Any) -> dict[str, Any]:
@@ -207,6 +232,14 @@ class DistillTrainer(DistillMixin, Trainer):
 
     # ---- Evaluation ----
 
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *more: Any, **named: Any
+    ) -> Any:
+        """The Trainer's own; the objective is `eval_loss` where none is given: all scores added up,
+        which the Trainer takes, are none."""
+        objective = compute_objective or (lambda metrics: metrics["eval_loss"])
+        return super().hyperparameter_search(hp_space, objective, *more, **named)
+
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -219,8 +252,11 @@ class DistillTrainer(DistillMixin, Trainer):
             the prefix; what `compute_metrics` gives.
         Raises: OptionError if there is no dataset to evaluate on.
         """
-        override = eval_dataset is not None
-        dataset = eval_dataset if override else self.eval_dataset
+        if eval_dataset is None:
+            # Another one may have been set since.
+            dataset = self.eval_dataset = self._held_out(self.eval_dataset)
+        else:
+            dataset = eval_dataset
         if isinstance(dataset, str):
             dataset, metric_key_prefix = cast(Any, self.eval_dataset)[dataset], f"eval_{dataset}"
         if isinstance(dataset, dict):
@@ -230,8 +266,7 @@ class DistillTrainer(DistillMixin, Trainer):
             return found
         if dataset is None:
             raise OptionError("no examples to evaluate on; pass eval_dataset= to the trainer")
-        if override and not isinstance(dataset, ExampleRows):
-            dataset = self._prepared(dataset)
+        dataset = self._held_out(dataset)
         metrics: dict[str, float] = {}
         if self.compute_metrics is not None:
             output = self.evaluation_loop(
@@ -248,20 +283,14 @@ class DistillTrainer(DistillMixin, Trainer):
         )
         return metrics
 
-    def _scores(self, dataset: Any, prefix: str) -> dict[str, float]:
-        if not isinstance(dataset, ExampleRows):
-            raise OptionError(
-                f"a {type(dataset).__name__} cannot be scored more than once; pass a list, a "
-                "datasets.Dataset or an ExampleSet as eval_dataset"
-            )
-        key = id(dataset)
-        if key not in self._evaluators:
-            self._evaluators[key] = HeldOutEvaluator(
-                dataset.of_first(),
+    def _scores(self, rows: ExampleRows, prefix: str) -> dict[str, float]:
+        if rows not in self._evaluators:
+            self._evaluators[rows] = HeldOutEvaluator(
+                rows.of_first(),
                 self.teaching.first.pair.student_vocab,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-        score = self._evaluators[key].score(cast(nn.Module, self.model))
+        score = self._evaluators[rows].score(cast(nn.Module, self.model))
         nats = score.bits_per_byte * math.log(2) * score.bytes / max(score.tokens, 1)
         return {f"{prefix}_loss": nats, **score.metrics(f"{prefix}_")}
 

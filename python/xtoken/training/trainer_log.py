@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 
 from xtoken.distillation import Counts, DistillOutput
@@ -20,6 +26,19 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+
+class BeginLog(TrainerCallback):
+    """Lets no sum of an earlier or an abandoned training go into the first log of the next."""
+
+    def __init__(self, trainer: LogsParts) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin anew."""
+        self._trainer._begin_log()
 
 
 class LogsParts(_Base):
@@ -97,7 +116,11 @@ class LogsParts(_Base):
             logs |= self._window()
         super().log(logs, start_time)
         norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm):
+        # A scaler of float16 gradients leaves such a step out, and halves what it multiplies them
+        # with; below 1 they are not finite by themselves.
+        scaler = getattr(self.accelerator, "scaler", None)
+        skipped = scaler is not None and scaler.get_scale() >= 1
+        if norm is not None and not math.isfinite(norm) and not skipped:
             raise NonFiniteError(
                 f"the gradient of step {self.state.global_step} has norm {norm}: the student "
                 f"diverged; lower learning_rate ({self.args.learning_rate}); checkpoints before it "
