@@ -6,7 +6,7 @@ from xtoken import Vocab
 
 
 def walked_mask(ids: list[int], vocab: Vocab, pieces: list[tuple[str, bool]]) -> list[bool]:
-    """Which tokens lie in pieces that the assistant says, whole.
+    """Which tokens lie in pieces that the assistant says, whole but for white space before them.
 
     Args:
         ids: of the printed text.
@@ -16,12 +16,16 @@ def walked_mask(ids: list[int], vocab: Vocab, pieces: list[tuple[str, bool]]) ->
     said: list[bool] = []
     for text, is_said in pieces:
         said += [is_said] * len(text.encode())
+    spelled = "".join(text for text, _ in pieces).encode()
     at = 0
     mask = []
     for token in ids:
         surface = vocab.special_tokens.get(token)
         length = len(vocab.token_bytes(token) if surface is None else surface.encode())
-        mask.append(all(said[at : at + length]))
+        first = at
+        while first < at + length and not said[first] and spelled[first : first + 1].isspace():
+            first += 1
+        mask.append(all(said[first : at + length]) and (first < at + length or length == 0))
         at += length
     assert at == len(said), "the tokens do not spell the pieces"
     return mask

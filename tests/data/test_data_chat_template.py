@@ -271,7 +271,7 @@ def test_an_end_that_only_the_last_turn_gets_is_learned_in_every_turn() -> None:
     ]
 
 
-def test_a_token_that_reaches_into_the_prompt_is_not_in_the_mask() -> None:
+def test_a_word_with_the_space_that_the_prompt_ends_in_is_in_the_mask() -> None:
     template = (
         "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -279,6 +279,31 @@ def test_a_token_that_reaches_into_the_prompt_is_not_in_the_mask() -> None:
     tokenizer = with_template(family("smollm2").tokenizer, template)
     encoded = encode(conversation(["Hi", "Hello there"]), tokenizer)
     # " Hello" holds the prompt's space. With no control token, the line break ends the turn.
+    assert said(encoded, tokenizer) == [" Hello there\n"]
+    # The same within the blocks by which a template says what is learned.
+    template = (
+        "{% for message in messages %}[{{ message['role'] }}] {% generation %}"
+        "{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n{% endfor %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    talk = conversation(["Hi", "the"])
+    mask = tokenizer.apply_chat_template(
+        talk.messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    encoded = encode(talk, tokenizer)
+    assert said(encoded, tokenizer)[-1] == f" the{tokenizer.eos_token}"
+    kept = zip(mask["input_ids"], mask["assistant_masks"], strict=True)
+    theirs = [token for token, is_kept in kept if is_kept]
+    assert tokenizer.decode(theirs).endswith(f" the{tokenizer.eos_token}")
+
+
+def test_a_token_that_holds_a_letter_of_the_prompt_is_not_in_the_mask() -> None:
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': re' + message['content'] + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: re' }}{% endif %}"
+    )
+    tokenizer = with_template(family("smollm2").tokenizer, template)
+    encoded = encode(conversation(["Hi", "turn there"]), tokenizer)
     assert said(encoded, tokenizer) == [" there\n"]
 
 

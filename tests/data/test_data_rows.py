@@ -196,3 +196,24 @@ def test_a_folder_is_read_by_any_name_and_an_empty_one_is_told_apart(
         assert [row["text"] for row in load_rows(name)] == ["one", "two"], name
     with pytest.raises(DataError, match=r"^\.\./bare cannot .* \.txt files of one kind in it"):
         read_documents("../bare")
+
+
+def test_lists_of_messages_may_be_json_as_csv_has_them(tmp_path: Path) -> None:
+    expected = document_of({"messages": TALK}, source="row")
+    columns = ["messages", "conversations"]
+    for column, talk in zip(columns, (TALK, SHARED), strict=True):
+        assert document_of({column: json.dumps(talk)}, source="row") == expected
+        datasets.Dataset.from_list([{column: json.dumps(talk)}]).to_csv(tmp_path / "data.csv")
+        assert read_documents(tmp_path / "data.csv") == [expected]
+        for text in ("user: 2 + 2?", "[", '"a text"'):
+            with pytest.raises(DataError, match=f"row: {column} = .*, expected a list of messages"):
+                document_of({column: text}, source="row")
+    for prompt, completion in ((TALK[:1], TALK[1:]), (SHARED[:1], SHARED[1:])):
+        packed = {"prompt": json.dumps(prompt), "completion": json.dumps(completion)}
+        plain = {"prompt": prompt, "completion": completion}
+        assert document_of(packed, source="row") == document_of(plain, source="row")
+    for text in ("[1, 2]", "[]", "{}", '[{"name": "add"}]'):
+        row = {"prompt": text, "completion": text}
+        assert document_of(row, source="row") == Completion(text, text, "row")
+    with pytest.raises(DataError, match="prompt is a list and completion a str"):
+        document_of({"prompt": json.dumps(TALK), "completion": "4"}, source="row")

@@ -19,7 +19,7 @@ from xtoken.distillation import Counts, DistillCollator
 from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.losses.exact_kl.depth_weights import DepthWeights
 from xtoken.projection import Projection
-from xtoken.teachers import TopKStore
+from xtoken.teachers import StoreKey, TopKStore
 from xtoken.tensors.target_batch import HostTargets
 from xtoken.training import (
     DistillConfig,
@@ -35,6 +35,7 @@ from xtoken.training import (
 )
 from xtoken.training.config_arguments import training_arguments
 from xtoken.training.metrics_log import read_history
+from xtoken.training.prepare import store_folder
 from xtoken.vocab.classes import class_of
 
 CONFIG = DistillConfig(
@@ -351,3 +352,8 @@ def test_a_loss_with_a_teacher_needs_one(materials: PreparedData, tmp_path: Path
         CONFIG.distiller(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 held-out examples"):
         HeldOutEvaluator([], materials.pair.student_vocab)
+
+
+def test_predictions_of_another_tokenizer_lie_in_another_folder(tmp_path: Path) -> None:
+    keys = [StoreKey("weights", 64, "float32", tokenizer) for tokenizer in ("one", "another")]
+    assert len({store_folder(tmp_path, key) for key in keys}) == 2

@@ -9,6 +9,7 @@ import pytest
 import tokenizer_zoo as zoo
 from tokenizers import AddedToken, Tokenizer
 
+from xtoken import Pair
 from xtoken.vocab.side import with_own_settings
 
 PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
@@ -46,3 +47,21 @@ def test_it_is_the_tokenizer(make: Callable[[], Tokenizer], marked: bool) -> Non
     assert tokenizer.to_str() == before
     tokenizer.add_tokens(["<one more>"])
     assert made.token_to_id("<one more>") is None
+
+
+def test_what_a_tokenizer_is_set_to_after_a_pair_was_made_changes_no_batch() -> None:
+    sides = [
+        Tokenizer.from_str(zoo.byte_level_bpe(*size).to_str()) for size in ((900, 3), (700, 1))
+    ]
+    distiller = Pair(*sides, cache_dir=False).distiller("p-kl", ce_weight=1.0)
+    before = distiller.collate([TEXT])
+    for set_to in (
+        lambda tokenizer: tokenizer.enable_padding(length=128),
+        lambda tokenizer: tokenizer.enable_truncation(6),
+    ):
+        for tokenizer in sides:
+            set_to(tokenizer)
+        after = distiller.collate([TEXT])
+        assert after.student_ids.tolist() == before.student_ids.tolist()
+        assert after.teacher_ids.tolist() == before.teacher_ids.tolist()
+        assert after.tokens == before.tokens

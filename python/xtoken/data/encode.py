@@ -19,7 +19,7 @@ from xtoken.data.conversations import Conversation
 from xtoken.data.loss_mask import NO_RANGES, Encoded, RenderingEncoder
 from xtoken.data.rows import Document, check_text
 from xtoken.data.stops import StopTokens, stop_tokens
-from xtoken.vocab.side import encode_texts, without_truncation
+from xtoken.vocab.side import Untruncated, encode_texts
 
 Printed: TypeAlias = str | Rendering | Completion
 
@@ -94,8 +94,8 @@ class Encoder:
         return None if backend is None else TextBackend(self._tokenizer, side=self._side)
 
     @functools.cached_property
-    def _whole(self) -> Any:
-        return without_truncation(self._tokenizer)
+    def _whole(self) -> Untruncated:
+        return Untruncated(self._tokenizer)
 
     @functools.cached_property
     def _vocab(self) -> Vocab:
@@ -164,7 +164,7 @@ class Encoder:
 
     def _completions(self, items: list[Completion]) -> list[Encoded]:
         whole = self._texts([item.text for item in items])
-        prompts = encode_texts(self._whole, [item.prompt for item in items])
+        prompts = encode_texts(self._whole(), [item.prompt for item in items])
         for encoded, prompt in zip(whole, prompts, strict=True):
             length = min(len(prompt), len(encoded.ids))
             same = np.asarray(prompt[:length], dtype=np.int64) == encoded.ids[:length]
@@ -172,7 +172,7 @@ class Encoder:
         return whole
 
     def _texts(self, texts: list[str]) -> list[Encoded]:
-        rows = encode_texts(self._whole, texts)
+        rows = encode_texts(self._whole(), texts)
         return [
             Encoded(np.asarray(ids, dtype=np.int64), np.ones(len(ids), dtype=np.bool_), NO_RANGES)
             for ids in rows

@@ -69,8 +69,9 @@ class RenderingEncoder:
     def __call__(self, renderings: Sequence[Rendering]) -> list[Encoded]:
         """Return ids, loss mask and turns of each rendering.
 
-        A token is in the mask if it lies in an answer whole, and not behind the end of the turn:
-        the model stops before it says that.
+        A token is in the mask if it lies in an answer whole, but for white space of the prompt
+        that it begins with, and not behind the end of the turn: the model stops before it says
+        that.
         """
         encoded = self._backend.encode([item.text for item in renderings])
         return [
@@ -91,6 +92,10 @@ class RenderingEncoder:
         starts, ends = tokens.places[:, 0], tokens.places[:, 1]
         # A token of no width (a prefix before the first word) belongs to what follows it.
         inside = (starts >= answer.start) & (starts < answer.end) & (ends <= answer.end)
+        # A word with the space before it, where the prompt ends in that.
+        over = (starts < answer.start) & (ends > answer.start) & (ends <= answer.end)
+        for token in over.nonzero()[0]:
+            inside[token] = text[starts[token] : answer.start].isspace()
         found = inside.nonzero()[0]
         if not len(found):
             at = int((starts < answer.start).sum())

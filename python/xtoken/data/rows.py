@@ -13,6 +13,9 @@ from xtoken.errors import BlankTextError, DataError
 
 Document: TypeAlias = str | Conversation | Completion
 
+# Columns of messages, never of a text.
+_LISTS = ("messages", "conversations")
+
 # ShareGPT's names of who speaks, by the role of OpenAI and TRL.
 _SPEAKERS = {
     "human": "user", "user": "user",
@@ -30,8 +33,8 @@ def document_of(row: Mapping[str, object], *, field: str | None = None, source: 
         row: by column: `text`; `messages` (roles and contents, as OpenAI and TRL write them);
             `prompt` and `completion`, both texts or both lists of messages; or ShareGPT's
             `conversations` (`from` and `value`, with a column `system` or without). Beside messages
-            may be `tools`, a list of JSON schemas or the JSON of one. The first of these that is
-            not null counts.
+            may be `tools`, a list of JSON schemas. Lists may be the JSON of one, as CSV has them.
+            The first of these that is not null counts.
         field: the column that holds the text or the messages, where it is none of these.
         source: where the row was read, for messages.
 
@@ -69,17 +72,25 @@ def _column(row: Mapping[str, object]) -> str:
 
 def _of_field(row: Mapping[str, object], field: str, source: str, remedy: str) -> Document:
     found = row.get(field)
+    if field in _LISTS and isinstance(found, str):
+        parsed = _from_json(found)
+        if isinstance(parsed, str):
+            raise DataError(
+                f"{source}: {field} = {found[:60]!r}, expected a list of messages or the JSON of "
+                "one; a text belongs in the column 'text'"
+            )
+        found = parsed
     if isinstance(found, str):
         check_text(found, f"{source}: field {field!r}")
         check_not_blank(found, source)
         return found
-    if isinstance(found, list | tuple) or field in ("messages", "conversations"):
+    if isinstance(found, list | tuple) or field in _LISTS:
         return _conversation(found, row, source)
     raise DataError(f"{source} has no string in field {field!r} and {remedy}")
 
 
 def _prompted(row: Mapping[str, object], source: str) -> Document:
-    prompt, completion = row["prompt"], row.get("completion")
+    prompt, completion = (_messages_or_text(row.get(name)) for name in ("prompt", "completion"))
     if isinstance(prompt, str) and isinstance(completion, str):
         for name, text in (("prompt", prompt), ("completion", completion)):
             check_text(text, f"{source}: field {name!r}")
@@ -90,6 +101,15 @@ def _prompted(row: Mapping[str, object], source: str) -> Document:
         f"{source}: prompt is a {type(prompt).__name__} and completion a "
         f"{type(completion).__name__}; pass two texts, or two lists of messages"
     )
+
+
+def _messages_or_text(value: object) -> object:
+    """The messages that a text holds as JSON; a text that holds none is one."""
+    found = _from_json(value)
+    messages = isinstance(found, list) and all(
+        isinstance(each, dict) and ("role" in each or "from" in each) for each in found
+    )
+    return found if messages and found else value
 
 
 def _conversation(

@@ -225,8 +225,8 @@ def open_store(
 
 
 def store_folder(cache_dir: Path, key: StoreKey) -> Path:
-    """Where a run keeps a teacher's predictions."""
-    return cache_dir / f"{key.teacher[:16]}-top{key.top_k}"
+    """Where a run keeps a teacher's predictions: of its weights, and of its tokenizer's ids."""
+    return cache_dir / f"{key.teacher[:16]}-{key.tokenizer[:8]}-top{key.top_k}"
 
 
 def taught_sequences(materials: PreparedData) -> list[NDArray[np.int64]]:

@@ -163,11 +163,11 @@ class Side:
 
         Raises: as `encode_texts`.
         """
-        return encode_texts(self._whole, texts, add_special_tokens=add_special_tokens)
+        return encode_texts(self._whole(), texts, add_special_tokens=add_special_tokens)
 
     @cached_property
-    def _whole(self) -> Any:
-        return without_truncation(self.tokenizer)
+    def _whole(self) -> Untruncated:
+        return Untruncated(self.tokenizer)
 
     def __repr__(self) -> str:
         return f"Side({self.name!r}, {self.label!r})"
@@ -186,15 +186,24 @@ def labels(student: Side, teacher: Side) -> tuple[str, str]:
     return names
 
 
-def without_truncation(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy of a `tokenizers.Tokenizer` that is set to pad or truncate."""
-    if not hasattr(tokenizer, "no_truncation"):
-        return tokenizer  # transformers does neither unless a call asks for it
-    if tokenizer.truncation is None and tokenizer.padding is None:
-        return tokenizer
-    whole = with_own_settings(tokenizer)
-    whole.post_processor = tokenizer.post_processor
-    return whole
+class Untruncated:
+    """Gives a tokenizer, or a copy of a `tokenizers.Tokenizer` that is set to pad or truncate at
+    the time: it is the user's, and may be set to at any."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._copy: Any = None
+
+    def __call__(self) -> Any:
+        tokenizer = self._tokenizer
+        if not hasattr(tokenizer, "no_truncation"):
+            return tokenizer  # transformers does neither unless a call asks for it
+        if tokenizer.truncation is None and tokenizer.padding is None:
+            return tokenizer
+        if self._copy is None:
+            self._copy = with_own_settings(tokenizer)
+            self._copy.post_processor = tokenizer.post_processor
+        return self._copy
 
 
 def with_own_settings(tokenizer: Tokenizer) -> Tokenizer:
