@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken._core import Vocab
 from xtoken.align import Alignment, AlignmentBatch, ChunkKind, Coverage
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.conversations import Conversation
@@ -30,6 +31,9 @@ from xtoken.training.routing import Routes
 from xtoken.training.teaching import AnyBatch
 
 Ids = NDArray[np.int64]
+
+# So many bytes stand at one place of a conversation by no chance.
+_TELLING = 40
 
 _COLUMNS = ("input_ids", "student_bounds", "teacher_bounds", "chunk_kinds", "byte_counts")
 
@@ -67,6 +71,12 @@ def add_teacher_side(
     with the teacher's end of text where the student's do. Rows of several documents
     (`seq_lengths`) keep them apart.
 
+    A row may hold a part of its text that does not begin it (cut with `keep_end`, or by windows).
+    Of a conversation the teacher then reads what stands before the part as well; of a text, which
+    may be far longer than a model takes, the part alone, as the student does. Where the part of a
+    conversation stands is not known if the ids are printed otherwise: the teacher reads what they
+    spell. The first row whose teacher reads less than its text is named in a warning.
+
     Args:
         dataset: of `datasets`; all that it holds stays.
         pairs: one per teacher.
@@ -100,6 +110,7 @@ class _Side:
         self._text_field = text_field
         self._eos = eos
         self._stops = set(pair.student_vocab.stops)
+        self._warned = False
         self._encoders = pair.encoders()
         self._is_same = self._encoders[0].same_as(self._encoders[1])
 
@@ -125,13 +136,18 @@ class _Side:
             return self._cut(ids, self._pair.aligner.align(ids, ids))
         conversation = _conversation(row)
         if conversation is not None:
-            teacher, alignment = self._of_turns(ids, conversation)
-        else:
-            teacher = self._teacher_ids(ids, self._text(row))
-            if not len(teacher):
-                teacher = np.array([pad_id(self._pair.teacher.source)], dtype=np.int64)
-            alignment = self._pair.aligner.align(ids, teacher)
-        return self._cut(teacher, alignment)
+            turns = self._of_turns(ids, conversation)
+            if turns is not None:
+                return self._cut(*turns)
+            self._warn(ids, "are no part of its conversation as the chat template prints it")
+        text = self._text(row) if conversation is None else None
+        if text is not None and not self._begins(ids, text):
+            self._warn(ids, "do not begin its text")
+            text = None
+        teacher = self._teacher_ids(ids, text)
+        if not len(teacher):
+            teacher = np.array([pad_id(self._pair.teacher.source)], dtype=np.int64)
+        return self._cut(teacher, self._pair.aligner.align(ids, teacher))
 
     def _nothing(self, ids: Ids, row: Mapping[str, Any]) -> tuple[Ids, Alignment]:
         """For a row of other teachers: a single token, and no bytes, by which it is known."""
@@ -152,14 +168,28 @@ class _Side:
             return None
         return text.removesuffix(self._eos) if self._eos else text
 
+    def _spelled(self, ids: Ids) -> bytes:
+        """What ids of the student spell, without the end of the text."""
+        body = ids[:-1] if len(ids) and int(ids[-1]) in self._stops else ids
+        return self._pair.student_vocab.decode_bytes(body.tolist())
+
+    def _begins(self, ids: Ids, text: str) -> bool:
+        """Whether the ids are of the text's beginning: any other part would be aligned with
+        whatever place spells the same."""
+        spelled = self._spelled(ids)
+        # No character is less than a byte.
+        if text[: len(spelled)].encode(errors="replace").startswith(spelled):
+            return True
+        if isinstance(self._pair.student.source, Vocab):
+            return False
+        # A normalizer, or special tokens in the text.
+        (whole,) = self._encoders[0].encode([text], max_tokens=len(ids))
+        return self._spelled(whole.ids).startswith(spelled)
+
     def _teacher_ids(self, ids: Ids, text: str | None) -> Ids:
         if text is None:
-            vocab = self._pair.student_vocab
-            spelled = b"".join(
-                vocab.token_bytes(int(token)) for token in ids if not vocab.is_special(int(token))
-            )
             # A cut may fall inside a character.
-            text = spelled.decode("utf-8", errors="ignore")
+            text = self._spelled(ids).decode("utf-8", errors="ignore")
         (encoded,) = self._pair.teacher.encode([text])
         end = self._pair.teacher_vocab.roles.get("eos")
         stops = len(ids) > 0 and int(ids[-1]) in self._stops
@@ -167,15 +197,89 @@ class _Side:
             encoded.append(end)
         return np.asarray(encoded, dtype=np.int64)
 
-    def _of_turns(self, ids: Ids, conversation: Conversation) -> tuple[Ids, Alignment]:
+    def _of_turns(self, ids: Ids, conversation: Conversation) -> tuple[Ids, Alignment] | None:
+        """None where it is not known which part of the conversation the ids are."""
         # The last one holds the whole conversation, where a template asks for one per answer.
         teacher = self._encoders[1].encode_conversation(conversation)[-1]
-        student = self._encoders[0].encode_conversation(conversation)[-1].cut(len(ids))
-        if not np.array_equal(student.ids, ids):
+        whole = self._encoders[0].encode_conversation(conversation)[-1]
+        start = _place(ids, whole.ids)
+        if start is not None:
+            student = whole.cut(start + len(ids))
+        elif self._opens(ids, whole.ids, conversation):
             # The trainer prints the conversation otherwise: where its turns lie is not known.
-            student = Encoded(ids, np.ones(len(ids), dtype=np.bool_), NO_RANGES)
+            student, start = Encoded(ids, np.ones(len(ids), dtype=np.bool_), NO_RANGES), 0
+        else:
+            return None
         (alignment,) = align_by_turns(self._pair.aligner, [student], [teacher])
+        if start:
+            alignment = self._from(start, ids, teacher.ids, alignment)
         return teacher.ids, alignment
+
+    def _opens(self, ids: Ids, whole: Ids, conversation: Conversation) -> bool:
+        """Whether ids that are printed otherwise begin as the conversation does."""
+        spelled, printed = self._spelled(ids), self._spelled(whole)
+        if printed.startswith(spelled) or printed[:_TELLING] in spelled:
+            return True
+        at = told = 0
+        for message in conversation.messages:
+            # Templates change what the assistant says: they leave its thinking out.
+            if message["role"] == "assistant" or told >= _TELLING:
+                continue
+            (said,) = self._encoders[0].encode([message["content"].strip()], max_tokens=_TELLING)
+            opening = self._spelled(said.ids)[:_TELLING]
+            at = spelled.find(opening, at)
+            if at < 0:
+                return False
+            at, told = at + len(opening), told + len(opening)
+        return True
+
+    def _from(self, start: int, ids: Ids, teacher: Ids, alignment: Alignment) -> Alignment:
+        """That of the student's tokens from `start` on, with the teacher's before them alone."""
+        at = int(np.searchsorted(alignment.student_bounds, start))
+        # A chunk that the cut lies in is none.
+        alone, before = int(alignment.student_bounds[at]) - start, int(alignment.teacher_bounds[at])
+        kind = np.repeat(
+            np.array([ChunkKind.STUDENT_ONLY, ChunkKind.TEACHER_ONLY], dtype=np.uint8),
+            [alone, before],
+        )
+        student_bounds = np.concatenate(
+            [
+                np.arange(alone + 1),
+                np.full(before, alone),
+                alignment.student_bounds[at + 1 :] - start,
+            ]
+        )
+        kind = np.concatenate([kind, alignment.kind[at:]])
+        sizes = _sizes(self._pair.student_vocab, ids)
+        exact = np.repeat(kind == ChunkKind.EXACT, np.diff(student_bounds))
+        counts = [
+            sizes.sum(),
+            _sizes(self._pair.teacher_vocab, teacher[before:]).sum(),
+            sizes[exact].sum(),
+            min(int(alignment.byte_counts[3]), int((kind == ChunkKind.MISMATCH).sum())),
+        ]
+        return Alignment(
+            student_bounds,
+            np.concatenate(
+                [np.zeros(alone, dtype=np.int64), np.arange(before + 1),
+                 alignment.teacher_bounds[at + 1 :]]
+            ),
+            kind,
+            np.array(counts, dtype=np.int64),
+            alignment.pair,
+        )  # fmt: skip
+
+    def _warn(self, ids: Ids, fault: str) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"input_ids of a row {fault} (they spell {_shown(self._spelled(ids))}), and others may "
+            "be so: of such rows the teacher reads what the ids spell, without what stands before "
+            "them; keep the beginning (truncation_mode='keep_start', no later windows) to have it "
+            "read the text",
+            stacklevel=3,
+        )
 
     def _cut(self, teacher: Ids, alignment: Alignment) -> tuple[Ids, Alignment]:
         """Leave out the teacher's tokens behind the last chunk that both sides have."""
@@ -192,6 +296,29 @@ class _Side:
             alignment.student_bounds[keep], kept[keep], kind, alignment.byte_counts, alignment.pair
         )
         return teacher[:end], cut
+
+
+def _place(part: Ids, whole: Ids) -> int | None:
+    """Where a part begins: 0 where it begins the whole, None where it lies nowhere or at several
+    places."""
+    last = len(whole) - len(part)
+    if last < 0:
+        return None
+    if not len(part):
+        return 0
+    starts = (whole[: last + 1] == part[0]).nonzero()[0].tolist()
+    found = [at for at in starts if np.array_equal(whole[at : at + len(part)], part)]
+    return found[0] if found and (len(found) == 1 or found[0] == 0) else None
+
+
+def _sizes(vocab: Vocab, ids: Ids) -> Ids:
+    """The bytes of each token."""
+    return np.array([len(vocab.token_bytes(each)) for each in ids.tolist()], dtype=np.int64)
+
+
+def _shown(spelled: bytes) -> str:
+    text = spelled.decode(errors="replace")
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _conversation(row: Mapping[str, Any]) -> Conversation | None:
@@ -265,12 +392,11 @@ class TeacherSideCollator:
         if self._warned or self._student_vocab is None:
             return
         self._warned = True
-        text = self._student_vocab.decode_bytes(ids[:40].tolist()).decode(errors="replace")
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        shown = _shown(self._student_vocab.decode_bytes(ids[:40].tolist()))
         warnings.warn(
             "a row is not distilled, and others like it will not be (rows_not_distilled in the log "
             "counts them): the student's tokens in the loss and the teacher's spell nothing in "
-            f"common; it begins {shown!r}; look at one with pair.align(text), or compare both chat "
+            f"common; it begins {shown}; look at one with pair.align(text), or compare both chat "
             "templates",
             stacklevel=3,
         )
