@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from served_server import ServedModel
 from tiny_models import tiny_texts, write_pair
 from transformers import (
@@ -293,6 +293,17 @@ def test_rows_that_are_tokenized_already_get_their_text_from_the_ids(
     from_ids, other = step(folder, tmp_path, Dataset.from_dict({"input_ids": ids}))
     close(from_ids, from_texts)
     same_gradient(gradient, other)
+
+
+def test_a_tokenized_stream_that_trl_leaves_as_it_is_is_distilled(
+    folder: Path, tmp_path: Path, padded: Step
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    ids = [{"input_ids": tokenizer(text + tokenizer.eos_token)["input_ids"]} for text in TEXTS]
+    data = IterableDataset.from_generator(lambda: iter(ids))
+    logged, gradient = step(folder, tmp_path, data, dataset_kwargs={"skip_prepare_dataset": True})
+    close(logged, padded[0])
+    same_gradient(gradient, padded[1])
 
 
 def test_two_teachers_are_weighted(folder: Path, tmp_path: Path) -> None:

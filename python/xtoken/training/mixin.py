@@ -244,6 +244,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         """
         student, batch = split(inputs)
         check_positions(self.accelerator.unwrap_model(model), student, "student")
+        if batch is None and model.training:
+            self._check_no_side()
         if batch is None or not model.training:
             return super().compute_loss(model, student, return_outputs, num_items_in_batch)
         totals, kd_scale = self._totals, self._kd_scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -9,8 +10,8 @@ from transformers import Trainer
 
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
-from xtoken.errors import OptionError
-from xtoken.training.batches import split
+from xtoken.errors import DataError, OptionError
+from xtoken.training.batches import TEACHER_SIDE, split
 from xtoken.training.pack_rows import pack_rows
 from xtoken.training.teacher_side import (
     TeacherSideCollator,
@@ -25,10 +26,20 @@ else:
     _Base = object
 
 
+def _column_names(dataset: Any) -> Iterable[str]:
+    """Those of a dataset of `datasets`; none of others, which cannot be mapped as these are."""
+    if not hasattr(dataset, "map") or not hasattr(dataset, "column_names"):
+        return ()
+    # A generator's stream, or a mapped one, does not know them before its first row.
+    return next(iter(dataset), {}) if dataset.column_names is None else dataset.column_names
+
+
 class TakesTeacherSide(_Base):
     """The part of `DistillMixin` that prepares rows and moves batches."""
 
     teaching: Teaching
+    # Whether the Trainer below had its rows prepared, with the teachers' side.
+    _rows_prepared = False
 
     def _bind_data(self) -> None:
         """Give the rows a teachers' side, where the Trainer below has tokenized for the student."""
@@ -40,8 +51,9 @@ class TakesTeacherSide(_Base):
                 self.data_collator, pairs, self.teaching.targets,
                 [member.prepared for member in self.teaching.members],
             )  # fmt: skip
-        names = getattr(self.train_dataset, "column_names", None)
-        if names is not None and "input_ids" in names and columns(len(pairs))[0] not in names:
+        # A stream that was packed would read many rows for its first.
+        names = () if self._rows_prepared else _column_names(self.train_dataset)
+        if "input_ids" in names and columns(len(pairs))[0] not in names:
             # The others find what the first process of their machine has made.
             with self.args.main_process_first(desc="the teachers' side"):
                 self.train_dataset = add_teacher_side(
@@ -73,8 +85,7 @@ class TakesTeacherSide(_Base):
         prepared = below._prepare_dataset(
             dataset, processing_class, args, False, formatting_func, dataset_name
         )
-        names = getattr(prepared, "column_names", None) or ()
-        if columns(len(pairs))[0] not in names:
+        if columns(len(pairs))[0] not in _column_names(prepared):
             with args.main_process_first(desc="the teachers' side"):
                 prepared = add_teacher_side(
                     prepared,
@@ -84,10 +95,33 @@ class TakesTeacherSide(_Base):
                     num_proc=args.dataset_num_proc if hasattr(prepared, "__len__") else None,
                     routes=self.teaching.routes,
                 )
+        self._rows_prepared = True
         if not packing:
             return prepared
         with args.main_process_first(desc="packing"):
             return pack_rows(prepared, args.max_length, len(pairs))
+
+    def _check_no_side(self) -> None:
+        """Refuse a batch without a teachers' side, unless the loss reads no teacher.
+
+        Raises:
+            DataError: rows of the dataset have none.
+            OptionError: a collator that is not ours makes none.
+        """
+        if not self.teaching.needs_teacher:
+            return
+        collator = self.data_collator
+        if not isinstance(collator, TeacherSideCollator):
+            name = getattr(collator, "__name__", type(collator).__name__)
+            raise OptionError(
+                f"data_collator = {name} makes no {TEACHER_SIDE!r}, of which the loss is made; "
+                "leave it out, or pass a DistillCollator"
+            )
+        raise DataError(
+            f"a batch of train_dataset ({type(self.train_dataset).__name__}) has rows without "
+            f"{columns(1)[0]!r}, of which the loss is made; pass a Dataset or IterableDataset of "
+            "datasets whose rows hold input_ids, and in place of with_transform use map"
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
