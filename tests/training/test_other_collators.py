@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from tiny_models import tiny_texts
 from transformers import (
     AutoModelForCausalLM,
@@ -145,22 +145,30 @@ def transformed(rows: list[Any]) -> Dataset:
     )
 
 
-WITHOUT_SIDE: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list,
-    "Rows": Rows,
-    "Dataset": transformed,
-}
+def joined(rows: list[Any]) -> Dataset:
+    """The first row alone has the teacher's columns."""
+    side = {
+        "teacher0_input_ids": [[1, 2]],
+        "teacher0_student_bounds": [[0, len(rows[0]["input_ids"])]],
+        "teacher0_teacher_bounds": [[0, 2]],
+        "teacher0_chunk_kinds": [[1]],
+        "teacher0_byte_counts": [[9, 9, 0, 0]],
+    }
+    return concatenate_datasets([Dataset.from_list([rows[0] | side]), Dataset.from_list(rows[1:])])
 
 
-@pytest.mark.parametrize("kind", WITHOUT_SIDE)
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [(list, "list"), (Rows, "Rows"), (transformed, "Dataset"), (joined, "Dataset")],
+)
 def test_rows_that_get_no_teachers_side_end_a_run_whose_loss_is_made_of_it(
-    folder: Path, tmp_path: Path, kind: str
+    folder: Path, tmp_path: Path, made: Callable[[list[Any]], Any], kind: str
 ) -> None:
     message = (
         rf"^a batch of train_dataset \({kind}\) has rows without 'teacher0_input_ids'.*pass a D"
     )
     with pytest.raises(DataError, match=message):
-        step(folder, tmp_path, "right", WITHOUT_SIDE[kind], loss="p-kl")
+        step(folder, tmp_path, "right", made, loss="p-kl")
 
 
 def test_rows_without_a_teachers_side_are_trained_on_by_a_loss_that_asks_none(

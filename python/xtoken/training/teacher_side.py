@@ -372,7 +372,8 @@ class TeacherSideCollator:
         """
         plain = [{k: v for k, v in row.items() if k not in self._names} for row in rows]
         inputs = self.collator(plain)
-        if not all(name in row for row in rows for name in self._names):
+        # Where datasets are joined, those of one are None in the rows of the others.
+        if not all(row.get(name) is not None for row in rows for name in self._names):
             return inputs
         apart: list[Ids] = []
         batches = tuple(
