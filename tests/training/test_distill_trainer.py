@@ -22,6 +22,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -160,6 +162,33 @@ def test_a_narrow_head_is_balanced_beside_the_trainers_own_loss(
         trainer.train()
     (record,) = logged(trainer)
     assert 0 < record["kd_scale"] < 100
+
+
+def tenfold(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Ten times the cross-entropy."""
+    logits, labels = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return 10 * nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"label_smoothing_factor": 0.3}, {}), ({}, {"compute_loss_func": tenfold})],
+)
+def test_the_balance_is_with_a_loss_of_ones_own_however_a_batch_is_cut(
+    folder: Path, tmp_path: Path, options: dict[str, Any], named: dict[str, Any]
+) -> None:
+    def run(rows: int) -> dict[str, float]:
+        size = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 4 // rows}
+        trainer = make(
+            folder, tmp_path, train_dataset=TEXTS[:4], **named,
+            options={"max_steps": 1, **options, **size},
+        )  # fmt: skip
+        trainer.train()
+        return logged(trainer)[0]
+
+    whole, cut = run(4), run(1)
+    for key in ("ce", "kd", "kd_scale", "loss", "grad_norm"):
+        assert cut[key] == pytest.approx(whole[key], rel=1e-4)
 
 
 def test_of_a_prompt_and_its_completion_the_completion_counts(folder: Path, tmp_path: Path) -> None:
@@ -392,6 +421,10 @@ def family(name: str, vocab: int) -> nn.Module:
     if name == "gemma2":  # tied, logits capped
         capped = Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=0.3)
         return Gemma2ForCausalLM(capped)
+    if name == "recurrent gemma":  # capped by another name
+        del sizes["num_key_value_heads"]
+        sizes |= {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 64}
+        return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**sizes, logits_soft_cap=0.05))
     if name == "cohere":  # tied, logits scaled up or down
         return CohereForCausalLM(CohereConfig(**sizes, logit_scale=3.0))
     return GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=0.25))
@@ -436,6 +469,17 @@ def test_adapters_train_on_the_same_losses_with_and_without_logits(
     assert all("lora" in name for name in found[1][0].gradient)
 
 
+def test_a_cap_is_read_beside_a_loss_of_the_trainers_own(folder: Path, tmp_path: Path) -> None:
+    vocab = Pair(folder / "student", folder / "teacher").sizes[0]
+    _, plain = gradient(folder, tmp_path, family("recurrent gemma", vocab), kd_weight=1.0)
+    _, beside = gradient(
+        folder, tmp_path, family("recurrent gemma", vocab), kd_weight=1.0,
+        label_smoothing_factor=1e-9,
+    )  # fmt: skip
+    for key in ("ce", "kd", "loss"):
+        assert beside[key] == pytest.approx(plain[key], rel=1e-4)
+
+
 class Doubling(nn.Linear):
     """A head that does something of its own."""
 
@@ -454,6 +498,32 @@ def test_a_head_that_does_more_is_refused_by_name_or_makes_its_logits(
         gradient(folder, tmp_path, model, fused=True)
     watch, _ = gradient(folder, tmp_path, model, fused="auto")
     assert watch.positions > 1
+
+
+def test_a_head_that_does_more_is_refused_beside_a_loss_of_the_trainers_own(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = student_of(folder)
+    head = Doubling(48, 1700, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    with pytest.raises(OptionError, match="leave out label_smoothing_factor"):
+        gradient(folder, tmp_path, model, label_smoothing_factor=0.1)
+
+
+def test_the_check_of_the_head_leaves_dropout_as_it_was(folder: Path, tmp_path: Path) -> None:
+    found = []
+    for checked in (False, True):
+        model = student_of(folder)
+        model.config.attention_dropout = 0.2
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.2
+        options = {"max_steps": 1, "label_smoothing_factor": 0.1}
+        trainer = make(folder, tmp_path, model, options=options)
+        trainer._head_checked = checked
+        trainer.train()
+        found.append(logged(trainer)[0]["loss"])
+    assert found[0] == found[1]
 
 
 # ---- Several teachers, and what they are ----

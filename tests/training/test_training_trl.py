@@ -105,8 +105,9 @@ def step(
     **changed: Any,
 ) -> Step:
     """One optimizer step over the whole dataset: what is logged, and the gradient."""
-    names = ("peft_config", "data_collator")
+    names = ("peft_config", "data_collator", "compute_loss_func")
     more = {name: changed.pop(name) for name in names if name in changed}
+    model = changed.pop("model", None)
     options: dict[str, Any] = {
         "max_steps": 1,
         "per_device_train_batch_size": 6,
@@ -123,7 +124,7 @@ def step(
     }
     keep = KeepGradient()
     made = trainer(
-        AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
+        model or AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32),
         args=trl.SFTConfig(str(out), **(options | changed)),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(folder / "student"),
@@ -221,6 +222,50 @@ def test_accumulation_and_workers_change_nothing(folder: Path, tmp_path: Path) -
         )
         close(cut, whole, "ce", "kd", "loss", "chunks", "kd_scale")
         same_gradient(gradient, other)
+
+
+@pytest.mark.parametrize("own", ["dft", "smoothed", "tenfold"])
+def test_the_balance_is_with_the_trainers_own_loss_however_a_batch_is_cut(
+    folder: Path, tmp_path: Path, own: str
+) -> None:
+    losses: dict[str, dict[str, Any]] = {
+        "dft": {"loss_type": "dft"},
+        "smoothed": {"label_smoothing_factor": 0.3},
+        "tenfold": {"compute_loss_func": tenfold},
+    }
+    settings = DistillSettings(loss="p-kl", top_k=32)
+    named: dict[str, Any] = {"max_length": 48, **losses[own]}
+    data = rows(texts=TEXTS[:4])
+    whole, gradient = step(folder, tmp_path, data, settings, **named)
+    named |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    cut, other = step(folder, tmp_path, data, settings, **named)
+    close(cut, whole, "ce", "kd", "kd_scale", "loss")
+    same_gradient(gradient, other)
+    # TRL's own metrics count each micro-batch once.
+    assert cut["num_tokens"] == whole["num_tokens"]
+
+
+def tenfold(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Ten times the cross-entropy."""
+    logits, labels = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return 10 * loss / num_items_in_batch
+
+
+class Doubling(torch.nn.Linear):
+    """A head that does something of its own."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_does_more_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    head = Doubling(48, 1700, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    with pytest.raises(OptionError, match="LlamaForCausalLM does more to its logits than scale"):
+        step(folder, tmp_path, rows(), model=model)
 
 
 @pytest.mark.parametrize(("kind", "only"), [("prompt", "completion"), ("messages", "assistant")])

@@ -56,11 +56,9 @@ def find_head(model: nn.Module) -> Head | str:
     """The head of a transformers model, or the reason why its logits must be made.
 
     Args:
-        model: unwrapped; adapters of peft are looked through.
+        model: unwrapped; torch.compile and adapters of peft are looked through.
     """
-    base = cast(Any, model)
-    if hasattr(base, "get_base_model"):
-        base = base.get_base_model()
+    base = cast(Any, bare_model(model))
     name = type(base).__name__
     if not hasattr(base, "get_output_embeddings") or not hasattr(base, "config"):
         return f"{name} is no model of transformers"
@@ -73,8 +71,25 @@ def find_head(model: nn.Module) -> Head | str:
     if not isinstance(decoder, nn.Module) or decoder is base:
         return f"{name} has no decoder apart from its head"
     config = base.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(decoder, linear, _scale(config), softcap)
+    return Head(decoder, linear, _scale(config), _softcap(config))
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model itself, below torch.compile and the adapters of peft."""
+    base = cast(Any, model)
+    base = getattr(base, "_orig_mod", base)
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
+    return cast(nn.Module, getattr(base, "_orig_mod", base))
+
+
+def _softcap(config: Any) -> float | None:
+    """The bound of `cap * tanh(logits / cap)`, which model families spell in three ways."""
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    return None
 
 
 def _scale(config: Any) -> float:
@@ -91,10 +106,7 @@ def _scale(config: Any) -> float:
 
 def keeps_few_logits(model: nn.Module) -> bool:
     """Whether the model can make the logits of its last position alone."""
-    base = cast(Any, model)
-    if hasattr(base, "get_base_model"):
-        base = base.get_base_model()
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return "logits_to_keep" in inspect.signature(bare_model(model).forward).parameters
 
 
 @torch.no_grad()

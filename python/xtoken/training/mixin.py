@@ -22,12 +22,12 @@ from transformers.integrations.deepspeed import (
 
 from xtoken.distillation import Counts, DistillOutput
 from xtoken.errors import ArgumentTypeError, OptionError
-from xtoken.losses.cross_entropy import cross_entropy
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
-from xtoken.training.batches import IGNORED, rows_of, split
+from xtoken.training.batches import rows_of, split
+from xtoken.training.kept_counts import counts_kept
 from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
 from xtoken.training.read_ahead import ReadAhead
@@ -253,7 +253,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             totals, kd_scale = self.teaching.counts(batch), self._fixed_scale()
         elif self._to_balance:
             batches, self._to_balance = self._to_balance, []
-            kd_scale = self._kd_scale = self._balance(batches, totals)
+            kd_scale = self._kd_scale = self._balance(batches, totals, num_items_in_batch)
         if self._own_ce:
             output = self._output(model, student, batch, totals, kd_scale)
             # Data parallel averages gradients over processes; the totals are those of all.
@@ -287,28 +287,16 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         num_items: Any,
     ) -> tuple[DistillOutput, Tensor]:
         """The loss of the Trainer below, and ours of the hidden states that it was made of."""
-        head = self._usable_head(model)
-        if isinstance(head, str):
-            raise OptionError(
-                f"{head}, and {type(self).__name__} makes its own loss without logits; distil with "
-                "DistillTrainer, which takes the model's logits"
-            )
-        with head.capture() as hidden:
-            base = cast(Tensor, super().compute_loss(model, student, num_items_in_batch=num_items))
-        if not hidden:
-            raise ArgumentTypeError(
-                f"{type(self).__name__}.compute_loss ran no forward pass of the student's decoder"
-            )
-        processes = self.accelerator.num_processes
-        ce = base.detach() / (processes if self.args.average_tokens_across_devices else 1)
         weight = self.distill_settings.ce_weight
         if not self.teaching.needs_teacher:
+            base = self._base_loss(model, student, num_items)
+            ce = self._share(base)
             zero = torch.zeros((), device=base.device)
             plain = DistillOutput(weight * ce, None, ce, zero, zero.long(), 0)
             return plain, weight * base
-        signals = self.teaching.signals(batch)
-        rows = self._head_of(head, hidden[0], model)
-        pure: DistillOutput = self.teaching(rows, signals, batch, totals, 1.0)
+        pure, base = self._both(model, student, batch, totals, num_items)
+        ce = self._share(base)
+        processes = self.accelerator.num_processes
         assert pure.kd is not None
         scale = balance(pure.kd, ce) if kd_scale is None else torch.tensor(kd_scale)
         scale = scale.to(pure.kd.device)
@@ -318,23 +306,62 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         )
         return output, loss
 
+    def _both(
+        self,
+        model: nn.Module,
+        student: dict[str, Any],
+        batch: AnyBatch,
+        totals: Sequence[Counts],
+        num_items: Any,
+    ) -> tuple[DistillOutput, Tensor]:
+        """The pure distillation loss, and the loss of the Trainer below, of one forward pass."""
+        head = self._checked_head(model, student)
+        if isinstance(head, str):
+            if _loss_is_plain(type(self), {}):
+                raise OptionError(
+                    f"{head}, and beside a loss of the Trainer's own only the head is distilled; "
+                    "leave out label_smoothing_factor and compute_loss_func"
+                )
+            raise OptionError(
+                f"{head}, and {type(self).__name__} makes its own loss without logits; distil with "
+                "DistillTrainer, which takes the model's logits"
+            )
+        with head.capture() as hidden:
+            base = self._base_loss(model, student, num_items)
+        if not hidden:
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.compute_loss ran no forward pass of the student's decoder"
+            )
+        signals = self.teaching.signals(batch)
+        rows = self._head_of(head, hidden[0], model)
+        pure: DistillOutput = self.teaching(rows, signals, batch, totals, 1.0)
+        return pure, base
+
+    def _base_loss(self, model: nn.Module, student: dict[str, Any], num_items: Any) -> Tensor:
+        return cast(Tensor, super().compute_loss(model, student, num_items_in_batch=num_items))
+
+    def _share(self, base: Tensor) -> Tensor:
+        """What the Trainer's own loss of a micro-batch adds to that of the step."""
+        # Data parallel takes the mean over processes, whatever it was divided by.
+        share: Tensor = base.detach() / self.accelerator.num_processes
+        return share
+
     # ---- The balance ----
 
     def _fixed_scale(self) -> float | None:
         weight = self.distill_settings.kd_weight
         return None if weight == "balanced" else float(weight)
 
-    def _balance(self, batches: list[Any], totals: Sequence[Counts]) -> float:
+    def _balance(self, batches: list[Any], totals: Sequence[Counts], num_items: Any) -> float:
         """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
         values = torch.zeros(2, dtype=torch.float64)
-        device = self.args.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), self._same_random_numbers(), counts_kept(self):
             for inputs in batches:
                 student, batch = split(self._prepare_inputs(inputs))
                 if batch is None:
                     continue
-                ce, kd = self._parts(cast(nn.Module, self.model), student, batch, totals)
+                model = cast(nn.Module, self.model)
+                ce, kd = self._parts(model, student, batch, totals, num_items)
                 values += torch.tensor([ce, kd], dtype=torch.float64)
         ce, kd = self._over_processes(values)
         return self.teaching.first.balance(ce, kd)
@@ -345,26 +372,20 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         student: dict[str, Any],
         batch: AnyBatch,
         totals: Sequence[Counts],
+        num_items: Any,
     ) -> tuple[float, float]:
-        """Cross-entropy and distillation loss of a micro-batch, both as its share in the step."""
+        """Cross-entropy, or what stands in for it, and distillation loss of a micro-batch, both as
+        its share in the step."""
+        if not self._own_ce:
+            pure, base = self._both(model, student, batch, totals, num_items)
+            assert pure.kd is not None
+            return float(self._share(base)), float(pure.kd)
         logits = self._student(model, student)
         signals = self.teaching.signals(batch)
         output: DistillOutput = self.teaching(logits, signals, batch, totals, 1.0)
         assert output.kd is not None
-        if output.ce is not None:
-            return float(output.ce), float(output.kd)
-        # The Trainer below has a loss of its own; the balance takes plain cross-entropy for it.
-        labels = student["labels"]
-        ce = cross_entropy(
-            logits,
-            torch.where(labels == IGNORED, 0, labels),
-            labels != IGNORED,
-            max(totals[0].tokens, 1.0),
-            vocab_size=self.teaching.first.student_columns(
-                logits, signals[0], self.teaching.parts(batch)[0]
-            ),
-        )
-        return float(ce.loss), float(output.kd)
+        assert output.ce is not None
+        return float(output.ce), float(output.kd)
 
 
 def _sides(batches: Sequence[Any]) -> list[AnyBatch]:

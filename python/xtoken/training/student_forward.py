@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from xtoken.errors import OptionError
 from xtoken.losses.engine.student_input import Student
-from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
+from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.training.settings import DistillSettings
 
@@ -42,8 +42,7 @@ class ForwardsStudent(_Base):
         if not self._head_checked:
             self._head_checked = True
             if not same_logits(rows, output.logits):
-                name = type(self.accelerator.unwrap_model(model)).__name__
-                self._head = f"{name} does more to its logits than scale, bias and softcap"
+                self._head = _does_more(self._student_name(model))
                 return self._student(model, inputs)
         return rows
 
@@ -55,7 +54,7 @@ class ForwardsStudent(_Base):
             return None
         head = self._usable_head(model)
         if isinstance(head, Head) and not keeps_few_logits(self.accelerator.unwrap_model(model)):
-            head = self._head = f"{type(model).__name__} has no logits_to_keep"
+            head = self._head = f"{self._student_name(model)} has no logits_to_keep"
         if isinstance(head, str):
             if wanted is True:
                 raise OptionError(f"fused = True, but {head}; set it to False or 'auto'")
@@ -71,6 +70,40 @@ class ForwardsStudent(_Base):
                 self._head = find_head(self.accelerator.unwrap_model(model))
         return self._head
 
+    def _checked_head(self, model: nn.Module, inputs: dict[str, Any]) -> Head | str:
+        """The head of a model whose logits another loss makes, or why it cannot be used.
+
+        The first call compares it with the model's own logits of a few tokens.
+        """
+        head = self._usable_head(model)
+        if isinstance(head, str) or self._head_checked:
+            return head
+        self._head_checked = True
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        row = 0 if mask is None else int(mask.sum(-1).argmax())
+        few = ids[row]
+        if mask is not None and bool(mask[row].any()):
+            few = few[mask[row] != 0]
+        # The step's own random numbers, for dropout, are left to the step.
+        with torch.no_grad(), self._same_random_numbers(), head.capture() as hidden:
+            output = self._unwrapped(model)(input_ids=few[None, :8], use_cache=False)
+        if not same_logits(self._head_of(head, hidden[0], model), output.logits):
+            head = self._head = _does_more(self._student_name(model))
+        return head
+
+    def _same_random_numbers(self) -> contextlib.AbstractContextManager[None]:
+        """Give torch's random numbers back as they were before the block."""
+        device = self.args.device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """The model below data parallel and torch.compile, with its adapters."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        return cast(nn.Module, getattr(unwrapped, "_orig_mod", unwrapped))
+
+    def _student_name(self, model: nn.Module) -> str:
+        return type(bare_model(self._unwrapped(model))).__name__
+
     def _head_of(self, head: Head, hidden: Tensor, model: nn.Module) -> LmHead:
         """The losses' input after a forward pass; a sharded head is gathered until the backward
         pass, which reduces its gradient with those of the rest."""
@@ -85,3 +118,7 @@ class ForwardsStudent(_Base):
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
+
+
+def _does_more(name: str) -> str:
+    return f"{name} does more to its logits than scale, bias and softcap"
