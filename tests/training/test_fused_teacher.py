@@ -177,3 +177,14 @@ def test_a_teacher_in_parts_of_deepspeed_is_refused(folder: Path, tmp_path: Path
     weight.ds_shape, weight.data = weight.shape, torch.empty(0)
     with pytest.raises(OptionError, match=r"were cut over processes by DeepSpeed's stage 3 when"):
         run(folder, tmp_path, teacher)
+
+
+def test_a_compiled_teacher_gives_its_hidden_states(folder: Path) -> None:
+    teacher = teacher_of(folder)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    inputs = causal_inputs(ids, torch.ones_like(ids))
+    plain = LiveTeacher(teacher).fused(inputs)
+    compiled = LiveTeacher(torch.compile(teacher, backend="eager")).fused(inputs)
+    assert isinstance(plain, LmHead)
+    assert isinstance(compiled, LmHead), compiled
+    torch.testing.assert_close(compiled.hidden, plain.hidden)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from xtoken.teachers.forward import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
-from xtoken.teachers.model_head import Head, find_head, keeps_few_logits, same_logits
+from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
 from xtoken.tensors.teacher_spread import TeacherSpread
@@ -94,20 +94,20 @@ class LiveTeacher:
         Args:
             inputs: of the model, see `causal_inputs`.
         """
+        name = type(bare_model(self.model)).__name__
         if self._head is None:
             self._head = find_head(self.model)
         if isinstance(self._head, Head) and not keeps_few_logits(self.model):
-            self._head = f"{type(self.model).__name__} has no logits_to_keep"
+            self._head = f"{name} has no logits_to_keep"
         if isinstance(self._head, str):
             return self._head
         if isinstance(self._head.linear.weight, DTensor):
-            return f"the lm_head of {type(self.model).__name__} is sharded after its forward pass"
+            return f"the lm_head of {name} is sharded after its forward pass"
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         with self._head.capture() as hidden:
             output = self.model(**inputs, use_cache=False, logits_to_keep=1)
         found = self._head.of(hidden[0], None)
         if not self._head_checked and not same_logits(found, output.logits):
-            name = type(self.model).__name__
             self._head = f"{name} does more to its logits than scale, bias and softcap"
             return self._head
         self._head_checked = True
