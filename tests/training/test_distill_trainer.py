@@ -22,6 +22,11 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
     Trainer,
@@ -469,6 +474,18 @@ def test_adapters_train_on_the_same_losses_with_and_without_logits(
     assert all("lora" in name for name in found[1][0].gradient)
 
 
+def test_a_compiled_student_trains_without_logits(folder: Path, tmp_path: Path) -> None:
+    options = {"fused": True, "learning_rate": 1e-2, "warmup_steps": 0}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    found = []
+    for more in ({}, compiled):
+        trainer = make(folder, tmp_path, options=options | more)
+        trainer.train()
+        found.append([each[key] for each in logged(trainer) for key in ("ce", "kd", "grad_norm")])
+    assert len(found[1]) == 6
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_a_cap_is_read_beside_a_loss_of_the_trainers_own(folder: Path, tmp_path: Path) -> None:
     vocab = Pair(folder / "student", folder / "teacher").sizes[0]
     _, plain = gradient(folder, tmp_path, family("recurrent gemma", vocab), kd_weight=1.0)
@@ -524,6 +541,86 @@ def test_the_check_of_the_head_leaves_dropout_as_it_was(folder: Path, tmp_path: 
         trainer.train()
         found.append(logged(trainer)[0]["loss"])
     assert found[0] == found[1]
+
+
+# ---- Mixtures of experts ----
+
+
+def experts(name: str, vocab: int) -> nn.Module:
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2,
+        "max_position_embeddings": 256, "output_router_logits": True, "router_aux_loss_coef": 10.0,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if name == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
+    config = Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=32, head_dim=16)
+    return Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3"])
+def test_routers_are_trained_as_by_the_models_own_loss(
+    folder: Path, tmp_path: Path, name: str, fused: bool
+) -> None:
+    model = experts(name, Pair(folder / "student", folder / "teacher").sizes[0])
+    watch, own = Watch(), copy.deepcopy(model)
+    trainer = make(
+        folder, tmp_path, model, teachers=(), train_dataset=TEXTS[:4], callbacks=[watch],
+        options={"loss": "ce", "max_steps": 1, "fused": fused},
+    )  # fmt: skip
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    trainer.train()
+    (record,) = logged(trainer)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    output = own(**inputs)
+    output.loss.backward()
+    assert record["aux_loss"] == pytest.approx(output.aux_loss.item(), rel=1e-4)
+    assert record["loss"] == pytest.approx(output.loss.item(), rel=1e-4)
+    assert record["loss"] == pytest.approx(record["ce"] + 10 * record["aux_loss"], rel=1e-4)
+    for key, parameter in own.named_parameters():
+        torch.testing.assert_close(
+            watch.gradient[key], parameter.grad, rtol=1e-3, atol=1e-5, msg=key
+        )
+
+
+def test_the_loss_of_routers_is_a_mean_over_micro_batches(folder: Path, tmp_path: Path) -> None:
+    vocab = Pair(folder / "student", folder / "teacher").sizes[0]
+    found = []
+    for rows in (4, 1):
+        size = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 4 // rows}
+        trainer = make(
+            folder, tmp_path, experts("mixtral", vocab), train_dataset=TEXTS[:4],
+            options={"max_steps": 1, **size},
+        )  # fmt: skip
+        trainer.train()
+        (record,) = logged(trainer)
+        weighed = record["kd_scale"] * record["kd"] + 10 * record["aux_loss"]
+        assert record["loss"] == pytest.approx(record["ce"] + weighed, rel=1e-4)
+        found.append(record)
+    assert found[1]["kd_scale"] == pytest.approx(found[0]["kd_scale"], rel=1e-4)
+    assert found[1]["aux_loss"] == pytest.approx(found[0]["aux_loss"], rel=0.1)
+
+
+class Unweighed(LlamaForCausalLM):
+    """A model of one's own whose config says nothing of its routers."""
+
+    def forward(self, **inputs: Any) -> Any:
+        output = super().forward(**inputs)
+        output["aux_loss"] = self.lm_head.weight.sum()
+        return output
+
+
+def test_a_loss_of_routers_that_cannot_be_had_is_refused(folder: Path, tmp_path: Path) -> None:
+    student = student_of(folder)
+    student.config.output_router_logits = True
+    with pytest.raises(OptionError, match="LlamaForCausalLM returns no aux_loss to train"):
+        gradient(folder, tmp_path, student)
+    student = Unweighed.from_pretrained(folder / "student", dtype=torch.float32)
+    with pytest.raises(OptionError, match="its config says its weight"):
+        gradient(folder, tmp_path, student)
 
 
 # ---- Several teachers, and what they are ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,8 +51,9 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
 
     The loss of a step is a sum over all its tokens and chunks, divided by their number over all
     micro-batches and processes: how a batch is cut changes memory and speed, and the gradient only
-    by rounding. Where the Trainer below has a loss of its own (`SFTTrainer`), that loss stands in
-    for cross-entropy, with all that it logs; the hidden states that it was made of go into the
+    by rounding; only the routers' loss of a mixture of experts is a mean over the micro-batches.
+    Where the Trainer below has a loss of its own (`SFTTrainer`), that loss stands in for
+    cross-entropy, with all that it logs; the hidden states that it was made of go into the
     distillation loss, with no second forward pass and no logits. Else cross-entropy is ours.
     Evaluation is that of the Trainer, without teachers.
 
@@ -109,6 +111,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         self._kd_scale: float | None = None
         self._to_balance: list[Any] = []
         self._totals: tuple[Counts, ...] | None = None
+        self._micro_batches = 1
         self._ahead = ReadAhead()
         cast(Any, super()).__init__(
             model,
@@ -192,6 +195,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         if announces:
             self._announce(sides, num_batches)
         self._totals, self._to_balance = None, []
+        self._micro_batches = max(len(batches), 1)
         self.rows_left_out += sum(rows_of(batch).left_out for batch in batches)
         self.rows_not_distilled += sum(rows_of(batch).not_distilled for batch in batches)
         if not sides:
@@ -271,11 +275,18 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         totals: Sequence[Counts],
         kd_scale: float | None,
     ) -> DistillOutput:
-        """Our own forward pass, and both losses of it."""
-        logits = self._student(model, student)
+        """Our own forward pass, and all losses of it."""
+        logits, routers = self._student(model, student)
         signals = self.teaching.signals(batch)
         output: DistillOutput = self.teaching(logits, signals, batch, totals, kd_scale)
-        return output
+        if routers is None:
+            return output
+        # A mean over tokens and experts of the micro-batch already, and no sum: the step has the
+        # mean over micro-batches and processes.
+        share = routers.value.float() / (self._micro_batches * self.accelerator.num_processes)
+        name = "aux_loss"
+        self._step_metrics[name] = self._step_metrics.get(name, 0.0) + float(share.detach())
+        return replace(output, loss=output.loss + routers.weight * share.to(output.loss.device))
 
     def _beside(
         self,
@@ -380,7 +391,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             pure, base = self._both(model, student, batch, totals, num_items)
             assert pure.kd is not None
             return float(self._share(base)), float(pure.kd)
-        logits = self._student(model, student)
+        logits, _ = self._student(model, student)
         signals = self.teaching.signals(batch)
         output: DistillOutput = self.teaching(logits, signals, batch, totals, 1.0)
         assert output.kd is not None

@@ -13,6 +13,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.engine.student_input import Student
 from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
+from xtoken.training.router_loss import RouterLoss, router_loss
 from xtoken.training.settings import DistillSettings
 
 if TYPE_CHECKING:
@@ -28,14 +29,18 @@ class ForwardsStudent(_Base):
     _head: Head | str | None = None
     _head_checked = False
 
-    def _student(self, model: nn.Module, inputs: dict[str, Any]) -> Student:
-        """The student's logits, or hidden states and head where those are all that is needed."""
+    def _student(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Student, RouterLoss | None]:
+        """The student's logits, or hidden states and head where those are all that is needed; and
+        what its routers are balanced by."""
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         with self._precision():
             head = self._fused_head(model)
             if head is None:
-                logits: Tensor = model(**inputs, use_cache=False).logits
-                return logits
+                output = model(**inputs, use_cache=False)
+                logits: Tensor = output.logits
+                return logits, router_loss(self._unwrapped(model), output)
             with head.capture() as hidden:
                 output = model(**inputs, use_cache=False, logits_to_keep=1)
         rows = self._head_of(head, hidden[0], model)
@@ -44,7 +49,7 @@ class ForwardsStudent(_Base):
             if not same_logits(rows, output.logits):
                 self._head = _does_more(self._student_name(model))
                 return self._student(model, inputs)
-        return rows
+        return rows, router_loss(self._unwrapped(model), output)
 
     def _fused_head(self, model: nn.Module) -> Head | None:
         wanted = self.distill_settings.fused
