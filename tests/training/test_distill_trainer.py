@@ -643,6 +643,33 @@ def test_teachers_are_taken_as_paths_models_and_live_ones(folder: Path, tmp_path
     assert max(records) == pytest.approx(min(records), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_teacher_of_the_students_own_parameters_is_refused(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = student_of(folder)
+    teacher = Teacher(model, str(folder / "student"))
+    options = {"loss": "same-vocab-kl", "top_k": None, "learning_rate": 1e-2, "warmup_steps": 0}
+    refused = r"the teacher LlamaForCausalLM holds \d+ parameters of the student itself"
+    with pytest.raises(OptionError, match=refused):
+        make(folder, tmp_path, model, teachers=[teacher], options=options)
+    student = student_of(folder)
+    student.model.embed_tokens.weight = model.model.embed_tokens.weight
+    with pytest.raises(OptionError, match="holds 1 parameters"):
+        make(folder, tmp_path, student, teachers=[teacher], options=options)
+    # Adapters over frozen weights that the teacher holds too leave the teacher as it is.
+    same = {id(parameter): parameter for parameter in model.parameters()}
+    adapted = peft.get_peft_model(copy.deepcopy(model, same), config)
+    trainer = make(folder, tmp_path, adapted, teachers=[teacher], options=options)
+    trainer.train()
+    first, second = logged(trainer)
+    assert first["kd"] == pytest.approx(0, abs=1e-6)
+    assert second["kd"] > 1e-5
+    # Put into the model itself, they are the teacher's.
+    with pytest.raises(OptionError, match=refused):
+        make(folder, tmp_path, peft.get_peft_model(model, config), teachers=[teacher])
+
+
 def test_several_teachers_are_a_weighted_sum_however_a_batch_is_cut(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -329,6 +329,18 @@ def test_lora_trains_adapters_alone_on_the_same_losses(
     assert any(float(value.abs().max()) > 0 for value in gradient.values())
 
 
+def test_adapters_that_would_go_into_the_teacher_are_refused(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    teacher = Teacher(model, str(folder / "student"))
+    settings = DistillSettings(loss="same-vocab-kl", top_k=None)
+    with pytest.raises(OptionError, match=r"holds \d+ parameters of the student"):
+        step(
+            folder, tmp_path, rows(), settings, teachers=[teacher], model=model, peft_config=config
+        )
+
+
 def test_rows_that_are_tokenized_already_get_their_text_from_the_ids(
     folder: Path, tmp_path: Path, padded: Step
 ) -> None:

@@ -33,6 +33,7 @@ from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
 from xtoken.training.read_ahead import ReadAhead
 from xtoken.training.settings import DistillSettings
+from xtoken.training.shared_weights import check_teachers_apart
 from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
 from xtoken.training.trainer_log import BeginLog, LogsParts
@@ -126,6 +127,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        check_teachers_apart(self.teaching.sources, cast(nn.Module, self.model))
         if sharded:
             self._place_teachers()
         self._place_tensorboard()
