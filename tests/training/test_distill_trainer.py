@@ -486,6 +486,27 @@ def test_a_compiled_student_trains_without_logits(folder: Path, tmp_path: Path) 
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("more", [{"fused": True}, {"label_smoothing_factor": 0.1}])
+def test_a_student_that_is_made_anew_in_each_run_has_its_own_head(
+    folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    trainer = DistillTrainer(
+        None,
+        arguments(tmp_path, max_steps=1, **more),
+        model_init=lambda: student_of(folder),
+        teachers=[str(folder / "teacher")],
+        train_dataset=TEXTS,
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+    )
+    found = []
+    for _ in range(2):
+        trainer.train()
+        (record,) = logged(trainer)
+        found.append(record)
+    for key in ("ce", "kd", "grad_norm"):
+        assert found[1][key] == pytest.approx(found[0][key], rel=1e-6)
+
+
 def test_a_cap_is_read_beside_a_loss_of_the_trainers_own(folder: Path, tmp_path: Path) -> None:
     vocab = Pair(folder / "student", folder / "teacher").sizes[0]
     _, plain = gradient(folder, tmp_path, family("recurrent gemma", vocab), kd_weight=1.0)
@@ -537,6 +558,7 @@ def test_the_check_of_the_head_leaves_dropout_as_it_was(folder: Path, tmp_path: 
             layer.self_attn.attention_dropout = 0.2
         options = {"max_steps": 1, "label_smoothing_factor": 0.1}
         trainer = make(folder, tmp_path, model, options=options)
+        trainer._usable_head(model)
         trainer._head_checked = checked
         trainer.train()
         found.append(logged(trainer)[0]["loss"])

@@ -27,6 +27,7 @@ class ForwardsStudent(_Base):
 
     distill_settings: DistillSettings
     _head: Head | str | None = None
+    _head_model: nn.Module | None = None
     _head_checked = False
 
     def _student(
@@ -67,6 +68,10 @@ class ForwardsStudent(_Base):
         return head
 
     def _usable_head(self, model: nn.Module) -> Head | str:
+        bare = bare_model(self._unwrapped(model))
+        if self._head_model is not bare:
+            # `model_init` makes another student in each `train`.
+            self._head_model, self._head, self._head_checked = bare, None, False
         if self._head is None:
             fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
             if fsdp1 or self.is_deepspeed_enabled:
