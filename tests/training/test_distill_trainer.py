@@ -898,3 +898,31 @@ def test_a_search_is_by_the_loss(
     scores = trainer.evaluate()
     assert asked[0](scores) == scores["eval_loss"]
     assert asked[1] is max
+
+
+def test_a_setting_that_is_changed_later_is_refused_where_nothing_reads_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = make(folder, tmp_path)
+    trainer.args.kd_weight = 0.5
+    trainer.train()
+    assert all(each["kd_scale"] == 0.5 for each in logged(trainer))
+    for name, value in (("ce_weight", 0.0), ("temperature", 2.0), ("loss", "gold")):
+        trainer = make(folder, tmp_path)
+        setattr(trainer.args, name, value)
+        with pytest.raises(OptionError, match=f"^{name} = .* was set after the trainer was made"):
+            trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+def test_no_teacher_is_needed_for_cross_entropy_and_virtual_tokens_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = make(folder, tmp_path, teachers=None, options={"loss": "ce", "top_k": None})
+    trainer.train()
+    assert all(each["ce"] > 0 for each in logged(trainer))
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(student_of(folder), config)
+    with pytest.raises(OptionError, match="peft_type = PROMPT_TUNING puts tokens of its own befo"):
+        make(folder, tmp_path, model=model)

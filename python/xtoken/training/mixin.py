@@ -28,6 +28,7 @@ from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher
 from xtoken.teachers.forward import check_positions
 from xtoken.training.batches import rows_of, split
+from xtoken.training.fixed_settings import FixedSettings
 from xtoken.training.kept_counts import counts_kept
 from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
@@ -76,15 +77,17 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         model: Any = None,
         args: TrainingArguments | None = None,
         *more: Any,
-        teachers: Sequence[AnyTeacher] = (),
+        teachers: Sequence[AnyTeacher] | AnyTeacher | None = (),
         distill: DistillSettings | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         sampler: Sampler | None = None,
         **named: Any,
     ) -> None:
+        if teachers is None:
+            teachers = ()
         if isinstance(teachers, str | Path) or not isinstance(teachers, Sequence):
-            teachers = [cast(AnyTeacher, teachers)]
+            teachers = [teachers]
         self.distill_settings = distill or (
             args if isinstance(args, DistillSettings) else DistillSettings()
         )
@@ -119,7 +122,12 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             args,
             *more,
             processing_class=processing_class,
-            callbacks=[*(callbacks or ()), KeepProjection(self), BeginLog(self)],
+            callbacks=[
+                *(callbacks or ()),
+                FixedSettings(self.distill_settings),
+                KeepProjection(self),
+                BeginLog(self),
+            ],
             **named,
         )
         if self.args.n_gpu > 1:
@@ -127,6 +135,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        _check_prompts(self.model)
         check_teachers_apart(self.teaching.sources, cast(nn.Module, self.model))
         if sharded:
             self._place_teachers()
@@ -445,3 +454,14 @@ def _tokenizer_of(model: Any) -> Any:
             "student's tokenizer, or an xtoken.Pair"
         )
     return load_tokenizer(str(name))
+
+
+def _check_prompts(model: Any) -> None:
+    """Refuse adapters of peft that put tokens of their own before the text."""
+    config = getattr(model, "active_peft_config", None)
+    kind = getattr(getattr(config, "peft_type", None), "value", None)
+    if kind in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
+        raise OptionError(
+            f"peft_type = {kind} puts tokens of its own before the text, so that the student's "
+            "logits are not those of its tokens; take LoRA or prefix tuning"
+        )

@@ -77,7 +77,7 @@ class DistillTrainer(DistillMixin, Trainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | Pair | None = None,
         *,
-        teachers: Sequence[AnyTeacher] | AnyTeacher = (),
+        teachers: Sequence[AnyTeacher] | AnyTeacher | None = (),
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Any = (None, None),
