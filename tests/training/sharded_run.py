@@ -42,7 +42,7 @@ def main(folder: Path, out: Path, kind: str) -> None:
     if kind.startswith("zero"):
         options["deepspeed"] = deepspeed_config(int(kind[-1]))
         options["gradient_accumulation_steps"] = 2
-    elif kind not in ("ddp", "sft-ddp"):
+    elif kind not in ("ddp", "sft-ddp", "sft-apart"):
         shard_on_cpus()
         options["fsdp"] = True
         options["fsdp_config"] = {
@@ -50,6 +50,8 @@ def main(folder: Path, out: Path, kind: str) -> None:
         }
     if kind == "fused":
         options["fused"] = True
+    if kind == "sft-apart":
+        options["average_tokens_across_devices"] = False
     if kind == "policy":
         options |= {"on_policy_fraction": 0.5, "on_policy_max_new_tokens": 6}
     losses: dict[str, Any] = {"loss": "p-kl", "top_k": 32}

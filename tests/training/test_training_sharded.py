@@ -93,6 +93,16 @@ def test_trls_trainer_with_the_mixin_has_the_curve_of_one_under_ddp_and_fsdp2(
     assert sharded["sharded"] == pytest.approx([0.5, 0.5], abs=0.02)
 
 
+def test_the_parts_add_up_where_each_process_divides_by_its_own_tokens(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    for record in run(folder, tmp_path, "sft-apart", 2)["records"]:
+        parts = record["ce"] + record["kd_scale"] * record["kd"]
+        assert record["loss"] == pytest.approx(parts, rel=1e-4)
+        assert record["kd_scale"] == pytest.approx(record["ce"] / record["kd"], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_deepspeed_has_the_curve_of_one_process_and_the_teacher_whole(
     folder: Path, tmp_path: Path, alone: dict[str, Any], kind: str
