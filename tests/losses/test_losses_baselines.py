@@ -10,8 +10,9 @@ import pytest
 import torch
 from gradients import gradcheck
 from loss_cases import Case, loss_of, make_case, p_kl, w_alone
+from torch import Tensor
 
-from xtoken.errors import OptionError, PairError, ShapeError, TokenIdError
+from xtoken.errors import NonFiniteError, OptionError, PairError, ShapeError, TokenIdError
 from xtoken.losses import (
     LOSSES,
     LossInputs,
@@ -303,6 +304,79 @@ def test_a_stored_top_k_of_all_tokens_is_as_confident_as_its_logits() -> None:
     for confidence in ("ce", "entropy", "max_prob"):
         found, wanted = (multi_teacher(x, weights=confidence).loss for x in (other, terms))
         assert torch.allclose(found, wanted)
+
+
+def shares_of(terms: list[TeacherTerm], **given: object) -> Tensor:
+    """[K, B] the weights: of each teacher's loss in each sample alone, with and without them."""
+    rows = []
+    for k, term in enumerate(terms):
+        row = []
+        for sample in range(term.inputs.student.shape[0]):
+            alone = [
+                replace(
+                    each,
+                    inputs=replace(
+                        each.inputs,
+                        chunk_weights=(each.inputs.chunks.sample == sample).double()
+                        * (each is term),
+                        normalizer=1.0,
+                    ),
+                )
+                for each in terms
+            ]
+            whole = LOSSES[term.loss].function(alone[k].inputs, term.pair).loss.detach()
+            found = multi_teacher(alone, **given).loss.detach()
+            row.append(found / whole if float(whole) else torch.zeros_like(whole))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def test_a_teacher_without_a_chunk_in_a_sample_takes_nothing_from_the_others() -> None:
+    terms = terms_of()
+    chunks = terms[1].inputs.chunks
+    kept = (chunks.sample != 0).nonzero().flatten()
+    some = ChunkBatch.from_ranges(
+        *(
+            getattr(chunks, name)[kept]
+            for name in ("sample", "student_start", "student_end", "teacher_start", "teacher_end")
+        ),
+        chunks.kind[kept],
+    )
+    terms[1] = replace(terms[1], inputs=replace(terms[1].inputs, chunks=some))
+    wanted = torch.tensor([[1.0, 0.5, 0.5], [0.0, 0.5, 0.5]], dtype=torch.float64)
+    for confidence in ("ce", "entropy", "max_prob"):
+        torch.testing.assert_close(shares_of(terms, weights=confidence, sharpness=0), wanted)
+        found = shares_of(terms, weights=confidence)
+        torch.testing.assert_close(found[:, 0], wanted[:, 0])
+        torch.testing.assert_close(found.sum(0), torch.ones_like(found[0]))
+
+
+def test_teachers_that_give_the_text_no_probability_weigh_alike_where_none_does_better() -> None:
+    terms = terms_of()
+
+    def impossible(term: TeacherTerm) -> TeacherTerm:
+        chunks, teacher = term.inputs.chunks, term.inputs.teacher.clone()
+        place = int((chunks.sample == 0).nonzero()[0])
+        at = int(chunks.teacher_start[place])
+        teacher[0, at - 1, term.inputs.teacher_ids[0, at]] = -torch.inf
+        return replace(term, inputs=replace(term.inputs, teacher=teacher))
+
+    none = shares_of([impossible(term) for term in terms], weights="ce")
+    one = shares_of([impossible(terms[0]), terms[1]], weights="ce")
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(none[:, 0], half)
+    torch.testing.assert_close(one[:, 0], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(none[:, 1:], shares_of(terms, weights="ce")[:, 1:])
+
+
+def test_a_teacher_of_nan_is_refused_by_its_own_place() -> None:
+    terms = terms_of()
+    teacher = terms[1].inputs.teacher.clone()
+    at = int(terms[1].inputs.chunks.teacher_start[0]) - 1
+    teacher[0, at, 2] = torch.nan
+    broken = replace(terms[1], inputs=replace(terms[1].inputs, teacher=teacher))
+    with pytest.raises(NonFiniteError, match=rf"teacher\[0, {at}, 2\] = nan"):
+        multi_teacher([terms[0], broken], weights="entropy")
 
 
 def test_wrong_weights_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,18 @@ from prefix_cases import PrefixCase, csr_of, make_prefix_case
 from torch import Tensor
 
 from xtoken.errors import NonFiniteError, OptionError, PairError, ShapeError, TokenIdError
-from xtoken.losses import LmHead, PairParts, TeacherTopK, TrieSlots, first_pieces
+from xtoken.losses import (
+    LOSSES,
+    LmHead,
+    LossInputs,
+    LossOptions,
+    PairParts,
+    TeacherTopK,
+    TrieSlots,
+    first_pieces,
+)
 from xtoken.losses.prefix_kl import block as prefix_kl_blocks
+from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.segments import segment_logsumexp
@@ -519,6 +530,31 @@ def test_what_belongs_to_another_pair_or_batch_is_refused() -> None:
     stored = TeacherTopK.from_logits(batch.teacher_logits, 4, vocab_size=13, temperature=2.0)
     with pytest.raises(OptionError, match="temperature 2"):
         loss_of(case, teacher=stored)
+
+
+@pytest.mark.parametrize(
+    ("prepared", "message"),
+    [
+        ({"mirror": False}, "prepared with mirror = False, the loss asks for True"),
+        ({"max_depth": 1}, "prepared with max_depth = 1"),
+        ({"last_depth": False}, "end = False, the loss asks for None and True"),
+    ],
+)
+def test_prefixes_of_other_options_are_refused(prepared, message) -> None:
+    case = make_prefix_case(0)
+    batch, pair = case.batch, case.pair
+    student, teacher = pair.student_trie.trie, pair.teacher_trie.trie
+    mirror = prepared.pop("mirror", True)
+    ids = batch.usable, batch.student_ids, batch.teacher_ids
+    made = prepare_prefixes(student, teacher if mirror else None, *ids, **prepared)
+    inputs = LossInputs(batch.student_logits, batch.teacher_logits, *ids, prefixes=made)
+    with pytest.raises(OptionError, match=message):
+        LOSSES["prefix-kl"].function(inputs, pair, LossOptions())
+    if not mirror:  # what was prepared for more serves less
+        without = LOSSES["prefix-kl"].function(inputs, pair, LossOptions(mirror=False)).loss
+        whole = replace(inputs, prefixes=prepare_prefixes(student, teacher, *ids))
+        found = LOSSES["prefix-kl"].function(whole, pair, LossOptions(mirror=False)).loss
+        assert torch.equal(found, without)
 
 
 def test_a_pair_makes_first_pieces_of_any_w() -> None:

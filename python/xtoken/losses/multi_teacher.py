@@ -59,7 +59,9 @@ def multi_teacher(
             teachers with a chunk in the sample. The score is minus the teacher's cross-entropy
             (`ce`) or entropy (`entropy`), summed over its positions and divided by the *student's*
             tokens there, so that teachers of finer tokenizers are not favoured; or the log of its
-            mean largest probability (`max_prob`).
+            mean largest probability (`max_prob`). A teacher that gives a token of the text no
+            probability has no weight by `ce` beside one that does; where all do so they weigh
+            alike.
         sharpness: at least 0; 0 is equal weights.
 
     Returns: the loss, the chunks of all teachers together, and each term's metrics under
@@ -82,8 +84,7 @@ def multi_teacher(
     static = [1.0 / len(terms)] * len(terms)
     if isinstance(weights, str):
         check_confidence(weights)
-        scores = torch.stack([sample_scores(term, weights) for term in terms])  # [K, B]
-        shares = torch.softmax(sharpness * scores, 0).nan_to_num(nan=0.0)
+        shares = sample_shares(terms, weights, sharpness)
         static = [1.0] * len(terms)
         factors = [
             share[term.inputs.chunks.sample] for share, term in zip(shares, terms, strict=True)
@@ -128,6 +129,26 @@ def _static_weights(weights: Sequence[float], count: int) -> list[float]:
     if len(static) != count or not all(0 <= weight < float("inf") for weight in static):
         raise OptionError(f"weights = {static}, expected {count} finite numbers >= 0")
     return static
+
+
+@torch.no_grad()
+def sample_shares(terms: Sequence[TeacherTerm], confidence: Confidence, sharpness: float) -> Tensor:
+    """[K, B] the weights of the teachers in each sample: a sum of 1 over those with a chunk there,
+    0 for the others."""
+    scores = torch.stack([sample_scores(term, confidence) for term in terms])
+    # A score of -inf may be a teacher's own: whether it has a chunk is asked apart.
+    has_chunk = torch.stack(
+        [
+            counts_of(term.inputs.chunks.sample, scores.shape[1]).to(scores.device) > 0
+            for term in terms
+        ]
+    )
+    scores = torch.where(torch.isneginf(scores).all(0), torch.zeros_like(scores), scores)
+    sharp = torch.zeros_like(scores) if sharpness == 0 else sharpness * scores
+    # NaN stays with its teacher, whose loss names the logit.
+    broken = torch.isnan(scores)
+    shares = torch.softmax(sharp.masked_fill(broken | ~has_chunk, -torch.inf), 0)
+    return shares.masked_fill(~has_chunk, 0.0).masked_fill(broken, torch.nan)
 
 
 @torch.no_grad()

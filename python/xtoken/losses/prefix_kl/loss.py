@@ -148,6 +148,11 @@ def _prefixes(call: LossCall) -> PreparedPrefixes:
             f"{found.last_depth}, the loss asks for {options.max_depth} and {options.end}; "
             "prepare them with the loss's options"
         )
+    if options.mirror and found.student is None:
+        raise OptionError(
+            "the prefixes were prepared with mirror = False, the loss asks for True; prepare them "
+            "with the loss's options"
+        )
     if not found.belong_to(call.chunks):
         raise ShapeError(
             f"the prefixes were prepared for other chunks ({len(found.teacher.deepest)}) than the "
