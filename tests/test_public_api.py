@@ -152,6 +152,7 @@ def test_every_error_is_ours_and_the_builtin_that_users_expect() -> None:
         "MissingExtraError": ImportError,
         "OptionError": ValueError,
         "NonFiniteError": ValueError,
+        "BackwardError": RuntimeError,
     }
     classes = {
         name: value

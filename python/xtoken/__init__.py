@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xtoken.align import ChunkKind as ChunkKind
     from xtoken.align import Coverage as Coverage
     from xtoken.errors import ArgumentTypeError as ArgumentTypeError
+    from xtoken.errors import BackwardError as BackwardError
     from xtoken.errors import BlankTextError as BlankTextError
     from xtoken.errors import DataError as DataError
     from xtoken.errors import FormatError as FormatError
@@ -44,9 +45,9 @@ else:
     _HOMES = {
         "align": "Aligner Alignment AlignmentBatch ChunkKind Coverage",
         "errors": (
-            "ArgumentTypeError BlankTextError DataError FormatError MissingExtraError "
-            "MissingFileError ModelSourceError NonFiniteError OptionError PairError "
-            "ResumeError ServerError ShapeError StoreError TokenIdError "
+            "ArgumentTypeError BackwardError BlankTextError DataError FormatError "
+            "MissingExtraError MissingFileError ModelSourceError NonFiniteError OptionError "
+            "PairError ResumeError ServerError ShapeError StoreError TokenIdError "
             "UnsupportedTokenizerError XTokenError"
         ),
         "pair": "Pair distiller",

@@ -30,6 +30,10 @@ class NonFiniteError(XTokenError):
     """A logit or a loss is NaN or infinite: the model diverged or overflowed."""
 
 
+class BackwardError(XTokenError, RuntimeError):
+    """A gradient cannot be made: of what was overwritten since, or of a gradient."""
+
+
 class DataError(XTokenError):
     """A text, a document file or an example cannot be used; the message says which and why."""
 

@@ -12,6 +12,7 @@ from xtoken._checks import expect
 from xtoken.errors import ShapeError
 from xtoken.losses.engine.checks import check_token_ids, finite_or_nan, inside
 from xtoken.losses.engine.compiled import with_compiled
+from xtoken.losses.engine.held import Held
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.native_cross_entropy import native_pass
 from xtoken.losses.engine.places import Places
@@ -106,6 +107,7 @@ def cross_entropy(
         rows_per_block=rows_per_block,
         normalizer=normalizer,
         weights=None,
+        held=Held.of(positions=positions),
         count=None if counted is None else counted.sum(),
     )
     return replace(result, loss=finite_or_nan(result.loss, slope))

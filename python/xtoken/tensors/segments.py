@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xtoken.tensors.once import once_differentiable
+
 
 def offsets_of(counts: Tensor) -> Tensor:
     """[n] counts to [n + 1] offsets: 0, then the running sums."""
@@ -66,6 +68,7 @@ class _LogSumExp(torch.autograd.Function):
         return _log(sums, shift)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         exps, sums, segment = ctx.saved_tensors
         # An empty segment passes nothing on: 0 / 0 there is no gradient.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xtoken.tensors.host import readable
+from xtoken.tensors.once import once_differentiable
 from xtoken.tensors.segments import counts_of, offsets_of, ragged_arange, segment_logsumexp
 
 
@@ -117,6 +118,7 @@ class _Project(torch.autograd.Function):
         return sparse.matmul(rows, values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, values = ctx.saved_tensors
         grad_rows = ctx.sparse.matmul_transposed(grad, values) if ctx.needs_input_grad[0] else None
@@ -146,6 +148,7 @@ class _LogProject(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         exps, sums, values, faint, logits, out = ctx.saved_tensors
         sparse: SparseMap = ctx.sparse

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xtoken.errors import OptionError
+from xtoken.losses.engine.held import Held
 from xtoken.losses.engine.merge import ChunkRows
 from xtoken.losses.engine.places import Places
 from xtoken.losses.engine.shared_gradient import CrossEntropyRows
@@ -24,6 +25,7 @@ from xtoken.losses.engine.vocab_shard import ShardRows
 from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
+from xtoken.tensors.once import once_differentiable
 
 # The gradient of the logits, made when its factor is known, and in the same write what a
 # cross-entropy adds to it.
@@ -158,14 +160,18 @@ def seed_like(total: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def sum_over_chunks(
-    loss: BlockLoss, source: StudentRows, scale: float | Tensor, rows_per_block: int
+    loss: BlockLoss,
+    source: StudentRows,
+    scale: float | Tensor,
+    rows_per_block: int,
+    held: Held,
 ) -> tuple[Tensor, Tensor]:
     """`scale` times the sum of the loss over all chunks; and, detached, the metric sums with one
     more, which is finite where all of the gradient is: [M + 1]."""
     # Half precision is raised to float32 by the sources; autocast must not lower it again.
     with torch.autocast(source.tensors()[0].device.type, enabled=False):
         total, metrics = _RowBlocks.apply(
-            loss, source, scale, rows_per_block, torch.is_grad_enabled(),
+            loss, source, scale, rows_per_block, torch.is_grad_enabled(), held,
             *source.tensors(), *loss.params,
         )  # fmt: skip
     return total, metrics
@@ -178,12 +184,14 @@ def reduce_chunks(
     rows_per_block: int,
     normalizer: float | Tensor | None,
     weights: Tensor | None,
+    held: Held,
     count: Tensor | None = None,
 ) -> tuple[LossOutput, Tensor]:
     """Sum a loss over its chunks, divided by the normalizer, with its metrics as means.
 
     Args:
         weights: [C] a factor on each chunk's loss.
+        held: the caller's tensors that the loss reads, beside the source's and the weights.
         count: scalar, the chunks counted, where they are not all.
 
     Returns: the output, and a detached scalar that is finite where all of the gradient is.
@@ -196,7 +204,7 @@ def reduce_chunks(
         shared = count.clamp(min=1)
     loss.weights = None if weights is None else weights.detach()
     scale = inverse_normalizer(shared if normalizer is None else normalizer)
-    total, sums = sum_over_chunks(loss, source, scale, rows_per_block)
+    total, sums = sum_over_chunks(loss, source, scale, rows_per_block, held)
     *means, slope = (sums / shared).unbind()
     metrics = dict(zip(loss.metric_names, means, strict=True))
     return LossOutput(total, count, metrics), slope
@@ -211,13 +219,18 @@ class _RowBlocks(torch.autograd.Function):
         scale: float | Tensor,
         rows_per_block: int,
         wanted: bool,
+        held: Held,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         # Under no_grad too a tensor says that it needs a gradient.
-        needed = tuple(wanted and need for need in ctx.needs_input_grad[5:])
+        needed = tuple(wanted and need for need in ctx.needs_input_grad[6:])
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
-        ctx.write, later = None, any(tensor.dtype == torch.float16 for tensor in tensors)
+        ctx.held, ctx.write, later = (
+            held,
+            None,
+            any(tensor.dtype == torch.float16 for tensor in tensors),
+        )
         shared = source.shared if any(needed) else None
         if shared is not None and not (loss.late or shared.taken or any(needed[1:])):
             found = loss.in_two(source, scale)
@@ -242,23 +255,25 @@ class _RowBlocks(torch.autograd.Function):
         return total, metrics
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _metrics: Tensor) -> tuple[Any, ...]:
         loss, source, scale, rows_per_block, needed = ctx.call
         tensors = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
         if source.shared is not None and any(needed):
-            return (None, None, None, None, None, *_into_shared(ctx, grads, grad_total))
+            return (None, None, None, None, None, None, *_into_shared(ctx, grads, grad_total))
         if grads is None:  # float16, or a second backward: the first gave its buffer away
+            ctx.held.check()
             source = source.with_tensors(tensors[: len(source.tensors())])
             with torch.autocast(tensors[0].device.type, enabled=False):
                 grads = run_blocks(loss, source, scale * grad_total, rows_per_block, needed)[2]
-            return (None, None, None, None, None, *grads)
+            return (None, None, None, None, None, None, *grads)
         # On the CPU a look at the factor is free and saves a pass over the gradient.
         if not readable(grad_total) or float(grad_total) != 1.0:
             for grad in grads:
                 if grad is not None:
                     scale_in_place(grad, grad_total)
-        return (None, None, None, None, None, *grads)
+        return (None, None, None, None, None, None, *grads)
 
 
 def _into_shared(
@@ -275,6 +290,7 @@ def _into_shared(
         if ctx.early and shared.early is not None:
             shared.scale_early(grad_total)
         return [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
+    ctx.held.check()
     factor = scale * grad_total
     if ctx.write is not None:
         made, ctx.write = ctx.write, None

@@ -14,6 +14,7 @@ from xtoken.errors import OptionError, PairError, ShapeError
 from xtoken.losses.engine.boundaries import LeftOut
 from xtoken.losses.engine.checks import check_batch, check_finite
 from xtoken.losses.engine.compiled import with_compiled
+from xtoken.losses.engine.held import Held
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.merge import ChunkRows, Merge, chunk_rows
 from xtoken.losses.engine.prepared import Prepared
@@ -133,7 +134,11 @@ def run_loss(
         rows_per_block=rows_per_block,
         normalizer=inputs.normalizer,
         weights=inputs.chunk_weights,
-    )
+        held=Held.of(
+            teacher=inputs.teacher, chunk_weights=inputs.chunk_weights, targets=inputs.targets,
+            prefixes=inputs.prefixes, prepared=inputs.prepared,
+        ),
+    )  # fmt: skip
     return replace(result, loss=check_finite(result.loss, slope, call.source, inputs))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.tensors.host import readable
+from xtoken.tensors.once import once_differentiable
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,7 @@ class _Collect(torch.autograd.Function):
         return logits.view_as(logits)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor, None]:
         (logits,) = ctx.saved_tensors
         found = ctx.gradient.collect(logits)
