@@ -8,13 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from exact_kl_cases import LENGTH, V, chunks_of, laid_out, loss_of, random_targets, student
+from exact_kl_cases import LENGTH, V, chunks_of, laid_out, loss_of, pair, random_targets, student
 from gradients import gradcheck
 from torch import Tensor
 
+from xtoken import Projection, Vocab
 from xtoken.errors import OptionError, ShapeError
+from xtoken.losses import LossInputs, LossOptions, PairParts
 from xtoken.losses.exact_kl import block
-from xtoken.targets import Targets
+from xtoken.losses.exact_kl.loss import exact_kl
+from xtoken.targets import TargetBuilder, Targets
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.target_batch import TargetBatch
@@ -42,6 +45,8 @@ def slow_loss(
             outside = row[sorted(rest)].sum()
             tail = torch.tensor(float(targets.tails[at]), dtype=torch.float64)
             q, p = torch.tensor(q, dtype=torch.float64), torch.stack(p)
+            if not rest:  # nobody can say what the target keeps for no token
+                q, tail = q / q.sum(), torch.zeros_like(tail)
             if targets.open[at]:
                 # Known is that all others have at most so much.
                 tail = torch.minimum(outside.detach(), tail)
@@ -150,6 +155,76 @@ def test_a_group_that_neither_side_gives_any_mass_changes_nothing(
     found = loss_of(logits, targets, laid_out(targets, tokens), normalizer=1.0, **OPTIONS[name])
     expected = slow_loss(logits, targets, tokens, **slow_options(name))
     torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("by", ["core", "torch"])
+@pytest.mark.parametrize("tail", [1e-7, 0.2])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_tail_of_no_token_is_left_out_and_its_mass_given_back(
+    name: str, tail: float, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "torch":
+        monkeypatch.setattr(block, "native_pass", lambda *_: None)
+    targets, tokens = random_targets(6, opened=False)
+    probs, tails = targets.probs.copy(), targets.tails.copy()
+    starts, ends = targets.starts.copy(), targets.ends.copy()
+    for at in range(0, len(tails), 2):  # the groups of each other position have all tokens
+        here = slice(*targets.group_indptr[at : at + 2])
+        ends[here] = [*starts[here][1:], V]
+        starts[here.start] = 0
+        probs[here] *= (1 - tail) / probs[here].sum()
+        tails[at] = tail
+    targets = replace(targets, probs=probs, tails=tails, starts=starts, ends=ends)
+    logits, batch = student(6), laid_out(targets, tokens)
+    found = loss_of(logits, targets, batch, normalizer=1.0, block_size=3, **OPTIONS[name])
+    expected = slow_loss(logits, targets, tokens, **slow_options(name))
+    assert torch.isfinite(expected)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found.loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    again = loss_of(logits, targets, batch, normalizer=1.0, **OPTIONS[name])
+    torch.testing.assert_close(again.loss, found.loss, rtol=1e-12, atol=1e-12)
+    assert float(batch.tails[0]) == tail  # those of the caller stay as they are
+
+
+def made_here(parts: PairParts, ids: list[int], student: Tensor, teacher: Tensor, **given: object):
+    """The loss of a text that has these tokens on both sides, its targets made in the step."""
+    row = torch.tensor([ids])
+    chunks = ChunkBatch.from_mask(torch.arange(len(ids))[None] > 0)
+    inputs = LossInputs(student, teacher, chunks, student_ids=row, teacher_ids=row)
+    return exact_kl(inputs, parts, LossOptions(**given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("min_prob", [0.0, 1e-7])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_all_columns_and_one_tokenizer_it_is_the_plain_kl(seed: int, min_prob: float) -> None:
+    # The float32 log-probabilities sum to 1 but for their rounding.
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, 1, 12, V, generator=generator)
+    ids = [i % V for i in range(12)]
+    found = made_here(pair(), ids, *logits, top_k=V, min_prob=min_prob)
+    own, other = torch.log_softmax(logits.double(), -1)[:, 0, :-1]
+    wanted = (torch.exp(other) * (other - own)).sum(1).mean()
+    torch.testing.assert_close(found.loss.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert float(found.metrics["target_tail"]) == 0
+
+
+def test_a_student_that_is_its_teacher_has_the_loss_of_what_it_would_have_joined() -> None:
+    vocab = Vocab.from_tokens([b"a", b"b", b"ab"], ranked=True)
+    projection = Projection.build(vocab, vocab, cache_dir=False)
+    parts = PairParts((3, 3), targets=TargetBuilder(projection))
+    logits = torch.zeros(1, 5, 3)
+    ids, given = [0, 0, 2, 1, 2], {"top_k": 3, "min_prob": 0.0}
+
+    def loss(**more: object) -> float:
+        return float(made_here(parts, ids, logits, logits, **given, **more).loss) * 4
+
+    # `b` behind `a` would have been `ab`: at the one such place a third of the mass is left out.
+    assert loss(max_depth=0) == pytest.approx(math.log(1.5), abs=1e-6)
+    # And `a`, then `b`, is counted as `ab`.
+    assert loss() > loss(max_depth=0) + 0.01
+    plain = {"consistent": False, "carry_levels": 0, "max_depth": 0}
+    assert loss(**plain) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["chain rule", "plain sum", "jsd"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from xtoken.errors import ShapeError
 from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
-from xtoken.tensors.host import readable
+from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.host_chunks import HostChunks
 
 _Int64 = NDArray[np.int64]
@@ -152,6 +153,43 @@ class TargetBatch:
         )
         assert made.host is not None
         object.__setattr__(made, "host", replace(made.host, chunks=chunks.host))
+        return made
+
+    def without_empty_tails(self, size: int) -> TargetBatch:
+        """The same, without a tail where the groups of a position have all tokens, and there the
+        groups scaled to 1.
+
+        What a target keeps for tokens in no group is there the rounding of the teacher's
+        probabilities, or columns that belong to one of the groups: no student could say it.
+
+        Args:
+            size: V_s.
+        """
+        host = self.host
+        assert host is not None
+        in_groups = host.token_ptr[host.group_ptr]
+        whole = np.diff(in_groups) >= size
+        if not whole.any():
+            return self
+        key = ("without empty tails", size)
+        if key not in host.made:
+            row, groups = owner_of(host.group_ptr), slice(0, int(host.group_ptr[-1]))
+            sums = np.bincount(row, host.probs[groups], minlength=len(whole))
+            whole &= sums > 0
+            factor = np.ones(len(host.probs))
+            factor[groups] = np.where(whole, 1 / np.where(whole, sums, 1.0), 1.0)[row]
+            host.made[key] = whole, factor, replace(host, probs=host.probs * factor, made={})
+        whole, factor, scaled = cast(
+            "tuple[NDArray[np.bool_], NDArray[np.float64], HostTargets]", host.made[key]
+        )
+        device = self.rows.device
+        made = replace(
+            self,
+            tails=self.tails.masked_fill(on_device(whole, device), 0.0),
+            probs=(self.probs * on_device(factor, device)).to(self.probs.dtype),
+        )
+        # Made once, so that what a loss keeps there is kept too.
+        object.__setattr__(made, "host", scaled)
         return made
 
     def belong_to(self, chunks: ChunkBatch) -> bool:

@@ -31,7 +31,8 @@ def exact_kl(
             the conditional KL at each depth along the text, the default being the plain sum.
             `chain_rule` weighs each depth by its parent's mass instead, so that a position's loss
             is one KL; directions but the forward one are by it alone. The reverse KL is infinite
-            where a target has no tail.
+            where a target has no tail and the student has mass outside its groups. Where the
+            groups have all tokens there is no tail, and they sum to 1.
 
     Returns: loss in nats per chunk, >= 0 up to rounding. Metrics, per chunk: `kl`, `target_tail`
         (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (what those
@@ -91,7 +92,7 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
         targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
     _check_targets(targets, call)
     loss = ExactKLBlocks(
-        targets=targets,
+        targets=targets.without_empty_tails(call.pair.sizes[0]),
         direction=options.direction,
         beta=options.beta,
         depth_weights=None if chain_rule else options.depth_weights,
