@@ -204,6 +204,49 @@ def test_what_is_joined_is_what_the_tokenizer_says() -> None:
         assert [each.tolist() for each in found] == [swallowed(case, t) for t in tokens.tolist()]
 
 
+@pytest.mark.parametrize("name", ["p-kl", "prefix-kl"])
+@pytest.mark.parametrize(
+    ("options", "stored", "fits"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"tail_bucket": "auto"}, False, False),
+        ({"tail_bucket": "auto"}, True, True),
+        ({"cells": True}, False, False),
+        ({"top_k": 3}, False, True),
+        ({"top_k": 3, "tail_bucket": "auto"}, False, True),
+        ({"top_k": 500}, False, False),
+        ({"top_k": 3, "top_k_scope": "microbatch"}, False, False),
+        ({"top_k": 3, "top_k_scope": "microbatch"}, True, False),
+        ({"top_k": 3, "top_k_by": "student"}, False, False),
+        ({"top_k": 3, "top_k_by": "student"}, True, True),
+    ],
+)
+def test_a_reverse_kl_of_what_consistent_leaves_out_is_refused(
+    name: str, options: dict[str, object], stored: bool, fits: bool
+) -> None:
+    if name == "prefix-kl" and "top_k_by" in options:
+        return
+    case = make(3)  # of whose columns three at least are left at each chunk
+    teacher = case.case.teacher_logits
+    if stored:
+        teacher = TeacherTopK.from_logits(teacher, 4, vocab_size=case.case.v_t)
+
+    def loss(direction: str) -> Tensor:
+        return case.loss(
+            name, teacher=teacher, consistent=True, direction=direction, **options
+        ).loss
+
+    for direction in ("forward", "jsd", *(["reverse"] if fits else [])):
+        found = loss(direction)
+        (gradient,) = torch.autograd.grad(found, case.case.student_logits)
+        assert torch.isfinite(found)
+        assert torch.isfinite(gradient).all()
+    if not fits:
+        with pytest.raises(OptionError, match="'reverse' with consistent = True is infinite"):
+            loss("reverse")
+
+
 def test_what_does_not_fit_is_refused() -> None:
     case = make(1)
     with pytest.raises(OptionError, match="consistent = True with merge = 'last'"):

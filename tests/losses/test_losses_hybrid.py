@@ -255,3 +255,16 @@ def test_a_common_set_that_is_not_one_to_one_is_refused() -> None:
             gold(*args, common=[student, teacher])
     with pytest.raises(OptionError, match=r"uld_weight = -1\.0"):
         gold(*args, uld_weight=-1.0)
+
+
+def test_the_reverse_kl_of_a_stored_top_k_is_refused_unless_all_is_stored() -> None:
+    case = make_case(2)
+    for k in (4, 11):
+        stored = TeacherTopK.from_logits(case.teacher_logits, k, vocab_size=11)
+        args = (case.student_logits, stored, case.usable)
+        assert torch.isfinite(gold(*args, direction="jsd").loss)
+        if k == 11:
+            assert torch.isfinite(gold(*args, direction="reverse").loss)
+        else:
+            with pytest.raises(OptionError, match="'reverse' with a stored top-4 is infinite"):
+                gold(*args, direction="reverse")

@@ -176,3 +176,25 @@ def test_learnable_weights_get_a_finite_gradient_beside_a_tail() -> None:
         ).loss  # fmt: skip
         (grad,) = torch.autograd.grad(loss, learnable.free)
         assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_reverse_kl_with_a_tail_in_which_the_teacher_has_nothing_is_refused(scope: str) -> None:
+    # W reaches all teacher columns, and a row of it is empty: mass of the student alone.
+    w = SparseProjection.from_csr([0, 1, 2, 3, 3], [0, 1, 2], [1.0, 1.0, 1.0], (4, 3))
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(1, 5, 4, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(1, 5, 3, generator=generator, dtype=torch.float64)
+    chunks = ChunkBatch.from_mask(torch.arange(5)[None] > 0)
+    for options in ({}, {"top_k": 3}):
+        given = {"tail_bucket": True, "top_k_scope": scope, **options}
+        for direction in ("forward", "jsd"):
+            found = p_kl(student, teacher, w, chunks, direction=direction, **given).loss
+            assert torch.isfinite(found)
+        with pytest.raises(OptionError, match="'reverse' with tail_bucket = True is infinite"):
+            p_kl(student, teacher, w, chunks, direction="reverse", **given)
+    given = {"direction": "reverse", "top_k": 2, "top_k_scope": scope}
+    assert torch.isfinite(p_kl(student, teacher, w, chunks, tail_bucket=True, **given).loss)
+    narrow = SparseProjection.from_csr([0, 1, 2, 2, 2], [0, 1], [1.0, 1.0], (4, 3))
+    given.pop("top_k")
+    assert torch.isfinite(p_kl(student, teacher, narrow, chunks, tail_bucket=True, **given).loss)

@@ -14,7 +14,8 @@ def gold(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     """Mean over chunks of `common_weight` * partial KL + `uld_weight` * sorted L1.
 
     Args:
-        inputs: the unstored tokens of a `TeacherTopK` are taken to have no probability.
+        inputs: the unstored tokens of a `TeacherTopK` are taken to have no probability; its
+            reverse KL is refused, as it is infinite.
         pair: with `strict_common`: the tokens of equal bytes.
 
     Returns: loss in nats per chunk. The KL runs over part of two full softmaxes, so it can be below

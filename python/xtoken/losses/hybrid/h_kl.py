@@ -14,7 +14,8 @@ def h_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
     """Mean over chunks of `common_weight` * partial KL + `uld_weight` * sorted L1.
 
     Args:
-        inputs: the unstored tokens of a `TeacherTopK` are taken to have no probability.
+        inputs: the unstored tokens of a `TeacherTopK` are taken to have no probability; its
+            reverse KL is refused, as it is infinite.
         pair: with `relaxed_common`: the pairs (s, argmax_t W[s, t]) of
             weight >= 0.6, made one-to-one, the highest weight first.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction, divergence
 from xtoken.losses.engine.merge import ChunkRows, merge_rows
 from xtoken.losses.engine.places import Places
@@ -17,6 +18,7 @@ from xtoken.losses.engine.sorting import sorted_l1
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.tensors.pair_parts import CommonSet
 from xtoken.tensors.stop_fold import StopFold, folded_logits
+from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 @dataclass(eq=False, kw_only=True)
@@ -90,7 +92,14 @@ def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlock
     none = torch.zeros(0, dtype=torch.int64, device=call.device)
     student_common = none if common is None else common.student_ids
     teacher_common = none if common is None else common.teacher_ids
-    options = call.options
+    options, teacher = call.options, call.teacher
+    if options.direction == "reverse" and isinstance(teacher, TeacherTopK):
+        stored = teacher.ids.shape[-1]
+        if stored < teacher_size and len(student_common):  # of none there is no KL
+            raise OptionError(
+                f"direction = 'reverse' with a stored top-{stored} is infinite: the student has "
+                "mass on tokens that are not stored; pass 'forward' or 'jsd', or full logits"
+            )
     loss = HybridBlocks(
         student=call.student_chunks(options.merge),
         teacher=call.teacher_rows(options.merge),

@@ -19,6 +19,7 @@ from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.losses.p_kl.block import PKLBlocks as PKLBlocks
 from xtoken.losses.p_kl.native import takes_stored
+from xtoken.tensors.cells import CellFold
 from xtoken.tensors.host import readable
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import ColumnSlice, SparseProjection, places_of
@@ -47,7 +48,8 @@ def p_kl(inputs: LossInputs, pair: PairParts, options: LossOptions = DEFAULT_OPT
 
     Raises:
         XTokenError: shapes, vocabularies or options that do not fit; NaN or +inf logits; a tail
-            bucket that the student cannot put mass in.
+            bucket that the student cannot put mass in; a reverse KL that is infinite on any batch,
+            as where `consistent` leaves columns out that are compared.
 
     >>> from xtoken.tensors.chunks import ChunkBatch
     >>> pair = PairParts((3, 3), projection=SparseProjection.identity(3))
@@ -97,6 +99,7 @@ def p_kl_blocks(
         columns, rows = top_columns(rows, projection.supported, kept, call.rows_per_block(widest))
         part = projection.columns(columns)
     has_tail, all_columns = _tail(call, projection, rows, part, per_chunk)
+    _check_reverse(call, projection, rows, has_tail)
     named = teacher if per_chunk and isinstance(teacher, TeacherTopK) else None
 
     def made(part: ColumnSlice, column_of: Tensor, columns: Tensor | None) -> PKLBlocks:
@@ -150,6 +153,32 @@ def check_chooser(options: LossOptions) -> None:
         raise OptionError(
             "top_k_by = 'student' with top_k_scope = 'microbatch'; the student chooses for each "
             "chunk: pass top_k_scope='chunk'"
+        )
+
+
+def _check_reverse(
+    call: LossCall, projection: SparseProjection, rows: TeacherRows, has_tail: bool
+) -> None:
+    """Refuse a reverse KL that compares what the teacher gives no mass on any batch."""
+    options, supported = call.options, len(projection.supported_ids)
+    if options.direction != "reverse":
+        return
+    per_chunk, stored = options.top_k_scope == "chunk", isinstance(call.teacher, TeacherTopK)
+    whole = options.top_k is None or options.top_k >= supported
+    # The teacher's best columns of a chunk, or what is stored of it, are none that are left out.
+    chosen = per_chunk and (stored or (not whole and options.top_k_by == "teacher"))
+    if options.consistent and not chosen:
+        raise OptionError(
+            "direction = 'reverse' with consistent = True is infinite: the student has mass on the "
+            "teacher tokens that are left out; pass direction='forward' or 'jsd', or a top_k below "
+            f"{supported} with top_k_scope='chunk' and top_k_by='teacher'"
+        )
+    moved = len(rows.fold.sources) if isinstance(rows.fold, CellFold) else 0
+    if has_tail and whole and not stored and supported == projection.shape[1] - moved:
+        raise OptionError(
+            "direction = 'reverse' with tail_bucket = True is infinite: W reaches all teacher "
+            "columns, so the teacher has no mass in a tail where the student has some; pass "
+            "tail_bucket='auto', or a smaller top_k"
         )
 
 
