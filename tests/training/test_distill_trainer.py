@@ -926,3 +926,16 @@ def test_no_teacher_is_needed_for_cross_entropy_and_virtual_tokens_are_refused(
     model = peft.get_peft_model(student_of(folder), config)
     with pytest.raises(OptionError, match="peft_type = PROMPT_TUNING puts tokens of its own befo"):
         make(folder, tmp_path, model=model)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bf16_reaches_the_student_whoever_makes_the_loss(
+    folder: Path, tmp_path: Path, smoothing: float
+) -> None:
+    seen: set[torch.dtype] = set()
+    model = student_of(folder)
+    layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
+    layer.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    options = {"bf16": True, "label_smoothing_factor": smoothing, "max_steps": 1}
+    make(folder, tmp_path, model=model, options=options).train()
+    assert seen == {torch.bfloat16}

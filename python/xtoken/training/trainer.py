@@ -214,7 +214,9 @@ class DistillTrainer(DistillMixin, Trainer):
     def _build_accelerator_args(self, **named: Any) -> dict[str, Any]:
         made: dict[str, Any] = super()._build_accelerator_args(**named)
         sharded = named.get("fsdp_plugin") is not None or self.args.deepspeed is not None
-        self._own_bf16 = made.get("mixed_precision") == "bf16" and not sharded
+        # Beside a loss of the Trainer's own the forward pass is the Trainer's.
+        ours = self._own_ce and not sharded
+        self._own_bf16 = ours and made.get("mixed_precision") == "bf16"
         if self._own_bf16:
             # Ours is around the student's forward pass alone: accelerate copies the logits
             # [B, T, V] to float32, which the losses do by row blocks, and evaluates in bfloat16
