@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -225,6 +226,17 @@ def test_a_student_that_is_its_teacher_has_the_loss_of_what_it_would_have_joined
     assert loss() > loss(max_depth=0) + 0.01
     plain = {"consistent": False, "carry_levels": 0, "max_depth": 0}
     assert loss(**plain) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_reverse_kl_to_targets_without_a_tail_is_refused() -> None:
+    logits = torch.randn(2, 1, 6, V, generator=torch.Generator().manual_seed(0))
+    call = functools.partial(made_here, pair(), [0, 1, 2, 3, 4, 5], *logits, direction="reverse")
+    for top_k in (None, V):
+        with pytest.raises(OptionError, match=f"min_prob = 0 and top_k = .* of {V} columns is inf"):
+            call(top_k=top_k, min_prob=0.0)
+        assert torch.isfinite(call(top_k=top_k, min_prob=0.0, consistent=False).loss)
+    assert torch.isfinite(call(top_k=4, min_prob=0.0).loss)
+    assert torch.isfinite(call(min_prob=0.2).loss)
 
 
 @pytest.mark.parametrize("name", ["chain rule", "plain sum", "jsd"])

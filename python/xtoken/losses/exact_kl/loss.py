@@ -5,13 +5,14 @@ from __future__ import annotations
 from xtoken.errors import OptionError, ShapeError
 from xtoken.losses.engine.loss_spec import LossSpec
 from xtoken.losses.engine.run import LossCall, run_loss
-from xtoken.losses.exact_kl.batch_targets import batch_targets
+from xtoken.losses.exact_kl.batch_targets import DEFAULT_TOP_K, batch_targets
 from xtoken.losses.exact_kl.block import ExactKLBlocks
 from xtoken.losses.exact_kl.depth_weights import depth_arrays
 from xtoken.losses.inputs import DEFAULT_OPTIONS, LossInputs, LossOptions
 from xtoken.losses.output import LossOutput
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.target_batch import TargetBatch
+from xtoken.tensors.teacher_signal import TeacherTopK
 
 
 def exact_kl(
@@ -89,6 +90,7 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
     targets = call.inputs.targets
     if targets is None:
         assert call.pair.targets is not None
+        _check_tail(call)
         targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
     _check_targets(targets, call)
     loss = ExactKLBlocks(
@@ -98,6 +100,20 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
         depth_weights=None if chain_rule else options.depth_weights,
     )
     return loss, call.pair.sizes[0]
+
+
+def _check_tail(call: LossCall) -> None:
+    """Refuse a reverse KL to targets that leave tokens out and have no tail for them."""
+    options, size = call.options, call.pair.sizes[1]
+    if options.direction != "reverse" or options.consistent is False or options.min_prob > 0:
+        return
+    kept = options.top_k or DEFAULT_TOP_K
+    if not isinstance(call.teacher, TeacherTopK) and kept >= size:
+        raise OptionError(
+            f"direction = 'reverse' with min_prob = 0 and top_k = {kept} of {size} columns is "
+            "infinite: no target has a tail, and the student has mass on what consistent leaves "
+            "out; pass 'forward' or 'jsd', a min_prob above 0, or consistent=False"
+        )
 
 
 def _check_targets(targets: TargetBatch, call: LossCall) -> None:
