@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -413,19 +414,75 @@ def test_teachers_of_other_students_are_refused(pair: Pair) -> None:
         xtoken.distiller([pair], weights=[1.0, 2.0])
 
 
-@pytest.mark.parametrize("loss", ["prefix-kl", "p-kl", "h-kl", "gold", "uld", "alm"])
+def narrow_case(pair: Pair, batch: Batch) -> tuple[tuple[int, int], Tensor, Tensor]:
+    """Widths below the tokenizers', and logits of whole heads that give no mass beyond."""
+    sides = zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
+    rows, columns = (max(int(ids.max()) + 1, size - 10) for ids, size in sides)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        2 * torch.randn(*ids.shape, size, generator=generator)
+        for ids, size in zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
+    )
+    # Of what only the tokens beyond can say, the loss would be infinite.
+    for token in range(rows, pair.sizes[0]):
+        pieces = pair.projection.token_pieces(token)
+        if len(pieces) == 1:
+            teacher[..., pieces[0]] = -torch.inf
+    student[..., rows:] = -torch.inf
+    teacher[..., columns:] = -torch.inf
+    return (rows, columns), student, teacher
+
+
+@pytest.mark.parametrize("narrow", ["both", "student", "teacher"])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        *((name, {}) for name in LOSS_NAMES if name not in ("ce", "auto", "same-vocab-kl")),
+        ("p-kl", {"cells": True, "consistent": True}),
+        ("prefix-kl", {"cells": True, "consistent": True}),
+        ("exact-kl", {"cells": False, "consistent": False}),
+        ("exact-kl", {"direction": "jsd"}),
+    ],
+)
 def test_heads_narrower_than_their_tokenizers_leave_the_last_tokens_out(
-    models: tuple[Any, Any], pair: Pair, loss: Any
+    pair: Pair, loss: Any, options: dict[str, Any], narrow: str
 ) -> None:
-    distiller = pair.distiller(loss)
+    distiller = pair.distiller(loss, **options)
     batch = distiller.collate([TEXTS[0]])
-    rows, columns = (int(ids.max()) + 1 for ids in (batch.student_ids, batch.teacher_ids))
-    rows, columns = max(rows, pair.sizes[0] - 10), max(columns, pair.sizes[1] - 10)
-    student, teacher = signals(models, batch)
-    with pytest.warns(UserWarning, match="count as unused"):
-        output = distiller(student[..., :rows], teacher[..., :columns], batch)
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
+    (rows, columns), student, teacher = narrow_case(pair, batch)
+    found = []
+    for cut in (False, True):
+        logits = student[..., :rows] if cut and narrow != "teacher" else student
+        other = teacher[..., :columns] if cut and narrow != "student" else teacher
+        logits = logits.clone().requires_grad_()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            output = distiller(logits, other, batch)
+        assert cut == any("count as unused" in str(each.message) for each in said)
+        output.loss.backward()
+        assert logits.grad is not None
+        found.append((output.loss.detach(), logits.grad[..., :rows]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+
+
+def test_weights_of_w_are_learned_under_a_narrow_head_too(pair: Pair) -> None:
+    distiller = pair.distiller("p-kl", learnable_projection=True)
+    batch = distiller.collate([TEXTS[0]])
+    (rows, columns), student, teacher = narrow_case(pair, batch)
+    w = distiller.parts.projection
+    assert w is not None
+    assert w.free is not None
+    with torch.no_grad():  # as after some steps
+        w.free += torch.randn(w.free.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for logits, other in ((student, teacher), (student[..., :rows], teacher[..., :columns])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            output = distiller(logits, other, batch)
+        (grad,) = torch.autograd.grad(output.loss, w.free)
+        assert grad.abs().sum() > 0
+        found.append((output.loss.detach(), grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
 
 
 def test_a_token_beyond_the_head_is_refused_where_a_text_holds_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,61 @@ def test_a_reverse_kl_to_targets_without_a_tail_is_refused() -> None:
         assert torch.isfinite(call(top_k=top_k, min_prob=0.0, consistent=False).loss)
     assert torch.isfinite(call(top_k=4, min_prob=0.0).loss)
     assert torch.isfinite(call(min_prob=0.2).loss)
+
+
+class Said:
+    """Targets as the tokens below `size` can say them, the slow way; as `slow_loss` reads them."""
+
+    def __init__(self, targets: Targets, tokens: np.ndarray, size: int) -> None:
+        self.position_indptr, self.open = targets.position_indptr, targets.open
+        self.positions, self.tails = targets.positions, targets.tails.copy()
+        self.groups = []
+        for at in range(len(targets)):
+            groups = [
+                (mass, depth, {token for token in ids if token < size})
+                for mass, depth, ids in targets.groups_at(at, tokens)
+            ]
+            groups = [group for group in groups if group[2]]
+            rest = sum(mass for mass, _, _ in groups)
+            whole = float(targets.tails[at])
+            if targets.open[at]:
+                self.tails[at] = whole / (rest * (1 - whole) + whole)
+            else:
+                rest += whole
+                self.tails[at] = whole / rest
+            self.groups.append([(mass / rest, depth, ids) for mass, depth, ids in groups])
+
+    def groups_at(self, at: int, tokens: np.ndarray) -> list[tuple[float, int, set[int]]]:
+        return self.groups[at]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_head_lacks_has_no_mass(seed: int, name: str) -> None:
+    targets, tokens = random_targets(seed)
+    size = V - 4
+    batch = laid_out(targets, tokens).limited(size)
+    assert batch.host is not None
+    assert batch.host.most_token < size
+    assert len(batch) == len(laid_out(targets, tokens))
+    logits = student(seed).detach()
+    logits[..., size:] = -torch.inf
+    found = loss_of(logits, targets, batch, normalizer=1.0, **OPTIONS[name])
+    said: Any = Said(targets, tokens, size)
+    expected = slow_loss(logits, said, tokens, **slow_options(name))
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_position_of_which_the_head_can_say_nothing_has_no_target() -> None:
+    targets, tokens = random_targets(0)
+    batch = laid_out(targets, tokens)
+    assert batch.limited(V) is batch
+    nothing = batch.limited(0)
+    assert len(nothing) == len(batch)
+    assert len(nothing.rows) == 0
+    logits = student(0)
+    loss = loss_of(logits, targets, nothing, normalizer=1.0).loss
+    assert float(loss.detach()) == 0.0
 
 
 @pytest.mark.parametrize("name", ["chain rule", "plain sum", "jsd"])

@@ -380,16 +380,15 @@ class Distiller(nn.Module):
             normalizer=max(chunks, 1.0),
             prefixes=prefixes if usable else None,
             prepared=prepared,
-            targets=self._targets_of(batch, parts),
+            targets=self._targets_of(batch),
         )
         return TeacherTerm(self.spec.name, inputs, parts, self.options)
 
-    def _targets_of(self, batch: Batch, parts: PairParts) -> TargetBatch | None:
+    def _targets_of(self, batch: Batch) -> TargetBatch | None:
         """What was made before, where it is of these chunks and of this loss."""
         made = batch.targets
         wanted = self.spec is not None and "targets" in self.spec.parts
-        known = made is not None and parts is self.parts and made.belong_to(batch.chunks)
-        return made if wanted and known else None
+        return made if wanted and made is not None and made.belong_to(batch.chunks) else None
 
     def _watch(self, batch: Batch) -> None:
         """Warn where chunks teach little of what was collated, whoever collated it."""
@@ -443,11 +442,15 @@ class Distiller(nn.Module):
                     stacklevel=5,
                 )
         assert self.spec is not None
-        return PairParts.from_projection(
+        parts = PairParts.from_projection(
             self.pair.projection.limited(rows, columns),
             needs=self._needs,
             threshold=self._threshold,
         )
+        if self.parts.projection is not None:
+            # Its weights may have been learned or loaded since, and are learned on.
+            parts.projection = self.parts.projection.limited(rows, columns)
+        return parts
 
     def check(self, teacher: Teacher | None, batch: Batch, *, needed: bool | None = None) -> None:
         """Refuse a batch or a teacher's signal of another pair or class.

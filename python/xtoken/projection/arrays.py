@@ -48,6 +48,8 @@ class ProjectionArrays:
         model_fingerprint, student_model_fingerprint: of the teacher's and the student's
             segmentation models; empty where not known.
         student, teacher: the vocabularies, where they are known; `explain` needs them.
+        whole: what this is a part of, where rows or columns were left out (`limited`): the pieces
+            here do not cover the vocabularies then.
     """
 
     indptr: NDArray[np.int64]
@@ -69,6 +71,7 @@ class ProjectionArrays:
     stop_fold_from: NDArray[np.int64] | None = None
     stop_fold_to: NDArray[np.int64] | None = None
     student_stops: NDArray[np.int64] | None = None
+    whole: ProjectionArrays | None = None
 
     @property
     def pair(self) -> PairFingerprint:

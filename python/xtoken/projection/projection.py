@@ -317,6 +317,7 @@ class Projection(ProjectionArrays):
             stop_fold_from=folds[0],
             stop_fold_to=folds[1],
             student_stops=None if stops is None else stops[stops < rows],
+            whole=self.whole or self,
         )
 
     def export_topk_pt(self, path: str | PathLike[str]) -> None:

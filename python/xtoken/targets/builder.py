@@ -160,9 +160,18 @@ class TargetBuilder:
     def from_projection(cls, projection: ProjectionArrays) -> TargetBuilder:
         """With the stops of the two vocabularies; made once for each projection.
 
+        Of a part of W (`Projection.limited`) it is that of the whole: which tokens a head lacks is
+        for whoever reads the targets, see `TargetBatch.limited`.
+
         Raises: as the constructor.
         """
-        return projection.once(cls, lambda: cls(projection))
+        whole = projection.whole or projection
+        return whole.once(cls, lambda: cls(whole))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(V_s, V_t) of the tokenizers."""
+        return self._made_from[0].shape
 
     @cached_property
     def tokens(self) -> Int64:

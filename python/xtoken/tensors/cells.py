@@ -114,8 +114,10 @@ class Cells(nn.Module):
         """
         super().__init__()
         self.builder = TargetBuilder.from_projection(projection)
-        roots = self.builder.roots[: projection.shape[1]]
-        to = np.where(roots >= 0, roots, np.arange(projection.shape[1]))
+        columns = projection.shape[1]
+        # Of a narrow head the builder is that of all columns: what it names may lie beyond.
+        roots = self.builder.roots[:columns]
+        to = np.where((roots >= 0) & (roots < columns), roots, np.arange(columns))
         for source, target in () if stops is None else stops.pairs:
             to = np.where(to == source, target, to)
         self.fold = CellFold(torch.from_numpy(to))

@@ -74,7 +74,8 @@ class SparseProjection(nn.Module):
     Buffers, beside those of `__init__`: `supported` [V_t] bool, the columns that some row reaches;
     `supported_ids`, the same as ascending ids; `column_of` [V_t + 1] int64, the place of each id
     among them (their number where unsupported, and for the id past the last); `empty_rows` [V_s]
-    bool and `empty_ids`, the rows without an entry.
+    bool and `empty_ids`, the rows without an entry; `kept` [nnz] int64, which of the free
+    parameters are those of the entries, None for all.
 
     Attributes:
         shape: (V_s, V_t).
@@ -92,6 +93,7 @@ class SparseProjection(nn.Module):
     column_of: Tensor
     empty_rows: Tensor
     empty_ids: Tensor
+    kept: Tensor | None
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class SparseProjection(nn.Module):
         self.free: nn.Parameter | None = None
         if learnable:
             self.free = nn.Parameter(torch.log(weights.detach()))
+        self.register_buffer("kept", None, persistent=False)
         self._full: ColumnSlice | None = None
         # How many non-zeros any k columns have at most.
         heaviest = np.sort(column_counts.cpu().numpy())[::-1]
@@ -206,10 +209,10 @@ class SparseProjection(nn.Module):
         """[nnz] the weights in CSR order; carries a gradient where they are learnable."""
         if self.free is None:
             return self.weights
-        rows = self.row_of
-        top = self.free.new_full((self.shape[0],), -torch.inf)
-        top = top.scatter_reduce(0, rows, self.free.detach(), "amax")
-        exps = torch.exp(self.free - top[rows])
+        rows, free = self.row_of, self.free if self.kept is None else self.free[self.kept]
+        top = free.new_full((self.shape[0],), -torch.inf)
+        top = top.scatter_reduce(0, rows, free.detach(), "amax")
+        exps = torch.exp(free - top[rows])
         sums = exps.new_zeros(self.shape[0]).index_add(0, rows, exps)
         return exps / sums[rows]
 
@@ -295,6 +298,24 @@ class SparseProjection(nn.Module):
                 f"columns has {columns.shape[0]} rows, expected {probs.shape[0]} like probs"
             )
         return rows.gather(1, columns)
+
+    def limited(self, rows: int, columns: int) -> SparseProjection:
+        """W between the first tokens of both sides, rows scaled to sum to 1 again, as
+        `Projection.limited`. Learnable weights are shared with this: training one trains both.
+        """
+        kept = ((self.row_of < rows) & (self.indices < columns)).nonzero().flatten()
+        row_of, weights = self.row_of[kept], self.weights[kept]
+        sums = weights.new_zeros(rows).index_add(0, row_of, weights)
+        made = SparseProjection(
+            offsets_of(torch.bincount(row_of, minlength=rows)),
+            self.indices[kept],
+            weights / sums[row_of],
+            (rows, columns),
+            fingerprint=self.fingerprint,
+        )
+        if self.free is not None:
+            made.free, made.kept = self.free, kept if self.kept is None else self.kept[kept]
+        return made
 
     def row_slice(self, start: int, stop: int) -> SparseProjection:
         """W's rows [start, stop): the part of a student vocabulary shard; [stop - start, V_t]."""

@@ -16,6 +16,7 @@ from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.host_chunks import HostChunks
+from xtoken.tensors.segments import offsets_of
 
 _Int64 = NDArray[np.int64]
 
@@ -190,6 +191,50 @@ class TargetBatch:
         )
         # Made once, so that what a loss keeps there is kept too.
         object.__setattr__(made, "host", scaled)
+        return made
+
+    def limited(self, size: int) -> TargetBatch:
+        """The targets of a head with `size` columns, that lacks the tokens from there on: they have
+        no mass in it.
+
+        A group keeps its mass as long as one of its tokens is left. Those of which none is are
+        dropped, as the mass of what a student cannot say is, and the others are shares of the rest;
+        a position without a group left has no target.
+        """
+        assert self.host is not None
+        assert self.group_row is not None
+        assert self.token_group is not None
+        if self.host.most_token < size:
+            return self
+        said = self.tokens < size
+        in_group = torch.zeros_like(self.depths).index_add(0, self.token_group, said.long())
+        kept = in_group > 0
+        probs = self.probs.double()
+        none = torch.zeros_like(self.tails, dtype=torch.float64)
+        lost = none.index_add(0, self.group_row, probs.masked_fill(kept, 0.0))
+        rest = none.index_add(0, self.group_row, probs.masked_fill(~kept, 0.0))
+        tails = self.tails.double()
+        # An open tail is a share of all, and the groups are shares of what it leaves.
+        total = torch.where(self.open, rest * (1 - tails) + tails, rest + tails)
+        shared = torch.where(self.open, rest, total)
+        untouched = lost == 0
+        total = total.masked_fill(untouched, 1.0)
+        shared = shared.masked_fill(untouched, 1.0)
+        groups = torch.zeros_like(self.rows).index_add(0, self.group_row, kept.long())
+        has_target = untouched | (groups > 0)
+        made = TargetBatch(
+            self.rows[has_target],
+            offsets_of(has_target)[self.chunk_ptr],
+            (tails / total)[has_target].to(self.tails.dtype),
+            self.open[has_target],
+            offsets_of(groups[has_target]),
+            (probs / shared[self.group_row])[kept].to(self.probs.dtype),
+            self.depths[kept],
+            offsets_of(in_group[kept]),
+            self.tokens[said],
+        )
+        assert made.host is not None
+        object.__setattr__(made, "host", replace(made.host, chunks=self.host.chunks))
         return made
 
     def belong_to(self, chunks: ChunkBatch) -> bool:

@@ -92,6 +92,9 @@ def exact_kl_blocks(call: LossCall) -> tuple[ExactKLBlocks, int]:
         assert call.pair.targets is not None
         _check_tail(call)
         targets = batch_targets(call.pair.targets, call.inputs, options, call.pair.sizes[1])
+    builder, size = call.pair.targets, call.pair.sizes[0]
+    if builder is not None and builder.sizes[0] > size:  # the head lacks the last tokens
+        targets = targets.limited(size)
     _check_targets(targets, call)
     loss = ExactKLBlocks(
         targets=targets.without_empty_tails(call.pair.sizes[0]),
