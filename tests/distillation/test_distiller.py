@@ -485,6 +485,26 @@ def test_weights_of_w_are_learned_under_a_narrow_head_too(pair: Pair) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_needs_no_row_of_the_models(
+    models: tuple[Any, Any], folder: Path, side: Any
+) -> None:
+    tokenizers = [AutoTokenizer.from_pretrained(folder / side) for side in ("student", "teacher")]
+    plain = Pair(*tokenizers, cache_dir=False).distiller("p-kl", padding_side=side)
+    expected = plain(*signals(models, batch := plain.collate(TEXTS[:3])), batch).loss
+    for tokenizer in tokenizers:
+        tokenizer.add_special_tokens({"pad_token": "<added>"})  # and no resize_token_embeddings
+    distiller = Pair(*tokenizers, cache_dir=False).distiller("p-kl", padding_side=side)
+    batch = distiller.collate(TEXTS[:3])
+    found = distiller(*signals(models, batch), batch)
+    assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    # Padding of another collator may be any token.
+    batch.student["input_ids"][batch.student["attention_mask"] == 0] = len(tokenizers[0]) - 1
+    student, teacher = signals(models, distiller.collate(TEXTS[:3]))
+    assert torch.equal(distiller(student, teacher, batch).loss, found.loss)
+
+
 def test_a_token_beyond_the_head_is_refused_where_a_text_holds_it(
     models: tuple[Any, Any], pair: Pair
 ) -> None:

@@ -36,12 +36,20 @@ from transformers import (
 
 from xtoken import Pair
 from xtoken.data import load_rows
-from xtoken.errors import ArgumentTypeError, DataError, NonFiniteError, OptionError, PairError
+from xtoken.errors import (
+    ArgumentTypeError,
+    DataError,
+    NonFiniteError,
+    OptionError,
+    PairError,
+    TokenIdError,
+)
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.training import DistillArguments, DistillTrainer, Teacher
 
 TEXTS = tiny_texts(16)
+SIDES = ("student", "teacher")
 
 
 class Watch(TrainerCallback):
@@ -150,6 +158,56 @@ def test_rows_beyond_the_positions_of_a_model_are_refused(
         folder, tmp_path, student, teachers=[named], options={"max_tokens": 24, "max_steps": 1}
     )
     within.train()
+
+
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_token_that_a_model_has_no_row_for_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, side: str
+) -> None:
+    """Torch says "index out of range in self", which names neither the token nor the side."""
+    student = student_of(folder)
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    named = Teacher(teacher, tokenizer=str(folder / "teacher"))
+    model = student if side == "student" else teacher
+    tokenizer = AutoTokenizer.from_pretrained(folder / side)
+    rows = len(tokenizer) - 1
+    model.resize_token_embeddings(rows)
+    without = [text for text in TEXTS if rows not in tokenizer(text)["input_ids"]]
+    holding = [f"{tokenizer.decode([rows])} {text}" for text in without]
+    assert rows in tokenizer(holding[0])["input_ids"]
+    trainer = make(folder, tmp_path, student, teachers=[named], train_dataset=holding)
+    with pytest.raises(
+        TokenIdError, match=rf"holds token {rows}, but the {side}'s embedding has {rows} rows; call"
+    ):
+        trainer.train()
+    make(
+        folder, tmp_path, student, teachers=[named], train_dataset=without,
+        options={"max_steps": 1},
+    ).train()  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+def test_a_padding_token_that_was_added_without_a_row_changes_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for added in (False, True):
+        tokenizers = [AutoTokenizer.from_pretrained(folder / side) for side in SIDES]
+        for tokenizer in tokenizers:
+            if added:
+                tokenizer.add_special_tokens({"pad_token": "<added>"})
+                assert tokenizer.pad_token_id == len(tokenizer) - 1
+        pair = Pair(*tokenizers, cache_dir=False)
+        teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+        options = {"on_policy_fraction": 0.5, "on_policy_max_new_tokens": 8}
+        trainer = make(
+            folder, tmp_path, teachers=[Teacher(teacher, tokenizer=pair)], options=options,
+            processing_class=tokenizers[0],
+        )  # fmt: skip
+        trainer.train()
+        losses += [[each[name] for each in logged(trainer) for name in ("ce", "kd")]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_narrow_head_is_balanced_beside_the_trainers_own_loss(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from xtoken import Vocab
 from xtoken.data import split_held_out
 from xtoken.distillation import Counts, DistillCollator
-from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.errors import ArgumentTypeError, OptionError, TokenIdError
 from xtoken.losses.exact_kl.depth_weights import DepthWeights
 from xtoken.projection import Projection
 from xtoken.teachers import StoreKey, TopKStore
@@ -191,6 +191,17 @@ def test_a_uniform_model_has_the_known_score(materials: PreparedData, excess: in
     assert score.numeral_mass == pytest.approx(len(known) / len(vocab))
     assert score.digit_mass == pytest.approx(10 / len(vocab))
     assert score.numeral_nll == pytest.approx(math.log(len(vocab)))
+
+
+def test_a_narrow_head_is_scored_on_what_it_can_say(materials: PreparedData) -> None:
+    vocab, examples = materials.pair.student_vocab, materials.held_out.examples
+    evaluator = HeldOutEvaluator(examples, vocab)
+    columns = max(int(example.student_ids.max()) for example in examples) + 1
+    assert any(vocab.token_bytes(i).strip().isdigit() for i in range(columns, len(vocab)))
+    score = evaluator.score(Uniform(columns))
+    assert score.numeral_nll == pytest.approx(math.log(columns))
+    with pytest.raises(TokenIdError, match=f"head has {columns - 1} columns; call model.resize"):
+        evaluator.score(Uniform(columns - 1))
 
 
 def test_bits_per_byte_are_those_of_a_plain_loop(materials: PreparedData) -> None:

@@ -141,5 +141,9 @@ class DistillCollator:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The tokenizer's own padding token, 0 where it has none; padding is masked everywhere."""
-    return getattr(tokenizer, "pad_token_id", None) or 0
+    """The tokenizer's own padding token; 0 where it has none, or one that was added to it, of which
+    the model may have no row. Padding is masked everywhere.
+    """
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    size = getattr(tokenizer, "vocab_size", None)  # without what was added
+    return 0 if isinstance(size, int) and pad >= size else pad

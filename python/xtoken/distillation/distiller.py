@@ -416,8 +416,13 @@ class Distiller(nn.Module):
             return self.parts
         if heads not in self._limited:
             self._limited[heads] = self._limited_parts(heads[0], heads[1])
-        ids = (batch.student_ids, batch.teacher_ids)
-        for side, head, size, rows in zip(("student", "teacher"), heads, sizes, ids, strict=True):
+        inputs = (batch.student, batch.teacher)
+        for side, head, size, given in zip(
+            ("student", "teacher"), heads, sizes, inputs, strict=True
+        ):
+            rows, mask = given["input_ids"], given.get("attention_mask")
+            if mask is not None:
+                rows = rows.masked_fill(mask == 0, 0)  # padding may be any token
             if int(rows.max()) >= head:
                 raise TokenIdError(
                     f"the batch holds {side} token {int(rows.max())}, but the {side}'s head has "

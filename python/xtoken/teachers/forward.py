@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from xtoken.errors import OptionError
+from xtoken.errors import OptionError, TokenIdError
 
 
 def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -20,6 +20,7 @@ def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
     """
     inputs = causal_inputs(ids, attention_mask)
     check_positions(model, inputs)
+    check_ids(model, inputs)
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
 
@@ -68,3 +69,55 @@ def check_positions(
             f"a row of {length} tokens, but the {side or type(model).__name__} has {limit} "
             f"positions; cut the texts at {limit} tokens or less (max_tokens; max_length in TRL)"
         )
+
+
+def check_ids(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    side: str | None = None,
+    tokens: int | None = None,
+) -> None:
+    """Refuse ids of which the model's embedding has no row, as of a token that was added without
+    `resize_token_embeddings`; torch would say no more than "index out of range".
+
+    Args:
+        model: a transformers model; others are not checked.
+        inputs: what it is called with.
+        side: for the message; None for the model's class.
+        tokens: of its tokenizer: where the model has as many rows no id is looked at, which on a
+            GPU would wait for it. None looks.
+
+    Raises:
+        TokenIdError: names the token and the rows.
+    """
+    ids, rows = inputs.get("input_ids"), embedding_rows(model)
+    if ids is None or rows is None or not ids.numel() or (tokens is not None and tokens <= rows):
+        return
+    highest = int(ids.max())
+    if highest < rows:
+        return
+    name, size = side or type(model).__name__, max(tokens or 0, highest + 1)
+    mask = inputs.get("attention_mask")
+    if mask is not None and int(ids.masked_fill(mask == 0, 0).max()) < rows:
+        raise TokenIdError(
+            f"the batch is padded with token {highest}, but the {name}'s embedding has {rows} rows;"
+            " pad with a token that it has (tokenizer.pad_token = tokenizer.eos_token), or call "
+            f"model.resize_token_embeddings({size})"
+        )
+    raise TokenIdError(
+        f"the batch holds token {highest}, but the {name}'s embedding has {rows} rows; call "
+        f"model.resize_token_embeddings({size}), or leave out the texts with that token"
+    )
+
+
+def embedding_rows(model: nn.Module) -> int | None:
+    """The rows of a transformers model's embedding, those of all its shards; None where it has
+    none that is known."""
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:  # of models with a table of another kind
+        return None
+    rows = getattr(table, "num_embeddings", None)  # the weight's own shape may be a shard's
+    return rows if isinstance(rows, int) and rows > 0 else None

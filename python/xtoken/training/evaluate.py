@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xtoken._core import Vocab
 from xtoken.data.examples import Example
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import DataError, OptionError, TokenIdError
 from xtoken.teachers.forward import causal_logits
 from xtoken.vocab.classes import class_of, order
 
@@ -167,6 +167,13 @@ class HeldOutEvaluator:
         targets = ids[:, 1:][scored]
         logits = causal_logits(model, ids.to(device), mask.to(device))
         rows = logits[:, :-1][scored.to(device)].float()[:, : len(self.byte_lengths)]
+        columns = rows.shape[1]  # fewer than tokens, where the head is narrower
+        if len(targets) and int(targets.max()) >= columns:
+            raise TokenIdError(
+                f"the held-out texts hold token {int(targets.max())}, but the student's head has "
+                f"{columns} columns; call model.resize_token_embeddings({len(self.byte_lengths)}), "
+                "or leave out the texts with that token"
+            )
         log_probs = rows.log_softmax(-1)  # [N, V_s]
         nats = -log_probs.gather(1, targets.to(device)[:, None])[:, 0].double().cpu()
 
@@ -177,8 +184,8 @@ class HeldOutEvaluator:
             self.byte_lengths[targets].sum(),
             len(targets),
             at_numeral.sum(),
-            probs[:, self.numerals.to(device)].double().sum(),
-            probs[:, self.digits.to(device)].double().sum(),
+            probs[:, self.numerals[self.numerals < columns].to(device)].double().sum(),
+            probs[:, self.digits[self.digits < columns].to(device)].double().sum(),
             nats[at_numeral].sum(),
         ]
         by_class = torch.zeros(len(self.class_bytes), dtype=torch.float64)

@@ -26,7 +26,7 @@ from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.losses.output import balance
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher
-from xtoken.teachers.forward import check_positions
+from xtoken.teachers.forward import check_ids, check_positions
 from xtoken.training.batches import rows_of, split
 from xtoken.training.fixed_settings import FixedSettings
 from xtoken.training.kept_counts import counts_kept
@@ -258,7 +258,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             num_items_in_batch: what the Trainer below divides its own loss by.
         """
         student, batch = split(inputs)
-        check_positions(self.accelerator.unwrap_model(model), student, "student")
+        self._check_student(model, student)
         if batch is None and model.training:
             self._check_no_side()
         if batch is None or not model.training:
@@ -277,6 +277,12 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             output, loss = self._beside(model, student, batch, totals, kd_scale, num_items_in_batch)
         self._record(output, batch, totals)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _check_student(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        """Refuse what the student has no positions or no embedding for."""
+        bare = self.accelerator.unwrap_model(model)
+        check_positions(bare, inputs, "student")
+        check_ids(bare, inputs, "student", self.teaching.first.pair.sizes[0])
 
     def _output(
         self,
@@ -383,6 +389,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 if batch is None:
                     continue
                 model = cast(nn.Module, self.model)
+                self._check_student(model, student)
                 ce, kd = self._parts(model, student, batch, totals, num_items)
                 values += torch.tensor([ce, kd], dtype=torch.float64)
         ce, kd = self._over_processes(values)

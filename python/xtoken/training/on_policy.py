@@ -27,6 +27,7 @@ from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id
 from xtoken.pair import Pair
+from xtoken.teachers.forward import check_ids
 from xtoken.training.routing import unasked
 from xtoken.training.settings import DistillSettings
 from xtoken.training.teaching import AnyBatch
@@ -101,6 +102,7 @@ class GeneratingSampler:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
+        check_ids(self._model, {"input_ids": ids, "attention_mask": mask}, "student")
         greedy = request.temperature == 0
         options: dict[str, Any] = {"do_sample": not greedy}
         if not greedy:

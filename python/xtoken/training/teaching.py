@@ -30,6 +30,7 @@ from xtoken.losses.engine.student_input import Student
 from xtoken.losses.exact_kl.batch_targets import target_options
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher, TargetStore, TeacherSource, TopKStore
+from xtoken.teachers.forward import check_ids
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.served import PrefetchedTeacher, ServedTeacher
 from xtoken.teachers.store import is_store
@@ -169,6 +170,8 @@ class Teaching(nn.Module):
         found: list[Any] = []
         for member, source, part in zip(self.members, self.sources, self.parts(batch), strict=True):
             needed = source is not None and member.needs_teacher
+            if needed and isinstance(source, LiveTeacher):
+                check_ids(source.model, part.teacher, "teacher", member.pair.sizes[1])
             found.append(
                 teacher_signal(source, part, self.fused_teacher)
                 if needed and source is not None
