@@ -414,6 +414,78 @@ def test_teachers_of_other_students_are_refused(pair: Pair) -> None:
         xtoken.distiller([pair], weights=[1.0, 2.0])
 
 
+OF_TWO_TOKENIZERS = [name for name in LOSS_NAMES if name not in ("ce", "auto", "same-vocab-kl")]
+CASES: list[tuple[Any, dict[str, Any]]] = [
+    *((name, {}) for name in OF_TWO_TOKENIZERS),
+    ("p-kl", {"cells": True, "consistent": True}),
+    ("p-kl", {"top_k": 20, "tail_bucket": "auto", "direction": "jsd"}),
+    ("p-kl", {"top_k": 20, "top_k_by": "student", "full_metrics": True}),
+    ("p-kl", {"learnable_projection": True, "top_k": 20, "top_k_scope": "microbatch"}),
+    ("prefix-kl", {"cells": True, "consistent": True}),
+    ("prefix-kl", {"mirror": True, "top_k": 20, "direction": "reverse"}),
+    ("exact-kl", {"direction": "jsd"}),
+]
+
+
+def a_step(
+    distiller: Distiller, batch: Batch, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits = student.clone().requires_grad_()
+    loss = distiller(logits, teacher, batch).loss
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def anew(pair: Pair) -> Pair:
+    """The pair, with nothing of it made yet."""
+    return Pair(pair.student_tokenizer, pair.teacher_tokenizer, cache_dir=False)
+
+
+def random_signals(pair: Pair, batch: Batch) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sides = zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
+    return [2 * torch.randn(*ids.shape, size, generator=generator) for ids, size in sides]
+
+
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize(("loss", "options"), CASES)
+def test_the_default_device_of_the_caller_changes_nothing(
+    pair: Pair, loss: Any, options: dict[str, Any], narrow: int
+) -> None:
+    """Meta stands in for a GPU: it holds no numbers, so that nothing may be made there."""
+    distiller = pair.distiller(loss, ce_weight=0.5, **options)
+    batch = distiller.collate(TEXTS[:2])
+    student, teacher = random_signals(pair, batch)
+    student = student[..., : pair.sizes[0] - narrow]
+    expected = a_step(distiller, batch, student, teacher)
+    stored = TeacherTopK.from_logits(teacher, 30, ids=batch.teacher_ids)
+    of_stored = float(distiller(student, stored, batch).loss.detach())
+    with torch.device("meta"):
+        distiller = anew(pair).distiller(loss, ce_weight=0.5, **options)
+        batch = distiller.collate(TEXTS[:2])
+        found = a_step(distiller, batch, student, teacher)
+        assert float(distiller(student, stored, batch).loss.detach()) == of_stored
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize(("loss", "options"), CASES)
+def test_what_was_made_under_inference_mode_is_trained_with(
+    pair: Pair, loss: Any, options: dict[str, Any], narrow: int
+) -> None:
+    distiller = pair.distiller(loss, ce_weight=0.5, **options)
+    batch = distiller.collate(TEXTS[:2])
+    student, teacher = random_signals(pair, batch)
+    student = student[..., : pair.sizes[0] - narrow]
+    expected = a_step(distiller, batch, student, teacher)
+    with torch.inference_mode():
+        distiller = anew(pair).distiller(loss, ce_weight=0.5, **options)
+        batch = distiller.collate(TEXTS[:2])
+        assert not distiller(student, teacher.clone(), batch).loss.requires_grad
+    torch.testing.assert_close(a_step(distiller, batch, student, teacher), expected)
+
+
 def narrow_case(pair: Pair, batch: Batch) -> tuple[tuple[int, int], Tensor, Tensor]:
     """Widths below the tokenizers', and logits of whole heads that give no mass beyond."""
     sides = zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
@@ -437,7 +509,7 @@ def narrow_case(pair: Pair, batch: Batch) -> tuple[tuple[int, int], Tensor, Tens
 @pytest.mark.parametrize(
     ("loss", "options"),
     [
-        *((name, {}) for name in LOSS_NAMES if name not in ("ce", "auto", "same-vocab-kl")),
+        *((name, {}) for name in OF_TWO_TOKENIZERS),
         ("p-kl", {"cells": True, "consistent": True}),
         ("prefix-kl", {"cells": True, "consistent": True}),
         ("exact-kl", {"cells": False, "consistent": False}),

@@ -204,6 +204,16 @@ def test_a_narrow_head_is_scored_on_what_it_can_say(materials: PreparedData) -> 
         evaluator.score(Uniform(columns - 1))
 
 
+def test_the_default_device_of_the_caller_does_not_change_the_score(
+    materials: PreparedData,
+) -> None:
+    vocab, examples = materials.pair.student_vocab, materials.held_out.examples
+    model = Uniform(len(vocab))
+    expected = HeldOutEvaluator(examples, vocab).score(model)
+    with torch.device("meta"):
+        assert HeldOutEvaluator(examples, vocab).score(model) == expected
+
+
 def test_bits_per_byte_are_those_of_a_plain_loop(materials: PreparedData) -> None:
     pair, models = materials.pair, materials.models
     model = models.load_student().double().eval()

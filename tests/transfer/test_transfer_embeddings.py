@@ -189,6 +189,19 @@ def test_the_dtype_and_the_random_numbers_stay(pair: Pair) -> None:
     )
 
 
+def test_a_model_that_was_changed_under_inference_mode_is_trained(pair: Pair) -> None:
+    whole, model = untied(), untied()
+    pair.transfer_embeddings(whole)
+    with torch.inference_mode():
+        pair.transfer_embeddings(model)
+    ids = torch.tensor([[5, 6, 7]])
+    for each in (whole, model):
+        each(ids, labels=ids).loss.backward()
+    for one, other in zip(whole.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one.grad, other.grad)
+
+
 def test_configurations_name_the_new_tokenizers_tokens(pair: Pair) -> None:
     model = untied(pad_token_id=7)
     model.generation_config.suppress_tokens = [5]

@@ -18,6 +18,7 @@ from xtoken.data.examples import Example
 from xtoken.distillation.batch import Batch
 from xtoken.errors import DataError, OptionError
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.host import ordinary
 from xtoken.vocab.fingerprints import PairFingerprint
 
 PaddingSide = Literal["right", "left"]
@@ -60,6 +61,7 @@ class DistillCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.pair = pair
 
+    @ordinary()
     def __call__(self, rows: Sequence[Example | Mapping[str, Any]]) -> Batch:
         """The padded batch.
 
@@ -107,7 +109,7 @@ class DistillCollator:
             tokens=int(student[1][:, 1:].sum()),
             coverage=coverage,
             pair=self.pair,
-            counted=(student[1][:, 1:].nonzero() * torch.tensor([student[1].shape[1], 1])).sum(1),
+            counted=predictors(student[1]),
             asked_tokens=None if whole else int(student[1][asked, 1:].sum()),
         )
 
@@ -138,6 +140,12 @@ class DistillCollator:
             # Positions count tokens. Only with padding on the left: not every model takes them.
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return inputs, torch.from_numpy(loss), np.asarray(offsets, dtype=np.int64)
+
+
+def predictors(loss_mask: Tensor) -> Tensor:
+    """[N] int64, the flat positions that predict the tokens of a loss mask [B, T]."""
+    row, place = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return row * loss_mask.shape[1] + place
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -41,6 +41,7 @@ from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
+from xtoken.tensors.host import ordinary
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.pair_parts import LossName, PairParts, Part
 from xtoken.tensors.target_batch import TargetBatch
@@ -255,6 +256,7 @@ class Distiller(nn.Module):
         rows = zip(student, teacher, alignments, strict=True)
         return self.prepared(self.collator([Example.whole(*row) for row in rows]))
 
+    @ordinary()
     def prepared(self, batch: Batch) -> Batch:
         """The batch with what the loss would otherwise ask a GPU for; for a batch on the CPU that
         `collate` did not make."""
@@ -398,7 +400,7 @@ class Distiller(nn.Module):
 
     def balance(self, ce: float, kd: float) -> float:
         """The weight of the distillation loss that balances these two values; see `balance`."""
-        return float(balance(torch.tensor(kd), torch.tensor(ce)))
+        return float(balance(*(torch.tensor(value, device="cpu") for value in (kd, ce))))
 
     def _parts_for(
         self, student: Student, teacher: Teacher | None, batch: Batch
@@ -429,7 +431,8 @@ class Distiller(nn.Module):
                     f"{head} columns; call model.resize_token_embeddings({size}), or leave out the "
                     "texts with that token"
                 )
-        return self._limited[heads].to(batch.device)
+        with torch.inference_mode(False):  # as made: training may come after
+            return self._limited[heads].to(batch.device)
 
     def _limited_parts(self, rows: int, columns: int) -> PairParts:
         sizes = self.parts.sizes
@@ -454,7 +457,8 @@ class Distiller(nn.Module):
         )
         if self.parts.projection is not None:
             # Its weights may have been learned or loaded since, and are learned on.
-            parts.projection = self.parts.projection.limited(rows, columns)
+            with torch.inference_mode(False):
+                parts.projection = self.parts.projection.limited(rows, columns)
         return parts
 
     def check(self, teacher: Teacher | None, batch: Batch, *, needed: bool | None = None) -> None:

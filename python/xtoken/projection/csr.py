@@ -138,9 +138,9 @@ class Csr:
             # torch calls its CSR support beta, once per process.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
             matrix = torch.sparse_csr_tensor(
-                torch.tensor(self.indptr),
-                torch.tensor(self.indices[order]),
-                torch.tensor(self.weights[order]),
+                torch.tensor(self.indptr, device="cpu"),
+                torch.tensor(self.indices[order], device="cpu"),
+                torch.tensor(self.weights[order], device="cpu"),
                 size=self.shape,
                 check_invariants=True,
             )

@@ -43,12 +43,12 @@ def padded_signal(
     places = [_places(row) for row in attention_mask.bool().cpu()]
     stored = [read(row[at].numpy()) for row, at in zip(ids.cpu(), places, strict=True)]
     count = max(item.ids.shape[1] for item in stored)
-    columns = torch.empty(rows, width, count, dtype=torch.int64)
-    log_probs = torch.empty(rows, width, count)
-    token_log_probs = torch.zeros(rows, width)
+    columns = torch.empty(rows, width, count, dtype=torch.int64, device="cpu")
+    log_probs = torch.empty(rows, width, count, device="cpu")
+    token_log_probs = torch.zeros(rows, width, device="cpu")
     for row, (at, item) in enumerate(zip(places, stored, strict=True)):
         if len(item.ids) < width:
-            columns[row] = torch.arange(count)
+            columns[row] = torch.arange(count, device="cpu")
             log_probs[row] = -float(np.log(count))
         missing = (0, count - item.ids.shape[1])
         columns[row, at] = F.pad(torch.from_numpy(item.ids), missing)
@@ -82,8 +82,8 @@ def padded_spread(
     log_priors = torch.from_numpy(
         np.stack([prior for prior in found.values() if prior is not None])
     )
-    start, count = torch.zeros(2, rows, width, dtype=torch.int64)
-    log_scale, prior = torch.zeros(rows, width), torch.zeros(rows, width, dtype=torch.int64)
+    start, count, prior = torch.zeros(3, rows, width, dtype=torch.int64, device="cpu")
+    log_scale = torch.zeros(rows, width, device="cpu")
     before = 0
     for row, (at, item) in enumerate(zip(places, stored, strict=True)):
         prior[row] = index[id(item.log_prior)]
@@ -195,7 +195,7 @@ def _kept(rows: Tensor, following: Tensor, top_k: int, min_prob: float) -> Tenso
 
 def _run(teacher: LiveTeacher, batch: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     """Ids [B, T] on the CPU, padded on the right, and the teacher's logits of them."""
-    ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
+    ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence)] = torch.from_numpy(sequence)

@@ -135,7 +135,8 @@ class BytePrefixes(nn.Module):
         """[V_t, V_s + 1] teacher tokens to what they begin with, the last column for nothing."""
         if self._full is None or self._full.inputs.device != self.roots_in.device:
             sizes = self.sizes
-            self._full = SparseMap.build(self.roots_in, self.roots_out, sizes[1], sizes[0] + 1)
+            with torch.inference_mode(False):  # it is kept, and training may come after
+                self._full = SparseMap.build(self.roots_in, self.roots_out, sizes[1], sizes[0] + 1)
         return self._full
 
     def after(self, teacher_token: int, bytes_before: int) -> int:

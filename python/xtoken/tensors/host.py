@@ -30,6 +30,17 @@ def blind() -> Iterator[None]:
         _blind = before
 
 
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """What is made here is on the CPU, and of use in training, whatever `torch.set_default_device`
+    and `torch.inference_mode` the caller is under. Gradients are made as before.
+    """
+    grads = torch.is_grad_enabled()
+    # Leaving the inference mode would turn gradients on, in the caller's `no_grad` too.
+    with torch.inference_mode(False), torch.set_grad_enabled(grads), torch.device("cpu"):
+        yield
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether looking at its values waits for nothing: a real tensor on the CPU, not traced."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling() or _blind:

@@ -15,6 +15,7 @@ from xtoken.targets import TargetBuilder
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.cells import Cells
 from xtoken.tensors.completions import Completions
+from xtoken.tensors.host import ordinary
 from xtoken.tensors.piece_chains import PieceChains
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.stop_fold import StopFold
@@ -250,6 +251,7 @@ class PairParts(nn.Module):
             self.first_cells = cells.first_pieces(self.first_pieces)
 
     @classmethod
+    @ordinary()
     def from_projection(
         cls,
         projection: Projection,

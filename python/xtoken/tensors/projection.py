@@ -219,9 +219,10 @@ class SparseProjection(nn.Module):
     def full(self) -> ColumnSlice:
         """The map onto all supported columns; built once, and again after a move to a device."""
         if self._full is None or self._full.entries.device != self.indptr.device:
-            outputs = self.column_of[self.indices[self.by_column]]
             shape = (self.shape[0], len(self.supported_ids))
-            sparse = SparseMap.build(self.row_of[self.by_column], outputs, *shape)
+            with torch.inference_mode(False):  # it is kept, and training may come after
+                outputs = self.column_of[self.indices[self.by_column]]
+                sparse = SparseMap.build(self.row_of[self.by_column], outputs, *shape)
             every = len(self.supported_ids) == self.shape[1]
             ids = None if every else self.supported_ids
             self._full = ColumnSlice(ids, None, self.by_column, sparse)

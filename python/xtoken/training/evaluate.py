@@ -17,6 +17,7 @@ from xtoken._core import Vocab
 from xtoken.data.examples import Example
 from xtoken.errors import DataError, OptionError, TokenIdError
 from xtoken.teachers.forward import causal_logits
+from xtoken.tensors.host import ordinary
 from xtoken.vocab.classes import class_of, order
 
 # An optional space first: some tokenizers glue it to the digits.
@@ -86,6 +87,7 @@ class HeldOutEvaluator:
         class_bytes: bytes of the scored tokens by their class, in the order of reports.
     """
 
+    @ordinary()
     def __init__(self, examples: Sequence[Example], vocab: Vocab, *, batch_size: int = 16) -> None:
         if not examples:
             raise DataError("0 held-out examples, expected at least 1; hold some documents out")
@@ -131,7 +133,7 @@ class HeldOutEvaluator:
                     self._totals(model, self.examples[start : start + self.batch_size])
                     for start in range(0, len(self.examples), self.batch_size)
                 ),
-                torch.zeros(7 + len(self.class_bytes), dtype=torch.float64),
+                torch.zeros(7 + len(self.class_bytes), dtype=torch.float64, device="cpu"),
             )
         finally:
             model.train(was_training)
@@ -154,9 +156,9 @@ class HeldOutEvaluator:
     def _totals(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         device = next(model.parameters()).device
         width = max(len(example.student_ids) for example in examples)
-        ids = torch.zeros(len(examples), width, dtype=torch.int64)
-        mask = torch.zeros(len(examples), width, dtype=torch.int64)
-        wanted = torch.zeros(len(examples), width, dtype=torch.bool)
+        ids = torch.zeros(len(examples), width, dtype=torch.int64, device="cpu")
+        mask = torch.zeros(len(examples), width, dtype=torch.int64, device="cpu")
+        wanted = torch.zeros(len(examples), width, dtype=torch.bool, device="cpu")
         for row, example in enumerate(examples):
             length = len(example.student_ids)
             ids[row, :length] = torch.from_numpy(example.student_ids)
@@ -188,10 +190,13 @@ class HeldOutEvaluator:
             probs[:, self.digits[self.digits < columns].to(device)].double().sum(),
             nats[at_numeral].sum(),
         ]
-        by_class = torch.zeros(len(self.class_bytes), dtype=torch.float64)
+        by_class = torch.zeros(len(self.class_bytes), dtype=torch.float64, device="cpu")
         by_class.index_add_(0, self._class_of[targets], nats)
         return torch.cat(
-            [torch.tensor([float(each) for each in values], dtype=torch.float64), by_class]
+            [
+                torch.tensor([float(each) for each in values], dtype=torch.float64, device="cpu"),
+                by_class,
+            ]
         )
 
 

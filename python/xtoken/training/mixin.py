@@ -238,7 +238,9 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         counted = [self.teaching.counts(side) for side in sides]
         sums = [sum(of_one, Counts(0, 0)) for of_one in zip(*counted, strict=True)]
         flat = self._over_processes(
-            torch.tensor([[each.tokens, each.chunks] for each in sums], dtype=torch.float64)
+            torch.tensor(
+                [[each.tokens, each.chunks] for each in sums], dtype=torch.float64, device="cpu"
+            )
         )
         return tuple(
             Counts(tokens, chunks) for tokens, chunks in zip(flat[::2], flat[1::2], strict=True)
@@ -382,7 +384,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
 
     def _balance(self, batches: list[Any], totals: Sequence[Counts], num_items: Any) -> float:
         """Find CE / KD over the whole step by a pass without gradients, with the same dropout."""
-        values = torch.zeros(2, dtype=torch.float64)
+        values = torch.zeros(2, dtype=torch.float64, device="cpu")
         with torch.no_grad(), self._same_random_numbers(), counts_kept(self):
             for inputs in batches:
                 student, batch = split(self._prepare_inputs(inputs))
@@ -391,7 +393,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 model = cast(nn.Module, self.model)
                 self._check_student(model, student)
                 ce, kd = self._parts(model, student, batch, totals, num_items)
-                values += torch.tensor([ce, kd], dtype=torch.float64)
+                values += torch.tensor([ce, kd], dtype=torch.float64, device="cpu")
         ce, kd = self._over_processes(values)
         return self.teaching.first.balance(ce, kd)
 

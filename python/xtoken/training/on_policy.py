@@ -25,7 +25,7 @@ from xtoken.data.examples import Example, fitting_ends
 from xtoken.data.loss_mask import NO_RANGES, Encoded
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
-from xtoken.distillation.collate import pad_id
+from xtoken.distillation.collate import pad_id, predictors
 from xtoken.pair import Pair
 from xtoken.teachers.forward import check_ids
 from xtoken.training.routing import unasked
@@ -97,10 +97,10 @@ class GeneratingSampler:
         model = self._model()
         device = next(model.parameters()).device
         width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._pad, dtype=torch.int64)
+        ids = torch.full((len(prompts), width), self._pad, dtype=torch.int64, device="cpu")
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
             mask[row, width - len(prompt) :] = 1
         check_ids(self._model, {"input_ids": ids, "attention_mask": mask}, "student")
         greedy = request.temperature == 0
@@ -403,5 +403,6 @@ def without_cross_entropy(batch: AnyBatch, rows: Sequence[int]) -> AnyBatch:
 def _without(batch: Batch, rows: Sequence[int]) -> Batch:
     mask = batch.student_loss_mask.clone()
     mask[list(rows)] = False
-    counted = (mask[:, 1:].nonzero() * torch.tensor([mask.shape[1], 1])).sum(1)
-    return replace(batch, student_loss_mask=mask, tokens=int(mask[:, 1:].sum()), counted=counted)
+    return replace(
+        batch, student_loss_mask=mask, tokens=int(mask[:, 1:].sum()), counted=predictors(mask)
+    )

@@ -485,16 +485,19 @@ class TeacherSideCollator:
         for (_, alignment), length in zip(documents, lengths, strict=True):
             _check_length(int(alignment.student_bounds[-1]), int(length))
         mask = mask.clone()
-        mask[torch.arange(len(mask)), offsets] = False  # nothing predicts a first token
+        mask[torch.arange(len(mask), device=mask.device), offsets] = (
+            False  # nothing predicts a first token
+        )
         width = max(len(teacher) for teacher, _ in documents)
-        ids = torch.full((len(documents), width), self._pad_ids[index], dtype=torch.int64)
+        shape = (len(documents), width)
+        ids = torch.full(shape, self._pad_ids[index], dtype=torch.int64, device="cpu")
         seen = torch.zeros_like(ids)
         for row, (teacher, _) in enumerate(documents):
             ids[row, : len(teacher)] = torch.from_numpy(teacher)
             seen[row, : len(teacher)] = 1
         teacher_mask = seen.bool()
         teacher_mask[:, 0] = False
-        asked = torch.tensor([_is_asked(alignment) for _, alignment in documents])
+        asked = torch.tensor([_is_asked(each) for _, each in documents], device="cpu")
         chunks = ChunkBatch.usable_from_alignments(
             [alignment for _, alignment in documents],
             mask,
@@ -526,7 +529,9 @@ class TeacherSideCollator:
         _check_length(total, int(positions.numel()), at_most=True)
         starts = positions == 0
         lengths = [len(teacher) for teacher, _ in documents]
-        teacher_positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        teacher_positions = torch.cat([torch.arange(length, device="cpu") for length in lengths])[
+            None
+        ]
         teacher_starts = teacher_positions == 0
         mask = mask & ~starts
         teacher_mask = ~teacher_starts

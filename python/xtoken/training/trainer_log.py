@@ -91,7 +91,7 @@ class LogsParts(_Base):
             "rows_left_out": self.rows_left_out,
             "rows_not_distilled": self.rows_not_distilled,
         }
-        values = torch.tensor([*found, *counts.values()], dtype=torch.float64)
+        values = torch.tensor([*found, *counts.values()], dtype=torch.float64, device="cpu")
         steps = max(self._steps_in_window, 1)
         # The shares of micro-batches and processes add up to a step; chunks are counted, and so is
         # their mean per step.

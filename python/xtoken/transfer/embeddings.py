@@ -14,6 +14,7 @@ from xtoken._checks import check_number
 from xtoken.errors import ArgumentTypeError, ModelSourceError, OptionError
 from xtoken.pair import Pair
 from xtoken.projection import Projection
+from xtoken.tensors.host import ordinary
 from xtoken.transfer.counts import TransferCounts, count_rows
 from xtoken.transfer.rows import transferred_rows
 from xtoken.transfer.token_ids import set_token_ids
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MOST_PADDING = 2**16
 
 
+@ordinary()
 def transfer_embeddings(
     pair: Pair,
     model: PreTrainedModel,

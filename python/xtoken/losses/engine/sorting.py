@@ -118,7 +118,7 @@ def _sorted_with_order(values: Tensor) -> tuple[Tensor, Tensor]:
         result = torch.sort(values, dim=-1, descending=True, stable=True)
         return result.values, result.indices
     bits = values.contiguous().view(torch.int32)
-    index = torch.arange(values.shape[1], dtype=torch.int64)
+    index = torch.arange(values.shape[1], dtype=torch.int64, device=values.device)
     packed = bits.to(torch.int64).neg_().bitwise_left_shift_(32).bitwise_or_(index)
     packed.numpy().sort(axis=1)  # in place, in the tensor's own memory
     found = (packed >> 32).neg_().to(torch.int32).view(torch.float32)

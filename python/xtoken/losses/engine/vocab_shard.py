@@ -59,7 +59,7 @@ class ShardRows:
     def _mine(self, columns: Tensor | None) -> tuple[Tensor | slice, list[int]]:
         """This rank's local columns among those asked for, ascending ids (None: all of the
         vocabulary), and how many of them each rank has."""
-        ends = torch.tensor(self.sizes).cumsum(0).clamp(max=self.vocab_size)
+        ends = torch.tensor(self.sizes, device="cpu").cumsum(0).clamp(max=self.vocab_size)
         if columns is not None:
             ends = torch.searchsorted(columns, ends.to(columns.device)).cpu()
         cuts = [0, *ends.tolist()]

@@ -86,7 +86,7 @@ def native_pass(
         return total * scale, sums, [grad]
     # Each position is a chunk of its own.
     apart = type(loss)(
-        targets=replace(targets, chunk_ptr=torch.arange(begin, end + 1), host=None),
+        targets=replace(targets, chunk_ptr=torch.arange(begin, end + 1, device="cpu"), host=None),
         depth_weights=loss.depth_weights,
         least_mass=loss.least_mass,
     )

@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from xtoken.errors import KernelWarning, OptionError
+from xtoken.tensors.host import ordinary
 
 Mode = Literal["auto", "torch", "triton"]
 
@@ -134,7 +135,7 @@ def _differs(
     """What the self-check of a kernel found; None for nothing."""
     what = f"the Triton kernel of {name}"
     try:
-        with on_device_of(torch.empty(0, device=device)):
+        with on_device_of(torch.empty(0, device=device)), ordinary():
             found = check(device, student, teacher)
     except Exception as error:  # whatever the compiler or the driver raises, torch can do it
         text = str(error).strip().splitlines() or [""]

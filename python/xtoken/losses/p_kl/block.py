@@ -343,7 +343,8 @@ class PKLBlocks(BlockLoss):
     def _other_columns(self) -> Tensor:
         """The teacher's columns that are not in `part`."""
         if self._others is None:
-            mask = torch.ones(self.teacher.vocab_size, dtype=torch.int8)
+            device = self.part.entries.device
+            mask = torch.ones(self.teacher.vocab_size, dtype=torch.int8, device=device)
             mask[self.part.columns] = 0
             self._others = mask.nonzero().flatten()
         return self._others

@@ -202,8 +202,8 @@ def _pass(
     if grads is None and grad is not None:
         zero_others(grad, loss.student.index.numpy()[good])
     metrics = [losses.sum(), mass.sum(), *([empty.sum()] if loss.tells_empty else [])]
-    total = torch.tensor((losses * weights).sum(), dtype=dtype)
-    sums = torch.tensor([*metrics, slope.sum()], dtype=dtype)
+    total = torch.tensor((losses * weights).sum(), dtype=dtype, device="cpu")
+    sums = torch.tensor([*metrics, slope.sum()], dtype=dtype, device="cpu")
     found: list[Tensor | None] = [grad, *(None for _ in loss.params)]
     left = loss if good.all() else loss.in_torch()
     for chunk in np.flatnonzero(~good).tolist():
@@ -237,7 +237,7 @@ def _make(loss: PKLBlocks, size: int, single: bool) -> _core.ForwardKL | None:
     it twice."""
     part, width, fold = loss.part, loss.teacher.vocab_size, loss.teacher.fold
     pairs = fold.pairs if isinstance(fold, StopFold) else ()
-    columns = torch.arange(width) if part.columns is None else part.columns
+    columns = torch.arange(width, device="cpu") if part.columns is None else part.columns
     places = {column: at for at, column in enumerate(columns.tolist())} if pairs else {}
     if any(source in places for source, _ in pairs):
         return None
@@ -260,7 +260,7 @@ def _make_stored(loss: PKLBlocks, size: int, single: bool) -> _core.StoredForwar
     """On all columns of W, whatever a batch names of them."""
     projection, fold = loss.projection, loss.teacher.fold
     full, width = projection.full(), loss.teacher.vocab_size
-    column_of = torch.arange(width)
+    column_of = torch.arange(width, device="cpu")
     if isinstance(fold, CellFold):
         column_of = fold.column_of[:width]
     elif isinstance(fold, StopFold):

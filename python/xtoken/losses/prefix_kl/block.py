@@ -218,7 +218,7 @@ def columns_of_all(
         return None
     if not compared:
         return of_root
-    read = torch.zeros(compared[0].trie.token_count, dtype=torch.bool)
+    read = torch.zeros(compared[0].trie.token_count, dtype=torch.bool, device=of_root.device)
     read[of_root] = True
     for part in compared:
         read[part.trie.below(torch.from_numpy(np.unique(part.items.host_node)))] = True
