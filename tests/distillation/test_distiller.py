@@ -20,6 +20,7 @@ from xtoken.distillation.options import LOSS_NAMES, LossFields
 from xtoken.errors import (
     ArgumentTypeError,
     DataError,
+    NonFiniteError,
     OptionError,
     PairError,
     ShapeError,
@@ -555,6 +556,44 @@ def test_weights_of_w_are_learned_under_a_narrow_head_too(pair: Pair) -> None:
         assert grad.abs().sum() > 0
         found.append((output.loss.detach(), grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("loss", "options"), CASES)
+def test_what_the_models_say_at_padding_is_not_looked_at(
+    pair: Pair, loss: Any, options: dict[str, Any], side: Any
+) -> None:
+    distiller = pair.distiller(loss, padding_side=side, **options)
+    batch = distiller.collate([TEXTS[0], TEXTS[1][:40], {"prompt": "One ", "completion": "is 1."}])
+    student, teacher = random_signals(pair, batch)
+    expected = a_step(distiller, batch, student, teacher)
+    assert (batch.teacher["attention_mask"] == 0).any()
+    student[batch.student["attention_mask"] == 0] = torch.nan
+    teacher[batch.teacher["attention_mask"] == 0] = torch.nan
+    found = a_step(distiller, batch, student, teacher)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize(("loss", "options"), CASES)
+def test_a_batch_without_a_chunk_has_a_loss_of_nothing(
+    pair: Pair, loss: Any, options: dict[str, Any]
+) -> None:
+    distiller = pair.distiller(loss, **options)
+    batch = distiller.batch([[5]], [[5]])
+    value, grad = a_step(distiller, batch, *random_signals(pair, batch))
+    assert float(value) == 0.0
+    assert not grad.any()
+
+
+def test_a_row_that_a_target_reads_may_hold_no_nan(pair: Pair) -> None:
+    distiller = pair.distiller("exact-kl", padding_side="left")
+    batch = distiller.collate([TEXTS[0], TEXTS[1][:40]])
+    student, teacher = random_signals(pair, batch)
+    teacher[1, -3, 7] = torch.nan
+    place = teacher.shape[1] - 3
+    with pytest.raises(NonFiniteError, match=rf"logits\[1, {place}\] holds NaN or \+inf"):
+        distiller(student, teacher, batch)
 
 
 @pytest.mark.filterwarnings("ignore:.*count as unused")

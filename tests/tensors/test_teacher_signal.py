@@ -51,6 +51,20 @@ def test_rounded_log_probabilities_of_the_whole_vocabulary_are_taken(dtype: torc
     TeacherTopK(whole.ids, whole.log_probs.to(dtype))
 
 
+def test_positions_that_are_not_read_may_hold_anything() -> None:
+    logits = torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(0))
+    whole = TeacherTopK.from_logits(logits, 8)
+    for read in (torch.arange(10).view(2, 5) % 3 > 0, torch.zeros(2, 5, dtype=torch.bool)):
+        given = torch.where(read[..., None], logits, torch.nan)
+        some = TeacherTopK.from_logits(given, 8, positions=read)
+        assert some.ids.shape == whole.ids.shape
+        assert torch.equal(some.ids[read], whole.ids[read])
+        assert torch.equal(some.log_probs[read], whole.log_probs[read])
+        assert torch.isneginf(some.log_probs[~read]).all()
+    with pytest.raises(ShapeError, match=r"positions has shape \(2, 4\), expected \(2, 5\)"):
+        TeacherTopK.from_logits(logits, 8, positions=read[:, 1:])
+
+
 def test_logits_that_are_nan_are_refused_before_they_are_stored() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 3] = torch.nan

@@ -94,6 +94,7 @@ class TeacherTopK:
         temperature: float = 1.0,
         ids: Tensor | None = None,
         teacher_fingerprint: str | None = None,
+        positions: Tensor | None = None,
     ) -> TeacherTopK:
         """Take the top k of full logits, a few rows at a time.
 
@@ -105,9 +106,11 @@ class TeacherTopK:
             temperature: above 0; divides the logits.
             ids: [B, T_t] int64 tokens, for `token_log_probs`.
             teacher_fingerprint: of the teacher's vocabulary, where known.
+            positions: [B, T_t] bool, those that are read; at the others nothing is stored. None for
+                all.
 
         Raises:
-            ShapeError: logits are not [B, T_t, V_t'], or ids do not fit.
+            ShapeError: logits are not [B, T_t, V_t'], or ids or positions do not fit.
             OptionError: k is below 1, or a temperature that is not above 0.
             TokenIdError: an id outside the vocabulary.
             NonFiniteError: a logit is NaN or +inf.
@@ -115,16 +118,17 @@ class TeacherTopK:
         >>> TeacherTopK.from_logits(torch.tensor([[[0.0, 2.0, 1.0]]]), 2).ids.tolist()
         [[[1, 2]]]
         """
-        positions = teacher_positions(logits)
+        shape = teacher_positions(logits)
         check_number("k", k, 1, rule="must be at least 1", whole=True)
         check_temperature(temperature)
         if vocab_size is not None:
             rule = "must be a whole number of at least 1, or None for all columns"
             check_number("vocab_size", vocab_size, 1, rule=rule, whole=True)
-        if ids is not None and tuple(ids.shape) != positions:
-            raise ShapeError(
-                f"ids has shape {tuple(ids.shape)}, expected {positions} like the logits"
-            )
+        for name, given in (("ids", ids), ("positions", positions)):
+            if given is not None and tuple(given.shape) != shape:
+                raise ShapeError(
+                    f"{name} has shape {tuple(given.shape)}, expected {shape} like the logits"
+                )
         following = None if ids is None else ids.roll(-1, 1).flatten()  # the last is cut off below
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         flat = FullLogits.of(logits, vocab_size)
@@ -134,10 +138,12 @@ class TeacherTopK:
                 f"ids span [{int(ids.min())}, {int(ids.max())}], outside the teacher vocabulary "
                 f"(V_t = {size}); pass the teacher's own ids"
             )
-        if not positions[0] * positions[1]:
-            raise ShapeError(f"logits of {list(positions)} positions: there is no position")
+        if not shape[0] * shape[1]:
+            raise ShapeError(f"logits of {list(shape)} positions: there is no position")
         step = block_rows(size, flat.device)
-        places = torch.arange(positions[0] * positions[1], device=flat.device)
+        places = torch.arange(shape[0] * shape[1], device=flat.device)
+        if positions is not None:
+            places = places[positions.flatten().to(flat.device)]
         for index in torch.split(places, step):
             rows = torch.log_softmax(flat.rows(index) / temperature, -1)
             best = torch.topk(rows, min(k, size))
@@ -148,18 +154,23 @@ class TeacherTopK:
         kept, log_probs, tokens = (torch.cat(part) for part in zip(*found, strict=True))
         nan = torch.isnan(log_probs[:, 0])  # NaN is first in a top k
         if bool(nan.any()):
-            position = int(nan.nonzero()[0])
+            row, position = divmod(int(places[nan.nonzero()[0]]), shape[1])
             raise NonFiniteError(
-                f"logits[{position // positions[1]}, {position % positions[1]}] holds NaN or +inf, "
+                f"logits[{row}, {position}] holds NaN or +inf, "
                 "expected finite logits or -inf; look at the teacher's precision and its mask"
             )
-        shape = (*positions, min(k, size))
+        if positions is not None:
+            count = shape[0] * shape[1]
+            nothing = log_probs.new_full((count, kept.shape[1]), -torch.inf)
+            kept = kept.new_zeros(nothing.shape).index_copy(0, places, kept)
+            log_probs = nothing.index_copy(0, places, log_probs)
+            tokens = tokens.new_zeros(count).index_copy(0, places, tokens)
         token_log_probs = None
         if ids is not None:
-            token_log_probs = tokens.view(positions)
+            token_log_probs = tokens.view(shape)
             token_log_probs[:, -1] = 0.0  # nothing follows the last
         return cls(
-            kept.view(shape), log_probs.view(shape), temperature, token_log_probs,
+            kept.view(*shape, -1), log_probs.view(*shape, -1), temperature, token_log_probs,
             vocab_size, teacher_fingerprint, validate=False,
         )  # fmt: skip
 

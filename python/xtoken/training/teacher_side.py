@@ -485,9 +485,8 @@ class TeacherSideCollator:
         for (_, alignment), length in zip(documents, lengths, strict=True):
             _check_length(int(alignment.student_bounds[-1]), int(length))
         mask = mask.clone()
-        mask[torch.arange(len(mask), device=mask.device), offsets] = (
-            False  # nothing predicts a first token
-        )
+        first = torch.arange(len(mask), device=mask.device), offsets
+        mask[first] = False  # nothing predicts a first token
         width = max(len(teacher) for teacher, _ in documents)
         shape = (len(documents), width)
         ids = torch.full(shape, self._pad_ids[index], dtype=torch.int64, device="cpu")
@@ -529,9 +528,8 @@ class TeacherSideCollator:
         _check_length(total, int(positions.numel()), at_most=True)
         starts = positions == 0
         lengths = [len(teacher) for teacher, _ in documents]
-        teacher_positions = torch.cat([torch.arange(length, device="cpu") for length in lengths])[
-            None
-        ]
+        places = [torch.arange(length, device="cpu") for length in lengths]
+        teacher_positions = torch.cat(places)[None]
         teacher_starts = teacher_positions == 0
         mask = mask & ~starts
         teacher_mask = ~teacher_starts

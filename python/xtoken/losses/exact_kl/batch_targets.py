@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from xtoken.align.alignment import Alignment, ChunkKind
 from xtoken.errors import OptionError
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 from xtoken.tensors.target_batch import TargetBatch
-from xtoken.tensors.teacher_signal import TeacherTopK
+from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
 # Of full logits so many columns are looked at; the rest is tail.
 DEFAULT_TOP_K = 512
@@ -44,21 +45,24 @@ def batch_targets(
     """
     assert inputs.student_ids is not None
     assert inputs.teacher_ids is not None
-    teacher = inputs.teacher
-    if not isinstance(teacher, TeacherTopK):
-        kept = options.top_k or DEFAULT_TOP_K
-        teacher = TeacherTopK.from_logits(teacher, kept, vocab_size=teacher_size)
-    if teacher.temperature != 1.0:
-        raise OptionError(
-            f"the stored top-k was taken at temperature {teacher.temperature}; exact targets need "
-            "probabilities: store it at 1"
-        )
     chunks = inputs.chunks.to("cpu")
     sample = chunks.sample.numpy()
     bounds = [
         getattr(chunks, name).numpy()
         for name in ("student_start", "student_end", "teacher_start", "teacher_end")
     ]
+    teacher = inputs.teacher
+    if not isinstance(teacher, TeacherTopK):
+        kept = options.top_k or DEFAULT_TOP_K
+        read = _read(sample, bounds[2], bounds[3], teacher_positions(teacher))
+        teacher = TeacherTopK.from_logits(
+            teacher, kept, vocab_size=teacher_size, positions=torch.from_numpy(read)
+        )
+    if teacher.temperature != 1.0:
+        raise OptionError(
+            f"the stored top-k was taken at temperature {teacher.temperature}; exact targets need "
+            "probabilities: store it at 1"
+        )
     kinds = chunks.kind.numpy()
     student_ids, teacher_ids = inputs.student_ids.cpu().numpy(), inputs.teacher_ids.cpu().numpy()
     columns = teacher.ids.cpu().numpy()
@@ -86,6 +90,20 @@ def batch_targets(
     targets = builder.build(examples, target_options(options), threads=threads)
     made = TargetBatch.from_targets(targets, builder.tokens, chunks, student_ids.shape[1])
     return made.to(inputs.student_ids.device)
+
+
+def _read(
+    sample: np.ndarray[tuple[int], np.dtype[np.int64]],
+    start: np.ndarray[tuple[int], np.dtype[np.int64]],
+    end: np.ndarray[tuple[int], np.dtype[np.int64]],
+    positions: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """[B, T_t] the rows that chunks read: those that predict their tokens, and what follows them.
+    Padding, of which a model may say anything, and prompts are not among them."""
+    steps = np.zeros((positions[0], positions[1] + 1), np.int64)
+    np.add.at(steps, (sample, (start - 1).clip(0)), 1)
+    np.add.at(steps, (sample, end), -1)
+    return steps.cumsum(1)[:, :-1] > 0
 
 
 def _with_gaps(
