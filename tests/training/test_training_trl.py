@@ -4,6 +4,7 @@ alone, whatever stands around it."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from xtoken import Pair
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import DataError, OptionError, TokenIdError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.served import ServedTeacher
 from xtoken.training import DistillMixin, DistillSettings, Teacher
@@ -185,6 +186,22 @@ def test_a_padded_step_has_the_losses_of_each_text_alone(folder: Path, padded: S
     close(logged, reference(folder, "text"), "ce", "kd", "chunks")
     assert logged["loss"] == pytest.approx(logged["ce"] + 2.0 * logged["kd"], rel=1e-5)
     assert {"entropy", "mean_token_accuracy", "coverage", "kd_scale"} <= logged.keys()
+
+
+def test_padding_that_the_student_has_no_row_for_is_refused_in_one_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    """TRL pads with the tokenizer's own token; torch says "index out of range in self"."""
+    for side in ("student", "teacher"):
+        shutil.copytree(folder / side, tmp_path / side)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    tokenizer.add_special_tokens({"pad_token": "<added>"})
+    tokenizer.save_pretrained(tmp_path / "student")
+    pad = len(tokenizer) - 1
+    with pytest.raises(
+        TokenIdError, match=f"padded with token {pad}, but the student's embedding has {pad} rows;"
+    ):
+        step(tmp_path, tmp_path / "out", rows())
 
 
 def test_a_packed_step_has_the_losses_and_the_gradient_of_the_padded_one(
