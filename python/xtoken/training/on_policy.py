@@ -102,7 +102,7 @@ class GeneratingSampler:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
             mask[row, width - len(prompt) :] = 1
-        check_ids(self._model, {"input_ids": ids, "attention_mask": mask}, "student")
+        check_ids(model, {"input_ids": ids, "attention_mask": mask}, "student")
         greedy = request.temperature == 0
         options: dict[str, Any] = {"do_sample": not greedy}
         if not greedy:
