@@ -74,8 +74,8 @@ class SparseProjection(nn.Module):
     Buffers, beside those of `__init__`: `supported` [V_t] bool, the columns that some row reaches;
     `supported_ids`, the same as ascending ids; `column_of` [V_t + 1] int64, the place of each id
     among them (their number where unsupported, and for the id past the last); `empty_rows` [V_s]
-    bool and `empty_ids`, the rows without an entry; `kept` [nnz] int64, which of the free
-    parameters are those of the entries, None for all.
+    bool and `empty_ids`, the rows without an entry; `kept` [nnz] int64, of a part of another W
+    whose free parameters it shares: which of them are those of the entries. Else None.
 
     Attributes:
         shape: (V_s, V_t).
@@ -93,7 +93,6 @@ class SparseProjection(nn.Module):
     column_of: Tensor
     empty_rows: Tensor
     empty_ids: Tensor
-    kept: Tensor | None
 
     def __init__(
         self,
@@ -144,7 +143,7 @@ class SparseProjection(nn.Module):
         self.free: nn.Parameter | None = None
         if learnable:
             self.free = nn.Parameter(torch.log(weights.detach()))
-        self.register_buffer("kept", None, persistent=False)
+        self.kept: Tensor | None = None
         self._full: ColumnSlice | None = None
         # How many non-zeros any k columns have at most.
         heaviest = np.sort(column_counts.cpu().numpy())[::-1]
@@ -315,7 +314,10 @@ class SparseProjection(nn.Module):
             fingerprint=self.fingerprint,
         )
         if self.free is not None:
-            made.free, made.kept = self.free, kept if self.kept is None else self.kept[kept]
+            made.free = self.free
+            del made.kept  # a name that is taken cannot become a buffer, which moves with the rest
+            own = kept if self.kept is None else self.kept[kept]
+            made.register_buffer("kept", own, persistent=False)
         return made
 
     def row_slice(self, start: int, stop: int) -> SparseProjection:
