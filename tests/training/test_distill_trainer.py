@@ -997,3 +997,21 @@ def test_bf16_reaches_the_student_whoever_makes_the_loss(
     options = {"bf16": True, "label_smoothing_factor": smoothing, "max_steps": 1}
     make(folder, tmp_path, model=model, options=options).train()
     assert seen == {torch.bfloat16}
+
+
+def test_a_checkpoint_tells_of_settings_that_it_was_not_trained_with(
+    folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "loss": "p-kl"}
+    make(folder, tmp_path, options=options).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    make(folder, tmp_path, options=options).train(resume_from_checkpoint=checkpoint)
+    assert not [each for each in recwarn if "training goes on from" in str(each.message)]
+    changed = make(folder, tmp_path, options=options | {"loss": "prefix-kl", "ce_weight": 0.5})
+    with pytest.warns(
+        UserWarning, match=r"loss = 'prefix-kl' \(it has 'p-kl'\), ce_weight = 0.5 \(it"
+    ):
+        changed.train(resume_from_checkpoint=checkpoint)
+    (tmp_path / "checkpoint-1" / "distill_settings.json").write_text("{")
+    with pytest.warns(UserWarning, match="distill_settings.json is damaged"):
+        make(folder, tmp_path, options=options).train(resume_from_checkpoint=checkpoint)

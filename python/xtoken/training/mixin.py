@@ -109,6 +109,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 torch.device("cpu") if sharded else device,
                 own_cross_entropy=self._own_ce,
             ).to(device)
+        pairs = [each.fingerprint for each in self.teaching.pairs]
+        self._fixed = FixedSettings(self.distill_settings, pairs)
         self._begin_log()
         # Weight of the distillation loss in this step; None while it is still to be found, from
         # the micro-batches below or, where there are none, from the one that is the whole step.
@@ -123,8 +125,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             *more,
             processing_class=processing_class,
             callbacks=[
+                self._fixed,
                 *(callbacks or ()),
-                FixedSettings(self.distill_settings),
                 KeepProjection(self),
                 BeginLog(self),
             ],
@@ -156,6 +158,10 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 "learnable_projection = True is not sharded; train with data parallel alone, or "
                 "leave W fixed"
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._fixed.compare(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def init_hf_repo(self, *given: Any, **named: Any) -> None:
         """The Trainer's own; what stands in its way is one line.
