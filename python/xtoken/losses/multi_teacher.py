@@ -100,7 +100,8 @@ def multi_teacher(
         result = find_loss(term.loss).function(inputs, term.pair, term.options)
         losses.append((weight * result.loss, result.num_chunks))
         metrics.update({f"teacher{i}/{name}": x for name, x in result.metrics.items()})
-        mean = factor.mean() if factor is not None and len(factor) else torch.tensor(weight)
+        fixed = torch.tensor(weight, device="cpu")
+        mean = factor.mean() if factor is not None and len(factor) else fixed
         metrics[f"teacher{i}/weight"] = mean
     total = torch.stack([loss for loss, _ in losses]).sum()
     return LossOutput(total, torch.stack([count for _, count in losses]).sum(), metrics)
