@@ -38,7 +38,7 @@ class BeginLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Begin anew."""
-        self._trainer._begin_log()
+        self._trainer._begin_window()
 
 
 class LogsParts(_Base):
@@ -47,13 +47,16 @@ class LogsParts(_Base):
     teaching: Teaching
 
     def _begin_log(self) -> None:
-        # Sums over the optimizer steps since the last log, and how many steps they are.
-        self._step_metrics: dict[str, float] = {}
-        self._steps_in_window = 0
+        self._begin_window()
         # Of this process since training began, of streams alone: else it is said beforehand.
         self.rows_left_out = 0
         # The same, of rows that another Trainer made.
         self.rows_not_distilled = 0
+
+    def _begin_window(self) -> None:
+        # Sums over the optimizer steps since the last log, and how many steps they are.
+        self._step_metrics: dict[str, float] = {}
+        self._steps_in_window = 0
         self._kd_scales: list[float] = []
 
     def _place_tensorboard(self) -> None:
