@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from served_server import ServedModel
+from test_distill_trainer import SMOOTHED
 from tiny_models import tiny_texts, write_pair
 from transformers import (
     AutoModelForCausalLM,
@@ -241,7 +242,7 @@ def test_accumulation_and_workers_change_nothing(folder: Path, tmp_path: Path) -
         same_gradient(gradient, other)
 
 
-@pytest.mark.parametrize("own", ["dft", "smoothed", "tenfold"])
+@pytest.mark.parametrize("own", ["dft", pytest.param("smoothed", marks=SMOOTHED), "tenfold"])
 def test_the_balance_is_with_the_trainers_own_loss_however_a_batch_is_cut(
     folder: Path, tmp_path: Path, own: str
 ) -> None:

@@ -85,10 +85,6 @@ class DistillTrainer(DistillMixin, Trainer):
         **more: Any,
     ) -> None:
         args = DistillArguments() if args is None else args
-        if is_stream(train_dataset):
-            # Each process collates its own rows of a stream: accelerate would send batches of
-            # tensors from the first one, and no chunks.
-            cast(Any, args.accelerator_config).dispatch_batches = False
         # By what they score, as long as that is there: another may come to lie where it was.
         self._evaluators: weakref.WeakKeyDictionary[ExampleRows, HeldOutEvaluator]
         self._evaluators = weakref.WeakKeyDictionary()
