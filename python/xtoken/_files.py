@@ -76,6 +76,11 @@ def write_text(path: Path | str, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_json(path: Path | str, values: object) -> None:
+    """Write JSON for people and programs to a file that appears whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
 @contextmanager
 def writes(path: Path | str, then: str = "") -> Iterator[None]:
     """Tell of a write into a file or folder that fails in one way, whoever wrote.

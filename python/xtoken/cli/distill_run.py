@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.markup import escape
 
-from xtoken._files import write_text
+from xtoken._files import write_json, write_text
 from xtoken.align import AlignmentBatch
 from xtoken.cli.console import (
     Bars,
@@ -310,7 +309,7 @@ def _show_unusable(console: Console, result: RunResult) -> None:
 
 def _write_comparison(out: Path, results: list[RunResult], config: DistillConfig) -> None:
     summaries = [result.summary() for result in results]
-    write_text(out / "comparison.json", json.dumps(summaries, indent=2) + "\n")
+    write_json(out / "comparison.json", summaries)
     write_text(out / "comparison.md", comparison_markdown(results))
     picture = out / "comparison.png"
     if len(results) > 1 and config.curves:

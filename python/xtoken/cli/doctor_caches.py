@@ -12,6 +12,7 @@ from xtoken._core import __version__
 from xtoken._files import CACHE_VARIABLE, cache_directory, unfinished
 from xtoken.cli.distill_settings import SETTINGS_FOLDER
 from xtoken.cli.doctor_findings import Finding, one_line
+from xtoken.cli.outputs import nearest
 from xtoken.errors import XTokenError
 from xtoken.projection.cache import FILE_PREFIX
 from xtoken.projection.file import read_arrays
@@ -112,7 +113,7 @@ def _own(findings: list[Finding]) -> CacheFolder:
 
 def _usable(path: Path) -> Iterator[Finding]:
     """What keeps xtoken from writing there; each costs the cache and not the call."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    existing = nearest(path)
     if not existing.is_dir():
         yield Finding(
             "broken",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from xtoken._extras import installed
-from xtoken._files import write_text
+from xtoken._files import write_json
 from xtoken.cli.console import quiet_transformers, read_data
 from xtoken.errors import DataError, MissingExtraError, OptionError
 from xtoken.pair import Pair
@@ -87,7 +86,7 @@ def run(request: Request) -> None:
         found["tasks"] = results
         console.print(_task_table(results))
     if request.out is not None:
-        write_text(request.out, json.dumps(found, indent=2) + "\n")
+        write_json(request.out, found)
         console.print(f"scores are in [bold]{request.out}[/]")
 
 

@@ -28,13 +28,18 @@ def check_out_folder(out: Path, option: str = "--out") -> None:
     Raises:
         OptionError: it or one above it is a file, or may not be written to.
     """
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    existing = nearest(out)
     if not existing.is_dir():
         where = "" if existing == out else f": {existing}"
         raise OptionError(
             f"{option} {out}{where} is a file, expected a directory; pass another path"
         )
     _check_writable(out, existing, option)
+
+
+def nearest(path: Path) -> Path:
+    """What is there of a path: it, or the nearest above it."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def _check_writable(out: Path, folder: Path, option: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xtoken._files import folder_beside, write_text
+from xtoken._files import folder_beside, write_json
 from xtoken.cli.console import Bars, quiet_transformers
 from xtoken.errors import MissingFileError
 from xtoken.pair import Pair
@@ -114,4 +113,4 @@ def _write(
             "decay": pair.projection.options.decay,
             "max_pieces": pair.projection.options.max_pieces,
         }
-        write_text(folder / COUNTS_FILE, json.dumps(content, indent=2) + "\n")
+        write_json(folder / COUNTS_FILE, content)

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import read_json, sealed, sha256_of, to_disk, unsealed, write_text
+from xtoken._files import read_json, sealed, sha256_of, to_disk, unsealed, write_json, write_text
 from xtoken.errors import FormatError, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
@@ -239,11 +239,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in _sizes(folder)}
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as a file that is there whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_result(folder: Path, values: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import read_json, write_text
+from xtoken._files import read_json, write_json
 from xtoken.errors import FormatError, OptionError
 from xtoken.training.settings import DistillSettings
 
@@ -61,7 +61,7 @@ class FixedSettings(TrainerCallback):
         """Write them into the checkpoint."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            write_text(folder / SETTINGS_FILE, json.dumps(self._kept(), indent=2) + "\n")
+            write_json(folder / SETTINGS_FILE, self._kept())
 
     def compare(self, folder: Path | str) -> None:
         """Warn where training goes on from a checkpoint with other settings than it has."""

@@ -224,13 +224,10 @@ class _RowBlocks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         # Under no_grad too a tensor says that it needs a gradient.
         needed = tuple(wanted and need for need in ctx.needs_input_grad[6:])
+        ctx.held, ctx.write = held, None
         # A float16 gradient underflows unless it is made with the factor that a GradScaler puts
         # before it, which only backward knows.
-        ctx.held, ctx.write, later = (
-            held,
-            None,
-            any(tensor.dtype == torch.float16 for tensor in tensors),
-        )
+        later = any(tensor.dtype == torch.float16 for tensor in tensors)
         shared = source.shared if any(needed) else None
         if shared is not None and not (loss.late or shared.taken or any(needed[1:])):
             found = loss.in_two(source, scale)
