@@ -379,6 +379,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["model"] == "student"
+        plain = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert {name: body[name] for name in plain} == plain
         stops = tuple(body["stop_token_ids"])
         request = SampleRequest(
             body["prompt"], body["max_tokens"], body["temperature"], body["top_p"], stops,

@@ -53,6 +53,10 @@ class ServedSampler:
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
+            # A server takes what is not said from the model's generation_config.
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stop_token_ids": list(request.stops),
             "return_token_ids": True,
         }
