@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from xtoken import Pair
 from xtoken.align import ChunkKind
 from xtoken.training import DistillMixin, DistillSettings
-from xtoken.training.teacher_side import add_teacher_side
+from xtoken.training.teacher_columns import add_teacher_side
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -29,7 +29,7 @@ from xtoken.errors import DataError, OptionError, TokenIdError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.served import ServedTeacher
 from xtoken.training import DistillMixin, DistillSettings, Teacher
-from xtoken.training.teacher_side import add_teacher_side
+from xtoken.training.teacher_columns import add_teacher_side
 
 trl = pytest.importorskip("trl")
 

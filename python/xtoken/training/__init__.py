@@ -40,7 +40,7 @@ from xtoken.training.prepare import prepare as prepare
 from xtoken.training.run import RunResult as RunResult
 from xtoken.training.run import train as train
 from xtoken.training.settings import DistillSettings as DistillSettings
+from xtoken.training.teacher_columns import add_teacher_side as add_teacher_side
 from xtoken.training.teacher_side import TeacherSideCollator as TeacherSideCollator
-from xtoken.training.teacher_side import add_teacher_side as add_teacher_side
 from xtoken.training.teaching import Teacher as Teacher
 from xtoken.training.trainer import DistillTrainer as DistillTrainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtoken.training.teacher_side import columns
+from xtoken.training.teacher_columns import columns
 
 
 def pack_rows(dataset: Any, length: int, teachers: int) -> Any:

@@ -13,11 +13,8 @@ from xtoken.distillation.batch import Batch
 from xtoken.errors import DataError, OptionError
 from xtoken.training.batches import TEACHER_SIDE, split
 from xtoken.training.pack_rows import pack_rows
-from xtoken.training.teacher_side import (
-    TeacherSideCollator,
-    add_teacher_side,
-    columns,
-)
+from xtoken.training.teacher_columns import add_teacher_side, columns
+from xtoken.training.teacher_side import TeacherSideCollator
 from xtoken.training.teaching import Teaching
 
 if TYPE_CHECKING:
