@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -23,7 +23,9 @@ from xtoken.distillation.options import (
     DistillerOptions,
     DistillLossName,
     KdWeight,
+    check_weights,
 )
+from xtoken.distillation.output import Counts, DistillOutput
 from xtoken.errors import (
     ArgumentTypeError,
     OptionError,
@@ -37,7 +39,7 @@ from xtoken.losses.engine.student_input import Student
 from xtoken.losses.exact_kl.loss import prepare_targets
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.losses.multi_teacher import TeacherTerm
-from xtoken.losses.output import LossOutput, balance, combine, global_normalizer
+from xtoken.losses.output import balance
 from xtoken.losses.prefix_kl.compared_prefixes import prepare_prefixes
 from xtoken.losses.registry import LossSpec, find_loss
 from xtoken.pair import Pair
@@ -49,74 +51,6 @@ from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.tensors.teacher_spread import TeacherSpread
 from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a step divides by: add them up over the micro-batches of a step.
-
-    Attributes:
-        tokens: predicted student tokens, the normalizer of the cross-entropy.
-        chunks: usable chunks, the normalizer of the distillation loss.
-    """
-
-    tokens: float
-    chunks: float
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.tokens + other.tokens, self.chunks + other.chunks)
-
-    def over_processes(self) -> Counts:
-        """The mean per process, where torch.distributed runs: data parallel averages gradients."""
-        return Counts(float(global_normalizer(self.tokens)), float(global_normalizer(self.chunks)))
-
-
-@dataclass(frozen=True, eq=False)
-class DistillOutput:
-    """A training loss and its parts.
-
-    Attributes:
-        loss: scalar with a graph: `kd_scale * kd + ce_weight * ce`.
-        kd: scalar with a graph, nats per chunk; None for cross-entropy alone.
-        ce: scalar with a graph, nats per token; None where its weight is 0.
-        kd_scale: detached scalar, the weight of `kd` in `loss`.
-        num_chunks, num_tokens: what was counted in this batch.
-        metrics: detached scalars, means over the counted chunks unless the key says otherwise.
-    """
-
-    loss: Tensor
-    kd: Tensor | None
-    ce: Tensor | None
-    kd_scale: Tensor
-    num_chunks: Tensor
-    num_tokens: int
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        kd: LossOutput | None,
-        ce: Tensor | None,
-        tokens: int,
-        *,
-        kd_weight: KdWeight,
-        ce_weight: float,
-        kd_scale: float | None = None,
-    ) -> DistillOutput:
-        """The weighted sum; without `kd` the cross-entropy alone.
-
-        `kd_scale` goes before `kd_weight`; `balanced` is by the values of the two.
-        """
-        if kd is None:
-            assert ce is not None
-            zero = torch.zeros((), device=ce.device)
-            return cls(ce_weight * ce, None, ce, zero, zero.long(), tokens)
-        weight = kd_scale
-        if weight is None and not isinstance(kd_weight, str):
-            weight = kd_weight
-        loss, metrics = combine(kd.loss, ce, kd_weight=weight, ce_weight=ce_weight)
-        scale = metrics["kd_scale"]
-        return cls(loss, kd.loss, ce, scale, kd.num_chunks, tokens, {**kd.metrics, **metrics})
 
 
 class Distiller(nn.Module):
@@ -507,17 +441,3 @@ def _columns(signal: Student | Teacher | None) -> int | None:
 def _is_plain(student: Tensor) -> bool:
     """Whether it is no DTensor, and nothing is traced."""
     return not hasattr(student, "device_mesh") and not torch.compiler.is_compiling()
-
-
-def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
-    """Refuse weights that are no numbers, or leave nothing to train on."""
-    for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
-        if isinstance(weight, str) and weight == "balanced" and name == "kd_weight":
-            continue
-        expected = "a number of at least 0" + (" or 'balanced'" if name == "kd_weight" else "")
-        check_number(name, weight, 0, rule=f"is out of range; expected {expected}")
-    if ce_weight == 0 and (kd_weight == 0 or kd_weight == "balanced" or loss == "ce"):
-        raise OptionError(
-            f"ce_weight = 0 with kd_weight = {kd_weight} and loss = {loss!r} leaves nothing to "
-            "train on; give one of them a positive weight"
-        )

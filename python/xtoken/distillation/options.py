@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict, get_args
 
+from xtoken._checks import check_number
 from xtoken.distillation.collate import PaddingSide
+from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import Chooser, Scope
@@ -64,4 +66,16 @@ class DistillerOptions(LossFields, total=False):
 LOSS_NAMES: tuple[str, ...] = get_args(DistillLossName)
 LOSS_FIELDS = frozenset(LossFields.__annotations__)
 
-__all__ = ["LOSS_FIELDS", "LOSS_NAMES", "DistillLossName", "DistillerOptions", "LossName"]
+
+def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:
+    """Refuse weights that are no numbers, or leave nothing to train on."""
+    for name, weight in (("kd_weight", kd_weight), ("ce_weight", ce_weight)):
+        if isinstance(weight, str) and weight == "balanced" and name == "kd_weight":
+            continue
+        expected = "a number of at least 0" + (" or 'balanced'" if name == "kd_weight" else "")
+        check_number(name, weight, 0, rule=f"is out of range; expected {expected}")
+    if ce_weight == 0 and (kd_weight == 0 or kd_weight == "balanced" or loss == "ce"):
+        raise OptionError(
+            f"ce_weight = 0 with kd_weight = {kd_weight} and loss = {loss!r} leaves nothing to "
+            "train on; give one of them a positive weight"
+        )

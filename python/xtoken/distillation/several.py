@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.distillation.batch import Batch
-from xtoken.distillation.distiller import (
-    Counts,
-    Distiller,
-    DistillOutput,
-    check_weights,
-)
+from xtoken.distillation.distiller import Distiller
 from xtoken.distillation.items import Item, examples_together
+from xtoken.distillation.options import check_weights
+from xtoken.distillation.output import Counts, DistillOutput
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.multi_teacher import Confidence, check_confidence, multi_teacher, weight_numbers
