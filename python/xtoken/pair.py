@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
-from xtoken._files import read_json, sealed, sha256_of, unsealed, write_atomically, writes
+from xtoken._pair_files import read_pair, write_pair
 from xtoken.align import Aligner, Alignment
 from xtoken.align.ids import Ids
 from xtoken.audit import Audit
@@ -26,17 +26,13 @@ from xtoken.data.rows import Document
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import (
     ArgumentTypeError,
-    FormatError,
-    MissingFileError,
     OptionError,
-    UnsupportedTokenizerError,
-    XTokenError,
 )
 from xtoken.projection import Explanation, Projection, ProjectionOptions
 from xtoken.projection.options import Reverse, SpecialRoles, options_for
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint
-from xtoken.vocab.side import Side, SideName
+from xtoken.vocab.side import Side
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 if TYPE_CHECKING:
@@ -46,11 +42,6 @@ if TYPE_CHECKING:
 
     from xtoken.distillation import Distiller, DistillerOptions, DistillLossName, MultiDistiller
     from xtoken.transfer import TransferCounts
-
-_FORMAT = "xtoken-pair"
-_FORMAT_VERSION = 1
-_FILE = "pair.json"
-_PROJECTION_FILE = "projection.safetensors"
 
 
 class PairOptions(TypedDict, total=False):
@@ -409,33 +400,21 @@ class Pair:
         )
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write the pair: both vocabularies, W, and the tokenizers that can be written.
+        """Write the pair: both vocabularies, W, and the tokenizers that can be written, each with
+        the generation config that lists what stops its model. A pair that is there is replaced.
 
         Raises:
             FailedWriteError: the directory cannot be written.
+            OptionError: it holds a `student` or `teacher` that is of no saved pair.
         """
-        folder = Path(directory)
-        with writes(folder):
-            self._save(folder)
-
-    def _save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.projection.save(folder / _PROJECTION_FILE)
-        for side, vocab in zip(self.sides, (self.student_vocab, self.teacher_vocab), strict=True):
-            _write(folder / f"{side.name}.vocab", _vocab_state(vocab))
-            _save_tokenizer(side, folder / side.name)
-        content = {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-            "fingerprint": self.fingerprint,
-            "student": self.student_vocab.fingerprint,
-            "teacher": self.teacher_vocab.fingerprint,
-            "student_label": self.student.label,
-            "teacher_label": self.teacher.label,
-            "options": self._projection_options(),
-            "files": _checksums(folder),
-        }
-        _write(folder / _FILE, sealed(content).encode())
+        write_pair(
+            Path(directory),
+            self.projection,
+            self.sides,
+            (self.student_vocab, self.teacher_vocab),
+            fingerprint=self.fingerprint,
+            options=self._projection_options(),
+        )
 
     @classmethod
     def load(cls, directory: str | PathLike[str]) -> Pair:
@@ -446,19 +425,11 @@ class Pair:
             FormatError: a file is damaged, or of another pair or a newer version.
         """
         folder = Path(directory)
-        content = _read_description(folder / _FILE)
-        sides = [_read_side(folder, name, content) for name in ("student", "teacher")]
-        _check_files(folder, content["files"])
-        pair = cls(*sides, **_read_options(content["options"]))
-        projection = Projection.load(
-            folder / _PROJECTION_FILE, pair.student_vocab, pair.teacher_vocab
-        )
+        saved = read_pair(folder)
+        pair = cls(*saved.sides, **cast(PairOptions, saved.options))
+        projection = Projection.load(saved.projection, pair.student_vocab, pair.teacher_vocab)
         pair.__dict__["projection"] = projection
-        if pair.fingerprint != content["fingerprint"]:
-            raise FormatError(
-                f"{folder} holds a pair of fingerprint {pair.fingerprint[:12]}, its {_FILE} says "
-                f"{str(content['fingerprint'])[:12]}; save the pair again"
-            )
+        saved.check(pair.fingerprint)
         return pair
 
     def __getstate__(self) -> dict[str, Any]:
@@ -493,98 +464,6 @@ class Pair:
         built = self.__dict__.get("projection")
         w = "W not built yet" if built is None else f"W of {len(built.indices):,} entries"
         return f"Pair({names}; {w})"
-
-
-def _vocab_state(vocab: Vocab) -> bytes:
-    """The bytes from which the core makes an equal vocabulary."""
-    _, (state,) = cast("tuple[object, tuple[bytes]]", vocab.__reduce__())
-    return state
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
-
-
-def _save_tokenizer(side: Side, folder: Path) -> None:
-    """Write the tokenizer where its class can; a tiktoken encoding and a `Vocab` cannot."""
-    if isinstance(side.source, Vocab):
-        return
-    try:
-        tokenizer = side.tokenizer
-    except UnsupportedTokenizerError:
-        return
-    if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
-    elif hasattr(tokenizer, "to_str"):
-        folder.mkdir(exist_ok=True)
-        _write(folder / "tokenizer.json", tokenizer.to_str().encode())
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file that a saved pair consists of."""
-    tokenizers = [path for name in ("student", "teacher") for path in (folder / name).rglob("*")]
-    files = [folder / _PROJECTION_FILE, *folder.glob("*.vocab"), *tokenizers]
-    return {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(files)
-        if path.is_file()
-    }
-
-
-def _check_files(folder: Path, expected: dict[str, str]) -> None:
-    for name, checksum in expected.items():
-        if not (folder / name).is_file():
-            raise MissingFileError(f"{folder / name} does not exist; save the pair again")
-        if sha256_of(folder / name) != checksum:
-            raise FormatError(
-                f"{folder / name} was altered: its checksum differs; save the pair again"
-            )
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; write it with Pair.save")
-    found = read_json(path, "saved pair")
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise FormatError(f"{path} is not a saved pair; expected one that Pair.save wrote")
-    version = found.get("format_version")
-    if not isinstance(version, int) or version > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path} has format {str(version)[:20]}, this version of xtoken reads up to "
-            f"{_FORMAT_VERSION}; update xtoken or save the pair again"
-        )
-    content = unsealed(found)
-    if content is None:
-        raise FormatError(f"{path} was altered: its checksum differs; save the pair again")
-    return content
-
-
-def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:
-    file = folder / f"{name}.vocab"
-    if not file.is_file():
-        raise MissingFileError(f"{file} does not exist; save the pair again")
-    try:
-        vocab = Vocab._from_state(file.read_bytes())
-    except XTokenError as error:
-        raise FormatError(f"{file} is damaged: {error}; save the pair again") from error
-    if vocab.fingerprint != content[name]:
-        raise FormatError(
-            f"{file} has fingerprint {vocab.fingerprint[:12]}, {_FILE} says "
-            f"{str(content[name])[:12]}; save the pair again"
-        )
-    saved = folder / name
-    return Side(
-        name,
-        saved if saved.is_dir() else vocab,
-        vocab=vocab,
-        label=str(content.get(f"{name}_label", name)),
-    )
-
-
-def _read_options(options: dict[str, Any]) -> PairOptions:
-    roles = options.get("special_roles")
-    pairs = None if roles is None else {k: v and (v[0], v[1]) for k, v in roles.items()}
-    return cast(PairOptions, {**options, "special_roles": pairs})
 
 
 def distiller(

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xtoken._files import writes
+from xtoken._files import folder_beside, write_json
 from xtoken.cli.console import (
     Bars,
     quiet_transformers,
@@ -56,7 +56,7 @@ from xtoken.training.processes import (
     wait_for_all,
 )
 from xtoken.vocab.load import by_transformers
-from xtoken.vocab.side import Side
+from xtoken.vocab.side import GENERATION_CONFIG_FILE, Side
 
 
 @dataclass(frozen=True)
@@ -327,11 +327,11 @@ def _open(
 def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStream) -> StoreNotes:
     """Write how the store is made, and the tokenizer that it is of."""
     folder = request.out / TOKENIZER_FOLDER
-    generation = Path(str(request.teacher)) / "generation_config.json"
-    with writes(folder):
-        cast(Any, side.tokenizer).save_pretrained(folder)
-        if generation.is_file():
-            shutil.copyfile(generation, folder / generation.name)
+    tokenizer, generation = cast(Any, side.tokenizer), side.generation_config
+    with folder_beside(folder) as made:
+        tokenizer.save_pretrained(made)
+        if generation is not None:
+            write_json(made / GENERATION_CONFIG_FILE, generation)
     again = Side("teacher", by_transformers(str(folder), "teacher "))
     if again.vocab.fingerprint != side.vocab.fingerprint:
         raise StoreError(

@@ -128,6 +128,29 @@ def _from_hub(name: str) -> LoadedTokenizer:
     return _by_tokenizers(Path(file))
 
 
+def hub_file(name: str, file: str) -> Path | None:
+    """A file of a model on the hub, from the local cache where it is there; None where the model
+    has none. Where that cannot be known, a warning says so."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    kept = try_to_load_from_cache(name, file)
+    if kept is not None:
+        return Path(kept) if isinstance(kept, str) else None
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=not _hub_is_reachable()))
+    # Its own classes, those of its transport, and OSError.
+    except Exception as error:
+        known = isinstance(error, EntryNotFoundError)
+        if not known or isinstance(error, LocalEntryNotFoundError):
+            warnings.warn(
+                f"{name} may have a {file}, which cannot be read ({_one_line(error)}): what it "
+                "says is left out; download the model, or pass a directory",
+                stacklevel=3,
+            )
+        return None
+
+
 def _hub_is_reachable() -> bool:
     """Whether to ask the hub, or its local cache alone: its client retries for a minute."""
     # Here, as it brings HTTP and TLS with it, which most calls do without.

@@ -19,12 +19,14 @@ from xtoken.errors import (
     PairError,
     UnsupportedTokenizerError,
 )
-from xtoken.vocab.load import is_hub_name, load_tokenizer
+from xtoken.vocab.load import hub_file, is_hub_name, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
@@ -124,13 +126,15 @@ class Side:
 
     @cached_property
     def generation_config(self) -> Mapping[str, object] | None:
-        """The content of the model's `generation_config.json`, where it lies beside the tokenizer:
-        it lists what stops the model."""
+        """The content of the model's `generation_config.json`, from beside the tokenizer or from
+        the hub: it lists what stops the model."""
         place = self.source if self.is_path else getattr(self.source, "name_or_path", None)
         if not isinstance(place, str | PathLike) or not str(place):
             return None
-        file = Path(place) / "generation_config.json"
-        if not file.is_file():
+        file: Path | None = Path(place) / GENERATION_CONFIG_FILE
+        if is_hub_name(place):
+            file = hub_file(str(place), GENERATION_CONFIG_FILE)
+        if file is None or not file.is_file():
             return None
         content = read_json(file, "generation config")
         if not isinstance(content, dict):
