@@ -67,7 +67,7 @@ def data_parallel(rank: int) -> None:
 
 
 def vocabulary_parallel(rank: int) -> None:
-    """Each loss and its gradient, from two uneven shards of the logits and from a DTensor."""
+    """Each loss and its gradient, from two uneven shards of the logits, one of them empty, and from a DTensor."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
@@ -77,7 +77,7 @@ def vocabulary_parallel(rank: int) -> None:
     for loss in every_loss().values():
         wanted = loss(case)
         (grad,) = torch.autograd.grad(wanted.loss, case.student_logits)
-        for cut in (7, width // 2):
+        for cut in (7, width // 2, 0):
             part = slice(0, cut) if rank == 0 else slice(cut, width)
             local = case.student_logits.detach()[..., part].clone().requires_grad_()
             found = loss(replace(case, student_logits=VocabShard(local)))

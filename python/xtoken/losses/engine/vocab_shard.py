@@ -95,7 +95,7 @@ class ShardRows:
         """As `add_grads`, of what `deal` gave; all ranks call it together."""
         assert grads[0] is not None
         mine, counts = self._mine(columns)
-        flat = grads[0].view(-1, grads[0].shape[-1])
+        flat = grads[0].flatten(0, 1)
         sent = torch.split(grad.to(flat.dtype), counts, 1)
         width = counts[self.rank]
         shapes = [(len(rows), width) for rows in index]
@@ -144,7 +144,7 @@ class ShardRows:
         self, grads: list[Tensor | None], index: Tensor, columns: Tensor | None, grad: Tensor
     ) -> None:
         assert grads[0] is not None
-        flat = grads[0].view(-1, grads[0].shape[-1])
+        flat = grads[0].flatten(0, 1)
         mine, counts = self._mine(columns)
         rank = dist.get_rank(self.group)
         first = sum(counts[:rank])
