@@ -67,7 +67,7 @@ def data_parallel(rank: int) -> None:
 
 
 def vocabulary_parallel(rank: int) -> None:
-    """Each loss and its gradient, from two uneven shards of the logits, one of them empty, and from a DTensor."""
+    """Each loss and its gradient, from two uneven shards, one of them empty, and from a DTensor."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 

@@ -34,12 +34,11 @@ from xtoken.teachers.forward import check_ids
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.served import PrefetchedTeacher, ServedTeacher
 from xtoken.teachers.store import is_store
-from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.routing import Routes
 from xtoken.training.settings import DistillSettings
 from xtoken.training.signals import FusedTeacher, asked_sequences, teacher_signal
+from xtoken.training.teacher_pair import pair_of
 from xtoken.vocab import TokenizerSource
-from xtoken.vocab.load import is_hub_name
 
 AnyBatch: TypeAlias = Batch | MultiBatch
 
@@ -274,7 +273,7 @@ def teach(
                 " or loss='ce'"
             )
         return Teaching([_distiller(pair, "ce", settings, own_cross_entropy)], [None])
-    pairs = [_pair(each, student) for each in given]
+    pairs = [pair_of(each.source, each.tokenizer, student) for each in given]
     losses = [_loss(each, pair, settings) for each, pair in zip(given, pairs, strict=True)]
     if len(given) > 1 and "ce" in losses:
         raise OptionError("loss = 'ce' has no teacher; leave the teachers out, or name a loss")
@@ -328,48 +327,6 @@ def _distiller(
 def _loss(teacher: Teacher, pair: Pair, settings: DistillSettings) -> DistillLossName:
     loss = teacher.loss or settings.loss
     return cast(DistillLossName, pair.audit().recommendation) if loss == "auto" else loss
-
-
-def _pair(teacher: Teacher, student: Pair | TokenizerSource) -> Pair:
-    known = student if isinstance(student, Pair) else None
-    own = student.student if isinstance(student, Pair) else student
-    tokenizer = teacher.tokenizer
-    if isinstance(tokenizer, Pair):
-        pair, mine = tokenizer, known or Pair(own, tokenizer.teacher)
-        if mine.student_vocab.fingerprint != pair.student_vocab.fingerprint:
-            raise PairError(
-                f"the teacher's pair has student {pair.student_vocab.fingerprint[:12]}, the "
-                f"trainer's tokenizer is {mine.student_vocab.fingerprint[:12]}; pass the pair of "
-                "this student"
-            )
-        return pair
-    if tokenizer is None and known is not None:
-        return known
-    if tokenizer is None:
-        tokenizer = _tokenizer_place(teacher.source)
-    return Pair(own, tokenizer)
-
-
-def _tokenizer_place(source: object) -> TokenizerSource:
-    folder = source.directory if isinstance(source, TopKStore) else source
-    if isinstance(source, TopKStore) or is_store(folder):
-        place = Path(cast("str", folder)) / TOKENIZER_FOLDER
-        if place.is_dir():
-            return place
-        raise OptionError(
-            f"the teacher store {folder} has no tokenizer in {place.name}; pass "
-            "Teacher(store, tokenizer=...), no weights are needed"
-        )
-    if isinstance(source, str | PathLike):
-        return source
-    model = source.model if isinstance(source, LiveTeacher) else source
-    name = getattr(model, "name_or_path", "")
-    if name and (is_hub_name(name) or Path(name).is_dir()):
-        return name
-    raise OptionError(
-        f"the teacher {type(source).__name__} does not say where its tokenizer is; pass "
-        "Teacher(source, tokenizer=...), or a Pair as processing_class"
-    )
 
 
 def _source(
