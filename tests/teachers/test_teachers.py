@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import random
@@ -48,6 +49,29 @@ def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
     assert teacher.fingerprint != make_teacher(seed=1).fingerprint
     teacher.model.save_pretrained(tmp_path)
     assert LiveTeacher.from_pretrained(tmp_path).fingerprint == teacher.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, False),
+        ({"rms_norm_eps": 1e-3}, False),
+        ({"eos_token_id": 3, "use_cache": False, "architectures": ["Other"]}, True),
+    ],
+)
+def test_the_fingerprint_is_of_what_the_config_has_the_model_do_with_its_weights(
+    changed: dict[str, object], same: bool
+) -> None:
+    ids, seen = torch.arange(6)[None], torch.ones(1, 6)
+    teacher, other = make_teacher(), make_teacher()
+    cls, config = type(other.model), copy.deepcopy(other.model.config)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    rebuilt = cls(config)
+    rebuilt.load_state_dict(teacher.model.state_dict())
+    other = LiveTeacher(rebuilt)
+    assert (other.fingerprint == teacher.fingerprint) is same
+    assert torch.equal(other.logits(ids, seen), teacher.logits(ids, seen)) is same
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from xtoken.teachers.forward import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
+from xtoken.teachers.model_fingerprint import model_fingerprint
 from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -63,9 +63,9 @@ class LiveTeacher:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all parameters (name, dtype, shape, bytes); computed once, on first use."""
+        """As `model_fingerprint` gives it; computed once, on first use."""
         if self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(self.model)
+            self._fingerprint = model_fingerprint(self.model)
         return self._fingerprint
 
     @torch.no_grad()
@@ -113,13 +113,3 @@ class LiveTeacher:
         self._head_checked = True
         self.tokens_computed += int(inputs.get("attention_mask", inputs["input_ids"] >= 0).sum())
         return found
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a hex digest of all parameters and buffers of a model: name, dtype, shape, bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))
-    return digest.hexdigest()

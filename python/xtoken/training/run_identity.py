@@ -15,7 +15,7 @@ from torch import nn
 from xtoken.data import Example
 from xtoken.errors import ResumeError
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
-from xtoken.teachers.live import weights_fingerprint
+from xtoken.teachers.model_fingerprint import model_fingerprint
 from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import PreparedData
@@ -79,7 +79,7 @@ class RunIdentity:
         matrices = [(w.indptr, w.indices, w.weights) for w in (one.projection for one in each)]
         return cls(
             settings=dataclasses.asdict(config),
-            student=weights_fingerprint(student),
+            student=model_fingerprint(student),
             teacher=_teachers(materials, sources),
             student_tokenizer=materials.pair.student_vocab.fingerprint,
             teacher_tokenizer="+".join(one.pair.teacher_vocab.fingerprint for one in each),
