@@ -78,7 +78,8 @@ def passages(paragraphs: Iterable[str], max_chars: int) -> Iterator[str]:
     passage = ""
     for paragraph in paragraphs:
         whole = len(paragraph) <= max_chars
-        for index, piece in enumerate([paragraph] if whole else paragraph.splitlines()):
+        # Not splitlines(): a form feed or U+2028 would become a line's end.
+        for index, piece in enumerate([paragraph] if whole else paragraph.split("\n")):
             if not piece.strip():
                 continue
             joint = "\n\n" if index == 0 else "\n"

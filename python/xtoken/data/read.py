@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -28,6 +29,10 @@ _KINDS = {
     ".arrow": "arrow", ".txt": "text",
 }  # fmt: skip
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+# Else "None", "NA" and "null" would be no text.
+_CSV = {"keep_default_na": False, "na_values": [""]}
+# Where pandas keeps the fields that rows have before those of the header.
+_INDEX = "__index_level_0__"
 # What `save_to_disk` writes beside its shards.
 _SAVED = ("state.json", "dataset_info.json")
 
@@ -132,20 +137,26 @@ def load_rows(
     place = Path(sources[0])
     options: dict[str, Any] = {}
     if several or place.is_file():
-        kinds = {_kind(Path(each)) for each in sources}
-        if len(kinds) != 1:
+        endings = {_ending(Path(each)) for each in sources}
+        kinds = {_KINDS[ending] for ending in endings}
+        if len(kinds) != 1 or len(endings & {".csv", ".tsv"}) > 1:
             raise DataError(
-                f"{len(sources)} files of kinds {sorted(kinds)}; give files of one kind at a time"
+                f"{len(sources)} files of kinds {sorted(endings)}; give files of one kind at a time"
             )
         (name,) = kinds
         options["data_files"] = {"train": sources}
         if name == "text":
             options["sample_by"] = "paragraph"
-        if place.name.removesuffix("".join(place.suffixes[1:])).endswith(".tsv"):
+        if ".tsv" in endings:
             options["sep"] = "\t"
+        if name == "csv":
+            options |= _CSV
     elif place.is_dir():
         # A name such as "." has no part that `datasets` could call what it makes by.
         name = str(place.resolve())
+        endings = {each.suffix for each in place.rglob("*")} & _KINDS.keys()
+        if endings and endings <= {".csv", ".tsv"}:
+            options |= _CSV
     elif is_hub_name(sources[0]):
         name = sources[0]
     else:
@@ -155,7 +166,7 @@ def load_rows(
             saved = datasets.load_from_disk(name)
             found = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
             return found.to_iterable_dataset() if streaming else found
-        return datasets.load_dataset(name, split=split, streaming=streaming, **options)
+        found = datasets.load_dataset(name, split=split, streaming=streaming, **options)
     # It raises classes of its own, of pyarrow, fsspec and the hub's client, and builtins.
     except Exception as error:
         remedy = "check the name, the split and the network"
@@ -167,6 +178,23 @@ def load_rows(
             f"{', '.join(sources)} cannot be read as a dataset with split {split!r} "
             f"({_one_line(error)}); {remedy}"
         ) from error
+    if found.info.builder_name != "csv":
+        return found
+    check = functools.partial(_check_fields, ", ".join(sources))
+    if streaming:
+        return found.map(check)
+    check(found.features)
+    return found
+
+
+def _check_fields(source: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, or the features of all."""
+    if _INDEX in row:
+        raise DataError(
+            f"{source} has rows of more fields than its header, whose first would be dropped; "
+            "write texts that hold the separator in quotes, and name every column"
+        )
+    return row
 
 
 def _read(
@@ -243,6 +271,8 @@ def numbered(
             row = next(stream)
         except StopIteration:
             return
+        except DataError:
+            raise
         # A damaged file is found where it is read.
         except Exception as error:
             raise DataError(
@@ -260,22 +290,22 @@ def check_source(source: DataSource) -> None:
     """
     path = Path(source)
     if path.is_file():
-        _kind(path)
+        _ending(path)
     elif not path.is_dir() and not is_hub_name(source):
         raise _no_file(source)
 
 
-def _kind(path: Path) -> str:
+def _ending(path: Path) -> str:
+    """That of a known kind of file, without that of its packing."""
     suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in _PACKED]
-    kind = _KINDS.get(suffixes[-1]) if suffixes else None
     if not path.is_file():
         raise _no_file(path)
-    if kind is None:
+    if not suffixes or suffixes[-1] not in _KINDS:
         raise DataError(
             f"data file {path} ends in {path.suffix or 'nothing'!r}, expected one of "
             f"{', '.join(_KINDS)}; convert it to one JSON object with a text field per line"
         )
-    return kind
+    return suffixes[-1]
 
 
 def _no_file(source: DataSource) -> MissingFileError:
