@@ -15,7 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import xtoken
 from xtoken import Pair
 from xtoken.data import Conversation, make_examples
-from xtoken.distillation import Batch, Counts, DistillCollator, Distiller, DistillLossName
+from xtoken.distillation import (
+    Batch,
+    Counts,
+    DistillCollator,
+    Distiller,
+    DistillLossName,
+    MultiBatch,
+)
 from xtoken.distillation.options import LOSS_NAMES, LossFields
 from xtoken.errors import (
     ArgumentTypeError,
@@ -387,6 +394,19 @@ def test_wrong_calls_of_several_teachers_name_what_was_meant(
         xtoken.distiller([pair], weights=["a"])  # type: ignore[list-item]
     with pytest.raises(OptionError, match="weights = 'sure', expected numbers or ce, entropy"):
         xtoken.distiller([pair], weights="sure")  # type: ignore[arg-type]
+
+
+def test_several_teachers_have_one_student_side(pair: Pair) -> None:
+    right, left = pair.distiller("p-kl"), pair.distiller("p-kl", padding_side="left")
+    message = "one distiller pads on the right to multiples of 1, another on the left"
+    with pytest.raises(OptionError, match=message):
+        xtoken.distiller([right, left])
+    with pytest.raises(OptionError, match="another on the right to multiples of 8"):
+        xtoken.distiller([pair, pair.distiller("p-kl", pad_to_multiple_of=8)])
+    texts = [TEXTS[0], TEXTS[0][:40]]
+    for other in (right.collate(TEXTS[1:3]), left.collate(texts)):
+        with pytest.raises(ShapeError, match=r"batches\[1\] holds other student tokens or padding"):
+            MultiBatch((right.collate(texts), other))
 
 
 def test_narrow_heads_are_cut_off_for_several_teachers_as_for_one(

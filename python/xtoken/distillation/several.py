@@ -14,7 +14,7 @@ from xtoken.distillation.distiller import Distiller
 from xtoken.distillation.items import Item, examples_together
 from xtoken.distillation.options import check_weights
 from xtoken.distillation.output import Counts, DistillOutput
-from xtoken.errors import ArgumentTypeError, OptionError, PairError
+from xtoken.errors import ArgumentTypeError, OptionError, PairError, ShapeError
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.multi_teacher import Confidence, check_confidence, multi_teacher, weight_numbers
 from xtoken.pair import Pair
@@ -29,9 +29,24 @@ class MultiBatch:
 
     Attributes:
         batches: one per teacher; all have the same student side.
+
+    Raises:
+        ShapeError: they hold other student tokens, or padding.
     """
 
     batches: tuple[Batch, ...]
+
+    def __post_init__(self) -> None:
+        first = self.batches[0].student_ids
+        for index, batch in enumerate(self.batches[1:], 1):
+            own = batch.student_ids
+            same = own is first or own.shape == first.shape
+            # On a card the values would be waited for.
+            if not same or (own is not first and own.is_cpu and not torch.equal(own, first)):
+                raise ShapeError(
+                    f"batches[{index}] holds other student tokens or padding than batches[0]; make "
+                    "all of one text, by collate of xtoken.distiller([...])"
+                )
 
     @property
     def student(self) -> dict[str, Tensor]:
@@ -73,7 +88,8 @@ class MultiDistiller(nn.Module):
         kd_weight, ce_weight: of the weighted sum and of the cross-entropy, as in `Distiller`.
 
     Raises:
-        OptionError: no teacher, weights that are negative or not one per teacher.
+        OptionError: no teacher, weights that are negative or not one per teacher, distillers that
+            pad otherwise than the first.
         PairError: the students differ.
     """
 
@@ -101,6 +117,15 @@ class MultiDistiller(nn.Module):
                 raise PairError(
                     f"the pairs have students {mine.student[:12]} and {other.student[:12]}; "
                     "several teachers need one student tokenizer"
+                )
+            first, own = (
+                f"on the {each.padding_side} to multiples of {each.pad_to_multiple_of}"
+                for each in (distillers[0].collator, distiller.collator)
+            )
+            if first != own:
+                raise OptionError(
+                    f"one distiller pads {first}, another {own}, but the student has one batch; "
+                    "make all with one padding_side and pad_to_multiple_of"
                 )
         if weights is None:
             weights = [1.0] * len(distillers)
