@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._core import __version__
 from xtoken._files import remove_unfinished, warn_of_cache
 from xtoken._tensor_files import read_tensors, write_tensors
 from xtoken.data.examples import Example
@@ -32,7 +33,8 @@ class TargetStore:
     """The targets of examples for one student, with one choice of corrections.
 
     They lie in a folder of their own below that of the predictions, named after all that they
-    depend on: the teacher, its kept columns, both tokenizers and the options. Files are written
+    depend on: the teacher, its kept columns, both tokenizers, the options and the version of the
+    library. Files are written
     whole or not at all, with a checksum; one that is damaged is left aside, and its examples are
     made again. An example is found by its ids and its alignment.
 
@@ -62,6 +64,7 @@ class TargetStore:
                 "predictions": predictions.key.metadata(),
                 "pair": builder.fingerprint,
                 "options": asdict(options),
+                "version": __version__,
             },
             sort_keys=True,
         )
