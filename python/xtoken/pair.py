@@ -29,7 +29,7 @@ from xtoken.errors import (
     OptionError,
 )
 from xtoken.projection import Explanation, Projection, ProjectionOptions
-from xtoken.projection.options import Reverse, SpecialRoles, options_for
+from xtoken.projection.options import Reverse, SpecialRoles, options_for, plain_options
 from xtoken.trie import PairTries
 from xtoken.vocab.fingerprints import PairFingerprint
 from xtoken.vocab.side import Side
@@ -100,7 +100,7 @@ class Pair:
         self.teacher = teacher if isinstance(teacher, Side) else Side("teacher", teacher)
         self.cache_dir = cache_dir
         self.threads = threads
-        self.options: PairOptions = options
+        self.options = cast(PairOptions, plain_options(options))
         self._encoders: dict[tuple[object, ...], tuple[Encoder, Encoder]] = {}
         known = PairOptions.__annotations__
         unknown = next((name for name in options if name not in known), None)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.errors import DataError
+from xtoken.vocab.content import splits_special_tokens
 from xtoken.vocab.side import with_own_settings
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class TextBackend:
         # is in the text already.
         self._backend = with_own_settings(backend)
         self._backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        # The backend has that of the last call.
+        self._backend.encode_special_tokens = splits_special_tokens(tokenizer)
         added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.markers = frozenset(token_id for token_id, token in added.items() if token.content)
         """The added tokens, special or not."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import hashlib
-import weakref
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -19,13 +17,10 @@ from xtoken.data.conversations import Conversation
 from xtoken.data.loss_mask import NO_RANGES, Encoded, RenderingEncoder
 from xtoken.data.rows import Document, check_text
 from xtoken.data.stops import StopTokens, stop_tokens
+from xtoken.vocab.content import content_digest
 from xtoken.vocab.side import Untruncated, encode_texts
 
 Printed: TypeAlias = str | Rendering | Completion
-
-# Of tokenizer.json, by tokenizer, with the number of tokens that it had then: printing a large one
-# takes a part of a second.
-_DIGESTS: weakref.WeakKeyDictionary[Any, tuple[int, bytes]] = weakref.WeakKeyDictionary()
 
 # A head of a long text has these tokens more than are kept, as those at its end may be others.
 _SPARE_TOKENS = 64
@@ -94,6 +89,19 @@ class Encoder:
         return None if backend is None else TextBackend(self._tokenizer, side=self._side)
 
     @functools.cached_property
+    def _decides_words(self) -> bool:
+        """Whether the last characters of a word may change its first token."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", self._tokenizer)
+        return type(getattr(backend, "model", None)).__name__ == "Unigram"
+
+    @functools.cached_property
+    def _parts_words(self) -> bool:
+        """Whether words are tokenized each by itself."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", self._tokenizer)
+        parts = getattr(backend, "pre_tokenizer", None)
+        return parts is not None and len(parts.pre_tokenize_str("a b")) > 1
+
+    @functools.cached_property
     def _whole(self) -> Untruncated:
         return Untruncated(self._tokenizer)
 
@@ -135,7 +143,8 @@ class Encoder:
         Args:
             printed: texts, completions and renderings.
             max_tokens: tokens that will be kept of each. Of a text that is far longer only a head
-                is tokenized, some tokens more than these: they are those of the whole text.
+                is tokenized, some tokens more than these: they are those of the whole text, as
+                Unigram, which decides all tokens of a word together, has whole words.
         """
         if max_tokens is not None:
             printed = [self._head(item, max_tokens + _SPARE_TOKENS) for item in printed]
@@ -155,6 +164,11 @@ class Encoder:
         length = count * _CHARS_PER_TOKEN
         while 2 * length < len(text):
             end = _word_end(text, length)
+            if self._decides_words and not text[end : end + 1].isspace():
+                if not self._parts_words:
+                    return printed
+                length *= 4
+                continue
             head = _head(printed, end)
             (encoded,) = self.encode([head])
             if len(encoded.ids) >= count:
@@ -166,10 +180,27 @@ class Encoder:
         whole = self._texts([item.text for item in items])
         prompts = encode_texts(self._whole(), [item.prompt for item in items])
         for encoded, prompt in zip(whole, prompts, strict=True):
-            length = min(len(prompt), len(encoded.ids))
-            same = np.asarray(prompt[:length], dtype=np.int64) == encoded.ids[:length]
-            encoded.loss_mask[: length if same.all() else int(same.argmin())] = False
+            encoded.loss_mask[: self._completion_start(encoded.ids.tolist(), prompt)] = False
         return whole
+
+    def _completion_start(self, ids: list[int], prompt: list[int]) -> int:
+        """The first token that is not the prompt's alone: what follows may have changed those
+        before it."""
+        pairs = enumerate(zip(ids, prompt, strict=False))
+        at = next((at for at, (one, other) in pairs if one != other), min(len(ids), len(prompt)))
+        if at == len(prompt):
+            return at
+        spelled = [self._vocab.token_bytes(token) for token in ids]
+        own = b"".join(map(self._vocab.token_bytes, prompt))
+        if not b"".join(spelled).startswith(own):
+            return at  # a normalizer changed the prompt
+        done = sum(map(len, spelled[:at]))
+        for index in range(at, len(ids)):
+            done += len(spelled[index])
+            # A token without bytes behind the prompt is the completion's.
+            if done > len(own) or (done == len(own) and not spelled[index]):
+                return index
+        return len(ids)
 
     def _texts(self, texts: list[str]) -> list[Encoded]:
         rows = encode_texts(self._whole(), texts)
@@ -181,14 +212,8 @@ class Encoder:
 
 def _content(tokenizer: Any) -> tuple[object, ...] | None:
     """What tokens and renderings depend on; None where the tokenizer does not tell."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    size, digest = _DIGESTS.get(tokenizer, (-1, b""))
-    if size != len(tokenizer):
-        digest = hashlib.sha256(backend.to_str().encode()).digest()
-        _DIGESTS[tokenizer] = len(tokenizer), digest
-    return digest, tokenizer.chat_template, tokenizer.special_tokens_map
+    digest = content_digest(tokenizer)
+    return None if digest is None else (digest, getattr(tokenizer, "chat_template", None))
 
 
 def _head(printed: Printed, end: int) -> Printed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -124,15 +125,38 @@ def options_for(
                 )
             )
     return ProjectionOptions(
-        top_k=top_k,
+        top_k=int(top_k),
         decay=float(decay),
-        max_pieces=max_pieces,
+        max_pieces=int(max_pieces),
         canonical=tuple(sorted(names)),
         reverse=reverse,
         special_pairs=tuple(pairs),
         ignored_roles=tuple(sorted(ignored)),
         name_similarity=float(name_similarity),
     )
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `Projection.build` as JSON has them, to be read any number of times: iterators,
+    NumPy's numbers and mappings made plain. What is no option's value stays, and is refused when it
+    is read."""
+    made = {name: _plain(value) for name, value in options.items()}
+    names = made.get("canonical")
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        with contextlib.suppress(TypeError):
+            # A set has no order that another process would have.
+            made["canonical"] = tuple(sorted(names) if isinstance(names, Set) else names)
+    roles = made.get("special_roles")
+    if isinstance(roles, Mapping):
+        made["special_roles"] = {
+            role: tuple(map(_plain, pair)) if isinstance(pair, tuple | list) else pair
+            for role, pair in roles.items()
+        }
+    return made
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def check_count(name: str, value: object) -> None:

@@ -14,6 +14,7 @@ _OF_NO_PREDICTION = frozenset(
     {
         *("architectures", "dtype", "torch_dtype", "transformers_version", "attn_implementation"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "use_cache"),
+        *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     }
 )
 
@@ -21,13 +22,15 @@ _OF_NO_PREDICTION = frozenset(
 def model_fingerprint(model: nn.Module) -> str:
     """A hex digest of all parameters and buffers (name, dtype, shape, bytes), and of what the
     config of a transformers model says otherwise than its class: the base of its positions, a
-    softcap, a window."""
+    softcap, a window; of adapters of peft theirs."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(data.numpy()))
-    digest.update(_config_text(getattr(model, "config", None)).encode())
+    adapters: dict[str, Any] = getattr(model, "peft_config", {})
+    for config in (getattr(model, "config", None), *(adapters[name] for name in sorted(adapters))):
+        digest.update(_config_text(config).encode())
     return digest.hexdigest()
 
 

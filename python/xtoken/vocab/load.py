@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from xtoken._checks import panics_refused
 from xtoken._core import Vocab
 from xtoken._extras import installed
+from xtoken._files import read_json
 from xtoken.errors import (
     FormatError,
     MissingFileError,
@@ -24,6 +26,8 @@ from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 # "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
+# The classes of transformers that take a tokenizer.json as it is.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _FILE_ENDINGS = (".json", ".xz", ".model", ".tiktoken", ".safetensors", ".pt", ".gguf")
 
 
@@ -45,9 +49,25 @@ def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
         return tokenizer
     if not isinstance(tokenizer, str | PathLike):
         return read_object(tokenizer)
-    return (
-        read_object(load_tokenizer(tokenizer)) if is_hub_name(tokenizer) else read_path(tokenizer)
-    )
+    if is_hub_name(tokenizer):
+        return read_object(load_tokenizer(tokenizer))
+    if is_made_by_class(tokenizer):
+        # What transformers cannot make encodes no text, and says so then.
+        with contextlib.suppress(ModelSourceError, UnsupportedTokenizerError):
+            return read_object(load_tokenizer(tokenizer))
+    return read_path(tokenizer)
+
+
+def is_made_by_class(source: str | PathLike[str]) -> bool:
+    """Whether transformers makes the tokenizer of a directory by a class, which has a pipeline of
+    its own whatever stands in tokenizer.json."""
+    path = Path(source)
+    file = path / "tokenizer_config.json"
+    if not file.is_file() or not (path / "tokenizer.json").is_file():
+        return False
+    config = read_json(file, "tokenizer config")
+    name = config.get("tokenizer_class") if isinstance(config, dict) else None
+    return name not in _PLAIN_CLASSES and installed("transformers")
 
 
 def load_tokenizer(source: str | PathLike[str]) -> LoadedTokenizer:

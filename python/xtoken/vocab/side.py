@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from xtoken._checks import half_character, panics_refused
 from xtoken._core import Vocab
@@ -16,10 +17,13 @@ from xtoken.errors import (
     ArgumentTypeError,
     DataError,
     FormatError,
+    MissingFileError,
+    ModelSourceError,
     PairError,
     UnsupportedTokenizerError,
 )
-from xtoken.vocab.load import hub_file, is_hub_name, load_tokenizer
+from xtoken.vocab.content import content_digest
+from xtoken.vocab.load import hub_file, is_hub_name, is_made_by_class, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
@@ -46,6 +50,9 @@ class Side:
 
     # As `xtoken.data.stops.vocab_with_stops` makes it, once for all pairs of the side.
     vocab_with_stops: Vocab | None = None
+    # Of another process, which this one was sent from.
+    _content: str | None = None
+    _splits = False
 
     def __init__(
         self,
@@ -62,8 +69,28 @@ class Side:
             self.vocab = vocab
 
     def __getstate__(self) -> dict[str, object]:
-        """What it was made from: the rest is read again."""
-        return {"name": self.name, "source": self.source, "_label": self._label}
+        """What it was made from: the rest is read again, and refused where it reads otherwise."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "_label": self._label,
+            "_content": self.content,
+            "_splits": getattr(self.source, "encode_special_tokens", False),
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if self._splits and not isinstance(self.source, str | PathLike):
+            # `tokenizers` leaves it out.
+            cast(Any, self.source).encode_special_tokens = True
+
+    @property
+    def content(self) -> str | None:
+        """As `content_digest` gives it of the tokenizer as it is now; None where there is none."""
+        try:
+            return content_digest(self.tokenizer, again=True)
+        except (UnsupportedTokenizerError, MissingFileError, ModelSourceError):
+            return None
 
     @property
     def is_path(self) -> bool:
@@ -92,6 +119,12 @@ class Side:
                 f"{read.fingerprint[:12]} (V = {len(read)}), its file as {known.fingerprint[:12]} "
                 f"(V = {len(known)}); pass the tokenizer object in place of the path"
             )
+        if self._content is not None and content_digest(tokenizer) != self._content:
+            raise PairError(
+                f"the {self.name} tokenizer of {self.source} is not as it was when it was sent to "
+                "this process: it was changed in memory, or on the disk; pass the tokenizer object "
+                "in place of the path"
+            )
         return tokenizer
 
     @cached_property
@@ -103,10 +136,14 @@ class Side:
         """
         if isinstance(self.source, Vocab):
             return self.source
-        if "tokenizer" not in self.__dict__ and isinstance(self.source, str | PathLike):
-            if not is_hub_name(self.source):
-                return Vocab.from_path(self.source)
-        return Vocab.from_tokenizer(self.tokenizer)
+        source = self.source
+        if not isinstance(source, str | PathLike) or is_hub_name(source):
+            return Vocab.from_tokenizer(self.tokenizer)
+        if "tokenizer" in self.__dict__ or is_made_by_class(source):
+            # What transformers cannot make encodes no text, and says so then.
+            with contextlib.suppress(ModelSourceError, UnsupportedTokenizerError):
+                return Vocab.from_tokenizer(self.tokenizer)
+        return Vocab.from_path(source)
 
     @cached_property
     def has_template(self) -> bool:
@@ -206,7 +243,9 @@ class Untruncated:
             return tokenizer
         if self._copy is None:
             self._copy = with_own_settings(tokenizer)
-            self._copy.post_processor = tokenizer.post_processor
+        # It may be set to others at any time, too.
+        self._copy.post_processor = tokenizer.post_processor
+        self._copy.encode_special_tokens = tokenizer.encode_special_tokens
         return self._copy
 
 
@@ -258,4 +297,12 @@ def encode_texts(
 
 
 def _differs(one: Vocab, other: Vocab) -> bool:
-    return one.fingerprint != other.fingerprint
+    # Other roles may have been given to it since.
+    found = [
+        (
+            *(each.fingerprint, each.model_fingerprint, each.dummy_prefix),
+            *(each.roles.get(role) for role in ("bos", "eos", "unk")),
+        )
+        for each in (one, other)
+    ]
+    return found[0] != found[1]
