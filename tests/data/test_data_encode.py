@@ -7,6 +7,7 @@ import time
 import pytest
 from chat_families import ending, family
 from real_texts import TOPICS
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xtoken.data import Conversation, Encoded, Encoder
 from xtoken.data.encode import print_document
@@ -65,6 +66,23 @@ def test_the_head_of_a_long_conversation_has_the_tokens_mask_and_turns_of_the_wh
         assert first(cut, max_tokens) == first(expected, max_tokens)
         assert cut.turns.tolist() == expected.turns.tolist()
         assert cut.stops.tolist() == expected.stops.tolist()
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_unigram_decides_all_tokens_of_a_word_together(splits: bool) -> None:
+    """So that the head of a word has other tokens than the word; without a pre-tokenizer all of a
+    text is one."""
+    rules = [("<unk>", 0.0), ("▁", -3.0), ("=", -4.0), ("==", -4.5), ("===", -4.6), ("=====", -5.0)]
+    tokenizer = Tokenizer(models.Unigram([*rules, ("a", -3.0)], 0, False))
+    if splits:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    encoder = Encoder(tokenizer)
+    for text in ("=" * 5912, "=" * 5912 + " a", "a " + "=" * 7003, "a " * 4000):
+        (whole,) = encoder.encode([text])
+        (head,) = encoder.encode([text], max_tokens=8)
+        assert first(head, 8) == first(whole, 8)
 
 
 def test_a_text_that_is_not_much_longer_is_tokenized_whole() -> None:

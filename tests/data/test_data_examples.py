@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_zoo as zoo
 import torch
 from tiny_models import tiny_texts, write_pair
 from transformers import AutoTokenizer
 
 from xtoken import Aligner, Vocab
-from xtoken.data import Example, make_examples
+from xtoken.data import Completion, Encoder, Example, make_examples
 from xtoken.distillation import DistillCollator
 from xtoken.errors import DataError, OptionError
 
@@ -158,3 +159,23 @@ def test_an_aligner_can_be_given(tokenizers: tuple, tmp_path: Path) -> None:
     assert json.dumps([e.alignment.kind.tolist() for e in made.examples]) == json.dumps(
         [e.alignment.kind.tolist() for e in again.examples]
     )
+
+
+@pytest.mark.parametrize("name", ["byte_level_bpe", "sentencepiece_bpe", "unigram"])
+def test_no_token_that_lies_in_a_prompt_is_learned_however_the_seam_moves_it(name: str) -> None:
+    tokenizer = getattr(zoo, name)()
+    vocab, encoder = Vocab.from_tokenizer(tokenizer), Encoder(tokenizer)
+    moved = 0
+    for text in TEXTS[:10]:
+        for cut in range(5, min(len(text), 120) - 1, 3):
+            prompt, completion = text[:cut], text[cut:]
+            if not completion.strip():
+                continue
+            (found,) = encoder.encode([Completion(prompt, completion)])
+            sizes = [len(vocab.token_bytes(token)) for token in found.ids.tolist()]
+            ends = np.cumsum(sizes)
+            inside = (ends <= ends[-1] - len(completion.encode())) & (np.array(sizes) > 0)
+            assert not (found.loss_mask & inside).any(), (prompt, completion)
+            alone = tokenizer.encode(prompt).ids
+            moved += found.ids.tolist()[: len(alone)] != alone
+    assert moved > 5
