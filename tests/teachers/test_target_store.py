@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,25 @@ def test_other_options_and_other_pairs_have_targets_of_their_own(
     assert distiller.parts.targets is not None
     with pytest.raises(PairError, match="teacher tokenizer"):
         TargetStore(foreign, distiller.parts.targets, TargetOptions())
+
+
+def test_a_text_that_was_kept_for_another_teacher_has_its_targets_when_it_is_for_this_one(
+    tmp_path: Path, distiller: Distiller
+) -> None:
+    examples = list(distiller.examples(TEXTS))
+    stored(tmp_path, distiller, examples)
+    fresh = opened(tmp_path, distiller).targets(examples)
+    of_another = [
+        replace(each, teacher_loss_mask=np.zeros_like(each.teacher_loss_mask)) for each in examples
+    ]
+    assert opened(tmp_path, distiller).fill(of_another) == len(TEXTS)
+    assert len(opened(tmp_path, distiller).targets(of_another)) == 0
+    assert opened(tmp_path, distiller).targets(examples) == fresh
+    # In one call too.
+    store = opened(tmp_path, distiller)
+    assert store.fill([*of_another, *examples]) == len(TEXTS)
+    assert opened(tmp_path, distiller).targets(examples) == fresh
+    assert len(opened(tmp_path, distiller).targets(of_another)) == 0
 
 
 def test_an_example_without_predictions_is_refused(tmp_path: Path, distiller: Distiller) -> None:

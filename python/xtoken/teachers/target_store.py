@@ -21,7 +21,7 @@ from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
 from xtoken.teachers.predictions import Predictions
 from xtoken.teachers.store import TopKStore
 
-FORMAT = "xtoken-targets-2"
+FORMAT = "xtoken-targets-3"
 TOKENS_PER_FILE = 65_536
 FOLDER = "targets"
 """Where the targets of all students are, in the folder of the predictions."""
@@ -36,7 +36,7 @@ class TargetStore:
     depend on: the teacher, its kept columns, both tokenizers, the options and the version of the
     library. Files are written
     whole or not at all, with a checksum; one that is damaged is left aside, and its examples are
-    made again. An example is found by its ids and its alignment.
+    made again. An example is found by its ids, its alignment, and whether its teacher speaks of it.
 
     Args:
         predictions: of the teacher.
@@ -85,7 +85,7 @@ class TargetStore:
     def knows(self, examples: Sequence[Example]) -> bool:
         """Whether `targets` of these examples can be had: kept, or their predictions stored."""
         return all(
-            each in self or not each.teacher_loss_mask.any() or each.teacher_ids in self.predictions
+            each in self or not _is_taught(each) or each.teacher_ids in self.predictions
             for each in examples
         )
 
@@ -155,7 +155,7 @@ class TargetStore:
         rows = [
             # What is for another teacher alone was never asked for, and nothing of it counts.
             self.predictions.get(example.teacher_ids)
-            if example.teacher_loss_mask.any()
+            if _is_taught(example)
             else _nothing(len(example.teacher_ids))
             for example in examples
         ]
@@ -217,8 +217,14 @@ def _nothing(tokens: int) -> Predictions:
     )
 
 
+def _is_taught(example: Example) -> bool:
+    """Whether its targets are those of the predictions; else it has none."""
+    return bool(example.teacher_loss_mask.any())
+
+
 def _digest(example: Example) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
+    # The same text may be for another teacher in one run, and for this one in the next.
+    found = hashlib.blake2b(b"taught" if _is_taught(example) else b"untaught", digest_size=16)
     alignment = example.alignment
     for ids in (
         example.student_ids,
