@@ -15,6 +15,7 @@ T = TypeVar("T")
 # No count is larger; the products of larger factors and squared temperatures leave float32.
 _LARGEST_WHOLE = 10**18
 _LARGEST = 1e9
+_LONGEST_SHOWN = 200
 
 
 def expect(value: object, cls: type[T] | tuple[type[T], ...], name: str, hint: str) -> T:
@@ -54,7 +55,7 @@ def check_number(
     high = _LARGEST_WHOLE if whole else _LARGEST
     good = isinstance(value, kinds) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (value > low if inside else value >= low):  # type: ignore[operator]
-        raise OptionError(f"{name} = {value!r} {rule}")
+        raise OptionError(f"{name} = {shown(value)} {rule}")
     if value > high:  # type: ignore[operator]
         raise OptionError(f"{name} = {value:.3g} is out of range; expected at most {high:.0e}")
 
@@ -77,6 +78,24 @@ def thread_count(threads: int | None) -> int:
     if threads >= 2**31:
         raise OptionError(f"threads = {threads} {rule}")
     return threads
+
+
+def whole_within(name: str, value: object, low: int, high: int, *, rule: str) -> int:
+    """A whole number from `low` to `high`, those of NumPy among them.
+
+    Args:
+        rule: the range in words, and the remedy.
+
+    Raises:
+        OptionError: it is none, or outside.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or not low <= number <= high:
+        raise OptionError(f"{name} = {shown(value)} {rule}")
+    return number
 
 
 def as_whole(name: str, value: object, hint: str) -> int:
@@ -104,7 +123,17 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise OptionError unless a value is one of the choices."""
     # An array equals nothing, and 1 is not True.
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-        raise OptionError(f"{name} = {value!r}, expected one of {', '.join(map(str, choices))}")
+        known = ", ".join(map(str, choices))
+        raise OptionError(f"{name} = {shown(value)}, expected one of {known}")
+
+
+def shown(value: object) -> str:
+    """A value in one line of a message."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as a number of more digits than Python prints
+        return f"one {_kind(value)}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 @contextlib.contextmanager

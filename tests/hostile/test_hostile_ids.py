@@ -14,6 +14,7 @@ from drawing import count, generator
 from tokenizer_zoo import byte_level_bpe
 
 from xtoken import Aligner, Pair, Projection, Vocab, XTokenError
+from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 from xtoken.trie import PieceTrie
 
 DTYPES = (np.int64, np.int32, np.uint64, np.uint8, np.float32, np.bool_, np.object_, "U3", "M8[s]")
@@ -22,6 +23,8 @@ ODD: tuple[object, ...] = (
     *([[1], 2], [None], ["1"], [1.0], [True, False], [2**63], [-(2**63) - 1], [10**40], [[1, 2]]),
     *(range(3), iter([1]), np.int64(3), np.zeros((2, 0), np.int64), np.zeros((0, 2), np.int64)),
     *(torch.tensor([1, 2]), torch.tensor([[1, 2], [3, 4]]), torch.tensor(1.0), [torch.tensor(1)]),
+    *(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64, device="meta")),
+    *(torch.zeros(2, requires_grad=True), [torch.zeros(2, device="meta")]),
     *(
         "\ud800",
         "\0",
@@ -257,3 +260,51 @@ def test_items_of_a_collation_are_used_or_refused() -> None:
         distiller.collate(mostly(rng, [mostly(rng, rng.choice(texts))]))  # type: ignore[arg-type, list-item]
 
     only_our_errors(call, "collate", count(300, 5000))
+
+
+def test_targets_are_those_of_the_numbers_given_or_refused(vocabs: tuple[Vocab, Vocab]) -> None:
+    projection = Projection.build(*vocabs, cache_dir=False, threads=1)
+    builder = TargetBuilder(projection)
+    aligner = Aligner(*vocabs, threads=1)
+    rows = np.log(np.full((3, 2), 0.4)).astype(np.float32)
+    columns = np.array([[65, 66], [67, -1], [66, 65]])
+    tokens = np.array([65, 66, 67])
+    odd_rows = (
+        rows.tolist(), rows.astype(np.float16), rows[:, ::-1], rows[:2], rows * np.nan, -rows,
+        rows.astype(np.int64), rows[0], torch.from_numpy(rows), rows.astype(complex), rows > 0,
+    )  # fmt: skip
+
+    def call(rng: random.Random) -> None:
+        given = {
+            "student_ids": mostly(rng, tokens, ids(rng, 500, 1)),
+            "teacher_ids": mostly(rng, tokens, ids(rng, 400, 1)),
+            "alignment": mostly(rng, aligner.align(tokens, tokens), aligner.align([65], [65])),
+            "log_probs": mostly(rng, rows, *odd_rows),
+            "column_ids": mostly(rng, columns, None, columns.tolist(), array(rng, 400, 2)),
+            "validate": rng.choice((True, True, True, False, None, "no", 1)),
+        }
+        options = mostly(rng, None, TargetOptions(levels=0))
+        threads = rng.choice((1, 1, 1, 0, -1, 1.0, "1", None, 2**40, 2**70, True, np.int64(1)))
+        examples = mostly(rng, [TargetExample(**given)])  # type: ignore[arg-type]
+        made = builder.build(examples, options, threads=threads)  # type: ignore[arg-type]
+        assert made.examples == len(examples)  # type: ignore[arg-type]
+        assert np.isfinite(made.probs).all()
+
+    only_our_errors(call, "targets", count(3000, 100_000))
+
+
+def test_a_builder_answers_or_refuses(vocabs: tuple[Vocab, Vocab]) -> None:
+    projection = Projection.build(*vocabs, cache_dir=False, threads=1)
+    builder = TargetBuilder(projection)
+
+    def call(rng: random.Random) -> None:
+        if rng.random() < 0.9:
+            threads = rng.choice((1, 1, 1, 0, -1, 1.0, "1", None, 2**70))
+            given = ids(rng, 500, 1)
+            indptr, _ = builder.swallowing(given, threads=threads)  # type: ignore[arg-type]
+            assert len(indptr) == len(given) + 1  # type: ignore[arg-type]
+        else:
+            stops = {"student_stops": ids(rng, 500, 1), "teacher_stops": mostly(rng, [1])}
+            TargetBuilder(mostly(rng, projection), **stops)  # type: ignore[arg-type]
+
+    only_our_errors(call, "target builder", count(600, 20_000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import random
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from xtoken import Aligner, Pair, Projection, Vocab, XTokenError
 from xtoken.distillation import DistillCollator, Distiller
 from xtoken.distillation.options import LOSS_FIELDS, LOSS_NAMES, DistillerOptions
 from xtoken.losses import LOSSES, LossOptions, TeacherTopK
+from xtoken.targets import TargetOptions
 from xtoken.training import DistillConfig
 from xtoken.trie import PieceTrie
 
@@ -135,6 +137,19 @@ def test_settings_of_a_run_are_refused_or_survive_json() -> None:
         return "accepted"
 
     only_option_errors(call, "DistillConfig", count(2000, 100_000))
+
+
+def test_corrections_of_targets_are_refused_or_survive_json() -> None:
+    names = tuple(field.name for field in dataclasses.fields(TargetOptions))
+
+    def call(rng: random.Random, given: list[object]) -> str:
+        chosen = options(rng, names)
+        given.append(chosen)
+        made = TargetOptions(**chosen)
+        assert TargetOptions(**json.loads(json.dumps(dataclasses.asdict(made)))) == made
+        return "accepted"
+
+    only_option_errors(call, "TargetOptions", count(2000, 100_000))
 
 
 def vocabs() -> tuple[Vocab, Vocab]:

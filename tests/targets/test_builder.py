@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,7 +16,14 @@ from tokenizer_zoo import byte_level_bpe, deepseek
 from tokenizers import Tokenizer
 
 from xtoken import Aligner, Projection, Vocab
-from xtoken.errors import NonFiniteError, OptionError
+from xtoken.errors import (
+    ArgumentTypeError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    TokenIdError,
+    XTokenError,
+)
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
 
 from reference_targets import (
@@ -333,3 +341,98 @@ def example_of_rows(columns: list[list[int]] | None, log_probs: list[list[float]
         np.array(log_probs, np.float32),
         None if columns is None else np.array(columns, np.int64),
     )
+
+
+COLUMNS_THAT_ARE_NO_IDS = {
+    "fractions": np.array([[65.9, 66.2]]),
+    "2**64 - 1, which is -1 of 64 bits": np.array([[2**64 - 1, 66]], np.uint64),
+    "flags": np.array([[True, False]]),
+    "texts": [["65", "66"]],
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS_THAT_ARE_NO_IDS)
+@pytest.mark.parametrize("validate", [True, False])
+def test_columns_that_are_no_ids_are_refused_not_changed(name: str, validate: bool) -> None:
+    given = example_of_rows([[65, 66]], [[-1.0, -2.0]])
+    with pytest.raises(ArgumentTypeError, match=r"column_ids is of dtype .* where int64"):
+        replaced(given, column_ids=COLUMNS_THAT_ARE_NO_IDS[name], validate=validate)
+
+
+EXAMPLES_OF_OTHER_KINDS: dict[str, tuple[dict[str, object], type[XTokenError], str]] = {
+    "ids that are floats": (
+        {"student_ids": np.array([65.0, 66.0])},
+        ArgumentTypeError,
+        "student_ids is of dtype float64",
+    ),
+    "ids in a table": ({"teacher_ids": [[65, 66]]}, ShapeError, "pass one sequence"),
+    "rows in lists": ({"log_probs": [[-1.0]]}, ArgumentTypeError, "log_probs is list"),
+    "whole numbers": (
+        {"log_probs": np.array([[-1, -2]])},
+        ArgumentTypeError,
+        "log_probs is of dtype int64, expected floats",
+    ),
+    "one row": ({"log_probs": np.zeros(2, np.float32)}, ShapeError, r"expected \[T_t, K\]"),
+    "other columns": ({"column_ids": [[65]]}, ShapeError, r"column_ids has shape \(1, 1\)"),
+    "no alignment": ({"alignment": [(0, 1)]}, ArgumentTypeError, "expected an Alignment"),
+    "a word for a flag": ({"validate": "no"}, OptionError, "validate = 'no'"),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES_OF_OTHER_KINDS)
+def test_an_example_of_other_kinds_is_refused_by_name(name: str) -> None:
+    changed, error, message = EXAMPLES_OF_OTHER_KINDS[name]
+    with pytest.raises(error, match=message):
+        replaced(example_of_rows([[65, 66]], [[-1.0, -2.0]]), **changed)
+
+
+def replaced(example: TargetExample, **changed: object) -> TargetExample:
+    return TargetExample(**{"validate": False, **vars(example), **changed})  # type: ignore[arg-type]
+
+
+def test_ids_in_lists_are_those_in_arrays() -> None:
+    vocab = byte_level_bpe()
+    builder = TargetBuilder(Projection.build(vocab, vocab, cache_dir=False))
+    given = example_of_rows([[65, 66], [67, 68]], [[-1.0, -2.0]] * 2)
+    lists = replaced(
+        given, student_ids=[65, 66], teacher_ids=[65, 66], column_ids=[[65, 66], [67, 68]]
+    )
+    assert builder.build([lists]) == builder.build([given], threads=np.int64(1))  # type: ignore[arg-type]
+    arrays = zip(builder.swallowing([65, 66]), builder.swallowing(np.array([65, 66])), strict=True)
+    assert all(np.array_equal(*pair) for pair in arrays)
+
+
+def test_stops_tokens_and_threads_are_whole_numbers_in_range() -> None:
+    vocab = byte_level_bpe()
+    projection = Projection.build(vocab, vocab, cache_dir=False)
+    builder = TargetBuilder(projection, student_stops={66, np.int64(65)}, teacher_stops=[65])
+    copy = pickle.loads(pickle.dumps(builder))
+    assert copy.fingerprint == builder.fingerprint != TargetBuilder(projection).fingerprint
+    with pytest.raises(ArgumentTypeError, match="student_stops is of dtype float64"):
+        TargetBuilder(projection, student_stops=[0.7])  # type: ignore[list-item]
+    with pytest.raises(TokenIdError, match="teacher_stops has -1, which is outside"):
+        TargetBuilder(projection, teacher_stops=[-1])
+    with pytest.raises(ArgumentTypeError, match="tokens is of dtype float64"):
+        builder.swallowing(np.array([0.7]))  # type: ignore[arg-type]
+    example = example_of_rows([[65, 66]], [[-1.0, -2.0]])
+    for threads in (1.0, -1, 2**70, "1", True):
+        with pytest.raises(OptionError, match=r"threads = .*; expected a whole number"):
+            builder.build([example], threads=threads)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="options is dict, expected TargetOptions"):
+        builder.build([example], {})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match=r"examples\[0\] is NoneType"):
+        builder.build([None])  # type: ignore[list-item]
+
+
+def test_corrections_are_checked_and_those_of_numpy_are_whole_numbers() -> None:
+    made = TargetOptions(levels=np.int64(2), max_depth=np.uint8(3))  # type: ignore[arg-type]
+    assert made == TargetOptions(levels=2, max_depth=3)
+    assert {type(made.levels), type(made.max_depth)} == {int}
+    wrong = {"levels": 256, "max_depth": 2.0, "min_prob": "a", "cells": "no", "sure": 1}
+    with pytest.raises(OptionError, match=r"levels = array\(\[\[1\], \[2\]\]\) is out of range"):
+        TargetOptions(levels=np.array([[1], [2]]))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="max_depth = one int is out of range"):
+        TargetOptions(max_depth=10**5000)
+    for name, value in wrong.items():
+        with pytest.raises(OptionError, match=f"{name} = {value!r}"):
+            TargetOptions(**{name: value})  # type: ignore[arg-type]

@@ -28,14 +28,19 @@ class Ragged(NamedTuple):
     """The column of each sequence's first token in its row."""
 
 
-def as_ids(name: str, ids: Any) -> npt.NDArray[np.int64]:
+def as_ids(
+    name: str, ids: Any, hint: str = "align takes one sequence, align_batch many"
+) -> npt.NDArray[np.int64]:
     """One sequence as a contiguous int64 array; a list is converted, an array must be one already.
+
+    Args:
+        hint: what to pass where it is not one sequence.
 
     Raises:
         ArgumentTypeError: not integers, or an array of another dtype.
         ShapeError: not one-dimensional, or an array that is not contiguous.
     """
-    return _array(name, ids, 1)
+    return _array(name, ids, 1, hint)
 
 
 def as_rows(side: str, sequences: Any) -> list[npt.NDArray[np.int64]]:
@@ -68,7 +73,7 @@ def as_ragged(
         return _from_indptr(side, ids, indptr)
     if mask is None and lengths is None and not hasattr(ids, "__array__"):
         return _from_sequences(side, ids)
-    rows = _array(f"{side}_ids", ids, 2)
+    rows = _array(f"{side}_ids", ids, 2, "align takes one sequence, align_batch many")
     count, width = rows.shape
     if mask is not None:
         first, last = _mask_spans(side, mask, rows.shape)
@@ -79,14 +84,30 @@ def as_ragged(
     return Ragged(rows.reshape(-1), offsets + first, offsets + last, first)
 
 
-def _array(name: str, ids: Any, dimensions: int) -> npt.NDArray[np.int64]:
-    is_array = hasattr(ids, "__array__")
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError) as error:
+def _array(name: str, ids: Any, dimensions: int, hint: str) -> npt.NDArray[np.int64]:
+    array = as_int64(name, ids)
+    if array.ndim != dimensions:
         raise ShapeError(
-            f"{name} has rows of different lengths; pass a list of lists without mask, or pad it"
-        ) from error
+            f"{name} has {array.ndim} dimensions where {dimensions} is expected; {hint}"
+        )
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{name} has gaps between its elements; pass numpy.ascontiguousarray of it"
+        )
+    return array
+
+
+def as_int64(name: str, ids: Any) -> npt.NDArray[np.int64]:
+    """Ids of any shape as an int64 array; lists are converted, an array must be one already.
+
+    Raises:
+        ArgumentTypeError: not integers, or an array of another dtype.
+        ShapeError: rows of different lengths.
+    """
+    is_array = hasattr(ids, "__array__")
+    array = _read(
+        ids, name, "has rows of different lengths; pass a list of lists without mask, or pad it"
+    )
     if not is_array and array.size == 0:
         array = array.astype(np.int64)
     if array.dtype != np.int64:
@@ -100,16 +121,22 @@ def _array(name: str, ids: Any, dimensions: int) -> npt.NDArray[np.int64]:
                 f"{name} has {array.max()}, which no id of 64 bits is; pass what the tokenizer made"
             )
         array = array.astype(np.int64)
-    if array.ndim != dimensions:
-        raise ShapeError(
-            f"{name} has {array.ndim} dimensions where {dimensions} is expected; "
-            "align takes one sequence, align_batch many"
-        )
-    if not array.flags.c_contiguous:
-        raise ShapeError(
-            f"{name} has gaps between its elements; pass numpy.ascontiguousarray of it"
-        )
     return array
+
+
+def _read(values: Any, name: str, ragged: str) -> npt.NDArray[Any]:
+    """The array of a caller's values; `ragged` is said of rows of different lengths."""
+    try:
+        return np.asarray(values)
+    except (ValueError, OverflowError) as error:
+        raise ShapeError(f"{name} {ragged}") from error
+    # What torch says of a tensor on another device, with a gradient, or of a dtype of its own.
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentTypeError(
+            f"{name} cannot be read as an array ({reason}); pass it on the CPU, in a dtype that "
+            "NumPy has"
+        ) from error
 
 
 def _from_sequences(side: str, sequences: Any) -> Ragged:
@@ -178,13 +205,12 @@ def _mask_spans(
     side: str, mask: npt.ArrayLike, shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """First column and end of the tokens of each row."""
-    try:
-        array = np.asarray(mask)
-    except (ValueError, TypeError) as error:
-        raise ShapeError(
-            f"{side}_mask has rows of other lengths where {side}_ids has {list(shape)}; pass the "
-            "attention mask that belongs to these ids"
-        ) from error
+    array = _read(
+        mask,
+        f"{side}_mask",
+        f"has rows of other lengths where {side}_ids has {list(shape)}; pass the attention mask "
+        "that belongs to these ids",
+    )
     if array.dtype.kind not in "buif":
         raise ArgumentTypeError(
             f"{side}_mask is of dtype {array.dtype}, expected booleans or 0 and 1"

@@ -6,18 +6,26 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import InitVar, dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import _core
+from xtoken._checks import check_flag, check_number, expect, whole_within
 from xtoken._core import Vocab
-from xtoken.errors import OptionError, ShapeError
+from xtoken.align.ids import Ids, as_ids, as_int64
+from xtoken.errors import ArgumentTypeError, OptionError, ShapeError, TokenIdError
 from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 from xtoken.targets.arrays import Int64, Targets
-from xtoken.targets.rows import check_rows
+from xtoken.targets.rows import check_log_probs, check_rows
 from xtoken.vocab.fingerprints import PairFingerprint
+
+_OF_ALIGNMENT = {
+    "student_bounds": np.dtype(np.int64),
+    "teacher_bounds": np.dtype(np.int64),
+    "kind": np.dtype(np.uint8),
+}
 
 
 class AlignedChunks(Protocol):
@@ -49,6 +57,9 @@ class TargetOptions:
             token that is longer than a teacher's would move mass into, out of or between groups.
         min_prob: columns of a row below this probability are its tail, in [0, 1).
 
+    Raises:
+        OptionError: a value is out of range, or of another type.
+
     >>> TargetOptions().levels
     1
     """
@@ -62,11 +73,16 @@ class TargetOptions:
 
     def __post_init__(self) -> None:
         for name in ("levels", "max_depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 256:
-                raise OptionError(f"{name} = {value!r} is out of range; expected 0 to 255")
-        if not 0 <= self.min_prob < 1:
-            raise OptionError(f"min_prob = {self.min_prob!r} is out of range; expected [0, 1)")
+            rule = "is out of range; expected a whole number from 0 to 255"
+            value = whole_within(name, getattr(self, name), 0, 255, rule=rule)
+            # One of NumPy would have no place in the JSON that kept targets are known by.
+            object.__setattr__(self, name, value)
+        rule = "is out of range; expected a probability in [0, 1)"
+        check_number("min_prob", self.min_prob, 0, rule=rule)
+        if self.min_prob >= 1:
+            raise OptionError(f"min_prob = {self.min_prob!r} {rule}")
+        for name in ("cells", "consistent", "sure"):
+            check_flag(name, getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +90,7 @@ class TargetExample:
     """One text as both sides' ids, aligned, with the teacher's predictions.
 
     Attributes:
-        student_ids, teacher_ids: [T_s] and [T_t] int64.
+        student_ids, teacher_ids: [T_s] and [T_t] int64, or lists.
         alignment: of these ids.
         log_probs: [T_t, K] float32 natural logarithms at temperature 1; row `p` is what the teacher
             says after its token `p`. Fewer rows leave the last tokens unknown.
@@ -85,6 +101,7 @@ class TargetExample:
         validate: look at the numbers; False for what was checked before.
 
     Raises:
+        ArgumentTypeError: numbers of another kind than these.
         ShapeError: arrays that do not fit.
         NonFiniteError: a log-probability is NaN.
         OptionError: a row has more than all mass, or names a column twice.
@@ -98,13 +115,19 @@ class TargetExample:
     validate: InitVar[bool] = True
 
     def __post_init__(self, validate: bool) -> None:
-        if self.log_probs.ndim != 2:
-            raise ShapeError(f"log_probs has shape {self.log_probs.shape}, expected [T_t, K]")
-        if self.column_ids is not None and self.column_ids.shape != self.log_probs.shape:
-            raise ShapeError(
-                f"column_ids has shape {self.column_ids.shape}, expected "
-                f"{self.log_probs.shape} like log_probs"
-            )
+        check_flag("validate", validate)
+        for name in ("student_ids", "teacher_ids"):
+            object.__setattr__(self, name, as_ids(name, getattr(self, name), "pass one sequence"))
+        _check_alignment(self.alignment)
+        check_log_probs(self.log_probs)
+        if self.column_ids is not None:
+            columns = as_int64("column_ids", self.column_ids)
+            if columns.shape != self.log_probs.shape:
+                raise ShapeError(
+                    f"column_ids has shape {columns.shape}, expected {self.log_probs.shape} like "
+                    "log_probs; pass the id of each column"
+                )
+            object.__setattr__(self, "column_ids", columns)
         if validate:
             check_rows(self.log_probs, self.column_ids)
 
@@ -130,18 +153,26 @@ class TargetBuilder:
                 `Vocab.stops`.
 
         Raises:
+            ArgumentTypeError: no projection, or stops that are no whole numbers.
+            TokenIdError: a stop is outside its vocabulary.
             OptionError: the projection was loaded without its tokenizers.
             UnsupportedTokenizerError: a tokenizer has no model that can segment.
         """
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         student, teacher = projection.vocabularies()
         if projection.teacher_pieces_indptr is None or projection.teacher_pieces is None:
             raise OptionError(
                 "the projection has no student pieces of the teacher's tokens; build it from a "
                 "student tokenizer that can segment (a tokenizer.json or a rank file)"
             )
-        self._made_from = (projection, student_stops, teacher_stops)
+        own = _stops("student_stops", student, student_stops)
+        other = _stops("teacher_stops", teacher, teacher_stops)
+        self._made_from = (
+            projection,
+            None if student_stops is None else own,
+            None if teacher_stops is None else other,
+        )
         self.pair = PairFingerprint(projection.student_fingerprint, projection.teacher_fingerprint)
-        own, other = _stops(student, student_stops), _stops(teacher, teacher_stops)
         specials = [pair for pair in _specials(projection) if pair[0] not in own]
         self._marks = (own, other, specials)
         self._core = _core.TargetBuilder(
@@ -204,20 +235,22 @@ class TargetBuilder:
         found.update(repr(self._marks).encode())
         return found.hexdigest()
 
-    def swallowing(self, tokens: Int64, *, threads: int = 1) -> tuple[Int64, Int64]:
+    def swallowing(self, tokens: Ids, *, threads: int = 1) -> tuple[Int64, Int64]:
         """The teacher's text tokens behind which the student does not keep a token of its own: its
         tokenizer would have joined the two. What `consistent` leaves out.
 
         Args:
-            tokens: [n] int64 student ids. Behind a special one nothing is joined.
+            tokens: [n] int64 student ids, or a list. Behind a special one nothing is joined.
             threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
 
         Returns: [n + 1] offsets into [m] teacher ids.
 
         Raises:
+            ArgumentTypeError, ShapeError: no sequence of whole numbers.
             TokenIdError: an id is outside the student's vocabulary.
         """
-        return self._core.swallowing(np.ascontiguousarray(tokens, np.int64), threads)
+        ids = as_ids("tokens", tokens, "pass one sequence of student ids")
+        return self._core.swallowing(ids, _threads(threads))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _remade, self._made_from
@@ -235,10 +268,12 @@ class TargetBuilder:
             threads: 0 for one per core, 1 for none beside the caller's. The GIL is released.
 
         Raises:
+            ArgumentTypeError: other classes than these.
+            OptionError: `threads` is out of range.
             TokenIdError: an id is outside its vocabulary.
             ShapeError: an alignment or predictions of other ids.
         """
-        return self._build(examples, options or TargetOptions(), threads, accounts=False)[0]
+        return self._build(examples, options, threads, accounts=False)[0]
 
     def accounts(
         self,
@@ -255,19 +290,24 @@ class TargetBuilder:
             here, beside the row's own; and on columns that no student token begins with, which
             P-KL drops. All 0 inside a teacher token, where there is no such row.
         """
-        found, flat = self._build(examples, options or TargetOptions(), threads, accounts=True)
+        found, flat = self._build(examples, options, threads, accounts=True)
         return found, flat.reshape(-1, 4)
 
     def _build(
         self,
         examples: Sequence[TargetExample],
-        options: TargetOptions,
+        options: TargetOptions | None,
         threads: int,
         *,
         accounts: bool,
     ) -> tuple[Targets, NDArray[np.float32]]:
-        if threads < 0:
-            raise OptionError(f"threads = {threads} is out of range; expected at least 0")
+        threads = _threads(threads)
+        if options is None:
+            options = TargetOptions()
+        expect(options, TargetOptions, "options", "pass TargetOptions(...)")
+        expect(examples, Sequence, "examples", "pass a list of TargetExample(...)")
+        for at, example in enumerate(examples):
+            expect(example, TargetExample, f"examples[{at}]", "pass TargetExample(...)")
         columns = [e.column_ids for e in examples if e.column_ids is not None]
         if 0 < len(columns) < len(examples):
             raise ShapeError(
@@ -331,10 +371,33 @@ def _indptr(lengths: list[int]) -> Int64:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
-def _stops(vocab: Vocab, stops: Collection[int] | None) -> list[int]:
+def _check_alignment(alignment: AlignedChunks) -> None:
+    for name, dtype in _OF_ALIGNMENT.items():
+        array: Any = getattr(alignment, name, None)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+            raise ArgumentTypeError(
+                f"alignment is a {type(alignment).__name__} without {name} of {dtype}, expected "
+                "an Alignment; pass Aligner.align(student_ids, teacher_ids)"
+            )
+
+
+def _threads(threads: int) -> int:
+    rule = "is out of range; expected a whole number below 2^31, 0 for one per core"
+    return whole_within("threads", threads, 0, 2**31 - 1, rule=rule)
+
+
+def _stops(name: str, vocab: Vocab, stops: Collection[int] | None) -> list[int]:
     if stops is None:
-        stops = vocab.stops
-    return sorted({int(stop) for stop in stops})
+        return sorted(set(vocab.stops))
+    hint = "pass a list of token ids"
+    ids = as_ids(name, list(expect(stops, Collection, name, hint)), hint)
+    outside = ids[(ids < 0) | (ids >= len(vocab))]
+    if len(outside):
+        raise TokenIdError(
+            f"{name} has {outside[0]}, which is outside the vocabulary (V = {len(vocab)}); pass "
+            "ids of this side's tokenizer"
+        )
+    return sorted(set(ids.tolist()))
 
 
 def _specials(projection: ProjectionArrays) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.errors import NonFiniteError, OptionError
+from xtoken._checks import expect
+from xtoken.errors import ArgumentTypeError, NonFiniteError, OptionError, ShapeError
 
 # Rows of half precision sum to a little more than 1.
 _MASS_TOLERANCE = 0.06
@@ -38,6 +39,21 @@ def repeated_column(
         return None
     row, place = twice[0].tolist()
     return row, int(rows[row, place])
+
+
+def check_log_probs(log_probs: NDArray[np.float32]) -> None:
+    """Refuse what is no table of floats; the numbers are not looked at.
+
+    Raises:
+        ArgumentTypeError: it is no array, or one of another kind of numbers.
+        ShapeError: it has not two dimensions.
+    """
+    hint = "pass a float32 array [T_t, K]"
+    expect(log_probs, np.ndarray, "log_probs", hint)
+    if log_probs.dtype.kind != "f":
+        raise ArgumentTypeError(f"log_probs is of dtype {log_probs.dtype}, expected floats; {hint}")
+    if log_probs.ndim != 2:
+        raise ShapeError(f"log_probs has shape {log_probs.shape}, expected [T_t, K]; {hint}")
 
 
 def check_rows(log_probs: NDArray[np.float32], ids: NDArray[np.int64] | None) -> None:
