@@ -98,6 +98,21 @@ def whole_within(name: str, value: object, low: int, high: int, *, rule: str) ->
     return number
 
 
+def token_limit(max_tokens: object) -> int | None:
+    """`max_tokens` of examples; None for no limit.
+
+    Raises:
+        OptionError: it is no whole number from 2 on.
+    """
+    if max_tokens is None:
+        return None
+    rule = (
+        "is out of range; expected a whole number of at least 2, as a first token has no loss, or "
+        "None for no limit"
+    )
+    return whole_within("max_tokens", max_tokens, 2, _LARGEST_WHOLE, rule=rule)
+
+
 def as_whole(name: str, value: object, hint: str) -> int:
     """A whole number, those of NumPy among them.
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xtoken.errors import (
+    ArgumentTypeError,
     FailedWriteError,
     FormatError,
     MissingFileError,
@@ -38,6 +39,7 @@ JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "Jso
 # Names of unfinished files say which process writes them: .NAME.HOST-PID-RANDOM.xtoken-tmp
 _UNFINISHED = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.xtoken-tmp")
 _CHECKSUM = "checksum"
+_LONGEST_SHOWN = 1000
 # Older than any write that still runs; for files of other machines, whose processes we cannot see.
 _ABANDONED_SECONDS = 24 * 3600
 # What torch, safetensors and tokenizers say of a write that failed, each in a class of its own.
@@ -58,6 +60,56 @@ _REMEDIES = {
     errno.EACCES: "pass a path that you may write to",
     errno.EPERM: "pass a path that you may write to",
 }
+
+
+def as_path(what: str, value: object, hint: str = "pass a text or a pathlib.Path") -> Path:
+    """What a caller gave as a path.
+
+    Args:
+        what: the argument, for the message.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"{what} is a {type(value).__name__}, expected a path; {hint}"
+        ) from error
+
+
+def path_to_read(
+    what: str, value: object, hint: str = "pass the path of a file that can be read"
+) -> Path:
+    """What a caller gave as a path, which the system can look at; there may be nothing.
+
+    Raises:
+        ArgumentTypeError: it is none.
+        MissingFileError: no file can have that name, or a folder above it may not be read.
+    """
+    path = as_path(what, value, hint)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise _not_looked_at(what, path, error.strerror or str(error), hint) from error
+    except ValueError as error:  # a NUL, or half a character
+        raise _not_looked_at(what, path, str(error), hint) from error
+    return path
+
+
+def _not_looked_at(what: str, path: Path, reason: str, hint: str) -> MissingFileError:
+    return MissingFileError(f"{what} {_shown(path)} cannot be looked at ({reason}); {hint}")
+
+
+def _shown(path: Path | str) -> str:
+    """A path in a message: as it is, or quoted where that cannot be printed, or is too long."""
+    text = str(path)
+    if len(text) > _LONGEST_SHOWN:
+        return f"{text[:40]!r}… of {len(text)} characters"
+    return text if text.isprintable() else repr(text)
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
@@ -91,8 +143,13 @@ def writes(path: Path | str, then: str = "") -> Iterator[None]:
         then: what follows the remedy, such as ", and pass --resume".
 
     Raises:
+        ArgumentTypeError: `path` is none.
         FailedWriteError: it could not be written; the message says why, and what helps.
     """
+    fault = _fault_of_name(as_path("path", path))
+    if fault is not None:
+        message = f"{_shown(path)} cannot be written ({fault}); pass another path{then}"
+        raise FailedWriteError(message, fault)
     try:
         yield
     except FailedWriteError as error:
@@ -107,7 +164,7 @@ def writes(path: Path | str, then: str = "") -> Iterator[None]:
         if found is None:
             raise
         reason, remedy = found
-        message = f"{path} cannot be written ({reason}); {remedy}{then}"
+        message = f"{_shown(path)} cannot be written ({reason}); {remedy}{then}"
         raise FailedWriteError(message, reason) from error
 
 
@@ -128,6 +185,14 @@ def _failed_write(error: Exception, path: Path | str) -> tuple[str, str] | None:
     else:
         return None
     return reason, _REMEDIES.get(number, "pass another path")
+
+
+def _fault_of_name(path: Path) -> str | None:
+    """Why no file can be called so, where Python says it in a ValueError; None where one can."""
+    try:
+        return "its name has a NUL" if b"\0" in os.fsencode(path) else None
+    except UnicodeEncodeError:
+        return "its name has half a character"
 
 
 def _is_of(named: object, path: Path) -> bool:
@@ -247,7 +312,7 @@ def unfinished(folder: Path | str) -> list[Path]:
     One counts if its process ran on this machine and is dead, or if it is older than a day.
     """
     left = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # such as a name that no folder has
         for name in sorted(os.listdir(folder)):
             found = _UNFINISHED.fullmatch(name)
             if found is None:
@@ -351,7 +416,7 @@ def read_json(path: Path | str, purpose: str) -> JsonValue:
         MissingFileError: there is no such file.
         FormatError: it is not UTF-8, not JSON, or nested too deeply.
     """
-    path = Path(path)
+    path = path_to_read(purpose, path)
     if not path.is_file():
         raise MissingFileError(f"{purpose} {path} does not exist; pass a file of JSON")
     try:
@@ -387,11 +452,15 @@ def cache_directory(cache_dir: str | PathLike[str] | bool | None = None) -> Path
         cache_dir: a directory; `False` for none; `None` or `True` for the environment variable
             `XTOKEN_CACHE` (a directory, or `off`) and, where it is not set, `xtoken` in the user's
             cache directory.
+
+    Raises:
+        ArgumentTypeError: it is none of these.
     """
     if cache_dir is False:
         return None
     if cache_dir is not None and cache_dir is not True:
-        return Path(cache_dir)
+        hint = "pass a directory, None for the user's cache folder, or False for nowhere"
+        return as_path("cache_dir", cache_dir, hint)
     variable = os.environ.get(CACHE_VARIABLE)
     if variable is not None and cache_dir is None and variable.lower() in ("", "0", "off"):
         return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from xtoken._checks import shown
 from xtoken._core import Vocab
 from xtoken._files import (
     folder_beside,
+    path_to_read,
     read_json,
     sealed,
     sha256_of,
@@ -34,6 +37,35 @@ _FORMAT_VERSION = 1
 _FILE = "pair.json"
 _PROJECTION_FILE = "projection.safetensors"
 _NAMES: tuple[SideName, SideName] = ("student", "teacher")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_checksums(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _is_options(value: object) -> bool:
+    """Whether the special roles among them are pairs; the pair checks the rest as it is made."""
+    if not isinstance(value, dict):
+        return False
+    roles = value.get("special_roles")
+    return roles is None or (isinstance(roles, dict) and all(map(_is_role, roles.values())))
+
+
+def _is_role(value: object) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2)
+
+
+# The parts of a description, and what each is.
+_ENTRIES: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("fingerprint", "student", "teacher"), _is_text),
+    **dict.fromkeys(("student_label", "teacher_label"), _is_text),
+    "options": _is_options,
+    "files": _is_checksums,
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +114,8 @@ def write_pair(
         FailedWriteError: the folder cannot be written.
         OptionError: it holds a `student` or `teacher` that is of no saved pair.
     """
-    _check_folder(folder)
     with writes(folder):
+        _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         projection.save(folder / _PROJECTION_FILE)
         for side, vocab in zip(sides, vocabs, strict=True):
@@ -115,10 +147,10 @@ def read_pair(folder: Path) -> SavedPair:
     _check_files(folder, content["files"])
     return SavedPair(
         (student, teacher),
-        _read_options(content["options"]),
+        content["options"],
         folder / _PROJECTION_FILE,
         folder / _FILE,
-        str(content["fingerprint"]),
+        content["fingerprint"],
     )
 
 
@@ -194,7 +226,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _check_files(folder: Path, expected: dict[str, str]) -> None:
     for name, checksum in expected.items():
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise MissingFileError(f"{folder / name} does not exist; save the pair again")
         if sha256_of(folder / name) != checksum:
             raise FormatError(
@@ -203,7 +235,7 @@ def _check_files(folder: Path, expected: dict[str, str]) -> None:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path_to_read("saved pair", path, "write it with Pair.save").is_file():
         raise MissingFileError(f"{path} does not exist; write it with Pair.save")
     found = read_json(path, "saved pair")
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
@@ -217,6 +249,16 @@ def _read_description(path: Path) -> dict[str, Any]:
     content = unsealed(found)
     if content is None:
         raise FormatError(f"{path} was altered: its checksum differs; save the pair again")
+    for side in _NAMES:
+        content.setdefault(f"{side}_label", side)
+    for name, holds in _ENTRIES.items():
+        if not holds(content.get(name)):
+            found = shown(content[name]) if name in content else "nothing"
+            raise FormatError(
+                f"{path} has {found} for {name!r}, which Pair.save does not write; save the pair "
+                "again"
+            )
+    content["options"] = _read_options(content["options"])
     return content
 
 
@@ -231,18 +273,18 @@ def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:
     if vocab.fingerprint != content[name]:
         raise FormatError(
             f"{file} has fingerprint {vocab.fingerprint[:12]}, {_FILE} says "
-            f"{str(content[name])[:12]}; save the pair again"
+            f"{content[name][:12]}; save the pair again"
         )
     saved = folder / name
     return Side(
         name,
         saved if saved.is_dir() else vocab,
         vocab=vocab,
-        label=str(content.get(f"{name}_label", name)),
+        label=content[f"{name}_label"],
     )
 
 
 def _read_options(options: dict[str, Any]) -> dict[str, Any]:
     roles = options.get("special_roles")
-    pairs = None if roles is None else {k: v and (v[0], v[1]) for k, v in roles.items()}
+    pairs = None if roles is None else {k: v and tuple(v) for k, v in roles.items()}
     return {**options, "special_roles": pairs}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from xtoken._files import JsonValue, parse_json, write_atomically
+from xtoken._files import JsonValue, parse_json, path_to_read, write_atomically
 from xtoken.errors import ForeignFileError, FormatError, MissingFileError
 
 Array: TypeAlias = NDArray[np.generic]
@@ -70,7 +70,7 @@ def read_metadata(path: Path | str, expected: str) -> dict[str, str]:
         FormatError: it is something else, or cut off within its header.
         OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = path_to_read("path", path, f"expected {expected}")
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; expected {expected}")
     header, _, _ = _header(path, expected)
@@ -94,7 +94,7 @@ def read_tensors(
         FormatError: it is something else, cut off, or altered.
         OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = path_to_read("path", path, f"expected {expected}")
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; expected {expected}")
     header, start, size = _header(path, expected)

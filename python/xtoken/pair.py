@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from xtoken._core import Vocab
+from xtoken._files import as_path
 from xtoken._pair_files import read_pair, write_pair
 from xtoken.align import Aligner, Alignment
 from xtoken.align.ids import Ids
@@ -251,6 +251,8 @@ class Pair:
             progress: called with (documents done, documents to do).
 
         Raises:
+            ArgumentTypeError: `documents` is no list.
+            OptionError: `max_tokens` is no whole number of at least 2.
             DataError: a conversation cannot be printed, or no example is left.
         """
         return encode_examples(
@@ -294,7 +296,7 @@ class Pair:
             cannot be used are counted and named, and never taught: `ColumnExamples(rows).left_out`.
 
         Raises:
-            OptionError: `max_tokens` is below 2.
+            OptionError: `max_tokens` is no whole number of at least 2.
             ArgumentTypeError, ShapeError: `batch` is no columns of equal length.
 
         >>> from tokenizers import Tokenizer, decoders, models
@@ -404,11 +406,12 @@ class Pair:
         the generation config that lists what stops its model. A pair that is there is replaced.
 
         Raises:
+            ArgumentTypeError: `directory` is no path.
             FailedWriteError: the directory cannot be written.
             OptionError: it holds a `student` or `teacher` that is of no saved pair.
         """
         write_pair(
-            Path(directory),
+            as_path("directory", directory),
             self.projection,
             self.sides,
             (self.student_vocab, self.teacher_vocab),
@@ -421,11 +424,11 @@ class Pair:
         """Read what `save` wrote.
 
         Raises:
+            ArgumentTypeError: `directory` is no path.
             MissingFileError: the directory holds no pair.
             FormatError: a file is damaged, or of another pair or a newer version.
         """
-        folder = Path(directory)
-        saved = read_pair(folder)
+        saved = read_pair(as_path("directory", directory))
         pair = cls(*saved.sides, **cast(PairOptions, saved.options))
         projection = Projection.load(saved.projection, pair.student_vocab, pair.teacher_vocab)
         pair.__dict__["projection"] = projection

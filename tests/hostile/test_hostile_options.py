@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import random
 import traceback
@@ -17,12 +18,15 @@ from drawing import count, generator
 from loss_cases import make_case
 from tokenizer_zoo import byte_level_bpe
 
-from xtoken import Aligner, Pair, Projection, Vocab, XTokenError
+from xtoken import Aligner, OptionError, Pair, Projection, Vocab, XTokenError
+from xtoken.data import make_examples
 from xtoken.distillation import DistillCollator, Distiller
 from xtoken.distillation.options import LOSS_FIELDS, LOSS_NAMES, DistillerOptions
 from xtoken.losses import LOSSES, LossOptions, TeacherTopK
 from xtoken.targets import TargetOptions
-from xtoken.training import DistillConfig
+from xtoken.teachers import teacher_sequences
+from xtoken.teachers.teach import SequenceReader
+from xtoken.training import DistillConfig, DistillSettings
 from xtoken.trie import PieceTrie
 
 NAN, INF = float("nan"), float("inf")
@@ -217,6 +221,40 @@ def test_a_distiller_is_refused_or_gives_a_finite_loss() -> None:
         return "accepted"
 
     only_option_errors(call, "Distiller", count(400, 20_000))
+
+
+@pytest.mark.parametrize("value", [1, 0, -1, 2.5, "2", True, NAN, [2], 10**30])
+def test_a_limit_of_tokens_is_a_whole_number_wherever_it_is_given(value: object) -> None:
+    tokenizers = byte_level_bpe(500), byte_level_bpe(400, 1)
+    pair = Pair(*tokenizers, cache_dir=False, threads=1)
+    calls: dict[str, Callable[..., object]] = {
+        "examples": functools.partial(pair.examples, ["a text"]),
+        "tokenize": functools.partial(pair.tokenize, {"text": ["a text"]}),
+        "make_examples": functools.partial(make_examples, ["a text"], *tokenizers),
+        "distiller": pair.distiller,
+        "SequenceReader": functools.partial(SequenceReader, tokenizers[1]),
+        "teacher_sequences": functools.partial(teacher_sequences, ["a text"], tokenizers[1]),
+        "DistillSettings": DistillSettings,
+        "DistillConfig": DistillConfig,
+    }
+    for call in calls.values():
+        with pytest.raises(OptionError, match=r"max_tokens = .* expected ") as error:
+            call(max_tokens=value)
+        assert "\n" not in str(error.value)
+    if value == 1:
+        del calls["DistillConfig"]  # whose settings are those of JSON
+        made = {name: call(max_tokens=np.int64(2)) for name, call in calls.items()}
+        assert type(made["distiller"].max_tokens) is int  # type: ignore[attr-defined]
+        assert type(made["DistillSettings"].max_tokens) is int  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("documents", [None, 5, "a text", b"a text", {"text": "a"}, {1}, iter("a")])
+def test_documents_are_a_list(documents: object) -> None:
+    pair = Pair(byte_level_bpe(500), byte_level_bpe(400, 1), cache_dir=False, threads=1)
+    with pytest.raises(XTokenError, match=r"documents is a \w+, expected a list of texts"):
+        pair.examples(documents)  # type: ignore[arg-type]
+    texts = np.array(["a text", "another"], dtype=object)
+    assert len(pair.examples(texts)) == 2  # type: ignore[arg-type]
 
 
 def test_a_collator_an_aligner_and_a_signal_are_refused_or_work() -> None:

@@ -73,7 +73,10 @@ def test_every_argument_has_a_flag_with_help() -> None:
         ({"beta": 2.0}, "beta = 2.0 must be inside"),
         ({"temperature": 0.0}, "temperature = 0.0 must be above 0"),
         ({"fused": "yes"}, "fused = 'yes', expected True, False or 'auto'"),
-        ({"max_tokens": 1}, "max_tokens = 1, expected at least 2"),
+        (
+            {"max_tokens": 1},
+            "max_tokens = 1 is out of range; expected a whole number",
+        ),
         ({"projection_learning_rate": 0.0}, "projection_learning_rate = 0.0, expected above 0"),
     ],
 )

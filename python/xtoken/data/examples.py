@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import token_limit
 from xtoken._core import Vocab
 from xtoken.align import Aligner, Alignment
 from xtoken.data.align_turns import align_by_turns
@@ -17,7 +18,7 @@ from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, Printed, print_document
 from xtoken.data.loss_mask import Encoded
 from xtoken.data.rows import Document
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import ArgumentTypeError, DataError
 from xtoken.vocab.source import LoadedTokenizer
 
 BATCH = 256
@@ -150,8 +151,10 @@ def encode_examples(
         strict: whether a conversation that a chat template cannot print ends the call; else it is
             left out, and named.
         progress: called with (documents done, documents to do).
+
     Raises:
-        OptionError: `max_tokens` is below 2.
+        ArgumentTypeError: `documents` is no list.
+        OptionError: `max_tokens` is no whole number of at least 2.
         DataError: a conversation cannot be printed, or no example is left.
     """
     (made,) = encode_together(
@@ -182,9 +185,16 @@ def encode_together(
         student: the encoder of all pairs' student.
         teachers, aligners: one each per teacher.
 
-    Raises:
-        DataError: as there.
+    Raises: as there.
     """
+    # A column of a dataset, an array or a table is as good as a list.
+    listed = hasattr(documents, "__len__") and hasattr(documents, "__getitem__")
+    if not listed or isinstance(documents, str | bytes | Mapping):
+        raise ArgumentTypeError(
+            f"documents is a {type(documents).__name__}, expected a list of texts and "
+            "conversations; pass one"
+        )
+    max_tokens = token_limit(max_tokens)
     examples: list[tuple[Example, ...]] = []
     left_out: list[LeftOut] = []
     cut = 0
@@ -230,13 +240,10 @@ def encode_documents(
             no example.
 
     Raises:
-        OptionError: `max_tokens` is below 2.
+        OptionError: `max_tokens` is no whole number of at least 2.
         DataError: a conversation cannot be printed.
     """
-    if max_tokens is not None and max_tokens < 2:
-        raise OptionError(
-            f"max_tokens = {max_tokens}, expected at least 2; a first token has no loss"
-        )
+    max_tokens = token_limit(max_tokens)
     made = [Made([], 0, []) for _ in documents]
     rows: list[tuple[Printed, ...]] = []
     owners: list[int] = []

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xtoken._extras import needs_extra
+from xtoken._files import path_to_read
 from xtoken.data.documents import Documents, LeftOut, cut_passages
 from xtoken.data.rows import document_of, reason_of
-from xtoken.errors import BlankTextError, DataError, MissingFileError
+from xtoken.errors import ArgumentTypeError, BlankTextError, DataError, MissingFileError
 from xtoken.vocab.load import is_hub_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _KINDS = {
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 # Else "None", "NA" and "null" would be no text.
 _CSV = {"keep_default_na": False, "na_values": [""]}
+_PLACES = "pass a file, a directory, or the name of a dataset on the hub (owner/name)"
 # Where pandas keeps the fields that rows have before those of the header.
 _INDEX = "__index_level_0__"
 # What `save_to_disk` writes beside its shards.
@@ -68,9 +70,7 @@ def read_documents(
             `document_of`), or no document is left.
         MissingExtraError: `datasets` is needed and not installed.
     """
-    sources = [source] if isinstance(source, str | PathLike) else list(source)
-    if not sources:
-        raise DataError("0 data files; give at least one")
+    sources = as_sources(source)
     documents = Documents([])
     for each in sources:
         found = _read(each, field, split, strict, teacher_column)
@@ -131,9 +131,7 @@ def load_rows(
         import datasets
 
     several = not isinstance(source, str | PathLike)
-    sources = [
-        str(each) for each in (cast("Sequence[DataSource]", source) if several else [source])
-    ]
+    sources = [str(each) for each in as_sources(source)]
     place = Path(sources[0])
     options: dict[str, Any] = {}
     if several or place.is_file():
@@ -280,6 +278,28 @@ def numbered(
             ) from error
         yield f"{source}: row {index}", cast("Mapping[str, Any]", row)
         index += 1
+
+
+def as_sources(source: object) -> list[DataSource]:
+    """One source or several, as a list.
+
+    Raises:
+        ArgumentTypeError: one is no path.
+        MissingFileError: the system cannot look at one.
+        DataError: there is none.
+    """
+    sources: list[DataSource]
+    if isinstance(source, str | PathLike):
+        sources = [source]
+    elif isinstance(source, Iterable) and not isinstance(source, bytes | Mapping):
+        sources = list(source)
+    else:
+        raise ArgumentTypeError(f"source is a {type(source).__name__}, expected a path; {_PLACES}")
+    if not sources:
+        raise DataError("0 data files; give at least one")
+    for each in sources:
+        path_to_read("data file", each, _PLACES)
+    return sources
 
 
 def check_source(source: DataSource) -> None:

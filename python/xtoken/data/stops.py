@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xtoken._core import Vocab
+from xtoken._files import path_to_read
 from xtoken.data.chat_template import ChatTemplate
 from xtoken.errors import DataError, FormatError
+from xtoken.vocab.read import PLACES
 from xtoken.vocab.side import Side
 from xtoken.vocab.source import LoadedTokenizer
 
@@ -113,6 +115,8 @@ def vocab_with_stops(side: Side) -> Vocab:
 
 
 def _with_stops(side: Side) -> Vocab:
+    if side.is_path:
+        path_to_read(f"the {side.name}", side.source, PLACES)
     stops: StopTokens | None = None
     if side.has_template:
         stops = stop_tokens(side.tokenizer, side.vocab, side.generation_config)

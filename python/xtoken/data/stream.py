@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from xtoken.data.documents import passages
 from xtoken.data.read import (
     TXT_PASSAGE_CHARS,
     DataSource,
+    as_sources,
     check_source,
     json_lines,
     load_rows,
@@ -68,10 +68,7 @@ class DocumentStream:
         split: str = "train",
         teacher_column: str | None = None,
     ) -> None:
-        several = not isinstance(source, str | PathLike)
-        self.sources: list[DataSource] = list(source) if several else [source]  # type: ignore[arg-type, list-item]
-        if not self.sources:
-            raise DataError("0 data files; give at least one")
+        self.sources = as_sources(source)
         for each in self.sources:
             check_source(each)
         self.field = field

@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from xtoken._checks import check_flag, check_number
+from xtoken._checks import check_flag, token_limit
 from xtoken.align.ids import as_rows
 from xtoken.data.examples import Example
 from xtoken.data.low_coverage import CoverageWatch
@@ -121,10 +121,7 @@ class Distiller(nn.Module):
         self.ce_weight = float(self.ce_weight)
         if not isinstance(self.kd_weight, str):
             self.kd_weight = float(self.kd_weight)
-        self.max_tokens = options.get("max_tokens")
-        if self.max_tokens is not None:
-            rule = "is out of range; expected a whole number of at least 1, or None for no limit"
-            check_number("max_tokens", self.max_tokens, 1, rule=rule, whole=True)
+        self.max_tokens = token_limit(options.get("max_tokens"))
         check_flag("learnable_projection", options.get("learnable_projection", False))
         self.options = LossOptions(
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})

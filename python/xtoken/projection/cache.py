@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xtoken._core import Vocab, __version__
-from xtoken._files import locked, warn_of_cache
+from xtoken._files import locked, warn_of_cache, writes
 from xtoken.errors import FormatError, ShapeError
 from xtoken.projection.arrays import AnyProjection
 from xtoken.projection.file import FORMAT_VERSION, load, save
@@ -57,7 +57,8 @@ def build_cached(
         return found
     built = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        with writes(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             # Another process may have built it while this one waited.
             if (found := _read(cls, path, student, teacher)) is not None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from xtoken._core import PROJECTION_RULES, Vocab, __version__
-from xtoken._files import parse_json
+from xtoken._files import as_path, parse_json
 from xtoken._tensor_files import Array, read_tensors, write_tensors
 from xtoken.errors import FormatError, PairError, ShapeError
 from xtoken.projection.arrays import AnyProjection, ProjectionArrays
@@ -212,7 +211,7 @@ def write_arrays(
         "format_version": str(FORMAT_VERSION),
         "library_version": __version__,
     }
-    write_tensors(Path(path), arrays, entries)
+    write_tensors(as_path("path", path), arrays, entries)
 
 
 def read_arrays(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -224,7 +223,7 @@ def read_arrays(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, 
         MissingFileError: there is no such file.
     """
     found = read_tensors(
-        Path(path),
+        as_path("path", path),
         FORMAT,
         "projection",
         "one that Projection.save wrote (a .pt table is read by import_topk_pt)",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._extras import needs_extra
-from xtoken._files import write_atomically
+from xtoken._files import as_path, path_to_read, write_atomically
 from xtoken.errors import FormatError, MissingFileError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, AnyProjection, ProjectionArrays
 from xtoken.projection.csr import offsets
@@ -58,7 +58,7 @@ def export_topk_pt(projection: ProjectionArrays, path: str | PathLike[str]) -> N
         "enable_scale_trick": False,
         **{name: getattr(projection, name) for name in _FINGERPRINTS},
     }
-    write_atomically(Path(path), lambda file: torch.save(table, file))
+    write_atomically(as_path("path", path), lambda file: torch.save(table, file))
 
 
 def import_topk_pt(
@@ -89,7 +89,7 @@ def import_topk_pt(
 
     student = read_tokenizer(student_tokenizer)
     teacher = read_tokenizer(teacher_tokenizer)
-    table = _read(Path(path))
+    table = _read(path_to_read("path", path, "expected a .pt table of NeMo-RL"))
     indices, likelihoods = _arrays(table, path)
     used = (indices >= 0) & (likelihoods > 0)
     if len(indices) < len(student) or bool(used[len(student) :].any()):

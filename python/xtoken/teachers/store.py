@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken._files import locked, remove_unfinished, warn_of_cache, writes
+from xtoken._files import (
+    as_path,
+    locked,
+    path_to_read,
+    remove_unfinished,
+    warn_of_cache,
+    writes,
+)
 from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest
@@ -56,7 +63,7 @@ class _Place:
 
 def is_store(folder: object) -> bool:
     """Whether a path is that of a folder with files of stored predictions."""
-    if not isinstance(folder, str | os.PathLike) or not Path(folder).is_dir():
+    if not isinstance(folder, str | os.PathLike) or not os.path.isdir(folder):
         return False
     return any(_OWN_NAME.fullmatch(name) is not None for name in os.listdir(folder))
 
@@ -84,7 +91,7 @@ class TopKStore:
     """
 
     def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
-        self.directory = Path(directory)
+        self.directory = as_path("directory", directory)
         self.key = key
         self.required = required or key.is_spread
         self.sequences_computed = 0
@@ -100,8 +107,9 @@ class TopKStore:
         except OSError as error:
             self._cannot_write(error)
         remove_unfinished(self.directory)
-        for path in sorted(self.directory.glob("*.safetensors")):
-            self._open(path)
+        if os.path.isdir(self.directory):  # asks where pathlib raises
+            for path in sorted(self.directory.glob("*.safetensors")):
+                self._open(path)
 
     @classmethod
     def open(cls, directory: Path | str) -> TopKStore:
@@ -111,7 +119,7 @@ class TopKStore:
             MissingFileError: there is no such folder.
             StoreError: it holds no predictions; otherwise as above.
         """
-        folder = Path(directory)
+        folder = path_to_read("teacher store", directory, "pass a folder that xtoken teach wrote")
         if not folder.is_dir():
             raise MissingFileError(
                 f"teacher store {folder} does not exist; fill one with xtoken teach --out {folder}"

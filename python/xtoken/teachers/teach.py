@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import token_limit
 from xtoken._core import Vocab
 from xtoken._files import locked, writes
 from xtoken.data.chat_template import Rendering
@@ -72,6 +73,9 @@ class SequenceReader:
 
     Args:
         tokenizer, max_tokens, vocab, date, generation_config: as there.
+
+    Raises:
+        OptionError: `max_tokens` is no whole number of at least 2.
     """
 
     def __init__(
@@ -83,11 +87,12 @@ class SequenceReader:
         date: datetime.date | None = None,
         generation_config: object = None,
     ) -> None:
+        limit = token_limit(max_tokens)  # before the tokenizer, which takes seconds
         self._encoder = Encoder(
             tokenizer, "teacher", vocab=vocab, date=date, generation_config=generation_config
         )
         self._end = (vocab or Vocab.from_tokenizer(tokenizer)).roles.get("eos")
-        self._max_tokens = max_tokens
+        self._max_tokens = limit
 
     def read(self, rows: Sequence[tuple[str, Document]]) -> tuple[list[Ids], list[LeftOut]]:
         """[T] int64 each, distinct, of documents with their places; and those documents in which
@@ -185,6 +190,7 @@ def teacher_sequences(
     Returns: [T] int64 each, distinct, in the order of the documents.
 
     Raises:
+        OptionError: `max_tokens` is no whole number of at least 2.
         DataError: a conversation cannot be printed, or there is nothing to predict.
     """
     reader = SequenceReader(

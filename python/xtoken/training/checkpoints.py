@@ -15,7 +15,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import read_json, sealed, sha256_of, to_disk, unsealed, write_json, write_text
+from xtoken._files import (
+    path_to_read,
+    read_json,
+    sealed,
+    sha256_of,
+    to_disk,
+    unsealed,
+    write_json,
+    write_text,
+)
 from xtoken.errors import FormatError, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import is_main_process, wait_for_all
@@ -184,7 +193,8 @@ def last_whole_checkpoint(folder: Path | str) -> str | None:
 
     Returns: its path, for `train(resume_from_checkpoint=...)`; None where there is none.
     """
-    for step, path in sorted(_checkpoint_folders(Path(folder)).items(), reverse=True):
+    place = path_to_read("folder", folder, "pass the output_dir of a Trainer")
+    for step, path in sorted(_checkpoint_folders(place).items(), reverse=True):
         with contextlib.suppress(FormatError, OSError):
             state = read_json(path / "trainer_state.json", "state of a Trainer")
             if isinstance(state, dict) and state.get("global_step") == step:

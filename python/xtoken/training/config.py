@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from xtoken._files import JsonValue, parse_json, write_text
+from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
@@ -143,6 +143,7 @@ class DistillConfig:
             self._check(name, lambda value: value >= 0, "at least 0")
         for name in _POSITIVE:
             self._check(name, lambda value: value > 0, "more than 0")
+        self._check("max_tokens", lambda value: value >= 2, "at least 2")
         self._check(
             "warmup_steps",
             lambda value: value < 1 or value == int(value),
@@ -312,12 +313,12 @@ def read_settings(path: Path | str) -> dict[str, JsonValue]:
         OptionError: it does not hold names with values, in UTF-8.
     """
     name = f"configuration file {path}"
-    if not Path(path).is_file():
-        raise MissingFileError(
-            f"{name} does not exist; pass a file of settings in JSON, YAML or TOML"
-        )
-    content = Path(path).read_bytes()
-    kind = Path(path).suffix.lower()
+    hint = "pass a file of settings in JSON, YAML or TOML"
+    place = path_to_read("configuration file", path, hint)
+    if not place.is_file():
+        raise MissingFileError(f"{name} does not exist; {hint}")
+    content = place.read_bytes()
+    kind = place.suffix.lower()
     if kind not in (".yaml", ".yml", ".toml"):
         return _settings(content, name)
     try:
@@ -381,7 +382,6 @@ _POSITIVE = (
     "learning_rate",
     "projection_learning_rate",
     "max_grad_norm",
-    "max_tokens",
 )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from xtoken._files import parse_json, to_disk, write_atomically, writes
-from xtoken.errors import FormatError
+from xtoken._files import parse_json, path_to_read, to_disk, write_atomically, writes
+from xtoken.errors import FormatError, MissingFileError
 
 
 class History:
@@ -88,9 +88,15 @@ def read_history(path: Path | str) -> list[dict[str, float]]:
     A last line without its end, as of a run that is being written or was killed, is left out.
 
     Raises:
+        MissingFileError: there is no such file.
         FormatError: a line is no record.
     """
-    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    place = path_to_read("metrics file", path, "pass the metrics.jsonl of a run")
+    if not place.is_file():
+        raise MissingFileError(
+            f"metrics file {path} does not exist; pass the metrics.jsonl of a run"
+        )
+    lines = place.read_bytes().split(b"\n")[:-1]
     return [_record(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from xtoken._core import Vocab
+from xtoken._files import path_to_read
 from xtoken.distillation import DistillLossName
 from xtoken.errors import MissingFileError, ModelSourceError, OptionError
 from xtoken.pair import Pair
@@ -186,22 +187,24 @@ def _tokenizer_of(store: TopKStore, given: Path | str | None) -> str:
 
 
 def _tokenizer_folder(given: Path | str) -> str:
-    if not Path(given).is_dir() and not is_hub_name(given):
-        raise MissingFileError(
-            f"teacher directory {given} does not exist; pass a directory with the teacher's "
-            "tokenizer, or the name of a model on the hub (owner/model)"
-        )
+    hint = (
+        "pass a directory with the teacher's tokenizer, or the name of a model on the hub "
+        "(owner/model)"
+    )
+    if not path_to_read("teacher directory", given, hint).is_dir() and not is_hub_name(given):
+        raise MissingFileError(f"teacher directory {given} does not exist; {hint}")
     return str(given)
 
 
 def _source(side: str, given: Path | str) -> str:
-    path = Path(given)
+    hint = (
+        "pass a directory written by save_pretrained, or the name of a model on the hub "
+        "(owner/model)"
+    )
+    path = path_to_read(f"{side} directory", given, hint)
     if not path.is_dir():
         if not is_hub_name(given):
-            raise MissingFileError(
-                f"{side} directory {path} does not exist; pass a directory written by "
-                "save_pretrained, or the name of a model on the hub (owner/model)"
-            )
+            raise MissingFileError(f"{side} directory {path} does not exist; {hint}")
     elif not (path / "config.json").is_file():
         raise ModelSourceError(
             f"{side} directory {path} has no config.json; save the model and its tokenizer there "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from xtoken._checks import token_limit
 from xtoken.distillation import DistillerOptions
 from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
 from xtoken.errors import OptionError
@@ -244,10 +245,7 @@ class DistillSettings:
             raise OptionError(
                 f"projection_learning_rate = {self.projection_learning_rate}, expected above 0"
             )
-        if self.max_tokens is not None and self.max_tokens < 2:
-            raise OptionError(
-                f"max_tokens = {self.max_tokens}, expected at least 2, or None for no limit"
-            )
+        self.max_tokens = token_limit(self.max_tokens)
         self._check_on_policy()
         LossOptions(**self._loss_options())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from xtoken._checks import half_character
 from xtoken._files import JsonValue, read_json
+from xtoken.errors import FormatError
 
 # In the order in which transformers adds those that a file lacks.
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -60,9 +62,18 @@ def declared_tokens(config: Mapping[str, JsonValue]) -> list[tuple[str, bool | N
 
 
 def token_text(token: JsonValue) -> str | None:
-    """The text of a token as configurations write it: alone, or with how it is matched."""
+    """The text of a token as configurations write it: alone, or with how it is matched.
+
+    Raises:
+        FormatError: it is no Unicode text.
+    """
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    fault = half_character(text)
+    if fault is not None:
+        raise FormatError(f"a token {text[:40]!r} of the tokenizer configuration {fault}")
+    return text
 
 
 def _read_object(file: Path) -> dict[str, JsonValue]:

@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 from xtoken._checks import panics_refused
 from xtoken._core import Vocab
 from xtoken._extras import installed
-from xtoken._files import read_json
+from xtoken._files import path_to_read, read_json
 from xtoken.errors import (
     FormatError,
     MissingFileError,
     ModelSourceError,
     UnsupportedTokenizerError,
 )
-from xtoken.vocab.read import read_content, read_object, read_path
+from xtoken.vocab.read import PLACES, read_content, read_object, read_path
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
 
 # "owner/model". A name without owner is a directory: a mistyped path must not be sent out.
@@ -40,7 +40,10 @@ def is_hub_name(source: str | PathLike[str]) -> bool:
     found = HUB_NAME.fullmatch(str(source))
     if found is None or str(source).endswith(_FILE_ENDINGS):
         return False
-    return not Path(source).exists() and not Path(found[1]).is_dir()
+    try:
+        return not Path(source).exists() and not Path(found[1]).is_dir()
+    except OSError:  # nobody can say what is there
+        return False
 
 
 def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
@@ -77,16 +80,14 @@ def load_tokenizer(source: str | PathLike[str]) -> LoadedTokenizer:
     otherwise, and for a file, by `tokenizers`.
 
     Raises:
+        ArgumentTypeError: it is no path.
         MissingFileError: there is no such path, and it is no hub name.
         UnsupportedTokenizerError: it lists tokens but has no fast tokenizer.
         ModelSourceError: transformers or the hub cannot give it.
     """
-    path = Path(source)
+    path = path_to_read("the tokenizer", source, PLACES)
     if not path.exists() and not is_hub_name(source):
-        raise MissingFileError(
-            f"{path} does not exist; pass a directory or file of a tokenizer, or the name of a "
-            "model on the hub (owner/model)"
-        )
+        raise MissingFileError(f"{path} does not exist; {PLACES}")
     # Of a packed tokenizer.json transformers makes an empty tokenizer, without a word.
     packed = not (path / "tokenizer.json").is_file() and (path / "tokenizer.json.xz").is_file()
     named = (path / "tokenizer_config.json").is_file() and not packed
@@ -107,11 +108,13 @@ def by_transformers(source: str, side: str = "") -> LoadedTokenizer:
     """
     from transformers import AutoTokenizer
 
-    if not Path(source).exists() and not is_hub_name(source):
-        raise MissingFileError(
-            f"{side}{source} does not exist; pass a directory with a tokenizer, saved by "
-            "tokenizer.save_pretrained, or the name of a model on the hub (owner/model)"
-        )
+    hint = (
+        "pass a directory with a tokenizer, saved by tokenizer.save_pretrained, or the name of a "
+        "model on the hub (owner/model)"
+    )
+    found = path_to_read(f"{side}tokenizer", source, hint)
+    if not found.exists() and not is_hub_name(source):
+        raise MissingFileError(f"{side}{source} does not exist; {hint}")
     with panics_refused(f"the tokenizer of {side}{source}"):
         try:
             # Warnings of the hub's client and of transformers are no use beside the line below.

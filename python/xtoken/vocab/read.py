@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xtoken._core import Vocab
-from xtoken._files import JsonValue
+from xtoken._files import JsonValue, path_to_read
 from xtoken.errors import (
     ArgumentTypeError,
     FormatError,
@@ -22,6 +22,8 @@ from xtoken.vocab.source import FastTokenizer, SerializableTokenizer, TiktokenEn
 
 # The largest vocabularies have a million ids.
 _MAX_IDS = 1 << 24
+# Where a tokenizer is read from, for messages.
+PLACES = "pass a directory or file of a tokenizer, or the name of a model on the hub (owner/model)"
 _ROLES = ("bos", "eos", "pad", "unk")
 DIRECTORY_FILES = ("tokenizer.json", "tokenizer.json.xz", "tekken.json")
 # The largest tokenizers have about 40 MB.
@@ -63,10 +65,11 @@ def read_content(path: str | PathLike[str]) -> tuple[Path, bytes]:
     """A tokenizer's file, that of a directory if it is one, and what it holds, unpacked.
 
     Raises:
+        ArgumentTypeError: it is no path.
         MissingFileError: there is no such file.
         FormatError: a packed file is not whole, or it is too large for a tokenizer.
     """
-    path = Path(path)
+    path = path_to_read("the tokenizer", path, PLACES)
     if path.is_dir():
         file = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
         if file is None:
