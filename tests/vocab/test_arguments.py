@@ -81,3 +81,15 @@ def test_explicit_tokens_are_bytes_and_special_tokens_are_mappings() -> None:
         Vocab.from_tokens([b""], {"<eos>": 0})  # type: ignore[dict-item]
     with pytest.raises(ArgumentTypeError, match="expected a dict of texts to token ids"):
         Vocab.from_tiktoken(b"", {"<eos>": -1})
+
+
+@pytest.mark.parametrize("wrong", ["\ud800", 5, b"a"], ids=ascii)
+def test_a_pattern_is_unicode_text_and_flags_are_true_or_false(wrong: object) -> None:
+    with pytest.raises(ArgumentTypeError, match="expected a str of Unicode text"):
+        Vocab.from_tokens([b"a"], ranked=True, pattern=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="expected a str of Unicode text"):
+        Vocab.from_tiktoken(b"YQ== 0\n", {}, pattern=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="expected True or False"):
+        Vocab.from_tokens([b"a"], ranked=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="expected True or False"):
+        Vocab.from_tokenizer_json(b"{}", from_memory=wrong)  # type: ignore[arg-type]

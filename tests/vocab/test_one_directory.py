@@ -136,6 +136,20 @@ def test_a_configuration_that_is_nested_too_deep_is_refused(tmp_path: Path) -> N
         Vocab.from_path(directory)
 
 
+@pytest.mark.parametrize("config", [
+    {"eos_token": "a\ud800"},
+    {"added_tokens_decoder": {"5": {"content": "a\ud800", "special": True}}},
+    {"additional_special_tokens": ["a\ud800"]},
+])  # fmt: skip
+def test_a_declared_token_with_half_a_character_is_refused(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = declared(tmp_path / "model")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=r"a token 'a.ud800' of the tokenizer configuration"):
+        Vocab.from_path(directory)
+
+
 def test_a_byte_level_vocabulary_in_a_sentencepiece_pipeline_is_named_as_broken() -> None:
     made = byte_level()
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

@@ -21,6 +21,9 @@ pub(super) struct Roles(pub(super) BTreeMap<String, Option<i64>>);
 /// Bytes, borrowed.
 pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
 
+/// Unicode text.
+pub(super) struct Text(pub(super) String);
+
 /// The bytes of each id.
 pub(super) struct Tokens(pub(super) Vec<Vec<u8>>);
 
@@ -126,6 +129,26 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Bytes<'a> {
             .map(Self)
             .map_err(|_| wrong_type(&value, "bytes; pass a text as text.encode()"))
     }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        value.extract().map(Self).map_err(|_| {
+            wrong_type(
+                &value,
+                "a str of Unicode text; write no half of a character in it",
+            )
+        })
+    }
+}
+
+/// `True` or `False`, for `from_py_with`.
+pub(super) fn flag(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    value
+        .extract()
+        .map_err(|_| wrong_type(value, "True or False"))
 }
 
 impl<'py> FromPyObject<'_, 'py> for Tokens {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 
-use super::arguments::{Bytes, Roles, SpecialIds, SpecialTexts, TokenId, TokenIds, Tokens};
+use super::arguments::{
+    Bytes, Roles, SpecialIds, SpecialTexts, Text, TokenId, TokenIds, Tokens, flag,
+};
 use super::detached;
 use crate::error::{Error, Result, checked_id};
 use crate::segment::Scores;
@@ -40,9 +42,9 @@ fn declare(mut tokenizer: Tokenizer, roles: &Roles) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-fn cut_by(tokenizer: Tokenizer, pattern: Option<&str>) -> Result<Tokenizer> {
+fn cut_by(tokenizer: Tokenizer, pattern: Option<&Text>) -> Result<Tokenizer> {
     match pattern {
-        Some(pattern) => tokenizer.with_pattern(pattern),
+        Some(pattern) => tokenizer.with_pattern(&pattern.0),
         None => Ok(tokenizer),
     }
 }
@@ -102,7 +104,7 @@ impl PyVocab {
     fn from_tokenizer_json(
         py: Python<'_>,
         json: Bytes<'_>,
-        from_memory: bool,
+        #[pyo3(from_py_with = flag)] from_memory: bool,
         roles: Roles,
         declared: Vec<(String, Option<bool>)>,
     ) -> PyResult<Self> {
@@ -126,12 +128,12 @@ impl PyVocab {
         file: Bytes<'_>,
         special_tokens: SpecialIds,
         roles: Roles,
-        pattern: Option<&str>,
+        pattern: Option<Text>,
     ) -> PyResult<Self> {
         let specials: Vec<(String, u32)> = special_tokens.0.into_iter().collect();
         Self::wrap(py, || {
             let tokenizer = Tokenizer::from_tiktoken(file.0, &specials)?;
-            declare(cut_by(tokenizer, pattern)?, &roles)
+            declare(cut_by(tokenizer, pattern.as_ref())?, &roles)
         })
     }
 
@@ -152,9 +154,9 @@ impl PyVocab {
         py: Python<'_>,
         tokens: Tokens,
         special_tokens: SpecialTexts,
-        ranked: bool,
+        #[pyo3(from_py_with = flag)] ranked: bool,
         roles: Roles,
-        pattern: Option<&str>,
+        pattern: Option<Text>,
     ) -> PyResult<Self> {
         Self::wrap(py, || {
             for &id in special_tokens.0.keys() {
@@ -167,7 +169,7 @@ impl PyVocab {
                     None => Token::Text(bytes),
                 });
             let tokenizer = Tokenizer::from_tokens(tokens, ranked)?;
-            declare(cut_by(tokenizer, pattern)?, &roles)
+            declare(cut_by(tokenizer, pattern.as_ref())?, &roles)
         })
     }
 
