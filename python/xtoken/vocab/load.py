@@ -64,7 +64,7 @@ def read_tokenizer(tokenizer: TokenizerSource) -> Vocab:
 def is_made_by_class(source: str | PathLike[str]) -> bool:
     """Whether transformers makes the tokenizer of a directory by a class, which has a pipeline of
     its own whatever stands in tokenizer.json."""
-    path = Path(source)
+    path = path_to_read("the tokenizer", source, PLACES)
     file = path / "tokenizer_config.json"
     if not file.is_file() or not (path / "tokenizer.json").is_file():
         return False
