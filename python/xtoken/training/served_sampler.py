@@ -5,7 +5,7 @@ from __future__ import annotations
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
 from xtoken.errors import ServerError
-from xtoken.teachers.served.answers import items, member
+from xtoken.teachers.served.answers import ids_of, in_order, items, member
 from xtoken.teachers.served.client import Connection, RetryPolicy
 from xtoken.training.on_policy import SampleRequest, until_stop
 
@@ -62,21 +62,12 @@ class ServedSampler:
         }
         answer = self._connection.post(_PATH, body)
         choices = items(member(answer, "choices"), "choices", len(prompts))
-        found: dict[int, list[int]] = {}
-        for at, choice in enumerate(choices):
-            index = member(choice, "index")
-            found[index if isinstance(index, int) else at] = self._ids(choice, request)
-        if sorted(found) != list(range(len(prompts))):
-            raise ServerError(
-                f"{self._connection.url}{_PATH} numbered its answers {sorted(found)}, expected 0 "
-                f"to {len(prompts) - 1}"
-            )
-        return [found[index] for index in range(len(prompts))]
+        return [self._ids(choice, request) for choice in in_order(choices)]
 
     def _ids(self, choice: JsonValue, request: SampleRequest) -> list[int]:
         given = member(choice, "token_ids")
-        if isinstance(given, list) and all(isinstance(token, int) for token in given):
-            ids = [int(str(token)) for token in given]
+        if isinstance(given, list):
+            ids = ids_of(given, "token_ids").tolist()
         else:
             text = member(choice, "text")
             ids = self._vocab.segment(text.encode()) or [] if isinstance(text, str) else []

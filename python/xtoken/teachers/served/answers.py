@@ -19,6 +19,15 @@ Ids = NDArray[np.int64]
 _NO_MASS = -9999.0
 # Of a sum of probabilities in float32, or of logits in bfloat16 that were normalized in it.
 _MASS_TOLERANCE = 1e-3
+# Columns of an lm_head past the tokenizer's last id, at most: 1,069 of 200,019 in gpt-oss.
+_MOST_PADDING = 2048
+_INTEGERS: frozenset[type] = frozenset({int})
+_NUMBERS: frozenset[type] = frozenset({int, float, type(None)})
+
+
+def most_columns(vocab_size: int) -> int:
+    """Columns that an lm_head may have for a tokenizer of so many ids, its padding included."""
+    return vocab_size + max(64, min(_MOST_PADDING, vocab_size // 16))
 
 
 def predictions_of(
@@ -67,6 +76,56 @@ def predictions_of(
     return Predictions(sorted_ids, np.minimum(sorted_values, 0.0), np.minimum(tokens, 0.0))
 
 
+def ids_of(values: Sequence[JsonValue], name: str) -> Ids:
+    """Token ids of an answer, int64.
+
+    Raises:
+        ServerError: one is no integer of at least 0. What lies outside the vocabulary is left to
+            `predictions_of`, which knows it.
+    """
+    found = _array(values, name, _INTEGERS, np.int64)
+    if (found < 0).any():
+        raise malformed(name, values[int((found < 0).argmax())])
+    return found
+
+
+def log_probs_of(values: Sequence[JsonValue], name: str) -> NDArray[np.float64]:
+    """Log-probabilities of an answer; null, as JSON writes NaN and infinity, is NaN.
+
+    Raises:
+        ServerError: one is no number.
+    """
+    return _array(values, name, _NUMBERS, np.float64)
+
+
+def _array(
+    values: Sequence[JsonValue], name: str, kinds: frozenset[type], dtype: type[Any]
+) -> NDArray[Any]:
+    # By set, as an answer has millions of them. NumPy would read text, and true as 1.
+    if not kinds.issuperset(map(type, values)):
+        raise malformed(name, next(value for value in values if type(value) not in kinds))
+    try:
+        return np.array(values, dtype)
+    except OverflowError as error:
+        raise malformed(name, max(values, key=_size)) from error
+
+
+def _size(value: JsonValue) -> float | int:
+    return abs(value) if isinstance(value, int | float) else 0
+
+
+def in_order(choices: Sequence[JsonValue]) -> list[JsonValue]:
+    """The choices of an answer by their `index`, which servers may send in any order.
+
+    Raises:
+        ServerError: they are not numbered from 0 on.
+    """
+    places = ids_of([member(choice, "index") for choice in choices], "index")
+    if sorted(places.tolist()) != list(range(len(choices))):
+        raise malformed("index", places.tolist())
+    return [choices[at] for at in np.argsort(places)]
+
+
 def prompt_of(ids: Ids) -> Ids:
     """A sequence and one more token, so that the server scores what follows the last one too."""
     return np.append(ids, ids[-1:])
@@ -105,6 +164,12 @@ def _check(
             f"{int(ids[place].max())}, outside the teacher vocabulary (V_t = {vocab_size}); pass "
             "vocab= of the tokenizer that is served"
         )
+    highest = int(ids.max(initial=0))
+    if highest >= most_columns(vocab_size):
+        raise ServerError(
+            f"the answer names id {highest}, which no head of the teacher vocabulary (V_t = "
+            f"{vocab_size}) has; pass vocab= of the tokenizer that is served, or update the server"
+        )
 
 
 def check_echo(sent: Ids, returned: JsonValue) -> None:
@@ -120,6 +185,7 @@ def check_echo(sent: Ids, returned: JsonValue) -> None:
         raise malformed("prompt_token_ids", returned)
     count = min(len(sent), len(returned))
     if list(sent[:count]) == returned[:count]:
+        ids_of(returned[:count], "the prompt")  # true would be 1
         if len(returned) >= len(sent):
             return
         raise ServerError(
@@ -143,9 +209,16 @@ def foreign_ids(place: int, sent: int, returned: JsonValue) -> ServerError:
 def malformed(name: str, value: object) -> ServerError:
     """The error where a part of an answer has another form."""
     return ServerError(
-        f"{name} of the answer is {str(value)[:80]!r}; the server speaks another format: check "
+        f"{name} of the answer is {_shown(value)!r}; the server speaks another format: check "
         "url= and api= (vllm, vllm-tokens or sglang), and the server's version"
     )
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)[:80]
+    except RecursionError:
+        return "deeply nested"
 
 
 def member(value: JsonValue, key: str) -> JsonValue:

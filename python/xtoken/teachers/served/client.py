@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-import json
 import random
 import threading
 import time
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xtoken._extras import needs_extra
-from xtoken._files import JsonValue
-from xtoken.errors import RefusedRequestError, ServerError, UnavailableServerError
+from xtoken._files import JsonValue, parse_json
+from xtoken.errors import FormatError, RefusedRequestError, ServerError, UnavailableServerError
 
 if TYPE_CHECKING:
     import ssl
@@ -131,8 +131,7 @@ class Connection:
             try:
                 response = self._client.request(method, self.url + path, json=body)
                 if response.is_success:
-                    answer: JsonValue = json.loads(response.content)
-                    return answer
+                    return parse_json(response.content)
                 if response.status_code not in _TEMPORARY:
                     raise self._refused(path, response)
                 failure = f"{response.status_code} {_reason(response)}"
@@ -142,9 +141,9 @@ class Connection:
             except self._httpx.RequestError as error:
                 # Refused, reset, or cut off in the middle of an answer.
                 failure = f"{type(error).__name__}: {error}"
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except FormatError as error:
                 # A whole answer by its length, which something on the way cut.
-                failure = f"an answer that is not JSON ({error})"
+                failure = f"an answer that {str(error).rpartition('; ')[0]}"
             if tries > self.policy.retries or self.stopped.wait(pause):
                 raise UnavailableServerError(
                     f"{self.url}{path} gave no answer in {tries} tries over "
@@ -186,10 +185,9 @@ def _retry_after(response: httpx2.Response) -> float:
 def _reason(response: httpx2.Response) -> str:
     """What an error's body says, in one line: vLLM and SGLang nest it differently."""
     text = response.text
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = text
+    content: JsonValue = text
+    with contextlib.suppress(FormatError):
+        content = parse_json(text)
     for key in ("error", "message"):
         if isinstance(content, dict) and key in content:
             content = content[key]

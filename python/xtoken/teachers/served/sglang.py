@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,9 @@ from xtoken.errors import RefusedRequestError, ServerError
 from xtoken.teachers.served.answers import (
     Ids,
     check_echo,
+    ids_of,
     items,
+    log_probs_of,
     malformed,
     member,
     predictions_of,
@@ -27,7 +28,10 @@ from xtoken.teachers.served.client import Connection
 from xtoken.teachers.shard import Predictions
 
 _PATH = "/generate"
-_TYPES = {"float32": "<f4", "int32": "<i4", "float64": "<f8", "int64": "<i8"}
+_TYPES = {
+    "idx": {"int32": "<i4", "int64": "<i8"},
+    "val": {"float32": "<f4", "float64": "<f8"},
+}
 
 
 class SGLang:
@@ -80,7 +84,8 @@ class SGLang:
             info = member(entry, "meta_info")
             actual = items(member(info, "input_token_logprobs"), "input_token_logprobs")
             check_echo(prompt, [_pair(item)[1] for item in actual])
-            tokens = np.array([_number(_pair(item)[0]) for item in actual[1 : len(prompt)]], float)
+            own = [_pair(item)[0] for item in actual[1 : len(prompt)]]
+            tokens = log_probs_of(own, "a log-probability")
             shape = (len(prompt) - 1, question.top_k)
             if member(info, "input_top_logprobs_shape") is not None:
                 found, log_probs = _flat(info, shape)
@@ -106,14 +111,6 @@ def _pair(item: JsonValue) -> list[JsonValue]:
     return item
 
 
-def _number(value: JsonValue) -> float:
-    if value is None:
-        return float("nan")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise malformed("a log-probability", value)
-    return float(value)
-
-
 def _flat(info: JsonValue, shape: tuple[int, int]) -> tuple[Ids, NDArray[np.float64]]:
     """Entries of the flat form: rows that follow some null ones."""
     stated = member(info, "input_top_logprobs_shape")
@@ -125,9 +122,9 @@ def _flat(info: JsonValue, shape: tuple[int, int]) -> tuple[Ids, NDArray[np.floa
             "--context-length, and start it with --disable-radix-cache"
         )
     arrays = []
-    for name in ("idx", "val"):
+    for name, types in _TYPES.items():
         key = f"input_top_logprobs_{name}_flat_b64"
-        content, kind = member(info, key), _TYPES.get(str(member(info, f"{key}_dtype")))
+        content, kind = member(info, key), types.get(str(member(info, f"{key}_dtype")))
         try:
             if not isinstance(content, str) or kind is None:
                 raise ValueError(key)
@@ -135,7 +132,10 @@ def _flat(info: JsonValue, shape: tuple[int, int]) -> tuple[Ids, NDArray[np.floa
             arrays.append(np.frombuffer(data, kind).reshape(shape))
         except (binascii.Error, ValueError) as error:
             raise malformed(key, content) from error
-    return arrays[0].astype(np.int64), arrays[1].astype(np.float64)
+    ids = arrays[0].astype(np.int64)
+    if (ids < 0).any():
+        raise malformed("an id in input_top_logprobs", int(ids.min()))
+    return ids, arrays[1].astype(np.float64)
 
 
 def _nested(info: JsonValue, shape: tuple[int, int]) -> tuple[Ids, NDArray[np.float64]]:
@@ -147,18 +147,15 @@ def _nested(info: JsonValue, shape: tuple[int, int]) -> tuple[Ids, NDArray[np.fl
             "expected as many, the first of them null; raise --context-length, and start the "
             "server with --disable-radix-cache"
         )
-    content: list[Any] = [
-        [_pair(entry)[:2] for entry in items(row, "a row of input_top_logprobs")]
-        for row in rows[1:]
-    ]
-    try:
-        table = np.array(content, dtype=float).reshape(*shape, 2)
-    except (ValueError, TypeError) as error:
+    content = [items(row, "a row of input_top_logprobs") for row in rows[1:]]
+    if any(len(row) != shape[1] for row in content):
         raise ServerError(
             f"input_top_logprobs has rows of other lengths than top_k = {shape[1]}; update the "
             "server"
-        ) from error
+        )
+    pairs = [_pair(entry) for row in content for entry in row]
+    values = log_probs_of([pair[0] for pair in pairs], "a log-probability").reshape(shape)
+    ids = ids_of([pair[1] for pair in pairs], "an id in input_top_logprobs").reshape(shape)
     # Within the K best null is -inf, unless the whole row is.
-    values = table[..., 0]
     values[np.isnan(values) & ~np.isnan(values).all(1, keepdims=True)] = -np.inf
-    return table[..., 1].astype(np.int64), values
+    return ids, values

@@ -19,7 +19,7 @@ from xtoken._files import JsonValue
 from xtoken.errors import OptionError, RefusedRequestError, ServerError, TokenIdError, XTokenError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.predict import padded_signal
-from xtoken.teachers.served.answers import items, member
+from xtoken.teachers.served.answers import items, member, most_columns
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
 from xtoken.teachers.served.client import Connection, RetryPolicy
 from xtoken.teachers.served.probe import ENTRIES, Probe, fixed_prompt
@@ -35,8 +35,6 @@ _APIS: dict[ApiName, type[Api]] = {
     "vllm-tokens": VllmTokens,
     "sglang": SGLang,
 }
-# Columns of an lm_head past the tokenizer's last id, at most: 1,069 of 200,019 in gpt-oss.
-_MOST_PADDING = 2048
 
 
 @dataclass(frozen=True)
@@ -345,8 +343,8 @@ class ServedTeacher:
 
     def _check_vocabulary(self, model: str) -> None:
         size = self.api.vocab_size(self.connection, model)
-        padding = max(64, min(_MOST_PADDING, self.vocab_size // 16))
-        if size is not None and not self.vocab_size <= size <= self.vocab_size + padding:
+        most = most_columns(self.vocab_size)
+        if size is not None and not self.vocab_size <= size <= most:
             raise ServerError(
                 f"{model} at {self.connection.url} has a vocabulary of {size}, the tokenizer of "
                 f"vocab= has {self.vocab_size}; pass vocab= of the model that is served (or "

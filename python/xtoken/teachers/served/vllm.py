@@ -14,7 +14,10 @@ from xtoken.teachers.served.answers import (
     Ids,
     check_echo,
     foreign_ids,
+    ids_of,
+    in_order,
     items,
+    log_probs_of,
     malformed,
     member,
     predictions_of,
@@ -28,6 +31,8 @@ from xtoken.teachers.shard import Predictions
 _PATH = "/v1/completions"
 # Of an entry without a rank.
 _LAST_RANK = 2**31
+# Ten digits are more than 32 bits.
+_ID_LENGTHS = frozenset(range(1, 11))
 
 
 class VllmCompletions:
@@ -73,20 +78,13 @@ class VllmCompletions:
         except RefusedRequestError as error:
             raise explained(error, question.top_k, max(map(len, prompts))) from error
         choices = items(member(answer, "choices"), "choices", len(group))
-        for prompt, choice in zip(prompts, sorted(choices, key=_index), strict=True):
+        for prompt, choice in zip(prompts, in_order(choices), strict=True):
             check_echo(prompt, member(choice, "prompt_token_ids"))
             rows = items(member(choice, "prompt_logprobs"), "prompt_logprobs")
             found = read_rows(prompt, rows, question.top_k)
             yield predictions_of(
                 *found, vocab_size=question.vocab_size, length=len(prompt) - 1, width=question.width
             )
-
-
-def _index(choice: JsonValue) -> int:
-    index = member(choice, "index")
-    if not isinstance(index, int):
-        raise malformed("index", index)
-    return index
 
 
 def read_rows(
@@ -125,13 +123,15 @@ def read_rows(
     try:
         for index, entry in enumerate(entries):
             count = len(entry)
-            found[index, :count] = [int(key) for key in entry]
-            # orjson writes NaN as null.
-            log_probs[index, :count] = [
-                np.nan if value["logprob"] is None else value["logprob"] for value in entry.values()
-            ]
-            ranks[index, :count] = [value.get("rank") or _LAST_RANK for value in entry.values()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            values = entry.values()
+            found[index, :count] = _keys(entry)
+            log_probs[index, :count] = log_probs_of(
+                [value["logprob"] for value in values], "a log-probability"
+            )
+            ranks[index, :count] = ids_of(
+                [value.get("rank") or _LAST_RANK for value in values], "a rank"
+            )
+    except (TypeError, KeyError, AttributeError) as error:
         raise malformed("prompt_logprobs", entries[index]) from error
     own = found == prompt[1:, None]  # [T, K + 1]
     if not own.any(1).all():
@@ -141,3 +141,18 @@ def read_rows(
     # By rank; an entry without one by its value. The token's own entry may come after the K best.
     order = np.lexsort((-log_probs, ranks), axis=1)[:, :top_k]
     return np.take_along_axis(found, order, 1), np.take_along_axis(log_probs, order, 1), tokens
+
+
+def _keys(entry: dict[str, Any]) -> Ids:
+    """The ids that the entries of a position are named after."""
+    name = "an id in prompt_logprobs"
+    # Of all keys at once, as there are millions of them.
+    text, lengths = "".join(entry), set(map(len, entry))
+    if not text.isdecimal() or not text.isascii() or not lengths.issubset(_ID_LENGTHS):
+        raise malformed(name, next(key for key in entry if not _is_id(key)))
+    return np.fromiter(map(int, entry), np.int64, len(entry))
+
+
+def _is_id(key: str) -> bool:
+    """Whether it is spelled as JSON spells an id; int() reads signs, spaces and all scripts."""
+    return key.isdecimal() and key.isascii() and len(key) in _ID_LENGTHS

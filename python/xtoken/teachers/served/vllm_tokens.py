@@ -128,8 +128,20 @@ def read_array(value: JsonValue, shape: tuple[int, ...]) -> NDArray[np.float32]:
             "needs vLLM 0.33 or later, else pass api='vllm'"
         )
     try:
-        array = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
-    except (binascii.Error, ValueError, EOFError, OSError) as error:
+        # Not np.load, which opens archives too.
+        array = np.lib.format.read_array(
+            io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False
+        )
+    # A damaged header may name any size, and any type.
+    except (
+        binascii.Error,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        EOFError,
+        OSError,
+        MemoryError,
+    ) as error:
         raise malformed("prompt_token_id_logprobs", value) from error
     if array.shape != shape or array.dtype != np.float32:
         raise ServerError(
