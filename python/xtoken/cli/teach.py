@@ -27,7 +27,11 @@ def teach(
         ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Address of a server (vLLM, SGLang) that runs the teacher.")
+        str | None,
+        typer.Option(
+            help="Address of a server (vLLM, SGLang) that runs the teacher; its key is read from "
+            "OPENAI_API_KEY."
+        ),
     ] = None,
     api: Annotated[
         str, typer.Option(help="The server's dialect: auto, vllm, vllm-tokens or sglang.")

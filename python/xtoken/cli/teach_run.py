@@ -36,6 +36,7 @@ from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.teachers.forward import position_limit
 from xtoken.teachers.packed import StoreDtype
 from xtoken.teachers.served import ApiName, ServedTeacher, fill_store, open_store
+from xtoken.teachers.served.client import without_password
 from xtoken.teachers.store import is_store
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER, StoreNotes
 from xtoken.teachers.teach import (
@@ -96,8 +97,13 @@ class Request:
                 found += [flag] if value else []
                 continue
             for one in value if isinstance(value, list) else [value]:
-                found += [flag, str(one)]
+                found += [flag, self.address if each.name == "url" else str(one)]
         return tuple(found)
+
+    @property
+    def address(self) -> str:
+        """Of the server, without a name and password; empty where there is none."""
+        return without_password(self.url or "")
 
 
 def run(request: Request) -> None:
@@ -341,7 +347,7 @@ def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStr
         )
     sequences = () if isinstance(texts, SequenceStream) else texts
     notes = StoreNotes(
-        teacher=request.url or str(request.teacher),
+        teacher=request.address or str(request.teacher),
         date=cast(str, request.date),
         max_tokens=request.max_tokens,
         sequences=len(sequences),
@@ -363,7 +369,7 @@ def _table(request: Request, store: TopKStore, found: Estimate) -> Table:
     )
     if key.min_prob is not None:
         kept = f"probability {key.min_prob:g} or more, {key.top_k} at most"
-    where = request.url or _device(request).type
+    where = request.address or _device(request).type
     where += f", {process_count()} processes" if process_count() > 1 else ""
     about = "about " if request.streaming else ""
     rows = [

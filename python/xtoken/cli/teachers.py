@@ -57,7 +57,7 @@ def parse_teachers(
         )
     if served and stores:
         raise OptionError(
-            f"--teacher-url {served[0].url} and --teacher-store {stores[0]}; pass one of them: "
+            f"--teacher-url {served[0].address} and --teacher-store {stores[0]}; pass one of them: "
             "xtoken teach --url stores what a server says"
         )
     if served and len(served) != len(sources):

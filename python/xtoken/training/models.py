@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +19,7 @@ from xtoken.teachers.forward import position_limit
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.served import ApiName, PrefetchedTeacher, Probe, ServedTeacher
+from xtoken.teachers.served.client import without_password
 from xtoken.teachers.store import TopKStore
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.config import TeacherDtype
@@ -29,10 +30,15 @@ from xtoken.vocab.load import by_transformers, is_hub_name
 class ServedSource:
     """A teacher that a server runs: where it is, and how it is asked; see `ServedTeacher`."""
 
-    url: str
+    url: str = field(repr=False)  # with its password
     api: str = "auto"
     model: str | None = None
     concurrency: int = 8
+
+    @property
+    def address(self) -> str:
+        """The URL without a name and password."""
+        return without_password(self.url)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class ModelPair:
             concurrency=self.served.concurrency,
         )
         try:
-            name = f"{self.served.url} {served.model} {self.pair.teacher_vocab.fingerprint}"
+            name = f"{self.served.address} {served.model} {self.pair.teacher_vocab.fingerprint}"
             digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
             path = folder / f"served-{digest}.json"
             if not path.exists() or not served.recognise(Probe.load(path)):

@@ -20,10 +20,11 @@ class ServedSampler:
     that it has loaded: whoever trains puts the student's there.
 
     Args:
-        url: of the server.
+        url: of the server; a name and password in it are neither kept nor printed.
         vocab: the student's.
         model: as the server names it; None for the first one that it serves.
         policy: of retries.
+        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY`, if set.
 
     Raises:
         ServerError: no server is there, or its answer cannot be used.
@@ -36,8 +37,9 @@ class ServedSampler:
         model: str | None = None,
         *,
         policy: RetryPolicy | None = None,
+        api_key: str | None = None,
     ) -> None:
-        self._connection = Connection(url, policy=policy or RetryPolicy())
+        self._connection = Connection(url, policy=policy or RetryPolicy(), api_key=api_key)
         self._vocab = vocab
         self._model = model
 

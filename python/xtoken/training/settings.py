@@ -270,6 +270,16 @@ class DistillSettings:
                 "on_policy_fraction = 1 leaves no cross-entropy for kd_weight = 'balanced' to "
                 "balance; pass a number"
             )
+        if self.on_policy_url is not None:
+            # Here, as most runs need no client.
+            from xtoken.teachers.served.client import without_password
+
+            address = without_password(self.on_policy_url)
+            if address != self.on_policy_url:
+                raise OptionError(
+                    f"on_policy_url names a password for {address}, and checkpoints keep it; pass "
+                    "sampler=ServedSampler(url, vocab) to the trainer, or set OPENAI_API_KEY"
+                )
 
     def _loss_options(self) -> dict[str, Any]:
         names = [each.name for each in dataclasses.fields(LossOptions)]

@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import random
+import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xtoken._extras import needs_extra
 from xtoken._files import JsonValue, parse_json
-from xtoken.errors import FormatError, RefusedRequestError, ServerError, UnavailableServerError
+from xtoken.errors import (
+    FormatError,
+    OptionError,
+    RefusedRequestError,
+    ServerError,
+    UnavailableServerError,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -24,6 +33,46 @@ if TYPE_CHECKING:
 # Answers that another try may change: too busy, or broken for a moment.
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 30.0
+# As OpenAI's client and others call it.
+KEY_VARIABLE = "OPENAI_API_KEY"
+_USERINFO = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)([^/?#]*)@(.*)", re.DOTALL)
+# What is shorter stands in words, too, and hides nothing.
+_SHORTEST_SECRET = 4
+
+
+def without_password(url: str) -> str:
+    """An address as it is kept, compared and told: without the name and password in it.
+
+    >>> without_password("http://me:secret@localhost:8000/v1")
+    'http://localhost:8000/v1'
+    """
+    found = _USERINFO.fullmatch(url)
+    return url if found is None else found[1] + found[3]
+
+
+def _login(url: str) -> tuple[str, str] | None:
+    """The name and the password in an address."""
+    found = _USERINFO.fullmatch(url)
+    if found is None:
+        return None
+    name, _, password = found[2].partition(":")
+    return urllib.parse.unquote(name), urllib.parse.unquote(password)
+
+
+def _key(given: str | None) -> str | None:
+    """The key that is sent: the given one, or that of the environment."""
+    name = "api_key"
+    if given is None:
+        name, given = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "")
+    key = given.strip()
+    if not key:
+        return None
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise OptionError(
+            f"{name} holds a character that no key has (it is not shown); pass letters, digits and "
+            "signs of ASCII alone"
+        )
+    return key
 
 
 @dataclass(frozen=True)
@@ -51,21 +100,35 @@ class Connection:
     """Connections to one server, kept between requests and shared by threads.
 
     Args:
-        url: where the server listens; a path in it stays, a trailing `/v1` does not.
+        url: where the server listens; a path in it stays, a trailing `/v1` does not. A name and
+            password in it (`http://NAME:PASSWORD@HOST`) are sent, and stand nowhere else.
         connections: kept at most.
         policy: of retries.
-        api_key: sent as a bearer token, if given.
+        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY` where it
+            is set and the address has no password; empty for none.
+
+    Raises:
+        ServerError: the address is none.
+        OptionError: a key that no header can hold, or beside a password.
     """
 
     url: str
     connections: int = 8
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     # Set when a request has failed for good: the others give up instead of waiting.
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.url = self.url.rstrip("/").removesuffix("/v1")
+        given, login = self.url, _login(self.url)
+        self.url = without_password(given).rstrip("/").removesuffix("/v1")
+        if login is not None and self.api_key:
+            raise OptionError(
+                f"api_key= and a password in the address of {self.url}, and a request has one of "
+                "them; pass one"
+            )
+        key = self.api_key = None if login is not None else _key(self.api_key)
+        self._secrets = [each for each in (key, *(login or ())[1:]) if each]
         with needs_extra():
             import httpx2
         self._httpx = httpx2
@@ -74,9 +137,10 @@ class Connection:
         except httpx2.InvalidURL:
             address = httpx2.URL("")
         if address.scheme not in ("http", "https") or not address.host:
+            # Where a password is spelled wrongly, it ends at any later @.
+            shown = re.sub(r"\A([^:/?#]*://)?.*@", r"\1", given, flags=re.DOTALL)
             raise ServerError(
-                f"url = {self.url!r}, expected the address of a server such as "
-                "http://localhost:8000"
+                f"url = {shown!r}, expected the address of a server such as http://localhost:8000"
             )
         self._client: httpx2.Client = httpx2.Client(
             timeout=httpx2.Timeout(
@@ -87,7 +151,8 @@ class Connection:
             limits=httpx2.Limits(
                 max_connections=self.connections, max_keepalive_connections=self.connections
             ),
-            headers={} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"},
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            auth=login,
             verify=_certificates(),
         )
 
@@ -134,7 +199,7 @@ class Connection:
                     return parse_json(response.content)
                 if response.status_code not in _TEMPORARY:
                     raise self._refused(path, response)
-                failure = f"{response.status_code} {_reason(response)}"
+                failure = f"{response.status_code} {self._reason(response)}"
                 pause = max(pause, _retry_after(response))
             except self._httpx.TimeoutException as error:
                 failure = f"silent for {self.policy.timeout:g} s ({type(error).__name__})"
@@ -152,10 +217,14 @@ class Connection:
                 )
 
     def _refused(self, path: str, response: httpx2.Response) -> RefusedRequestError:
-        reason = _reason(response)
+        reason = self._reason(response)
         remedy = "look at the server's log"
         if response.status_code in (401, 403):
-            remedy = "pass api_key="
+            remedy = f"set {KEY_VARIABLE} to the server's key, or pass api_key= in Python"
+            if self.api_key is not None:
+                remedy = f"correct the key in {KEY_VARIABLE} or api_key="
+            elif self._secrets:
+                remedy = "correct the name and password in the address"
         elif response.status_code == 404:
             remedy = "check url=, api= and model= against the server"
         return RefusedRequestError(
@@ -163,6 +232,22 @@ class Connection:
             response.status_code,
             reason,
         )
+
+    def _reason(self, response: httpx2.Response) -> str:
+        """What an error's body says, in one line: vLLM and SGLang nest it differently."""
+        text = response.text
+        content: JsonValue = text
+        with contextlib.suppress(FormatError):
+            content = parse_json(text)
+        for key in ("error", "message"):
+            if isinstance(content, dict) and key in content:
+                content = content[key]
+        said = " ".join(str(content).split())
+        for secret in self._secrets:
+            # Some servers say which key they refuse.
+            if len(secret) >= _SHORTEST_SECRET:
+                said = said.replace(secret, "***")
+        return said[:500]
 
 
 @functools.cache
@@ -180,15 +265,3 @@ def _retry_after(response: httpx2.Response) -> float:
     except ValueError:  # a date
         return 0.0
     return min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS)
-
-
-def _reason(response: httpx2.Response) -> str:
-    """What an error's body says, in one line: vLLM and SGLang nest it differently."""
-    text = response.text
-    content: JsonValue = text
-    with contextlib.suppress(FormatError):
-        content = parse_json(text)
-    for key in ("error", "message"):
-        if isinstance(content, dict) and key in content:
-            content = content[key]
-    return " ".join(str(content).split())[:500]

@@ -57,7 +57,8 @@ class ServedTeacher:
     vocabulary are compared with what was passed here.
 
     Args:
-        url: where the server listens, such as `http://localhost:8000`.
+        url: where the server listens, such as `http://localhost:8000`; a name and password in it
+            are sent, and neither kept nor printed.
         vocab: the teacher's `Vocab`, its tokenizer, or the number of its ids. With a tokenizer the
             server's is compared by the text of some tokens too.
         top_k: entries kept per position.
@@ -70,7 +71,7 @@ class ServedTeacher:
         retries: tries after the first, with exponential backoff.
         backoff: seconds before the second try.
         tokens_per_request: prompts of a request hold at most so many tokens, or one sequence.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY`, if set.
 
     Raises:
         OptionError: a value is outside its range.
