@@ -17,6 +17,7 @@ from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from xtoken import Pair
 from xtoken.cli import app, teach_stream
 from xtoken.errors import DataError, PairError
 from xtoken.teachers import LiveTeacher, TopKStore
@@ -278,6 +279,32 @@ def stored(folder: Path) -> dict[bytes, np.ndarray]:
         for shard in store._shards
         for index in range(len(shard.digests))
     }
+
+
+def test_a_text_of_one_teacher_token_teaches_nothing_and_stops_nothing(
+    workspace: Path, tmp_path: Path
+) -> None:
+    pair = Pair(workspace / "student", workspace / "teacher", cache_dir=False)
+    found = pair.teacher_vocab
+    texts = [found.token_bytes(token).decode(errors="replace") for token in range(len(found))]
+    single = next(
+        text
+        for text in texts
+        if text.isalpha()
+        and len(pair.student_tokenizer(text).input_ids) > 1
+        and len(pair.teacher_tokenizer(text).input_ids) == 1
+    )
+    data = write_jsonl(tmp_path / "data.jsonl", [single, *tiny_texts(7)])
+    held_out = write_jsonl(tmp_path / "held.jsonl", tiny_texts(2))
+    store = tmp_path / "store"
+    assert "7 texts in" in teach(workspace, store, data=data)
+    for source in ({"teacher_store": store}, {"teacher": workspace / "teacher"}):
+        out = tmp_path / next(iter(source))
+        distill(
+            workspace, out, data=data, held_out=held_out, batch_size=4, loss="exact-kl",
+            teacher_cache=tmp_path / "cache", **source,
+        )  # fmt: skip
+        assert len(read_history(out / "metrics.jsonl")) >= 3
 
 
 def test_a_stream_is_stored_as_the_same_texts_in_memory_are(

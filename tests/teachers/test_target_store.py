@@ -21,6 +21,7 @@ from xtoken.targets import TargetExample, TargetOptions
 from xtoken.teachers import Predictions, StoreKey, TargetStore, TopKStore
 from xtoken.teachers import target_store as module
 from xtoken.training.batches import ExampleCollator
+from xtoken.training.routing import unasked
 from xtoken.training.teaching import Teaching
 
 TEXTS = [
@@ -158,6 +159,21 @@ def test_a_text_that_was_kept_for_another_teacher_has_its_targets_when_it_is_for
     assert store.fill([*of_another, *examples]) == len(TEXTS)
     assert opened(tmp_path, distiller).targets(examples) == fresh
     assert len(opened(tmp_path, distiller).targets(of_another)) == 0
+
+
+def test_a_text_of_one_teacher_token_needs_no_predictions(
+    tmp_path: Path, distiller: Distiller
+) -> None:
+    examples = list(distiller.examples(TEXTS))
+    stored(tmp_path, distiller, examples)
+    ids = examples[0].teacher_ids[:1]
+    # Its mask holds a first token, which nothing predicts.
+    single = unasked(replace(examples[0], teacher_ids=ids))
+    single = replace(single, teacher_loss_mask=np.ones(1, dtype=np.bool_))
+    store = opened(tmp_path, distiller)
+    assert store.knows([single, *examples])
+    assert len(store.targets([single])) == 0
+    assert store.targets([single, *examples]).example(1) == store.targets(examples).example(0)
 
 
 def test_an_example_without_predictions_is_refused(tmp_path: Path, distiller: Distiller) -> None:

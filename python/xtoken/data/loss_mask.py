@@ -39,6 +39,12 @@ class Encoded(NamedTuple):
         return Encoded(self.ids[:length], self.loss_mask[:length], turns, stops)
 
 
+def is_predicted(loss_mask: Mask) -> bool:
+    """Whether any token of a mask [T] is predicted, and its teacher asked: nothing predicts a
+    first one."""
+    return bool(loss_mask[1:].any())
+
+
 class RenderingEncoder:
     """Tokenizes what a chat template printed, without adding special tokens to those it printed.
 

@@ -16,6 +16,7 @@ from xtoken._core import __version__
 from xtoken._files import remove_unfinished, warn_of_cache
 from xtoken._tensor_files import read_tensors, write_tensors
 from xtoken.data.examples import Example
+from xtoken.data.loss_mask import is_predicted
 from xtoken.errors import FormatError, PairError
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
 from xtoken.teachers.predictions import Predictions
@@ -219,7 +220,7 @@ def _nothing(tokens: int) -> Predictions:
 
 def _is_taught(example: Example) -> bool:
     """Whether its targets are those of the predictions; else it has none."""
-    return bool(example.teacher_loss_mask.any())
+    return is_predicted(example.teacher_loss_mask)
 
 
 def _digest(example: Example) -> bytes:

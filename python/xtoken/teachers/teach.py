@@ -22,6 +22,7 @@ from xtoken._files import locked, writes
 from xtoken.data.chat_template import Rendering
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
+from xtoken.data.loss_mask import is_predicted
 from xtoken.data.rows import Document
 from xtoken.errors import DataError, StoreError
 from xtoken.teachers.live import LiveTeacher
@@ -112,7 +113,7 @@ class SequenceReader:
         used: set[int] = set()
         for (item, index), encoded in zip(made, sides, strict=True):
             ids, mask = encoded.ids[:limit], encoded.loss_mask[:limit]
-            if not mask[1:].any():
+            if not is_predicted(mask):
                 continue
             room = limit is None or len(encoded.ids) < limit
             if end is not None and room and not isinstance(item, Rendering) and ids[-1] != end:

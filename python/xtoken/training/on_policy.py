@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from xtoken._core import Vocab
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.examples import Example, fitting_ends
-from xtoken.data.loss_mask import NO_RANGES, Encoded
+from xtoken.data.loss_mask import NO_RANGES, Encoded, is_predicted
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id, predictors
@@ -213,7 +213,7 @@ def prompt_of(examples: tuple[Example, ...], plain_tokens: int) -> Prompt | None
 
 def _is_asked(example: Example) -> bool:
     """Whether the example is for this teacher; see `Routes`."""
-    return bool(example.teacher_loss_mask.any())
+    return is_predicted(example.teacher_loss_mask)
 
 
 def answered(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xtoken.data import Document, ExampleSet, TextSplit
 from xtoken.data.documents import LeftOut
 from xtoken.data.examples import BATCH, Example, encode_together
+from xtoken.data.loss_mask import is_predicted
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.projection import Projection
@@ -231,11 +232,11 @@ def store_folder(cache_dir: Path, key: StoreKey) -> Path:
 
 def taught_sequences(materials: PreparedData) -> list[NDArray[np.int64]]:
     """What the teacher is asked for: not what is for another one alone."""
-
-    def asked(example: Example) -> bool:
-        return bool(example.teacher_loss_mask[1:].any())
-
-    return [example.teacher_ids for example in materials.train.examples if asked(example)]
+    return [
+        example.teacher_ids
+        for example in materials.train.examples
+        if is_predicted(example.teacher_loss_mask)
+    ]
 
 
 def _shortest_first(sequences: Iterable[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
