@@ -34,12 +34,17 @@ def teach(
         ),
     ] = None,
     api: Annotated[
-        str, typer.Option(help="The server's dialect: auto, vllm, vllm-tokens or sglang.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="The server's dialect: auto, vllm, vllm-tokens or sglang.", show_default="auto"
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="As the server names it, where it serves several.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests under way at once.", show_default="8")
+    ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(help="Columns kept per token, at most: 512, or 8192 with --dtype spread."),

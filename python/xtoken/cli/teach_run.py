@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import math
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,10 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from xtoken._files import folder_beside, write_json
+from xtoken._files import folder_beside, write_json, writes
 from xtoken.cli.console import (
     Bars,
     quiet_transformers,
@@ -59,6 +61,9 @@ from xtoken.training.processes import (
 from xtoken.vocab.load import by_transformers
 from xtoken.vocab.side import GENERATION_CONFIG_FILE, Side
 
+# Requests to a server under way at once.
+_CONCURRENCY = 8
+
 
 @dataclass(frozen=True)
 class Request:
@@ -68,9 +73,9 @@ class Request:
     out: Path
     teacher: str | None
     url: str | None
-    api: str
+    api: str | None
     model: str | None
-    concurrency: int
+    concurrency: int | None
     top_k: int
     mass: float | None
     dtype: str
@@ -127,12 +132,19 @@ def run(request: Request) -> None:
             source, store = _open(request, side, Path(scratch))
             with _closing(source):
                 console.print(_table(request, store, _measured(request, texts, store, source)))
-        console.print(f"nothing was written to {request.out} (--dry-run)")
+        console.print(f"nothing was written to {escape(str(request.out))} (--dry-run)")
         return
     with filling(request.out) if is_main_process() else contextlib.nullcontext():
         source, store = _open(request, side, request.out)
         with _closing(source):
-            notes = on_first_process(lambda: _keep_notes(request, side, texts))
+            on_first_process(lambda: _keep_tokenizer(request, side))
+            notes = _notes(request, texts)
+            begun = _Beginning(request.out, store, notes)
+            if isinstance(texts, SequenceStream):
+                texts.watch = begun.see
+            else:
+                listed = texts
+                on_first_process(lambda: begun.see(listed))
             found = _measured(request, texts, store, source)
             console.print(_table(request, store, found))
             check_space(store, found)
@@ -142,8 +154,8 @@ def run(request: Request) -> None:
             else:
                 fill_store(store, source, _own(texts), bars)
             wait_for_all()
-        on_first_process(lambda: _finish(request, texts, notes, store.key))
-        _show_store(console, request.out, notes.sequences)
+        held = on_first_process(lambda: _finish(request, texts, notes, store))
+        _show_store(console, request.out, held, notes.sequences)
 
 
 def _texts(request: Request, side: Side, console: Console) -> list[Ids] | SequenceStream:
@@ -200,13 +212,16 @@ def _measured(
 
 
 def _finish(
-    request: Request, texts: list[Ids] | SequenceStream, notes: StoreNotes, key: StoreKey
-) -> None:
-    """Say that the store is complete, once what other processes wrote is seen here."""
+    request: Request, texts: list[Ids] | SequenceStream, notes: StoreNotes, store: TopKStore
+) -> int:
+    """Say that the store is complete, once what other processes wrote is seen here.
+
+    Returns: the number of sequences that lie there.
+    """
     if process_count() > 1:
-        store = TopKStore(request.out, key, required=True)
+        store = TopKStore(request.out, store.key, required=True)
         # The first rows of a stream were divided among all processes too.
-        seen = next(iter(texts)) if isinstance(texts, SequenceStream) else texts
+        seen = texts.first() if isinstance(texts, SequenceStream) else texts
         missing = sum(ids not in store for ids in seen)
         if missing:
             raise StoreError(
@@ -215,6 +230,32 @@ def _finish(
                 f"{request.out} and repeat the command"
             )
     replace(notes, complete=True).save(request.out)
+    return len(store)
+
+
+class _Beginning:
+    """Writes that a store is not complete, once something is to be computed for it.
+
+    Args:
+        folder, store: of it.
+        notes: of this command.
+    """
+
+    def __init__(self, folder: Path, store: TopKStore, notes: StoreNotes) -> None:
+        self._folder = folder
+        self._store = store
+        self._notes = notes
+        known = StoreNotes.of(folder)
+        # A run that finds nothing to do leaves a complete store as it was, however it ends.
+        self._whole = known is not None and known.complete
+        self._written = not is_main_process()
+
+    def see(self, sequences: Sequence[Ids]) -> None:
+        """With what is asked for next."""
+        if self._written or (self._whole and all(ids in self._store for ids in sequences)):
+            return
+        self._notes.save(self._folder)
+        self._written = True
 
 
 @contextlib.contextmanager
@@ -242,6 +283,17 @@ def _check(request: Request) -> None:
             else ("--teacher is missing: a directory by save_pretrained, or a hub name")
         )
         raise OptionError(f"{what}; pass it")
+    # Notes of earlier versions name the defaults, too, whatever the teacher was.
+    of_server: list[tuple[str, object, object]] = [
+        ("api", "auto", request.api),
+        ("model", None, request.model),
+        ("concurrency", _CONCURRENCY, request.concurrency),
+    ]
+    for name, default, value in of_server:
+        if request.url is None and value not in (None, default):
+            raise OptionError(
+                f"--{name} {value} is for a served teacher; pass --url too, or leave it out"
+            )
     if request.max_tokens < 2:
         raise OptionError(f"--max-tokens {request.max_tokens}, expected at least 2")
     if request.device not in ("auto", "cpu", "cuda"):
@@ -301,9 +353,9 @@ def _open(
             request.url,
             vocab=side.vocab,
             top_k=request.top_k,
-            api=cast(ApiName, request.api),
+            api=cast(ApiName, request.api or "auto"),
             model=request.model,
-            concurrency=request.concurrency,
+            concurrency=_CONCURRENCY if request.concurrency is None else request.concurrency,
         )
         dtype = cast(StoreDtype, request.dtype)
         try:
@@ -330,23 +382,38 @@ def _open(
     return teacher, TopKStore(folder, key, required=True)
 
 
-def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStream) -> StoreNotes:
-    """Write how the store is made, and the tokenizer that it is of."""
+def _keep_tokenizer(request: Request, side: Side) -> None:
+    """Write the tokenizer that a store is of, where it differs from what lies there."""
     folder = request.out / TOKENIZER_FOLDER
     tokenizer, generation = cast(Any, side.tokenizer), side.generation_config
-    with folder_beside(folder) as made:
-        tokenizer.save_pretrained(made)
-        if generation is not None:
-            write_json(made / GENERATION_CONFIG_FILE, generation)
-    again = Side("teacher", by_transformers(str(folder), "teacher "))
-    if again.vocab.fingerprint != side.vocab.fingerprint:
-        raise StoreError(
-            f"the tokenizer of {request.teacher} reads as {again.vocab.fingerprint[:12]} once it "
-            f"is saved, and as {side.vocab.fingerprint[:12]} before; save it with "
-            "save_pretrained first, and pass that directory"
-        )
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch)
+        with writes(made):
+            tokenizer.save_pretrained(made)
+            if generation is not None:
+                write_json(made / GENERATION_CONFIG_FILE, generation)
+        again = Side("teacher", by_transformers(scratch, "teacher "))
+        if again.vocab.fingerprint != side.vocab.fingerprint:
+            raise StoreError(
+                f"the tokenizer of {request.teacher} reads as {again.vocab.fingerprint[:12]} once "
+                f"it is saved, and as {side.vocab.fingerprint[:12]} before; save it with "
+                "save_pretrained first, and pass that directory"
+            )
+        if _files(made) != _files(folder):
+            with folder_beside(folder) as kept:
+                shutil.copytree(made, kept, dirs_exist_ok=True)
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    """The content of all files of a folder, by their paths in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file()}  # fmt: skip
+
+
+def _notes(request: Request, texts: Sequence[Ids] | SequenceStream) -> StoreNotes:
+    """How the store is made."""
     sequences = () if isinstance(texts, SequenceStream) else texts
-    notes = StoreNotes(
+    return StoreNotes(
         teacher=request.address or str(request.teacher),
         date=cast(str, request.date),
         max_tokens=request.max_tokens,
@@ -355,12 +422,11 @@ def _keep_notes(request: Request, side: Side, texts: Sequence[Ids] | SequenceStr
         complete=False,
         arguments=request.arguments(),
     )
-    notes.save(request.out)
-    return notes
 
 
 def _table(request: Request, store: TopKStore, found: Estimate) -> Table:
-    table = Table(title=f"teacher predictions of {', '.join(request.data)}", show_header=False)
+    title = escape(f"teacher predictions of {', '.join(request.data)}")
+    table = Table(title=title, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     key = store.key
@@ -387,14 +453,16 @@ def _table(request: Request, store: TopKStore, found: Estimate) -> Table:
             ("time for the rest", show_seconds(found.seconds_left)),
         ]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
-def _show_store(console: Console, folder: Path, sequences: int) -> None:
+def _show_store(console: Console, folder: Path, held: int, sequences: int) -> None:
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    own = "" if held == sequences else f" with the {sequences:,} of this data"
     console.print(
-        f"{sequences:,} texts in [bold]{folder}[/], {show_bytes(size)}; next: xtoken distill "
-        f"--teacher-store {folder} --student DIR --data FILE --out DIR",
+        f"{held:,} texts in [bold]{escape(str(folder))}[/]{own}, {show_bytes(size)}; next: xtoken "
+        f"distill --teacher-store {escape(shlex.quote(str(folder)))} --student DIR --data FILE "
+        "--out DIR",
         soft_wrap=True,
     )

@@ -27,8 +27,11 @@ class SequenceStream:
 
     Attributes:
         rows: read so far.
-        left_out: of them, what cannot be used: the first, and how many they are.
+        named, left_out: of them, what cannot be used: the first, and how many they are.
+        watch: told of the sequences before they are given.
     """
+
+    watch: Callable[[list[Ids]], object] | None = None
 
     def __init__(self, source: DocumentStream, reader: SequenceReader) -> None:
         self.source = source
@@ -47,7 +50,13 @@ class SequenceStream:
             sequences, unusable = self._reader.read_usable(list(self._documents(batch)))
             self._leave_out(unusable)
             self.rows += len(batch)
+            if self.watch is not None:
+                self.watch(sequences)
             yield sequences
+
+    def first(self) -> list[Ids]:
+        """The sequences of the first rows that have any; none where no row has."""
+        return next(filter(None, self), [])
 
     def _documents(self, batch: list[StreamedRow]) -> Iterator[tuple[str, Document]]:
         for row in batch:
@@ -68,12 +77,14 @@ def first_estimate(
     known, else of these rows alone.
 
     Raises:
-        DataError: they hold nothing to predict.
+        DataError: no row has anything to predict.
     """
-    first = next(iter(stream), [])
+    first = stream.first()
     if not first:
-        reason = f": {stream.named[0].source}: {stream.named[0].reason}" if stream.named else ""
-        raise DataError(f"the first {stream.rows:,} rows hold no token to predict{reason}")
+        told = f" ({stream.named[0].source}: {stream.named[0].reason})" if stream.named else ""
+        raise DataError(
+            f"none of the {stream.rows:,} rows has a token to predict{told}; give longer texts"
+        )
     # Each process has its part of them, and works at the same rate.
     found = estimate(store, source, first[process_index() :: process_count()])
     found = replace(
@@ -111,7 +122,9 @@ def fill_streamed(
     Raises:
         StoreError, ServerError, FailedWriteError: as `fill_store`.
     """
-    sequences = tokens = computed = 0
+    tokens = computed = 0
+    # Of eight bytes each: the store itself remembers more of them.
+    seen: set[int] = set()
     began = time.monotonic()
     expected = stream.source.expected_rows()
     with bars.progress("teacher predictions, by text", expected) as update:
@@ -119,11 +132,13 @@ def fill_streamed(
             own = found[process_index() :: process_count()]
             within = _Within(update, stream.rows, computed, began)
             computed += fill_store(store, source, own, within).tokens
-            sequences += len(found)
-            tokens += sum(map(len, found))
+            for ids in found:
+                known = len(seen)
+                seen.add(hash(ids.tobytes()))
+                tokens += len(ids) if len(seen) > known else 0
             within.show(0)
     warn_of_left_out(bars.console, stream.named, stream.rows, "rows", count=stream.left_out)
-    return replace(notes, sequences=sequences, tokens=tokens)
+    return replace(notes, sequences=len(seen), tokens=tokens)
 
 
 class _Within:
