@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_teacher import TOP_K, make_sequences, make_teacher, padded
 
+from xtoken._files import read_json, sealed, unsealed
 from xtoken._tensor_files import read_tensors, write_tensors
-from xtoken.errors import MissingFileError, OptionError, StoreError
+from xtoken.errors import DamagedStoreError, MissingFileError, OptionError, StoreError
 from xtoken.teachers import Predictions, StoreKey, TopKStore
 from xtoken.teachers.shard import FORMAT, Shard, write_shard
 from xtoken.teachers.store import _digest
+from xtoken.teachers.store_notes import StoreNotes
 
 WIDE = 200
 
@@ -156,3 +158,51 @@ def test_settings_out_of_range_are_refused() -> None:
             StoreKey("t", 4, "float32", mass=mass)
     with pytest.raises(OptionError, match="dtype = 'int4', expected one of 'float32', 'float16', "):
         StoreKey("t", 4, "int4")
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("damage", ["empty", "header", "key", "tensor"])
+def test_a_store_is_opened_whichever_file_of_it_is_damaged(
+    tmp_path: Path, place: str, damage: str
+) -> None:
+    store, _ = filled(tmp_path, [20])
+    store.fill(make_teacher(), make_sequences([11, 12]))
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    assert len(paths) == 2
+    path = paths[0] if place == "first" else paths[-1]
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "header": content[:20] + b"\xff" + content[21:],
+            "key": content.replace(f'"top_k":"{WIDE}"'.encode(), b'"top_k":"199"'),
+            "tensor": content[:-1] + bytes([content[-1] ^ 1]),
+        }[damage]
+    )
+    found = TopKStore.open(tmp_path)
+    assert found.key == store.key
+    assert found.files_discarded == 1
+    assert 0 < len(found) < 3
+    assert [each.name for each in tmp_path.glob("*.damaged")] == [f"{path.name}.damaged"]
+    for each in tmp_path.glob("*.safetensors"):
+        each.write_bytes(b"")
+    with pytest.raises(DamagedStoreError, match=r"is damaged .*; remove it"):
+        TopKStore.open(tmp_path)
+
+
+def test_notes_that_lack_something_are_told_in_one_line(tmp_path: Path) -> None:
+    whole = StoreNotes("teacher", "2026-01-01", 512, 3, 40, True, ("teach",))
+    whole.save(tmp_path)
+    assert StoreNotes.of(tmp_path) == whole
+    values = unsealed(read_json(tmp_path / "store.json", "notes"))
+    assert values is not None
+    lacking = [{k: v for k, v in values.items() if k != name} for name in values]
+    odd = [values | {"arguments": "teach"}, values | {"arguments": [1]}, values | {"more": 1}]
+    for each in (*lacking, *odd):
+        (tmp_path / "store.json").write_text(sealed(each))
+        with pytest.raises(StoreError, match=r"store.json was altered, or is of a newer version"):
+            StoreNotes.of(tmp_path)
+    for content in ("", "[]", "{}", "[" * 100_000):
+        (tmp_path / "store.json").write_text(content)
+        with pytest.raises(StoreError, match=r"store.json was altered, or is of a newer version"):
+            StoreNotes.of(tmp_path)

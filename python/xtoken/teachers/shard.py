@@ -100,7 +100,9 @@ class StoreKey:
         """The key that a file was written with.
 
         Raises:
-            StoreError: it is no file of a store, or its header is damaged.
+            DamagedStoreError: its header is damaged.
+            MissingFileError: there is no such file.
+            StoreError: it is no file of a store, or cannot be opened.
         """
         try:
             found = read_metadata(path, "a file of a store of teacher predictions")
@@ -118,10 +120,14 @@ class StoreKey:
                 None if mass == "None" else float(mass),
                 None if min_prob == "None" else float(min_prob),
             )
+        except MissingFileError:
+            raise
+        except OSError as error:
+            raise _unopened(path, error) from error
         except (FormatError, KeyError, ValueError) as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"{path} is damaged ({error}); remove it") from error
+            raise DamagedStoreError(f"{path} is damaged ({error}); remove it") from error
 
 
 class Shard:
@@ -152,10 +158,7 @@ class Shard:
         except MissingFileError:
             raise
         except OSError as error:
-            raise StoreError(
-                f"{path} cannot be opened ({error.strerror or error}); correct its permissions, or "
-                "use another folder"
-            ) from error
+            raise _unopened(path, error) from error
         _check_key(path, file.metadata, key)
         self._key = key
         self._arrays: Mapping[str, Array] = file.arrays
@@ -217,6 +220,13 @@ class Shard:
     def prior_bytes(self) -> int:
         """Bytes of the prior, which do not grow with the tokens."""
         return int(self._arrays["prior"].nbytes) if self._key.is_spread else 0
+
+
+def _unopened(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be opened ({error.strerror or error}); correct its permissions, or use "
+        "another folder"
+    )
 
 
 def _check_key(path: Path, found: dict[str, str], key: StoreKey) -> None:

@@ -124,10 +124,27 @@ class TopKStore:
             raise MissingFileError(
                 f"teacher store {folder} does not exist; fill one with xtoken teach --out {folder}"
             )
+        key: StoreKey | None = None
+        damaged: DamagedStoreError | None = None
         for path in sorted(folder.glob("*.safetensors")):
-            if _OWN_NAME.fullmatch(path.name) is not None:
-                with contextlib.suppress(MissingFileError):
-                    return cls(folder, StoreKey.of(path))
+            if _OWN_NAME.fullmatch(path.name) is None:
+                continue
+            try:
+                found = StoreKey.of(path)
+                key = key or found
+                Shard(path, found)
+            except MissingFileError:
+                continue
+            except DamagedStoreError as error:
+                damaged = damaged or error
+                continue
+            key = found
+            break
+        # What is damaged is set aside there, whichever file it is.
+        if key is not None:
+            return cls(folder, key)
+        if damaged is not None:
+            raise damaged
         raise StoreError(
             f"{folder} holds no teacher predictions; pass the folder that xtoken teach wrote"
         )

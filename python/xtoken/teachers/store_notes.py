@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from xtoken._files import read_json, sealed, unsealed, write_text
-from xtoken.errors import StoreError
+from xtoken.errors import FormatError, StoreError
 
 NOTES_FILE = "store.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -55,7 +55,16 @@ class StoreNotes:
         path = directory / NOTES_FILE
         if not path.is_file():
             return None
-        values: dict[str, Any] | None = unsealed(read_json(path, "notes of a teacher store"))
+        altered = StoreError(f"{path} was altered, or is of a newer version; remove it")
+        try:
+            values: dict[str, Any] | None = unsealed(read_json(path, "notes of a teacher store"))
+        except FormatError as error:
+            raise altered from error
         if values is None or values.pop("format", None) != _FORMAT:
-            raise StoreError(f"{path} was altered, or is of a newer version; remove it")
-        return cls(**{**values, "arguments": tuple(values["arguments"])})
+            raise altered
+        if values.keys() != {each.name for each in fields(cls)}:
+            raise altered
+        arguments = values["arguments"]
+        if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+            raise altered
+        return cls(**{**values, "arguments": tuple(arguments)})

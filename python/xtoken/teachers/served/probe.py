@@ -6,13 +6,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._core import Vocab
-from xtoken._files import JsonValue, read_json, write_text
-from xtoken.errors import StoreError
+from xtoken._files import JsonValue, read_json, sealed, unsealed, write_text
+from xtoken.errors import FormatError, StoreError
 from xtoken.teachers.shard import Predictions
 
 Ids = NDArray[np.int64]
@@ -86,21 +87,52 @@ class Probe:
         return all(_distance(*row) <= _TOTAL_VARIATION for row in rows)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_text(path, json.dumps(self.__dict__) + "\n")
+        """Write it as JSON with a checksum."""
+        write_text(path, sealed(self.__dict__))
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or an earlier version without its checksum.
 
-        Raises: StoreError if the file is of another form.
+        Raises: StoreError if the file was altered, or is of another form.
         """
-        content: JsonValue = read_json(path, "description of a served teacher")
+        foreign = StoreError(
+            f"{path} was altered, or does not describe a served teacher; remove it, or use another "
+            "folder"
+        )
+        try:
+            content: JsonValue = read_json(path, "description of a served teacher")
+        except FormatError as error:
+            raise foreign from error
+        if isinstance(content, dict) and set(content) != set(cls.__dataclass_fields__):
+            content = unsealed(content)
         if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):
-            raise StoreError(
-                f"{path} does not describe a served teacher; remove it, or use another folder"
-            )
-        return cls(**content)  # type: ignore[arg-type]
+            raise foreign
+        found = cls(**content)  # type: ignore[arg-type]
+        if not found._is_answer():
+            raise foreign
+        return found
+
+    def _is_answer(self) -> bool:
+        """Whether the values are of the types that they are said to be, and fit one another."""
+        tables: list[Any] = [self.ids, self.log_probs]
+        if not isinstance(self.model, str) or not _is_row(self.prompt, int):
+            return False
+        if not all(isinstance(table, list) and len(table) == len(self.prompt) for table in tables):
+            return False
+        return all(
+            _is_row(ids, int) and _is_row(log_probs, float) and len(ids) == len(log_probs)
+            for ids, log_probs in zip(*tables, strict=True)
+        )
+
+
+def _is_row(values: object, kind: type[int] | type[float]) -> bool:
+    """Whether it is a list of numbers of one type, not empty, none of them NaN."""
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(type(value) is kind and value == value for value in values)
+    )
 
 
 def _distance(
