@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from xtoken.data.documents import passages
-from xtoken.data.read import (
-    TXT_PASSAGE_CHARS,
-    DataSource,
-    as_sources,
-    check_source,
-    json_lines,
-    load_rows,
-    numbered,
-)
+from xtoken.data.file_rows import TXT_PASSAGE_CHARS, Row
+from xtoken.data.read import DataSource, as_sources, check_source, load_rows, placed_rows
 from xtoken.data.rows import Document, document_of, reason_of
 from xtoken.errors import DataError
 
@@ -44,8 +35,9 @@ class StreamedRow:
 class DocumentStream:
     """The documents of files, directories and hub datasets, one pass for each iteration.
 
-    Nothing is kept: a `.txt` or `.jsonl` file is read a line at a time, all else by `datasets` as a
-    stream. A row that cannot be used comes with its reason, so that whoever reads can count it.
+    Nothing is kept: texts, tables and `.jsonl` are read a line at a time, packed or not, all else
+    by `datasets` as a stream. A row that cannot be used comes with its reason, so that whoever
+    reads can count it.
 
     Args:
         source, field, split, teacher_column: see `read_documents`.
@@ -82,10 +74,10 @@ class DocumentStream:
             DataError: a source is damaged, or cannot be read as a stream.
         """
         for source in self.sources:
-            for place, row in self._rows(source):
+            for place, row in placed_rows(source, self.split):
                 yield self._read(place, row)
 
-    def _read(self, place: str, row: str | Mapping[str, Any] | DataError) -> StreamedRow:
+    def _read(self, place: str, row: Row) -> StreamedRow:
         if isinstance(row, str):
             return StreamedRow(place, row)
         try:
@@ -96,20 +88,6 @@ class DocumentStream:
             return StreamedRow(place, None, reason_of(error, place))
         column = self.teacher_column
         return StreamedRow(place, document, teachers=None if column is None else row.get(column))
-
-    def _rows(
-        self, source: DataSource
-    ) -> Iterator[tuple[str, str | Mapping[str, Any] | DataError]]:
-        path = Path(source)
-        if path.is_file() and path.suffix == ".txt":
-            found = passages(_paragraphs(_text(path)), TXT_PASSAGE_CHARS)
-            for index, passage in enumerate(found):
-                yield f"{path}: passage {index}", passage
-        elif path.is_file() and path.suffix == ".jsonl":
-            yield from json_lines(_text(path), path)
-        else:
-            rows = load_rows(source, split=self.split, streaming=True)
-            yield from numbered(rows, source)
 
     def expected_rows(self) -> int | None:
         """About how many rows a pass has: as Parquet and the hub say, and by the size of files of
@@ -148,33 +126,3 @@ class DocumentStream:
             sizes = [(each.name, each.stat().st_size) for each in files if each.is_file()]
             digest.update(repr(sizes or str(source)).encode())
         return digest.hexdigest()
-
-
-def _text(path: Path) -> Iterator[str]:
-    """The lines of a file in UTF-8, with their ends as `\\n`."""
-    line = 0
-    try:
-        # Its own iteration breaks lines at `\n` alone: JSON allows U+2028 inside a string.
-        with path.open(encoding="utf-8-sig", newline=None) as file:
-            for text in file:
-                line += 1
-                yield text
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 soon after line {line}, {error.object[error.start]:#04x}; "
-            "convert the file to UTF-8"
-        ) from error
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """What `text.split("\\n\\n")` gives of the lines together."""
-    rest: list[str] = []
-    size = 0
-    for line in lines:
-        rest.append(line)
-        size += len(line)
-        if size >= _BLOCK_CHARS:
-            *whole, last = "".join(rest).split("\n\n")
-            yield from whole
-            rest, size = [last], 0
-    yield from "".join(rest).split("\n\n")
