@@ -141,6 +141,52 @@ def test_a_parquet_corpus_is_read_by_its_column(pair: list[str], tmp_path: Path)
     assert len(parquet.read_table(out / "part-00000.parquet")) == 3
 
 
+def test_rows_are_those_of_the_source_and_blank_ones_are_left_out(
+    pair: list[str], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = ["first", "", " \n", "second", "third"]
+    lines = write_jsonl(tmp_path / "texts.jsonl", texts)
+    lines.write_text("\n" + lines.read_text() + "\n\n")
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    for source in (lines, tmp_path / "texts.parquet"):
+        out = tmp_path / f"out{source.suffix}"
+        arguments = ["align", *pair, "--batch", str(source), "--out", str(out), "--rows", "2"]
+        said = json.loads(run(*arguments, "--json"))
+        assert (said["rows"], said["left_out"], said["files"]) == (3, 2, 2)
+        assert "2 with a blank text left out" in run(*arguments)
+        parts = [parquet.read_table(file) for file in sorted(out.glob("*.parquet"))]
+        assert [row for part in parts for row in part["row"].to_pylist()] == [0, 3, 4]
+
+
+def test_a_corpus_is_of_its_tokenizers_and_not_of_their_vocabularies_alone(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "texts.jsonl", TEXTS[:3])
+    student = tmp_path / "student.json"
+    student.write_bytes(Path(pair[1]).read_bytes())
+    arguments = ["align", "--student", str(student), *pair[2:], "--batch", str(source)]
+    arguments += ["--out", str(tmp_path / "out")]
+    run(*arguments)
+    before = Aligner(str(student), pair[3]).fingerprint
+    tokenizer = Tokenizer.from_file(str(student))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(student))
+    assert Aligner(str(student), pair[3]).fingerprint == before
+    assert "of another student_tokenizer; pass another --out" in fails(capsys, *arguments)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(pair: list[str], tmp_path: Path) -> None:
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfsome text")
+    (tmp_path / "plain.txt").write_bytes(b"some text")
+    marked, plain = (
+        json.loads(run("align", *pair, "--json", str(tmp_path / name)))
+        for name in ("marked.txt", "plain.txt")
+    )
+    assert marked["student"]["ids"] == plain["student"]["ids"]
+
+
 def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Path) -> None:
     shown = run("vocab", pair[3])
     for part in ("sentencepiece", "every", "byte fallback", "BPE", "<s>", "more than one id"):

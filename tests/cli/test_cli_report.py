@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from xtoken import Pair
 from xtoken.cli import app, main
-from xtoken.cli.sides import page_names
+from xtoken.cli.sides import page_names, read_document
 from xtoken.losses import LOSSES
 from xtoken.vocab.side import Side
 
@@ -202,6 +202,10 @@ def test_what_cannot_be_shown_is_one_line(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n')
     assert "--row 2: " in fails(capsys, *align, "--text", str(rows), "--row", "2")
+    rows.write_text('{"text": "a"}\n{"text": " "}\n{"text": "c"}\n')
+    blank = fails(capsys, *align, "--text", str(rows), "--row", "2")
+    assert "rows.jsonl:2: its text is blank" in blank
+    assert read_document(str(rows), 3) == ("c", "rows.jsonl, row 3")
     nowhere = ["alignment", *pair, "--text", "a b", "--out", str(tmp_path / "none" / "page.html")]
     assert "there is no directory" in fails(capsys, *nowhere)
     assert "is a directory" in fails(capsys, "pair", *pair, "--out", str(tmp_path))

@@ -138,7 +138,12 @@ def coverage_json(coverage: Coverage) -> dict[str, float]:
 
 def _print_corpus(result: Any, out: Path, as_json: bool) -> None:
     if as_json:
-        summary = {"rows": result.rows, "files": result.files, "made_now": result.made_now}
+        summary = {
+            "rows": result.rows,
+            "left_out": result.left_out,
+            "files": result.files,
+            "made_now": result.made_now,
+        }
         typer.echo(json.dumps(summary | {"coverage": coverage_json(result.coverage)}))
         return
     from xtoken.cli.align_view import coverage_table
@@ -147,6 +152,7 @@ def _print_corpus(result: Any, out: Path, as_json: bool) -> None:
     console.print(coverage_table(result.coverage))
     console.print(
         f"{result.rows:,} rows in {result.files} files of {out}, {result.made_now} made now; "
+        f"{result.left_out:,} with a blank text left out; "
         f"read them with datasets.load_dataset({str(out)!r})",
         soft_wrap=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from xtoken._files import (
     writes,
 )
 from xtoken.align import Aligner, AlignmentBatch, Coverage
-from xtoken.errors import FormatError, MissingFileError, OptionError
+from xtoken.errors import DataError, FormatError, MissingFileError, OptionError
 from xtoken.vocab.side import Side
 
 # Hidden, so that `datasets` reads the parquet files beside it and nothing else.
@@ -54,16 +54,22 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CorpusResult:
-    """What the directory holds at the end, and how many of its files this run made."""
+    """What the directory holds at the end, and how many of its files this run made.
+
+    Args:
+        rows: that are aligned.
+        left_out: rows of the source with a blank text.
+    """
 
     rows: int
+    left_out: int
     files: int
     made_now: int
     coverage: Coverage
 
 
 def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side) -> CorpusResult:
-    """Align each text; files that an earlier run finished are kept.
+    """Align each text that is not blank; files that an earlier run finished are kept.
 
     Raises:
         OptionError: the source is of no known kind, or the directory is of another alignment.
@@ -75,27 +81,29 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
         raise OptionError(f"--rows {corpus.rows_per_file} is out of range; expected 1 or more")
     total, texts = _read_texts(corpus)
     state = corpus.out / _STATE
-    _claim(corpus, aligner, state)
+    _claim(corpus, aligner, student, teacher, state)
     rows, files, made_now, coverage = 0, 0, 0, None
     with _progress() as progress:
         task = progress.add_task("aligning", total=total)
+        told = ((row, text) for row, text in texts if text.strip())
         while True:
-            part = list(islice(texts, corpus.rows_per_file))
+            part = list(islice(told, corpus.rows_per_file))
             if not part:
                 break
             name = f"part-{files:05d}"
             done, file = state / f"{name}.json", corpus.out / f"{name}.parquet"
             own = _read_finished(done, file)
             if own is None:
-                own = _write_part(file, part, rows, aligner, student, teacher, corpus)
+                own = _write_part(file, part, aligner, student, teacher, corpus)
                 write_text(done, sealed({"sha256": sha256_of(file), **asdict(own)}))
                 made_now += 1
             coverage = own if coverage is None else coverage + own
             rows, files = rows + len(part), files + 1
-            progress.update(task, completed=rows)
+            progress.update(task, completed=part[-1][0] + 1)
+        progress.update(task, completed=total)
     if coverage is None:
-        raise FormatError(f"{corpus.source} holds no row; pass a file with texts")
-    return CorpusResult(rows, files, made_now, coverage)
+        raise FormatError(f"{corpus.source} holds no text; pass a file with texts")
+    return CorpusResult(rows, total - rows, files, made_now, coverage)
 
 
 def _progress() -> Progress:
@@ -108,10 +116,14 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
+def _claim(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side, state: Path) -> None:
     """Writes down what the directory is of, or checks that it is of the same."""
     claim = {
         "aligner": aligner.fingerprint,
+        # The aligner is of the vocabularies; how a text is cut is told by the tokenizer alone.
+        "student_tokenizer": student.content,
+        "teacher_tokenizer": teacher.content,
+        "numbering": "rows of the source, those with a blank text too",
         "source": sha256_of(corpus.source),
         "text_field": corpus.text_field,
         "rows_per_file": corpus.rows_per_file,
@@ -138,13 +150,12 @@ def _claim(corpus: Corpus, aligner: Aligner, state: Path) -> None:
     write_text(file, json.dumps(claim))
 
 
-def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
-    """The number of rows, and their texts one by one."""
-    # It brings torch with it, which the other commands on tokenizers do without.
-    from xtoken.data.read import read_texts
-
+def _read_texts(corpus: Corpus) -> tuple[int, Iterator[tuple[int, str]]]:
+    """The number of rows, and each row's number, from 0, with its text, which may be blank."""
     if corpus.source.suffix == ".jsonl":
-        texts = read_texts(corpus.source, text_field=corpus.text_field)
+        texts = list(_jsonl_texts(corpus))
+        if not any(text.strip() for _, text in texts):
+            raise FormatError(f"{corpus.source} holds no text; pass a file with texts")
         return len(texts), iter(texts)
     if corpus.source.suffix == ".parquet":
         parquet = _pyarrow("pyarrow.parquet")
@@ -165,11 +176,26 @@ def _read_texts(corpus: Corpus) -> tuple[int, Iterator[str]]:
     raise OptionError(f"--batch {corpus.source} is neither .jsonl nor .parquet; convert it first")
 
 
-def _parquet_texts(source: Any, corpus: Corpus) -> Iterator[str]:
+def _jsonl_texts(corpus: Corpus) -> Iterator[tuple[int, str]]:
+    # They bring torch with them, which the other commands on tokenizers do without.
+    from xtoken.data.file_rows import file_rows
+    from xtoken.data.read import check_source
+    from xtoken.data.rows import check_text
+
+    check_source(corpus.source)
+    for row, (place, value) in enumerate(file_rows(corpus.source)):
+        if isinstance(value, DataError):
+            raise value
+        text = value.get(corpus.text_field) if isinstance(value, Mapping) else value
+        yield row, _checked(text, corpus, place)
+        check_text(str(text), f"{place}: field {corpus.text_field!r}")
+
+
+def _parquet_texts(source: Any, corpus: Corpus) -> Iterator[tuple[int, str]]:
     row = 0
     for batch in source.iter_batches(batch_size=1024, columns=[corpus.text_field]):
         for text in batch.column(0).to_pylist():
-            yield _checked(text, corpus, f"row {row}")
+            yield row, _checked(text, corpus, f"{corpus.source} row {row}")
             row += 1
 
 
@@ -177,21 +203,21 @@ def _checked(text: Any, corpus: Corpus, where: str) -> str:
     if isinstance(text, str):
         return text
     raise FormatError(
-        f"{corpus.source} {where} has no text in {corpus.text_field!r}; pass --text-field, or "
-        "leave the row out"
+        f"{where} has no string in field {corpus.text_field!r}; pass --text-field, or leave the "
+        "row out"
     )
 
 
 def _write_part(
     file: Path,
-    texts: list[str],
-    first_row: int,
+    numbered: list[tuple[int, str]],
     aligner: Aligner,
     student: Side,
     teacher: Side,
     corpus: Corpus,
 ) -> Coverage:
     pa, parquet = _pyarrow(), _pyarrow("pyarrow.parquet")
+    texts = [text for _, text in numbered]
     ids = [
         [
             row
@@ -204,7 +230,7 @@ def _write_part(
     ]
     batch = aligner.align_batch(*ids)
     columns = {
-        "row": pa.array(np.arange(first_row, first_row + len(texts))),
+        "row": pa.array([row for row, _ in numbered], pa.int64()),
         "student_ids": pa.array(ids[0], pa.list_(pa.int64())),
         "teacher_ids": pa.array(ids[1], pa.list_(pa.int64())),
         **_alignment_columns(batch),

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from xtoken.cli.command import without_collection
-from xtoken.data.read import read_documents
-from xtoken.data.rows import Document
-from xtoken.errors import MissingFileError, OptionError
+from xtoken.data.file_rows import file_rows
+from xtoken.data.rows import Document, document_of
+from xtoken.errors import DataError, MissingFileError, OptionError
 from xtoken.vocab.side import Side, SideName, labels
 
 _HELP = "Directory or file of a tokenizer (tokenizer.json, .xz too), or a hub name (owner/model)."
@@ -57,7 +57,7 @@ def read_text(file: Path) -> str:
         raise OptionError(f"{file} is a directory, expected a text file; pass one file of it")
     content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
-        return content.decode()
+        return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise OptionError(
             f"{file} is not UTF-8 at byte {error.start}; tokenizers read text: convert it first"
@@ -106,12 +106,12 @@ def read_document(given: str, row: int = 1) -> tuple[Document, str]:
 
     Args:
         given: a UTF-8 file, `-` for standard input, or the text itself.
-        row: of a `.jsonl` file, from 1.
+        row: of a `.jsonl` file, from 1; a row with a blank text counts.
 
     Raises:
         MissingFileError: it looks like the name of a file, and there is none.
         OptionError: it is a directory or not UTF-8, or the file has fewer rows.
-        DataError: a row is no text and no conversation.
+        DataError: the row is no text and no conversation, or blank.
     """
     if given == "-":
         return read_text(Path(given)), "standard input"
@@ -125,10 +125,14 @@ def read_document(given: str, row: int = 1) -> tuple[Document, str]:
     path = Path(given)
     if path.suffix != ".jsonl":
         return read_text(path), path.name
-    rows = read_documents(path)
-    if not 1 <= row <= len(rows):
-        raise OptionError(f"--row {row}: {path} has {len(rows)} rows; expected 1 to {len(rows)}")
-    return rows[row - 1], f"{path.name}, row {row}"
+    count = 0
+    for count, (place, value) in enumerate(file_rows(path), 1):
+        if count == row:
+            if isinstance(value, DataError):
+                raise value
+            document = value if isinstance(value, str) else document_of(value, source=place)
+            return document, f"{path.name}, row {row}"
+    raise OptionError(f"--row {row}: {path} has {count} rows; expected 1 to {count}")
 
 
 def _exists(given: str) -> bool:
