@@ -260,6 +260,36 @@ def test_a_folder_of_a_writer_that_was_killed_is_removed_with_all_in_it(tmp_path
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "whole"]
 
 
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_writer_killed_between_its_renames_leaves_the_old_folder_or_the_new(
+    tmp_path: Path, killed_at: int
+) -> None:
+    """Before the first rename, between the two, and before the old one is removed."""
+    with folder_beside(tmp_path / "model") as folder:
+        (folder / "old").touch()
+    code = (
+        "import os, pathlib, shutil, sys; from xtoken._files import folder_beside\n"
+        "calls = []\n"
+        "def counted(real):\n"
+        "    def call(*arguments, **options):\n"
+        "        calls.append(real)\n"
+        "        os.kill(os.getpid(), 9) if len(calls) == int(sys.argv[2]) else None\n"
+        "        return real(*arguments, **options)\n"
+        "    return call\n"
+        "with folder_beside(sys.argv[1]) as folder:\n"
+        "    (folder / 'new').touch()\n"
+        "    pathlib.Path.rename = counted(pathlib.Path.rename)\n"
+        "    shutil.rmtree = counted(shutil.rmtree)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "model"), str(killed_at)]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": SITE}, check=False)
+    assert done.returncode == -9
+    write_text(tmp_path / "another", "")
+    (tmp_path / "another").unlink()
+    found = ["model", "old"] if killed_at < 3 else ["model", "new"]
+    assert [path.name for path in tmp_path.rglob("*")] == found
+
+
 def test_unfinished_files_of_the_living_stay(tmp_path: Path) -> None:
     with temporary_beside(tmp_path / "one") as first:
         with temporary_beside(tmp_path / "two"):

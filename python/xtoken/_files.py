@@ -37,7 +37,10 @@ CACHE_VARIABLE = "XTOKEN_CACHE"
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
 # Names of unfinished files say which process writes them: .NAME.HOST-PID-RANDOM.xtoken-tmp
-_UNFINISHED = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.xtoken-tmp")
+_WRITER = r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.xtoken-"
+_UNFINISHED = re.compile(_WRITER + "tmp")
+# A folder that is about to be replaced lies under its own name in one of these.
+_SET_ASIDE = re.compile(_WRITER + "old")
 _CHECKSUM = "checksum"
 _LONGEST_SHOWN = 1000
 # Older than any write that still runs; for files of other machines, whose processes we cannot see.
@@ -261,7 +264,7 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
     path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path.parent)
-    temporary, replaced = _name_beside(path), _name_beside(path)
+    temporary, aside = _name_beside(path), _name_beside(path, "old")
     temporary.mkdir()
     try:
         yield temporary
@@ -269,32 +272,46 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
             if file.is_file():
                 to_disk(file)
         if path.exists():
-            path.rename(replaced)
+            aside.mkdir()
+            path.rename(aside / path.name)
+        # A process that is killed here has its folder put back by the next one that writes.
         temporary.rename(path)
     except BaseException as error:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
+        _put_back(aside)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, FailedWriteError):
             message = str(error).replace(str(temporary), str(path))
             raise FailedWriteError(message, error.reason) from error
         raise
     _folder_to_disk(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _put_back(aside)
 
 
-def _name_beside(path: Path) -> Path:
+def _put_back(aside: Path) -> None:
+    """Give a folder that was set aside its place again, unless another has it, and end with it."""
+    with contextlib.suppress(OSError):
+        for old in aside.iterdir():
+            if not (aside.parent / old.name).exists():
+                old.rename(aside.parent / old.name)
+        shutil.rmtree(aside)
+
+
+def _name_beside(path: Path, ending: str = "tmp") -> Path:
     """A name of this process alone, in the same file system, that `unfinished` knows again."""
     # A short part of the name, as names may have 255 bytes.
-    name = f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.xtoken-tmp"
+    name = f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.xtoken-{ending}"
     return path.parent / name
 
 
 def remove_unfinished(folder: Path | str) -> int:
     """Remove what writers that were killed left in a folder; see `unfinished`.
 
+    A folder that one had set aside and not replaced has its place again.
+
     Returns: the number of files and folders removed.
     """
+    for aside in _left(folder, _SET_ASIDE):
+        _put_back(aside)
     removed = 0
     for path in unfinished(folder):
         with contextlib.suppress(OSError):
@@ -311,10 +328,14 @@ def unfinished(folder: Path | str) -> list[Path]:
 
     One counts if its process ran on this machine and is dead, or if it is older than a day.
     """
+    return _left(folder, _UNFINISHED)
+
+
+def _left(folder: Path | str, names: re.Pattern[str]) -> list[Path]:
     left = []
     with contextlib.suppress(OSError, ValueError):  # such as a name that no folder has
         for name in sorted(os.listdir(folder)):
-            found = _UNFINISHED.fullmatch(name)
+            found = names.fullmatch(name)
             if found is None:
                 continue
             path = Path(folder) / name
