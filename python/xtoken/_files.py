@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -133,7 +134,20 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, values: object) -> None:
     """Write JSON for people and programs to a file that appears whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, json_text(values))
+
+
+def json_text(values: object) -> str:
+    """JSON for people and programs; a number that is not finite is null, as JSON has no NaN."""
+    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -184,6 +184,21 @@ def test_no_damage_of_what_a_finished_run_is_read_from_is_silent(run, name: str)
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == kept
 
 
+@pytest.mark.parametrize("name", ["student/model.safetensors", "projection.safetensors"])
+def test_a_finished_run_without_what_it_made_is_not_taken_for_one(
+    run, name: str, tmp_path: Path
+) -> None:
+    materials, teacher, folder = run
+    out = tmp_path / "run"
+    shutil.copytree(folder / "run", out)
+    (out / name).write_bytes(b"")
+    with pytest.raises(ResumeError, match=f"{name} is missing or was altered"):
+        train(materials, CONFIG, teacher, out, resume=True)
+    (out / name).unlink()
+    with pytest.raises(ResumeError, match=f"{name} is missing or was altered"):
+        train(materials, CONFIG, teacher, out, resume=True)
+
+
 def test_no_damage_of_the_metrics_under_a_checkpoint_is_silent(run, tmp_path: Path) -> None:
     from xtoken.training.checkpoints import _find_start
 

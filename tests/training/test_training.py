@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken import Vocab
+from xtoken._files import json_text
 from xtoken.data import split_held_out
 from xtoken.distillation import Counts, DistillCollator
 from xtoken.errors import ArgumentTypeError, OptionError, TokenIdError
@@ -264,6 +266,9 @@ def test_text_without_numerals_has_no_numeral_scores(models: ModelPair) -> None:
     assert score.numeral_positions == 0
     assert math.isnan(score.numeral_mass)
     assert math.isnan(score.numeral_nll)
+    text = json_text({"after": asdict(score)})
+    assert "NaN" not in text
+    assert repr(HeldOutScore.from_json(json.loads(text)["after"])) == repr(score)
 
 
 def test_a_trained_student_is_better_and_scores_the_same_after_reloading(

@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
+from xtoken.errors import FormatError
 from xtoken.training.metrics_log import History, read_history, records_until
 
 
@@ -24,6 +27,18 @@ def test_values_that_json_lacks_are_null_in_the_file_and_nan_when_read(tmp_path:
     assert line == {"step": 1, "numeral_mass": None, "kd": None}
     (record,) = read_history(tmp_path / "metrics.jsonl")
     assert math.isnan(record["numeral_mass"])
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": null, "ce": 1.0}', '{"ce": 1.0}', f'{{"step": 1, "ce": {"9" * 400}}}',
+             f'{{"step": {"9" * 400}, "ce": 1}}', '{"step": 1e400, "ce": 1}']
+)  # fmt: skip
+def test_a_line_without_a_step_or_with_what_no_float_holds_is_refused(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(FormatError, match=r"metrics\.jsonl line 2 is no record of a run: "):
+        read_history(tmp_path / "metrics.jsonl")
 
 
 def test_a_new_history_empties_the_file_of_an_earlier_run(tmp_path: Path) -> None:

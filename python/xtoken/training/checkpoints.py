@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import (
+    json_text,
     path_to_read,
     read_json,
     sealed,
@@ -253,7 +254,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def write_result(folder: Path, values: dict[str, Any]) -> None:
     """Write the checksums of what a run left behind and, last, that it is finished."""
-    text = json.dumps(values, indent=2) + "\n"
+    text = json_text(values)
     sums = {RESULT_FILE: hashlib.sha256(text.encode()).hexdigest()}
     others = sorted(path.name for path in folder.glob("projection-*.safetensors"))
     if (folder / CURVES_FILE).exists():
@@ -287,16 +288,19 @@ def _read_sums(folder: Path) -> dict[str, str] | None:
     return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
 
 
-def check_sums(folder: Path, names: Iterable[str]) -> None:
-    """Refuse files of a finished run that are not as they were written.
+def check_sums(folder: Path) -> None:
+    """Refuse a finished run of which a file is missing or not as it was written; its picture may be
+    missing, as it is drawn anew.
 
     Raises: ResumeError that names the file.
     """
     sums = _read_sums(folder)
     if sums is None:
         return
-    for name in names:
+    for name in (RESULT_FILE, METRICS_FILE, *sums):
         path = folder / name
+        if name == CURVES_FILE and not path.exists():
+            continue
         if not path.is_file() or sums.get(name) != sha256_of(path):
             raise ResumeError(
                 f"{path} is missing or was altered: its checksum is not that of {SUMS_FILE}; put "

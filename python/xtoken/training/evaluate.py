@@ -70,6 +70,17 @@ class HeldOutScore:
         }
         return cls(**values, class_bits_per_byte=by_class)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> HeldOutScore:
+        """Read what `dataclasses.asdict` returned from JSON, in which NaN is null."""
+        numbers = {name: _number(values[name]) for name in _PLAIN}
+        by_class = {name: _number(bits) for name, bits in values["class_bits_per_byte"].items()}
+        return cls(**numbers, class_bits_per_byte=by_class)
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
 
 _OF_CLASS = "bits_per_byte/"
 _PLAIN = tuple(each.name for each in fields(HeldOutScore) if each.name != "class_bits_per_byte")

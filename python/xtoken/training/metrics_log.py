@@ -111,7 +111,12 @@ def _record(line: bytes, where: str) -> dict[str, float]:
         for name, value in fields.items()
         if value is None or isinstance(value, int | float)
     }
-    if "step" not in numbers or len(numbers) != len(fields):
+    try:
+        whole = math.isfinite(numbers.get("step", math.nan))
+        _ = [float(value) for value in numbers.values()]
+    except OverflowError:  # an integer of more than 308 digits
+        whole = False
+    if not whole or len(numbers) != len(fields):
         raise FormatError(f"{where} is no record of a run: {line[:40]!r}; put the file back")
     return numbers
 

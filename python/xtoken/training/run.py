@@ -168,7 +168,8 @@ def _train(
     join_processes(run_device(config))
     start = on_first_process(lambda: begin(out, run, resume))
     if start.finished:
-        result = _read_result(out)
+        # All that it left is read, which may be the size of the student.
+        result = on_first_process(lambda: _read_result(out))
         if main and config.curves and not (out / CURVES_FILE).exists():
             with writes(out, _RESUME):
                 draw_curves({config.loss: result.records}, out / CURVES_FILE)
@@ -334,12 +335,12 @@ def _write(
 
 
 def _read_result(out: Path) -> RunResult:
-    check_sums(out, (RESULT_FILE, METRICS_FILE))
+    check_sums(out)
     values = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
     return RunResult(
         loss=values["loss"],
-        before=HeldOutScore(**values["before"]),
-        after=HeldOutScore(**values["after"]),
+        before=HeldOutScore.from_json(values["before"]),
+        after=HeldOutScore.from_json(values["after"]),
         steps=values["steps"],
         seconds=values["seconds"],
         records=read_history(out / METRICS_FILE),
