@@ -205,6 +205,17 @@ def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Pat
     assert "lossy" in run("vocab", str(words))
 
 
+def test_a_special_token_that_looks_like_markup_is_shown(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[bold]": 0, "[/INST]": 1, "a": 2}, "[bold]"))
+    tokenizer.add_special_tokens(["[bold]", "[/INST]"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"eos_token": "[/INST]", "pad_token": "[bold]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    shown = run("vocab", str(tmp_path))
+    assert "[/INST]" in shown
+    assert "[bold]" in shown
+
+
 def test_a_vocabulary_shows_what_only_its_file_says(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "Ġb": 1, "a▁b": 2}, merges=[]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁")])

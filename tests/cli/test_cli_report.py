@@ -110,6 +110,15 @@ def test_the_audit_writes_the_same_page(pair: list[str], tmp_path: Path) -> None
     assert one.read_text() == other.read_text()
 
 
+def test_a_path_is_printed_as_it_is(pair: list[str], tmp_path: Path) -> None:
+    """Not as rich's markup, in which `[/v2]` would end what was not begun."""
+    (tmp_path / "page[").mkdir()
+    for name in ("page[v2].html", "page[/v2].html"):
+        out = str(tmp_path / name)
+        said = run("alignment", *pair, "--text", "a text", "--out", out)
+        assert f"page: {out}" in said.replace("\n", "")
+
+
 def test_with_models_a_row_of_a_file_has_probabilities(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(
@@ -224,6 +233,11 @@ def test_a_run_that_is_not_there_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "page.html")
+    (tmp_path / "state").mkdir()
+    state = {"log_history": [{"step": 1, "loss": int("9" * 400)}]}
+    (tmp_path / "state" / "trainer_state.json").write_text(json.dumps(state))
+    large = fails(capsys, "run", str(tmp_path / "state"), "--out", str(tmp_path / "page.html"))
+    assert "holds a number that is too large in its log_history" in large
     assert "has no metrics.jsonl and no trainer_state.json" in fails(
         capsys, "run", str(tmp_path), "--out", out
     )

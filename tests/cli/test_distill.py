@@ -152,8 +152,10 @@ def test_held_out_texts_can_be_given_and_are_dropped_from_training(
     workspace: Path, tmp_path: Path
 ) -> None:
     held_out = write_jsonl(tmp_path / "held_out.jsonl", tiny_texts(60)[:5])
-    output = distill(workspace, out=tmp_path / "run", held_out=held_out, loss="ce", steps=1)
+    out = tmp_path / "run[v2]"
+    output = distill(workspace, out=out, held_out=held_out, loss="ce", steps=1)
     assert "5 repeated or held-out texts were dropped" in output
+    assert "/run[v2]" in output.replace(" ", "").replace("\n", "")
 
 
 def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: Path) -> None:

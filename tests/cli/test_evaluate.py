@@ -56,9 +56,28 @@ def test_bits_per_byte_are_those_of_the_texts(workspace: Path, tmp_path: Path) -
     assert "texts are cut at 64 tokens" in output
 
 
+def test_what_is_not_scored_is_counted_and_the_rest_is(workspace: Path, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    rows = [{"text": "no figure here"}, {"messages": talk}, {"text": "x"}, {"text": "nor here"}]
+    data = tmp_path / "data[a].jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "scores[v2].json"
+    output = evaluate(workspace, "--data", str(data), "--out", str(out))
+    assert "2 of 4 texts are left out" in output
+    assert "the model's tokenizer has no chat template" in output
+    assert "no token to score" in output
+    assert "student" not in output
+    assert out.name in output.replace(" ", "")
+    assert "NaN" not in out.read_text()
+    assert json.loads(out.read_text())["texts"]["numeral_nll"] is None
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("--tasks", ","), "--tasks ',' names none; pass names with commas between them"),
+        (("--data", "DATA", "--limit", "1"), "--limit 1 without --tasks, of which it is; pass"),
+        (("--data", "DATA", "--shots", "3"), "--shots 3 without --tasks"),
         ((), "nothing to score; pass --data with texts, --tasks with tasks of lm-eval, or both"),
         (("--data", "nowhere.jsonl"), "data file nowhere.jsonl does not exist"),
         (("--data", "DATA", "--max-tokens", "999"), "has 512 positions; pass 512 or less"),

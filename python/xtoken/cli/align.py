@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
@@ -151,8 +152,8 @@ def _print_corpus(result: Any, out: Path, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(coverage_table(result.coverage))
     console.print(
-        f"{result.rows:,} rows in {result.files} files of {out}, {result.made_now} made now; "
-        f"{result.left_out:,} with a blank text left out; "
-        f"read them with datasets.load_dataset({str(out)!r})",
+        f"{result.rows:,} rows in {result.files} files of {escape(str(out))}, "
+        f"{result.made_now} made now; {result.left_out:,} with a blank text left out; "
+        f"read them with datasets.load_dataset({escape(repr(str(out)))})",
         soft_wrap=True,
     )

@@ -112,7 +112,7 @@ def run(request: Request) -> None:
 
     if request.dry_run:
         console.print(dry_run_table(dry_run(materials, config, request.teacher_cache)))
-        console.print(f"nothing was written to {request.out} (--dry-run)")
+        console.print(f"nothing was written to {escape(str(request.out))} (--dry-run)")
         return
     opened = [
         open_teachers(each, config, losses, request.teacher_cache, bars)
@@ -153,7 +153,7 @@ def _train_all(
         _write_comparison(request.out, results, config)
     drawn = (request.out / CURVES_FILE).exists()  # a finished run keeps the picture that it has
     written = "projection, metrics and curves" if drawn else "projection and metrics"
-    console.print(f"student, {written} are in [bold]{request.out}[/]")
+    console.print(f"student, {written} are in [bold]{escape(str(request.out))}[/]")
 
 
 def _show_audited(console: Console, materials: PreparedData, config: DistillConfig) -> None:
@@ -268,8 +268,8 @@ def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
     for served in {each for each in teachers.values() if isinstance(each, PrefetchedTeacher)}:
         server = served.source
         console.print(
-            f"teacher: top {server.top_k} of {escape(server.model)} at {server.connection.url}, "
-            "asked as training goes",
+            f"teacher: top {server.top_k} of {escape(server.model)} at "
+            f"{escape(server.connection.url)}, asked as training goes",
             soft_wrap=True,
         )
     stores = [teacher for teacher in teachers.values() if isinstance(teacher, TopKStore)]
@@ -282,7 +282,7 @@ def _show_store(console: Console, teachers: Mapping[str, object]) -> None:
         if key.min_prob is not None:
             kept = f"probabilities from {key.min_prob:g}, the rest spread,"
         console.print(
-            f"teacher: {kept} of {len(store):,} texts in {store.directory}, "
+            f"teacher: {kept} of {len(store):,} texts in {escape(str(store.directory))}, "
             f"{store.sequences_computed:,} of them computed now"
         )
 

@@ -44,7 +44,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
 ) -> None:
     """Score a model: bits per byte of texts, which compare across tokenizers, and tasks."""
-    if not data and tasks is None:
+    named = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tasks is not None and not named:
+        raise OptionError(f"--tasks {tasks!r} names none; pass names with commas between them")
+    if not data and not named:
         raise OptionError(
             "nothing to score; pass --data with texts, --tasks with tasks of lm-eval, or both"
         )
@@ -57,7 +60,7 @@ def evaluate(
         Request(
             model=model,
             data=data or [],
-            tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
+            tasks=named,
             split=split,
             text_field=text_field,
             max_tokens=max_tokens,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from xtoken._extras import installed
 from xtoken._files import write_json
-from xtoken.cli.console import quiet_transformers, read_data
+from xtoken.cli.console import quiet_transformers, read_data, warn_of_left_out
+from xtoken.data.encode import Encoder
+from xtoken.data.examples import NO_TOKEN, encode_examples
 from xtoken.errors import DataError, MissingExtraError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers.forward import position_limit
@@ -68,7 +71,25 @@ def run(request: Request) -> None:
             )
         # One side twice: the examples are those of any run with this student.
         pair = Pair(tokenizer, tokenizer, cache_dir=False)
-        examples = pair.examples(documents, max_tokens=request.max_tokens)
+        side = pair.sides[0]
+        encoder = Encoder(
+            tokenizer,
+            "model",
+            vocab=pair.student_vocab,
+            generation_config=side.generation_config,
+        )
+        examples = encode_examples(
+            documents,
+            (encoder, encoder),
+            pair.aligner,
+            max_tokens=request.max_tokens,
+            strict=False,
+        )
+        left_out = [
+            replace(each, reason="no token to score") if each.reason == NO_TOKEN else each
+            for each in examples.left_out
+        ]
+        warn_of_left_out(console, left_out, len(examples) + len(left_out), "texts")
         if examples.cut:
             console.print(
                 f"{examples.cut:,} of {len(examples):,} texts are cut at {request.max_tokens} "
@@ -87,10 +108,16 @@ def run(request: Request) -> None:
         console.print(_task_table(results))
     if request.out is not None:
         write_json(request.out, found)
-        console.print(f"scores are in [bold]{request.out}[/]")
+        console.print(f"scores are in [bold]{escape(str(request.out))}[/]")
 
 
 def _check(request: Request) -> torch.device:
+    for name, value in (("shots", request.shots), ("limit", request.limit)):
+        if value is not None and not request.tasks:
+            raise OptionError(
+                f"--{name} {value} without --tasks, of which it is; pass --tasks too, or leave it "
+                "out"
+            )
     if request.tasks and not installed("lm_eval"):
         raise MissingExtraError(
             "--tasks needs lm-eval, which is not installed; run pip install lm-eval, or pass "
@@ -111,7 +138,7 @@ def _check(request: Request) -> torch.device:
 
 
 def _score_table(model: str, score: HeldOutScore) -> Table:
-    table = Table(title=f"{model} on {score.bytes:,} bytes, {score.tokens:,} tokens")
+    table = Table(title=f"{escape(model)} on {score.bytes:,} bytes, {score.tokens:,} tokens")
     for title in ("bits per byte", "nats per token", "numeral NLL (nats)"):
         table.add_column(title, justify="right")
     nats = score.bits_per_byte * math.log(2) * score.bytes / max(score.tokens, 1)
@@ -175,5 +202,5 @@ def _task_table(results: dict[str, dict[str, float]]) -> Table:
     table.add_column("score", justify="right")
     for task, scores in results.items():
         for name, value in scores.items():
-            table.add_row(task, name, f"{value:.4f}")
+            table.add_row(escape(task), escape(name), f"{value:.4f}")
     return table

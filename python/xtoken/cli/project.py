@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from xtoken._core import Vocab
 from xtoken._files import write_text
@@ -87,7 +88,8 @@ def build(
         w.save(out)
     console = Console()
     console.print(tables.statistics(w))
-    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    size = out.stat().st_size / 1e6
+    console.print(f"{escape(str(out))}: {size:.1f} MB", highlight=False, soft_wrap=True)
 
 
 @project.command()
@@ -125,7 +127,8 @@ def export_table(
     check_out(out)
     with working("writing the table"):
         Projection.load(file).export_topk_pt(out)
-    Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    size = out.stat().st_size / 1e6
+    Console().print(f"{escape(str(out))}: {size:.1f} MB", highlight=False, soft_wrap=True)
 
 
 @project.command("import")
@@ -187,7 +190,7 @@ def audit(
         console.print(tables.placement(result))
     console.print(tables.recommendation(result))
     if html is not None:
-        console.print(f"page: {html}", highlight=False, soft_wrap=True)
+        console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
 
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:

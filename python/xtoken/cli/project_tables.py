@@ -157,4 +157,4 @@ def placement(result: Audit) -> Table:
 def recommendation(result: Audit) -> Panel:
     """The loss to use, why, and what to know."""
     lines = [result.reason, *(f"- {note}" for note in result.notes)]
-    return Panel("\n".join(lines), title=f"recommended: {_LOSSES[result.recommendation]}")
+    return Panel(Text("\n".join(lines)), title=f"recommended: {_LOSSES[result.recommendation]}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
@@ -163,4 +164,5 @@ def _model(side: str, source: str | None) -> nn.Module | None:
 
 def _write(out: Path, page: str) -> None:
     write_text(out, page)
-    Console().print(f"page: {out}, {len(page) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    size = len(page) / 1e6
+    Console().print(f"page: {escape(str(out))}, {size:.1f} MB", highlight=False, soft_wrap=True)

@@ -89,11 +89,16 @@ def _trainer_records(file: Path) -> list[dict[str, float]]:
             raise FormatError(f"{file} holds {str(log)[:40]!r} in its log_history, expected a step")
         # As the record of `xtoken distill` calls it.
         named = {"total" if name == "loss" else name: value for name, value in log.items()}
-        record = {
-            name: float(value)
-            for name, value in named.items()
-            if isinstance(value, int | float) and not name.endswith(_CLOCK)
-        }
+        try:
+            record = {
+                name: float(value)
+                for name, value in named.items()
+                if isinstance(value, int | float) and not name.endswith(_CLOCK)
+            }
+        except OverflowError as error:  # an integer of more than 308 digits
+            raise FormatError(
+                f"{file} holds a number that is too large in its log_history; put the file back"
+            ) from error
         if len(record) > 1:
             records.append({n: v if math.isfinite(v) else math.nan for n, v in record.items()})
     return records

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from xtoken._files import folder_beside, write_json
@@ -61,10 +62,12 @@ def run(
     _write(model, new, pair, counts, out)
     console.print(table(counts))
     for line in _remarks(pair, counts):
-        console.print(line, soft_wrap=True)
+        console.print(escape(line), soft_wrap=True)
     console.print(
-        f"{out}: the model with its new tokenizer; finish with xtoken distill --student {out} "
-        f"--teacher {model_source} --data TEXTS --out DIR",
+        escape(
+            f"{out}: the model with its new tokenizer; finish with xtoken distill --student {out} "
+            f"--teacher {model_source} --data TEXTS --out DIR"
+        ),
         soft_wrap=True,
     )
 

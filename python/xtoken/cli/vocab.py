@@ -155,7 +155,7 @@ def _view(path: str, facts: dict[str, Any]) -> RenderableType:
         title="special tokens by role", title_justify="left", show_header=False, min_width=30
     )
     for role, token in facts["roles"].items():
-        roles.add_row(role, str(token["id"]), token["text"])
+        roles.add_row(role, str(token["id"]), Text(token["text"]))
     traps = Table(title="traps", title_justify="left", show_header=False)
     traps.add_column()
     traps.add_column(justify="right")
