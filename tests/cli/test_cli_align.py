@@ -206,7 +206,8 @@ def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Pat
 
 
 def test_a_special_token_that_looks_like_markup_is_shown(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel({"[bold]": 0, "[/INST]": 1, "a": 2}, "[bold]"))
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["[bold]", "[/INST]"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = {"eos_token": "[/INST]", "pad_token": "[bold]"}
