@@ -208,33 +208,34 @@ def test_nan_and_infinite_logits_are_refused_by_place(make: Make, loss: Loss) ->
 
 
 class _NoSlope(torch.autograd.Function):
-    """A finite value whose gradient is NaN."""
+    """A value, or what it is with `more`, whose gradient is NaN."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        return value.clone()
+    def forward(ctx, value: Tensor, more: float) -> Tensor:
+        return value + more
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad * torch.nan
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * torch.nan, None
 
 
+@pytest.mark.parametrize(("more", "told"), [(0.0, "but"), (torch.inf, "is inf and")])
 @all_losses
-def test_a_finite_loss_whose_gradient_is_nan_is_refused(
-    loss: Loss, monkeypatch: pytest.MonkeyPatch
+def test_a_loss_whose_gradient_is_nan_is_refused(
+    loss: Loss, more: float, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(11, chunks=20)
     plain = BlockLoss.total
 
     def planted(self, *args) -> tuple[Tensor, Tensor]:
         total, metrics = plain(self, *args)
-        return _NoSlope.apply(total), metrics
+        return _NoSlope.apply(total, more), metrics
 
     monkeypatch.setattr(BlockLoss, "total", planted)
     monkeypatch.setattr(p_kl_block, "native_pass", lambda *_: None)
     monkeypatch.setattr(PKLBlocks, "_closed_form", lambda *_: None)
     monkeypatch.setattr(SameVocabBlocks, "value_and_grad", BlockLoss.value_and_grad)
-    with pytest.raises(NonFiniteError, match="but its gradient is not finite"):
+    with pytest.raises(NonFiniteError, match=f"{told} its gradient is not finite"):
         loss(case)
 
 

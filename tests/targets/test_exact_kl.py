@@ -240,6 +240,40 @@ def test_a_reverse_kl_to_targets_without_a_tail_is_refused() -> None:
     assert torch.isfinite(call(min_prob=0.2).loss)
 
 
+@pytest.mark.parametrize("name", ["reverse", "jsd"])
+@pytest.mark.parametrize("gap", [21.0, 40.0, 400.0])
+def test_the_loss_of_a_teacher_that_is_sure_is_finite(gap: float, name: str) -> None:
+    ids = [i % V for i in range(8)]
+    teacher = torch.zeros(1, 8, V)
+    teacher[0, range(7), ids[1:]] = gap
+    own = torch.randn(1, 8, V, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = made_here(pair(), ids, own, teacher, **OPTIONS[name])
+    found.loss.backward()
+    assert own.grad is not None
+    assert torch.isfinite(own.grad).all()
+    if name == "reverse":
+        # About one rounding is outside, however sure the teacher is; the student has most there.
+        log_p = torch.log_softmax(own.detach(), -1)[0, range(7), ids[1:]]
+        outside = 1 - log_p.exp()
+        wanted = log_p * log_p.exp() + outside * (torch.log(outside) + 23 * math.log(2))
+        assert found.loss.item() == pytest.approx(float(wanted.mean()), rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_the_reverse_loss_a_tail_has_one_rounding_of_float32(seed: int) -> None:
+    targets, tokens = random_targets(seed)
+    tails = targets.tails.copy()
+    tails[::2], tails[1::4] = 0.0, 1e-30
+    low, floor = replace(targets, tails=tails), replace(targets, tails=tails.clip(2.0**-23))
+    logits = student(seed)
+    found = loss_of(logits, low, laid_out(low, tokens), normalizer=1.0, direction="reverse")
+    expected = slow_loss(logits, floor, tokens, direction="reverse")
+    assert torch.isfinite(expected)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found.loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
 class Said:
     """Targets as the tokens below `size` can say them, the slow way; as `slow_loss` reads them."""
 

@@ -87,7 +87,8 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
     """Raise NonFiniteError where a loss or its gradient is NaN or infinite because a logit is.
 
     Looks at the logits only where one of them is not finite. An infinite loss from finite logits,
-    or from logits of -inf (no mass), is a true infinite divergence and stands.
+    or from logits of -inf (no mass), is a true infinite divergence; it stands where its gradient
+    is finite.
 
     Args:
         slope: scalar, finite where all of the gradient is.
@@ -120,6 +121,12 @@ def check_finite(total: Tensor, slope: Tensor, source: StudentRows, inputs: Loss
         raise NonFiniteError(
             f"the loss is {float(value):.6g} but its gradient is not finite, though no logit is "
             "NaN or +inf; lower the scale of the logits, or report this as a bug"
+        )
+    if not bool(torch.isfinite(slope)):
+        raise NonFiniteError(
+            f"the loss is {float(value):.6g} and its gradient is not finite, though no logit is "
+            "NaN or +inf: one side has mass where the other has none; look at what masks the "
+            "logits, or pass direction='forward' or 'jsd'"
         )
     return total
 

@@ -15,6 +15,10 @@ The gradient by a logit k in group g is, with a(g) the weight that its log p has
 
     p(k) (sum of all a - a(g) / p(g)).
 
+The reverse loss, the sum of p log(p / q), asks for a q wherever p is above 0. A target is made of
+float32 log-probabilities, and what it has outside its groups is not known below one rounding of
+theirs: so much a tail has at least there, as that of a stored top-k has in P-KL.
+
 In an open position the tail's mass is only known to be at most so much. The target then has the
 student's own mass u outside all groups there, or the most where u is above it, and the groups have
 the rest: with s = 1 - min(u, most), a constant for the gradient, s q in the place of q. So nothing
@@ -41,6 +45,9 @@ from xtoken.losses.exact_kl.native import native_pass
 from xtoken.losses.kernels.exact import exact_in_two, exact_pass
 from xtoken.tensors.host import readable
 from xtoken.tensors.target_batch import TargetBatch
+
+# One rounding of the log-probabilities that targets are made of, whatever the student's dtype.
+_LEAST_TAIL = torch.finfo(torch.float32).eps
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,6 +105,8 @@ class ExactKLBlocks(BlockLoss):
     ) -> tuple[Tensor, Tensor]:
         part = self.block_targets(rows.dtype, block)
         log_student = part.log_student(rows)
+        if self.direction == "reverse":
+            part = part.with_least_tails()
         part = part.against(torch.exp(log_student.detach()[-len(part.chunk) :]))
         if self.direction == "forward":
             losses = part.forward_kl(log_student)
@@ -254,6 +263,12 @@ class BlockTargets:
             slots(self.is_deep, False), self.number,
         )  # fmt: skip
 
+    def with_least_tails(self) -> BlockTargets:
+        """The same for the reverse loss; see the module."""
+        groups = len(self.slot_row) - len(self.chunk)
+        tails = self.probs[groups:].clamp(min=_LEAST_TAIL)
+        return replace(self, probs=torch.cat([self.probs[:groups], tails]))
+
     def against(self, outside: Tensor) -> BlockTargets:
         """The same, with a tail in open positions for a student of mass `outside` [n] in none of
         the groups."""
@@ -297,16 +312,16 @@ class BlockTargets:
         student = torch.exp(log_student)
         silent = torch.isneginf(log_student)
         finite = log_student.masked_fill(silent, 0.0)
-        log_target = torch.log(self.probs)  # -inf where the target has nothing
         losses = log_student.new_zeros(len(self.chunk))
         if direction == "reverse":
-            # Without mass on the student's side a term is 0, but 0 times inf has no gradient.
-            terms = student * (finite - log_target.masked_fill(silent, 0.0))
-            terms = terms.masked_fill(silent, 0.0)
+            # A group's mass may underflow.
+            log_target = torch.log(self.probs.clamp(min=torch.finfo(self.probs.dtype).tiny))
+            terms = torch.where(silent, 0.0, student * (finite - log_target))
             return losses.index_add(0, self.slot_row, terms)
+        nothing = self.probs <= 0
         mean = beta * self.probs + (1 - beta) * student
         log_mean = torch.log(mean.masked_fill(mean <= 0, 1.0))
-        on_target = self.probs * (log_target.masked_fill(self.probs <= 0, 0.0) - log_mean)
+        on_target = self.probs * (torch.log(self.probs.masked_fill(nothing, 1.0)) - log_mean)
         on_student = torch.where(silent, 0.0, student * (finite - log_mean))
         return losses.index_add(0, self.slot_row, beta * on_target + (1 - beta) * on_student)
 
