@@ -11,7 +11,7 @@ from loss_cases import Case, every_loss, make_case, real_case, relayout, same_mo
 from torch import Tensor
 
 from xtoken.errors import NonFiniteError, ShapeError
-from xtoken.losses import LossOutput
+from xtoken.losses import LossOutput, cross_entropy
 from xtoken.losses.engine.row_blocks import BlockLoss
 from xtoken.losses.p_kl import block as p_kl_block
 from xtoken.losses.p_kl.loss import PKLBlocks
@@ -151,6 +151,27 @@ def test_the_teacher_never_holds_a_graph(make: Make, loss: Loss) -> None:
     case.teacher_logits.requires_grad_()
     loss(case).loss.backward()
     assert case.teacher_logits.grad is None
+
+
+@all_losses
+def test_the_dtype_of_a_loss_without_chunks_is_that_of_one_with_them(loss: Loss) -> None:
+    case = make_case(6)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        sides = (x.detach().to(dtype) for x in (case.student_logits, case.teacher_logits))
+        own = replace(case, **dict(zip(("student_logits", "teacher_logits"), sides, strict=True)))
+        empty = loss(replace(own, usable=ChunkBatch.empty()))
+        full = loss(own)
+        assert empty.loss.dtype == full.loss.dtype
+        for name, value in full.metrics.items():
+            assert empty.metrics[name].dtype == value.dtype
+
+
+def test_the_dtype_of_a_cross_entropy_without_tokens_is_that_of_one_with_them() -> None:
+    ids = torch.tensor([[0, 1, 2]])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        logits = torch.zeros(1, 3, 4, dtype=dtype)
+        found = [cross_entropy(logits, ids, mask).loss.dtype for mask in (ids < 0, ids >= 0)]
+        assert found[0] == found[1]
 
 
 @real_and_random

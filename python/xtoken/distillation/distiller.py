@@ -25,7 +25,7 @@ from xtoken.distillation.options import (
     KdWeight,
     check_weights,
 )
-from xtoken.distillation.output import Counts, DistillOutput
+from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import (
     ArgumentTypeError,
     OptionError,
@@ -248,16 +248,17 @@ class Distiller(nn.Module):
                 never whole; None where no teacher is needed.
             batch: what both models were run on, from `collate`.
             totals: what to divide by, where this batch is one of several of a step; its own counts
-                if None.
+                if None. They may be below 1, as means over processes are; 0 counts as 1.
             kd_scale: in place of `kd_weight`, as a step of several batches has one balance.
 
         Raises:
             PairError: the batch or the teacher's predictions are of another pair.
             ShapeError, TokenIdError, ArgumentTypeError: the parts are not of one batch.
+            OptionError: totals that are no numbers of at least 0.
             NonFiniteError: a logit is NaN or infinite.
         """
         self.check(teacher, batch)
-        totals = totals or self.counts(batch)
+        totals = self.counts(batch) if totals is None else checked_counts(totals)
         ce = None
         with_kd = self.needs_teacher and teacher is not None
         if with_kd and self.ce_weight != 0 and isinstance(student, Tensor):
@@ -282,7 +283,7 @@ class Distiller(nn.Module):
             student,
             batch.student_ids,
             batch.student_loss_mask,
-            max(tokens, 1.0),
+            tokens or 1.0,  # the mean of a step may be below 1; only where none is there is no sum
             vocab_size=self.student_columns(student, teacher, batch),
             positions=batch.counted,
             compiled=self.options.compiled,
@@ -310,7 +311,7 @@ class Distiller(nn.Module):
             batch.chunks,
             student_ids=batch.student_ids,
             teacher_ids=batch.teacher_ids,
-            normalizer=max(chunks, 1.0),
+            normalizer=chunks or 1.0,
             prefixes=prefixes if usable else None,
             prepared=prepared,
             targets=self._targets_of(batch),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from xtoken._checks import check_number, expect
 from xtoken.distillation.options import KdWeight
 from xtoken.losses.output import LossOutput, combine, global_normalizer
 
@@ -29,6 +31,25 @@ class Counts:
     def over_processes(self) -> Counts:
         """The mean per process, where torch.distributed runs: data parallel averages gradients."""
         return Counts(float(global_normalizer(self.tokens)), float(global_normalizer(self.chunks)))
+
+
+def checked_counts(totals: object, name: str = "totals") -> Counts:
+    """What a step divides by, where it is that.
+
+    Raises:
+        ArgumentTypeError: it is of another class.
+        OptionError: a count is not a number of at least 0.
+    """
+    counts = expect(totals, Counts, name, "add up distiller.counts(batch) of the step's batches")
+    found = []
+    for field_name in ("tokens", "chunks"):
+        value: object = getattr(counts, field_name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        rule = "must be a number of at least 0; add up distiller.counts(batch)"
+        check_number(f"{name}.{field_name}", value, 0, rule=rule)
+        found.append(float(cast(float, value)))
+    return Counts(*found)
 
 
 @dataclass(frozen=True, eq=False)

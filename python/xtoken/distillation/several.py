@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from xtoken._checks import expect
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.distiller import Distiller
 from xtoken.distillation.items import Item, examples_together
 from xtoken.distillation.options import check_weights
-from xtoken.distillation.output import Counts, DistillOutput
+from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import ArgumentTypeError, OptionError, PairError, ShapeError
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.multi_teacher import Confidence, check_confidence, multi_teacher, weight_numbers
@@ -187,11 +188,14 @@ class MultiDistiller(nn.Module):
         _check_batch(batch, len(members))
         for member, teacher, part in zip(members, teachers, batch.batches, strict=True):
             member.check(teacher, part, needed=self.kd_weight != 0)
-        totals = totals or self.counts(batch)
+        if totals is None:
+            totals = self.counts(batch)
+        expect(totals, (tuple, list), "totals", "pass one Counts per teacher, as counts gives")
         if len(totals) != len(members):
             raise ArgumentTypeError(
                 f"{len(totals)} totals for {len(members)} teachers; add up distiller.counts(batch)"
             )
+        totals = [checked_counts(each, f"totals[{i}]") for i, each in enumerate(totals)]
         ce = None
         if self.ce_weight != 0 or self.kd_weight == "balanced":
             first = batch.batches[0]

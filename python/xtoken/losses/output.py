@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xtoken._checks import check_number
 from xtoken.errors import ShapeError
+from xtoken.tensors.host import readable
 
 # The balance's bound: a distillation loss below a thousandth of the cross-entropy is rounding, not
 # something to learn, and without a bound the weight of a student that agrees grows beyond 10^5.
@@ -50,14 +51,32 @@ def global_normalizer(num_chunks: float | Tensor, group: dist.ProcessGroup | Non
     Data parallel averages gradients over ranks, so each rank divides by the mean number of chunks
     a rank, not by its own. With gradient accumulation pass the sum over the micro-batches.
 
-    Returns: scalar float64, at least 1 / world size.
+    Returns: scalar float64, 1 / world size where there is no chunk at all.
+
+    Raises:
+        OptionError: a number below 0, or none.
     """
     total = torch.as_tensor(num_chunks, dtype=torch.float64).clone()
+    if readable(total):
+        check_number("num_chunks", total.item(), 0, rule="must be at least 0: chunks or tokens")
     world = 1
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total, group=group)
-        world = dist.get_world_size(group)
-    return total.clamp(min=1.0) / world
+        held = total.to(device_of_group(group, total.device))
+        dist.all_reduce(held, group=group)
+        total, world = held.to(total.device), dist.get_world_size(group)
+    return torch.where(total == 0, 1.0, total) / world
+
+
+def device_of_group(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
+    """Where the processes of a group can add up what is on a device: there, or, as with NCCL alone
+    for the CPU, on the first device that the group serves."""
+    config = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    served = [each.split(":")[0] for each in config.split(",")]
+    if device.type in served:
+        return device
+    # That of `init_process_group(device_id=...)`, or the current one.
+    bound = getattr(group or dist.group.WORLD, "bound_device_id", None)
+    return bound if isinstance(bound, torch.device) else torch.device(served[0])
 
 
 def inverse_normalizer(normalizer: float | Tensor) -> float | Tensor:

@@ -17,7 +17,12 @@ def block_rows(width: int, device: torch.device) -> int:
 
 def upcast(rows: Tensor) -> Tensor:
     """float32 for half precision, else unchanged: the maths of a loss never runs in 16 bits."""
-    return rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    return rows.to(upcast_dtype(rows.dtype))
+
+
+def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What rows of a dtype are computed in, and the dtype of their loss."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def taken(table: Tensor, index: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ class Teaching(nn.Module):
         counts = self.counts(batch)
         found["chunks"] = float(sum(count.chunks for count in counts))
         shares = [
-            count.chunks / max(total.chunks, 1.0)
+            count.chunks / (total.chunks or 1.0)
             for count, total in zip(counts, totals, strict=True)
         ]
         for name, value in output.metrics.items():

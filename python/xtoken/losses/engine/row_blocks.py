@@ -26,6 +26,7 @@ from xtoken.losses.kernels.scaling import scale_in_place
 from xtoken.losses.output import LossOutput, inverse_normalizer
 from xtoken.tensors.host import readable
 from xtoken.tensors.once import once_differentiable
+from xtoken.tensors.rows import upcast_dtype
 
 # The gradient of the logits, made when its factor is known, and in the same write what a
 # cross-entropy adds to it.
@@ -350,7 +351,9 @@ def run_blocks(
         total = value if total is None else total + value
         sums = metrics if sums is None else sums + metrics
     if total is None or sums is None:
-        total = torch.zeros((), dtype=torch.float32, device=source.tensors()[0].device)
+        first_tensor = source.tensors()[0]
+        dtype = upcast_dtype(first_tensor.dtype)
+        total = torch.zeros((), dtype=dtype, device=first_tensor.device)
         sums = total.new_zeros(len(loss.metric_names))
     slope = torch.stack(slopes).sum()[None] if slopes else sums.new_zeros(1)
     return total * scale, torch.cat([sums, slope.to(sums.dtype)]), [*grads, *param_grads]
@@ -433,7 +436,7 @@ def _run_dealt(
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """`run_blocks` where the vocabulary is cut over ranks: each computes some of the blocks, and
     all have the sums."""
-    dtype = torch.float64 if source.logits.dtype == torch.float64 else torch.float32
+    dtype = upcast_dtype(source.logits.dtype)
     total = torch.zeros((), dtype=dtype, device=source.logits.device)
     sums = total.new_zeros(len(loss.metric_names) + 1)
     ranks, rows_in_all = len(source.sizes), len(loss.student.index)
