@@ -22,7 +22,7 @@ from xtoken.audit.prefix_coverage import supervision
 from xtoken.data.columns import Column, tokenize_columns
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import ExampleSet, encode_examples
-from xtoken.data.rows import Document
+from xtoken.data.rows import Readable
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import (
     ArgumentTypeError,
@@ -234,7 +234,7 @@ class Pair:
 
     def examples(
         self,
-        documents: Sequence[Document],
+        documents: Sequence[Readable],
         *,
         max_tokens: int | None = None,
         date: datetime.date | None = None,
@@ -244,16 +244,17 @@ class Pair:
         """Tokenize texts and conversations on both sides, align and cut; see `encode_examples`.
 
         Args:
-            documents: texts, `Completion`s and `Conversation`s.
+            documents: texts, `Completion`s, `Conversation`s, lists of messages, or rows with one
+                of these; see `document_of`.
             max_tokens: longest example on either side, cut at a chunk boundary; None for no limit.
             date: the day that chat templates print; None for today.
-            strict: whether a conversation that cannot be printed ends the call, or is left out.
+            strict: whether what cannot be read or printed ends the call, or is left out.
             progress: called with (documents done, documents to do).
 
         Raises:
-            ArgumentTypeError: `documents` is no list.
+            ArgumentTypeError: an item is no document, or all of them are no list.
             OptionError: `max_tokens` is no whole number of at least 2.
-            DataError: a conversation cannot be printed, or no example is left.
+            DataError: a document cannot be read or printed, or no example is left.
         """
         return encode_examples(
             documents,

@@ -12,10 +12,10 @@ import torch
 from tiny_models import tiny_texts, write_pair
 from transformers import AutoTokenizer
 
-from xtoken import Aligner, Vocab
+from xtoken import Aligner, Pair, Vocab
 from xtoken.data import Completion, Encoder, Example, make_examples
 from xtoken.distillation import DistillCollator
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import ArgumentTypeError, DataError, OptionError
 
 TEXTS = tiny_texts(30)
 
@@ -82,7 +82,7 @@ def test_progress_is_told_up_to_the_end(tokenizers: tuple) -> None:
 def test_texts_without_two_tokens_are_left_out_and_counted(tokenizers: tuple) -> None:
     made = make_examples(["", TEXTS[0]], *tokenizers, max_tokens=100)
     assert (len(made), made.empty) == (1, 1)
-    with pytest.raises(DataError, match="none of 1 examples has a student token in the loss"):
+    with pytest.raises(DataError, match="none of 1 documents can be used: its text is blank"):
         make_examples([""], *tokenizers, max_tokens=100)
     with pytest.raises(OptionError, match="max_tokens = 1 is out of range; expected a whole"):
         make_examples(TEXTS, *tokenizers, max_tokens=1)
@@ -179,3 +179,30 @@ def test_no_token_that_lies_in_a_prompt_is_learned_however_the_seam_moves_it(nam
             alone = tokenizer.encode(prompt).ids
             moved += found.ids.tolist()[: len(alone)] != alone
     assert moved > 5
+
+
+def test_rows_and_lists_of_messages_are_read_and_what_is_none_is_refused(
+    tokenizers: tuple,
+) -> None:
+    text = TEXTS[0]
+    (plain,) = make_examples([text], *tokenizers, max_tokens=None).examples
+    rows = [{"text": text}, {"prompt": text[:9], "completion": text[9:]}, {"words": text}]
+    made = make_examples(rows[:2], *tokenizers, max_tokens=None).examples
+    for example in made:
+        assert example.student_ids.tolist() == plain.student_ids.tolist()
+    for documents, found in (("abc def", "documents is a str"), ({"text": [text]}, "a dict")):
+        with pytest.raises(ArgumentTypeError, match=found):
+            make_examples(documents, *tokenizers, max_tokens=None)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match=r"documents\[1\] is a NoneType; pass a text"):
+        make_examples([text, None], *tokenizers, max_tokens=None)  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"documents\[2\] has no string in field 'text'"):
+        make_examples(rows, *tokenizers, max_tokens=None)
+    with pytest.raises(DataError, match="chat template"):
+        make_examples([[{"role": "assistant", "content": text}]], *tokenizers, max_tokens=None)
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_named(folder: Path) -> None:
+    pair = Pair(folder / "student", folder / "teacher")
+    made = pair.examples([{"words": "none"}, TEXTS[0], " "], strict=False)
+    assert len(made) == 1
+    assert [each.source for each in made.left_out] == ["documents[0]", "documents[2]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import xtoken
 from xtoken import Pair
 from xtoken.data.examples import Example, encode_together
 from xtoken.distillation.items import examples_together
+from xtoken.errors import DataError, PairError
 
 TEXTS = tiny_texts(64)
 KEEPS = (
@@ -96,3 +98,70 @@ def test_a_conversation_is_split_for_all_where_the_template_of_one_asks_for_it(
     for first, second in made:
         assert np.array_equal(first.student_ids, second.student_ids)
         assert np.array_equal(first.student_loss_mask, second.student_loss_mask)
+
+
+@pytest.mark.parametrize("max_tokens", [2, 9, 24, 40])
+def test_an_example_made_before_is_cut_as_its_text(pairs: list[Pair], max_tokens: int) -> None:
+    pair = pairs[0]
+    rows = pair.tokenize({"text": TEXTS})
+    whole = pair.examples(TEXTS).examples
+    for text, example, *values in zip(TEXTS, whole, *rows.values(), strict=True):
+        row = dict(zip(rows, values, strict=True))
+        try:
+            ((expected,),) = examples_together([text], [pair], max_tokens)
+        except DataError as error:
+            for item in (example, row):
+                with pytest.raises(DataError, match=re.escape(str(error))):
+                    examples_together([item], [pair], max_tokens)
+            continue
+        for item in (example, row):
+            ((found,),) = examples_together([item], [pair], max_tokens)
+            assert same(found, expected)
+
+
+def test_a_conversation_made_before_keeps_its_chunks_where_it_is_cut(folder: Path) -> None:
+    tokenizers = [AutoTokenizer.from_pretrained(folder / name) for name in ("student", "teacher")]
+    for tokenizer in tokenizers:
+        tokenizer.chat_template = KEEPS
+    pair = Pair(*tokenizers)
+    talk = [
+        {"role": role, "content": text}
+        for text, role in zip(TEXTS[:6], ("user", "assistant") * 3, strict=True)
+    ]
+    ((whole,),) = examples_together([talk], [pair], None)
+    cut = 0
+    for limit in range(2, len(whole.student_ids), 7):
+        try:
+            ((expected,),) = examples_together([talk], [pair], limit)
+        except DataError:
+            continue
+        ((found,),) = examples_together([whole], [pair], limit)
+        assert same(found, expected)
+        cut += 1
+    assert cut > 5
+
+
+def same(found: Example, expected: Example) -> bool:
+    """Whether ids, masks and chunks are the same."""
+    names = ("student_ids", "teacher_ids", "student_loss_mask", "teacher_loss_mask")
+    arrays = all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in names)
+    return arrays and found.alignment == expected.alignment
+
+
+def test_an_example_of_another_pair_is_not_cut(pairs: list[Pair]) -> None:
+    (example,) = pairs[0].examples(TEXTS[:1]).examples
+    with pytest.raises(PairError, match="an example is of teacher"):
+        examples_together([example], pairs[1:], 8)
+
+
+def test_ids_are_cut_as_texts_are(pairs: list[Pair]) -> None:
+    pair = pairs[0]
+    distiller = pair.distiller("p-kl", max_tokens=12)
+    whole = pair.examples(TEXTS[:4]).examples
+    batch = distiller.batch(
+        *([getattr(each, f"{side}_ids") for each in whole] for side in ("student", "teacher"))
+    )
+    expected = distiller.collate(TEXTS[:4])
+    assert batch.student_ids.tolist() == expected.student_ids.tolist()
+    assert batch.teacher_ids.tolist() == expected.teacher_ids.tolist()
+    assert len(batch.chunks) == len(expected.chunks)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import tiny_texts, write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from xtoken.data.stream import DocumentStream
+from xtoken.distillation import DistillCollator
 from xtoken.errors import DataError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
 from xtoken.training import DistillArguments, DistillTrainer, Teacher
+from xtoken.training.stream import TrainingStream
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,49 @@ def test_names_that_no_teacher_has_are_told(folder: Path) -> None:
         trainer(folder, [teachers[1]] * 2, ["a text"], teacher_column="for")
 
 
+@pytest.mark.parametrize("kind", ["list", "dataset", "stream", "generator", "documents", "texts"])
+def test_a_column_that_no_row_has_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Absent is not null, or each row would be learned from every teacher."""
+    rows = [{"text": text, "for": "word"} for text in tiny_texts(4)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: Any = {
+        "list": rows,
+        "dataset": Dataset.from_list(rows),
+        "stream": Dataset.from_list(rows).to_iterable_dataset(),
+        "generator": Dataset.from_list(rows).to_iterable_dataset().map(dict),
+        "documents": TrainingStream(DocumentStream(file, teacher_column="fro")),
+        "texts": [row["text"] for row in rows],
+    }[kind]
+    teachers = [teacher(folder, "word"), teacher(folder, "digit")]
+    with pytest.raises(OptionError, match="teacher_column = 'fro', but no row has a column of"):
+        trainer(folder, teachers, data, teacher_column="fro").train()
+
+
+def test_rows_without_the_column_are_for_all_where_another_has_it(folder: Path) -> None:
+    texts = tiny_texts(3)
+    rows = [{"text": texts[0]}, {"text": texts[1], "for": "word"}, {"text": texts[2], "for": None}]
+    teachers = [teacher(folder, "word"), teacher(folder, "digit")]
+    made = trainer(folder, teachers, rows, teacher_column="for").train_dataset
+    asked = [[bool(each.teacher_loss_mask.any()) for each in row["examples"]] for row in made]
+    assert asked == [[True, True], [True, False], [True, True]]
+
+
+def test_rows_to_evaluate_on_need_no_column(folder: Path) -> None:
+    made = trainer(
+        folder, [teacher(folder, "word"), teacher(folder, "digit")],
+        [{"text": text, "for": "word"} for text in tiny_texts(4)], teacher_column="for",
+    )  # fmt: skip
+    assert made.evaluate(tiny_texts(2))["eval_bits_per_byte"] > 0
+
+
+def test_examples_of_one_teacher_have_no_column(folder: Path) -> None:
+    texts = tiny_texts(2)
+    pair = Pair(folder / "student", folder / "teacher")
+    with pytest.raises(OptionError, match="teacher_column = 'for' is not read of examples"):
+        trainer(folder, [teacher(folder, "digit")], pair.examples(texts), teacher_column="for")  # type: ignore[arg-type]
+
+
 def test_a_teacher_with_the_students_tokenizer_is_not_tokenized_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,3 +167,13 @@ def test_a_teacher_with_the_students_tokenizer_is_not_tokenized_for(
     other = Pair(*(AutoTokenizer.from_pretrained(folder / n) for n in ("student", "teacher")))
     other.examples(texts, max_tokens=60)
     assert sum(counted) == 12
+
+
+def test_a_collator_of_one_teacher_is_refused_beside_several(folder: Path) -> None:
+    arguments = DistillArguments(str(folder / "out"), report_to=[], use_cpu=True, loss="p-kl")
+    with pytest.raises(OptionError, match="DistillCollator, which pads for one teacher, and there"):
+        DistillTrainer(
+            student(folder), arguments, data_collator=DistillCollator(),
+            teachers=[teacher(folder, "word"), teacher(folder, "digit")],
+            train_dataset=tiny_texts(2),
+        )  # fmt: skip

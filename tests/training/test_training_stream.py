@@ -265,3 +265,13 @@ def test_a_stream_in_its_order_trains_as_the_texts_in_memory_do_also_with_routes
 def test_a_buffer_of_nothing_is_refused(workspace: Path) -> None:
     with pytest.raises(OptionError, match="buffer = 0, expected at least 1"):
         of(workspace, buffer=0)
+
+
+def test_a_stream_whose_rows_lack_the_teachers_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps({"text": text, "for": "teacher"}) for text in tiny_texts(40)]
+    path.write_text("\n".join(lines) + "\n")
+    head = read_head(DocumentStream(path, teacher_column="for"), 0.3)
+    assert set(head.teachers.values()) == {"teacher"}
+    with pytest.raises(DataError, match="none of the first 40 rows of the stream has a column"):
+        read_head(DocumentStream(path, teacher_column="fro"), 0.3)

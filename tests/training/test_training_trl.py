@@ -600,6 +600,16 @@ def test_a_name_that_no_teacher_has_ends_the_preparation(folder: Path, tmp_path:
         step(folder, tmp_path, data, settings)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_column_that_no_row_has_ends_the_preparation(
+    folder: Path, tmp_path: Path, stream: bool
+) -> None:
+    data = Dataset.from_list([{"text": text, "for": "teacher"} for text in TEXTS])
+    settings = DistillSettings(teacher_column="fro", loss="p-kl")
+    with pytest.raises(OptionError, match=r"teacher_column = 'fro', but no row has a column"):
+        step(folder, tmp_path, data.to_iterable_dataset() if stream else data, settings)
+
+
 def test_a_served_teacher_is_asked_for_the_documents_of_packed_rows(
     folder: Path, tmp_path: Path
 ) -> None:

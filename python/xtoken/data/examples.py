@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from xtoken._checks import token_limit
 from xtoken._core import Vocab
-from xtoken.align import Aligner, Alignment
+from xtoken.align import Aligner, Alignment, ChunkKind
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, Printed, print_document
 from xtoken.data.loss_mask import Encoded
-from xtoken.data.rows import Document
-from xtoken.errors import ArgumentTypeError, DataError
+from xtoken.data.rows import Document, Readable, as_document, reason_of
+from xtoken.errors import ArgumentTypeError, BlankTextError, DataError
+from xtoken.vocab.fingerprints import PairFingerprint
 from xtoken.vocab.source import LoadedTokenizer
 
 BATCH = 256
@@ -96,7 +97,7 @@ class Made(NamedTuple):
 
 
 def make_examples(
-    documents: Sequence[Document],
+    documents: Sequence[Readable],
     student_tokenizer: LoadedTokenizer,
     teacher_tokenizer: LoadedTokenizer,
     *,
@@ -107,7 +108,7 @@ def make_examples(
     """Tokenize documents on both sides and align; `Pair.examples` without the pair.
 
     Args:
-        documents: texts, completions and conversations.
+        documents: texts, completions and conversations, as themselves, rows or lists of messages.
         student_tokenizer, teacher_tokenizer: `transformers` tokenizers.
         aligner: of these tokenizers; made here if absent.
         max_tokens, progress: see `encode_examples`, as for the rest.
@@ -124,7 +125,7 @@ def make_examples(
 
 
 def encode_examples(
-    documents: Sequence[Document],
+    documents: Sequence[Readable],
     encoders: tuple[Encoder, Encoder],
     aligner: Aligner,
     *,
@@ -144,12 +145,12 @@ def encode_examples(
     sides fit, so that both still hold the same text.
 
     Args:
-        documents: texts, completions and conversations.
+        documents: texts, completions and conversations, as themselves, rows or lists of messages.
         encoders: of student and teacher.
         aligner: of the two.
         max_tokens: longest example on either side, at least 2; None for no limit.
-        strict: whether a conversation that a chat template cannot print ends the call; else it is
-            left out, and named.
+        strict: whether a conversation that a chat template cannot print, or a row that cannot be
+            read, ends the call; else it is left out, and named, as a blank text is in either case.
         progress: called with (documents done, documents to do).
 
     Raises:
@@ -165,7 +166,7 @@ def encode_examples(
 
 
 def encode_together(
-    documents: Sequence[Document],
+    documents: Sequence[Readable],
     student: Encoder,
     teachers: Sequence[Encoder],
     aligners: Sequence[Aligner],
@@ -199,14 +200,25 @@ def encode_together(
     left_out: list[LeftOut] = []
     cut = 0
     for start in range(0, len(documents), BATCH):
-        batch = documents[start : start + BATCH]
+        batch: list[Document] = []
+        places: list[str] = []
+        unread: list[LeftOut] = []
+        for index, item in enumerate(documents[start : start + BATCH], start):
+            place = f"documents[{index}]"
+            try:
+                batch.append(as_document(item, place))
+                places.append(getattr(batch[-1], "source", place))
+            except DataError as error:
+                if strict and not isinstance(error, BlankTextError):
+                    raise
+                unread.append(LeftOut(place, reason_of(error, place)))
         found = encode_documents(
             batch, student, teachers, aligners, max_tokens=max_tokens, strict=strict
         )
-        for index, (document, made) in enumerate(zip(batch, found, strict=True), start):
-            source = getattr(document, "source", f"documents[{index}]")
+        left_out += unread
+        for place, made in zip(places, found, strict=True):
             examples += made.examples
-            left_out += [LeftOut(source, reason) for reason in made.reasons]
+            left_out += [LeftOut(place, reason) for reason in made.reasons]
             cut += made.cut
         if progress is not None:
             progress(min(start + BATCH, len(documents)), len(documents))
@@ -289,14 +301,76 @@ def encode_documents(
     return made
 
 
+def fit_example(example: Example, aligner: Aligner, max_tokens: int | None) -> Made:
+    """An example that was made before, cut where `encode_examples` cuts its document.
+
+    The chunks are those of the whole: what stands behind a chunk does not change it, and the turns
+    of a conversation, by which it was aligned, are no longer known. Where two texts differ at the
+    cut, whose chunks depend on what follows, those of the document may be others.
+
+    Args:
+        aligner: of its pair.
+        max_tokens: longest example on either side; None for no limit.
+
+    Raises:
+        PairError: the example is of another pair.
+    """
+    ids = example.student_ids, example.teacher_ids
+    if max_tokens is None or max(map(len, ids)) <= max_tokens:
+        return Made([(example,)], 0, [])
+    pair = PairFingerprint(aligner.student_vocab.fingerprint, aligner.teacher_vocab.fingerprint)
+    pair.check(example.alignment.pair, "an example", "make it with this pair's examples")
+    alignment = _beginning(example, aligner, _fitting(example.alignment, max_tokens) - 1)
+    student, teacher = int(alignment.student_bounds[-1]), int(alignment.teacher_bounds[-1])
+    cut = Example(
+        ids[0][:student],
+        ids[1][:teacher],
+        example.student_loss_mask[:student],
+        example.teacher_loss_mask[:teacher],
+        alignment,
+    )
+    taught = cut.student_loss_mask[1:].any()
+    return Made([(cut,)], 1, []) if taught else Made([], 1, [NO_TOKEN])
+
+
+def _beginning(example: Example, aligner: Aligner, chunks: int) -> Alignment:
+    """The first chunks of an example."""
+    whole = example.alignment
+    student_bounds, teacher_bounds = (
+        bounds[: chunks + 1] for bounds in (whole.student_bounds, whole.teacher_bounds)
+    )
+    kind = whole.kind[:chunks]
+    student_ids = example.student_ids[: int(student_bounds[-1])]
+    made = aligner.align(student_ids, example.teacher_ids[: int(teacher_bounds[-1])])
+    pairs = (
+        (made.student_bounds, student_bounds),
+        (made.teacher_bounds, teacher_bounds),
+        (made.kind, kind),
+    )
+    if all(np.array_equal(left, right) for left, right in pairs):
+        return made
+    # The text is the same, however it is aligned; of its exact bytes those behind the cut are lost.
+    exact = np.repeat(whole.kind == ChunkKind.EXACT, np.diff(whole.student_bounds))
+    lost = example.student_ids[len(student_ids) :][exact[len(student_ids) :]]
+    sizes = (len(aligner.student_vocab.token_bytes(each)) for each in lost.tolist())
+    left = int(whole.byte_counts[2]) - sum(sizes)
+    coarse = min(int(whole.byte_counts[3]), int((kind == ChunkKind.MISMATCH).sum()))
+    text = made.byte_counts[:2]
+    counts = np.array([*text, min(max(left, 0), *text), coarse], dtype=np.int64)
+    return Alignment(student_bounds, teacher_bounds, kind, counts, whole.pair)
+
+
+def _fitting(alignment: Alignment, max_tokens: int) -> int:
+    """How many bounds have at most `max_tokens` tokens before them on both sides."""
+    student, teacher = alignment.student_bounds, alignment.teacher_bounds
+    # Bounds rise, so the fitting ones come first; the bound (0, 0) always fits.
+    return int(np.count_nonzero((student <= max_tokens) & (teacher <= max_tokens)))
+
+
 def fitting_ends(alignments: Sequence[Alignment], max_tokens: int) -> list[int]:
     """The last place where chunks of all end and no side has more than `max_tokens` tokens: the
     tokens of the student up to it, and of each teacher."""
-    fitting = []
-    for alignment in alignments:
-        student, teacher = alignment.student_bounds, alignment.teacher_bounds
-        # Bounds rise, so the fitting ones come first; the bound (0, 0) always fits.
-        fitting.append(int(np.count_nonzero((student <= max_tokens) & (teacher <= max_tokens))))
+    fitting = [_fitting(alignment, max_tokens) for alignment in alignments]
     common = functools.reduce(
         np.intersect1d,
         [each.student_bounds[:last] for each, last in zip(alignments, fitting, strict=True)],

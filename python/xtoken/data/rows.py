@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xtoken._checks import half_character
 from xtoken.data.completions import Completion
 from xtoken.data.conversations import Conversation
-from xtoken.errors import BlankTextError, DataError
+from xtoken.errors import ArgumentTypeError, BlankTextError, DataError
 
 Document: TypeAlias = str | Conversation | Completion
+
+Readable: TypeAlias = Document | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""What `as_document` reads: a document, a row with one, or a list of messages."""
 
 # Columns of messages, never of a text.
 _LISTS = ("messages", "conversations")
@@ -61,6 +64,32 @@ def document_of(row: Mapping[str, object], *, field: str | None = None, source: 
         f"'completion' or ShareGPT's 'conversations': it has {shown}"
     )
     return _of_field(row, field, source, remedy)
+
+
+def as_document(item: object, source: str, *, also: str = "") -> Document:
+    """The document that an item is.
+
+    Args:
+        source: its place, for messages.
+        also: what else may stand there.
+
+    Raises:
+        ArgumentTypeError: it is none.
+        DataError: it cannot be used.
+    """
+    if isinstance(item, str):
+        check_not_blank(item, source)
+        return item
+    if isinstance(item, Conversation | Completion):
+        return item
+    if isinstance(item, Mapping):
+        return document_of(item, source=source)
+    if isinstance(item, list | tuple):
+        return document_of({"messages": item}, source=source)
+    raise ArgumentTypeError(
+        f"{source} is a {type(item).__name__}; pass a text, a list of messages, or a row with one "
+        f"of them{also}"
+    )
 
 
 def _column(row: Mapping[str, object]) -> str:

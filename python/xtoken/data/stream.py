@@ -24,12 +24,14 @@ class StreamedRow:
         document: what it holds; None where it cannot be used.
         reason: why it cannot, in a few words.
         teachers: what the column says that names its teachers.
+        names_teachers: whether there is that column.
     """
 
     source: str
     document: Document | None
     reason: str = ""
     teachers: object = None
+    names_teachers: bool = False
 
 
 class DocumentStream:
@@ -87,7 +89,9 @@ class DocumentStream:
         except DataError as error:
             return StreamedRow(place, None, reason_of(error, place))
         column = self.teacher_column
-        return StreamedRow(place, document, teachers=None if column is None else row.get(column))
+        if column is None:
+            return StreamedRow(place, document)
+        return StreamedRow(place, document, teachers=row.get(column), names_teachers=column in row)
 
     def expected_rows(self) -> int | None:
         """About how many rows a pass has: as Parquet and the hub say, and by the size of files of

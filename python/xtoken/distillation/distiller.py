@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from xtoken._checks import check_flag, token_limit
 from xtoken.align.ids import as_rows
-from xtoken.data.examples import Example
+from xtoken.data.examples import Example, fit_example
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator, pad_id
-from xtoken.distillation.items import Item, examples_together
+from xtoken.distillation.items import Item, examples_of, examples_together
 from xtoken.distillation.options import (
     LOSS_FIELDS,
     LOSS_NAMES,
@@ -180,12 +180,18 @@ class Distiller(nn.Module):
         """One padded batch of ids that are tokenized already; all tokens count in the loss.
 
         Args:
-            student_ids, teacher_ids: as many sequences each, of the same texts.
+            student_ids, teacher_ids: as many sequences each, of the same texts; cut at
+                `max_tokens` as texts are.
+
+        Raises:
+            DataError: nothing to learn is left of a sequence that was cut.
         """
         student, teacher = as_rows("student", student_ids), as_rows("teacher", teacher_ids)
         alignments = self.pair.aligner.align_batch(student, teacher)
-        rows = zip(student, teacher, alignments, strict=True)
-        return self.prepared(self.collator([Example.whole(*row) for row in rows]))
+        whole = (Example.whole(*row) for row in zip(student, teacher, alignments, strict=True))
+        fitting = (fit_example(each, self.pair.aligner, self.max_tokens) for each in whole)
+        examples = [each for made in fitting for (each,) in examples_of(made, self.max_tokens)]
+        return self.prepared(self.collator(examples))
 
     @ordinary()
     def prepared(self, batch: Batch) -> Batch:

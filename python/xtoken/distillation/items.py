@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from xtoken.data.columns import example_from_columns, is_tokenized
-from xtoken.data.completions import Completion
-from xtoken.data.conversations import Conversation
-from xtoken.data.examples import Example, Made, encode_documents
-from xtoken.data.rows import Document, check_not_blank, document_of
+from xtoken.data.examples import Example, Made, encode_documents, fit_example
+from xtoken.data.rows import Document, Readable, as_document
 from xtoken.errors import ArgumentTypeError, DataError
 from xtoken.pair import Pair
 
-Item = Document | Example | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Item = Readable | Example
 """What `collate` takes: a text, a completion or a conversation (also as a row or a list of
 messages), an example, or a row of `Pair.tokenize`."""
 
@@ -51,21 +48,33 @@ def examples_together(
             f"of which each of the {len(pairs)} teachers gets an example"
         )
     documents = [
-        as_document(item, f"items[{index}]")
+        as_document(item, f"items[{index}]", also=", or an Example")
         for index, item in enumerate(items)
         if not isinstance(item, Example)
     ]
     found = iter(encode_for(documents, pairs, max_tokens, date=date))
     examples: list[tuple[Example, ...]] = []
     for item in items:
-        made = Made([(item,)], 0, []) if isinstance(item, Example) else next(found)
-        if not made.examples:
-            raise DataError(
-                f"none of {len(made.reasons)} examples has a student token in the loss within "
-                f"max_tokens = {max_tokens}; give longer texts or raise max_tokens"
-            )
-        examples += made.examples
+        if isinstance(item, Example):
+            made = fit_example(item, pairs[0].aligner, max_tokens)
+        else:
+            made = next(found)
+        examples += examples_of(made, max_tokens)
     return examples
+
+
+def examples_of(made: Made, max_tokens: int | None) -> list[tuple[Example, ...]]:
+    """The examples of a document.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not made.examples:
+        raise DataError(
+            f"none of {len(made.reasons)} examples has a student token in the loss within "
+            f"max_tokens = {max_tokens}; give longer texts or raise max_tokens"
+        )
+    return made.examples
 
 
 def encode_for(
@@ -87,26 +96,4 @@ def encode_for(
         [pair.aligner for pair in pairs],
         max_tokens=max_tokens,
         strict=strict,
-    )
-
-
-def as_document(item: object, source: str) -> Document:
-    """The document that an item is.
-
-    Raises:
-        ArgumentTypeError: it is none.
-        DataError: it cannot be used.
-    """
-    if isinstance(item, str):
-        check_not_blank(item, source)
-        return item
-    if isinstance(item, Conversation | Completion):
-        return item
-    if isinstance(item, Mapping):
-        return document_of(item, source=source)
-    if isinstance(item, list | tuple):
-        return document_of({"messages": item}, source=source)
-    raise ArgumentTypeError(
-        f"{source} is a {type(item).__name__}; pass a text, a list of messages, a row with one of "
-        "them, or an Example"
     )

@@ -16,7 +16,7 @@ from xtoken.data.stream import StreamedRow
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator
-from xtoken.errors import DataError
+from xtoken.errors import DataError, OptionError
 from xtoken.training.teaching import AnyBatch, Teaching
 
 TEACHER_SIDE = "teacher_side"
@@ -24,6 +24,9 @@ TEACHER_SIDE = "teacher_side"
 
 EXAMPLES = "examples"
 """The key of an example per teacher in a row of a prepared dataset."""
+
+LEFT_OUT = "example_left_out"
+"""The key of why a row of a prepared dataset has no example."""
 
 BATCH_ROWS = "batch_rows"
 """The key of the rows that a micro-batch was made of."""
@@ -82,6 +85,9 @@ class ExampleCollator:
         teaching: makes examples of texts.
         collators: one per teacher, in place of the distillers' own.
         keep: whether the examples stay beside the inputs.
+
+    Raises:
+        OptionError: a collator is missing.
     """
 
     def __init__(
@@ -93,6 +99,11 @@ class ExampleCollator:
     ) -> None:
         self._teaching = teaching
         self._collators = collators or [member.collator for member in teaching.members]
+        if len(self._collators) != len(teaching.members):
+            raise OptionError(
+                f"data_collator is a DistillCollator, which pads for one teacher, and there are "
+                f"{len(teaching.members)}; leave it out, and pass padding_side and pad_multiple"
+            )
         self.keep = keep
         self._used = self._left_out = 0
 
@@ -151,6 +162,8 @@ class ExampleCollator:
         """
         if isinstance(row, Mapping) and EXAMPLES in row:
             return [row[EXAMPLES]]
+        if isinstance(row, Mapping) and LEFT_OUT in row:
+            raise DataError(row[LEFT_OUT])
         if isinstance(row, StreamedRow) and row.document is None:
             raise DataError(row.reason)
         return self._teaching.examples(row)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import datasets  # type: ignore[import-untyped]
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from xtoken.data.columns import COLUMNS, ColumnExamples
-from xtoken.data.examples import BATCH, Example, ExampleSet, Made
-from xtoken.data.rows import Document, reason_of
-from xtoken.distillation.items import as_document, encode_for
-from xtoken.errors import ArgumentTypeError, DataError
-from xtoken.training.batches import EXAMPLES, Row
+from xtoken.data.columns import COLUMNS, ColumnExamples, is_tokenized
+from xtoken.data.examples import BATCH, Example, ExampleSet, Made, fit_example
+from xtoken.data.rows import Document, as_document, reason_of
+from xtoken.distillation.items import encode_for, examples_together
+from xtoken.errors import ArgumentTypeError, DataError, OptionError
+from xtoken.training.batches import EXAMPLES, LEFT_OUT, Row
 from xtoken.training.processes import on_first_of_node, process_count
+from xtoken.training.routing import Routes
 from xtoken.training.teaching import Teaching
 
 # A warning names so many rows.
@@ -45,23 +47,39 @@ class ExampleRows(torch.utils.data.Dataset[Row]):
         return [each[0] for each in self._examples]
 
 
-class _OfOneTeacher(Sequence[tuple[Example, ...]]):
-    """Examples that are read as they are asked for, in entries of one teacher."""
+class _FittedRows(ExampleRows):
+    """Examples of one teacher that were made before, read and cut as they are asked for.
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
+    Which of them nothing is left of is not known before: such a row says so to the collator.
+    """
+
+    def __init__(self, examples: Sequence[Example], teaching: Teaching) -> None:
+        self._made = examples
+        self._aligner = teaching.first.pair.aligner
+        self._max_tokens = teaching.max_tokens
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._made)
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[Example, ...]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[Example, ...]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[Example, ...] | list[tuple[Example, ...]]:
-        if isinstance(index, slice):
-            return [(each,) for each in self._examples[index]]
-        return (self._examples[index],)
+    def _fitted(self, index: int) -> Made:
+        return fit_example(self._made[index], self._aligner, self._max_tokens)
+
+    def __getitem__(self, index: int) -> Row:
+        made = self._fitted(index)
+        if not made.examples:
+            reason = f"{made.reasons[0]} within max_tokens = {self._max_tokens}"
+            return {"input_ids": np.zeros(0, dtype=np.int64), LEFT_OUT: reason}
+        return {"input_ids": made.examples[0][0].student_ids, EXAMPLES: made.examples[0]}
+
+    def of_first(self) -> list[Example]:
+        """The examples with the first teacher, of which something is left."""
+        made = [self._fitted(index).examples for index in range(len(self))]
+        if not any(made):
+            raise DataError(
+                f"none of the {len(self)} examples has a student token in the loss within "
+                f"max_tokens = {self._max_tokens}; raise it"
+            )
+        return [example for examples in made for (example,) in examples]
 
 
 def is_stream(dataset: Any) -> bool:
@@ -70,26 +88,35 @@ def is_stream(dataset: Any) -> bool:
     return dataset is not None and (isinstance(dataset, streams) or not hasattr(dataset, "__len__"))
 
 
-def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
+def prepare_rows(
+    dataset: Any, teaching: Teaching, args: TrainingArguments, *, scored: bool = False
+) -> Any:
     """A dataset as examples with each teacher.
 
     A stream is left as it is, for the collator. All else is tokenized by the first process of each
     machine. A `datasets.Dataset` for one teacher goes through its `map` and is kept as `datasets`
     keeps it; each process reads its rows from disk as they are asked for, as those of
     `Pair.tokenize`. Other rows are made in memory, and sent to the other processes. Rows that
-    cannot be used are left out, with a warning.
+    cannot be used are left out, with a warning. What was tokenized before, with more tokens than
+    `max_tokens`, is cut as it is read.
 
     Args:
         dataset: texts, conversations, rows or examples.
         teaching: the teachers.
         args: of the Trainer.
+        scored: whether the student is evaluated on the rows, for which no teacher is asked.
 
     Raises:
         DataError: no row can be used.
         ArgumentTypeError: tokenized rows, which have one teacher, for several.
         PairError: tokenized rows are of another pair.
+        OptionError: no row has the column that names its teachers.
     """
-    if isinstance(dataset, ExampleRows) or is_stream(dataset):
+    routes = Routes(teaching.routes.names, None) if scored else teaching.routes
+    if isinstance(dataset, ExampleRows):
+        return dataset
+    if is_stream(dataset):
+        routes.check_columns(dataset)
         return dataset
     if isinstance(dataset, Mapping):
         names = ", ".join(map(repr, dataset))
@@ -97,9 +124,11 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
             f"a {type(dataset).__name__} of {names} was given for one dataset; pass one of them"
         )
     one_teacher = len(teaching.members) == 1
-    plain = one_teacher and teaching.routes.column is None
+    plain = one_teacher and routes.column is None
     # What a transform makes of a row is known as it is read.
     mapped = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    if mapped:
+        routes.check_columns(dataset)
     if mapped and len(dataset) and plain and _is_kept(dataset):
         dataset = _tokenized(dataset, teaching, args)
     if set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()):
@@ -113,9 +142,14 @@ def prepare_rows(dataset: Any, teaching: Teaching, args: TrainingArguments) -> A
         if isinstance(dataset, ColumnExamples) and dataset.left_out:
             named = [f"{each.source}: {each.reason}" for each in dataset.left_out[:_NAMED]]
             _warn(len(dataset.left_out), len(dataset.left_out) + len(dataset), named)
+        if routes.column is not None:
+            raise OptionError(
+                f"teacher_column = {routes.column!r} is not read of examples and rows of "
+                "Pair.tokenize, which are all for their one teacher; leave it out"
+            )
         found = dataset if isinstance(dataset, ColumnExamples) else dataset.examples
-        return ExampleRows(_OfOneTeacher(found))
-    pieces = on_first_of_node(lambda: _pieces(dataset, teaching))
+        return _FittedRows(found, teaching)
+    pieces = on_first_of_node(lambda: _pieces(dataset, teaching, routes))
     examples = [each for made, _ in pieces for each in made]
     unusable = [reason for _, reasons in pieces for reason in reasons]
     if not examples:
@@ -133,17 +167,19 @@ def _is_kept(dataset: Any) -> bool:
 
 
 def _pieces(
-    dataset: Any, teaching: Teaching
+    dataset: Any, teaching: Teaching, routes: Routes
 ) -> Iterator[tuple[list[tuple[Example, ...]], list[str]]]:
     """Some examples with each teacher, and why rows were left out."""
     for start in range(0, len(dataset), BATCH):
         rows = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
         examples: list[tuple[Example, ...]] = []
         unusable: list[str] = []
-        for index, made in enumerate(_made(rows, teaching), start):
+        for index, made in enumerate(_made(rows, teaching, routes), start):
             examples += made.examples
             unusable += [f"row {index}: {reason}" for reason in made.reasons]
         yield examples, unusable
+    if len(dataset):
+        routes.check_seen(dataset[0])
 
 
 def _tokenized(dataset: Any, teaching: Teaching, args: TrainingArguments) -> Any:
@@ -174,7 +210,7 @@ def _warn(count: int, total: int, named: Sequence[str]) -> None:
     )
 
 
-def _made(rows: Sequence[Any], teaching: Teaching) -> list[Made]:
+def _made(rows: Sequence[Any], teaching: Teaching, routes: Routes) -> list[Made]:
     """What becomes of each row."""
     made: list[Made] = []
     documents: list[Document] = []
@@ -183,18 +219,20 @@ def _made(rows: Sequence[Any], teaching: Teaching) -> list[Made]:
     for index, row in enumerate(rows):
         if isinstance(row, Mapping) and EXAMPLES in row:
             made.append(Made([row[EXAMPLES]], 0, []))
-        elif isinstance(row, Example):
-            made.append(Made(teaching.examples(row), 0, []))
-        else:
-            made.append(Made([], 0, []))
-            try:
-                routed = teaching.routes.of(row)
-                documents.append(as_document(row, "row"))
+            continue
+        made.append(Made([], 0, []))
+        try:
+            routed = routes.of(row, one_of_many=True)
+            if isinstance(row, Example) or is_tokenized(row):
+                found = examples_together([row], teaching.pairs, teaching.max_tokens)
+                made[-1].examples.extend(routes.apply(found, routed))
+            else:
+                documents.append(as_document(row, "row", also=", or an Example"))
                 places.append(index)
                 asked.append(routed)
-            except DataError as error:
-                made[-1].reasons.append(reason_of(error, "row"))
+        except DataError as error:
+            made[-1].reasons.append(reason_of(error, "row"))
     encoded = encode_for(documents, teaching.pairs, teaching.max_tokens, strict=False)
-    for index, found, routed in zip(places, encoded, asked, strict=True):
-        made[index] = found._replace(examples=teaching.routes.apply(found.examples, routed))
+    for index, each, routed in zip(places, encoded, asked, strict=True):
+        made[index] = each._replace(examples=routes.apply(each.examples, routed))
     return made

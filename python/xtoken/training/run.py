@@ -277,6 +277,7 @@ def _follow_stream(trainer: DistillTrainer, config: DistillConfig, start: Start)
     """What a Trainer that skips no data leaves to do."""
     date = config.date
     trainer.teaching.date = None if date is None else datetime.date.fromisoformat(date)
+    trainer.teaching.routes.seen = True  # in the rows that `read_head` read
     if start.checkpoint is not None:
         trainer.add_callback(RestoreRandomState(trainer, start.checkpoint.path))
         counts = [record["rows_left_out"] for record in start.records if "rows_left_out" in record]

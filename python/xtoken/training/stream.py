@@ -138,7 +138,7 @@ def read_head(
         held_out: given ones, in place of them.
 
     Raises:
-        DataError: one of both is empty.
+        DataError: one of both is empty, or no row has the column that names its teachers.
     """
     kept: dict[Document, None] = {}
     sample: dict[Document, None] = {}
@@ -146,9 +146,11 @@ def read_head(
     unusable = []
     given = None if held_out is None else frozenset(held_out)
     count = 0
+    named = source.teacher_column is None
     for row in itertools.islice(source, HEAD_ROWS):
         count += 1
         document = row.document
+        named = named or row.names_teachers
         if document is None:
             unusable.append(row)
         elif given is None and unit_hash(document) < fraction:
@@ -164,5 +166,10 @@ def read_head(
         raise DataError(
             f"the first {count:,} rows of the stream give {len(parts[0])} texts for training and "
             f"{len(parts[1])} held out{reason if unusable else ''}; give more texts, or --held-out"
+        )
+    if not named:
+        raise DataError(
+            f"none of the first {count:,} rows of the stream has a column "
+            f"{source.teacher_column!r}, which was to name its teachers; pass another name"
         )
     return StreamHead(TextSplit(*parts, dropped=0), count, tuple(unusable), teachers)

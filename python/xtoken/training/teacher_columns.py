@@ -77,7 +77,10 @@ def add_teacher_side(
 
     Raises:
         DataError: a row cannot be used; the message says why.
+        OptionError: `routes` are by a column that is not there.
     """
+    if routes is not None:
+        routes.check_columns(dataset)
     sides = [_Side(pair, text_field, eos) for pair in pairs]
 
     def add(row: Mapping[str, Any]) -> dict[str, Any]:

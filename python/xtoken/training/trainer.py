@@ -183,8 +183,10 @@ class DistillTrainer(DistillMixin, Trainer):
         self._step_metrics[name] = self._step_metrics.get(name, 0.0) + tokens
         return made
 
-    def _prepared(self, dataset: Any) -> Any:
-        return None if dataset is None else prepare_rows(dataset, self.teaching, self.args)
+    def _prepared(self, dataset: Any, *, scored: bool = False) -> Any:
+        if dataset is None:
+            return None
+        return prepare_rows(dataset, self.teaching, self.args, scored=scored)
 
     def _held_out(self, dataset: Any) -> Any:
         """What can be scored again and again; of a dictionary each part."""
@@ -195,7 +197,7 @@ class DistillTrainer(DistillMixin, Trainer):
                 f"eval_dataset: a {type(dataset).__name__} cannot be scored more than once; pass a "
                 "list, a datasets.Dataset or an ExampleSet"
             )
-        return self._prepared(dataset)
+        return self._prepared(dataset, scored=True)
 
     def _get_collator_with_removed_columns(
         self, data_collator: Any, *more: Any, **named: Any
