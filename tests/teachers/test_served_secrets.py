@@ -124,16 +124,16 @@ def test_errors_name_neither_password_nor_key(
         return words
 
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    assert "set OPENAI_API_KEY to the server's key, or pass api_key=" in told(server.url)
+    assert "set XTOKEN_API_KEY to the server's key, or pass api_key=" in told(server.url)
     assert "correct the name and password in the add" in told(address(server, "me:S3cr3t"))
-    assert "correct the key in OPENAI_API_KEY or api_key=" in told(server.url, api_key=f"{KEY}2")
+    assert "correct the key in XTOKEN_API_KEY or api_key=" in told(server.url, api_key=f"{KEY}2")
     assert "Incorrect key provided: Bearer ***" in told(server.url, api_key=f"{KEY}2")
     for bad in ("http://me:S3cr3t@host:x1", "me:S3cr3t@host", "http://me:S3cr/3t@host"):
         assert "expected the address of a server" in told(bad)
     assert "api_key= and a password in the address" in told(address(server), api_key=KEY)
     assert "api_key holds a character that no key has" in told(server.url, api_key=f"{KEY}\nö")
     monkeypatch.setenv(KEY_VARIABLE, f"{KEY} {KEY}")
-    assert "OPENAI_API_KEY holds a character that no key has" in told(server.url)
+    assert "XTOKEN_API_KEY holds a character that no key has" in told(server.url)
     monkeypatch.delenv(KEY_VARIABLE)
     url = address(server)
     server.kill()
@@ -173,7 +173,7 @@ def test_a_sampler_may_need_a_key_too(
     request = SampleRequest([[5, 6]], 1, 1.0, 1.0, (), 0)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     sampler = ServedSampler(server.url, vocab, policy=RetryPolicy(retries=0))
-    with pytest.raises(RefusedRequestError, match="set OPENAI_API_KEY to the server's key, or p"):
+    with pytest.raises(RefusedRequestError, match="set XTOKEN_API_KEY to the server's key, or p"):
         sampler(request)
     sampler._connection.close()
     if by == "variable":

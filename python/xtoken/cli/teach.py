@@ -30,7 +30,7 @@ def teach(
         str | None,
         typer.Option(
             help="Address of a server (vLLM, SGLang) that runs the teacher; its key is read from "
-            "OPENAI_API_KEY."
+            "XTOKEN_API_KEY."
         ),
     ] = None,
     api: Annotated[

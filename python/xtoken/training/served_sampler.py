@@ -24,7 +24,7 @@ class ServedSampler:
         vocab: the student's.
         model: as the server names it; None for the first one that it serves.
         policy: of retries.
-        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY`, if set.
+        api_key: sent as a bearer token; None for the environment variable `XTOKEN_API_KEY`, if set.
 
     Raises:
         ServerError: no server is there, or its answer cannot be used.

@@ -278,7 +278,7 @@ class DistillSettings:
             if address != self.on_policy_url:
                 raise OptionError(
                     f"on_policy_url names a password for {address}, and checkpoints keep it; pass "
-                    "sampler=ServedSampler(url, vocab) to the trainer, or set OPENAI_API_KEY"
+                    "sampler=ServedSampler(url, vocab) to the trainer, or set XTOKEN_API_KEY"
                 )
 
     def _loss_options(self) -> dict[str, Any]:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # Answers that another try may change: too busy, or broken for a moment.
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS = 30.0
-# As OpenAI's client and others call it.
-KEY_VARIABLE = "OPENAI_API_KEY"
+# Of its own name: a key for another service must go to no server that it was not set for.
+KEY_VARIABLE = "XTOKEN_API_KEY"
 _USERINFO = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)([^/?#]*)@(.*)", re.DOTALL)
 # What is shorter stands in words, too, and hides nothing.
 _SHORTEST_SECRET = 4
@@ -104,7 +104,7 @@ class Connection:
             password in it (`http://NAME:PASSWORD@HOST`) are sent, and stand nowhere else.
         connections: kept at most.
         policy: of retries.
-        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY` where it
+        api_key: sent as a bearer token; None for the environment variable `XTOKEN_API_KEY` where it
             is set and the address has no password; empty for none.
 
     Raises:

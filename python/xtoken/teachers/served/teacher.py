@@ -71,7 +71,7 @@ class ServedTeacher:
         retries: tries after the first, with exponential backoff.
         backoff: seconds before the second try.
         tokens_per_request: prompts of a request hold at most so many tokens, or one sequence.
-        api_key: sent as a bearer token; None for the environment variable `OPENAI_API_KEY`, if set.
+        api_key: sent as a bearer token; None for the environment variable `XTOKEN_API_KEY`, if set.
 
     Raises:
         OptionError: a value is outside its range.
