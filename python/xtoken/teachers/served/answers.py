@@ -198,7 +198,7 @@ def check_echo(sent: Ids, returned: JsonValue) -> None:
 
 def foreign_ids(place: int, sent: int, returned: JsonValue) -> ServerError:
     """The error where a prompt did not come back as it went."""
-    found = "nothing" if returned is None else repr(returned)
+    found = "nothing" if returned is None else _shown(returned)
     return ServerError(
         f"id {sent} at position {place} came back as {found}; the server changes the prompt "
         "(an added BOS, a chat template, a proxy): send to the engine's own port, and use api= of "

@@ -53,7 +53,7 @@ def without_password(url: str) -> str:
 def _login(url: str) -> tuple[str, str] | None:
     """The name and the password in an address."""
     found = _USERINFO.fullmatch(url)
-    if found is None:
+    if found is None or not found[2]:
         return None
     name, _, password = found[2].partition(":")
     return urllib.parse.unquote(name), urllib.parse.unquote(password)
