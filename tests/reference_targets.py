@@ -59,6 +59,8 @@ class Switches:
 class TokenPair:
     """Two vocabularies as bytes, with how each spells the bytes of the other.
 
+    Of tokens with the same bytes the lowest id stands for all.
+
     Attributes:
         segment_student, segment_teacher: bytes to token ids, None where they cannot be spelled.
         specials: teacher id to student id of control tokens that correspond.
@@ -70,11 +72,17 @@ class TokenPair:
     segment_teacher: Callable[[bytes], Sequence[int] | None]
     student_pieces: list[tuple[int, ...]] = field(init=False)
     teacher_pieces: list[tuple[int, ...]] = field(init=False)
+    student_twins: list[int] = field(init=False)
+    teacher_twins: list[int] = field(init=False)
     specials: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        teacher_ids = {text: i for i, text in enumerate(self.teacher) if text}
-        student_ids = {text: i for i, text in enumerate(self.student) if text}
+        teacher_ids, student_ids = (
+            {text: i for i, text in reversed([*enumerate(side)]) if text}
+            for side in (self.teacher, self.student)
+        )
+        self.student_twins = [student_ids.get(text, i) for i, text in enumerate(self.student)]
+        self.teacher_twins = [teacher_ids.get(text, i) for i, text in enumerate(self.teacher)]
 
         def spell(
             text: bytes, ids: Mapping[bytes, int], cut: Callable[[bytes], Sequence[int] | None]
@@ -136,8 +144,12 @@ def reference_target(
 
 class _Builder:
     def __init__(self, pair: TokenPair, example: Example, at: int, switches: Switches) -> None:
+        ids = tuple(pair.student_twins[s] for s in example.student_ids)
+        example = example._replace(student_ids=ids)
+        if switches.cells:  # without them a column is what W has of it
+            other = tuple(pair.teacher_twins[t] for t in example.teacher_ids)
+            example = example._replace(teacher_ids=other)
         self.pair, self.example, self.at, self.switches = pair, example, at, switches
-        ids = example.student_ids
         self.own = ids[at] if at < len(ids) else None
         self.last = example.student_ids[at - 1] if at else None
         self.begin = sum(len(pair.student[s]) for s in example.student_ids[:at])
@@ -160,7 +172,13 @@ class _Builder:
         row = self.example.rows[j] if j < len(self.example.rows) else None
         if row is None:
             return None
-        return {v: q for v, q in row.items() if q >= self.switches.min_prob and q > 0}
+        found: dict[int, float] = {}
+        for v, q in row.items():
+            if q >= self.switches.min_prob and q > 0:
+                merged = v != STOP and self.switches.cells
+                column = self.pair.teacher_twins[v] if merged else v
+                found[column] = found.get(column, 0.0) + q
+        return found
 
     def find_path(self) -> None:
         path: list[int] = []
@@ -196,7 +214,7 @@ class _Builder:
             depth += 1
         if depth == len(path) and depth and not self.closed:
             # Nothing tells apart what the last token of the path begins.
-            if token == self.own:
+            if self.pair.student_twins[token] == self.own:
                 return Group("end", depth)
             return TAIL if self.own is None else self.group_of(self.own)
         if depth == len(pieces):

@@ -57,13 +57,17 @@ SWITCHES = {
 }
 
 
-def random_vocab(rng: random.Random, alphabet: bytes, size: int) -> Vocab:
-    """Tokens of a byte pair encoding, ids as ranks; then three special tokens."""
+def random_vocab(rng: random.Random, alphabet: bytes, size: int, twins: int = 0) -> Vocab:
+    """Tokens of a byte pair encoding, ids as ranks; then some of them once more, as byte tokens
+    are; then three special tokens.
+    """
     tokens = [alphabet[i : i + 1] for i in range(len(alphabet))]
     while len(tokens) < size:
         new = rng.choice(tokens) + rng.choice(tokens)
         if len(new) <= 6 and new not in tokens:
             tokens.append(new)
+    tokens += [rng.choice(tokens) for _ in range(twins)]
+    size += twins
     specials = {size + i: text for i, text in enumerate(SPECIALS)}
     roles = {"bos": size, "eos": size + 1}
     return Vocab.from_tokens([*tokens, *[b""] * 3], specials, ranked=True, roles=roles)
@@ -160,8 +164,9 @@ def test_targets_of_random_pairs_are_those_of_the_reference(name: str) -> None:
     places = 0
     for seed in range(CASES):
         rng = random.Random(seed)
-        student = random_vocab(rng, b"abc", rng.randrange(4, 14))
-        teacher = random_vocab(rng, b"abc", rng.randrange(4, 14))
+        twins = seed % 2 * 4
+        student = random_vocab(rng, b"abc", rng.randrange(4, 14), twins)
+        teacher = random_vocab(rng, b"abc", rng.randrange(4, 14), twins)
         projection = Projection.build(student, teacher, cache_dir=False)
         pair = token_pair(student, teacher, projection)
         builder = TargetBuilder(projection)
@@ -209,6 +214,47 @@ def test_targets_of_random_pairs_are_those_of_the_reference(name: str) -> None:
             )
             places += 1
     assert places > 4 * CASES or name == "none"
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_which_of_two_ids_with_the_same_bytes_spells_a_text_changes_no_target(stops: bool) -> None:
+    differ = 0
+    for seed in range(CASES):
+        rng = random.Random(seed)
+        sides = [random_vocab(rng, b"abc", rng.randrange(4, 14), 6) for _ in range(2)]
+        projection = Projection.build(*sides, cache_dir=False)
+        # A stop is one, whatever its bytes.
+        apart = [[side.roles["eos"], side.roles["bos"] - 1][: 1 + stops] for side in sides]
+        builder = TargetBuilder(projection, student_stops=apart[0], teacher_stops=apart[1])
+        text = bytes(rng.choice(b"abc") for _ in range(rng.randrange(1, 16)))
+        spelled = [
+            [side.roles["bos"], *random_ids(rng, side, text), side.roles["eos"]] for side in sides
+        ]
+        other = [
+            [twin_of(rng, side, token, kept) for token in ids]
+            for side, ids, kept in zip(sides, spelled, apart, strict=True)
+        ]
+        differ += spelled != other
+        columns, log_probs = random_rows(rng, sides[1], spelled[1], 40)
+        made = []
+        for ids in (spelled, other):
+            own_and_other = tuple(map(np.array, ids))
+            alignment = Aligner(*sides, threads=1).align(*own_and_other)
+            example = TargetExample(*own_and_other, alignment, log_probs, columns)
+            made.append(builder.build([example]))
+        for name in Targets.__dataclass_fields__:
+            np.testing.assert_array_equal(*(getattr(targets, name) for targets in made))
+        for at in range(len(made[0]) if not stops else 0):
+            members = [ids for _, _, ids in made[0].groups_at(at, builder.tokens)]
+            assert sum(map(len, members)) == len(set().union(*members))
+    assert differ > CASES / 4
+
+
+def twin_of(rng: random.Random, vocab: Vocab, token: int, apart: Sequence[int]) -> int:
+    """Any token with the same bytes, but for those that stand for themselves."""
+    text = vocab.token_bytes(token)
+    same = [i for i in range(len(vocab)) if vocab.token_bytes(i) == text and i not in apart]
+    return rng.choice(same) if text and token not in apart else token
 
 
 @functools.cache

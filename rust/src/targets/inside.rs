@@ -355,6 +355,8 @@ impl Build<'_> {
     }
 
     fn add_token(&mut self, token: u32, mass: f64) {
+        // Those with the same bytes delimit one group.
+        let token = self.tables.student.twins().of(token);
         self.scratch.inside.by_token.add_cell(token, mass);
     }
 

@@ -175,7 +175,7 @@ impl TargetBuilder {
     pub fn swallowing(&self, lasts: &[u32], threads: &Threads<'_>) -> Result<Vec<Vec<u32>>> {
         let student = &self.tables.student;
         parallel::map(threads, lasts.len(), |at| {
-            let last = lasts[at];
+            let last = student.twins().of(lasts[at]);
             if last as usize >= student.vocab().len() {
                 return Err(Error::NoSuchId {
                     id: i64::from(last),

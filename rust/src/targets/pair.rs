@@ -78,8 +78,8 @@ impl PairTables {
             teacher_stops,
         } = input;
         let (mut student, teacher) = (
-            Side::new(student, "student")?,
-            Side::new(teacher, "teacher")?,
+            Side::new(student, &student_stops, "student")?,
+            Side::new(teacher, &teacher_stops, "teacher")?,
         );
         let (student_size, teacher_size) = (student.vocab().len(), teacher.vocab().len());
         check_pieces(

@@ -131,14 +131,21 @@ pub(super) fn build(
     let mut student_ids = std::mem::take(&mut scratch.student_ids);
     let mut teacher_ids = std::mem::take(&mut scratch.teacher_ids);
     student_ids.clear();
-    student_ids.extend(example.student_ids.iter().map(|&id| id as u32));
+    let twins = tables.student.twins();
+    student_ids.extend(example.student_ids.iter().map(|&id| twins.of(id as u32)));
     teacher_ids.clear();
     teacher_ids.extend(example.teacher_ids.iter().map(|&id| id as u32));
+    // Without cells a column is what W has of it.
+    let twins = options.cells.then(|| tables.teacher.twins());
+    if let Some(twins) = twins {
+        teacher_ids.iter_mut().for_each(|id| *id = twins.of(*id));
+    }
     rows.fill(
         &example.predictions,
         &teacher_ids,
         tables.columns.len(),
         options.min_prob,
+        twins,
     )?;
     scratch.start();
     targets.reserve(student_ids.len(), rows.len() + student_ids.len());
@@ -430,7 +437,7 @@ impl<'a> Build<'a> {
             let matched = pieces.iter().zip(path).take_while(|(a, b)| a == b).count();
             if matched == path.len() && matched > 0 && !self.closed {
                 let own = self.place.own.unwrap_or(NONE);
-                if token == own {
+                if tables.student.twins().of(token) == own {
                     return self.end_key(nodes[matched]);
                 }
                 if own == NONE {

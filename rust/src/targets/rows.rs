@@ -3,6 +3,7 @@
 use super::NONE;
 use super::exp::Exp;
 use super::pair::ask_for;
+use super::side::Twins;
 use crate::error::{Error, Result};
 
 /// Natural log-probabilities after each teacher token: row `p` predicts token `p + 1`.
@@ -112,13 +113,14 @@ impl Row<'_> {
 }
 
 impl Rows {
-    /// Reads the predictions of a text with these ids.
+    /// Reads the predictions of a text with these ids, where each stands for its `twins`.
     pub fn fill(
         &mut self,
         predictions: &Predictions<'_>,
         teacher_ids: &[u32],
         vocab_size: usize,
         min_prob: f64,
+        twins: Option<&Twins>,
     ) -> Result<()> {
         self.used = 0;
         self.ptr.clear();
@@ -127,9 +129,11 @@ impl Rows {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has it.
-            return unsafe { self.push_rows_avx2(predictions, teacher_ids, vocab_size, min_prob) };
+            return unsafe {
+                self.push_rows_avx2(predictions, teacher_ids, vocab_size, min_prob, twins)
+            };
         }
-        self.push_rows(predictions, teacher_ids, vocab_size, min_prob)
+        self.push_rows(predictions, teacher_ids, vocab_size, min_prob, twins)
     }
 
     /// The same numbers: nothing is contracted.
@@ -141,8 +145,9 @@ impl Rows {
         teacher_ids: &[u32],
         vocab_size: usize,
         min_prob: f64,
+        twins: Option<&Twins>,
     ) -> Result<()> {
-        self.push_rows(predictions, teacher_ids, vocab_size, min_prob)
+        self.push_rows(predictions, teacher_ids, vocab_size, min_prob, twins)
     }
 
     // Loops here: what an iterator's adapter calls is not compiled for the processor's features.
@@ -153,6 +158,7 @@ impl Rows {
         teacher_ids: &[u32],
         vocab_size: usize,
         min_prob: f64,
+        twins: Option<&Twins>,
     ) -> Result<()> {
         // A little below, as it is compared in single precision.
         let lowest = (min_prob.ln() - 1e-5) as f32;
@@ -183,6 +189,12 @@ impl Rows {
             } else {
                 let known = &log_probs[..vocab_size.min(width)];
                 self.push_any(known, lowest, min_prob, |at| at as i64);
+            }
+            if let Some(twins) = twins
+                && twins.may_be_among(&self.ids[start..self.used])
+            {
+                self.merge_twins(start, twins);
+                facts = None;
             }
             self.ptr.push(self.used as u32);
             self.facts.push(facts.unwrap_or_else(|| Facts {
@@ -270,6 +282,43 @@ impl Rows {
                 self.used += 1;
             }
         }
+    }
+
+    /// Of the columns from a place on, adds those up that one token stands for.
+    #[cold]
+    fn merge_twins(&mut self, start: usize, twins: &Twins) {
+        let mut moved: Vec<(u32, f64)> = Vec::new();
+        let mut end = start;
+        for at in start..self.used {
+            let (id, prob) = (self.ids[at], self.probs[at]);
+            match twins.of(id) {
+                same if same == id => {
+                    (self.ids[end], self.probs[end]) = (id, prob);
+                    end += 1;
+                }
+                other => moved.push((other, prob)),
+            }
+        }
+        moved.sort_by_key(|moved| moved.0);
+        moved.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.1 += next.1;
+            }
+            same
+        });
+        for at in start..end {
+            let found = moved.binary_search_by_key(&self.ids[at], |moved| moved.0);
+            if let Ok(found) = found {
+                self.probs[at] += std::mem::take(&mut moved[found].1);
+            }
+        }
+        // There is room: each came from a column.
+        for (id, prob) in moved.into_iter().filter(|moved| moved.1 > 0.0) {
+            (self.ids[end], self.probs[end]) = (id, prob);
+            end += 1;
+        }
+        self.used = end;
     }
 
     fn make_room(&mut self, count: usize) {

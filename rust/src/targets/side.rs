@@ -1,5 +1,6 @@
 //! One side of a pair: its tokens in the order of their bytes, and where it has a boundary.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::NONE;
@@ -22,6 +23,7 @@ pub(super) struct Side {
     shorter: Vec<u32>,
     /// Whether the tokenizer gives this token for its bytes.
     pub canonical: Vec<bool>,
+    twins: Twins,
     /// Pairs of bytes that are neighbours within some token, 256 bits per first byte.
     adjacent: Vec<[u64; 4]>,
     /// What answers most questions about boundaries without their bytes.
@@ -36,7 +38,8 @@ pub(super) struct Order {
 }
 
 impl Side {
-    pub fn new(tokenizer: Arc<Tokenizer>, side: &'static str) -> Result<Self> {
+    /// `stops` are a group of their own, whatever their bytes.
+    pub fn new(tokenizer: Arc<Tokenizer>, stops: &[u32], side: &'static str) -> Result<Self> {
         tokenizer.require_model(side)?;
         let vocab = &tokenizer.vocab;
         let mut sorted: Vec<u32> = (0..vocab.len() as u32)
@@ -86,6 +89,7 @@ impl Side {
                 adjacent[usize::from(pair[0])][usize::from(pair[1]) / 64] |= 1 << (pair[1] % 64);
             }
         }
+        let twins = Twins::new(&tokenizer, &sorted, &order, stops);
         let (joints, canonical) = match Joints::new(&tokenizer) {
             Some((joints, canonical)) => (Some(joints), canonical),
             None => (None, canonical_tokens(&tokenizer, &sorted)),
@@ -96,6 +100,7 @@ impl Side {
             order,
             shorter,
             canonical,
+            twins,
             adjacent,
             joints,
         })
@@ -103,6 +108,11 @@ impl Side {
 
     pub fn vocab(&self) -> &Vocab {
         &self.tokenizer.vocab
+    }
+
+    /// The tokens that stand for others with the same bytes.
+    pub fn twins(&self) -> &Twins {
+        &self.twins
     }
 
     /// A token with exactly these bytes.
@@ -256,12 +266,12 @@ impl Side {
     }
 
     /// The places in `sorted` of the tokens that begin with `bytes` and go on.
-    pub fn longer_than(&self, bytes: &[u8]) -> std::ops::Range<u32> {
+    pub fn longer_than(&self, bytes: &[u8]) -> Range<u32> {
         self.longer_within(0..self.sorted.len() as u32, bytes)
     }
 
     /// As [`Side::longer_than`], of a text that begins with the bytes of this token: few do.
-    pub fn longer_behind(&self, token: u32, bytes: &[u8]) -> std::ops::Range<u32> {
+    pub fn longer_behind(&self, token: u32, bytes: &[u8]) -> Range<u32> {
         match self.bytes(token) {
             [] => self.longer_than(bytes),
             _ => {
@@ -271,13 +281,72 @@ impl Side {
         }
     }
 
-    fn longer_within(&self, places: std::ops::Range<u32>, bytes: &[u8]) -> std::ops::Range<u32> {
+    fn longer_within(&self, places: Range<u32>, bytes: &[u8]) -> Range<u32> {
         let vocab = self.vocab();
         let sorted = &self.sorted[places.start as usize..places.end as usize];
         let start = sorted.partition_point(|&id| vocab.token_bytes(id) <= bytes);
         let more = sorted[start..].partition_point(|&id| vocab.token_bytes(id).starts_with(bytes));
         let start = places.start + start as u32;
         start..start + more as u32
+    }
+}
+
+/// Tokens with the bytes of another one, such as `<0x41>` beside `A`: what is said of a text must not
+/// depend on which of them spells it.
+#[derive(Debug)]
+pub(super) struct Twins {
+    /// By token: the one with its bytes that the tokenizer emits; empty where all are apart.
+    stands_for: Vec<u32>,
+    /// All ids that have another one in `stands_for` are within these: few others are.
+    within: Range<u32>,
+}
+
+impl Twins {
+    fn new(tokenizer: &Tokenizer, sorted: &[u32], order: &[Order], stops: &[u32]) -> Self {
+        let mut stands_for = Vec::new();
+        let mut within = 0..0;
+        for &id in sorted {
+            let Order {
+                equal_start,
+                equal_end,
+                ..
+            } = order[id as usize];
+            if equal_end - equal_start == 1 || stops.contains(&id) {
+                continue;
+            }
+            let emitted = tokenizer.id_of(tokenizer.vocab.token_bytes(id));
+            if let Some(emitted) = emitted.filter(|other| *other != id && !stops.contains(other)) {
+                if stands_for.is_empty() {
+                    stands_for.extend(0..tokenizer.vocab.len() as u32);
+                }
+                stands_for[id as usize] = emitted;
+                within = match within.is_empty() {
+                    true => id..id + 1,
+                    false => within.start.min(id)..within.end.max(id + 1),
+                };
+            }
+        }
+        Self { stands_for, within }
+    }
+
+    /// The token that stands for all with the bytes of this one.
+    #[inline]
+    pub fn of(&self, id: u32) -> u32 {
+        match self.within.contains(&id) {
+            true => self.stands_for[id as usize],
+            false => id,
+        }
+    }
+
+    /// Whether some of these may have another one that stands for it.
+    #[inline(always)]
+    pub fn may_be_among(&self, ids: &[u32]) -> bool {
+        let count = self.within.end - self.within.start;
+        let mut any = false;
+        for &id in ids {
+            any |= id.wrapping_sub(self.within.start) < count;
+        }
+        any
     }
 }
 
