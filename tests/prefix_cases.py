@@ -38,6 +38,31 @@ def random_pieces(rng: np.random.Generator, tokens: int, pieces: int) -> list[li
     ]
 
 
+def add_twins(
+    rng: np.random.Generator, own: list[list[int]], other: list[list[int]]
+) -> dict[int, int]:
+    """Gives some of `own` that are no piece of `other` the bytes of one that is, as byte tokens
+    have them; the new ones by piece."""
+    pieces = sorted({piece for sequence in other for piece in sequence})
+    spare = rng.permutation([token for token in range(len(own)) if token not in pieces])
+    found: dict[int, int] = {}
+    for token, piece in zip(spare.tolist(), pieces[::2], strict=False):
+        if own[piece]:
+            own[token] = own[piece]
+            found[piece] = token
+    return found
+
+
+def tries_of(
+    student_pieces: list[list[int]], teacher_pieces: list[list[int]]
+) -> tuple[PieceTrie, PieceTrie]:
+    v_s, v_t = len(student_pieces), len(teacher_pieces)
+    return (
+        PieceTrie.from_pieces(student_pieces, v_t, spelled=teacher_pieces),
+        PieceTrie.from_pieces(teacher_pieces, v_s, side="student", spelled=student_pieces),
+    )
+
+
 def csr_of(pieces: list[list[int]], v_t: int, decay: float) -> SparseProjection:
     """W [V_s, V_t] as it is built from pieces; repeated pieces are one entry."""
     ptr, ids, weights = [0], [], []
@@ -59,20 +84,22 @@ def make_prefix_case(seed: int = 0, *, v_s: int = 16, v_t: int = 13, **options) 
     batch = make_case(seed, v_s=v_s, v_t=v_t, **options)
     student_pieces = random_pieces(rng, v_s, v_t)
     teacher_pieces = random_pieces(rng, v_t, v_s)
+    student_twins = add_twins(rng, student_pieces, teacher_pieces)
+    teacher_twins = add_twins(rng, teacher_pieces, student_pieces)
     for c in range(len(batch.chunks)):
         b = int(batch.chunks.sample[c])
-        for ids, side, pieces in (
-            (batch.teacher_ids, "teacher", student_pieces),
-            (batch.student_ids, "student", teacher_pieces),
+        for ids, side, pieces, twins in (
+            (batch.teacher_ids, "teacher", student_pieces, teacher_twins),
+            (batch.student_ids, "student", teacher_pieces, student_twins),
         ):
             start = int(getattr(batch.chunks, f"{side}_start")[c])
             end = int(getattr(batch.chunks, f"{side}_end")[c])
             fitting = [p[: end - start] for p in pieces if len(p) >= end - start]
             if end > start and fitting and rng.random() < 0.8:
                 for i, piece in enumerate(fitting[int(rng.integers(len(fitting)))]):
-                    ids[b, start + i] = piece
-    student_trie = TrieSlots(PieceTrie.from_pieces(student_pieces, v_t))
-    teacher_trie = TrieSlots(PieceTrie.from_pieces(teacher_pieces, v_s, side="student"))
+                    twin = rng.random() < 0.5
+                    ids[b, start + i] = twins.get(piece, piece) if twin else piece
+    student_trie, teacher_trie = map(TrieSlots, tries_of(student_pieces, teacher_pieces))
     projection = first_pieces(csr_of(student_pieces, v_t, 0.1), student_trie)
     pair = PairParts(
         (v_s, v_t), projection=projection, student_trie=student_trie, teacher_trie=teacher_trie

@@ -21,6 +21,14 @@ def first_piece_matrix(pieces: list[list[int]], v_t: int) -> Tensor:
     return w
 
 
+def piece_of(token: int, pieces: list[list[int]], spelled: list[list[int]]) -> int:
+    """The token with the same bytes that `pieces` are made of, if this one is none of them: those
+    that the other side spells alike."""
+    used = sorted({piece for sequence in pieces for piece in sequence})
+    same = [piece for piece in used if spelled[token] and spelled[piece] == spelled[token]]
+    return same[0] if same and token not in used else token
+
+
 def compare(
     below: Tensor, following: Tensor, pieces: list[list[int]], prefix: list[int], *,
     teacher_below: bool, stored: set[int] | None, min_mass: float, end: bool, direction: str,
@@ -53,9 +61,9 @@ def compare(
         others = [t for t in tokens if not any(t in under[v] for v in kept)]
         one.append(sum((below[t] for t in others), below.new_zeros(())))
         two.append(sum(following[v] for v in range(len(following)) if v not in kept))
-    elif not teacher_below and float(sum(two).detach()) < min_mass:
+    elif not one or (not teacher_below and float(sum(two).detach()) < min_mass):
         return None
-    if not one or float(sum(two).detach()) == 0 or float(sum(one).detach()) == 0:
+    if float(sum(two).detach()) == 0 or float(sum(one).detach()) == 0:
         return None
     p, q = torch.stack(one), torch.stack(two)
     p, q = p / p.sum(), q / q.sum()
@@ -87,8 +95,10 @@ def prefix_kl(
         t0, t1 = int(chunks.teacher_start[c]), int(chunks.teacher_end[c])
         if s1 - s0 == 1:
             path, at, mirrored = teacher_ids[b, t0:t1].tolist(), t0, False
+            path = [piece_of(piece, student_pieces, teacher_pieces) for piece in path]
         elif t1 - t0 == 1 and mirror:
             path, at, mirrored = student_ids[b, s0:s1].tolist(), s0, True
+            path = [piece_of(piece, teacher_pieces, student_pieces) for piece in path]
         else:
             continue
         for d in range(1, len(path) + (1 if end else 0)):

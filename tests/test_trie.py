@@ -229,6 +229,27 @@ def test_tries_pickle_and_compare(real) -> None:
         trie.slots.tokens[0] = 1
 
 
+def test_a_text_may_have_a_piece_by_any_id_with_its_bytes() -> None:
+    texts = [b"2", b"0", b"1"]
+    student = Vocab.from_tokens([*texts, b"20", b"201", b"0"], ranked=True)
+    teacher = Vocab.from_tokens([b"", *texts, b"1", b"0"], ranked=True)
+    built = PairTries.build(student, teacher)
+    made = PairTries.from_projection(Projection.build(student, teacher, cache_dir=False))
+    assert made == built
+    assert built.student != PieceTrie.from_pieces([[1], [2], [3], [1, 2], [1, 2, 3], [2]], 6)
+    for trie in (built.student, made.student, pickle.loads(pickle.dumps(built.student))):
+        assert trie == built.student
+        wanted = trie.lookup(*as_arrays([1, 2, 3], [0], [3]))
+        assert wanted.depth.tolist() == [1, 2]
+        for ids in ([1, 5, 3], [1, 2, 4], [1, 5, 4]):
+            found = trie.lookup(*as_arrays(ids, [0], [3]))
+            assert [each.tolist() for each in found] == [each.tolist() for each in wanted]
+            assert trie.find(ids) == trie.find([1, 2, 3])
+        assert trie.find([5]) == trie.find([2])
+        # What has the bytes of no other is itself.
+        assert trie.find([0]) is None
+
+
 def test_lookup_releases_the_gil(real) -> None:
     trie, _ = real
     ids = np.zeros(3_000_000, dtype=np.int64)
@@ -279,6 +300,8 @@ def test_bad_input_is_refused_with_the_place() -> None:
         PieceTrie.from_pieces([[2]], 2)
     with pytest.raises(TokenIdError, match="token id -1 is outside"):
         PieceTrie.from_pieces([[-1]], 2)
+    with pytest.raises(TokenIdError, match="token id 1 is outside"):
+        PieceTrie.from_pieces([[0]], 2, spelled=[[0], [1]])
     with pytest.raises(TokenIdError, match="token id 2 is outside"):
         trie.pieces(2)
     with pytest.raises(OptionError, match="node = 9"):

@@ -404,12 +404,19 @@ class PieceTrie:
         """Segment each token of `tokens` with the model of `pieces`."""
     @staticmethod
     def from_pieces(
-        indptr: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], piece_count: int
+        indptr: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.int64],
+        piece_count: int,
+        spelled: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None,
     ) -> PieceTrie:
-        """From the pieces of each token, in CSR form."""
+        """From the pieces of each token, in CSR form; and what the tokens spell of each piece."""
     @classmethod
     def _from_state(
-        cls, indptr: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], piece_count: int
+        cls,
+        indptr: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.int64],
+        piece_count: int,
+        twins: list[tuple[int, int]],
     ) -> PieceTrie: ...
     def pieces(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The pieces of each token, in CSR form."""

@@ -69,7 +69,9 @@ class Slots(NamedTuple):
 class PieceTrie:
     """The tokens of one vocabulary as sequences of pieces of another; immutable and picklable.
 
-    Special and unused tokens are in no node, nor is a token that the pieces cannot spell.
+    Special and unused tokens are in no node, nor is a token that the pieces cannot spell. A piece
+    in a text may have another id with the same bytes (`<0x41>` beside `A`): where both vocabularies
+    are known, it leads to the same node.
     """
 
     def __init__(
@@ -107,26 +109,39 @@ class PieceTrie:
 
     @classmethod
     def from_pieces(
-        cls, sequences: Sequence[Sequence[int]], piece_count: int, *, side: Side = "teacher"
+        cls,
+        sequences: Sequence[Sequence[int]],
+        piece_count: int,
+        *,
+        side: Side = "teacher",
+        spelled: Sequence[Sequence[int]] | None = None,
     ) -> PieceTrie:
         """From each token's pieces, an empty sequence for a token without any.
 
+        Args:
+            spelled: the mirror, each piece's tokens. Ids with the same ones have the same bytes:
+                one that is no piece of any token leads where the piece does. None where not known.
+
         Raises:
-            TokenIdError: a piece is not in [0, piece_count).
+            TokenIdError: a piece is not in [0, piece_count), or a token is not in `sequences`.
         """
-        rows = as_rows("piece", sequences)
-        flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-        indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        indptr, flat = _flat("piece", sequences)
         size = as_whole("piece_count", piece_count, "pass the size of the pieces' vocabulary")
         if not 0 <= size <= _NO_LIMIT:
             raise OptionError(f"piece_count = {size} is out of range; expected 0 to 2^31 - 1")
-        return cls(_core.PieceTrie.from_pieces(indptr, flat, size), side)
+        mirror = None if spelled is None else _flat("token", spelled)
+        return cls(_core.PieceTrie.from_pieces(indptr, flat, size, mirror), side)
 
     @classmethod
     def from_projection(cls, projection: Projection) -> PieceTrie:
         """The student's tokens as the teacher's pieces, which a projection keeps."""
-        indptr, pieces = projection.pieces_indptr, projection.pieces
-        core = _core.PieceTrie.from_pieces(indptr, pieces, projection.shape[1])
+        indptr, pieces = projection.teacher_pieces_indptr, projection.teacher_pieces
+        core = _core.PieceTrie.from_pieces(
+            projection.pieces_indptr,
+            projection.pieces,
+            projection.shape[1],
+            None if indptr is None or pieces is None else (indptr, pieces),
+        )
         return cls(core, "teacher", projection.pair)
 
     @property
@@ -242,6 +257,13 @@ class PieceTrie:
         return PrefixNodes(*self._core.lookup(*arrays, depth, self.side, count))
 
 
+def _flat(name: str, sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """Where each of some sequences begins, and all of them in a row."""
+    rows = as_rows(name, sequences)
+    flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+    return np.cumsum([0, *map(len, rows)], dtype=np.int64), flat
+
+
 @dataclass(frozen=True)
 class PairTries:
     """Both tries of a pair.
@@ -292,7 +314,10 @@ class PairTries:
                 "student tokenizer that can segment (a tokenizer.json or a rank file)"
             )
         teacher = _core.PieceTrie.from_pieces(
-            projection.teacher_pieces_indptr, projection.teacher_pieces, student_size
+            projection.teacher_pieces_indptr,
+            projection.teacher_pieces,
+            student_size,
+            (projection.pieces_indptr, projection.pieces),
         )
         return cls(
             PieceTrie.from_projection(projection),

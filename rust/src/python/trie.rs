@@ -8,7 +8,7 @@ use super::vocab::PyVocab;
 use super::{contiguous, detached, interruptible};
 use crate::error::{Error, Result, checked_id};
 use crate::projection::Pieces;
-use crate::trie::{PieceTrie, ROOT};
+use crate::trie::{self, PieceTrie, ROOT};
 
 /// The tokens of one vocabulary by their pieces of another; the part that runs without Python.
 #[pyclass(name = "PieceTrie", module = "xtoken._core", frozen)]
@@ -44,28 +44,37 @@ impl PyPieceTrie {
         let side = side_name(side)?;
         let trie = interruptible(py, threads, |threads| {
             let of = Pieces::spell(tokens, pieces, side, threads)?;
-            PieceTrie::new(of, pieces.vocab.len())
+            Ok(PieceTrie::new(of, pieces.vocab.len())?.with_bytes_of(pieces))
         })?;
         Ok(Self { trie })
     }
 
-    /// From the pieces of each token, in CSR form.
+    /// From the pieces of each token, in CSR form; and what the tokens spell of each piece, where
+    /// that is known.
     #[staticmethod]
+    #[pyo3(signature = (indptr, ids, piece_count, spelled = None))]
     fn from_pieces(
         py: Python<'_>,
-        indptr: PyReadonlyArray1<'_, i64>,
-        ids: PyReadonlyArray1<'_, i64>,
+        indptr: Ids<'_>,
+        ids: Ids<'_>,
         piece_count: usize,
+        spelled: Option<(Ids<'_>, Ids<'_>)>,
     ) -> PyResult<Self> {
-        let indptr = contiguous("indptr", &indptr)?;
-        let ids = contiguous("ids", &ids)?;
+        let pieces = (contiguous("indptr", &indptr)?, contiguous("ids", &ids)?);
+        let spelled = spelled.as_ref().map(|(indptr, ids)| {
+            let indptr = contiguous("spelled_indptr", indptr)?;
+            Ok::<_, Error>((indptr, contiguous("spelled", ids)?))
+        });
+        let spelled = spelled.transpose()?;
         let trie = detached(py, || {
-            let id = |&id: &i64| checked_id(id, piece_count);
-            let pieces = Pieces {
-                indptr: indptr.to_vec(),
-                ids: ids.iter().map(id).collect::<Result<_>>()?,
+            let trie = PieceTrie::new(pieces_of(pieces, piece_count)?, piece_count)?;
+            let Some(spelled) = spelled else {
+                return Ok(trie);
             };
-            PieceTrie::new(pieces, piece_count)
+            let tokens = trie.token_pieces().indptr.len() - 1;
+            let spelled = pieces_of(spelled, tokens)?;
+            trie::check(&spelled, tokens)?;
+            Ok(trie.with_spelled(&spelled))
         })?;
         Ok(Self { trie })
     }
@@ -143,6 +152,7 @@ impl PyPieceTrie {
             let other = &other.get().trie;
             self.trie.piece_count() == other.piece_count()
                 && self.trie.token_pieces() == other.token_pieces()
+                && self.trie.twins() == other.twins()
         })
     }
 
@@ -156,7 +166,7 @@ impl PyPieceTrie {
         let (indptr, ids) = this.pieces(py);
         Ok((
             slf.get_type().getattr("_from_state")?,
-            (indptr, ids, this.trie.piece_count()),
+            (indptr, ids, this.trie.piece_count(), this.trie.twins()),
         ))
     }
 
@@ -165,15 +175,32 @@ impl PyPieceTrie {
     fn _from_state(
         _cls: &Bound<'_, PyType>,
         py: Python<'_>,
-        indptr: PyReadonlyArray1<'_, i64>,
-        ids: PyReadonlyArray1<'_, i64>,
+        indptr: Ids<'_>,
+        ids: Ids<'_>,
         piece_count: usize,
+        twins: Vec<(u32, u32)>,
     ) -> PyResult<Self> {
-        Self::from_pieces(py, indptr, ids, piece_count)
+        for id in twins.iter().flat_map(|&(id, piece)| [id, piece]) {
+            checked_id(i64::from(id), piece_count)?;
+        }
+        let Self { trie } = Self::from_pieces(py, indptr, ids, piece_count, None)?;
+        Ok(Self {
+            trie: trie.with_twins(twins),
+        })
     }
 }
 
-type Reduced<'py> = (Bound<'py, PyAny>, (Array<'py>, Array<'py>, usize));
+type Ids<'py> = PyReadonlyArray1<'py, i64>;
+type State<'py> = (Array<'py>, Array<'py>, usize, Vec<(u32, u32)>);
+type Reduced<'py> = (Bound<'py, PyAny>, State<'py>);
+
+fn pieces_of((indptr, ids): (&[i64], &[i64]), size: usize) -> Result<Pieces> {
+    let id = |&id: &i64| checked_id(id, size);
+    Ok(Pieces {
+        indptr: indptr.to_vec(),
+        ids: ids.iter().map(id).collect::<Result<_>>()?,
+    })
+}
 
 fn side_name(side: &str) -> Result<&'static str> {
     match side {

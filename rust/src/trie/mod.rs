@@ -7,6 +7,7 @@
 
 mod lookup;
 mod slots;
+mod twins;
 
 use std::ops::Range;
 
@@ -45,6 +46,8 @@ pub struct PieceTrie {
     nodes: Vec<Node>,
     /// The root's child for each piece: the one node with too many children to search among.
     first: Vec<Entry>,
+    /// By id: the piece with its bytes that leads on from a node; empty where each is its own.
+    twins: Vec<u32>,
 }
 
 /// A child of the root with the two facts that most lookups need of it, so that a chunk of one
@@ -136,6 +139,7 @@ impl PieceTrie {
             tokens,
             nodes,
             first: vec![Entry::NONE; piece_count],
+            twins: Vec::new(),
         };
         for node in trie.child_range(ROOT) {
             let entry = Entry::new(
@@ -214,6 +218,10 @@ impl PieceTrie {
             let found = self.first.get(piece as usize).map(|entry| entry.node());
             return found.filter(|&child| child != ROOT);
         }
+        let piece = match self.twins.get(piece as usize) {
+            Some(&twin) => twin,
+            None => piece,
+        };
         let children = self.child_range(node);
         let offset = self.nodes[children.clone()]
             .binary_search_by_key(&piece, |child| child.piece)
