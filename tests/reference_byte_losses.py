@@ -56,7 +56,8 @@ def bpm_target(
         """The probability that the teacher goes on with text[at:end], along the text."""
         product, j, left = 1.0 / total, part, before + end - at
         while left > len(texts[j]):
-            product *= float(rows[j][teacher.index(texts[j])])
+            same = [v for v, b in enumerate(teacher) if b == texts[j]]
+            product *= float(rows[j][same].sum())
             left -= len(texts[j])
             j += 1
         reached = [v for v, b in enumerate(teacher) if b and b.startswith(texts[j][:left])]

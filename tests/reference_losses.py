@@ -161,9 +161,10 @@ def partition_kl(
         if len(own) == len(other) == 1:
             events = list(common)
         elif len(own) == 1:
-            events = _same_but_last(student_pieces, other)
+            events = _same_but_last(student_pieces, other, teacher_pieces)
         elif len(other) == 1:
-            events = [(last, token) for token, last in _same_but_last(teacher_pieces, own)]
+            found = _same_but_last(teacher_pieces, own, student_pieces)
+            events = [(last, token) for token, last in found]
         kept = [(s, t) for s, t in events if s != own[-1] and t != other[-1]]
         kept.append((own[-1], other[-1]))
         student = torch.stack([p[s] for s, _ in kept])
@@ -175,12 +176,19 @@ def partition_kl(
     return total * temperature**2
 
 
-def _same_but_last(pieces, chain) -> list[tuple[int, int]]:
+def _same_but_last(pieces, chain, spelled) -> list[tuple[int, int]]:
     """(token, its last piece) of tokens with these pieces but for the last; of several with the
-    same pieces the first."""
+    same pieces the first. What no token has as a piece is the first that is `spelled` alike."""
+    used = sorted({piece for each in pieces for piece in each})
+
+    def piece_of(token: int) -> int:
+        alike = [piece for piece in used if spelled[token] and spelled[piece] == spelled[token]]
+        return alike[0] if alike and token not in used else token
+
+    before = [piece_of(token) for token in chain[:-1]]
     found = {}
     for token, each in enumerate(pieces):
-        if len(each) == len(chain) and list(each[:-1]) == chain[:-1]:
+        if len(each) == len(chain) and list(each[:-1]) == before:
             found.setdefault(each[-1], token)
     return [(token, last) for last, token in found.items()]
 

@@ -92,6 +92,27 @@ def test_a_numeral_is_compared_with_those_that_differ_in_the_last_digit() -> Non
     assert output.metrics["teacher_rest"].item() == pytest.approx(float(target[2]))
 
 
+def test_a_text_may_have_a_piece_by_another_id_with_its_bytes() -> None:
+    """The student's 201 and 205 under the digits; the teacher's 4 is spelled as its 2 is."""
+    student_pieces = [[2, 0, 1], [2, 0, 5], [3, 1], [7], [2]]
+    teacher_pieces = [[3], [3], [4], [3], [4], [3], [3], [3]]
+    pair = PairParts(
+        (5, 8), strict_common=common_set([3], [7]),
+        piece_chains=PieceChains(student_pieces, teacher_pieces),
+    )  # fmt: skip
+    own = torch.randn(1, 2, 5, dtype=torch.float64)
+    other = torch.randn(1, 4, 8, dtype=torch.float64)
+    other[..., 4] = other[..., 2]
+    losses = [
+        loss_of(
+            "partition-kl", own, other, ranges((0, 1, 2, 1, 4)), pair,
+            student_ids=torch.tensor([[3, 0]]), teacher_ids=torch.tensor([[7, two, 0, 1]]),
+        ).loss
+        for two in (2, 4)
+    ]  # fmt: skip
+    torch.testing.assert_close(*losses)
+
+
 def test_the_students_tokens_before_the_last_have_their_gradient() -> None:
     pair = PairParts(
         (5, 4), strict_common=common_set([0], [0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
@@ -154,6 +154,11 @@ class BytePrefixes(nn.Module):
             found = prefix_range(self._sorted, prefix)
             self._ranges[prefix] = found
         return found
+
+    def range_of_equal(self, text: bytes) -> tuple[int, int]:
+        """The teacher tokens with exactly these bytes, as a range of `order`."""
+        start = bisect_left(self._sorted, text)
+        return start, bisect_right(self._sorted, text, lo=start)
 
     def check_sizes(self, sizes: tuple[int, int]) -> None:
         """Raise ShapeError where the tables are of other vocabularies (V_s, V_t)."""

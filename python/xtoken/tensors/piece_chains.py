@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,8 @@ class PieceChains(nn.Module):
             pieces, then those of teacher tokens with student pieces.
         forward_groups: teacher pieces to the range of the student tokens that go on with one more.
         backward_groups: student pieces to the range of the teacher tokens that do.
+        student_twins, teacher_twins: tokens that are no piece of any, by the piece with their bytes
+            (`<0x41>` beside `A`): a text may have either.
     """
 
     student_ids: Tensor
@@ -43,6 +46,8 @@ class PieceChains(nn.Module):
         """
         super().__init__()
         self.sizes = (len(student), len(teacher))
+        self.student_twins = _twins(student, teacher)
+        self.teacher_twins = _twins(teacher, student)
         self.forward_groups, own, last = _grouped(student, 0)
         self.backward_groups, other, final = _grouped(teacher, len(own))
         for name, ids in (("student_ids", own + final), ("teacher_ids", last + other)):
@@ -79,6 +84,17 @@ class PieceChains(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.student_ids)} pairs"
+
+
+def _twins(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Of the tokens `own` those that are spelled as a piece of the other side is, and that piece:
+    what is spelled alike has the same bytes."""
+    pieces = set(itertools.chain.from_iterable(other))
+    found: dict[Prefix, int] = {}
+    for piece in sorted(pieces):
+        found.setdefault(tuple(own[piece]), piece)
+    spelled = ((token, tuple(each)) for token, each in enumerate(own) if token not in pieces)
+    return {token: found[each] for token, each in spelled if each and each in found}
 
 
 def _grouped(

@@ -217,7 +217,12 @@ class BPMBlocks(BlockLoss):
         chain = segment_logsumexp(
             log_teacher[longer["item"][owner] - first, tokens], owner, len(longer)
         )
-        own = log_teacher[spelled["item"] - first, spelled["token"]]
+        total = spelled.total("size")
+        owner = owners(spelled["size"], total)
+        tokens = self.tables.order[ragged_arange(spelled["lo"], spelled["size"], total)]
+        own = segment_logsumexp(
+            log_teacher[spelled["item"][owner] - first, tokens], owner, len(spelled)
+        )
         chain = chain.index_add(0, spelled["longer"] - base, own)
         # Inside a teacher token all is given the bytes so far.
         chain = torch.exp(chain - totals.nan_to_num(neginf=0.0)[longer.row])

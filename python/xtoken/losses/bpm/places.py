@@ -38,8 +38,8 @@ class BytePlaces(Prepared):
             the last teacher row that has a part of it, `item`, the range `lo`, `size` of teacher
             tokens that begin with that part, and `next`, the next longer one's place among all of
             them or -1.
-        spelled: the teacher's own tokens before that part: for each the `longer` one, `item` and
-            `token`.
+        spelled: the teacher's own tokens before that part: for each the `longer` one, `item`, and
+            `lo`, `size`, the range of teacher tokens with its bytes.
         heads: where the mass of the first `longer` token of a position is taken from: the column
             `token`, and its place `first` among the longer ones.
     """
@@ -68,7 +68,7 @@ class _Lists:
         }
     )
     spelled: dict[str, list[int]] = field(
-        default_factory=lambda: {name: [] for name in ("row", "longer", "item", "token")}
+        default_factory=lambda: {name: [] for name in ("row", "longer", "item", "lo", "size")}
     )
     heads: dict[str, list[int]] = field(
         default_factory=lambda: {name: [] for name in ("row", "token", "first")}
@@ -189,7 +189,8 @@ def _longer(
         while ends[last + 1] < end:
             last += 1
         for spelled in range(part, last):
-            values = (row, len(columns["row"]), first_item + spelled, other[spelled])
+            lo, hi = tables.range_of_equal(texts[spelled])
+            values = (row, len(columns["row"]), first_item + spelled, lo, hi - lo)
             for name, value in zip(found.spelled, values, strict=True):
                 found.spelled[name].append(value)
         lo, hi = tables.range_of(texts[last][: end - ends[last]])

@@ -69,11 +69,12 @@ def chain_places(
     chunk, lo, size_of = [], [], []
     for at in np.flatnonzero((counts > 1) != (other_counts > 1)).tolist():
         if counts[at] == 1:
-            prefix = tuple(other[other_ends[at] : other_ends[at + 1] - 1].tolist())
-            found = chains.forward_groups.get(prefix)
+            before, twins = other[other_ends[at] : other_ends[at + 1] - 1], chains.teacher_twins
+            groups = chains.forward_groups
         else:
-            prefix = tuple(own[ends[at] : ends[at + 1] - 1].tolist())
-            found = chains.backward_groups.get(prefix)
+            before, twins = own[ends[at] : ends[at + 1] - 1], chains.student_twins
+            groups = chains.backward_groups
+        found = groups.get(tuple(twins.get(token, token) for token in before.tolist()))
         if found is not None:
             chunk.append(at)
             lo.append(found[0])
