@@ -69,6 +69,20 @@ def test_columns_below_a_probability_are_the_targets_tail() -> None:
         assert more > tail
 
 
+def test_of_full_logits_512_columns_are_looked_at_unless_more_are_asked_for() -> None:
+    pair = a_pair()
+    found = {}
+    for top_k in (None, 512, pair.sizes[1]):
+        distiller = pair.distiller("exact-kl", top_k=top_k, min_prob=0.0)
+        batch = distiller.collate(TEXTS)
+        torch.manual_seed(0)
+        student = torch.randn(*batch.student_ids.shape, pair.sizes[0])
+        teacher = torch.randn(*batch.teacher_ids.shape, pair.sizes[1])
+        found[top_k] = float(distiller(student, teacher, batch).metrics["target_tail"])
+    assert found[None] == found[512]
+    assert found[pair.sizes[1]] < 0.5 * found[512]
+
+
 def test_the_builder_is_copied_with_the_pair() -> None:
     pair = a_pair()
     distiller = pair.distiller("exact-kl")

@@ -113,7 +113,8 @@ class LossOptions:
             "last" the last one's, "mean" that of the mean logits.
         top_k: teacher columns kept among those that W reaches; None or more than there are keeps
             all. With a `TeacherTopK` in chunk scope the columns are the stored ones, `top_k` the
-            best of them.
+            best of them. In exact-kl None is 512 of full logits, also under `min_prob=0`: all of
+            them would have to be sorted. Of a `TeacherTopK` it reads all.
         top_k_scope: "chunk", each chunk's own best columns; "microbatch", one set for the batch by
             total teacher mass (sparser work, and the cheapest path).
         top_k_by: whose likeliest columns the `top_k` are, those of the teacher or of the student as
@@ -137,8 +138,8 @@ class LossOptions:
             makes them; see `xtoken.targets.TargetOptions`, whose `levels` is `carry_levels`. Of
             p-kl and of prefix-kl's root the first two. None means the loss's own: on in exact-kl,
             off in the others.
-        min_prob: teacher columns below this probability are one tail in exact-kl's targets; in
-            [0, 1).
+        min_prob: teacher columns below this probability, or not among the `top_k`, are one tail in
+            exact-kl's targets; in [0, 1).
         chain_rule: whether exact-kl weighs each depth by its parent's mass, and not by
             `depth_weights`. None means by direction: not in "forward", where the plain sum teaches
             more, and in the others, which have no weights of depths.

@@ -48,7 +48,8 @@ class DistillConfig:
         temperature: divides the logits of both sides; the loss is multiplied by its square. None is
             the loss's own, 1 or, for `alm`, 100.
         merge: how the predictor rows of a chunk become one distribution: `chain`, `last` or `mean`.
-        top_k: columns of the loss, the teacher's most probable ones; None for all.
+        top_k: columns of the loss, the teacher's most probable ones; None for all, which `exact-kl`
+            of full logits takes as 512.
         top_k_scope: whether they are chosen per `chunk` or per `microbatch`; the
             latter makes the loss depend on how a step is cut into micro-batches.
         tail_bucket: whether `prefix-kl` and `p-kl` compare all columns outside `top_k` too,

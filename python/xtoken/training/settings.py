@@ -73,7 +73,8 @@ class DistillSettings:
         default="chain", metadata={"help": "From the rows of a chunk to one distribution."}
     )
     top_k: int | None = field(
-        default=DEFAULT_TOP_K, metadata={"help": "Teacher columns kept in the loss; None for all."}
+        default=DEFAULT_TOP_K,
+        metadata={"help": "Teacher columns kept in the loss; None for all (512 in exact-kl)."},
     )
     top_k_scope: Scope = field(
         default="chunk", metadata={"help": "Whose likeliest columns: each chunk's or the batch's."}

@@ -28,8 +28,9 @@ def exact_kl(
         inputs: with `student_ids` and `teacher_ids`.
         pair: with its target builder.
         options: `cells`, `consistent`, `carry_levels`, `min_prob`, `max_depth` and `sure` say
-            which targets, where they are made here. `depth_weights` are the weights of
-            the conditional KL at each depth along the text, the default being the plain sum.
+            which targets, where they are made here: of the `top_k` likeliest columns of full
+            logits, 512 where None, and of all of a stored top-k. `depth_weights` are the weights
+            of the conditional KL at each depth along the text, the default being the plain sum.
             `chain_rule` weighs each depth by its parent's mass instead, so that a position's loss
             is one KL; directions but the forward one are by it alone. In the reverse KL a tail has
             at least one rounding of float32, 1.2e-7: of a teacher that is sure no more is known,
