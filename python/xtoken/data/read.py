@@ -22,7 +22,13 @@ from xtoken.data.file_rows import (
     table_columns,
 )
 from xtoken.data.rows import document_of, reason_of
-from xtoken.errors import ArgumentTypeError, BlankTextError, DataError, MissingFileError
+from xtoken.errors import (
+    ArgumentTypeError,
+    BlankTextError,
+    DataError,
+    MissingFileError,
+    OptionError,
+)
 from xtoken.vocab.load import is_hub_name
 
 if TYPE_CHECKING:
@@ -261,7 +267,7 @@ def _made(
     if split in files:
         return whole(split)
     if streaming or not set(split) & set("[+"):
-        raise ValueError(f"expected one of {', '.join(files)}")
+        raise OptionError(f"expected one of {', '.join(files)}")
     made = {name: whole(name) for name in files}
     parts = datasets.ReadInstruction.from_spec(split).to_absolute(
         {name: len(each) for name, each in made.items()}

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -71,14 +71,15 @@ class HeldOutScore:
         return cls(**values, class_bits_per_byte=by_class)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> HeldOutScore:
+    def from_json(cls, values: Mapping[str, object]) -> HeldOutScore:
         """Read what `dataclasses.asdict` returned from JSON, in which NaN is null."""
         numbers = {name: _number(values[name]) for name in _PLAIN}
-        by_class = {name: _number(bits) for name, bits in values["class_bits_per_byte"].items()}
+        of_class = cast("Mapping[str, object]", values["class_bits_per_byte"])
+        by_class = {name: _number(bits) for name, bits in of_class.items()}
         return cls(**numbers, class_bits_per_byte=by_class)
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> Any:
     return math.nan if value is None else value
 
 
