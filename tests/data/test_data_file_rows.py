@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import json
 import lzma
@@ -147,3 +148,23 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             read_documents(path)
         with pytest.raises(DataError, match=message):
             load_rows(path)
+
+
+# What datasets reads as a stream it does not close where it is not read to the end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_directory_whose_card_says_how_is_read_by_datasets(
+    tmp_path: Path, streaming: bool
+) -> None:
+    card = "configs:\n- config_name: default\n  data_files: part.csv\n  sep: ';'\n"
+    for name, text in (("fine", "hello, world"), ("wide", "hello; world")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"---\n{card}---\n")
+        (tmp_path / name / "part.csv").write_text(f"text;id\n{text};1\n")
+    assert read_documents(tmp_path / "fine") == ["hello, world"]
+    rows = list(load_rows(tmp_path / "fine", streaming=streaming))
+    assert rows == [{"text": "hello, world", "id": 1}]
+    with pytest.raises(DataError, match="more fields than its header"):
+        list(load_rows(tmp_path / "wide", streaming=streaming))
+    gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
@@ -43,6 +44,8 @@ _KINDS = {
     ".arrow": "arrow", ".txt": "text",
 }  # fmt: skip
 _PLACES = "pass a file, a directory, or the name of a dataset on the hub (owner/name)"
+# Where pandas keeps the fields that rows have before those of the header.
+_INDEX = "__index_level_0__"
 # What `save_to_disk` writes beside its shards.
 _SAVED = ("state.json", "dataset_info.json")
 
@@ -168,7 +171,8 @@ def load_rows(
             builder = datasets.load_dataset_builder(name, **options)
             files, kind = _read_here(builder.config), builder.name
         if files is None:
-            return datasets.load_dataset(name, split=split, streaming=streaming, **options)
+            found = datasets.load_dataset(name, split=split, streaming=streaming, **options)
+            return _checked(found, ", ".join(sources))
         if kind != "json":
             tables = [Path(file) for each in files.values() for file in each]
             columns = ["text"] if kind == "text" else _columns_of(tables)
@@ -193,6 +197,28 @@ def load_rows(
             f"{', '.join(sources)} cannot be read as a dataset with split {split!r} "
             f"({_one_line(error)}); {remedy}"
         ) from error
+
+
+def _checked(found: Any, source: str) -> Any:
+    """Rows that `datasets` read: of a table with a card, or of the hub, none has lost a field."""
+    import datasets
+
+    if found.info.builder_name != "csv":
+        return found
+    check = functools.partial(_check_fields, source)
+    if found.features is not None:
+        check(found.features)
+    return found if isinstance(found, datasets.Dataset) else found.map(check)
+
+
+def _check_fields(source: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, or the features of all."""
+    if _INDEX in row:
+        raise DataError(
+            f"{source} has rows of more fields than its header, whose first would be dropped; "
+            "write texts that hold the separator in quotes, and name every column"
+        )
+    return row
 
 
 def _is_saved(place: Path) -> bool:
@@ -252,7 +278,7 @@ def _made(
     import datasets
 
     def whole(name: str) -> Any:
-        # Once more by what it was written with: a dataset on the disk is known by its arguments.
+        # `datasets` knows what it keeps on the disk by these arguments alone.
         states = [Path(file).stat() for file in files[name]]
         arguments = {
             "files": list(files[name]),
