@@ -55,7 +55,8 @@ def check_number(
     high = _LARGEST_WHOLE if whole else _LARGEST
     good = isinstance(value, kinds) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (value > low if inside else value >= low):  # type: ignore[operator]
-        raise OptionError(f"{name} = {shown(value)} {rule}")
+        joint = "" if rule[0] in ",;" else " "
+        raise OptionError(f"{name} = {shown(value)}{joint}{rule}")
     if value > high:  # type: ignore[operator]
         raise OptionError(f"{name} = {value:.3g} is out of range; expected at most {high:.0e}")
 

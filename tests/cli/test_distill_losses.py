@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,39 @@ def test_direction_and_learned_weights_of_w_are_options(workspace: Path, tmp_pat
     settings = distill(workspace, "teacher", tmp_path / "run", *flags)
     assert (settings["direction"], settings["beta"]) == ("jsd", 0.25)
     assert settings["learnable_projection"] is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("uld", "--top-k", "64", "--teacher-top-k", "none"), "top_k = 64 is not an option of uld"),
+        (("alm", "--merge", "last"), "merge = 'last' is not an option of alm; it reads"),
+        (("ce", "--temperature", "3"), "not an option of ce; it has no teacher"),
+        (("p-kl", "--max-depth", "2"), "prefix_max_depth = 2 is not an option of p-kl"),
+        (("p-kl", "--threshold", "0.9"), "threshold = 0.9 is not an option of p-kl"),
+    ],
+)
+def test_an_option_that_the_loss_does_not_read_is_refused(
+    workspace: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        distill(workspace, "teacher", tmp_path / "run", "--loss", *flags)
+
+
+def test_an_option_of_a_settings_file_is_refused_as_a_flag_is(
+    workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.json").write_text('{"loss": "uld", "direction": "reverse"}')
+    with pytest.raises(AssertionError, match="direction = 'reverse' is not an option of uld"):
+        distill(workspace, "teacher", tmp_path / "run", "--config", str(tmp_path / "settings.json"))
+
+
+def test_losses_that_are_compared_read_what_they_know(workspace: Path, tmp_path: Path) -> None:
+    flags = ("--loss", "h-kl", "--compare", "--threshold", "0.9", "--top-k", "64")
+    settings = distill(workspace, "teacher", tmp_path / "run", *flags)
+    assert settings["trainer"] == {"threshold": 0.9}
+    kept = json.loads((tmp_path / "run" / "compare" / "gold" / "config.json").read_text())
+    assert (kept["top_k"], kept["trainer"]) == (64, {})
 
 
 def test_auto_is_the_loss_that_the_audit_recommends(workspace: Path, tmp_path: Path) -> None:

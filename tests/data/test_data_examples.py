@@ -197,8 +197,9 @@ def test_rows_and_lists_of_messages_are_read_and_what_is_none_is_refused(
         make_examples([text, None], *tokenizers, max_tokens=None)  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"documents\[2\] has no string in field 'text'"):
         make_examples(rows, *tokenizers, max_tokens=None)
-    with pytest.raises(DataError, match="chat template"):
-        make_examples([[{"role": "assistant", "content": text}]], *tokenizers, max_tokens=None)
+    talk = [{"role": role, "content": text} for role in ("user", "assistant")]
+    with pytest.raises(DataError, match="the student's tokenizer has no chat template"):
+        make_examples([talk], *tokenizers, max_tokens=None)
 
 
 def test_rows_that_cannot_be_read_are_left_out_and_named(folder: Path) -> None:

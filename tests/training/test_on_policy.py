@@ -461,6 +461,6 @@ def test_settings_that_cannot_work_are_refused(folder: Path, tmp_path: Path, pai
 
     with pytest.raises(OptionError, match="Plain has rows of its own, of which no prompt is known"):
         Plain(
-            student_of(folder), arguments(tmp_path, **OPTIONS), teachers=[str(folder / "teacher")],
-            processing_class=pair,
+            student_of(folder), arguments(tmp_path, **OPTIONS | {"max_tokens": 1024}),
+            teachers=[str(folder / "teacher")], processing_class=pair,
         )  # fmt: skip

@@ -78,6 +78,18 @@ def test_every_argument_has_a_flag_with_help() -> None:
             "max_tokens = 1 is out of range; expected a whole number",
         ),
         ({"projection_learning_rate": 0.0}, "projection_learning_rate = 0.0, expected above 0"),
+        ({"projection_learning_rate": None}, "projection_learning_rate = None, expected above 0"),
+        ({"max_tokens": "64"}, "max_tokens = '64', expected at least 2, whole, or None"),
+        ({"on_policy_fraction": "0.5"}, "on_policy_fraction = '0.5', expected at least 0"),
+        ({"on_policy_top_p": None}, "on_policy_top_p = None, expected above 0"),
+        ({"on_policy_max_new_tokens": 1.5}, "on_policy_max_new_tokens = 1.5, expected at least 1"),
+        ({"depth_weights": 2.0}, "depth_weights = 2.0, expected one finite weight"),
+        ({"depth_weights": None}, "depth_weights = None, expected one finite weight"),
+        ({"kd_weight": "x"}, "kd_weight = 'x' is out of range; expected a number of at least 0"),
+        ({"teacher_weighting": "sure"}, "teacher_weighting = 'sure', expected one of ce, entropy"),
+        ({"teacher_dtype": "int8"}, "teacher_dtype = 'int8', expected one of auto, float32"),
+        ({"teacher_column": 3}, "teacher_column = 3, expected the name of a column"),
+        ({"threshold": 7}, "threshold = 7 is out of range; expected 0 < t <= 1"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: dict, message: str) -> None:
@@ -92,4 +104,7 @@ def test_an_option_that_no_loss_reads_is_refused_and_one_at_rest_is_not() -> Non
     with pytest.raises(OptionError, match="max_depth = 2 is not an option of gold or p-kl"):
         settings.check_read(["gold", "p-kl"])
     DistillSettings(top_k=None).check_read(["gold"])
+    DistillSettings(threshold=0.9).check_read(["p-kl", "h-kl"])
+    with pytest.raises(OptionError, match=r"threshold = 0\.9 is not an option of p-kl or gold"):
+        DistillSettings(threshold=0.9).check_read(["p-kl", "gold"])
     DistillSettings().check_read(["uld"])

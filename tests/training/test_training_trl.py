@@ -610,6 +610,23 @@ def test_a_column_that_no_row_has_ends_the_preparation(
         step(folder, tmp_path, data.to_iterable_dataset() if stream else data, settings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "own"),
+    [
+        ({"max_tokens": 16}, "max_length"),
+        ({"padding_side": "left"}, "tokenizer.padding_side"),
+        ({"pad_multiple": 64}, "pad_to_multiple_of"),
+        ({"dataset_num_proc": 2}, "SFTConfig: dataset_num_proc"),
+        ({"fused": False}, "the head is distilled"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(
+    folder: Path, tmp_path: Path, setting: dict[str, Any], own: str
+) -> None:
+    with pytest.raises(OptionError, match=f"{next(iter(setting))} = .*{own}"):
+        step(folder, tmp_path, rows(), DistillSettings(loss="p-kl", **setting))
+
+
 def test_a_served_teacher_is_asked_for_the_documents_of_packed_rows(
     folder: Path, tmp_path: Path
 ) -> None:

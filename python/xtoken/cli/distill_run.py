@@ -46,6 +46,7 @@ from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
+from xtoken.training.trainer_options import ALIASES
 
 COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
@@ -142,7 +143,7 @@ def _train_all(
     bars = Bars(console)
     results = []
     for loss, folder in folders.items():
-        settings = replace(config, loss=loss)
+        settings = config.with_loss(loss)
         sources_of_loss = [sources[loss] for sources in opened]
         result = train(materials, settings, sources_of_loss, folder, bars, resume=request.resume)
         _show_earlier(console, result, request.resume)
@@ -172,6 +173,7 @@ def _config(request: Request) -> DistillConfig:
     # Merged before they are checked: the file may need the option beside it.
     settings = {} if request.config is None else read_settings(request.config)
     settings |= request.settings
+    given = {ALIASES.get(name, name) for name in settings}
     check_streaming(request, settings)
     served = any(each.served is not None for each in request.teachers)
     if request.streaming and not served:
@@ -203,7 +205,13 @@ def _config(request: Request) -> DistillConfig:
         stored = min(key.top_k for key in keys if not key.is_spread)
         settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
         settings["teacher_top_k"] = stored
-    return DistillConfig.from_settings(settings)
+    config = DistillConfig.from_settings(settings)
+    if not request.compare:
+        # A server is asked for as many columns, and what is stored bounds them.
+        bounding = {"top_k"} if served or settings.get("teacher_top_k") is not None else set()
+        losses = [each.loss or config.loss for each in request.teachers] or [config.loss]
+        config.check_read(given - bounding, losses)
+    return config
 
 
 def _dated(config: DistillConfig, request: Request) -> DistillConfig:

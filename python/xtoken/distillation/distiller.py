@@ -18,12 +18,15 @@ from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.distillation.items import Item, examples_of, examples_together
 from xtoken.distillation.options import (
+    DEFAULT_THRESHOLD,
     LOSS_FIELDS,
     LOSS_NAMES,
     DistillerOptions,
     DistillLossName,
     KdWeight,
+    check_threshold,
     check_weights,
+    reads_threshold,
 )
 from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import (
@@ -127,7 +130,12 @@ class Distiller(nn.Module):
             **cast(Any, {name: value for name, value in options.items() if name in LOSS_FIELDS})
         )
         self._coverage = CoverageWatch(pair.sides)
-        self._threshold = options.get("threshold", 0.6)
+        self._threshold = options.get("threshold", DEFAULT_THRESHOLD)
+        check_threshold(self._threshold)
+        if self._threshold != DEFAULT_THRESHOLD and not reads_threshold(loss):
+            raise OptionError(
+                f"threshold = {self._threshold} is not an option of {loss}; h-kl reads it"
+            )
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
         self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)

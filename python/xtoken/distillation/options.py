@@ -11,7 +11,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import Chooser, Scope
-from xtoken.losses.registry import LossName
+from xtoken.losses.registry import LossName, find_loss
 
 DistillLossName = Literal[LossName, "ce", "auto"]
 """A loss of the library; `ce` is cross-entropy alone, `auto` what the pair's audit recommends."""
@@ -65,6 +65,20 @@ class DistillerOptions(LossFields, total=False):
 
 LOSS_NAMES: tuple[str, ...] = get_args(DistillLossName)
 LOSS_FIELDS = frozenset(LossFields.__annotations__)
+DEFAULT_THRESHOLD = 0.6
+
+
+def reads_threshold(loss: str) -> bool:
+    """Whether a loss reads the relaxed common set."""
+    return loss != "ce" and "relaxed_common" in find_loss(loss).parts
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse what is no weight of W."""
+    rule = "is out of range; expected 0 < t <= 1"
+    check_number("threshold", threshold, 0, inside=True, rule=rule)
+    if threshold > 1:
+        raise OptionError(f"threshold = {threshold} {rule}")
 
 
 def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:

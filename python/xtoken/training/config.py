@@ -11,14 +11,17 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
+from xtoken.distillation.options import reads_threshold
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.inputs import LossOptions
 from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
@@ -226,6 +229,39 @@ class DistillConfig:
             "max_tokens": self.max_tokens,
         }
 
+    def check_read(self, given: Collection[str], losses: Sequence[str]) -> None:
+        """Refuse a setting that was given, is no default, and that no loss reads.
+
+        Args:
+            given: the names of the settings that were written down.
+            losses: of the teachers; what is read of `auto` is not known yet.
+
+        Raises:
+            OptionError: names it.
+        """
+        if "auto" in losses:
+            return
+        read = frozenset().union(*(find_loss(loss).options for loss in losses if loss != "ce"))
+        for name, option in _OPTIONS.items():
+            value = getattr(self, name)
+            if name not in given or option in read:
+                continue
+            if value != type(self).__dataclass_fields__[name].default:
+                reads = f"it reads {', '.join(sorted(read))}" if read else "it has no teacher"
+                raise OptionError(
+                    f"{name} = {value!r} is not an option of {' or '.join(losses)}; {reads}"
+                )
+
+    def with_loss(self, loss: DistillLossName) -> DistillConfig:
+        """The same with another loss, without what that does not read."""
+        if loss == self.loss:
+            return self
+        options = {each.name for each in dataclasses.fields(LossOptions)}
+        read = frozenset() if loss == "ce" else find_loss(loss).options
+        idle = options - read | (set() if reads_threshold(loss) else {"threshold"})
+        trainer = {name: value for name, value in self.trainer.items() if name not in idle}
+        return dataclasses.replace(self, loss=loss, trainer=trainer)
+
     def distiller(self, pair: Pair) -> Distiller:
         """The configured losses of a pair."""
         settings = DistillSettings(**cast(dict[str, Any], self.settings()))
@@ -369,6 +405,19 @@ def _settings(content: str | bytes, name: str) -> dict[str, JsonValue]:
         raise OptionError(f"{name} is a {type(values).__name__}, expected an object")
     return values
 
+
+# Settings of the losses, by the names of `LossOptions`.
+_OPTIONS = {
+    "direction": "direction",
+    "beta": "beta",
+    "temperature": "temperature",
+    "merge": "merge",
+    "top_k": "top_k",
+    "top_k_scope": "top_k_scope",
+    "tail_bucket": "tail_bucket",
+    "prefix_max_depth": "max_depth",
+    "prefix_end": "end",
+}
 
 _AT_LEAST_ONE = (
     *("top_k", "teacher_top_k", "projection_top_k", "projection_max_pieces", "steps"),

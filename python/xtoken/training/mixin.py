@@ -72,6 +72,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
     """
 
     teaching: Teaching
+    # Whether we tokenize and pad the rows, and not the Trainer below.
+    _makes_rows = False
 
     def __init__(
         self,
@@ -102,6 +104,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         sharded = _asks_for_fsdp(args)
         smoothed = args is not None and args.label_smoothing_factor != 0
         self._own_ce = not smoothed and _loss_is_plain(type(self), named)
+        if not self._makes_rows:
+            self._check_settings()
         with _outside_of_deepspeed(args):
             self.teaching = teach(
                 teachers,
@@ -162,6 +166,19 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             raise OptionError(
                 "learnable_projection = True is not sharded; train with data parallel alone, or "
                 "leave W fixed"
+            )
+
+    def _check_settings(self) -> None:
+        """Refuse settings that would do nothing here.
+
+        Raises:
+            OptionError: names the setting, and what does it.
+        """
+        self.distill_settings.check_rows()
+        if not self._own_ce and self.distill_settings.fused is False:
+            raise OptionError(
+                f"fused = False beside a loss of the Trainer's own ({type(self).__name__}), which "
+                "makes no logits: the head is distilled; leave it out"
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

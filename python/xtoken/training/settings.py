@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from xtoken._checks import token_limit
+from xtoken._checks import check_choice, check_flag, check_number, token_limit
 from xtoken.distillation import DistillerOptions
-from xtoken.distillation.options import LOSS_NAMES, DistillLossName, KdWeight
+from xtoken.distillation.options import (
+    DEFAULT_THRESHOLD,
+    LOSS_NAMES,
+    DistillLossName,
+    KdWeight,
+    check_threshold,
+    reads_threshold,
+)
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
@@ -161,7 +168,7 @@ class DistillSettings:
         default=False, metadata={"help": "Run the losses' block functions by torch.compile."}
     )
     threshold: float = field(
-        default=0.6, metadata={"help": "Least weight of a pair in h-kl's common set."}
+        default=DEFAULT_THRESHOLD, metadata={"help": "Least weight of a pair in h-kl's common set."}
     )
     learnable_projection: bool = field(
         default=False, metadata={"help": "Train the weights of W too (p-kl)."}
@@ -242,25 +249,43 @@ class DistillSettings:
                 raise OptionError(
                     f"{name} = {getattr(self, name)!r}, expected True, False or 'auto'"
                 )
-        if not self.projection_learning_rate > 0:
+        self._check_numbers()
+        if self.teacher_weighting is not None:
+            check_choice("teacher_weighting", self.teacher_weighting, get_args(Confidence))
+        check_choice(
+            "teacher_dtype", self.teacher_dtype, ("auto", "float32", "bfloat16", "float16")
+        )
+        check_flag("learnable_projection", self.learnable_projection)
+        if not isinstance(self.teacher_column, str | None):
             raise OptionError(
-                f"projection_learning_rate = {self.projection_learning_rate}, expected above 0"
+                f"teacher_column = {self.teacher_column!r}, expected the name of a column, or None"
             )
-        self.max_tokens = token_limit(self.max_tokens)
         self._check_on_policy()
         LossOptions(**self._loss_options())
 
+    def _check_numbers(self) -> None:
+        rule = "is out of range; expected a number of at least 0"
+        if self.kd_weight != "balanced":
+            check_number("kd_weight", self.kd_weight, 0, rule=f"{rule} or 'balanced'")
+        check_number("ce_weight", self.ce_weight, 0, rule=rule)
+        check_threshold(self.threshold)
+        for name in ("projection_learning_rate", "on_policy_top_p"):
+            value = getattr(self, name)
+            check_number(name, value, 0, inside=True, rule=", expected above 0")
+        for name in ("on_policy_fraction", "on_policy_temperature"):
+            check_number(name, getattr(self, name), 0, rule=", expected at least 0")
+        for name in ("on_policy_fraction", "on_policy_top_p"):
+            if getattr(self, name) > 1:
+                raise OptionError(f"{name} = {getattr(self, name)}, expected between 0 and 1")
+        rule = ", expected at least"
+        for name in ("on_policy_max_new_tokens", "on_policy_prompt_tokens"):
+            check_number(name, getattr(self, name), 1, rule=f"{rule} 1, whole", whole=True)
+        if self.dataset_num_proc is not None:
+            rule = f"{rule} 1, whole, or None for this process"
+            check_number("dataset_num_proc", self.dataset_num_proc, 1, rule=rule, whole=True)
+        self.max_tokens = token_limit(self.max_tokens)
+
     def _check_on_policy(self) -> None:
-        rules = {
-            "on_policy_fraction": (0 <= self.on_policy_fraction <= 1, "between 0 and 1"),
-            "on_policy_max_new_tokens": (self.on_policy_max_new_tokens >= 1, "at least 1"),
-            "on_policy_temperature": (self.on_policy_temperature >= 0, "at least 0"),
-            "on_policy_top_p": (0 < self.on_policy_top_p <= 1, "above 0 and at most 1"),
-            "on_policy_prompt_tokens": (self.on_policy_prompt_tokens >= 1, "at least 1"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise OptionError(f"{name} = {getattr(self, name)}, expected {expected}")
         if self.on_policy_fraction > 0 and self.loss == "ce":
             raise OptionError(
                 f"on_policy_fraction = {self.on_policy_fraction} with loss = 'ce': what the "
@@ -285,7 +310,9 @@ class DistillSettings:
     def _loss_options(self) -> dict[str, Any]:
         names = [each.name for each in dataclasses.fields(LossOptions)]
         values = {name: getattr(self, name) for name in names}
-        return values | {"depth_weights": tuple(self.depth_weights)}
+        if isinstance(self.depth_weights, list):  # what else there is, the options refuse
+            values["depth_weights"] = tuple(self.depth_weights)
+        return values
 
     def distiller_options(self, loss: DistillLossName) -> DistillerOptions:
         """What a `Distiller` of this loss takes, which is known and not `auto`: the options that
@@ -297,11 +324,22 @@ class DistillSettings:
             "max_tokens": self.max_tokens,
             "padding_side": self.padding_side,
             "pad_to_multiple_of": self.pad_multiple,
-            "threshold": self.threshold,
             "learnable_projection": self.learnable_projection,
             **{name: value for name, value in self._loss_options().items() if name in read},
         }
+        if reads_threshold(loss):
+            options["threshold"] = self.threshold
         return cast(DistillerOptions, options)
+
+    def check_rows(self) -> None:
+        """Raise OptionError where a setting was changed that is of rows which we tokenize and pad,
+        and not another Trainer."""
+        for name, remedy in _OF_ROWS.items():
+            value = getattr(self, name)
+            if value != getattr(_DEFAULT_SETTINGS, name):
+                raise OptionError(
+                    f"{name} = {value!r} is not read where another Trainer makes the rows; {remedy}"
+                )
 
     def check_read(self, losses: Sequence[DistillLossName]) -> None:
         """Raise OptionError where an option was changed that none of the losses reads."""
@@ -314,6 +352,19 @@ class DistillSettings:
                     f"{name} = {value!r} is not an option of {' or '.join(taught)}; it reads "
                     f"{', '.join(sorted(read))}"
                 )
+        if taught and self.threshold != DEFAULT_THRESHOLD and not any(map(reads_threshold, taught)):
+            raise OptionError(
+                f"threshold = {self.threshold} is not an option of {' or '.join(taught)}; h-kl "
+                "reads it"
+            )
 
 
-_DEFAULTS: dict[str, Any] = DistillSettings()._loss_options()
+_DEFAULT_SETTINGS = DistillSettings()
+_DEFAULTS: dict[str, Any] = _DEFAULT_SETTINGS._loss_options()
+# Of the rows, with what decides it in another Trainer.
+_OF_ROWS = {
+    "max_tokens": "cut them there (SFTConfig: max_length)",
+    "padding_side": "set that of the tokenizer, tokenizer.padding_side",
+    "pad_multiple": "set that of its collator (SFTConfig: pad_to_multiple_of)",
+    "dataset_num_proc": "set its own (SFTConfig: dataset_num_proc)",
+}

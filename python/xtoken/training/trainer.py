@@ -68,6 +68,8 @@ class DistillTrainer(DistillMixin, Trainer):
         DataError: no row of a dataset can be used.
     """
 
+    _makes_rows = True
+
     def __init__(
         self,
         model: nn.Module | None = None,
