@@ -62,6 +62,16 @@ def test_every_argument_has_a_flag_with_help() -> None:
     assert (args.learning_rate, args.depth_weights) == (1e-4, [1.0, 0.5])
     (args,) = parser.parse_args_into_dataclasses(["--output_dir", "out"])
     assert args.kd_weight == "balanced"
+    (args,) = parser.parse_args_into_dataclasses(
+        [
+            *("--output_dir", "out", "--top_k", "none", "--max_tokens", "None"),
+            *("--temperature", "null", "--tail_bucket", "true", "--fused", "False"),
+            *("--fused_teacher", "auto", "--cells", "TRUE"),
+        ]
+    )
+    assert (args.top_k, args.max_tokens, args.temperature) == (None, None, None)
+    assert (args.tail_bucket, args.fused, args.fused_teacher) == (True, False, "auto")
+    assert args.cells is True
     for each in dataclasses.fields(DistillSettings):
         assert each.metadata["help"], each.name
 
@@ -79,7 +89,7 @@ def test_every_argument_has_a_flag_with_help() -> None:
         ),
         ({"projection_learning_rate": 0.0}, "projection_learning_rate = 0.0, expected above 0"),
         ({"projection_learning_rate": None}, "projection_learning_rate = None, expected above 0"),
-        ({"max_tokens": "64"}, "max_tokens = '64', expected at least 2, whole, or None"),
+        ({"max_tokens": "64"}, "max_tokens = '64' is out of range; expected a whole number"),
         ({"on_policy_fraction": "0.5"}, "on_policy_fraction = '0.5', expected at least 0"),
         ({"on_policy_top_p": None}, "on_policy_top_p = None, expected above 0"),
         ({"on_policy_max_new_tokens": 1.5}, "on_policy_max_new_tokens = 1.5, expected at least 1"),

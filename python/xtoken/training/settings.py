@@ -25,6 +25,7 @@ from xtoken.losses.multi_teacher import Confidence
 from xtoken.losses.registry import find_loss
 
 DEFAULT_TOP_K = 512
+_NOTHING = ("none", "null")
 
 # Of a pretrained student. A new one takes a hundred times the rate.
 LEARNING_RATE = 2e-5
@@ -33,13 +34,38 @@ WARMUP_STEPS = 0.03
 
 if TYPE_CHECKING:
     ParsedWeight: TypeAlias = KdWeight
+    ParsedWhole: TypeAlias = int
+    ParsedNumber: TypeAlias = float
+    ParsedSwitch: TypeAlias = Literal[True, False, "auto"]
 else:
+    # As a command line spells them: `HfArgumentParser` calls the type of a field, and names it
+    # where that fails.
 
     class ParsedWeight(float):
-        """A weight as a command line spells it: `HfArgumentParser` calls the type of a field."""
+        """A number, or a word."""
 
         def __new__(cls, text: str) -> float | str:
             return text if text == "balanced" else float(text)
+
+    class ParsedWhole(int):
+        """A whole number, or nothing."""
+
+        def __new__(cls, text: str) -> int | None:
+            return None if text.lower() in _NOTHING else int(text)
+
+    class ParsedNumber(float):
+        """A number, or nothing."""
+
+        def __new__(cls, text: str) -> float | None:
+            return None if text.lower() in _NOTHING else float(text)
+
+    class ParsedSwitch(str):
+        """Yes, no or `auto`; what else there is the settings refuse."""
+
+        def __new__(cls, text: str) -> bool | str:
+            return {"true": True, "false": False}.get(text.lower(), text)
+
+    ParsedWhole.__name__, ParsedNumber.__name__ = "int", "float"
 
 
 @dataclass
@@ -73,13 +99,13 @@ class DistillSettings:
         default="forward", metadata={"help": "forward: KL(teacher || student), reverse, or jsd."}
     )
     beta: float = field(default=0.5, metadata={"help": "The teacher's share of the mean in jsd."})
-    temperature: float | None = field(
+    temperature: ParsedNumber | None = field(
         default=None, metadata={"help": "Divides both sides' logits; None: the loss's own."}
     )
     merge: Merge = field(
         default="chain", metadata={"help": "From the rows of a chunk to one distribution."}
     )
-    top_k: int | None = field(
+    top_k: ParsedWhole | None = field(
         default=DEFAULT_TOP_K,
         metadata={"help": "Teacher columns kept in the loss; None for all (512 in exact-kl)."},
     )
@@ -90,7 +116,7 @@ class DistillSettings:
         default="teacher",
         metadata={"help": "Whose likeliest columns: the teacher's, or the student's."},
     )
-    tail_bucket: Literal[True, False, "auto"] = field(
+    tail_bucket: ParsedSwitch = field(
         default="auto", metadata={"help": "Whether all other columns together are one more."}
     )
     common_weight: float = field(
@@ -99,7 +125,7 @@ class DistillSettings:
     uld_weight: float = field(
         default=1.0, metadata={"help": "Factor of the sorted L1 of h-kl, gold and uld."}
     )
-    max_depth: int | None = field(
+    max_depth: ParsedWhole | None = field(
         default=None,
         metadata={"help": "Longest prefix of prefix-kl, or path of exact-kl; None for no limit."},
     )
@@ -151,7 +177,7 @@ class DistillSettings:
         default=1.0,
         metadata={"help": "Factor of partition-kl on chunks that are not one token on both sides."},
     )
-    student_top_k: int | None = field(
+    student_top_k: ParsedWhole | None = field(
         default=16, metadata={"help": "Tokens that strict-top-k compares; None for all shared."}
     )
     mask_spaces: bool = field(
@@ -161,7 +187,7 @@ class DistillSettings:
     full_metrics: bool = field(
         default=False, metadata={"help": "Read whole student rows, for empty_row_mass."}
     )
-    block_size: int | None = field(
+    block_size: ParsedWhole | None = field(
         default=None, metadata={"help": "Chunks worked on at a time; None chooses."}
     )
     compiled: bool = field(
@@ -190,13 +216,13 @@ class DistillSettings:
         default="auto",
         metadata={"help": "dtype of a teacher loaded by name; auto: that of its files."},
     )
-    max_tokens: int | None = field(
+    max_tokens: ParsedWhole | None = field(
         default=1024,
         metadata={
             "help": "Longest example on either side, cut at a chunk boundary; None for no limit."
         },
     )
-    dataset_num_proc: int | None = field(
+    dataset_num_proc: ParsedWhole | None = field(
         default=None, metadata={"help": "Processes that tokenize a datasets.Dataset; None: this."}
     )
     padding_side: Literal["right", "left"] = field(
@@ -205,13 +231,13 @@ class DistillSettings:
     pad_multiple: int = field(
         default=1, metadata={"help": "Round padded lengths up to a multiple of this."}
     )
-    fused: Literal[True, False, "auto"] = field(
+    fused: ParsedSwitch = field(
         default="auto",
         metadata={
             "help": "Never make the student's logits; auto: on accelerators and under autocast."
         },
     )
-    fused_teacher: Literal[True, False, "auto"] = field(
+    fused_teacher: ParsedSwitch = field(
         default="auto",
         metadata={"help": "Never make a live teacher's logits whole; auto: on accelerators."},
     )
