@@ -35,9 +35,9 @@ class TargetStore:
 
     They lie in a folder of their own below that of the predictions, named after all that they
     depend on: the teacher, its kept columns, both tokenizers, the options and the version of the
-    library. Files are written
-    whole or not at all, with a checksum; one that is damaged is left aside, and its examples are
-    made again. An example is found by its ids, its alignment, and whether its teacher speaks of it.
+    library. Files are written whole or not at all, with a checksum; one that is damaged is left
+    aside, and its examples are made again. An example is found by its ids, its alignment, and
+    whether its teacher speaks of it.
 
     Args:
         predictions: of the teacher.
