@@ -272,8 +272,9 @@ def test_settings_that_need_the_option_beside_them_are_read_after_merging(
 ) -> None:
     config = tmp_path / "config.json"
     # Alone it is refused: more columns than are stored.
-    config.write_text(json.dumps({"top_k": 600, "steps": 1, "loss": "ce"}))
-    run = ("distill", *models, "--config", str(config), "--out", str(tmp_path / "run"))
+    config.write_text(json.dumps({"top_k": 600, "steps": 1, "loss": "p-kl"}))
+    out = ("--out", str(tmp_path / "run"), "--teacher-cache", str(tmp_path / "cache"))
+    run = ("distill", *models, "--config", str(config), *out)
     assert "top_k = 600, expected at most teacher_top_k = 512" in one_line(command(*run))
     assert command(*run, "--top-k", "32").returncode == 0
 
