@@ -13,12 +13,12 @@ import pytest
 import torch
 from filelock import FileLock
 from forked import Forked, fork_two
+from run_command import invoke
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from xtoken import Pair
-from xtoken.cli import app, teach_stream
+from xtoken.cli import teach_stream
 from xtoken.errors import DataError, PairError
 from xtoken.teachers import LiveTeacher, TopKStore
 from xtoken.training import DistillArguments, DistillConfig, DistillTrainer, Teacher
@@ -36,14 +36,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(name: str, *flags: str, **options: object) -> list[str]:
     named = {key.replace("_", "-"): value for key, value in options.items()}
     return [name, *(part for k, v in named.items() for part in (f"--{k}", str(v))), *flags]
-
-
-def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
 
 
 def teach(workspace: Path, out: Path, *flags: str, **options: object) -> str:

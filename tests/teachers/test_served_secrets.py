@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_command import invoke
 from served_server import Faults, ServedModel
 from tiny_models import tiny_texts, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 import xtoken
-from xtoken.cli import app
 from xtoken.errors import OptionError, RefusedRequestError, ServerError
 from xtoken.teachers import TopKStore
 from xtoken.teachers.served import ServedTeacher
@@ -66,14 +65,6 @@ def tokenizer(folder: Path) -> Any:
 
 def address(server: ServedModel, login: str = f"me:{QUOTED}") -> str:
     return server.url.replace("http://", f"http://{login}@")
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
 
 
 def ask(url: str, tokenizer: Any, **options: Any) -> None:

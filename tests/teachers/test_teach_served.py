@@ -6,21 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_command import invoke
 from served_server import Faults, ServedModel
 from tiny_models import tiny_texts, write_jsonl
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
-from xtoken.cli import app
 from xtoken.teachers import LiveTeacher, TopKStore
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])

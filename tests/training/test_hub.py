@@ -13,11 +13,10 @@ import pytest
 import torch
 import transformers.trainer
 from huggingface_hub.utils import filter_repo_objects
+from run_command import invoke
 from tiny_models import tiny_texts, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-from xtoken.cli import app
 from xtoken.data import load_rows, read_documents
 from xtoken.errors import DataError
 from xtoken.teachers import TopKStore
@@ -139,14 +138,6 @@ def test_data_of_the_hub_is_read_by_its_name_and_split(corpus: list[str]) -> Non
     assert corpus == [NAME] * 5
     with pytest.raises(DataError, match="owner/corpus cannot be read as a dataset with split 'tes"):
         read_documents(NAME, split="test")
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("flags", [(), ("--streaming",)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from tiny_models import tiny_texts, write_pair
+from tiny_models import tiny_texts
 from transformers import AutoModelForCausalLM
 
 from xtoken.errors import DataError
@@ -18,13 +18,6 @@ from xtoken.training import DistillArguments, DistillTrainer, Teacher
 TEXTS = tiny_texts(8)
 # The student's first token, which has no chunk, is a large part of what is left.
 pytestmark = pytest.mark.filterwarnings("ignore::xtoken.errors.LowCoverageWarning")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("made")
-    write_pair(path)
-    return path
 
 
 @pytest.fixture(scope="module")

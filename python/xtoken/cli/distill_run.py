@@ -32,6 +32,7 @@ from xtoken.cli.distill_tables import (
 )
 from xtoken.cli.teachers import TeacherOption, load_teachers
 from xtoken.data import TextSplit
+from xtoken.data.loss_mask import is_predicted
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.errors import LowCoverageWarning, OptionError
@@ -263,7 +264,7 @@ def _show_materials(
 
 def _warn_of_coverage(materials: PreparedData) -> None:
     # Of what is for another teacher alone nothing is to be covered.
-    own = [each for each in materials.train.examples if each.teacher_loss_mask.any()]
+    own = [each for each in materials.train.examples if is_predicted(each.teacher_loss_mask)]
     if own:
         coverage = AlignmentBatch.stack([item.alignment for item in own]).coverage
         tokens, taught = sum(map(loss_tokens, own)), sum(map(taught_tokens, own))

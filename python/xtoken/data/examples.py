@@ -16,7 +16,7 @@ from xtoken.align import Aligner, Alignment, ChunkKind
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, Printed, print_document
-from xtoken.data.loss_mask import Encoded
+from xtoken.data.loss_mask import Encoded, is_predicted
 from xtoken.data.rows import Document, Readable, as_document, reason_of
 from xtoken.errors import ArgumentTypeError, BlankTextError, DataError
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -292,8 +292,7 @@ def encode_documents(
                 for aligner, side in zip(aligners, encoded[1:], strict=True)
             ]
             made[owner] = made[owner]._replace(cut=made[owner].cut + 1)
-        # Nothing predicts a first token.
-        if encoded[0].loss_mask[1:].any():
+        if is_predicted(encoded[0].loss_mask):
             each = zip(encoded[1:], aligned, strict=True)
             made[owner].examples.append(tuple(_example(encoded[0], *one) for one in each))
         else:
@@ -329,7 +328,7 @@ def fit_example(example: Example, aligner: Aligner, max_tokens: int | None) -> M
         example.teacher_loss_mask[:teacher],
         alignment,
     )
-    taught = cut.student_loss_mask[1:].any()
+    taught = is_predicted(cut.student_loss_mask)
     return Made([(cut,)], 1, []) if taught else Made([], 1, [NO_TOKEN])
 
 

@@ -25,8 +25,8 @@ from xtoken.distillation.options import (
     DistillLossName,
     KdWeight,
     check_threshold,
+    check_threshold_read,
     check_weights,
-    reads_threshold,
 )
 from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import (
@@ -132,10 +132,7 @@ class Distiller(nn.Module):
         self._coverage = CoverageWatch(pair.sides)
         self._threshold = options.get("threshold", DEFAULT_THRESHOLD)
         check_threshold(self._threshold)
-        if self._threshold != DEFAULT_THRESHOLD and not reads_threshold(loss):
-            raise OptionError(
-                f"threshold = {self._threshold} is not an option of {loss}; h-kl reads it"
-            )
+        check_threshold_read(self._threshold, [loss])
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
         self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)

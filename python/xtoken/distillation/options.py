@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict, get_args
 
 from xtoken._checks import check_number
@@ -68,6 +68,11 @@ LOSS_FIELDS = frozenset(LossFields.__annotations__)
 DEFAULT_THRESHOLD = 0.6
 
 
+def options_read(losses: Iterable[str]) -> frozenset[str]:
+    """The `LossOptions` that any of these losses reads; cross-entropy alone reads none."""
+    return frozenset().union(*(find_loss(loss).options for loss in losses if loss != "ce"))
+
+
 def reads_threshold(loss: str) -> bool:
     """Whether a loss reads the relaxed common set."""
     return loss != "ce" and "relaxed_common" in find_loss(loss).parts
@@ -79,6 +84,14 @@ def check_threshold(threshold: float) -> None:
     check_number("threshold", threshold, 0, inside=True, rule=rule)
     if threshold > 1:
         raise OptionError(f"threshold = {threshold} {rule}")
+
+
+def check_threshold_read(threshold: float, losses: Sequence[str]) -> None:
+    """Refuse a threshold that was changed, and that none of these losses reads."""
+    if threshold != DEFAULT_THRESHOLD and not any(map(reads_threshold, losses)):
+        raise OptionError(
+            f"threshold = {threshold} is not an option of {' or '.join(losses)}; h-kl reads it"
+        )
 
 
 def check_weights(loss: str, kd_weight: KdWeight, ce_weight: float) -> None:

@@ -18,12 +18,11 @@ from typing import Any, Literal, cast
 
 from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
-from xtoken.distillation.options import reads_threshold
+from xtoken.distillation.options import options_read, reads_threshold
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.inputs import LossOptions
 from xtoken.losses.multi_teacher import Confidence
-from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 from xtoken.training.trainer_options import (
@@ -204,20 +203,9 @@ class DistillConfig:
     def settings(self) -> dict[str, object]:
         """The settings of the losses by the names of `DistillSettings`; those that the loss does
         not read keep their defaults."""
-        values: dict[str, Any] = {
-            "direction": self.direction,
-            "beta": self.beta,
-            "temperature": self.temperature,
-            "merge": self.merge,
-            "top_k": self.top_k,
-            "top_k_scope": self.top_k_scope,
-            "tail_bucket": "auto" if self.tail_bucket else False,
-            "max_depth": self.prefix_max_depth,
-            "end": self.prefix_end,
-        }
-        read = {"ce": frozenset(), "auto": values.keys()}.get(self.loss)
-        if read is None:
-            read = find_loss(self.loss).options
+        values = {option: getattr(self, name) for name, option in _OPTIONS.items()}
+        values["tail_bucket"] = "auto" if self.tail_bucket else False
+        read = values.keys() if self.loss == "auto" else options_read([self.loss])
         return {
             **{name: value for name, value in values.items() if name in read},
             "loss": self.loss,
@@ -241,7 +229,7 @@ class DistillConfig:
         """
         if "auto" in losses:
             return
-        read = frozenset().union(*(find_loss(loss).options for loss in losses if loss != "ce"))
+        read = options_read(losses)
         for name, option in _OPTIONS.items():
             value = getattr(self, name)
             if name not in given or option in read:
@@ -257,8 +245,7 @@ class DistillConfig:
         if loss == self.loss:
             return self
         options = {each.name for each in dataclasses.fields(LossOptions)}
-        read = frozenset() if loss == "ce" else find_loss(loss).options
-        idle = options - read | (set() if reads_threshold(loss) else {"threshold"})
+        idle = options - options_read([loss]) | (set() if reads_threshold(loss) else {"threshold"})
         trainer = {name: value for name, value in self.trainer.items() if name not in idle}
         return dataclasses.replace(self, loss=loss, trainer=trainer)
 

@@ -15,6 +15,8 @@ from xtoken.distillation.options import (
     DistillLossName,
     KdWeight,
     check_threshold,
+    check_threshold_read,
+    options_read,
     reads_threshold,
 )
 from xtoken.errors import OptionError
@@ -22,7 +24,6 @@ from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import DEFAULT_OPTIONS, Chooser, LossOptions, Scope
 from xtoken.losses.multi_teacher import Confidence
-from xtoken.losses.registry import find_loss
 
 DEFAULT_TOP_K = 512
 _NOTHING = ("none", "null")
@@ -343,7 +344,7 @@ class DistillSettings:
     def distiller_options(self, loss: DistillLossName) -> DistillerOptions:
         """What a `Distiller` of this loss takes, which is known and not `auto`: the options that
         it reads."""
-        read = frozenset() if loss == "ce" else find_loss(loss).options
+        read = options_read([loss])
         if loss == "same-vocab-kl" and self.top_k_by == "teacher" and self.top_k == DEFAULT_TOP_K:
             read = read - {"top_k"}  # a plain KL needs no choice
         options: dict[str, Any] = {
@@ -370,7 +371,7 @@ class DistillSettings:
     def check_read(self, losses: Sequence[DistillLossName]) -> None:
         """Raise OptionError where an option was changed that none of the losses reads."""
         taught = [loss for loss in losses if loss != "ce"]
-        read = frozenset().union(*(find_loss(loss).options for loss in taught))
+        read = options_read(taught)
         for name, value in self._loss_options().items():
             idle = value in (_DEFAULTS[name], getattr(DEFAULT_OPTIONS, name))
             if taught and name not in read and not idle:
@@ -378,11 +379,8 @@ class DistillSettings:
                     f"{name} = {value!r} is not an option of {' or '.join(taught)}; it reads "
                     f"{', '.join(sorted(read))}"
                 )
-        if taught and self.threshold != DEFAULT_THRESHOLD and not any(map(reads_threshold, taught)):
-            raise OptionError(
-                f"threshold = {self.threshold} is not an option of {' or '.join(taught)}; h-kl "
-                "reads it"
-            )
+        if taught:
+            check_threshold_read(self.threshold, taught)
 
 
 _DEFAULT_SETTINGS = DistillSettings()
