@@ -178,7 +178,7 @@ def test_half_a_character_is_refused_wherever_a_text_is_encoded(folder: Path) ->
     for call in calls:
         with pytest.raises(DataError, match=r"text 'a.ud800' holds half a character"):
             call("a\ud800")
-    with pytest.raises(ArgumentTypeError, match=r"texts\[0\] is a int, expected a text"):
+    with pytest.raises(ArgumentTypeError, match=r"texts\[0\] is int, expected a list of texts"):
         pair.student.encode([5])  # type: ignore[list-item]
 
 

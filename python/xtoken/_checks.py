@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from xtoken.errors import ArgumentTypeError, FormatError, OptionError
@@ -32,6 +32,22 @@ def expect(value: object, cls: type[T] | tuple[type[T], ...], name: str, hint: s
     classes = cls if isinstance(cls, tuple) else (cls,)
     wanted = " or ".join(one.__name__ for one in classes)
     raise ArgumentTypeError(f"{name} is {_kind(value)}, expected {wanted}; {hint}")
+
+
+def expect_list(name: str, items: Iterable[object], cls: type | tuple[type, ...], what: str) -> None:
+    """Refuse what is no sequence of items of these classes; one text is a sequence of texts.
+
+    Args:
+        what: the items in words.
+
+    Raises:
+        ArgumentTypeError: names it, or the first item of another class.
+    """
+    if isinstance(items, str | bytes) or not hasattr(items, "__len__"):
+        raise ArgumentTypeError(f"{name} is {_kind(items)}, expected a list of {what}; pass [...]")
+    for index, item in enumerate(items):
+        if not isinstance(item, cls):
+            raise ArgumentTypeError(f"{name}[{index}] is {_kind(item)}, expected a list of {what}")
 
 
 def _kind(value: object) -> str:

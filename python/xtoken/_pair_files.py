@@ -43,6 +43,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(each in _NAMES for each in value)
+
+
 def _is_checksums(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
 
@@ -63,6 +67,7 @@ def _is_role(value: object) -> bool:
 _ENTRIES: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("fingerprint", "student", "teacher"), _is_text),
     **dict.fromkeys(("student_label", "teacher_label"), _is_text),
+    "splits": _is_names,
     "options": _is_options,
     "files": _is_checksums,
 }
@@ -129,6 +134,7 @@ def write_pair(
             "teacher": vocabs[1].fingerprint,
             "student_label": sides[0].label,
             "teacher_label": sides[1].label,
+            "splits": [side.name for side in sides if side.splits],
             "options": dict(options),
             "files": _checksums(folder),
         }
@@ -251,6 +257,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path} was altered: its checksum differs; save the pair again")
     for side in _NAMES:
         content.setdefault(f"{side}_label", side)
+    content.setdefault("splits", [])
     for name, holds in _ENTRIES.items():
         if not holds(content.get(name)):
             found = shown(content[name]) if name in content else "nothing"
@@ -281,6 +288,7 @@ def _read_side(folder: Path, name: SideName, content: dict[str, Any]) -> Side:
         saved if saved.is_dir() else vocab,
         vocab=vocab,
         label=content[f"{name}_label"],
+        splits=name in content["splits"],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from chat_families import ending, family
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xtoken.data import Conversation, Encoded, Encoder
 from xtoken.data.encode import print_document
+from xtoken.errors import ArgumentTypeError, OptionError
+from xtoken.vocab.side import Side
 
 PROSE = "\n".join(text for _, text in sorted(TOPICS.items()))
 SIZE = 24_000
@@ -102,3 +105,24 @@ def test_a_line_of_5_mb_costs_what_is_kept_of_it() -> None:
     # The whole takes seconds.
     assert time.perf_counter() - started < 0.5
     assert 96 <= len(head.ids) < 2000
+
+
+WORDS = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Encoder(WORDS).encode("ab"), r"printed is str, expected a list of texts"),
+        (lambda: Encoder(WORDS).encode(["a", 5]), r"printed\[1\] is int, expected a list"),
+        (lambda: Encoder(WORDS).encode(["a"], max_tokens="2"), r"max_tokens = '2' is out of"),
+        (lambda: Encoder(WORDS, date="today"), r"date is str, expected date; pass a datetime"),
+        (lambda: Side("student", WORDS).encode("ab"), r"texts is str, expected a list of texts"),
+        (lambda: Side("student", WORDS).encode(["a", None]), r"texts\[1\] is NoneType, expected"),
+    ],
+)
+def test_one_text_is_no_list_of_texts_and_other_classes_are_named(
+    call: Callable[[], object], message: str
+) -> None:
+    with pytest.raises((ArgumentTypeError, OptionError), match=message):
+        call()

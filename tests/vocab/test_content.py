@@ -116,6 +116,17 @@ def test_special_tokens_that_are_text_stay_so_in_other_processes() -> None:
     assert pickle.loads(pickle.dumps(side)).encode([MARKED]) == side.encode([MARKED])
 
 
+def test_special_tokens_that_are_text_stay_so_in_a_saved_pair(tmp_path: Path) -> None:
+    tokenizer = plain()
+    splits(tokenizer)
+    pair = Pair(tokenizer, plain(), cache_dir=False)
+    pair.save(tmp_path)
+    saved = Pair.load(tmp_path)
+    for each in (saved, pickle.loads(pickle.dumps(saved))):
+        assert each.student.encode([MARKED]) == pair.student.encode([MARKED])
+        assert each.teacher.encode([MARKED]) == pair.teacher.encode([MARKED])
+
+
 def test_a_teacher_that_splits_special_tokens_reads_its_own_ids() -> None:
     student, teacher = fast(), fast(split_special_tokens=True)
     (example,) = Pair(student, teacher, cache_dir=False).examples([MARKED]).examples

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xtoken._checks import expect, expect_list, token_limit
 from xtoken._core import Vocab
 from xtoken.data.backend import TextBackend
 from xtoken.data.chat_template import ChatTemplate, Rendering
@@ -38,6 +39,9 @@ class Encoder:
         vocab: of the tokenizer; made when needed if absent.
         date: the day that a chat template prints, see `ChatTemplate`.
         generation_config: of the model, see `stop_tokens`.
+
+    Raises:
+        ArgumentTypeError: `date` is no `datetime.date`.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class Encoder:
         self._tokenizer = tokenizer
         self._side = side
         self._given_vocab = vocab
+        if date is not None:
+            expect(date, datetime.date, "date", "pass a datetime.date, or None for today")
         self._date = date
         self._generation_config = generation_config
 
@@ -145,7 +151,15 @@ class Encoder:
             max_tokens: tokens that will be kept of each. Of a text that is far longer only a head
                 is tokenized, some tokens more than these: they are those of the whole text, as
                 Unigram, which decides all tokens of a word together, has whole words.
+
+        Raises:
+            ArgumentTypeError: `printed` is one text, or holds what is none of the three.
+            OptionError: `max_tokens` is no whole number of at least 2.
+            DataError: a text holds half a character.
         """
+        kinds = (str, Completion, Rendering)
+        expect_list("printed", printed, kinds, "texts, completions and renderings")
+        max_tokens = token_limit(max_tokens)
         if max_tokens is not None:
             printed = [self._head(item, max_tokens + _SPARE_TOKENS) for item in printed]
         texts = [item for item in printed if isinstance(item, str)]

@@ -9,12 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from xtoken._checks import half_character, panics_refused
+from xtoken._checks import expect_list, half_character, panics_refused
 from xtoken._core import Vocab
 from xtoken._extras import installed
 from xtoken._files import read_json
 from xtoken.errors import (
-    ArgumentTypeError,
     DataError,
     FormatError,
     MissingFileError,
@@ -22,7 +21,7 @@ from xtoken.errors import (
     PairError,
     UnsupportedTokenizerError,
 )
-from xtoken.vocab.content import content_digest
+from xtoken.vocab.content import content_digest, splits_special_tokens
 from xtoken.vocab.load import hub_file, is_hub_name, is_made_by_class, load_tokenizer
 from xtoken.vocab.read import DIRECTORY_FILES
 from xtoken.vocab.source import LoadedTokenizer, TokenizerSource
@@ -46,13 +45,13 @@ class Side:
             encoder for texts.
         vocab: of the tokenizer, where it is known already.
         label: a short name for people, in place of the one that the source gives.
+        splits: see `splits`, of a source that is a path.
     """
 
     # As `xtoken.data.stops.vocab_with_stops` makes it, once for all pairs of the side.
     vocab_with_stops: Vocab | None = None
     # Of another process, which this one was sent from.
     _content: str | None = None
-    _splits = False
 
     def __init__(
         self,
@@ -61,8 +60,10 @@ class Side:
         *,
         vocab: Vocab | None = None,
         label: str | None = None,
+        splits: bool = False,
     ) -> None:
         self._label = label
+        self._splits = splits
         self.name = name
         self.source = source
         if vocab is not None:
@@ -75,14 +76,24 @@ class Side:
             "source": self.source,
             "_label": self._label,
             "_content": self.content,
-            "_splits": getattr(self.source, "encode_special_tokens", False),
+            "_splits": self.splits,
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        if self._splits and not isinstance(self.source, str | PathLike):
-            # `tokenizers` leaves it out.
-            cast(Any, self.source).encode_special_tokens = True
+        if not self.is_path:
+            self._set_splits(self.source)
+
+    @property
+    def splits(self) -> bool:
+        """Whether special tokens in a text are read as text. A `tokenizers.Tokenizer` that is set
+        so neither writes nor pickles it."""
+        read = self.source if not self.is_path else self.__dict__.get("tokenizer")
+        return self._splits if read is None else splits_special_tokens(read)
+
+    def _set_splits(self, tokenizer: object) -> None:
+        if self._splits and hasattr(tokenizer, "encode_special_tokens"):
+            cast(Any, tokenizer).encode_special_tokens = True
 
     @property
     def content(self) -> str | None:
@@ -112,6 +123,7 @@ class Side:
         if not isinstance(self.source, str | PathLike):
             return self.source
         tokenizer = load_tokenizer(self.source)
+        self._set_splits(tokenizer)
         known = self.__dict__.get("vocab")
         if known is not None and _differs(read := Vocab.from_tokenizer(tokenizer), known):
             raise PairError(
@@ -274,14 +286,11 @@ def encode_texts(
     makes of each text, whole: neither padded nor truncated.
 
     Raises:
-        ArgumentTypeError: one is no text.
+        ArgumentTypeError: `texts` is one text, or one of them is none.
         DataError: one holds half a character, which no tokenizer takes.
     """
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ArgumentTypeError(
-                f"texts[{index}] is a {type(text).__name__}, expected a text (str)"
-            )
+    expect_list("texts", texts, str, "texts (str)")
+    for text in texts:
         fault = half_character(text)
         if fault is not None:
             raise DataError(f"text {text[:40]!r} {fault}")
