@@ -34,7 +34,9 @@ def expect(value: object, cls: type[T] | tuple[type[T], ...], name: str, hint: s
     raise ArgumentTypeError(f"{name} is {_kind(value)}, expected {wanted}; {hint}")
 
 
-def expect_list(name: str, items: Iterable[object], cls: type | tuple[type, ...], what: str) -> None:
+def expect_list(
+    name: str, items: Iterable[object], cls: type | tuple[type, ...], what: str
+) -> None:
     """Refuse what is no sequence of items of these classes; one text is a sequence of texts.
 
     Args:

@@ -77,18 +77,14 @@ FILES = ("projection.safetensors", "projection-1.safetensors")
 
 def test_a_run_of_other_weights_is_not_resumed(workspace: Path, tmp_path: Path) -> None:
     teachers = [f"--teacher={workspace / name}" for name in ("word", "digit")]
-    distill(workspace, tmp_path / "run", *teachers, "--teacher-weights", "entropy")
-    output = distill(
-        workspace, tmp_path / "run", *teachers, "--teacher-weights", "entropy", "--resume"
-    )
+    weighted = [teachers[0], f"{teachers[1]}=2"]
+    distill(workspace, tmp_path / "run", *weighted)
+    output = distill(workspace, tmp_path / "run", *weighted, "--resume")
     assert "all 3 steps were done earlier" in output
-    with pytest.raises(Exception, match=r"teacher_weighting = 'entropy' there and None here"):
-        distill(workspace, tmp_path / "run", *teachers, "--resume")
+    with pytest.raises(Exception, match=r"teacher_weighting = None there and 'entropy' here"):
+        distill(workspace, tmp_path / "run", *teachers, "--teacher-weights", "entropy", "--resume")
     with pytest.raises(Exception, match="other weights of the teacher"):
-        distill(
-            workspace, tmp_path / "run", teachers[0], f"{teachers[1]}=2", "--resume",
-            "--teacher-weights", "entropy",
-        )  # fmt: skip
+        distill(workspace, tmp_path / "run", *teachers, "--resume")
 
 
 def test_a_column_of_the_data_names_the_teachers_of_a_row(workspace: Path, tmp_path: Path) -> None:
@@ -105,6 +101,11 @@ def test_a_column_of_the_data_names_the_teachers_of_a_row(workspace: Path, tmp_p
     data.write_text(data.read_text().replace('"digit"', '"numbers"'))
     with pytest.raises(Exception, match="names 'numbers', expected one of word, digit"):
         distill(workspace, tmp_path / "y", *teachers, "--teacher-column=teach", data=data)
+
+
+def test_the_weight_of_an_only_teacher_is_refused(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"weight = 0\.25 weighs several teachers, and 1 is given"):
+        distill(workspace, tmp_path / "run", f"--teacher={workspace / 'digit'}=0.25")
 
 
 def test_teachers_are_read_from_options() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -786,7 +787,8 @@ def test_several_teachers_are_a_weighted_sum_however_a_batch_is_cut(
         assert cut[name] == pytest.approx(both[name], rel=1e-3), name
     balanced = run([first, second], kd_weight="balanced", gradient_accumulation_steps=4)
     assert balanced["kd_scale"] == pytest.approx(balanced["ce"] / balanced["kd"], rel=1e-4)
-    by_confidence = run([first, second], teacher_weighting="entropy", **wide)
+    plain = [replace(each, weight=1.0) for each in (first, second)]
+    by_confidence = run(plain, teacher_weighting="entropy", **wide)
     assert by_confidence["kd"] != pytest.approx(both["kd"], rel=1e-2)
 
 
@@ -794,6 +796,22 @@ def test_the_loss_auto_is_what_the_audit_recommends(folder: Path, tmp_path: Path
     trainer = make(folder, tmp_path, options={"loss": "auto"})
     recommended = Pair(folder / "student", folder / "teacher").audit().recommendation
     assert trainer.teaching.first.loss_name == recommended
+
+
+@pytest.mark.parametrize(
+    ("weights", "weighting", "message"),
+    [
+        ([0.5], None, "weight = 0.5 weighs several teachers, and 1 is given; set kd_weight"),
+        ([1.0], "entropy", "teacher_weighting = 'entropy' weighs several teachers, and 1 is given"),
+        ([1.0, 0.5], "entropy", "a teacher has the weight 0.5 beside teacher_weighting = 'entropy"),
+    ],
+)
+def test_a_weight_that_would_not_be_read_is_refused(
+    folder: Path, tmp_path: Path, weights: list[float], weighting: str | None, message: str
+) -> None:
+    teachers = [Teacher(str(folder / "teacher"), weight=weight) for weight in weights]
+    with pytest.raises(OptionError, match=message):
+        make(folder, tmp_path, teachers=teachers, options={"teacher_weighting": weighting})
 
 
 def test_teachers_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from xtoken.data import TextSplit
 from xtoken.data.loss_mask import is_predicted
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
+from xtoken.distillation.options import check_teacher_weights
 from xtoken.errors import LowCoverageWarning, OptionError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
@@ -207,6 +208,8 @@ def _config(request: Request) -> DistillConfig:
         settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
         settings["teacher_top_k"] = stored
     config = DistillConfig.from_settings(settings)
+    weights = [each.weight for each in request.teachers]
+    check_teacher_weights(weights, config.teacher_weighting)
     if not request.compare:
         # A server is asked for as many columns, and what is stored bounds them.
         bounding = {"top_k"} if served or settings.get("teacher_top_k") is not None else set()

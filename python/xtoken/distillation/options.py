@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict, get_args
 
-from xtoken._checks import check_number
+from xtoken._checks import check_number, shown
 from xtoken.distillation.collate import PaddingSide
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
@@ -91,6 +91,27 @@ def check_threshold_read(threshold: float, losses: Sequence[str]) -> None:
     if threshold != DEFAULT_THRESHOLD and not any(map(reads_threshold, losses)):
         raise OptionError(
             f"threshold = {threshold} is not an option of {' or '.join(losses)}; h-kl reads it"
+        )
+
+
+def check_teacher_weights(weights: Sequence[float], weighting: str | None) -> None:
+    """Refuse weights of teachers that would not be read: those of an only teacher, and numbers
+    beside a weighting by confidence.
+
+    Raises:
+        OptionError: names it.
+    """
+    set_here = next((weight for weight in weights if weight != 1.0), None)
+    if len(weights) < 2 and (set_here is not None or weighting is not None):
+        name, value = ("teacher_weighting", weighting) if weighting else ("weight", set_here)
+        raise OptionError(
+            f"{name} = {shown(value)} weighs several teachers, and {len(weights)} is given; set "
+            "kd_weight, the weight of the distillation loss"
+        )
+    if weighting is not None and set_here is not None:
+        raise OptionError(
+            f"a teacher has the weight {shown(set_here)} beside teacher_weighting = {weighting!r}, "
+            "by which each sample weighs them; leave one of them out"
         )
 
 

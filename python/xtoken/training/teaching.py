@@ -25,6 +25,7 @@ from xtoken.distillation import (
 )
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.items import examples_together
+from xtoken.distillation.options import check_teacher_weights
 from xtoken.errors import ArgumentTypeError, OptionError, PairError
 from xtoken.losses.engine.student_input import Student
 from xtoken.losses.exact_kl.batch_targets import target_options
@@ -260,7 +261,8 @@ def teach(
             Trainer's own loss stands beside theirs.
 
     Raises:
-        OptionError: a loss without its teacher, or a teacher without a tokenizer.
+        OptionError: a loss without its teacher, a teacher without a tokenizer, a weight that would
+            not be read.
         PairError: a pair of another student.
         ModelSourceError, MissingFileError: a teacher cannot be loaded.
     """
@@ -278,6 +280,7 @@ def teach(
     if len(given) > 1 and "ce" in losses:
         raise OptionError("loss = 'ce' has no teacher; leave the teachers out, or name a loss")
     settings.check_read(losses)
+    check_teacher_weights([each.weight for each in given], settings.teacher_weighting)
     routes = Routes(
         [_name(each, index) for index, each in enumerate(given)], settings.teacher_column
     )
