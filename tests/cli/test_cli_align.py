@@ -208,13 +208,14 @@ def test_a_vocabulary_is_described_with_its_traps(pair: list[str], tmp_path: Pat
 def test_a_special_token_that_looks_like_markup_is_shown(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["[bold]", "[/INST]"])
+    tokenizer.add_special_tokens(["[bold]", "[/INST]", ":key:"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    config = {"eos_token": "[/INST]", "pad_token": "[bold]"}
+    config = {"eos_token": "[/INST]", "pad_token": "[bold]", "bos_token": ":key:"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     shown = run("vocab", str(tmp_path))
     assert "[/INST]" in shown
     assert "[bold]" in shown
+    assert ":key:" in shown
 
 
 def test_a_vocabulary_shows_what_only_its_file_says(tmp_path: Path) -> None:

@@ -111,9 +111,10 @@ def test_the_audit_writes_the_same_page(pair: list[str], tmp_path: Path) -> None
 
 
 def test_a_path_is_printed_as_it_is(pair: list[str], tmp_path: Path) -> None:
-    """Not as rich's markup, in which `[/v2]` would end what was not begun."""
+    """Not as rich's markup, in which `[/v2]` would end what was not begun and
+    `:key:` would be a picture."""
     (tmp_path / "page[").mkdir()
-    for name in ("page[v2].html", "page[/v2].html"):
+    for name in ("page[v2].html", "page[/v2].html", ":key:.html"):
         out = str(tmp_path / name)
         said = run("alignment", *pair, "--text", "a text", "--out", out)
         assert f"page: {out}" in said.replace("\n", "")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out_folder
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.data.low_coverage import low_exact_bytes
 from xtoken.data.stops import vocab_with_stops
@@ -89,7 +89,7 @@ def align(
         typer.echo(json.dumps(_as_json(alignment, *sides, student_ids, teacher_ids)))
     else:
         view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
-        Console(soft_wrap=False, highlight=False).print(view)
+        plain_console().print(view)
     _warn_of_coverage(sides, alignment.coverage)
 
 
@@ -149,7 +149,7 @@ def _print_corpus(result: Any, out: Path, as_json: bool) -> None:
         return
     from xtoken.cli.align_view import coverage_table
 
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(coverage_table(result.coverage))
     console.print(
         f"{result.rows:,} rows in {result.files} files of {escape(str(out))}, "

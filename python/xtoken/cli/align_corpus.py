@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xtoken._extras import needs_extra
@@ -25,6 +24,7 @@ from xtoken._files import (
     writes,
 )
 from xtoken.align import Aligner, AlignmentBatch, Coverage
+from xtoken.cli.plain_console import plain_console
 from xtoken.errors import DataError, FormatError, MissingFileError, OptionError
 from xtoken.vocab.side import Side
 
@@ -113,7 +113,7 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=plain_console(stderr=True))
 
 
 def _claim(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side, state: Path) -> None:

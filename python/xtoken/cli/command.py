@@ -14,11 +14,11 @@ from types import FrameType
 from typing import TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand
 
 from xtoken._extras import missing_extra
+from xtoken.cli.plain_console import plain_console
 from xtoken.errors import InterruptedRunError, OptionError, XTokenError, page_of
 
 # Shows where an error was raised, for reports of bugs.
@@ -142,7 +142,7 @@ def _say(kind: str, message: str, page: str | None = None) -> None:
     """One line on stderr; its first word leads to a page, in terminals that show links."""
     style = "bold red" if page is None else f"bold red link {page}"
     line = Text.assemble((f"{kind}:", style), " ", message)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+    plain_console(stderr=True, soft_wrap=True).print(line)
 
 
 def _never_fail(stream: TextIO) -> None:

@@ -30,6 +30,7 @@ from xtoken.cli.distill_tables import (
     result_table,
     taught_tokens,
 )
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.teachers import TeacherOption, load_teachers
 from xtoken.data import TextSplit
 from xtoken.data.loss_mask import is_predicted
@@ -82,7 +83,7 @@ def run(request: Request) -> None:
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False, quiet=not is_main_process())
+    console = plain_console(quiet=not is_main_process())
     bars = Bars(console)
     config = _dated(_config(request), request)
     check_trainer(config)

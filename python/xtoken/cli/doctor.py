@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from xtoken.cli.command import App
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import MaybeStudent, MaybeTeacher
 from xtoken.errors import OptionError
 
@@ -36,7 +36,7 @@ def doctor(
     from xtoken.cli.doctor_pair import pair_findings
     from xtoken.cli.doctor_report import Report
 
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with console.status("looking") if console.is_terminal else nullcontext():
         found = installation()
         folders = caches(found.findings)
@@ -45,6 +45,6 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:
-        report.show(Console(highlight=False))
+        report.show(plain_console())
     if not report.ok:
         raise typer.Exit(1)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -18,6 +17,7 @@ from torch import nn
 from xtoken._extras import installed
 from xtoken._files import write_json
 from xtoken.cli.console import quiet_transformers, read_data, warn_of_left_out
+from xtoken.cli.plain_console import plain_console
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import NO_TOKEN, encode_examples
 from xtoken.errors import DataError, MissingExtraError, OptionError
@@ -52,7 +52,7 @@ def run(request: Request) -> None:
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False)
+    console = plain_console()
     device = _check(request)
     dtype = request.dtype if request.dtype == "auto" else getattr(torch, request.dtype)
     # Texts first: what cannot be read is told before a model is loaded.

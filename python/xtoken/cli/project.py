@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from xtoken._core import Vocab
@@ -18,6 +17,7 @@ from xtoken.cli import project_tables as tables
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_text, working
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
@@ -86,16 +86,16 @@ def build(
             cache_dir=False,
         )
         w.save(out)
-    console = Console()
+    console = plain_console()
     console.print(tables.statistics(w))
     size = out.stat().st_size / 1e6
-    console.print(f"{escape(str(out))}: {size:.1f} MB", highlight=False, soft_wrap=True)
+    console.print(f"{escape(str(out))}: {size:.1f} MB", soft_wrap=True)
 
 
 @project.command()
 def show(file: File, student: MaybeStudent = None, teacher: MaybeTeacher = None) -> None:
     """Print what a file holds; with the tokenizers, check that it is theirs."""
-    Console().print(tables.statistics(_load(file, student, teacher)))
+    plain_console().print(tables.statistics(_load(file, student, teacher)))
 
 
 @project.command()
@@ -116,7 +116,7 @@ def explain(
     else:
         w = _load(file, student, teacher)
     wanted = [_token(token, ids) for token in tokens]
-    Console().print(tables.explanations([w.explain(token) for token in wanted]))
+    plain_console().print(tables.explanations([w.explain(token) for token in wanted]))
 
 
 @project.command("export")
@@ -128,7 +128,7 @@ def export_table(
     with working("writing the table"):
         Projection.load(file).export_topk_pt(out)
     size = out.stat().st_size / 1e6
-    Console().print(f"{escape(str(out))}: {size:.1f} MB", highlight=False, soft_wrap=True)
+    plain_console().print(f"{escape(str(out))}: {size:.1f} MB", soft_wrap=True)
 
 
 @project.command("import")
@@ -145,7 +145,7 @@ def import_table(
     with working("reading the table"):
         w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)
         w.save(out)
-    Console().print(tables.statistics(w))
+    plain_console().print(tables.statistics(w))
 
 
 @project.command()
@@ -182,7 +182,7 @@ def audit(
         json.dump(result.to_dict(), sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    console = Console()
+    console = plain_console()
     console.print(tables.overlap(result), tables.coverage(result), sep="\n")
     if result.supervision:
         console.print(tables.supervision(result))
@@ -190,7 +190,7 @@ def audit(
         console.print(tables.placement(result))
     console.print(tables.recommendation(result))
     if html is not None:
-        console.print(f"page: {escape(str(html))}", highlight=False, soft_wrap=True)
+        console.print(f"page: {escape(str(html))}", soft_wrap=True)
 
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.run_records import read_run, run_names
 from xtoken.cli.sides import Student, Teacher, page_names, read_document, working
 from xtoken.errors import OptionError
@@ -165,4 +165,4 @@ def _model(side: str, source: str | None) -> nn.Module | None:
 def _write(out: Path, page: str) -> None:
     write_text(out, page)
     size = len(page) / 1e6
-    Console().print(f"page: {escape(str(out))}, {size:.1f} MB", highlight=False, soft_wrap=True)
+    plain_console().print(f"page: {escape(str(out))}, {size:.1f} MB", soft_wrap=True)

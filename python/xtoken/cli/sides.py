@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from xtoken.cli.command import without_collection
+from xtoken.cli.plain_console import plain_console
 from xtoken.data.file_rows import file_rows
 from xtoken.data.rows import Document, document_of
 from xtoken.errors import DataError, MissingFileError, OptionError
@@ -145,7 +145,7 @@ def _exists(given: str) -> bool:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner on stderr, so that output can be piped."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if not console.is_terminal:
         yield
         return

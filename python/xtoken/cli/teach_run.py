@@ -29,6 +29,7 @@ from xtoken.cli.console import (
     show_seconds,
     warn_of_left_out,
 )
+from xtoken.cli.plain_console import plain_console
 from xtoken.cli.teach_stream import SequenceStream, fill_streamed, first_estimate
 from xtoken.data.documents import LeftOut
 from xtoken.data.examples import BATCH
@@ -117,7 +118,7 @@ def run(request: Request) -> None:
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False, quiet=not is_main_process())
+    console = plain_console(quiet=not is_main_process())
     _check(request)
     request = _dated(request)
     tokenizer: Any = by_transformers(str(request.teacher), "teacher ")

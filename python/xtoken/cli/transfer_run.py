@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from xtoken._files import folder_beside, write_json
 from xtoken.cli.console import Bars, quiet_transformers
+from xtoken.cli.plain_console import plain_console
 from xtoken.errors import MissingFileError
 from xtoken.pair import Pair
 from xtoken.teachers.load_model import load_causal_lm
@@ -39,7 +39,7 @@ def run(
     Raises: XTokenError or OSError with a message for the user.
     """
     quiet_transformers()
-    console = Console(highlight=False)
+    console = plain_console()
     for side, source in (("model", model_source), ("tokenizer", tokenizer_source)):
         if not Path(source).is_dir() and not is_hub_name(source):
             raise MissingFileError(

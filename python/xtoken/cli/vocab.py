@@ -6,13 +6,14 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from xtoken._core import Vocab
 from xtoken.cli.command import App
+from xtoken.cli.plain_console import plain_console
 from xtoken.vocab import Side, read_content
 from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible
 from xtoken.vocab.load import is_hub_name
@@ -43,7 +44,7 @@ def vocab(
     if as_json:
         typer.echo(json.dumps(facts))
     else:
-        Console(highlight=False).print(_view(path, facts))
+        plain_console().print(_view(path, facts))
 
 
 def describe(vocab: Vocab, content: bytes = b"") -> dict[str, Any]:
