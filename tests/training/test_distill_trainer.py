@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import HPSearchBackend
 
 from xtoken import Pair
 from xtoken.data import load_rows
@@ -50,6 +53,7 @@ from xtoken.errors import (
 from xtoken.projection import Projection
 from xtoken.teachers import LiveTeacher
 from xtoken.training import DistillArguments, DistillTrainer, Teacher
+from xtoken.training.fixed_settings import SETTINGS_FILE
 
 TEXTS = tiny_texts(16)
 SIDES = ("student", "teacher")
@@ -988,6 +992,18 @@ def test_a_search_is_by_the_loss(
     scores = trainer.evaluate()
     assert asked[0](scores) == scores["eval_loss"]
     assert asked[1] is max
+
+
+def test_a_trial_of_a_search_keeps_the_settings_in_its_checkpoints(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = make(folder, tmp_path)
+    trainer.train()
+    # As Optuna's search calls it.
+    trainer.hp_search_backend = HPSearchBackend.OPTUNA
+    trainer._save_checkpoint(trainer.model, SimpleNamespace(number=3))
+    (kept,) = Path(str(trainer.args.output_dir)).glob(f"run-3/checkpoint-*/{SETTINGS_FILE}")
+    assert json.loads(kept.read_text())["loss"] == trainer.distill_settings.loss
 
 
 def test_a_setting_that_is_changed_later_is_refused_where_nothing_reads_it(

@@ -30,7 +30,7 @@ _HOW = frozenset({"fused", "fused_teacher", "dataset_num_proc", "padding_side", 
 
 class FixedSettings(TrainerCallback):
     """Refuses a step after one of the settings was changed that nothing reads again, as a search
-    over hyperparameters and callbacks do; and keeps all of them in the checkpoints.
+    over hyperparameters and callbacks do; and keeps all of them in checkpoints.
 
     Args:
         settings: as the trainer was made with.
@@ -55,13 +55,9 @@ class FixedSettings(TrainerCallback):
                     "nothing reads it again; make another trainer"
                 )
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Write them into the checkpoint."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / SETTINGS_FILE, self._kept())
+    def keep(self, checkpoint: Path | str) -> None:
+        """Write them into a checkpoint."""
+        write_json(Path(checkpoint) / SETTINGS_FILE, self._kept())
 
     def compare(self, folder: Path | str) -> None:
         """Warn where training goes on from a checkpoint with other settings than it has."""

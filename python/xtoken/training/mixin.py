@@ -185,6 +185,14 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         self._fixed.compare(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        # A search over hyperparameters has a folder for each trial.
+        folder = Path(cast(Any, self)._get_output_dir(trial=trial))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and checkpoint.is_dir():
+            self._fixed.keep(checkpoint)
+
     def init_hf_repo(self, *given: Any, **named: Any) -> None:
         """The Trainer's own; what stands in its way is one line.
 
