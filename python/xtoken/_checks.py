@@ -109,7 +109,7 @@ def whole_within(name: str, value: object, low: int, high: int, *, rule: str) ->
         OptionError: it is none, or outside.
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = None if _is_flag(value) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         number = None
     if number is None or not low <= number <= high:
@@ -117,19 +117,17 @@ def whole_within(name: str, value: object, low: int, high: int, *, rule: str) ->
     return number
 
 
-def token_limit(max_tokens: object) -> int | None:
-    """`max_tokens` of examples; None for no limit.
+def token_limit(max_tokens: object, low: int = 2) -> int | None:
+    """`max_tokens` of examples, or of sequences from 1 on; None for no limit.
 
     Raises:
-        OptionError: it is no whole number from 2 on.
+        OptionError: it is no whole number from `low` on.
     """
     if max_tokens is None:
         return None
-    rule = (
-        "is out of range; expected a whole number of at least 2, as a first token has no loss, or "
-        "None for no limit"
-    )
-    return whole_within("max_tokens", max_tokens, 2, _LARGEST_WHOLE, rule=rule)
+    why = ", as a first token has no loss" if low == 2 else ""
+    rule = f"is out of range; expected a whole number of at least {low}{why}, or None for no limit"
+    return whole_within("max_tokens", max_tokens, low, _LARGEST_WHOLE, rule=rule)
 
 
 def as_whole(name: str, value: object, hint: str) -> int:
@@ -139,11 +137,18 @@ def as_whole(name: str, value: object, hint: str) -> int:
         ArgumentTypeError: it is none.
     """
     try:
+        if _is_flag(value):
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentTypeError(
             f"{name} is {_kind(value)}, expected a whole number; {hint}"
         ) from error
+
+
+def _is_flag(value: object) -> bool:
+    """Whether it is a truth value; those of arrays are whole numbers in some releases."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def _is_finite(value: float) -> bool:

@@ -58,7 +58,7 @@ def test_an_entry_of_a_base_class_is_said_to_be_one() -> None:
 
 def printed(monkeypatch: pytest.MonkeyPatch, **options: object) -> str:
     out = io.StringIO()
-    monkeypatch.setattr(command, "Console", lambda **_: Console(file=out, **options))
+    monkeypatch.setattr(command, "plain_console", lambda **_: Console(file=out, **options))
     command._say("error", "broken", errors.page_of(errors.PairError))
     return out.getvalue()
 

@@ -154,12 +154,12 @@ class Encoder:
 
         Raises:
             ArgumentTypeError: `printed` is one text, or holds what is none of the three.
-            OptionError: `max_tokens` is no whole number of at least 2.
+            OptionError: `max_tokens` is no whole number of at least 1.
             DataError: a text holds half a character.
         """
         kinds = (str, Completion, Rendering)
         expect_list("printed", printed, kinds, "texts, completions and renderings")
-        max_tokens = token_limit(max_tokens)
+        max_tokens = token_limit(max_tokens, 1)
         if max_tokens is not None:
             printed = [self._head(item, max_tokens + _SPARE_TOKENS) for item in printed]
         texts = [item for item in printed if isinstance(item, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import weakref
@@ -53,11 +54,15 @@ def _printed(tokenizer: Any, backend: Any, again: bool) -> bytes:
         backend.get_vocab_size(),
         *(None if part is None else (type(part).__name__, part.__getstate__()) for part in parts),
     )
-    known = _PRINTED.get(tokenizer)
+    known = None
+    # Some releases of tokenizers have no weak references: theirs are printed each time.
+    with contextlib.suppress(TypeError):
+        known = _PRINTED.get(tokenizer)
     if known is not None and known[0] == cheap and not again:
         return known[1]
     text = backend.to_str()
     # Truncation and padding stand before the added tokens.
     found = hashlib.sha256(text[text.index('"added_tokens"') :].encode()).digest()
-    _PRINTED[tokenizer] = cheap, found
+    with contextlib.suppress(TypeError):
+        _PRINTED[tokenizer] = cheap, found
     return found
