@@ -118,6 +118,7 @@ def test_an_interrupted_corpus_goes_on_where_it_stopped(pair: list[str], tmp_pat
     source = write_jsonl(tmp_path / "texts.jsonl", TEXTS)
     out = tmp_path / "out"
     arguments = ["align", *pair, "--batch", str(source), "--out", str(out), "--rows", "10"]
+    (out / ".xtoken-align").mkdir(parents=True)  # as of a run that was cut off at its start
     first = json.loads(run(*arguments, "--json"))
     whole = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
     # As if the second part had been cut off before it was whole.

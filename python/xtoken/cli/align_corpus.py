@@ -140,13 +140,14 @@ def _claim(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side, state
                 "pass another --out, or the arguments it was begun with"
             )
         return
-    if corpus.out.is_dir() and any(corpus.out.iterdir()):
+    # A run that ended before it wrote its claim had made nothing.
+    if corpus.out.is_dir() and any(each != state for each in corpus.out.iterdir()):
         raise OptionError(
             f"{corpus.out} is not empty and was not written by `xtoken align --batch`; choose "
             "another --out"
         )
     with writes(state):
-        state.mkdir(parents=True)
+        state.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(claim))
 
 
