@@ -95,3 +95,20 @@ def test_shapes_and_classes_count_the_same_boundaries(
         assert sum(item.carried * item.boundaries for item in by_shape) > 0
     else:
         assert shapes["1:n"].boundaries > 5
+
+
+def test_what_the_predictions_do_not_list_is_said(
+    example: tuple[Projection, TargetExample],
+) -> None:
+    projection, whole = example
+    columns = np.argsort(-whole.log_probs, axis=1)[:, :200]
+    listed = np.take_along_axis(whole.log_probs, columns, axis=1)
+    cut = TargetExample(whole.student_ids, whole.teacher_ids, whole.alignment, listed, columns)
+    for full, part in zip(
+        mass_placement(projection, whole)[0], mass_placement(projection, cut)[0], strict=True
+    ):
+        assert full.unlisted == pytest.approx(0, abs=1e-5)
+        assert part.unlisted > 1e-3
+        # All of it may be such mass, or none.
+        missing = full.unreached - part.unreached
+        assert -1e-6 <= missing <= part.unlisted + 1e-6

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken.projection import Projection
-from xtoken.targets import TargetBuilder, TargetExample
+from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 from xtoken.vocab.classes import class_of, order
 
 SHAPES = ("1:1", "1:n", "m:1", "m:n")
@@ -29,6 +29,8 @@ class MassPlacement:
         dropped: on special tokens without a partner; exact targets drop it.
         left_out: on tokens after which the student would not have its boundary.
         carried: brought from longer teacher tokens of earlier positions, beside the row's own mass.
+        unlisted: on teacher tokens that the predictions do not list, of which nothing is known; in
+            none of the others.
     """
 
     name: str
@@ -37,10 +39,12 @@ class MassPlacement:
     dropped: float
     left_out: float
     carried: float
+    unlisted: float
 
     @property
     def placed(self) -> float:
-        """The share that exact targets place, tokens that the student would not say here aside."""
+        """The share that exact targets place, tokens that the student would not say here aside;
+        what is not listed is one group there, the tail."""
         return 1.0 - self.dropped
 
 
@@ -58,31 +62,47 @@ def mass_placement(
         UnsupportedTokenizerError: a tokenizer has no model that can segment.
     """
     student, _ = projection.vocabularies()
-    targets, accounts = TargetBuilder.from_projection(projection).accounts([example])
+    # Every column that is listed counts, small ones too.
+    builder, options = TargetBuilder.from_projection(projection), TargetOptions(min_prob=0.0)
+    targets, accounts = builder.accounts([example], options)
+    listed = _listed(example)
     bounds = example.alignment.student_bounds, example.alignment.teacher_bounds
-    rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-    classes: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    rows: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    classes: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for position, chunk, account in zip(targets.positions, targets.chunks, accounts, strict=True):
         (start, end), (first, last) = (side[chunk : chunk + 2].tolist() for side in bounds)
         text = b"".join(student.token_bytes(int(s)) for s in example.student_ids[start:end])
         if position != start or not text:
             continue
         many = "1" if end - start == 1 else "m", "1" if last - first == 1 else "n"
-        rows[":".join(many)].append(account)
-        classes[class_of(text)].append(account)
+        shares = np.append(account, max(0.0, 1.0 - listed[first - 1]))
+        rows[":".join(many)].append(shares)
+        classes[class_of(text)].append(shares)
     return (
         _means(rows, [shape for shape in SHAPES if shape in rows]),
         _means(classes, order(set(classes))),
     )
 
 
+def _listed(example: TargetExample) -> NDArray[np.float64]:
+    """[T_t], the mass of the columns that each row names."""
+    probabilities = np.exp(example.log_probs, dtype=np.float64)
+    if example.column_ids is not None:
+        probabilities[example.column_ids < 0] = 0
+    total: NDArray[np.float64] = probabilities.sum(axis=1)
+    return total
+
+
 def _means(
-    found: dict[str, list[NDArray[np.float32]]], names: Sequence[str]
+    found: dict[str, list[NDArray[np.float64]]], names: Sequence[str]
 ) -> tuple[MassPlacement, ...]:
     made = []
     for name in names:
-        dropped, left_out, carried, unreached = np.mean(found[name], axis=0, dtype=float).tolist()
+        means = np.mean(found[name], axis=0).tolist()
+        dropped, left_out, carried, unreached, unlisted = means
         made.append(
-            MassPlacement(name, len(found[name]), unreached + dropped, dropped, left_out, carried)
+            MassPlacement(
+                name, len(found[name]), unreached + dropped, dropped, left_out, carried, unlisted
+            )
         )
     return tuple(made)

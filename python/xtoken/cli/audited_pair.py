@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -23,7 +23,7 @@ Threshold = Annotated[float, typer.Option(help="Least weight of a pair in the re
 
 # Of a teacher that runs: so many tokens of a text, and so many columns after each.
 LONGEST = 2_048
-COLUMNS = 512
+COLUMNS = 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +137,8 @@ def predictions(
         notes = store.notes
         found = store.get(whole if notes is None else whole[: notes.max_tokens])
     else:
-        live = LiveTeacher(load_causal_lm(model, side="teacher"))
-        (found,) = predict(live, [whole[:LONGEST]], COLUMNS)
-    return found.log_probs, found.ids
+        loaded = load_causal_lm(model, side="teacher")
+        rows = cast(Any, loaded).get_output_embeddings().weight.shape[0]
+        (found,) = predict(LiveTeacher(loaded), [whole[:LONGEST]], min(COLUMNS, rows))
+    # A padded head has columns that are no token.
+    return found.log_probs, np.where(found.ids < len(teacher.vocab), found.ids, -1)

@@ -141,12 +141,19 @@ def placement(result: Audit) -> Table:
         title="the teacher's mass at boundaries, % of its row", box=None, padding=(0, 0, 0, 1)
     )
     table.add_column("student : teacher tokens, class", no_wrap=True)
-    titles = ("boundaries", "dropped by P-KL", "by exact targets", "left out", "carried")
+    titles = (
+        "boundaries",
+        "dropped by P-KL",
+        "by exact targets",
+        "left out",
+        "carried",
+        "not listed",
+    )
     for title in titles:
         table.add_column(title, justify="right")
     for part in (result.placement, result.placement_by_class):
         for item in part:
-            shares = (item.unreached, item.dropped, item.left_out, item.carried)
+            shares = item.unreached, item.dropped, item.left_out, item.carried, item.unlisted
             table.add_row(
                 item.name, f"{item.boundaries:,}", *(f"{100 * share:.2f}" for share in shares)
             )
