@@ -53,6 +53,11 @@ def test_a_file_has_the_mode_of_any_new_file(tmp_path: Path, mask: int, mode: in
     assert (tmp_path / "lock").stat().st_mode & 0o777 == mode
 
 
+def test_bytes_of_a_path_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "page", "from st\udcff")
+    assert (tmp_path / "page").read_text() == "from st\\udcff"
+
+
 def test_a_name_of_255_bytes_and_one_of_another_script_can_be_written(tmp_path: Path) -> None:
     for name in ("n" * 255, "模" * 85):
         write_text(tmp_path / name, "text")

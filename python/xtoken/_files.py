@@ -128,8 +128,10 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text to a file that appears whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write UTF-8 text to a file that appears whole or not at all; bytes of a path that are no
+    character are escaped."""
+    content = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path | str, values: object) -> None:

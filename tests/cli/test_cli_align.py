@@ -219,6 +219,25 @@ def test_a_special_token_that_looks_like_markup_is_shown(tmp_path: Path) -> None
     assert ":key:" in shown
 
 
+def test_what_a_terminal_would_obey_is_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = zoo.byte_level_bpe(300)
+    hostile = ["<\x1b[31mred>", "<a\nb>", "<\u202etxt>"]
+    tokenizer.add_special_tokens(hostile)
+    file = str(tmp_path / "tokenizer.json")
+    tokenizer.save(file)
+    sides = ["--student", file, "--teacher", file]
+    (tmp_path / "text.txt").write_text("".join(hostile))
+    align = ["align", *sides, str(tmp_path / "text.txt")]
+    for arguments in (["vocab", file], align, ["project", "audit", *sides]):
+        shown = run(*arguments)
+        assert not {"\x1b", "\u202e"} & set(shown), arguments
+    assert "<\\x1b[31mred>" in run(*align)
+    missing = str(tmp_path / "no\x1b[31m.json")
+    assert "\x1b" not in fails(capsys, "vocab", missing)
+
+
 def test_a_vocabulary_shows_what_only_its_file_says(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "Ġb": 1, "a▁b": 2}, merges=[]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁")])

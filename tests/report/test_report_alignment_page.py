@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from xtoken import ChunkKind, Pair
 from xtoken.data.conversations import Conversation
 from xtoken.data.examples import Example
-from xtoken.errors import OptionError, PairError
+from xtoken.errors import NonFiniteError, OptionError, PairError
 from xtoken.losses import LOSSES
 from xtoken.report.aligned_text import TOKENS_PER_CHUNK, AlignedText, aligned_text, first_chunks
 from xtoken.report.alignment_page import alignment_page
@@ -387,6 +388,17 @@ def test_the_model_of_another_tokenizer_is_refused_in_one_line(
     text = aligned_text(pair, TEXT, limit=1000)
     with pytest.raises(PairError, match="the student's tokenizer has 1700 tokens, its model 800"):
         alignment_page(text, NAMES, student=teacher)
+
+
+def test_a_model_that_predicts_nan_is_refused_in_one_line(
+    models: tuple[Pair, torch.nn.Module, torch.nn.Module],
+) -> None:
+    pair, student, _ = models
+    damaged = copy.deepcopy(student)
+    with torch.no_grad():
+        damaged.get_input_embeddings().weight[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="student's model predicts NaN"):
+        alignment_page(aligned_text(pair, TEXT, limit=1000), NAMES, student=damaged)
 
 
 def test_a_conversation_counts_what_the_assistant_says() -> None:

@@ -135,7 +135,10 @@ def _described(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    # Here, as most commands end without a line of this kind.
+    from xtoken.vocab.display import printable
+
+    return printable(" ".join(text.split()))
 
 
 def _say(kind: str, message: str, page: str | None = None) -> None:

@@ -15,7 +15,7 @@ from xtoken._core import Vocab
 from xtoken.cli.command import App
 from xtoken.cli.plain_console import plain_console
 from xtoken.vocab import Side, read_content
-from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, visible
+from xtoken.vocab.display import BYTE_ALPHABET, is_utf8, printable, visible
 from xtoken.vocab.load import is_hub_name
 
 _EXAMPLES = 3
@@ -60,7 +60,7 @@ def describe(vocab: Vocab, content: bytes = b"") -> dict[str, Any]:
     """
     size = len(vocab)
     tokens = [vocab.token_bytes(token_id) for token_id in range(size)]
-    special = vocab.special_tokens
+    special = {token_id: printable(text) for token_id, text in vocab.special_tokens.items()}
     unused = [i for i in range(size) if vocab.is_unused(i)]
     fallback = [i for i in range(size) if vocab.is_byte_fallback(i)]
     first: dict[bytes, int] = {}
@@ -120,7 +120,7 @@ def _file_traps(vocab: Vocab, content: bytes) -> dict[str, list[str]]:
             if not token.get("special")
         ],
         "keys outside the byte alphabet": [
-            f"{surface} ({token_id})"
+            f"{printable(surface)} ({token_id})"
             for surface, token_id in surfaces.items()
             if surface not in names and not alphabet.issuperset(surface)
         ],

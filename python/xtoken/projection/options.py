@@ -13,6 +13,7 @@ import numpy as np
 from xtoken._checks import as_whole, check_number
 from xtoken._core import Vocab
 from xtoken.errors import ArgumentTypeError, FormatError, OptionError, TokenIdError
+from xtoken.vocab.display import printable
 from xtoken.vocab.display import special_id as find_special
 
 Reverse = Literal["off", "unmatched", "all"]
@@ -190,7 +191,7 @@ def special_id(vocab: Vocab, token: int | str, argument: str) -> int:
         spelled = token.encode("utf-8", "surrogatepass")
         token_id = vocab.id_of(spelled) if by_text is None else by_text
         if token_id is None:
-            known = ", ".join(list(vocab.special_tokens.values())[:8])
+            known = ", ".join(map(printable, list(vocab.special_tokens.values())[:8]))
             raise TokenIdError(
                 f"{argument} = {token!r} is not in the vocabulary; special tokens include {known}"
             )

@@ -23,8 +23,8 @@ def special_id(vocab: Vocab, text: str) -> int | None:
 
 
 def special_name(vocab: Vocab, token_id: int) -> str:
-    """The name of a token without bytes: its text, or `<unused N>`."""
-    return vocab.special_tokens.get(token_id, f"<unused {token_id}>")
+    """The name of a token without bytes: its text, printable, or `<unused N>`."""
+    return printable(vocab.special_tokens.get(token_id, f"<unused {token_id}>"))
 
 
 def quoted(vocab: Vocab, token_id: int) -> str:
@@ -41,6 +41,12 @@ def quoted(vocab: Vocab, token_id: int) -> str:
 def visible(data: bytes) -> str:
     """Bytes as one printable line: white space by sign, and `\\xNN` for what is no character."""
     return "".join(map(_visible_character, data.decode("utf-8", "backslashreplace")))
+
+
+def printable(text: str) -> str:
+    """Text with its control characters, line breaks and marks of direction as `visible` has them:
+    a terminal would obey them."""
+    return "".join(c if c.isprintable() else _visible_character(c) for c in text)
 
 
 def visible_token(vocab: Vocab, token_id: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.data.examples import Ids
-from xtoken.errors import PairError
+from xtoken.errors import NonFiniteError, PairError
 from xtoken.teachers.forward import causal_logits
 from xtoken.vocab.side import Side
 
@@ -26,6 +26,7 @@ def text_logits(model: nn.Module, side: Side, ids: Ids) -> Tensor:
     Raises:
         PairError: the model is of another tokenizer.
         OptionError: the text is longer than the model has positions.
+        NonFiniteError: the model predicts NaN or +inf.
     """
     size, columns = len(side.vocab), int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     # Some lack a few columns for tokens that no text reaches; more are padding.
@@ -35,7 +36,14 @@ def text_logits(model: nn.Module, side: Side, ids: Ids) -> Tensor:
             "another model's tokenizer: pass the model that belongs to it"
         )
     rows = torch.from_numpy(np.array(ids))[None]
-    return causal_logits(model.eval(), rows, torch.ones_like(rows)).float()
+    logits = causal_logits(model.eval(), rows, torch.ones_like(rows)).float()
+    wrong = (logits.isnan() | logits.isposinf()).any(-1)[0].nonzero()
+    if len(wrong):
+        raise NonFiniteError(
+            f"the {side.name}'s model predicts NaN or +inf after token {int(wrong[0])}, expected "
+            "finite logits; its weights are damaged or overflow: load it in float32, or copy it again"
+        )
+    return logits
 
 
 def token_probabilities(logits: Tensor, ids: Ids, vocab_size: int) -> list[float | None]:
