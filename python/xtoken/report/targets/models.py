@@ -41,7 +41,7 @@ def text_logits(model: nn.Module, side: Side, ids: Ids) -> Tensor:
     if len(wrong):
         raise NonFiniteError(
             f"the {side.name}'s model predicts NaN or +inf after token {int(wrong[0])}, expected "
-            "finite logits; its weights are damaged or overflow: load it in float32, or copy it again"
+            "finite logits; its weights are damaged or overflow: copy it again, or use float32"
         )
     return logits
 
