@@ -6,8 +6,10 @@ import ast
 import builtins
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -203,6 +205,19 @@ def raised_builtins(source: str) -> list[str]:
 def caught_at_once(source: str) -> bool:
     """Whether a module turns what it raises into an error of ours, as parsers do."""
     return "except (" in source or "except ValueError" in source
+
+
+def test_every_error_comes_through_a_process_boundary() -> None:
+    found = [each for each in vars(errors).values() if isinstance(each, type)]
+    for cls in (each for each in found if issubclass(each, errors.XTokenError)):
+        given = {"signal": signal.SIGTERM, "status": 400, "reason": "why"}
+        # Those without one of their own have a message alone.
+        own = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else ()
+        more = [name for name in given if name in own]
+        error = cls("a line", *(given[name] for name in more))
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back)) == (cls, "a line")
+        assert all(getattr(back, name) == given[name] for name in more)
 
 
 def test_an_attribute_error_is_for_the_lookup_of_attributes_alone() -> None:

@@ -108,10 +108,7 @@ def whole_within(name: str, value: object, low: int, high: int, *, rule: str) ->
     Raises:
         OptionError: it is none, or outside.
     """
-    try:
-        number = None if _is_flag(value) else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        number = None
+    number = _index(value)
     if number is None or not low <= number <= high:
         raise OptionError(f"{name} = {shown(value)} {rule}")
     return number
@@ -136,19 +133,21 @@ def as_whole(name: str, value: object, hint: str) -> int:
     Raises:
         ArgumentTypeError: it is none.
     """
+    number = _index(value)
+    if number is None:
+        raise ArgumentTypeError(f"{name} is {_kind(value)}, expected a whole number; {hint}")
+    return number
+
+
+def _index(value: object) -> int | None:
+    """A whole number, those of NumPy among them; None for what is none."""
+    # Truth values of arrays are whole numbers in some releases.
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
     try:
-        if _is_flag(value):
-            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(
-            f"{name} is {_kind(value)}, expected a whole number; {hint}"
-        ) from error
-
-
-def _is_flag(value: object) -> bool:
-    """Whether it is a truth value; those of arrays are whole numbers in some releases."""
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _is_finite(value: float) -> bool:

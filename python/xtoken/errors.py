@@ -89,6 +89,9 @@ class InterruptedRunError(XTokenError):
         super().__init__(message)
         self.signal = signal
 
+    def __reduce__(self) -> tuple[type[InterruptedRunError], tuple[str, Signals]]:
+        return type(self), (str(self), self.signal)
+
 
 class RefusedRequestError(ServerError):
     """The server understood a request and refused it.
@@ -102,6 +105,9 @@ class RefusedRequestError(ServerError):
         super().__init__(message)
         self.status = status
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[RefusedRequestError], tuple[str, int, str]]:
+        return type(self), (str(self), self.status, self.reason)
 
 
 class UnavailableServerError(ServerError):

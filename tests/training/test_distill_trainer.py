@@ -234,6 +234,21 @@ def test_a_narrow_head_is_balanced_beside_the_trainers_own_loss(
     assert 0 < record["kd_scale"] < 100
 
 
+def test_smoothed_labels_are_those_that_follow_whatever_the_student_is_called(
+    folder: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for renamed in (False, True):
+        student = student_of(folder)
+        if renamed:
+            student.__class__ = type("MyStudent", (type(student),), {})
+        options = {"label_smoothing_factor": 0.1, "max_steps": 1}
+        trainer = make(folder, tmp_path, student, options=options)
+        trainer.train()
+        losses.append(logged(trainer)[0]["ce"])
+    assert losses[0] == losses[1]
+
+
 SMOOTHED = pytest.mark.skipif(
     "num_items_in_batch" not in inspect.signature(LabelSmoother.__call__).parameters,
     reason="older transformers smooths by means of micro-batches",

@@ -13,7 +13,13 @@ import pytest
 import torch
 from test_distill_trainer import arguments, logged, make, student_of
 from tiny_models import tiny_texts
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+)
 
 from xtoken import Pair
 from xtoken.align import ChunkKind
@@ -80,6 +86,60 @@ def test_the_prompt_ends_where_the_answer_begins(pair: Pair) -> None:
     assert found is not None
     assert 2 <= found.student <= 8
     assert prompt_of((plain,), 1) is None  # the BOS alone: the teacher has none
+
+
+def test_a_prompt_of_one_token_is_no_plain_text(folder: Path) -> None:
+    swapped = Pair(folder / "teacher", folder / "student")  # its student writes no BOS
+    row = {"prompt": "T", "completion": f" {TEXTS[0]}"}
+    (example,) = swapped.distiller("p-kl").examples([row])
+    prompt = prompt_of((example,), 32)
+    assert prompt is not None
+    assert prompt.student == 1
+
+
+def test_an_answer_of_nothing_leaves_the_row_as_it_was(pair: Pair) -> None:
+    (example,) = pair.distiller("p-kl").examples([TEXTS[0]])
+    prompt = prompt_of((example,), 8)
+    assert prompt is not None
+    assert answered((example,), prompt, [], [pair], None) is None
+
+
+def test_no_answer_is_longer_than_the_student_has_positions(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    sampler = GeneratingSampler(GPT2LMHeadModel(config), 0)
+    prompts = [[5, 6, 7], [8] * 30, [9] * 31, [4] * 32, [3, 2]]
+    answers = sampler(SampleRequest(prompts, 64, 1.0, 1.0, (), 0))
+    assert [len(answer) for answer in answers] == [29, 2, 1, 0, 30]
+    assert sampler(SampleRequest([prompts[1]], 64, 1.0, 1.0, (), 0)) != []
+
+
+def test_a_student_with_few_positions_is_asked_for_what_fits(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=32, n_layer=1, n_head=2)
+    options = OPTIONS | {"max_tokens": None, "on_policy_max_new_tokens": 64}
+    short = [text[:60] for text in TEXTS[:4]]
+    student = GPT2LMHeadModel(config)
+    trainer = make(
+        folder, tmp_path, student, teachers=[teacher_of(folder)], options=options,
+        train_dataset=short,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.log_history[0]["sampled_tokens"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_what_peft_hands_to_the_model_in_it_is_put_back(folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    model.generation_config.eos_token_id = [1, 5]
+    own = model.generation_config
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config)
+    GeneratingSampler(adapted, 0)(SampleRequest([[5, 6]], 3, 1.0, 1.0, (), 0))
+    assert adapted.merge_and_unload().generation_config is own
+    assert own.eos_token_id == [1, 5]
 
 
 @pytest.mark.parametrize("source", ["text", "conversation"])

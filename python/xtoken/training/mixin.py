@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import (
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
 from xtoken.distillation import Counts, DistillOutput
 from xtoken.errors import ArgumentTypeError, OptionError
@@ -47,6 +48,15 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+
+class _ShiftedSmoother(LabelSmoother):
+    """Smooths the label of the token that follows: a student is causal whatever its class is
+    called, by which the Trainer decides (a compiled one is called otherwise)."""
+
+    def __call__(self, *given: Any, shift_labels: bool = True, **named: Any) -> Any:
+        # Through Any: transformers declares it without types.
+        return cast(Any, super()).__call__(*given, shift_labels=True, **named)
 
 
 class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStudent, _Base):
@@ -146,6 +156,8 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel cannot split chunks; "
                 "start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        if self.label_smoother is not None:
+            self.label_smoother = _ShiftedSmoother(self.label_smoother.epsilon)
         _check_prompts(self.model)
         check_teachers_apart(self.teaching.sources, cast(nn.Module, self.model))
         if sharded:

@@ -27,7 +27,7 @@ from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id, predictors
 from xtoken.pair import Pair
-from xtoken.teachers.forward import check_ids
+from xtoken.teachers.forward import check_ids, position_limit
 from xtoken.training.routing import unasked
 from xtoken.training.settings import DistillSettings
 from xtoken.training.teaching import AnyBatch
@@ -88,13 +88,49 @@ class GeneratingSampler:
 
     @torch.no_grad()
     def __call__(self, request: SampleRequest) -> list[list[int]]:
-        """The answers; neither dropout nor the global random numbers are touched."""
+        """The answers, none longer than the model has positions for; neither dropout nor the global
+        random numbers are touched."""
         prompts = request.prompts
         if not prompts:
             if not self._sharded:
                 return []
             prompts = [[self._pad]]  # every process takes part
         model = self._model()
+        device = next(model.parameters()).device
+        training = model.training
+        model.eval()
+        devices = [device] if device.type == "cuda" else []
+        answers: list[list[int]] = [[] for _ in prompts]
+        try:
+            with torch.random.fork_rng(devices), _plain_generation(model):
+                torch.manual_seed(request.seed)
+                for places, count in self._together(model, prompts, request.max_new_tokens):
+                    rows = [prompts[place] for place in places]
+                    found = self._generate(model, rows, count, request)
+                    for place, answer in zip(places, found, strict=True):
+                        answers[place] = answer
+        finally:
+            model.train(training)
+        return answers[: len(request.prompts)]
+
+    def _together(
+        self, model: nn.Module, prompts: Sequence[list[int]], most: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """The prompts that are answered in one call, and how many tokens: as many as are asked for,
+        or as there are positions for after one prompt."""
+        limit = position_limit(getattr(model, "config", None))
+        rooms = [most if limit is None else min(most, limit - len(each)) for each in prompts]
+        if self._sharded:
+            # All processes make the same number of calls.
+            yield list(range(len(prompts))), max(1, min(rooms))
+            return
+        for room in sorted(set(rooms), reverse=True):
+            if room > 0:
+                yield [place for place, own in enumerate(rooms) if own == room], room
+
+    def _generate(
+        self, model: nn.Module, prompts: Sequence[list[int]], count: int, request: SampleRequest
+    ) -> list[list[int]]:
         device = next(model.parameters()).device
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad, dtype=torch.int64, device="cpu")
@@ -109,27 +145,18 @@ class GeneratingSampler:
             options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
         if padding := self._padding(model):
             options["suppress_tokens"] = padding
-        training = model.training
-        model.eval()
-        devices = [device] if device.type == "cuda" else []
-        try:
-            with torch.random.fork_rng(devices), _plain_generation(model):
-                torch.manual_seed(request.seed)
-                # Through Any: transformers' mixin is not in the type of a module.
-                found = cast(Any, model).generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=request.max_new_tokens,
-                    eos_token_id=list(request.stops) or None,
-                    pad_token_id=self._pad,
-                    synced_gpus=self._sharded,
-                    use_cache=True,
-                    **options,
-                )
-        finally:
-            model.train(training)
-        rows = found[: len(request.prompts), width:].tolist()
-        return [until_stop(row, request.stops) for row in rows]
+        # Through Any: transformers' mixin is not in the type of a module.
+        found = cast(Any, model).generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=count,
+            eos_token_id=list(request.stops) or None,
+            pad_token_id=self._pad,
+            synced_gpus=self._sharded,
+            use_cache=True,
+            **options,
+        )
+        return [until_stop(row, request.stops) for row in found[:, width:].tolist()]
 
     def _padding(self, model: nn.Module) -> list[int]:
         config = getattr(model, "config", None)
@@ -148,11 +175,16 @@ def _plain_generation(model: nn.Module) -> Iterator[None]:
         return
     # Through Any: transformers declares neither with types.
     plain = cast(Any, GenerationConfig)(cache_implementation=own.cache_implementation)
+    # A wrapper such as PEFT's hands its own to the model in it, and leaves it there.
+    kept = [(each, vars(each).get("generation_config")) for each in model.modules()]
     cast(Any, model).generation_config = plain
     try:
         yield
     finally:
-        cast(Any, model).generation_config = own
+        for each, config in kept:
+            vars(each).pop("generation_config", None)
+            if config is not None:
+                vars(each)["generation_config"] = config
 
 
 def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
@@ -189,14 +221,15 @@ def prompt_of(examples: tuple[Example, ...], plain_tokens: int) -> Prompt | None
     Returns: None where nothing to begin with is left.
     """
     mask = examples[0].student_loss_mask
-    # Nothing predicts a first token, so whether that counts says nothing.
+    # Nothing predicts a first token: where it counts, a text does whole.
     first = int(mask[1:].argmax()) + 1
-    limit = first if first > 1 else min(plain_tokens, len(mask) - 1)
+    given = first > 1 or not mask[0]
+    limit = first if given else min(plain_tokens, len(mask) - 1)
     ends: list[set[int]] = []
     for example in filter(_is_asked, examples):
         student, teacher = example.alignment.student_bounds, example.alignment.teacher_bounds
         last = len(example.teacher_ids)
-        if first > 1:
+        if given:
             last = int(example.teacher_loss_mask.argmax())
         fits = (student >= 1) & (student <= limit) & (teacher >= 1) & (teacher <= last)
         ends.append(set(student[fits].tolist()))
@@ -260,12 +293,12 @@ def answered(
             side.cut(end)
             for side, end in zip(sides, fitting_ends(alignments, max_tokens), strict=True)
         ]
-        if len(sides[0].ids) <= prompt.student:
-            return None
         alignments = [
             align_by_turns(pair.aligner, sides[:1], [side])[0]
             for pair, side in zip(asked, sides[1:], strict=True)
         ]
+    if len(sides[0].ids) <= prompt.student:
+        return None
     taught = zip(sides[1:], alignments, strict=True)
     made: list[Example] = []
     for example in examples:
@@ -330,6 +363,8 @@ class OnPolicy:
         pairs: one per teacher.
         sampler: of the student.
         seed, process: of the run; samples follow from them and the step.
+        positions: the fewest that the student or a teacher has, as `max_tokens` is; None for no
+            limit.
     """
 
     def __init__(
@@ -340,8 +375,11 @@ class OnPolicy:
         *,
         seed: int,
         process: int,
+        positions: int | None = None,
     ) -> None:
         self._settings = settings
+        limits = [each for each in (settings.max_tokens, positions) if each is not None]
+        self._limit = min(limits, default=None)
         self._pairs = pairs
         self._sampler = sampler
         self._seed = (seed, process)
@@ -369,16 +407,16 @@ class OnPolicy:
         for index in chosen:
             group, row = places[index]
             prompt = prompt_of(made[group][row][0], settings.on_policy_prompt_tokens)
-            limit = settings.max_tokens
-            if prompt is not None and (
-                limit is None or max(prompt.student, *prompt.teachers) < limit
-            ):
+            if prompt is not None and (self._limit is None or prompt.longest < self._limit):
                 prompts.append((group, row, prompt))
+        most = settings.on_policy_max_new_tokens
+        if self._limit is not None and prompts:
+            most = min(most, self._limit - min(prompt.student for _, _, prompt in prompts))
         ids = [made[g][r][0][0].student_ids[: p.student].tolist() for g, r, p in prompts]
         answers = self._sampler(
             SampleRequest(
                 ids,
-                settings.on_policy_max_new_tokens,
+                most,
                 settings.on_policy_temperature,
                 settings.on_policy_top_p,
                 self._pairs[0].student_vocab.stops,
@@ -386,7 +424,7 @@ class OnPolicy:
             )
         )
         for (group, row, prompt), answer in zip(prompts, answers, strict=True):
-            found = answered(made[group][row][0], prompt, answer, self._pairs, settings.max_tokens)
+            found = answered(made[group][row][0], prompt, answer, self._pairs, self._limit)
             if found is not None:
                 made[group][row] = (found, True)
         return made

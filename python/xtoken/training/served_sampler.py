@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xtoken._checks import shown
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
 from xtoken.errors import ServerError
@@ -72,7 +73,13 @@ class ServedSampler:
             ids = ids_of(given, "token_ids").tolist()
         else:
             text = member(choice, "text")
-            ids = self._vocab.segment(text.encode()) or [] if isinstance(text, str) else []
+            spelled = self._vocab.segment(text.encode()) if isinstance(text, str) else None
+            if spelled is None:
+                raise ServerError(
+                    f"{self._connection.url} answered {shown(text)} without token_ids, which the "
+                    "student's vocabulary cannot spell; use a server that returns ids, as vLLM does"
+                )
+            ids = spelled
         beyond = next((token for token in ids if not 0 <= token < len(self._vocab)), None)
         if beyond is not None:
             raise ServerError(

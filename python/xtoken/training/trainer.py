@@ -21,6 +21,7 @@ from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.teachers import TopKStore
+from xtoken.teachers.forward import position_limit
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.batches import ExampleCollator, rows_of
 from xtoken.training.evaluate import HeldOutEvaluator
@@ -118,6 +119,12 @@ class DistillTrainer(DistillMixin, Trainer):
     def _bind_data(self) -> None:
         """The rows are made below, once the teachers are known."""
 
+    def _positions(self) -> int | None:
+        """The fewest positions of the models that run here."""
+        models = [self.model, *(getattr(each, "model", None) for each in self.teaching.sources)]
+        limits = [position_limit(getattr(model, "config", None)) for model in models]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def _bind_sampler(self, sampler: Sampler | None) -> None:
         settings = self.distill_settings
         fraction = f"on_policy_fraction = {settings.on_policy_fraction}"
@@ -159,6 +166,7 @@ class DistillTrainer(DistillMixin, Trainer):
             sampler,
             seed=self.args.seed,
             process=self.accelerator.process_index,
+            positions=self._positions(),
         )
 
     def _step_batches(self, batches: list[Any]) -> list[Any]:
