@@ -79,7 +79,7 @@ class FailedWriteError(XTokenError, OSError):
 
 
 class InterruptedRunError(XTokenError):
-    """A signal ended a run after its step was finished and saved.
+    """A signal ended a run after its step was finished and saved, or its student written.
 
     Attributes:
         signal: which.
@@ -132,6 +132,10 @@ class KernelWarning(UserWarning):
 
 class UnavailableCacheWarning(UserWarning):
     """A cache cannot be read or written; the call goes through without it."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint of a run was altered; the run goes on from an older one."""
 
 
 def page_of(error: BaseException | type[BaseException]) -> str | None:

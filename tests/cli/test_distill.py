@@ -295,7 +295,7 @@ def test_a_comparison_killed_in_the_middle_of_checkpoints_goes_on_to_the_same_st
     output = distill(workspace, "--compare", "--resume", out=out, checkpoint_every=2)
     assert "prefix-kl: all 4 steps were done earlier" in output
     assert "p-kl: went on from step 2 of 4" in output
-    assert "gold: there was no checkpoint; it ran from the beginning" in output
+    assert "gold: there was no whole checkpoint; it ran from the beginning" in output
     assert (out / "result.json").read_bytes() == first_result
     for folder in ("", "compare/p-kl", "compare/gold", "compare/ce"):
         for name in ("student/model.safetensors", "metrics.jsonl"):
@@ -328,4 +328,4 @@ def test_a_run_that_ended_while_its_teacher_predicted_can_be_resumed(
 ) -> None:
     (tmp_path / "run" / "teacher-top-k").mkdir(parents=True)
     output = distill(workspace, "--resume", out=tmp_path / "run", loss="ce", steps=1)
-    assert "ce: there was no checkpoint; it ran from the beginning" in output
+    assert "ce: there was no whole checkpoint; it ran from the beginning" in output

@@ -22,7 +22,7 @@ from xtoken.errors import ResumeError
 from xtoken.teachers import StoreKey, TopKStore
 from xtoken.teachers.shard import Predictions, Shard, write_shard
 from xtoken.training import DistillConfig, load_models, open_teachers, prepare, train
-from xtoken.training.checkpoints import RUN_FILE, newest_checkpoint
+from xtoken.training.checkpoints import RUN_FILE, find_checkpoints
 from xtoken.vocab.side import Side
 
 TEXTS = ["The year 201, and 1991 ▁\n", "नमस्ते 世界 👩‍👧 <|end_of_text|>"]
@@ -148,11 +148,11 @@ def _run(tmp_path_factory: pytest.TempPathFactory):
 
 def test_no_damage_of_a_checkpoint_is_silent(run) -> None:
     _, _, folder = run
-    newest = newest_checkpoint(folder / "run")
+    newest = find_checkpoints(folder / "run").whole
     assert newest is not None
 
     def read() -> object:
-        found = newest_checkpoint(folder / "run")
+        found = find_checkpoints(folder / "run").whole
         # The one before it stands in: the damage was found, and the run loses two steps.
         if found is None or found.step != newest.step:
             raise ResumeError("passed over")
@@ -206,7 +206,7 @@ def test_no_damage_of_the_metrics_under_a_checkpoint_is_silent(run, tmp_path: Pa
     out = tmp_path / "run"
     shutil.copytree(folder / "run", out)
     (out / "result.json").unlink()
-    newest = newest_checkpoint(out)
+    newest = find_checkpoints(out).whole
     assert newest is not None
 
     def read() -> object:

@@ -72,6 +72,44 @@ class AtStep:
         yield update
 
 
+@contextlib.contextmanager
+def unheard(number: signal.Signals) -> Iterator[None]:
+    """A signal that a run does not hold fails the test, and ends no more than that."""
+
+    def fail(number: int, frame: object) -> None:
+        raise AssertionError("the run did not listen")
+
+    before = signal.signal(number, fail)
+    try:
+        yield
+        assert signal.getsignal(number) == fail
+    finally:
+        signal.signal(number, before)
+
+
+def at_next_forward(act: Callable[[], None]) -> None:
+    """Call something as a model is called next."""
+
+    def once(module: torch.nn.Module, inputs: object) -> None:
+        handle.remove()
+        act()
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(once)
+
+
+class AtEnd(AtStep):
+    """Calls it when the last step and its evaluation are done."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__(-1, act)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        yield lambda step, remark: None
+        if title.startswith("train"):
+            self.act()
+
+
 def run(materials: PreparedData, config: DistillConfig, out: Path, reporter: object = None, **more):
     teacher = open_teachers(materials, config, [config.loss], out.parent / "cache")[config.loss]
     return train(materials, config, teacher, out, reporter, **more)  # type: ignore[arg-type]
@@ -100,6 +138,53 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_resumes(
     for name in ("student/model.safetensors", "metrics.jsonl"):
         cut, whole = (tmp_path / part / name for part in ("cut", "whole"))
         assert cut.read_bytes() == whole.read_bytes(), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
+@pytest.mark.parametrize("eval_every", [0, 2])
+def test_a_signal_in_the_last_evaluation_leaves_it_for_a_checkpoint(
+    materials: PreparedData,
+    tmp_path: Path,
+    number: signal.Signals,
+    checkpoint_every: int,
+    eval_every: int,
+) -> None:
+    config = replace(
+        CONFIG, checkpoint_every=checkpoint_every, eval_every=eval_every, eval_batch_size=2
+    )
+    at_evaluation = AtStep(6, lambda: at_next_forward(lambda: signal.raise_signal(number)))
+    message = r"after step 6 of 6; the checkpoint is in .*cut: pass --resume to go on from there$"
+    with unheard(number), pytest.raises(InterruptedRunError, match=message) as raised:
+        run(materials, config, tmp_path / "cut", at_evaluation)
+    assert raised.value.signal == number
+    steps = [r["step"] for r in read_history(tmp_path / "cut" / "metrics.jsonl") if "ce" not in r]
+    assert steps == ([0, 2, 4] if eval_every else [0])
+    assert not (tmp_path / "cut" / "result.json").exists()
+    # Again, with nothing but the evaluation to do: the same checkpoint will do.
+    newest = tmp_path / "cut" / "checkpoint-6" / "run.json"
+    written = newest.stat().st_mtime_ns
+    at_next_forward(lambda: signal.raise_signal(number))
+    with unheard(number), pytest.raises(InterruptedRunError, match=message):
+        run(materials, config, tmp_path / "cut", resume=True)
+    assert newest.stat().st_mtime_ns == written
+    assert run(materials, config, tmp_path / "cut", resume=True).steps_before == 6
+    run(materials, config, tmp_path / "whole")
+    for name in ("student/model.safetensors", "metrics.jsonl"):
+        cut, whole = (tmp_path / part / name for part in ("cut", "whole"))
+        assert cut.read_bytes() == whole.read_bytes(), name
+
+
+def test_a_signal_after_the_last_evaluation_waits_until_all_is_written(
+    materials: PreparedData, tmp_path: Path
+) -> None:
+    message = r"after step 6 of 6; all of it is done, and the student is in .*run: pass --resume"
+    with unheard(signal.SIGTERM), pytest.raises(InterruptedRunError, match=message):
+        run(materials, CONFIG, tmp_path / "run", AtEnd(lambda: signal.raise_signal(signal.SIGTERM)))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    result = run(materials, CONFIG, tmp_path / "run", resume=True)
+    assert result.steps_before == 6
+    assert result.summary() == json.loads((tmp_path / "run" / "result.json").read_text())
 
 
 @pytest.mark.parametrize("loss", ["ce", "prefix-kl"])

@@ -123,6 +123,49 @@ assert [record["step"] for record in result.records if "ce" in record] == list(r
 """
 
 
+SIGNAL = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from xtoken.data import read_texts, split_held_out
+from xtoken.errors import InterruptedRunError
+from xtoken.training import *
+from xtoken.training.metrics_log import History
+
+folder, sitting = Path(sys.argv[1]), sys.argv[2]
+config = DistillConfig(
+    steps=3, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
+    eval_every=3, learning_rate=3e-3, curves=False,
+)
+models = load_models(folder / "student", folder / "teacher")
+materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
+teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
+add = History.add
+
+def signal_the_second(history, record):
+    add(history, record)
+    before_evaluation = record["step"] == 3 and "ce" in record
+    after_evaluation = record["step"] == 3 and "ce" not in record
+    at = {"before": before_evaluation, "after": after_evaluation}
+    if os.environ["RANK"] == "1" and at[when]:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+if sitting == "first":
+    train(materials, config, teacher, folder / "whole")
+    History.add = signal_the_second
+for when in ("before", "after"):
+    if sitting == "second":
+        assert train(materials, config, teacher, folder / when, resume=True).steps_before == 3
+        continue
+    try:
+        train(materials, config, teacher, folder / when)
+    except InterruptedRunError as error:
+        print(f"{when}: {error}")
+"""
+
+
 LEARN = """
 import os
 import sys
@@ -266,3 +309,23 @@ def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupte
     for name in ("student/model.safetensors", "metrics.jsonl"):
         found, expected = ((workspace / run / name).read_bytes() for run in ("cut", "whole"))
         assert found == expected, name
+
+
+def test_two_processes_end_alike_when_a_signal_comes_to_one_after_the_last_step(
+    workspace: Path,
+) -> None:
+    for process in fork_two(SIGNAL, workspace, "first"):
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "before: stopped by SIGTERM after step 3 of 3; the checkpoint is in" in output
+        assert "after: stopped by SIGTERM after step 3 of 3; all of it is done" in output
+    assert (workspace / "before" / "checkpoint-3" / "run.json").is_file()
+    assert not (workspace / "before" / "result.json").exists()
+    assert (workspace / "after" / "result.json").is_file()
+    for process in fork_two(SIGNAL, workspace, "second"):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    for run in ("before", "after"):
+        for name in ("student/model.safetensors", "metrics.jsonl"):
+            found, expected = ((workspace / each / name).read_bytes() for each in (run, "whole"))
+            assert found == expected, (run, name)

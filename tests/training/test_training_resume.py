@@ -16,8 +16,17 @@ from transformers import AutoModelForCausalLM
 
 from xtoken._files import sealed
 from xtoken.data import split_held_out
-from xtoken.errors import ResumeError
-from xtoken.training import DistillConfig, PreparedData, load_models, open_teachers, prepare, train
+from xtoken.errors import DamagedCheckpointWarning, ResumeError
+from xtoken.projection import Projection
+from xtoken.training import (
+    DistillConfig,
+    PreparedData,
+    last_whole_checkpoint,
+    load_models,
+    open_teachers,
+    prepare,
+    train,
+)
 from xtoken.training.metrics_log import read_history
 from xtoken.training.run import RunResult
 
@@ -203,6 +212,23 @@ def test_a_run_that_ended_after_its_last_step_is_only_evaluated_and_written(
     assert_same_run(folder, finished)
 
 
+def test_what_is_only_written_has_the_projection_that_was_learned(
+    materials: PreparedData, tmp_path: Path
+) -> None:
+    config = replace(
+        SAVING, steps=3, loss="p-kl", learnable_projection=True, projection_learning_rate=1.0
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(materials, config, whole, resume=False)
+    shutil.copytree(whole, cut)
+    (cut / "projection.safetensors").unlink()
+    (cut / "result.json").unlink()
+    assert finish(materials, config, cut).steps_before == 3
+    learned = Projection.load(whole / "projection.safetensors").weights
+    assert abs(learned - materials.projection.weights).max() > 0.01
+    assert (Projection.load(cut / "projection.safetensors").weights == learned).all()
+
+
 def test_nothing_to_resume_from_is_a_start_from_the_beginning(
     materials: PreparedData, finished: Path, tmp_path: Path
 ) -> None:
@@ -298,32 +324,162 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
     )
 
 
+def test_a_checkpoint_that_was_not_finished_is_passed_over_and_removed(
+    materials: PreparedData, interrupted: Path, finished: Path
+) -> None:
+    (interrupted / "checkpoint-6" / "run.json").unlink()
+    assert finish(materials, SAVING, interrupted).steps_before == 3
+    assert {path.name for path in interrupted.glob("*checkpoint-*")} == {
+        "checkpoint-9",
+        "checkpoint-10",
+    }
+    assert_same_run(interrupted, finished)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def alter(path: Path) -> None:
+    """Another byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "damage",
-    ["no mark", "half a mark", "a file is missing", "a file is cut", "another step's"],
+    ("damage", "reason"),
+    [
+        ("half a mark", "run.json was altered"),
+        ("a file is missing", "optimizer.pt is missing"),
+        ("a file is cut", "optimizer.pt was altered"),
+        ("a byte is altered", "optimizer.pt was altered"),
+        ("a file is not of it", "more.pt is not of it"),
+        ("another step's", "run.json is that of step 6"),
+        ("another release's", "run.json is of another release of xtoken"),
+    ],
 )
-def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
-    materials: PreparedData, interrupted: Path, finished: Path, damage: str
+def test_a_damaged_checkpoint_is_kept_and_named_and_the_one_before_is_taken(
+    materials: PreparedData, interrupted: Path, finished: Path, damage: str, reason: str
 ) -> None:
     newest = interrupted / "checkpoint-6"
     mark, file = newest / "run.json", newest / "optimizer.pt"
-    if damage == "no mark":
-        mark.unlink()
-    elif damage == "half a mark":
+    if damage == "half a mark":
         mark.write_text(mark.read_text()[:100])
     elif damage == "a file is missing":
         file.unlink()
     elif damage == "a file is cut":
         file.write_bytes(file.read_bytes()[:-1])
-    else:
+    elif damage == "a byte is altered":
+        alter(file)
+    elif damage == "a file is not of it":
+        (newest / "more.pt").write_bytes(b"")
+    elif damage == "another step's":
         newest = newest.rename(interrupted / "checkpoint-7")
-    result = finish(materials, SAVING, interrupted)
-    assert result.steps_before == 3
+    else:
+        values = json.loads(mark.read_text())
+        del values["checksum"], values["run"]["processes"]
+        mark.write_text(sealed(values))
+    before = contents(newest)
+    # Of an earlier damage.
+    (interrupted / f"damaged-{newest.name}").mkdir()
+    aside = interrupted / f"damaged-{newest.name}-2"
+    message = rf"{newest.name} is damaged \({reason}\).* kept as {aside.name}; .* checkpoint-3"
+    with pytest.warns(DamagedCheckpointWarning, match=message):
+        assert finish(materials, SAVING, interrupted).steps_before == 3
     assert {path.name for path in interrupted.glob("checkpoint-*")} == {
         "checkpoint-9",
         "checkpoint-10",
     }
+    assert contents(aside) == before
     assert_same_run(interrupted, finished)
+    # Whoever starts anew asks for that.
+    interrupt(materials, SAVING, interrupted, 1)
+    assert not list(interrupted.glob("*checkpoint-*"))
+
+
+def test_a_damaged_checkpoint_behind_a_whole_one_is_kept_too(
+    materials: PreparedData, interrupted: Path, finished: Path
+) -> None:
+    (interrupted / "checkpoint-3" / "optimizer.pt").unlink()
+    with pytest.warns(DamagedCheckpointWarning, match=r"checkpoint-3 is damaged .* checkpoint-6$"):
+        assert finish(materials, SAVING, interrupted).steps_before == 6
+    assert (interrupted / "damaged-checkpoint-3" / "model.safetensors").is_file()
+    assert_same_run(interrupted, finished)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_nothing_is_lost(
+    materials: PreparedData, interrupted: Path, begun: bool
+) -> None:
+    alter(interrupted / "checkpoint-3" / "optimizer.pt")
+    alter(interrupted / "checkpoint-6" / "model.safetensors")
+    if not begun:
+        (interrupted / "run.json").unlink()
+    before = contents(interrupted)
+    message = (
+        r"run has no whole checkpoint to resume from \(checkpoint-6: model.safetensors was "
+        r"altered; checkpoint-3: optimizer.pt was altered\), and nothing was removed; "
+        r".* --overwrite\)$"
+    )
+    with pytest.raises(ResumeError, match=message):
+        finish(materials, SAVING, interrupted)
+    assert contents(interrupted) == before
+    # Each way out that the message names.
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.move(interrupted / name, interrupted.parent / name)
+    interrupt(materials, SAVING, interrupted, 2, resume=True)
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.move(interrupted.parent / name, interrupted / name)
+    assert finish(materials, SAVING, interrupted, resume=False).steps_before == 0
+
+
+def make_unreadable(path: Path) -> None:
+    """Whatever lay there is a link to itself, which no user can read."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint-6/run.json",
+        "checkpoint-6/optimizer.pt",
+        "checkpoint-3/run.json",
+        "checkpoint-6",
+        "run.json",
+        "result.json",
+    ],
+)
+def test_what_cannot_be_read_is_not_taken_for_absent(
+    materials: PreparedData, interrupted: Path, name: str
+) -> None:
+    make_unreadable(interrupted / name)
+    names, before = sorted(interrupted.rglob("*")), contents(interrupted)
+    message = rf"{name} cannot be read \(.+\), and nothing was removed; repeat the command"
+    with pytest.raises(ResumeError, match=message) as raised:
+        finish(materials, SAVING, interrupted)
+    assert "\n" not in str(raised.value)
+    assert (sorted(interrupted.rglob("*")), contents(interrupted)) == (names, before)
+
+
+def test_the_state_of_a_trainer_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        state = json.dumps({"global_step": step})
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    last = tmp_path / "checkpoint-3" / "trainer_state.json"
+    last.write_text(last.read_text()[:-3])
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    make_unreadable(last)
+    with pytest.raises(ResumeError, match=r"checkpoint-3/trainer_state\.json cannot be read"):
+        last_whole_checkpoint(tmp_path)
 
 
 def test_metrics_that_lack_a_step_of_the_checkpoint_are_an_error(

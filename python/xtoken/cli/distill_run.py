@@ -306,7 +306,7 @@ def _show_earlier(console: Console, result: RunResult, resume: bool) -> None:
     elif result.steps_before:
         console.print(f"{result.loss}: went on from step {result.steps_before} of {result.steps}")
     elif resume:
-        console.print(f"{result.loss}: there was no checkpoint; it ran from the beginning")
+        console.print(f"{result.loss}: there was no whole checkpoint; it ran from the beginning")
 
 
 def _show_unusable(console: Console, result: RunResult) -> None:

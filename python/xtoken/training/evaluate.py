@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -135,18 +135,22 @@ class HeldOutEvaluator:
         return class_bytes, class_of_id
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> HeldOutScore:
-        """Return the scores of a student, in evaluation mode; its mode is restored."""
+    def score(
+        self, model: nn.Module, *, before_batch: Callable[[], None] | None = None
+    ) -> HeldOutScore:
+        """Return the scores of a student, in evaluation mode; its mode is restored.
+
+        Args:
+            before_batch: called before each forward pass; what it raises ends the evaluation.
+        """
         was_training = model.training
         model.eval()
+        totals = torch.zeros(7 + len(self.class_bytes), dtype=torch.float64, device="cpu")
         try:
-            totals = sum(
-                (
-                    self._totals(model, self.examples[start : start + self.batch_size])
-                    for start in range(0, len(self.examples), self.batch_size)
-                ),
-                torch.zeros(7 + len(self.class_bytes), dtype=torch.float64, device="cpu"),
-            )
+            for start in range(0, len(self.examples), self.batch_size):
+                if before_batch is not None:
+                    before_batch()
+                totals += self._totals(model, self.examples[start : start + self.batch_size])
         finally:
             model.train(was_training)
         nats, byte_count, tokens, positions, numeral, digit, numeral_nats = totals[:7].tolist()

@@ -51,7 +51,7 @@ from xtoken.training.processes import (
     process_count,
 )
 from xtoken.training.run_identity import RunIdentity
-from xtoken.training.stop_on_signal import StopOnSignal
+from xtoken.training.stop_on_signal import LeftEvaluation, StopOnSignal
 from xtoken.training.teaching import Teacher
 from xtoken.training.trainer import DistillTrainer
 
@@ -182,52 +182,57 @@ def _train(
     history = History(out / METRICS_FILE if main else None, start.records)
     clock = time.perf_counter() - (0.0 if checkpoint is None else checkpoint.seconds)
     title = f"train {config.loss}" + (f", from step {done}" if done else "")
-    with reporter.progress(title, config.steps) as update:
-        stop = StopOnSignal()
-        arguments, rows = _training_rows(materials, config, out, done)
-        trainer = DistillTrainer(
-            student,
-            arguments,
-            teachers=teachers,
-            train_dataset=rows,
-            eval_dataset=materials.rows("held_out"),
-            processing_class=pair,
-            callbacks=[
-                FollowArguments(),
-                KeepHistory(history, lambda step: update(step, _remark(history.records[-1]))),
-                stop,
-                MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock),
-            ],
-        )
-        trainer.remove_callback(PrinterCallback)
-        if materials.stream is None:
-            _fill_targets(trainer, materials, reporter)
-        else:
-            _follow_stream(trainer, config, start)
-        with stop.listening(), writes(out, _RESUME):
-            _train_from(trainer, checkpoint, config.steps)
-        if stop.signal is not None:
-            raise InterruptedRunError(
-                f"stopped by {stop.signal.name} after step {trainer.state.global_step} of "
-                f"{config.steps}; the checkpoint is in {out}: pass --resume to go on from there",
-                stop.signal,
+    stop = StopOnSignal(config.steps)
+    marks = MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock, done)
+    # Until all is written; the bar ends before.
+    with contextlib.ExitStack() as listening:
+        with reporter.progress(title, config.steps) as update:
+            arguments, rows = _training_rows(materials, config, out, done)
+            trainer = DistillTrainer(
+                student,
+                arguments,
+                teachers=teachers,
+                train_dataset=rows,
+                eval_dataset=materials.rows("held_out"),
+                processing_class=pair,
+                callbacks=[
+                    FollowArguments(),
+                    KeepHistory(history, lambda step: update(step, _remark(history.records[-1]))),
+                    stop,
+                    marks,
+                ],
             )
-        if "eval_bits_per_byte" not in history.records[-1]:
-            trainer.evaluate()
-        seconds = time.perf_counter() - clock
-    evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
-    result = RunResult(
-        loss=config.loss,
-        before=HeldOutScore.from_metrics(evaluations[0], "eval_"),
-        after=HeldOutScore.from_metrics(evaluations[-1], "eval_"),
-        steps=config.steps,
-        seconds=seconds,
-        records=history.records,
-        steps_before=done,
-    )
-    if main:
+            trainer.remove_callback(PrinterCallback)
+            if materials.stream is None:
+                _fill_targets(trainer, materials, reporter)
+            else:
+                _follow_stream(trainer, config, start)
+            listening.enter_context(stop.listening())
+            with writes(out, _RESUME):
+                _train_to_end(trainer, checkpoint, history, stop, marks)
+            if stop.ended:
+                raise _interrupted(
+                    stop, trainer, f"the checkpoint is in {out}: pass --resume to go on from there"
+                )
+            seconds = time.perf_counter() - clock
+        evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
+        result = RunResult(
+            loss=config.loss,
+            before=HeldOutScore.from_metrics(evaluations[0], "eval_"),
+            after=HeldOutScore.from_metrics(evaluations[-1], "eval_"),
+            steps=config.steps,
+            seconds=seconds,
+            records=history.records,
+            steps_before=done,
+        )
         with writes(out, _RESUME):
-            _write(out, result, trainer, materials, config, student)
+            on_first_process(lambda: _write(out, result, trainer, materials, config, student))
+        if stop.came_anywhere(trainer.args):
+            raise _interrupted(
+                stop,
+                trainer,
+                f"all of it is done, and the student is in {out}: pass --resume to see the result",
+            )
     return result
 
 
@@ -302,16 +307,41 @@ class RestoreRandomState(TrainerCallback):
             self._checkpoint = None
 
 
-def _train_from(trainer: DistillTrainer, checkpoint: Checkpoint | None, steps: int) -> None:
-    """Train and evaluate whatever is left to do after a checkpoint, or all of it."""
-    if checkpoint is None:
-        trainer.evaluate()
-        trainer.train()
-    elif checkpoint.step < steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path))
-    else:
-        # The Trainer would take one step more before it saw that none is left.
-        trainer.state.global_step = checkpoint.step
+def _train_to_end(
+    trainer: DistillTrainer,
+    checkpoint: Checkpoint | None,
+    history: History,
+    stop: StopOnSignal,
+    marks: MarkCheckpoints,
+) -> None:
+    """Train and evaluate whatever is left to do after a checkpoint, or all of it; once a signal has
+    come, leave a checkpoint instead."""
+    trainer._before_scored_batch = lambda: stop.leave_last_evaluation(trainer.args, trainer.state)
+    with contextlib.suppress(LeftEvaluation):
+        if checkpoint is None:
+            trainer.evaluate()
+            trainer.train()
+        elif checkpoint.step < stop.steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path))
+        else:
+            # The Trainer would take one step more before it saw that none is left.
+            trainer.state.global_step = checkpoint.step
+            trainer._load_projections(str(checkpoint.path))
+        if not stop.ended and "eval_bits_per_byte" not in history.records[-1]:
+            trainer.evaluate()
+    if stop.ended and marks.newest < trainer.state.global_step:
+        # The Trainer saves after an evaluation, and only where it was asked to.
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def _interrupted(stop: StopOnSignal, trainer: DistillTrainer, left: str) -> InterruptedRunError:
+    assert stop.signal is not None
+    return InterruptedRunError(
+        f"stopped by {stop.signal.name} after step {trainer.state.global_step} of {stop.steps}; "
+        f"{left}",
+        stop.signal,
+    )
 
 
 def _write(

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT during a run: finish the step, save a checkpoint, end with a word."""
+"""SIGTERM and SIGINT during a run: finish the step, save a checkpoint, end with a word.
+
+After the last step there is no other to finish: the evaluation is left, or what is behind it done.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class LeftEvaluation(Exception):
+    """A signal came in an evaluation that a resumed run makes again."""
+
+
 class StopOnSignal(TrainerCallback):
     """Ends the training after the step in which a signal came, with a checkpoint.
 
     A second signal acts as it would without this: a user who cannot wait need not.
 
+    Args:
+        steps: of the whole training.
+
     Attributes:
         signal: the first that came; None while there was none.
+        ended: the training, or the evaluation after it, was ended for it; in all processes alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.signal: signal.Signals | None = None
+        self.ended = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -49,8 +62,9 @@ class StopOnSignal(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _came_anywhere(self, args: TrainingArguments) -> bool:
-        """Whether a signal came to any process: all must save and end after the same step."""
+    def came_anywhere(self, args: TrainingArguments) -> bool:
+        """Whether a signal came to any process: all must save and end after the same step, so all
+        must ask."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.signal is not None
         number = torch.tensor(0 if self.signal is None else int(self.signal), device=args.device)
@@ -63,6 +77,17 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask for a checkpoint and the end, once a signal has come."""
-        if self._came_anywhere(args):
+        if self.came_anywhere(args):
+            self.ended = True
             control.should_save = True
             control.should_training_stop = True
+
+    def leave_last_evaluation(self, args: TrainingArguments, state: TrainerState) -> None:
+        """End the evaluation after the last step, which may take long, once a signal has come.
+
+        Raises:
+            LeftEvaluation: one has, to any process.
+        """
+        if state.global_step >= self.steps and self.came_anywhere(args):
+            self.ended = True
+            raise LeftEvaluation

@@ -92,6 +92,8 @@ class DistillTrainer(DistillMixin, Trainer):
         self._evaluators: weakref.WeakKeyDictionary[ExampleRows, HeldOutEvaluator]
         self._evaluators = weakref.WeakKeyDictionary()
         self._on_policy: OnPolicy | None = None
+        # What it raises ends an evaluation.
+        self._before_scored_batch: Callable[[], None] | None = None
         super().__init__(
             model,
             args,
@@ -300,7 +302,9 @@ class DistillTrainer(DistillMixin, Trainer):
                 self.teaching.first.pair.student_vocab,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-        score = self._evaluators[rows].score(cast(nn.Module, self.model))
+        score = self._evaluators[rows].score(
+            cast(nn.Module, self.model), before_batch=self._before_scored_batch
+        )
         nats = score.bits_per_byte * math.log(2) * score.bytes / max(score.tokens, 1)
         return {f"{prefix}_loss": nats, **score.metrics(f"{prefix}_")}
 
