@@ -178,7 +178,7 @@ def test_a_signal_in_the_last_evaluation_leaves_it_for_a_checkpoint(
 def test_a_signal_after_the_last_evaluation_waits_until_all_is_written(
     materials: PreparedData, tmp_path: Path
 ) -> None:
-    message = r"after step 6 of 6; all of it is done, and the student is in .*run: pass --resume"
+    message = r"after step 6 of 6; all is done, and the student is in .*run: pass --resume"
     with unheard(signal.SIGTERM), pytest.raises(InterruptedRunError, match=message):
         run(materials, CONFIG, tmp_path / "run", AtEnd(lambda: signal.raise_signal(signal.SIGTERM)))
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -318,7 +318,7 @@ def test_two_processes_end_alike_when_a_signal_comes_to_one_after_the_last_step(
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         assert "before: stopped by SIGTERM after step 3 of 3; the checkpoint is in" in output
-        assert "after: stopped by SIGTERM after step 3 of 3; all of it is done" in output
+        assert "after: stopped by SIGTERM after step 3 of 3; all is done" in output
     assert (workspace / "before" / "checkpoint-3" / "run.json").is_file()
     assert not (workspace / "before" / "result.json").exists()
     assert (workspace / "after" / "result.json").is_file()

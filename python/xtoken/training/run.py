@@ -51,7 +51,7 @@ from xtoken.training.processes import (
     process_count,
 )
 from xtoken.training.run_identity import RunIdentity
-from xtoken.training.stop_on_signal import LeftEvaluation, StopOnSignal
+from xtoken.training.stop_on_signal import StopOnSignal
 from xtoken.training.teaching import Teacher
 from xtoken.training.trainer import DistillTrainer
 
@@ -211,9 +211,8 @@ def _train(
             with writes(out, _RESUME):
                 _train_to_end(trainer, checkpoint, history, stop, marks)
             if stop.ended:
-                raise _interrupted(
-                    stop, trainer, f"the checkpoint is in {out}: pass --resume to go on from there"
-                )
+                then = f"the checkpoint is in {out}: pass --resume to go on from there"
+                raise stop.error(trainer.state, then)
             seconds = time.perf_counter() - clock
         evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
         result = RunResult(
@@ -228,11 +227,8 @@ def _train(
         with writes(out, _RESUME):
             on_first_process(lambda: _write(out, result, trainer, materials, config, student))
         if stop.came_anywhere(trainer.args):
-            raise _interrupted(
-                stop,
-                trainer,
-                f"all of it is done, and the student is in {out}: pass --resume to see the result",
-            )
+            then = f"all is done, and the student is in {out}: pass --resume to see the result"
+            raise stop.error(trainer.state, then)
     return result
 
 
@@ -317,7 +313,7 @@ def _train_to_end(
     """Train and evaluate whatever is left to do after a checkpoint, or all of it; once a signal has
     come, leave a checkpoint instead."""
     trainer._before_scored_batch = lambda: stop.leave_last_evaluation(trainer.args, trainer.state)
-    with contextlib.suppress(LeftEvaluation):
+    with contextlib.suppress(InterruptedRunError):
         if checkpoint is None:
             trainer.evaluate()
             trainer.train()
@@ -333,15 +329,6 @@ def _train_to_end(
         # The Trainer saves after an evaluation, and only where it was asked to.
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-
-
-def _interrupted(stop: StopOnSignal, trainer: DistillTrainer, left: str) -> InterruptedRunError:
-    assert stop.signal is not None
-    return InterruptedRunError(
-        f"stopped by {stop.signal.name} after step {trainer.state.global_step} of {stop.steps}; "
-        f"{left}",
-        stop.signal,
-    )
 
 
 def _write(

@@ -16,11 +16,9 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from xtoken.errors import InterruptedRunError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class LeftEvaluation(Exception):
-    """A signal came in an evaluation that a resumed run makes again."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -86,8 +84,20 @@ class StopOnSignal(TrainerCallback):
         """End the evaluation after the last step, which may take long, once a signal has come.
 
         Raises:
-            LeftEvaluation: one has, to any process.
+            InterruptedRunError: one has, to any process.
         """
         if state.global_step >= self.steps and self.came_anywhere(args):
             self.ended = True
-            raise LeftEvaluation
+            raise self.error(state, "pass --resume to evaluate the student")
+
+    def error(self, state: TrainerState, then: str) -> InterruptedRunError:
+        """What a run that was ended tells.
+
+        Args:
+            then: what is left, and what to do.
+        """
+        assert self.signal is not None
+        return InterruptedRunError(
+            f"stopped by {self.signal.name} after step {state.global_step} of {self.steps}; {then}",
+            self.signal,
+        )
