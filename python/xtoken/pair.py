@@ -367,19 +367,22 @@ class Pair:
 
         Args:
             model: of transformers, with the teacher's tokenizer; head and embedding tied or not,
-                with a bias or without, padded or not.
-            decay: weight of a piece over that of the one before in a mean, 0 to 1; None for the
-                weights of the pair's own W. Even weights are best: with 0.1 the rows of all tokens
-                with one first piece are nearly equal, and as long as its own.
+                whatever its config says of it, with a bias or without, padded or not, or no head.
+            decay: weight of a piece over that of the one before in a mean of the first
+                `max_pieces`, whatever the pair's `top_k`, 0 to 1; None for the pair's own W. Even
+                weights are best: with 0.1 the rows of all tokens with one first piece are nearly
+                equal, and as long as its own.
             pad_to_multiple_of: the number of rows is rounded up to it.
             progress: called with (rows done, rows to do).
 
-        Returns: how many rows were copied, averaged and without a source, by class of text.
+        Returns: how many rows were copied, averaged and without a source, by class of text. A
+        warning names token ids of the configurations that could not be taken out.
 
         Raises:
             ArgumentTypeError: `model` is not one of transformers.
-            ModelSourceError: it has another tokenizer, quantized or adapted tables, or further
-                tables by token.
+            ModelSourceError: its rows are not those of the pair's teacher; it has quantized tables,
+                adapters or further tables by token; it needs a padding token, which the new
+                tokenizer lacks. Nothing has changed then.
             OptionError: `decay` or `pad_to_multiple_of` is out of range.
 
         Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from click.testing import Result
@@ -28,8 +29,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def transfer(workspace: Path, out: Path, *flags: str, model: str = "teacher") -> Result:
-    sources = ["--model", str(workspace / model), "--tokenizer", str(workspace / "student")]
+def transfer(
+    workspace: Path, out: Path, *flags: str, model: str = "teacher", tokenizer: str = "student"
+) -> Result:
+    sources = ["--model", str(workspace / model), "--tokenizer", str(workspace / tokenizer)]
     return CliRunner().invoke(app, ["transfer", *sources, "--out", str(out), *flags])
 
 
@@ -70,6 +73,51 @@ def test_distillation_from_the_old_model_goes_on_with_it(workspace: Path, tmp_pa
     ]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
+
+
+def test_an_untied_checkpoint_whose_config_says_tied_keeps_both_tables(
+    workspace: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workspace / "teacher")
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.lm_head.weight = torch.nn.Parameter(-model.lm_head.weight.detach())
+    model.save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(workspace / "teacher").save_pretrained(tmp_path / "teacher")
+    assert model.config.tie_word_embeddings
+    done = transfer(workspace, tmp_path / "new", model=str(tmp_path / "teacher"))
+    assert done.exit_code == 0, done.output
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    # One table is minus the other, so the new ones are.
+    assert not made.config.tie_word_embeddings
+    torch.testing.assert_close(made.lm_head.weight, -made.get_input_embeddings().weight)
+
+
+def test_more_pieces_are_the_mean_of_all_of_them(workspace: Path, tmp_path: Path) -> None:
+    tokenizers = [
+        AutoTokenizer.from_pretrained(workspace / name) for name in ("student", "teacher")
+    ]
+    tokenizers[0].add_tokens(["zyxwvuts"])
+    tokenizers[0].save_pretrained(tmp_path / "longer")
+    token = len(tokenizers[0]) - 1
+    pieces = tokenizers[1]("zyxwvuts", add_special_tokens=False).input_ids
+    assert 4 < len(pieces) <= 8
+    longer = str(tmp_path / "longer")
+    done = transfer(workspace, tmp_path / "new", "--max-pieces", "8", tokenizer=longer)
+    assert done.exit_code == 0, done.output
+    old, new = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).lm_head.weight.detach()
+        for folder in (workspace / "teacher", tmp_path / "new")
+    )
+    torch.testing.assert_close(new[token], old[pieces].mean(0))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+def test_a_directory_of_adapters_is_refused_in_one_line(workspace: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workspace / "teacher")
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapters")
+    with pytest.raises(XTokenError, match="adapters holds adapters; merge them first"):
+        raise_of(transfer(workspace, tmp_path / "new", model=str(tmp_path / "adapters")))
 
 
 def test_a_directory_with_files_is_not_written_to(workspace: Path) -> None:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import (
@@ -15,13 +16,19 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from xtoken import Pair, Vocab
 from xtoken.errors import ArgumentTypeError, ModelSourceError, OptionError
 from xtoken.transfer import RowCounts
+from xtoken.transfer.parts import refuse_too_many
 
 from reference_transfer import new_rows
 
@@ -268,3 +275,122 @@ def test_nothing_is_warned_of_where_nothing_is_wrong(pair: Pair) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pair.transfer_embeddings(untied())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_head_and_embedding_are_tied_as_they_were_whatever_the_config_says(
+    pair: Pair, tied: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(6)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tie_word_embeddings=not tied)))
+    table = model.get_input_embeddings().weight
+    other = torch.nn.Parameter(torch.randn_like(table))
+    model.lm_head.weight = table if tied else other
+    expected = [new_rows(even(pair), part.detach()) for part in (table, model.lm_head.weight)]
+    assert pair.transfer_embeddings(model).tied == tied
+    model.save_pretrained(tmp_path)
+    for each in (model, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        found = (each.get_input_embeddings().weight, each.lm_head.weight)
+        assert (found[0] is found[1]) == tied == each.config.tie_word_embeddings
+        for rows, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(rows.detach().double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+class Untieable(LlamaForCausalLM):
+    _tied_weights_keys = None
+
+
+def test_a_tie_that_the_class_does_not_know_is_refused_before_anything_changes(pair: Pair) -> None:
+    model = Untieable(LlamaConfig(**sizes(tie_word_embeddings=False)))
+    model.lm_head.weight = model.get_input_embeddings().weight
+    with pytest.raises(ModelSourceError, match="one parameter, but Untieable has no such tie"):
+        pair.transfer_embeddings(model)
+    assert not model.config.tie_word_embeddings
+    assert model.config.vocab_size == len(model.lm_head.weight) == OLD_SIZE
+
+
+def test_a_model_without_a_head_gets_an_embedding(pair: Pair) -> None:
+    model = LlamaModel(LlamaConfig(**sizes()))
+    expected = new_rows(even(pair), model.get_input_embeddings().weight.detach())
+    pair.transfer_embeddings(model)
+    rows = model.get_input_embeddings().weight.detach()
+    torch.testing.assert_close(rows.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [(151_669, 151_936), (50_295, 51_200), (255_029, 256_000), (200_019, 201_088)],
+)
+def test_padding_of_published_models_is_let_pass(tokens: int, rows: int) -> None:
+    refuse_too_many(rows, tokens, new=32_000)
+
+
+def test_rows_beyond_padding_are_another_tokenizers(pair: Pair) -> None:
+    wanted = "has 5000 embedding rows, its tokenizer 800 tokens, where padding adds 64 at most"
+    with pytest.raises(ModelSourceError, match=wanted):
+        pair.transfer_embeddings(untied(vocab_size=5000))
+
+
+def test_a_pair_the_wrong_way_round_is_refused() -> None:
+    small = Vocab.from_tokens([bytes([i]) for i in range(256)], ranked=True)
+    large = Vocab.from_tokens(
+        [*(bytes([i]) for i in range(256)), *(b"%03d" % i for i in range(44))], ranked=True
+    )
+    model = untied(vocab_size=300)
+    with pytest.raises(ModelSourceError, match=r"256 tokens, the new one as many.*exchange the"):
+        Pair(large, small, cache_dir=False).transfer_embeddings(model)
+    Pair(small, large, cache_dir=False).transfer_embeddings(model)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_adapters_are_refused_until_they_are_merged(pair: Pair, wrapped: bool) -> None:
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted: Any = peft.get_peft_model(untied(), config)
+    with pytest.raises(ModelSourceError, match=r"has adapters.*merge them first"):
+        pair.transfer_embeddings(adapted if wrapped else adapted.get_base_model())
+    assert adapted.config.vocab_size == OLD_SIZE
+    pair.transfer_embeddings(adapted.merge_and_unload())
+
+
+def test_of_many_pieces_as_many_as_asked_for_are_averaged() -> None:
+    singles = [bytes([i]) for i in range(256)]
+    old = Vocab.from_tokens(singles, ranked=True)
+    new = Vocab.from_tokens([*singles, b"zyxwvuts"], ranked=True)
+    for count in (4, 6, 8):
+        model = untied(vocab_size=256)
+        rows = model.lm_head.weight.detach().clone()
+        Pair(new, old, cache_dir=False, max_pieces=count).transfer_embeddings(model)
+        wanted = rows[list(b"zyxwvuts"[:count])].mean(0)
+        torch.testing.assert_close(model.lm_head.weight[256].detach(), wanted)
+
+
+def test_an_id_that_must_be_a_number_stays_with_a_warning(pair: Pair) -> None:
+    config = XGLMConfig(
+        vocab_size=OLD_SIZE, d_model=16, num_layers=1, attention_heads=2, ffn_dim=24
+    )
+    model = XGLMForCausalLM(config)
+    with pytest.warns(UserWarning, match=r"config.decoder_start_token_id: 2: kept") as told:
+        counts = pair.transfer_embeddings(model)
+    assert {each.filename for each in told} == {__file__}
+    assert counts.kept_ids == ("config.decoder_start_token_id: 2",)
+    assert model.config.decoder_start_token_id == 2
+    assert model.config.eos_token_id == pair.student_vocab.roles["eos"]
+
+
+def test_padding_that_must_be_a_number_is_refused_before_anything_changes() -> None:
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 1)
+    model = ModernBertDecoderForCausalLM(
+        ModernBertDecoderConfig(**{**sizes(vocab_size=256), **ids, "num_key_value_heads": None})
+    )
+    singles = [bytes([i]) for i in range(256)]
+    new = Vocab.from_tokens([*singles, b"20"], ranked=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = model.config.to_dict()
+    with pytest.raises(ModelSourceError, match="needs a pad_token_id, which the new tokenizer"):
+        Pair(new, Vocab.from_tokens(singles, ranked=True), cache_dir=False).transfer_embeddings(
+            model
+        )
+    assert model.config.to_dict() == config
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -12,7 +12,7 @@ from rich.table import Table
 from xtoken._files import folder_beside, write_json
 from xtoken.cli.console import Bars, quiet_transformers
 from xtoken.cli.plain_console import plain_console
-from xtoken.errors import MissingFileError
+from xtoken.errors import MissingFileError, ModelSourceError
 from xtoken.pair import Pair
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.transfer import RowCounts, TransferCounts
@@ -46,9 +46,15 @@ def run(
                 f"{side} directory {source} does not exist; pass a directory written by "
                 "save_pretrained, or the name of a model on the hub (owner/model)"
             )
+    if (Path(model_source) / "adapter_config.json").is_file():
+        raise ModelSourceError(
+            f"model directory {model_source} holds adapters; merge them first: "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+        )
     new = by_transformers(tokenizer_source, "tokenizer ")
     old = by_transformers(model_source, "model ")
-    pair = Pair(new, old, decay=decay, max_pieces=max_pieces)
+    # A smaller top_k would take pieces out again.
+    pair = Pair(new, old, decay=decay, max_pieces=max_pieces, top_k=max(4, max_pieces))
     _ = pair.projection  # refused here, before the weights are read
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     model = cast("PreTrainedModel", load_causal_lm(model_source, side="model", dtype=wanted))

@@ -47,9 +47,11 @@ class TransferCounts:
         classes: the new tokenizer's tokens by class (`xtoken.vocab.classes`), in order.
         unused: ids of the new tokenizer that are no token; their rows are the mean too.
         padding: rows beyond the new tokenizer's ids; the same.
-        tied: whether head and embedding are one matrix.
+        tied: whether head and embedding are one matrix; True of a model without a head.
         changed_ids: token ids of the model's configurations that were set or taken out, such as
             `config.eos_token_id: 0 -> 2`.
+        kept_ids: those that stay though the new tokenizer has no such token, as their configuration
+            wants a number: `config.image_token_id: 151655`.
     """
 
     classes: dict[str, RowCounts]
@@ -57,6 +59,7 @@ class TransferCounts:
     padding: int
     tied: bool
     changed_ids: tuple[str, ...] = ()
+    kept_ids: tuple[str, ...] = ()
 
     @property
     def total(self) -> RowCounts:
@@ -76,6 +79,7 @@ class TransferCounts:
             "padding": self.padding,
             "tied": self.tied,
             "changed_ids": list(self.changed_ids),
+            "kept_ids": list(self.kept_ids),
         }
 
 

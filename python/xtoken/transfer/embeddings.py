@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xtoken._checks import check_number
-from xtoken.errors import ArgumentTypeError, ModelSourceError, OptionError
+from xtoken.errors import OptionError
 from xtoken.pair import Pair
-from xtoken.projection import Projection
 from xtoken.tensors.host import ordinary
 from xtoken.transfer.counts import TransferCounts, count_rows
+from xtoken.transfer.parts import (
+    declare_tie,
+    is_tied,
+    parts,
+    refuse_other_tables,
+    tie_error,
+    within,
+)
 from xtoken.transfer.rows import transferred_rows
-from xtoken.transfer.token_ids import set_token_ids
-from xtoken.vocab.display import special_name
+from xtoken.transfer.token_ids import new_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +46,17 @@ def transfer_embeddings(
     check_number("pad_to_multiple_of", pad_to_multiple_of, 1, rule=rule, whole=True)
     if pad_to_multiple_of > _MOST_PADDING:
         raise OptionError(f"pad_to_multiple_of = {pad_to_multiple_of} {rule}")
-    embedding, head = _parts(model)
-    tied = head is None or head.weight is embedding.weight
+    embedding, head = parts(model)
+    tied = is_tied(embedding, head)
     if decay is not None:
-        pair = pair.with_options(decay=decay)
-    w = _within(pair, min(embedding.weight.shape[0], *_rows(head)))
-    _refuse_other_tables(model, embedding, head, w.shape[1])
+        # Of even weights a smaller top_k would keep some of the pieces, not the first.
+        options = pair.projection_options
+        top_k = max(options.top_k, options.max_pieces)
+        pair = pair.with_options(decay=decay, top_k=top_k)
+    w = within(pair, embedding, head)
+    refuse_other_tables(model, embedding, head, w.shape[1])
+    ids = new_token_ids(model, pair.student_vocab)
+    declare_tie(model, embedding, head)
     tokens = w.shape[0]
     size = -(-tokens // pad_to_multiple_of) * pad_to_multiple_of
     mean_of = _with_text(pair, w.shape[1])
@@ -65,7 +76,9 @@ def transfer_embeddings(
         new.append(transferred_rows(matrix, w.csr, size, mean_of, told))
     with torch.random.fork_rng():  # transformers draws random rows first
         model.resize_token_embeddings(size, mean_resizing=False)
-    embedding, head = _parts(model)
+    embedding, head = parts(model)
+    if is_tied(embedding, head) != tied:
+        raise tie_error(model, tied)
     places = [embedding.weight]
     if head is not None and not tied:
         places.append(head.weight)
@@ -75,77 +88,15 @@ def transfer_embeddings(
         for parameter, rows in zip(places, new, strict=True):
             parameter.copy_(rows)
     classes, unused = count_rows(pair.student_vocab, w)
-    changed = set_token_ids(model, pair.student_vocab)
-    pad = model.config.get_text_config().pad_token_id
-    embedding.padding_idx = pad  # the row that gets no gradient
-    return TransferCounts(classes, unused, size - tokens, tied, changed)
-
-
-def _parts(model: nn.Module) -> tuple[nn.Embedding, nn.Linear | None]:
-    """The embedding and the head; refused where they are no plain tables of floats.
-
-    Raises:
-        ArgumentTypeError: the model is not one of transformers.
-        ModelSourceError: its parts are of another kind.
-    """
-    if not hasattr(model, "resize_token_embeddings"):
-        raise ArgumentTypeError(
-            f"model is a {type(model).__name__}; pass a model of transformers, as "
-            "AutoModelForCausalLM.from_pretrained gives it"
+    changed = ids.set()
+    embedding.padding_idx = pair.student_vocab.roles.get("pad")  # the row that gets no gradient
+    if ids.kept:
+        warnings.warn(
+            f"{', '.join(ids.kept)}: kept, as the configuration wants a number, though the new "
+            "tokenizer has no such token; set it to one that it has, or do not use it",
+            stacklevel=4,
         )
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    for name, part, kind in (("embedding", embedding, nn.Embedding), ("head", head, nn.Linear)):
-        if part is None and name == "head":
-            continue
-        if not isinstance(part, kind) or not part.weight.is_floating_point():
-            raise ModelSourceError(
-                f"the {name} of {type(model).__name__} is {type(part).__name__}, expected "
-                f"{kind.__name__} with floating-point weights; load the model without quantization "
-                "and without adapters"
-            )
-    return embedding, head
-
-
-def _rows(head: nn.Linear | None) -> tuple[int, ...]:
-    return () if head is None else (head.weight.shape[0],)
-
-
-def _within(pair: Pair, rows: int) -> Projection:
-    """W onto the rows that the model has."""
-    projection = pair.projection
-    size = projection.shape[1]
-    if rows >= size:
-        return projection
-    if rows < size - max(64, size // 100):
-        raise ModelSourceError(
-            f"the model has {rows} embedding rows, its tokenizer {size} tokens; pass the model's "
-            "own tokenizer as the pair's teacher"
-        )
-    name = special_name(pair.teacher_vocab, rows)
-    warnings.warn(
-        f"the model has {rows} embedding rows, its tokenizer {size} tokens: the last "
-        f"{size - rows} ({name}, ...) have no row to give",
-        stacklevel=4,
-    )
-    return projection.limited(projection.shape[0], rows)
-
-
-def _refuse_other_tables(
-    model: nn.Module, embedding: nn.Embedding, head: nn.Linear | None, tokens: int
-) -> None:
-    """Refuse a model with further tables by token, which would stay in the old order."""
-    near = max(64, tokens // 100)  # tables are padded, each on its own
-    for name, module in model.named_modules():
-        rows: int | None = None
-        if isinstance(module, nn.Embedding) and module is not embedding:
-            rows = module.num_embeddings
-        elif isinstance(module, nn.Linear) and module is not head and head is not None:
-            rows = module.out_features if module.out_features == head.out_features else None
-        if rows is not None and abs(rows - tokens) <= near:
-            raise ModelSourceError(
-                f"{type(model).__name__} also has {name} of {rows} rows, one per token as it "
-                "seems, which cannot be transferred; models with one embedding and one head can"
-            )
+    return TransferCounts(classes, unused, size - tokens, tied, changed, ids.kept)
 
 
 def _with_text(pair: Pair, rows: int) -> Tensor:
