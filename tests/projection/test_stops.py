@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from xtoken import Aligner, Projection, Vocab
 from xtoken.align.alignment import ChunkKind
-from xtoken.errors import TokenIdError
+from xtoken.errors import PairError, TokenIdError
+from xtoken.projection.file import read_arrays, write_arrays
+from xtoken.targets import TargetBuilder
 
 LETTERS = [b"a", b"b", b"c"]
 
@@ -210,3 +215,57 @@ def test_folds_are_saved_with_w_and_a_build_for_other_stops_is_another(tmp_path:
     other = Projection.build(student, teacher.with_stops([call]), cache_dir=tmp_path)
     assert row(other, student.stops[0]) == [call]
     assert len(list(tmp_path.glob("projection-*.safetensors"))) == 2
+
+
+@pytest.fixture
+def stopping(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A pair whose models both stop at a token more than their tokenizers say."""
+    for name, stops in (("student", [1, 50]), ("teacher", [0, 60])):
+        shutil.copytree(folder / name, tmp_path / name)
+        config = tmp_path / name / "generation_config.json"
+        config.write_text(json.dumps({"eos_token_id": stops}))
+    return tmp_path / "student", tmp_path / "teacher"
+
+
+def test_w_that_is_loaded_or_imported_has_the_stops_of_w_that_is_built(
+    stopping: tuple[Path, Path], tmp_path: Path
+) -> None:
+    w = Projection.build(*stopping, cache_dir=False)
+    w.save(tmp_path / "w.safetensors")
+    w.export_topk_pt(tmp_path / "w.pt")
+    loaded = Projection.load(tmp_path / "w.safetensors", *stopping)
+    imported = Projection.import_topk_pt(tmp_path / "w.pt", *stopping)
+    for each in (w, loaded, imported):
+        assert each.student is not None
+        assert each.teacher is not None
+        assert set(each.student.stops) == {1, 50}
+        assert set(each.teacher.stops) == {0, 60}
+    own, other = (TargetBuilder.from_projection(each) for each in (w, loaded))
+    assert own.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_w_that_was_built_for_other_stops_is_refused(
+    stopping: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    w = Projection.build(*stopping, cache_dir=False)
+    path = tmp_path / "w.safetensors"
+    w.save(path)
+    (tmp_path / name / "generation_config.json").unlink()
+    stops = {"student": ([1, 50], [1]), "teacher": ([0, 60], [0])}[name]
+    with pytest.raises(PairError) as refused:
+        Projection.load(path, *stopping)
+    message = str(refused.value)
+    assert f"built for a {name} that stops at {stops[0]}, this one stops at {stops[1]}" in message
+    assert "\n" not in message
+    # The remedy.
+    vocabs = {side: Vocab.from_path(tmp_path / side) for side in ("student", "teacher")}
+    Projection.load(
+        path, vocabs["student"].with_stops([1, 50]), vocabs["teacher"].with_stops([0, 60])
+    )
+    # A file of before says nothing of the teacher's stops.
+    arrays, metadata = read_arrays(path)
+    del arrays["teacher_stops"]
+    write_arrays(path, arrays, metadata)
+    if name == "teacher":
+        assert Projection.load(path, *stopping).teacher_stops is None

@@ -22,7 +22,6 @@ from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
 from xtoken.projection import Projection
-from xtoken.vocab import read_tokenizer
 from xtoken.vocab.display import is_utf8
 from xtoken.vocab.side import Side
 
@@ -203,11 +202,7 @@ def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:
 
 def _load(file: Path, student: str | None, teacher: str | None) -> Projection:
     with working("reading W"):
-        return Projection.load(
-            file,
-            None if student is None else read_tokenizer(student),
-            None if teacher is None else read_tokenizer(teacher),
-        )
+        return Projection.load(file, student, teacher)
 
 
 def _token(text: str, is_id: bool) -> int | str | bytes:

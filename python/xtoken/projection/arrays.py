@@ -43,6 +43,7 @@ class ProjectionArrays:
             that is not known (an imported table, a file of an earlier version).
         student_stops: [n] int64, the student's stop tokens, the preferred one first: of those that
             claim one teacher token, it is the one-to-one partner. None where they are not known.
+        teacher_stops: [n] int64, the teacher's, likewise.
         options: what it was built with.
         student_fingerprint, teacher_fingerprint: of the two vocabularies.
         model_fingerprint, student_model_fingerprint: of the teacher's and the student's
@@ -71,6 +72,7 @@ class ProjectionArrays:
     stop_fold_from: NDArray[np.int64] | None = None
     stop_fold_to: NDArray[np.int64] | None = None
     student_stops: NDArray[np.int64] | None = None
+    teacher_stops: NDArray[np.int64] | None = None
     whole: ProjectionArrays | None = None
 
     @property

@@ -27,7 +27,7 @@ def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str
             for v in (student, teacher)
         ],
         options.to_json(),
-        "pieces of both sides, stops as sets",
+        "pieces of both sides, stops of both sides",
         FORMAT_VERSION,
         __version__,
     ]

@@ -11,11 +11,13 @@ import numpy as np
 from xtoken._core import PROJECTION_RULES, Vocab, __version__
 from xtoken._files import as_path, parse_json
 from xtoken._tensor_files import Array, read_tensors, write_tensors
+from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import FormatError, PairError, ShapeError
 from xtoken.projection.arrays import AnyProjection, ProjectionArrays
 from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
-from xtoken.vocab import TokenizerSource, read_tokenizer
+from xtoken.vocab import TokenizerSource
+from xtoken.vocab.side import Side, SideName
 
 FORMAT = "xtoken-projection"
 # Raised when a tensor changes its meaning; tensors may be added without.
@@ -34,11 +36,12 @@ _DTYPES = {
     "stop_fold_from": np.int64,
     "stop_fold_to": np.int64,
     "student_stops": np.int64,
+    "teacher_stops": np.int64,
 }
 # Present where the student's tokenizer can segment, and where the stops are known.
 _OPTIONAL = (
     *("teacher_pieces_indptr", "teacher_pieces"),
-    *("stop_fold_from", "stop_fold_to", "student_stops"),
+    *("stop_fold_from", "stop_fold_to", "student_stops", "teacher_stops"),
 )
 _ENTRIES = (
     *("shape", "options", "student_fingerprint", "teacher_fingerprint", "model_fingerprint"),
@@ -77,8 +80,8 @@ def load(
     """
 
     arrays, metadata = read_arrays(path)
-    student = None if student_tokenizer is None else read_tokenizer(student_tokenizer)
-    teacher = None if teacher_tokenizer is None else read_tokenizer(teacher_tokenizer)
+    student = _vocab("student", student_tokenizer)
+    teacher = _vocab("teacher", teacher_tokenizer)
     for name, dtype in _DTYPES.items():
         if name in arrays and arrays[name].dtype != dtype:
             raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {dtype.__name__}")
@@ -101,6 +104,11 @@ def load(
     check(projection)
     check_pair(projection, student, teacher, str(path))
     return projection
+
+
+def _vocab(name: SideName, tokenizer: TokenizerSource | None) -> Vocab | None:
+    """Of a tokenizer as `Projection.build` reads it, with all that stops its side."""
+    return None if tokenizer is None else vocab_with_stops(Side(name, tokenizer))
 
 
 def _shape(text: str, path: str | PathLike[str]) -> tuple[int, int]:
@@ -150,10 +158,10 @@ def check(projection: ProjectionArrays) -> None:
 
 
 def _check_folds(projection: ProjectionArrays) -> None:
-    rows = projection.shape[0]
-    stops = projection.student_stops
-    if stops is not None and not bool(((stops >= 0) & (stops < rows)).all()):
-        raise ShapeError(f"student_stops must hold ids of the student (V_s = {rows})")
+    sides = (("student", projection.student_stops), ("teacher", projection.teacher_stops))
+    for (side, stops), size in zip(sides, projection.shape, strict=True):
+        if stops is not None and not bool(((stops >= 0) & (stops < size)).all()):
+            raise ShapeError(f"{side}_stops must hold ids of the {side} (V_{side[0]} = {size})")
     folded, onto = projection.stop_fold_from, projection.stop_fold_to
     if folded is None and onto is None:
         return
@@ -170,10 +178,10 @@ def _check_folds(projection: ProjectionArrays) -> None:
 def check_pair(
     projection: ProjectionArrays, student: Vocab | None, teacher: Vocab | None, source: str
 ) -> None:
-    """Refuse a projection that was built for other vocabularies than these.
+    """Refuse a projection that was built for other vocabularies than these, or for other stops.
 
     Raises:
-        PairError: names the side that differs, and both sizes and fingerprints.
+        PairError: names the side that differs, and both sizes and fingerprints, or both stops.
     """
     sides = (
         ("student", student, projection.student_fingerprint, projection.shape[0]),
@@ -198,6 +206,18 @@ def check_pair(
             raise PairError(
                 f"{source} was built for a {side} with the same tokens that segments text in "
                 "another way; build W for this pair"
+            )
+    stopped = (
+        ("student", student, projection.student_stops),
+        ("teacher", teacher, projection.teacher_stops),
+    )
+    for side, vocab, stops in stopped:
+        # W's rows and folds are those of its stops, and a target's last event of the vocabulary's.
+        if vocab is not None and stops is not None and set(stops.tolist()) != set(vocab.stops):
+            raise PairError(
+                f"{source} was built for a {side} that stops at {sorted(stops.tolist())}, this one "
+                f"stops at {sorted(vocab.stops)} (its end of text, chat template and generation "
+                "config); build W again, or pass a Vocab that has those stops (Vocab.with_stops)"
             )
 
 

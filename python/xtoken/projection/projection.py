@@ -165,6 +165,7 @@ class Projection(ProjectionArrays):
             stop_fold_from=arrays.stop_fold_from,
             stop_fold_to=arrays.stop_fold_to,
             student_stops=np.asarray(student.stops, dtype=np.int64),
+            teacher_stops=np.asarray(teacher.stops, dtype=np.int64),
         )
 
     def transposed(self) -> Csr:
@@ -299,7 +300,7 @@ class Projection(ProjectionArrays):
         mirror: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None] = (None, None)
         if self.teacher_pieces_indptr is not None and self.teacher_pieces is not None:
             mirror = _limited_pieces(self.teacher_pieces_indptr, self.teacher_pieces, columns, rows)
-        stops, folds = self.student_stops, (self.stop_fold_from, self.stop_fold_to)
+        folds = self.stop_fold_from, self.stop_fold_to
         if folds[0] is not None and folds[1] is not None:
             inside = (folds[0] < columns) & (folds[1] < columns)
             folds = folds[0][inside], folds[1][inside]
@@ -316,7 +317,8 @@ class Projection(ProjectionArrays):
             teacher_pieces=mirror[1],
             stop_fold_from=folds[0],
             stop_fold_to=folds[1],
-            student_stops=None if stops is None else stops[stops < rows],
+            student_stops=_below(self.student_stops, rows),
+            teacher_stops=_below(self.teacher_stops, columns),
             whole=self.whole or self,
         )
 
@@ -352,11 +354,11 @@ class Projection(ProjectionArrays):
         """Read W back; see `xtoken.projection.file.load`.
 
         Args:
-            student_tokenizer, teacher_tokenizer: the pair that W must be for; without them the pair
-                is not checked, and `explain` has no bytes to show.
+            student_tokenizer, teacher_tokenizer: the pair that W must be for, read as by `build`;
+                without them the pair is not checked, and `explain` has no bytes to show.
 
         Raises:
-            PairError: W was built for another pair.
+            PairError: W was built for another pair, or one that stops at other tokens.
             FormatError: the file is no projection, is truncated or was altered.
             FileNotFoundError: there is no such file.
         """
@@ -367,6 +369,10 @@ class Projection(ProjectionArrays):
             f"Projection({self.shape[0]} x {self.shape[1]}, {len(self.indices)} entries, "
             f"student {self.student_fingerprint[:12]}…, teacher {self.teacher_fingerprint[:12]}…)"
         )
+
+
+def _below(stops: NDArray[np.int64] | None, size: int) -> NDArray[np.int64] | None:
+    return None if stops is None else stops[stops < size]
 
 
 def _limited_pieces(

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from xtoken._extras import needs_extra
 from xtoken._files import as_path, path_to_read, write_atomically
+from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import FormatError, MissingFileError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, AnyProjection, ProjectionArrays
 from xtoken.projection.csr import offsets
 from xtoken.projection.file import check, check_pair
 from xtoken.projection.options import ProjectionOptions
-from xtoken.vocab import TokenizerSource, read_tokenizer
+from xtoken.vocab import TokenizerSource
+from xtoken.vocab.side import Side
 
 _FINGERPRINTS = ("student_fingerprint", "teacher_fingerprint", "model_fingerprint")
 # Sums of float32 or bfloat16 likelihoods; a row that misses 1 by more was cut without scaling.
@@ -87,8 +89,8 @@ def import_topk_pt(
         MissingExtraError: torch is not installed.
     """
 
-    student = read_tokenizer(student_tokenizer)
-    teacher = read_tokenizer(teacher_tokenizer)
+    student = vocab_with_stops(Side("student", student_tokenizer))
+    teacher = vocab_with_stops(Side("teacher", teacher_tokenizer))
     table = _read(path_to_read("path", path, "expected a .pt table of NeMo-RL"))
     indices, likelihoods = _arrays(table, path)
     used = (indices >= 0) & (likelihoods > 0)
