@@ -246,6 +246,20 @@ def test_rows_that_sum_to_other_than_one_are_refused_though_the_checksum_fits(
             Projection.load(path)
 
 
+def test_rows_by_hand_are_distributions_by_falling_weight(w: Projection) -> None:
+    with pytest.raises(ShapeError, match=r"row \d+ of W sums to 0\.5000.*its with_weights"):
+        replace(w, weights=w.weights / 2)
+    row = int(np.flatnonzero(np.diff(w.indptr) > 1)[0])
+    part = slice(w.indptr[row], w.indptr[row + 1])
+    weights = w.weights.copy()
+    weights[part] = weights[part][::-1]
+    with pytest.raises(ShapeError, match=rf"row {row} of W is not sorted by falling weight"):
+        replace(w, weights=weights)
+    # The remedy.
+    assert np.array_equal(w.with_weights(w.weights / 2).indices, w.indices)
+    assert w.with_weights(weights).csr.row(row)[0].tolist() == w.indices[part][::-1].tolist()
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_every_flipped_bit_and_every_cut_is_found_or_harmless(tmp_path: Path, kind: str) -> None:
     """Seeded; XTOKEN_FLIPS=1500 draws more."""
@@ -409,6 +423,22 @@ def test_a_foreign_table_may_hold_padded_rows_in_any_order(tmp_path: Path) -> No
     assert back.indices.tolist() == [0, 1, 2]
     assert back.weights.tolist() == [0.75, 0.25, 1.0]
     assert [back.explain(i).rule for i in range(3)] == ["imported", "exact", "unpaired"]
+
+
+def test_one_id_twice_in_a_row_is_one_entry(tmp_path: Path) -> None:
+    path = _table(
+        tmp_path / "w.pt",
+        indices=torch.tensor([[1, 0, 1], [2, 2, -1], [-1, -1, -1]]),
+        likelihoods=torch.tensor([[0.25, 0.375, 0.375], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]),
+    )
+    back = Projection.import_topk_pt(path, *_pair())
+    assert back.indices.tolist() == [1, 0, 2]
+    assert back.weights.tolist() == [0.625, 0.375, 1.0]
+    assert back.explain(1).rule == "exact"
+    assert back.to_torch().to_dense().tolist() == [[0.375, 0.625, 0], [0, 0, 1], [0, 0, 0]]
+    doubled = replace(back, indices=np.array([1, 1, 2]))
+    with pytest.raises(ShapeError, match="row 0 has column 1 twice; add up its weights"):
+        doubled.to_torch()
 
 
 @pytest.mark.parametrize(

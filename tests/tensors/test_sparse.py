@@ -127,6 +127,15 @@ def test_slices_are_the_blocks_of_w() -> None:
     assert torch.allclose(projection.column_slice(2, 9).project(p), p @ w[:, 2:9])
 
 
+def test_slices_of_slices_and_of_low_precision_are_taken() -> None:
+    projection, w = build()
+    low = projection.bfloat16()
+    again = SparseProjection(low.indptr, low.indices, low.weights, low.shape)
+    part = again.row_slice(2, 15).column_slice(1, 9).row_slice(1, 12).column_slice(0, 5)
+    dense = part.project(torch.eye(11).bfloat16()).double()
+    assert torch.allclose(dense, w[3:14, 1:6].double(), atol=4e-3)
+
+
 def test_explicit_zeros_reach_no_column() -> None:
     projection = SparseProjection.from_csr([0, 2, 3], [0, 1, 2], [1.0, 0.0, 1.0], (2, 4))
     assert projection.supported.tolist() == [True, False, True, False]
@@ -156,9 +165,16 @@ def test_wrong_shapes_ids_and_weights_are_refused() -> None:
         ([0, 1, 3], [0, 1], [1.0, 1.0], (2, 2), "rise from 0 to nnz"),
         ([0, 1, 2], [0, 1], [1.0, -1.0], (2, 2), "above 0"),
         ([0, 1, 2], [0, 1], [1.0], (2, 2), "expected 2 like indices"),
+        ([0, 1, 3], [0, 0, 1], [1.0, 4.5, 0.5], (2, 2), "row 1 of W sums to 5.0000, as do 1 rows"),
+        ([0, 0, 2], [0, 1], [0.7, 0.2], (2, 2), "row 1 of W sums to 0.9000.*divide the weights"),
     ):
         with pytest.raises(ShapeError, match=message):
             SparseProjection.from_csr(indptr, indices, weights, shape)
+    ones = torch.arange(2), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ShapeError, match=r"row 0 of W sums to 0\.1000"):
+        SparseProjection(*ones, torch.tensor([0.1]), (1, 2))
+    with pytest.raises(ShapeError, match=r"weights is torch\.int64, expected a floating dtype"):
+        SparseProjection(*ones, torch.tensor([1]), (1, 2))
     with pytest.raises(ShapeError, match="not inside V_s"):
         projection.row_slice(3, 18)
     with pytest.raises(ShapeError, match="not inside V_t"):

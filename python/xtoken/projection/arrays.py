@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken._core import PROJECTION_RULES, Vocab
-from xtoken.errors import OptionError, TokenIdError
+from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -20,6 +20,8 @@ Made = TypeVar("Made")
 
 RULE_CODES = {name: code for code, name in enumerate(PROJECTION_RULES)}
 EMPTY_RULES = ("unused", "unspellable", "unpaired")
+# A row of W sums to 1 but for float32 rounding, and for what bfloat16 training leaves.
+_ROW_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class ProjectionArrays:
     Attributes:
         indptr: [V_s + 1] int64; row s holds entries `indptr[s]` to `indptr[s + 1]`.
         indices: [nnz] int64 teacher ids.
-        weights: [nnz] float32, above 0.
+        weights: [nnz] float32, above 0; in a row falling, to a sum of 1.
         shape: (V_s, V_t).
         rules: [V_s] uint8, what made each row: an index into `PROJECTION_RULES`.
         pieces_indptr: [V_s + 1] int64, offsets into `pieces`.
@@ -51,6 +53,9 @@ class ProjectionArrays:
         student, teacher: the vocabularies, where they are known; `explain` needs them.
         whole: what this is a part of, where rows or columns were left out (`limited`): the pieces
             here do not cover the vocabularies then.
+
+    Raises:
+        ShapeError: the arrays do not fit one another, or a row is no distribution.
     """
 
     indptr: NDArray[np.int64]
@@ -74,6 +79,9 @@ class ProjectionArrays:
     student_stops: NDArray[np.int64] | None = None
     teacher_stops: NDArray[np.int64] | None = None
     whole: ProjectionArrays | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def pair(self) -> PairFingerprint:
@@ -132,6 +140,59 @@ class ProjectionArrays:
             raise TokenIdError(
                 f"token id {student_id} is outside the student vocabulary (V_s = {self.shape[0]})"
             )
+
+
+def _check(projection: ProjectionArrays) -> None:
+    """Refuse arrays that do not fit one another, and rows that are no distributions."""
+    rows, columns = projection.shape
+    csr = projection.csr
+    sums, row_of = csr.row_sums(), csr.row_of()
+    wrong = np.flatnonzero(
+        (np.diff(projection.indptr) > 0) & (np.abs(sums - 1) > _ROW_SUM_TOLERANCE)
+    )
+    if len(wrong):
+        raise ShapeError(
+            f"row {wrong[0]} of W sums to {sums[wrong[0]]:.4f}, as do {len(wrong)} rows to other "
+            "than 1; build W again, and give it other weights by its with_weights, which scales "
+            "rows"
+        )
+    rises = np.flatnonzero((np.diff(projection.weights) > 0) & (np.diff(row_of) == 0))
+    if len(rises):
+        raise ShapeError(
+            f"row {row_of[rises[0]]} of W is not sorted by falling weight; build W again, and give "
+            "it other weights by its with_weights, which sorts rows"
+        )
+    rules = len(PROJECTION_RULES)
+    if len(projection.rules) != rows or int(projection.rules.max(initial=0)) >= rules:
+        raise ShapeError(f"rules must hold {rows} codes below {rules}")
+    _check_pieces(projection.pieces_indptr, projection.pieces, rows, columns)
+    if projection.teacher_pieces_indptr is not None and projection.teacher_pieces is not None:
+        _check_pieces(projection.teacher_pieces_indptr, projection.teacher_pieces, columns, rows)
+    _check_stops(projection)
+
+
+def _check_pieces(
+    indptr: NDArray[np.int64], pieces: NDArray[np.int64], tokens: int, size: int
+) -> None:
+    Csr(indptr, pieces, np.ones(len(pieces), dtype=np.float32), (tokens, size))
+
+
+def _check_stops(projection: ProjectionArrays) -> None:
+    sides = (("student", projection.student_stops), ("teacher", projection.teacher_stops))
+    for (side, stops), size in zip(sides, projection.shape, strict=True):
+        if stops is not None and not bool(((stops >= 0) & (stops < size)).all()):
+            raise ShapeError(f"{side}_stops must hold ids of the {side} (V_{side[0]} = {size})")
+    folded, onto = projection.stop_fold_from, projection.stop_fold_to
+    if folded is None and onto is None:
+        return
+    columns = projection.shape[1]
+    if folded is None or onto is None or len(folded) != len(onto):
+        raise ShapeError("stop_fold_from and stop_fold_to must both be there, of one length")
+    ids = np.concatenate([folded, onto])
+    if ids.size and not (0 <= ids.min() and ids.max() < columns):
+        raise ShapeError(
+            f"stop_fold_from and stop_fold_to must hold ids of the teacher (V_t = {columns})"
+        )
 
 
 AnyProjection = TypeVar("AnyProjection", bound=ProjectionArrays)

@@ -127,13 +127,21 @@ class Csr:
         """A torch sparse CSR tensor, float32 unless `dtype` says otherwise.
 
         Raises:
+            ShapeError: a row has a column twice.
             MissingExtraError: torch is not installed.
         """
         with needs_extra():
             import torch
 
         # torch wants rising columns in a row; W has falling weights.
-        order = np.lexsort((self.indices, self.row_of()))
+        row_of = self.row_of()
+        order = np.lexsort((self.indices, row_of))
+        twice = (np.diff(row_of[order]) == 0) & (np.diff(self.indices[order]) == 0)
+        if bool(twice.any()):
+            at = order[np.flatnonzero(twice)[0]]
+            raise ShapeError(
+                f"row {row_of[at]} has column {self.indices[at]} twice; add up its weights"
+            )
         with warnings.catch_warnings():
             # torch calls its CSR support beta, once per process.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
@@ -177,7 +185,7 @@ def reweighted(
     if bool((sums[rows] == 0).any()):
         raise OptionError(f"the weights of row {rows[sums[rows] == 0][0]} are all 0")
     given = given / sums[rows]
-    order = np.lexsort((csr.indices, -given, rows))
+    order = np.lexsort((-given, rows))  # stable: of equal weights the order stays
     kept = order[given[order].astype(np.float32) > 0]
     indptr = offsets(np.bincount(rows[kept], minlength=csr.shape[0]))
     return indptr, kept, given[kept].astype(np.float32)

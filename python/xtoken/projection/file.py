@@ -8,13 +8,12 @@ from os import PathLike
 
 import numpy as np
 
-from xtoken._core import PROJECTION_RULES, Vocab, __version__
+from xtoken._core import Vocab, __version__
 from xtoken._files import as_path, parse_json
 from xtoken._tensor_files import Array, read_tensors, write_tensors
 from xtoken.data.stops import vocab_with_stops
-from xtoken.errors import FormatError, PairError, ShapeError
+from xtoken.errors import FormatError, PairError
 from xtoken.projection.arrays import AnyProjection, ProjectionArrays
-from xtoken.projection.csr import Csr
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab import TokenizerSource
 from xtoken.vocab.side import Side, SideName
@@ -22,8 +21,6 @@ from xtoken.vocab.side import Side, SideName
 FORMAT = "xtoken-projection"
 # Raised when a tensor changes its meaning; tensors may be added without.
 FORMAT_VERSION = 1
-# A row of W sums to 1 but for float32 rounding, and for what bfloat16 training leaves.
-_ROW_SUM_TOLERANCE = 1e-3
 _DTYPES = {
     "indptr": np.int64,
     "indices": np.int64,
@@ -74,7 +71,7 @@ def load(
     student_tokenizer: TokenizerSource | None = None,
     teacher_tokenizer: TokenizerSource | None = None,
 ) -> AnyProjection:
-    """Read W back and check that it is whole and, given the tokenizers, theirs.
+    """Read W back; given the tokenizers, check that it is theirs.
 
     Raises: as `Projection.load`.
     """
@@ -101,7 +98,6 @@ def load(
         # The dtypes were checked above, which the type of a dictionary cannot say.
         **{name: arrays[name] for name in _DTYPES if name in arrays},  # type: ignore[arg-type]
     )
-    check(projection)
     check_pair(projection, student, teacher, str(path))
     return projection
 
@@ -120,59 +116,6 @@ def _shape(text: str, path: str | PathLike[str]) -> tuple[int, int]:
     if len(numbers) != 2 or not all(0 <= n < 2**31 for n in numbers):
         raise FormatError(f"{path} has the shape {text[:40]!r}, expected [V_s, V_t]; build W again")
     return numbers[0], numbers[1]
-
-
-def check(projection: ProjectionArrays) -> None:
-    """Refuse arrays that do not fit one another, and rows that are no distributions.
-
-    Raises:
-        ShapeError: names the array, or the row and its sum.
-    """
-    rows, columns = projection.shape
-    csr = Csr(projection.indptr, projection.indices, projection.weights, projection.shape)
-    wrong = np.flatnonzero(
-        (np.diff(projection.indptr) > 0) & (np.abs(csr.row_sums() - 1) > _ROW_SUM_TOLERANCE)
-    )
-    if len(wrong):
-        raise ShapeError(
-            f"row {wrong[0]} of W sums to {csr.row_sums()[wrong[0]]:.4f}, as do {len(wrong)} rows "
-            "to other than 1; scale them with Projection.with_weights, or build W again"
-        )
-    rules = len(PROJECTION_RULES)
-    if len(projection.rules) != rows or int(projection.rules.max(initial=0)) >= rules:
-        raise ShapeError(f"rules must hold {rows} codes below {rules}")
-    Csr(
-        projection.pieces_indptr,
-        projection.pieces,
-        np.ones(len(projection.pieces), dtype=np.float32),
-        (rows, columns),
-    )
-    if projection.teacher_pieces_indptr is not None and projection.teacher_pieces is not None:
-        Csr(
-            projection.teacher_pieces_indptr,
-            projection.teacher_pieces,
-            np.ones(len(projection.teacher_pieces), dtype=np.float32),
-            (columns, rows),
-        )
-    _check_folds(projection)
-
-
-def _check_folds(projection: ProjectionArrays) -> None:
-    sides = (("student", projection.student_stops), ("teacher", projection.teacher_stops))
-    for (side, stops), size in zip(sides, projection.shape, strict=True):
-        if stops is not None and not bool(((stops >= 0) & (stops < size)).all()):
-            raise ShapeError(f"{side}_stops must hold ids of the {side} (V_{side[0]} = {size})")
-    folded, onto = projection.stop_fold_from, projection.stop_fold_to
-    if folded is None and onto is None:
-        return
-    columns = projection.shape[1]
-    if folded is None or onto is None or len(folded) != len(onto):
-        raise ShapeError("stop_fold_from and stop_fold_to must both be there, of one length")
-    ids = np.concatenate([folded, onto])
-    if ids.size and not (0 <= ids.min() and ids.max() < columns):
-        raise ShapeError(
-            f"stop_fold_from and stop_fold_to must hold ids of the teacher (V_t = {columns})"
-        )
 
 
 def check_pair(

@@ -22,7 +22,7 @@ from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import FormatError, MissingFileError, ShapeError
 from xtoken.projection.arrays import RULE_CODES, AnyProjection, ProjectionArrays
 from xtoken.projection.csr import offsets
-from xtoken.projection.file import check, check_pair
+from xtoken.projection.file import check_pair
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab import TokenizerSource
 from xtoken.vocab.side import Side
@@ -73,8 +73,9 @@ def import_topk_pt(
 ) -> AnyProjection:
     """Read a dense table; no code in the file is run (`weights_only=True`).
 
-    Entries with index -1 or likelihood 0 are left out. A row with one entry of equal bytes counts
-    as exact, all others as imported. The table says nothing of pieces, so `pieces` is empty.
+    Entries with index -1 or likelihood 0 are left out, those of one id in a row added up. A row
+    with one entry of equal bytes counts as exact, all others as imported. The table says nothing of
+    pieces, so `pieces` is empty.
 
     Args:
         student_tokenizer, teacher_tokenizer: the pair that the table was built for. Rows past the
@@ -108,12 +109,14 @@ def import_topk_pt(
             "other than 1; pass normalize=True to scale them"
         )
     rows, column = np.nonzero(used)
-    weights = likelihoods[rows, column] / sums[rows]
-    ids = indices[rows, column]
-    order = np.lexsort((ids, -weights, rows))
+    rows, ids, weights = _added_up(
+        rows, indices[rows, column], likelihoods[rows, column] / sums[rows]
+    )
+    # Stable: of equal weights the table's order stays.
+    order = np.lexsort((-weights, rows))
     student_of, teacher_of, model_of = (str(table.get(name, "")) for name in _FINGERPRINTS)
     projection = cls(
-        indptr=offsets(used.sum(axis=1)),
+        indptr=offsets(np.bincount(rows, minlength=len(student))),
         indices=ids[order],
         weights=weights[order].astype(np.float32),
         shape=(len(student), len(teacher)),
@@ -127,10 +130,23 @@ def import_topk_pt(
         student=student,
         teacher=teacher,
     )
-    check(projection)
     check_pair(projection, student, teacher, str(path))
     _name_rules(projection)
     return projection
+
+
+def _added_up(
+    rows: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Entries [n] by rising row, with those of one row and id as one, where the first was."""
+    order = np.lexsort((ids, rows))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(rows[order]) != 0) | (np.diff(ids[order]) != 0)
+    firsts = order[new]
+    sums = np.bincount(np.cumsum(new) - 1, weights[order], len(firsts))
+    place = np.argsort(firsts)
+    firsts = firsts[place]
+    return rows[firsts], ids[firsts], sums[place]
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -103,16 +103,18 @@ class SparseProjection(nn.Module):
         *,
         learnable: bool = False,
         fingerprint: PairFingerprint | None = None,
+        sliced: bool = False,
     ) -> None:
         """
         Args:
             indptr: [V_s + 1] int64, the range of each row.
             indices: [nnz] int64 teacher ids, in [0, V_t).
-            weights: [nnz] float, > 0.
+            weights: [nnz] float, > 0; those of a row sum to 1.
             shape: (V_s, V_t).
+            sliced: this is a block of another W, whose rows may sum to less than 1.
 
         Raises:
-            ShapeError: the arrays do not fit one another or the shape.
+            ShapeError: the arrays do not fit one another or the shape, or a row does not sum to 1.
         """
         super().__init__()
         self.fingerprint = fingerprint
@@ -123,6 +125,8 @@ class SparseProjection(nn.Module):
         row_of = torch.repeat_interleave(
             torch.arange(student_size, device=indptr.device), counts
         )  # [nnz]
+        if not sliced:
+            _check_sums(row_of, weights, self.shape[0])
         by_column = torch.argsort(indices, stable=True)
         column_counts = torch.bincount(indices, minlength=teacher_size)
         for name, value in {
@@ -163,6 +167,8 @@ class SparseProjection(nn.Module):
         """From numpy arrays or tensors of a CSR matrix, explicit zeros dropped.
 
         float64 weights stay float64, all others become float32.
+
+        Raises: as the constructor.
         """
         values = torch.as_tensor(weights)
         if values.dtype != torch.float64:
@@ -331,6 +337,7 @@ class SparseProjection(nn.Module):
             self.values().detach()[low:high],
             (stop - start, self.shape[1]),
             learnable=self.free is not None,
+            sliced=True,
         )
 
     def column_slice(self, start: int, stop: int) -> SparseProjection:
@@ -347,6 +354,7 @@ class SparseProjection(nn.Module):
             self.indices[keep] - start,
             self.weights[keep],
             (self.shape[0], stop - start),
+            sliced=True,
         )
 
     def to_projection(self, base: Projection) -> Projection:
@@ -377,6 +385,8 @@ def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[in
         raise ShapeError(
             f"indptr has {indptr.shape[0]} entries, expected V_s + 1 = {student_size + 1}"
         )
+    if not weights.is_floating_point():
+        raise ShapeError(f"weights is {weights.dtype}, expected a floating dtype; pass floats")
     nnz = indices.shape[0]
     if weights.shape != indices.shape:
         raise ShapeError(f"weights has {tuple(weights.shape)} entries, expected {nnz} like indices")
@@ -389,3 +399,17 @@ def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[in
         )
     if not bool(torch.isfinite(weights).all()) or bool((weights <= 0).any()):
         raise ShapeError("weights must be finite and above 0; from_csr drops explicit zeros")
+
+
+def _check_sums(row_of: Tensor, weights: Tensor, rows: int) -> None:
+    given = weights.detach().cpu().double().numpy()
+    owner = row_of.cpu().numpy()
+    sums = np.bincount(owner, given, rows)
+    there = np.bincount(owner, minlength=rows) > 0
+    # What a rounding of each weight may add up to, as of a module in bfloat16.
+    wrong = np.flatnonzero(there & (np.abs(sums - 1) > max(1e-3, torch.finfo(weights.dtype).eps)))
+    if len(wrong):
+        raise ShapeError(
+            f"row {wrong[0]} of W sums to {sums[wrong[0]]:.4f}, as do {len(wrong)} rows to other "
+            "than 1; divide the weights of each row by their sum"
+        )
