@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tokenizer_zoo as zoo
@@ -9,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtoken import Projection, Vocab
-from xtoken.errors import ShapeError
+from xtoken.audit import audit
+from xtoken.errors import OptionError, ShapeError, TokenIdError
+from xtoken.projection.file import save
 
 
 @given(st.data())
@@ -53,3 +58,31 @@ def test_numbers_outside_the_vocabularies_are_refused() -> None:
         w.limited(3, 1)
     with pytest.raises(ShapeError, match="columns = 0, expected 1 to 2"):
         w.limited(1, 0)
+
+
+def test_a_part_is_explained_and_counted_and_not_saved_as_the_whole(tmp_path: Path) -> None:
+    w = Projection.build(zoo.deepseek(), zoo.byte_level_bpe(2000, 1), cache_dir=False)
+    assert w.student is not None
+    assert w.teacher is not None
+    last = w.shape[0] - 1
+    part = w.limited(last, 1990)
+    assert part.explain(5).entries == w.explain(5).entries
+    for call in (part.explain, part.token_pieces):
+        with pytest.raises(TokenIdError, match=f"token id {last} is outside this part of"):
+            call(last)
+    narrow = w.limited(w.student.id_of(b"7"), w.shape[1])
+    assert narrow.stats()["rows"] == narrow.shape[0]
+    assert narrow.stats()["numerals_1"] < 10 == w.stats()["numerals_1"]
+    path = tmp_path / "w.safetensors"
+    for call in (lambda: part.save(path), lambda: audit(part)):
+        with pytest.raises(OptionError, match=rf"between the first {last} student and 1990 teach"):
+            call()
+    w.limited(*w.shape).save(path)
+    Projection.load(path, w.student, w.teacher)
+    # As an earlier version saved it.
+    save(replace(part, whole=None), path)
+    with pytest.raises(ShapeError, match=rf"is W for {last} tokens of the student.*save it whole"):
+        Projection.load(path, w.student, w.teacher)
+    save(replace(w.limited(w.shape[0], 1990), whole=None), path)
+    with pytest.raises(ShapeError, match=r"is W for 1990 tokens of the teacher.* has 2000:"):
+        Projection.load(path, w.student, w.teacher)

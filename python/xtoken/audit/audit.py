@@ -9,9 +9,11 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import expect
 from xtoken._core import Vocab
 from xtoken.audit.placement import MassPlacement
 from xtoken.audit.prefix_coverage import ClassSupervision
+from xtoken.errors import OptionError
 from xtoken.projection import EMPTY_RULES, RULE_CODES, Projection
 from xtoken.trie import PieceTrie
 from xtoken.vocab.classes import NUMERALS, PUNCTUATION, classes, order
@@ -127,10 +129,17 @@ def audit(projection: Projection, threshold: float = 0.6) -> Audit:
         threshold: of the relaxed common set, see `Projection.common_set`.
 
     Raises:
-        OptionError: the projection was loaded without its tokenizers, or the threshold is out of
-            range.
+        ArgumentTypeError: no projection.
+        OptionError: the projection was loaded without its tokenizers, or is a part of W; the
+            threshold is out of range.
     """
+    expect(projection, Projection, "projection", "pass xtoken.Projection.build(...) of the pair")
     student, teacher = projection.vocabularies()
+    if projection.is_part:
+        raise OptionError(
+            f"this is W between the first {projection.shape[0]} student and "
+            f"{projection.shape[1]} teacher tokens alone; audit W itself, before limited"
+        )
     strict = projection.common_set("strict")
     relaxed = projection.common_set("relaxed", threshold)
     coverage = _coverage(projection, student, teacher, strict, relaxed)

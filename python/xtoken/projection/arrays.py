@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import as_whole
 from xtoken._core import PROJECTION_RULES, Vocab
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.projection.csr import Csr
@@ -107,6 +108,11 @@ class ProjectionArrays:
         return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     @property
+    def is_part(self) -> bool:
+        """Whether rows or columns were left out."""
+        return self.whole is not None and self.whole.shape != self.shape
+
+    @property
     def csr(self) -> Csr:
         """The matrix alone: slices, transposition, row sums."""
         return Csr(self.indptr, self.indices, self.weights, self.shape)
@@ -115,8 +121,10 @@ class ProjectionArrays:
         """The teacher's own pieces of a student token; see `pieces`.
 
         Raises:
-            TokenIdError: the id is outside the student's vocabulary.
+            ArgumentTypeError: no id.
+            TokenIdError: the id is outside the student's vocabulary, or this part of it.
         """
+        student_id = as_whole("student_id", student_id, "pass one token id")
         self._check_id(student_id)
         start, stop = self.pieces_indptr[student_id : student_id + 2]
         pieces: list[int] = self.pieces[start:stop].tolist()
@@ -137,8 +145,10 @@ class ProjectionArrays:
 
     def _check_id(self, student_id: int) -> None:
         if not 0 <= student_id < self.shape[0]:
+            part = "this part of " if self.is_part else ""
             raise TokenIdError(
-                f"token id {student_id} is outside the student vocabulary (V_s = {self.shape[0]})"
+                f"token id {student_id} is outside {part}the student vocabulary "
+                f"(V_s = {self.shape[0]})"
             )
 
 

@@ -74,6 +74,7 @@ def explain(projection: ProjectionArrays, token: int | str | bytes) -> Explanati
     """See `Projection.explain`."""
     student, teacher = projection.vocabularies()
     student_id = find_token(student, token)
+    pieces = projection.token_pieces(student_id)  # or it is beyond this part of W
     rule = PROJECTION_RULES[projection.rules[student_id]]
     indices, weights = projection.csr.row(student_id)
     return Explanation(
@@ -82,7 +83,7 @@ def explain(projection: ProjectionArrays, token: int | str | bytes) -> Explanati
         token_bytes=student.token_bytes(student_id),
         rule=rule,
         reason=REASONS[rule],
-        pieces=tuple(quoted(teacher, piece) for piece in projection.token_pieces(student_id)),
+        pieces=tuple(quoted(teacher, piece) for piece in pieces),
         entries=tuple(
             Entry(t, quoted(teacher, t), teacher.token_bytes(t), weight)
             for t, weight in zip(indices.tolist(), weights.tolist(), strict=True)

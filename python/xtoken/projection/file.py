@@ -12,7 +12,7 @@ from xtoken._core import Vocab, __version__
 from xtoken._files import as_path, parse_json
 from xtoken._tensor_files import Array, read_tensors, write_tensors
 from xtoken.data.stops import vocab_with_stops
-from xtoken.errors import FormatError, PairError
+from xtoken.errors import FormatError, OptionError, PairError, ShapeError
 from xtoken.projection.arrays import AnyProjection, ProjectionArrays
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab import TokenizerSource
@@ -49,8 +49,15 @@ def save(projection: ProjectionArrays, path: str | PathLike[str]) -> None:
     """Write W; a reader never sees half a file.
 
     Raises:
+        OptionError: it is a part of W.
         FailedWriteError: the directory does not exist or cannot be written.
     """
+    if projection.is_part:
+        rows, columns = projection.shape
+        raise OptionError(
+            f"this is W between the first {rows} student and {columns} teacher tokens alone, and a "
+            "file is of a whole pair; save W itself, and call limited on what load returns"
+        )
     write_arrays(
         path,
         {name: array for name in _DTYPES if (array := getattr(projection, name)) is not None},
@@ -125,6 +132,7 @@ def check_pair(
 
     Raises:
         PairError: names the side that differs, and both sizes and fingerprints, or both stops.
+        ShapeError: it is between some tokens of the pair alone.
     """
     sides = (
         ("student", student, projection.student_fingerprint, projection.shape[0]),
@@ -139,6 +147,11 @@ def check_pair(
                 f"{fingerprint[:12]}…, but the {side} tokenizer has V = {len(vocab)}, fingerprint "
                 f"{vocab.fingerprint[:12]}…; "
                 + ("student and teacher are swapped" if swapped else "build W for this pair")
+            )
+        if vocab is not None and len(vocab) != size:
+            raise ShapeError(
+                f"{source} is W for {size} tokens of the {side}, whose tokenizer has {len(vocab)}: "
+                "a part that Projection.limited cut; build W again, and save it whole"
             )
     models = (
         ("student", student, projection.student_model_fingerprint),

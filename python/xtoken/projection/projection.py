@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xtoken._checks import as_whole
 from xtoken._core import PROJECTION_RULES, Vocab, build_projection
 from xtoken._files import cache_directory
 from xtoken.data.stops import vocab_with_stops
@@ -214,7 +215,7 @@ class Projection(ProjectionArrays):
         for digits in numerals:
             for number in range(10**digits):
                 token_id = self.student.id_of(b"%0*d" % (digits, number))
-                if token_id is not None:
+                if token_id is not None and token_id < self.shape[0]:
                     numerals[digits].append(token_id)
         return numerals
 
@@ -257,6 +258,7 @@ class Projection(ProjectionArrays):
                 sum to 1, and sorted by falling weight.
 
         Raises:
+            ArgumentTypeError: they are no numbers.
             ShapeError: another number of weights, or one that is negative or not finite.
             OptionError: the weights of a row are all 0.
         """
@@ -281,8 +283,11 @@ class Projection(ProjectionArrays):
             columns: at most V_t.
 
         Raises:
+            ArgumentTypeError: a number is no whole one.
             ShapeError: a number is outside its range.
         """
+        rows = as_whole("rows", rows, "pass the rows of the student's head")
+        columns = as_whole("columns", columns, "pass the columns of the teacher's head")
         for name, value, size in (
             ("rows", rows, self.shape[0]),
             ("columns", columns, self.shape[1]),
@@ -341,7 +346,12 @@ class Projection(ProjectionArrays):
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write W to one safetensors file; see `xtoken.projection.file.save`."""
+        """Write W to one safetensors file; see `xtoken.projection.file.save`.
+
+        Raises:
+            OptionError: it is a part of W (`limited`).
+            FailedWriteError: the directory does not exist or cannot be written.
+        """
         file.save(self, path)
 
     @classmethod
@@ -359,6 +369,7 @@ class Projection(ProjectionArrays):
 
         Raises:
             PairError: W was built for another pair, or one that stops at other tokens.
+            ShapeError: W is between some tokens of the pair alone.
             FormatError: the file is no projection, is truncated or was altered.
             FileNotFoundError: there is no such file.
         """
