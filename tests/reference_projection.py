@@ -149,8 +149,8 @@ def weights_of(pieces: list[int], decay: float, max_pieces: int) -> Row:
 
 
 def normalized(row: Row, top_k: int) -> list[tuple[int, float]]:
-    """The heaviest entries, of equals the lowest ids, scaled to sum to 1."""
-    kept = sorted(row.items(), key=lambda entry: (-entry[1], entry[0]))[:top_k]
+    """The heaviest entries, of equals those that came first, scaled to sum to 1."""
+    kept = sorted(row.items(), key=lambda entry: -entry[1])[:top_k]
     kept = [(t, weight) for t, weight in kept if weight > 0]
     total = math.fsum(weight for _, weight in kept)
     return [(t, weight / total) for t, weight in kept]

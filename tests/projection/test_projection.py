@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,19 +101,23 @@ PAIRS: dict[str, Callable[[], tuple[Tokenizer, Tokenizer]]] = {
 
 # The reverse rule segments the teacher's vocabulary too: a small one is enough.
 @pytest.mark.parametrize(
-    ("pair", "reverse"),
-    [(pair, False) for pair in PAIRS] + [(list(PAIRS)[at], True) for at in (1, 5, 6)],
+    ("pair", "options"),
+    [(pair, {}) for pair in PAIRS]
+    + [(list(PAIRS)[at], {"reverse": True}) for at in (1, 5, 6)]
+    + [(list(PAIRS)[5], {"decay": 1.0, "max_pieces": 6, "top_k": 3})],
 )
-def test_every_row_of_a_real_pair_is_that_of_the_plain_reference(pair: str, reverse: bool) -> None:
+def test_every_row_of_a_real_pair_is_that_of_the_plain_reference(
+    pair: str, options: dict[str, Any]
+) -> None:
     student_tokenizer, teacher_tokenizer = PAIRS[pair]()
     student, teacher = map(zoo.vocab, (student_tokenizer, teacher_tokenizer))
-    w = build(student, teacher, reverse=reverse)
+    w = build(student, teacher, **options)
     expected = reference.projection(
         student,
         teacher,
         reference.hugging_face_segment(student_tokenizer, student),
         reference.hugging_face_segment(teacher_tokenizer, teacher),
-        reverse=reverse,
+        **options,
     )
     made = [s for s, (rule, _) in enumerate(expected) if rule != "special"]
     assert [PROJECTION_RULES[w.rules[s]] for s in made] == [expected[s][0] for s in made]
@@ -253,6 +258,20 @@ def test_more_pieces_than_max_pieces_keep_the_first() -> None:
     w = build(ranked(b"abcdef"), ranked(), max_pieces=2)
     assert [token for token, _ in row(w, b"abcdef")] == [b"a", b"b"]
     assert len(w.token_pieces(256)) == 6
+
+
+def test_of_pieces_with_equal_weights_the_first_stay_first() -> None:
+    student, teacher = ranked(b"zyxwvuts", b"zyzyxw"), ranked()
+    w = build(student, teacher, decay=1.0, max_pieces=8)
+    assert row(w, b"zyxwvuts") == [(bytes([byte]), 0.25) for byte in b"zyxw"]
+    found = row(build(student, teacher, decay=1.0, max_pieces=8, top_k=3), b"zyzyxw")
+    assert [token for token, _ in found] == [b"z", b"y", b"x"]
+    assert [weight for _, weight in found] == pytest.approx([0.4, 0.4, 0.2])
+    assert [t for t, _ in row(w.with_weights(w.weights), b"zyxwvuts")] == [b"z", b"y", b"x", b"w"]
+    # What teacher tokens give back comes after, by rising id.
+    w = build(ranked(b"ba"), ranked(b"aa", b"ac", b"ab"), decay=1.0, reverse="all")
+    assert [t for t, _ in row(w, b"ba")] == [b"b", b"a"]
+    assert [t for t, _ in row(w, b"a")] == [b"a", b"aa", b"ac", b"ab"]
 
 
 def test_equal_pieces_add_up() -> None:

@@ -27,7 +27,7 @@ def cache_key(student: Vocab, teacher: Vocab, options: ProjectionOptions) -> str
             for v in (student, teacher)
         ],
         options.to_json(),
-        "pieces of both sides, stops of both sides",
+        "pieces and stops of both sides, of even pieces the first",
         FORMAT_VERSION,
         __version__,
     ]

@@ -105,7 +105,8 @@ impl Rule {
 pub struct Projection {
     /// Offsets into `indices` and `weights`, `V_s + 1` of them.
     pub indptr: Vec<i64>,
-    /// Teacher ids; in a row by falling weight, of equal weights by rising id.
+    /// Teacher ids; in a row by falling weight, of equal weights in the order of the pieces, then
+    /// by rising id.
     pub indices: Vec<i64>,
     /// Above 0; a row sums to 1.
     pub weights: Vec<f32>,
@@ -173,24 +174,24 @@ pub fn build(
         stop_folds: Vec::new(),
     };
     w.indptr.push(0);
-    let mut row: Vec<(u32, f64)> = Vec::new();
+    let mut row: Vec<Entry> = Vec::new();
     for s in 0..size as u32 {
         row.clear();
         let bytes = student.vocab.token_bytes(s);
         let pieces = w.pieces.of(s);
         let mut rule = if let Some((t, rule)) = special_of[s as usize] {
-            row.push((t, 1.0));
+            row.push(Entry::alone(t));
             rule
         } else if let [t] = pieces {
             // Pieces spell the bytes, so a single one is equal to them.
-            row.push((*t, 1.0));
+            row.push(Entry::alone(*t));
             if student.id_of(bytes) == Some(s) {
                 Rule::Exact
             } else {
                 Rule::Duplicate
             }
         } else if let Some(t) = canonical.as_ref().and_then(|index| index.id_of(bytes)) {
-            row.push((t, 1.0));
+            row.push(Entry::alone(t));
             Rule::Canonical
         } else if !pieces.is_empty() {
             spread(pieces, options, &mut row);
@@ -211,7 +212,15 @@ pub fn build(
             } else {
                 w.reverse_rows += 1;
             }
-            row.extend(given.iter().map(|&(_, t, weight)| (t, weight)));
+            row.extend(
+                (row.len()..)
+                    .zip(given)
+                    .map(|(place, &(_, column, weight))| Entry {
+                        column,
+                        weight,
+                        place,
+                    }),
+            );
         }
         w.push(&mut row, options.top_k, rule);
     }
@@ -220,35 +229,59 @@ pub fn build(
 }
 
 /// Appends the first `max_pieces` pieces with weights in proportion to `decay^i` that sum to 1.
-fn spread(pieces: &[u32], options: &Options, row: &mut Vec<(u32, f64)>) {
+fn spread(pieces: &[u32], options: &Options, row: &mut Vec<Entry>) {
     let kept = &pieces[..pieces.len().min(options.max_pieces)];
     let total: f64 = (0..kept.len() as i32).map(|i| options.decay.powi(i)).sum();
-    row.extend(
-        (0..)
-            .zip(kept)
-            .map(|(i, &piece)| (piece, options.decay.powi(i) / total)),
-    );
+    row.extend((0..).zip(kept).map(|(i, &piece)| Entry {
+        column: piece,
+        weight: options.decay.powi(i) / total,
+        place: i as usize,
+    }));
+}
+
+/// One entry of a row in the making.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    column: u32,
+    weight: f64,
+    /// Which of the row's entries it is, in the order of the rules and of the pieces.
+    place: usize,
+}
+
+impl Entry {
+    fn alone(column: u32) -> Self {
+        Self {
+            column,
+            weight: 1.0,
+            place: 0,
+        }
+    }
 }
 
 impl Projection {
     /// Ends a row: equal columns summed, zeros dropped, the heaviest kept, normalized.
-    fn push(&mut self, row: &mut Vec<(u32, f64)>, top_k: usize, rule: Rule) {
-        row.sort_by_key(|&(t, _)| t);
+    fn push(&mut self, row: &mut Vec<Entry>, top_k: usize, rule: Rule) {
+        // Stable, so that of equal columns the earliest place stays.
+        row.sort_by_key(|entry| entry.column);
         row.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
+            let same = next.column == kept.column;
             if same {
-                kept.1 += next.1;
+                kept.weight += next.weight;
             }
             same
         });
-        row.retain(|&(_, weight)| weight as f32 > 0.0);
-        // Stable, so that of equal weights the lowest id stays first.
-        row.sort_by(|a, b| b.1.total_cmp(&a.1));
+        row.retain(|entry| entry.weight as f32 > 0.0);
+        // Of equal weights earlier pieces stay first; given entries come after, by id.
+        row.sort_by(|a, b| {
+            b.weight
+                .total_cmp(&a.weight)
+                .then_with(|| a.place.cmp(&b.place))
+        });
         row.truncate(top_k);
-        let total: f64 = row.iter().map(|&(_, weight)| weight).sum();
-        for &(t, weight) in row.iter() {
-            self.indices.push(i64::from(t));
-            self.weights.push((weight / total) as f32);
+        let total: f64 = row.iter().map(|entry| entry.weight).sum();
+        for entry in row.iter() {
+            self.indices.push(i64::from(entry.column));
+            self.weights.push((entry.weight / total) as f32);
         }
         self.indptr.push(self.indices.len() as i64);
         self.rules.push(rule);
@@ -272,7 +305,7 @@ impl Given {
             }
             row.clear();
             spread(split, options, &mut row);
-            entries.extend(row.iter().map(|&(s, weight)| (s, t, weight)));
+            entries.extend(row.iter().map(|piece| (piece.column, t, piece.weight)));
         }
         entries.sort_by_key(|entry: &(u32, u32, f64)| (entry.0, entry.1));
         Self { entries }
