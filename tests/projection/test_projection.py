@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizer_zoo as zoo
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from xtoken import Projection, Vocab
 from xtoken._core import PROJECTION_RULES
+from xtoken.audit import audit
 from xtoken.errors import (
     ArgumentTypeError,
     OptionError,
@@ -419,9 +421,39 @@ def test_the_transposed_form_and_the_slices_are_those_of_the_dense_matrix() -> N
         w.column_slice([1, 1])
 
 
-def test_to_torch_takes_a_dtype(packed: Projection) -> None:
-    import torch
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: w.with_weights(["a"] * 3), ArgumentTypeError, "weights is <U1, expected numb"),
+        (lambda w: w.with_weights([[1], [1, 2]]), ArgumentTypeError, "weights cannot be read"),
+        (lambda w: w.limited(2.0, 1), ArgumentTypeError, "rows is float, expected a whole numb"),
+        (lambda w: w.limited(2, True), ArgumentTypeError, "columns is bool, expected a whole"),
+        (lambda w: w.row_slice(0.0, 1), ArgumentTypeError, "start is float, expected a whole"),
+        (lambda w: w.row_slice(0, None), ArgumentTypeError, "stop is NoneType, expected a whole"),
+        (lambda w: w.column_slice(0), ShapeError, r"columns has shape \(\), expected whole"),
+        (lambda w: w.column_slice([[0, 1]]), ShapeError, r"columns has shape \(1, 2\), expected"),
+        (lambda w: w.column_slice([0.5]), ArgumentTypeError, "columns is float64, expected whole"),
+        (lambda w: w.column_slice([True]), ArgumentTypeError, "columns is bool, expected whole"),
+        (lambda w: w.csr.row(-1), ShapeError, r"row -1 is not inside \[0, 259\)"),
+        (lambda w: w.csr.row(259), ShapeError, r"row 259 is not inside \[0, 259\)"),
+        (lambda w: w.token_pieces(0.5), ArgumentTypeError, "student_id is float, expected a whole"),
+        (lambda w: w.to_torch("nowhere"), OptionError, "device = 'nowhere', which torch does not"),
+        (lambda w: w.to_torch(dtype=torch.int64), OptionError, r"dtype = torch\.int64 holds no"),
+        (lambda w: w.to_torch(dtype="float32"), ArgumentTypeError, "dtype is str, expected dtype"),
+        (lambda w: audit(None), ArgumentTypeError, "projection is NoneType, expected Projection"),
+    ],
+)
+def test_what_is_no_number_no_row_and_no_device_is_refused_in_one_line(
+    call: Callable[[Projection], object], error: type[Exception], message: str
+) -> None:
+    w = build(ranked(b"abc", b"abd", b"xy"), ranked(b"ab"))
+    with pytest.raises(error, match=message) as refused:
+        call(w)
+    assert "\n" not in str(refused.value)
+    assert w.column_slice([]).shape == (259, 0)
 
+
+def test_to_torch_takes_a_dtype(packed: Projection) -> None:
     w = packed.to_torch(dtype=torch.float64)
     assert w.dtype == torch.float64
     probs = torch.full((1, w.shape[0]), 1 / w.shape[0], dtype=torch.float64)

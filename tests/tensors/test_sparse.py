@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loss_cases import random_csr
 
-from xtoken.errors import OptionError, ShapeError, TokenIdError
+from xtoken.errors import ArgumentTypeError, OptionError, ShapeError, TokenIdError
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.sparse_ops import log_project
 
@@ -170,6 +170,15 @@ def test_wrong_shapes_ids_and_weights_are_refused() -> None:
     ):
         with pytest.raises(ShapeError, match=message):
             SparseProjection.from_csr(indptr, indices, weights, shape)
+    for indptr, indices in (([0, 1.5], [0]), ([0, 1], [0.5])):
+        with pytest.raises(ShapeError, match=r"torch\.float32, expected whole numbers"):
+            SparseProjection.from_csr(indptr, indices, [1.0], (1, 2))
+    with pytest.raises(ArgumentTypeError, match="start is float, expected a whole number"):
+        projection.row_slice(0.0, 2)
+    with pytest.raises(ArgumentTypeError, match="stop is float, expected a whole number"):
+        projection.column_slice(0, 2.0)
+    with pytest.raises(ShapeError, match="rows = 18, expected 1 to 17"):
+        projection.limited(18, 2)
     ones = torch.arange(2), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ShapeError, match=r"row 0 of W sums to 0\.1000"):
         SparseProjection(*ones, torch.tensor([0.1]), (1, 2))

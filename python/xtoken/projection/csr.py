@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xtoken._checks import as_whole, expect, shown
 from xtoken._extras import needs_extra
-from xtoken.errors import OptionError, ShapeError
+from xtoken.errors import ArgumentTypeError, OptionError, ShapeError
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,15 @@ class Csr:
             raise ShapeError("weights holds negative or non-finite values; expected 0 and above")
 
     def row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Columns and weights of one row."""
+        """Columns and weights of one row.
+
+        Raises:
+            ArgumentTypeError: no whole number.
+            ShapeError: there is no such row.
+        """
+        row = as_whole("row", row, "pass one row")
+        if not 0 <= row < self.shape[0]:
+            raise ShapeError(f"row {row} is not inside [0, {self.shape[0]}); pass a row of W")
         part = slice(self.indptr[row], self.indptr[row + 1])
         return self.indices[part], self.weights[part]
 
@@ -85,8 +94,10 @@ class Csr:
         """Rows [start, stop), as for one shard of a student's vocabulary.
 
         Raises:
+            ArgumentTypeError: an end is no whole number.
             ShapeError: the range lies outside the rows.
         """
+        start, stop = row_range(start, stop)
         if not 0 <= start <= stop <= self.shape[0]:
             raise ShapeError(f"rows [{start}, {stop}) are not inside [0, {self.shape[0]})")
         indptr = self.indptr[start : stop + 1]
@@ -103,9 +114,10 @@ class Csr:
             columns: [K] distinct columns, as the teacher's top-k ids.
 
         Raises:
+            ArgumentTypeError: they are no sequence of whole numbers.
             ShapeError: a column is outside the matrix or is given twice.
         """
-        wanted = np.asarray(columns, dtype=np.int64)
+        wanted = numbers("columns", columns, "iu", "whole numbers [K]").astype(np.int64)
         if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.shape[1]:
             raise ShapeError(
                 f"columns lie in [{wanted.min()}, {wanted.max()}]; expected [0, {self.shape[1]})"
@@ -127,12 +139,27 @@ class Csr:
         """A torch sparse CSR tensor, float32 unless `dtype` says otherwise.
 
         Raises:
+            ArgumentTypeError: `dtype` is none of torch's.
+            OptionError: torch knows no such device, or `dtype` holds no fractions.
             ShapeError: a row has a column twice.
             MissingExtraError: torch is not installed.
         """
         with needs_extra():
             import torch
 
+        if dtype is None:
+            dtype = torch.float32
+        if not expect(dtype, torch.dtype, "dtype", "pass such as torch.float32").is_floating_point:
+            raise OptionError(
+                f"dtype = {dtype} holds no weights below 1; pass such as torch.float32"
+            )
+        if device is not None:
+            try:
+                device = torch.device(device)
+            except (RuntimeError, TypeError) as error:
+                raise OptionError(
+                    f"device = {shown(device)}, which torch does not know; pass such as 'cuda'"
+                ) from error
         # torch wants rising columns in a row; W has falling weights.
         row_of = self.row_of()
         order = np.lexsort((self.indices, row_of))
@@ -152,7 +179,52 @@ class Csr:
                 size=self.shape,
                 check_invariants=True,
             )
-        return matrix.to(device=device, dtype=dtype or torch.float32)
+        return matrix.to(device=device, dtype=dtype)
+
+
+def row_range(start: int, stop: int) -> tuple[int, int]:
+    """Two ends as whole numbers.
+
+    Raises:
+        ArgumentTypeError: one is none.
+    """
+    hint = "pass the first row and the one after the last"
+    return as_whole("start", start, hint), as_whole("stop", stop, hint)
+
+
+def part_of(shape: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
+    """How many of the first rows and columns of a W [V_s, V_t] are kept, as whole numbers.
+
+    Raises:
+        ArgumentTypeError: a number is no whole one.
+        ShapeError: a number is outside its range.
+    """
+    rows = as_whole("rows", rows, "pass the rows of the student's head")
+    columns = as_whole("columns", columns, "pass the columns of the teacher's head")
+    for (name, value), size in zip((("rows", rows), ("columns", columns)), shape, strict=True):
+        if not 0 < value <= size:
+            raise ShapeError(f"{name} = {value}, expected 1 to {size}, W's own number")
+    return rows, columns
+
+
+def numbers(name: str, values: ArrayLike, kinds: str, wanted: str) -> NDArray[Any]:
+    """[n] an array of numbers, where they are of these kinds of NumPy's dtypes.
+
+    Raises:
+        ArgumentTypeError: they are not.
+        ShapeError: they have another number of axes.
+    """
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(
+            f"{name} cannot be read ({str(error).strip().splitlines()[0]}); pass {wanted}"
+        ) from error
+    if found.ndim != 1:
+        raise ShapeError(f"{name} has shape {found.shape}, expected {wanted}; pass one axis")
+    if len(found) and found.dtype.kind not in kinds:
+        raise ArgumentTypeError(f"{name} is {found.dtype}, expected {wanted}; pass a list of those")
+    return found
 
 
 def offsets(counts: ArrayLike) -> NDArray[np.int64]:
@@ -172,10 +244,11 @@ def reweighted(
         weight is 0 are left out.
 
     Raises:
+        ArgumentTypeError: they are no numbers.
         ShapeError: another number of weights, or one that is negative or not finite.
         OptionError: the weights of a row are all 0.
     """
-    given = np.asarray(weights, dtype=np.float64)
+    given = numbers("weights", weights, "fiu", "numbers [nnz]").astype(np.float64)
     if given.shape != csr.weights.shape:
         raise ShapeError(f"weights has shape {given.shape}; expected {csr.weights.shape}")
     if not bool((np.isfinite(given) & (given >= 0)).all()):

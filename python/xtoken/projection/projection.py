@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtoken._checks import as_whole
 from xtoken._core import PROJECTION_RULES, Vocab, build_projection
 from xtoken._files import cache_directory
 from xtoken.data.stops import vocab_with_stops
-from xtoken.errors import ShapeError
 from xtoken.projection import file, topk_pt
 from xtoken.projection.arrays import EMPTY_RULES, RULE_CODES, ProjectionArrays
 from xtoken.projection.cache import build_cached
 from xtoken.projection.common_set import common_set as find_common_set
-from xtoken.projection.csr import Csr, offsets, reweighted
+from xtoken.projection.csr import Csr, offsets, part_of, reweighted
 from xtoken.projection.explain import Explanation
 from xtoken.projection.explain import explain as explain_row
 from xtoken.projection.options import (
@@ -286,14 +284,7 @@ class Projection(ProjectionArrays):
             ArgumentTypeError: a number is no whole one.
             ShapeError: a number is outside its range.
         """
-        rows = as_whole("rows", rows, "pass the rows of the student's head")
-        columns = as_whole("columns", columns, "pass the columns of the teacher's head")
-        for name, value, size in (
-            ("rows", rows, self.shape[0]),
-            ("columns", columns, self.shape[1]),
-        ):
-            if not 0 < value <= size:
-                raise ShapeError(f"{name} = {value}, expected 1 to {size}, W's own number")
+        rows, columns = part_of(self.shape, rows, columns)
         row_of = self.csr.row_of()
         kept = (row_of < rows) & (self.indices < columns)
         row_of, indices = row_of[kept], self.indices[kept]

@@ -143,7 +143,7 @@ def _added_up(
     new = np.ones(len(order), dtype=bool)
     new[1:] = (np.diff(rows[order]) != 0) | (np.diff(ids[order]) != 0)
     firsts = order[new]
-    sums = np.bincount(np.cumsum(new) - 1, weights[order], len(firsts))
+    sums = np.bincount(np.cumsum(new) - 1, weights[order], len(firsts)).astype(np.float64)
     place = np.argsort(firsts)
     firsts = firsts[place]
     return rows[firsts], ids[firsts], sums[place]

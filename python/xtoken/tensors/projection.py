@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xtoken._checks import expect
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.projection import Projection
+from xtoken.projection.csr import part_of, row_range
 from xtoken.tensors.host import readable
 from xtoken.tensors.segments import offsets_of, ragged_arange
 from xtoken.tensors.sparse_ops import SparseMap, project_rows
@@ -173,7 +174,7 @@ class SparseProjection(nn.Module):
         values = torch.as_tensor(weights)
         if values.dtype != torch.float64:
             values = values.to(torch.float32)
-        ptr, ids = (torch.as_tensor(x).to(torch.int64) for x in (indptr, indices))
+        ptr, ids = _whole("indptr", indptr), _whole("indices", indices)
         if values.shape == ids.shape and bool((values == 0).any()):
             # A column reached by zeros alone would count as supported, at an infinite KL.
             kept = offsets_of(values != 0)
@@ -308,7 +309,10 @@ class SparseProjection(nn.Module):
     def limited(self, rows: int, columns: int) -> SparseProjection:
         """W between the first tokens of both sides, rows scaled to sum to 1 again, as
         `Projection.limited`. Learnable weights are shared with this: training one trains both.
+
+        Raises: as `Projection.limited`.
         """
+        rows, columns = part_of(self.shape, rows, columns)
         kept = ((self.row_of < rows) & (self.indices < columns)).nonzero().flatten()
         row_of, weights = self.row_of[kept], self.weights[kept]
         sums = weights.new_zeros(rows).index_add(0, row_of, weights)
@@ -318,6 +322,7 @@ class SparseProjection(nn.Module):
             weights / sums[row_of],
             (rows, columns),
             fingerprint=self.fingerprint,
+            sliced=True,
         )
         if self.free is not None:
             made.free = self.free
@@ -328,6 +333,7 @@ class SparseProjection(nn.Module):
 
     def row_slice(self, start: int, stop: int) -> SparseProjection:
         """W's rows [start, stop): the part of a student vocabulary shard; [stop - start, V_t]."""
+        start, stop = row_range(start, stop)
         if not 0 <= start <= stop <= self.shape[0]:
             raise ShapeError(f"rows [{start}, {stop}) are not inside V_s = {self.shape[0]}")
         low, high = int(self.indptr[start]), int(self.indptr[stop])
@@ -343,6 +349,7 @@ class SparseProjection(nn.Module):
     def column_slice(self, start: int, stop: int) -> SparseProjection:
         """W's columns [start, stop); rows may then sum to less than 1. Not for learnable weights,
         whose softmax runs over whole rows."""
+        start, stop = row_range(start, stop)
         if not 0 <= start <= stop <= self.shape[1]:
             raise ShapeError(f"columns [{start}, {stop}) are not inside V_t = {self.shape[1]}")
         if self.free is not None:
@@ -374,6 +381,13 @@ class SparseProjection(nn.Module):
     def extra_repr(self) -> str:
         kind = ", learnable" if self.free is not None else ""
         return f"{self.shape[0]} x {self.shape[1]}, nnz={self.indices.shape[0]}{kind}"
+
+
+def _whole(name: str, values: ArrayLike | Tensor) -> Tensor:
+    found = torch.as_tensor(values)
+    if found.numel() and (found.is_floating_point() or found.dtype == torch.bool):
+        raise ShapeError(f"{name} is {found.dtype}, expected whole numbers; pass int64")
+    return found.to(torch.int64)
 
 
 def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[int, int]) -> None:
