@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,26 @@ def write_tensors(
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entries = {**metadata, _CHECKSUM: _checksum(contiguous, metadata)}
     content = save(contiguous, metadata=entries)
-    write_atomically(path, lambda file: file.write(content))
+    header, start = _ordered_header(content)
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        file.write(memoryview(content)[start:])
+
+    write_atomically(path, write)
+
+
+def _ordered_header(content: bytes) -> tuple[bytes, int]:
+    """The length and header of a safetensors file with its keys in order, and where its data start.
+
+    safetensors writes the metadata in an order of their own in each file, and equal files were not
+    equal by the byte.
+    """
+    (length,) = struct.unpack_from("<Q", content)
+    values = json.loads(content[8 : 8 + length])
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    return struct.pack("<Q", len(text)) + text, 8 + length
 
 
 def read_metadata(path: Path | str, expected: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ import pytest
 import tokenizer_zoo as zoo
 import torch
 from cache_worker import build_and_count
+from safetensors import safe_open
 
 from xtoken import Projection, Vocab, __version__
 from xtoken._files import cache_directory
@@ -70,6 +71,23 @@ def test_a_saved_projection_loads_as_it_was(w: Projection, path: Path) -> None:
     assert loaded.stats() == w.stats()
     with pytest.raises(OptionError, match=r"pass both tokenizers to Projection\.load"):
         Projection.load(path).explain("201")
+
+
+def test_equal_projections_are_equal_files(w: Projection, tmp_path: Path) -> None:
+    """safetensors shuffles the metadata of each file."""
+    for number in range(6):
+        w.save(tmp_path / str(number))
+    files = [(tmp_path / str(number)).read_bytes() for number in range(6)]
+    assert len(set(files)) == 1
+    (length,) = struct.unpack_from("<Q", files[0])
+    assert length % 8 == 0  # the data are aligned
+    header = json.loads(files[0][8 : 8 + length])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    with safe_open(tmp_path / "0", "np") as file:
+        assert file.metadata() == header["__metadata__"]
+        for name, array in read_arrays(tmp_path / "0")[0].items():
+            assert np.array_equal(file.get_tensor(name), array), name
+    assert_equal(w, Projection.load(tmp_path / "0"))
 
 
 def test_the_file_names_its_pair_its_options_and_the_library(w: Projection, path: Path) -> None:
