@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked import Forked
+from safetensors.numpy import save_file
 
 from xtoken import _files
 from xtoken._files import (
@@ -229,6 +233,33 @@ def test_a_folder_appears_whole_in_place_of_what_was_there(tmp_path: Path) -> No
     with pytest.raises(FailedWriteError), folder_beside(tmp_path / "model") as folder:
         folder.write_text("a folder is none")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "parts", "new"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_what_a_library_made_for_its_owner_alone_is_as_open_as_any_new_file(
+    tmp_path: Path, mask: int
+) -> None:
+    (tmp_path / "elsewhere").touch(mode=0o600)
+    before = os.umask(mask)
+    try:
+        with folder_beside(tmp_path / "model") as folder:
+            with tempfile.TemporaryDirectory() as scratch:
+                Path(scratch, "parts").mkdir(0o700)
+                shutil.copytree(scratch, folder, dirs_exist_ok=True)
+            save_file({"tensor": np.zeros(3)}, folder / "parts" / "file")
+            (folder / "parts" / "file").chmod(0o600)  # as its newer versions make it
+            (folder / "link").symlink_to(tmp_path / "elsewhere")
+            (folder / "program").touch(0o700)
+        with temporary_beside(tmp_path / "file") as path:
+            path.unlink()
+            path.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path, *tmp_path.rglob("*"))}
+    assert modes["model"] == modes["parts"] == 0o777 & ~mask
+    assert modes["file"] == (tmp_path / "model/parts/file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert modes["program"] == 0o666 & ~mask | 0o100
+    assert modes["elsewhere"] == 0o600
 
 
 def test_a_folder_that_cannot_be_replaced_stays(

@@ -16,6 +16,8 @@ import re
 import secrets
 import shutil
 import socket
+import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -251,7 +253,9 @@ def _temporary_beside(path: Path | str) -> Iterator[Path]:
     try:
         # As open() does it, the mode is 0666 less the umask; never a file that is there.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        of_new = temporary.stat().st_mode
         yield temporary
+        _open_as(temporary, of_new)
         to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -266,7 +270,7 @@ def folder_beside(path: Path | str) -> Iterator[Path]:
     """Give the path of an empty folder that becomes `path` when the block ends without an error.
 
     For writers of several files, whose own temporary ones go with the folder where they are killed.
-    A folder that is there is replaced.
+    A folder that is there is replaced. Modes are those of any new file and folder.
 
     Raises:
         FailedWriteError: it could not be written; what was there is as it was.
@@ -282,11 +286,13 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
     remove_unfinished(path.parent)
     temporary, aside = _name_beside(path), _name_beside(path, "old")
     temporary.mkdir()
+    of_new = temporary.stat().st_mode
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                to_disk(file)
+        for made in (temporary, *temporary.rglob("*")):
+            _open_as(made, of_new)
+            if made.is_file():
+                to_disk(made)
         if path.exists():
             aside.mkdir()
             path.rename(aside / path.name)
@@ -301,6 +307,20 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
         raise
     _folder_to_disk(path.parent)
     _put_back(aside)
+
+
+def _open_as(path: Path, of_new: int) -> None:
+    """Let others read and write a file or folder as one that was just made.
+
+    safetensors makes files for their owner alone, and so is a folder that `tempfile` made.
+    """
+    mode = path.lstat().st_mode
+    bits = 0o777 if stat.S_ISDIR(mode) else 0o666
+    wanted = mode & ~bits | of_new & bits
+    if wanted != mode and not stat.S_ISLNK(mode):
+        # Some file systems have one mode for all.
+        with contextlib.suppress(OSError):
+            path.chmod(stat.S_IMODE(wanted))
 
 
 def _put_back(aside: Path) -> None:
