@@ -318,7 +318,7 @@ def test_a_stream_is_stored_as_the_same_texts_in_memory_are(
     notes = TopKStore.open(tmp_path / "store").notes
     assert notes.complete
     assert (notes.sequences, notes.tokens) == (40, TopKStore.open(store).notes.tokens)
-    assert "--streaming" in notes.command
+    assert "--streaming" in notes.command(tmp_path)
     output = distill(
         workspace, tmp_path / "run", "--streaming", teacher_store=tmp_path / "store",
     )  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +209,62 @@ def test_notes_that_lack_something_are_told_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "store.json").write_text(content)
         with pytest.raises(StoreError, match=r"store.json was altered, or is of a newer version"):
             StoreNotes.of(tmp_path)
+
+
+def test_what_a_damaged_file_had_is_told_as_damage_and_the_command_names_the_folder_of_now(
+    tmp_path: Path,
+) -> None:
+    store, sequences = filled(tmp_path / "first", [30])
+    store.fill(make_teacher(), more := make_sequences([9, 8], seed=5))
+    sequences += more
+    made = ("teach", "--data", "a b.jsonl", "--out", "first", "--top-k", "200")
+    whole = StoreNotes("teacher", "2026-01-01", 512, 3, 47, True, made)
+    whole.save(tmp_path / "first")
+    folder = (tmp_path / "first").rename(tmp_path / "moved here")
+    other = make_sequences([7], seed=9)
+    command = rf"; run: xtoken teach --data 'a b.jsonl' --out '{folder}' --top-k 200$"
+    texts = "it was filled with other texts, or another chat template or date"
+    with pytest.raises(StoreError, match=rf"lacks 1 of the 1 .*; {texts}{command}"):
+        TopKStore.open(folder).require(other)
+    path = min(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for _ in range(2):  # the second time it is set aside already
+        with pytest.raises(StoreError, match=rf"; its file {path.name} is damaged{command}"):
+            TopKStore.open(folder).require(sequences)
+    with pytest.raises(StoreError, match=rf"stored; its file {path.name} is damaged\); call fill"):
+        TopKStore.open(folder).get(sequences[1])
+    replace(whole, complete=False).save(folder)
+    end = rf"; its file {path.name} is damaged, or it was not filled to the end{command}"
+    with pytest.raises(StoreError, match=end):
+        TopKStore.open(folder).require(sequences)
+    replace(whole, sequences=1).save(folder)
+    either = rf"; its file {path.name} is damaged, or {texts}{command}"
+    with pytest.raises(StoreError, match=either):
+        TopKStore.open(folder).require(other)
+    # Once they are computed again, damage is no cause.
+    whole.save(folder)
+    TopKStore(folder, store.key).fill(make_teacher(), sequences)
+    TopKStore.open(folder).require(sequences)
+    assert path.exists()
+    with pytest.raises(StoreError, match=rf"; {texts}{command}"):
+        TopKStore.open(folder).require(other)
+
+
+def test_a_damaged_file_is_set_aside_on_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sequences = filled(tmp_path, [30, 9])
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".lock").touch()
+    found = TopKStore(tmp_path, store.key, required=True)
+    assert (len(found), found.files_discarded) == (0, 1)
+    assert found.fill(make_teacher(), sequences) == 2
+    assert path.exists()
+    assert path.with_name(path.name + ".damaged").exists()

@@ -96,6 +96,7 @@ class TopKStore:
         self.required = required or key.is_spread
         self.sequences_computed = 0
         self.files_discarded = 0
+        self._damaged: set[str] = set()
         self._shards: list[Shard] = []
         self._places: dict[bytes, _Place] = {}
         self._in_memory: dict[bytes, Predictions] = {}
@@ -221,6 +222,7 @@ class TopKStore:
         self._take(shard)
 
     def _take(self, shard: Shard) -> None:
+        self._damaged.discard(shard.path.name)  # whole again
         self._shards.append(shard)
         self._places |= {digest: _Place(shard, i) for i, digest in enumerate(shard.digests)}
         for size in self._heads:
@@ -229,6 +231,7 @@ class TopKStore:
     def _set_aside(self, path: Path) -> None:
         """Rename a damaged file, unless another process has put a whole one in its place."""
         self.files_discarded += 1
+        self._damaged.add(path.name)
         try:
             with locked(self.directory / ".lock"):
                 try:
@@ -272,18 +275,44 @@ class TopKStore:
             return
         notes = self.notes
         found = f"lacks {len(missing):,} of the {len(sequences):,} teacher sequences of this data"
-        longest = max(map(len, missing))
+        cause = self._likely_cause(notes, max(map(len, missing)))
+        remedy = (
+            "xtoken teach with this data adds the rest"
+            if notes is None
+            else notes.command(self.directory)
+        )
+        raise StoreError(f"the teacher store {self.directory} {found}; {cause}; run: {remedy}")
+
+    def _likely_cause(self, notes: StoreNotes | None, longest: int) -> str:
+        """Why it lacks sequences of up to so many tokens: damage first."""
+        known = None
         if notes is not None and not notes.complete:
-            cause = "it was not filled to the end"
+            known = "it was not filled to the end"
         elif notes is not None and notes.max_tokens and longest > notes.max_tokens:
-            cause = (
+            known = (
                 f"its texts were cut at {notes.max_tokens} tokens, one here has {longest}: pass "
                 f"max_tokens = {notes.max_tokens} or less, or fill it anew"
             )
-        else:
-            cause = "it was filled with other texts, or another chat template or date"
-        remedy = "xtoken teach with this data adds the rest" if notes is None else notes.command
-        raise StoreError(f"the teacher store {self.directory} {found}; {cause}; run: {remedy}")
+        other = known or "it was filled with other texts, or another chat template or date"
+        damage = self._damage()
+        if damage is None:
+            return other
+        # What an earlier process set aside may have been computed again, in files of other names.
+        fewer = notes is not None and notes.complete and len(self) < notes.sequences
+        if self._damaged or fewer:
+            return damage if known is None else f"{damage}, and {known}"
+        return f"{damage}, or {other}"
+
+    def _damage(self) -> str | None:
+        """Which of its files are damaged, unless they are there again."""
+        aside = [path.stem for path in self.directory.glob("*.safetensors.damaged")]
+        # Those of a folder that cannot be written have their own name still.
+        gone = {name for name in aside if not (self.directory / name).exists()}
+        names = sorted(self._damaged | gone)
+        if len(names) < 2:
+            return f"its file {names[0]} is damaged" if names else None
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        return f"its files {', '.join(names[:2])}{more} are damaged"
 
     def fill(
         self,
@@ -406,9 +435,11 @@ class TopKStore:
     def _found(self, ids: Ids) -> _Place:
         place = self._place(ids)
         if place is None:
+            damage = self._damage()
             raise StoreError(
                 f"no predictions for this sequence of {len(ids)} teacher tokens in "
-                f"{self.directory} ({len(self)} sequences stored); call fill() with it first"
+                f"{self.directory} ({len(self)} sequences stored"
+                f"{'' if damage is None else f'; {damage}'}); call fill() with it first"
             )
         return place
 

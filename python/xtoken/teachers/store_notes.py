@@ -36,10 +36,12 @@ class StoreNotes:
     complete: bool
     arguments: tuple[str, ...] = ()
 
-    @property
-    def command(self) -> str:
-        """The command that makes or finishes the store."""
-        return shlex.join(["xtoken", *self.arguments])
+    def command(self, directory: Path) -> str:
+        """The command that makes or finishes the store, which lies in `directory` by now."""
+        arguments = list(self.arguments)
+        if "--out" in arguments[:-1]:
+            arguments[arguments.index("--out") + 1] = str(directory)
+        return shlex.join(["xtoken", *arguments])
 
     def save(self, directory: Path) -> None:
         """Write them beside the predictions."""
