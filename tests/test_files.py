@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -26,7 +28,7 @@ from xtoken._files import (
     write_text,
     writes,
 )
-from xtoken.errors import FailedWriteError, FormatError, MissingFileError
+from xtoken.errors import FailedWriteError, FormatError, MissingFileError, NoLockError
 
 SITE = str(Path(_files.__file__).parent.parent)
 
@@ -192,8 +194,6 @@ def test_what_is_no_failed_write_of_this_file_passes(tmp_path: Path, error: Exce
 def test_files_are_flushed_through_a_handle_that_may_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fcntl
-
     (tmp_path / "file").write_text("text")
     modes: list[int] = []
     monkeypatch.setattr(
@@ -223,6 +223,41 @@ def test_two_processes_hold_a_lock_one_after_the_other(tmp_path: Path) -> None:
     process.communicate("\n")
     with locked(tmp_path / "lock", timeout=10):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("mask", [0o022, 0o002])
+def test_a_file_system_without_locks_is_told_and_never_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, mask: int
+) -> None:
+    """As Lustre mounted without flock, and NFS without a lock server, answer flock(2)."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # the second finds the first one's file
+            with pytest.raises(NoLockError, match=r"lock cannot be locked .* another file") as told:
+                with locked(tmp_path / "lock", timeout=0):
+                    pass
+            assert os.strerror(number) in str(told.value)
+            assert "\n" not in str(told.value)
+            with locked(tmp_path / "lock", needed=False), locked(tmp_path / "lock", needed=False):
+                pass
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_an_error_of_the_work_is_none_of_its_lock(tmp_path: Path) -> None:
+    for error in (TimeoutError(110, "Connection timed out"), OSError(37, "No locks available")):
+        for needed in (True, False):
+            with pytest.raises(OSError, match=r"timed out|No locks") as raised:
+                with locked(tmp_path / "lock", timeout=0, needed=needed):
+                    raise error
+            assert raised.value is error
 
 
 def test_a_folder_appears_whole_in_place_of_what_was_there(tmp_path: Path) -> None:

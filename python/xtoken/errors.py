@@ -78,6 +78,10 @@ class FailedWriteError(XTokenError, OSError):
         self.reason = reason
 
 
+class NoLockError(XTokenError, OSError):
+    """A file system has no locks between processes, where two may not work in one folder."""
+
+
 class InterruptedRunError(XTokenError):
     """A signal ended a run after its step was finished and saved, or its student written.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
 from xtoken.cli import app, teach_stream
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import DataError, NoLockError, OptionError
 from xtoken.teachers import TopKStore
 from xtoken.teachers.store_notes import NOTES_FILE, StoreNotes
+from xtoken.teachers.teach import filling
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +167,48 @@ def test_options_of_a_server_are_not_ignored(
 def test_the_defaults_that_older_notes_name_are_taken(workspace: Path, tmp_path: Path) -> None:
     teach(workspace, tmp_path / "store", api="auto", concurrency=8)
     assert notes(tmp_path / "store").complete
+
+
+@pytest.mark.parametrize(("mask", "folder", "file"), [(0o022, 0o755, 0o644), (0o027, 0o750, 0o640)])
+def test_all_of_a_store_is_as_open_to_others_as_what_they_make(
+    workspace: Path, tmp_path: Path, mask: int, folder: int, file: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        teach(workspace, tmp_path / "store")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path): path.stat().st_mode & 0o777
+             for path in tmp_path.rglob("*")}  # fmt: skip
+    assert Path("store/tokenizer/tokenizer.json") in modes
+    for path, mode in modes.items():
+        assert mode == (folder if (tmp_path / path).is_dir() else file), path
+
+
+def test_a_folder_on_a_file_system_without_locks_is_refused_in_one_line(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    out = tmp_path / "store"
+    given = ["--data", "nowhere", "--teacher", "nowhere", "--out", str(out)]
+    for command in (["teach"], ["distill", "--student", "nowhere"]):  # before they read
+        result = CliRunner().invoke(app, [*command, *given])
+        assert isinstance(result.exception, NoLockError)
+        assert f"{tmp_path} cannot be locked (Function not implemented)" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):  # the second finds the first one's file
+        with pytest.raises(NoLockError, match=r"store/.teach.lock cannot .* another file system"):
+            with filling(out):
+                pass
+
+
+def test_what_fails_while_a_store_is_filled_is_told_as_it_is(tmp_path: Path) -> None:
+    error = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    with pytest.raises(TimeoutError) as raised, filling(tmp_path):
+        raise error
+    assert raised.value is error
+    with filling(tmp_path):  # free again
+        pass

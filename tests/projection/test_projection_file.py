@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from xtoken.errors import (
     UnavailableCacheWarning,
     XTokenError,
 )
-from xtoken.projection.cache import cache_key
+from xtoken.projection.cache import build_cached, cache_key
 from xtoken.projection.file import read_arrays, save, write_arrays
 from xtoken.projection.options import ProjectionOptions
 
@@ -250,6 +251,37 @@ def test_a_full_disk_under_the_cache_costs_the_cache_alone(
         w = Projection.build(*pair, cache_dir=tmp_path)
     assert w.stats()["exact"] > 1000
     assert not list(tmp_path.glob("*.safetensors")) + list(tmp_path.glob(".*.xtoken-tmp"))
+
+
+def test_a_cache_on_a_file_system_without_locks_is_used_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    pair = zoo.byte_level_bpe(), zoo.byte_level_bpe(2000, 1)
+    first = Projection.build(*pair, cache_dir=tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    content = file.read_bytes()
+    assert_equal(Projection.build(*pair, cache_dir=tmp_path), first)
+    file.unlink()
+    Projection.build(*pair, cache_dir=tmp_path)  # the lock's file is there
+    assert file.read_bytes() == content
+
+
+def test_an_error_of_the_build_is_none_of_the_cache(tmp_path: Path) -> None:
+    vocab = Vocab.from_tokens([b"a", b"b", b"ab"], ranked=True)
+    error, calls = TimeoutError(110, "Connection timed out"), []
+
+    def build() -> Projection:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(TimeoutError) as raised:
+        build_cached(Projection, vocab, vocab, ProjectionOptions(), tmp_path, build)
+    assert raised.value is error
+    assert len(calls) == 1
 
 
 def test_rows_that_sum_to_other_than_one_are_refused_though_the_checksum_fits(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
@@ -20,6 +22,7 @@ from xtoken.data import split_held_out
 from xtoken.errors import (
     InterruptedRunError,
     ModelSourceError,
+    NoLockError,
     NonFiniteError,
     OptionError,
     ResumeError,
@@ -212,6 +215,45 @@ def test_two_runs_do_not_share_a_folder(materials: PreparedData, tmp_path: Path)
     assert steps == [1, 2, 3, 4, 5, 6]
     with run_lock(out):  # free again
         pass
+
+
+def test_what_fails_in_a_run_is_told_as_it_is(materials: PreparedData, tmp_path: Path) -> None:
+    """Also an error of the class by which a lock is known to be another's."""
+    error = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(TimeoutError) as raised:
+        run(materials, CONFIG, tmp_path, AtStep(2, fail))
+    assert raised.value is error
+
+
+def test_a_run_on_a_file_system_without_locks_is_refused_in_one_line(
+    materials: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for resume in (False, True):
+        with pytest.raises(NoLockError, match=r"run/.lock cannot be locked .* another file system"):
+            run(materials, CONFIG, tmp_path / "run", resume=resume)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_equal_runs_leave_equal_files(materials: PreparedData, tmp_path: Path) -> None:
+    sums, before = [], os.umask(0o022)
+    try:
+        for name in ("one", "two"):
+            run(materials, CONFIG, tmp_path / name)
+            sums.append((tmp_path / name / "SHA256SUMS").read_text())
+    finally:
+        os.umask(before)
+    assert "projection.safetensors" in sums[0]
+    assert sums[0] == sums[1]
+    for path in (tmp_path / "one").rglob("*"):  # which others may read, as what they make
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
 def test_what_is_logged_over_a_window_is_the_mean_of_its_steps(

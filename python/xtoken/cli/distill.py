@@ -368,7 +368,7 @@ def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
         raise OptionError(
             "--resume resumes the run in --out, and --overwrite replaces it; pass one of them"
         )
-    check_out_folder(out)
+    check_out_folder(out, locked=True)
     # Of the processes that torchrun starts only the first one writes, maybe already.
     first = os.environ.get("RANK", "0") == "0"
     if overwrite or not first or not out.is_dir() or not any(out.iterdir()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from xtoken._files import check_locks
 from xtoken.errors import OptionError
 
 
@@ -22,11 +23,15 @@ def check_out(out: Path, option: str = "--out") -> None:
         _check_writable(out, out.parent, option)
 
 
-def check_out_folder(out: Path, option: str = "--out") -> None:
+def check_out_folder(out: Path, option: str = "--out", *, locked: bool = False) -> None:
     """Refuse a folder that cannot be made or written into, before any work is done.
+
+    Args:
+        locked: whether the command locks it.
 
     Raises:
         OptionError: it or one above it is a file, or may not be written to.
+        NoLockError: its file system has no locks.
     """
     existing = nearest(out)
     if not existing.is_dir():
@@ -35,6 +40,8 @@ def check_out_folder(out: Path, option: str = "--out") -> None:
             f"{option} {out}{where} is a file, expected a directory; pass another path"
         )
     _check_writable(out, existing, option)
+    if locked:
+        check_locks(existing)
 
 
 def nearest(path: Path) -> Path:

@@ -104,7 +104,7 @@ def teach(
     ] = False,
 ) -> None:
     """Store a teacher's predictions, for `xtoken distill --teacher-store` without its weights."""
-    check_out_folder(out)
+    check_out_folder(out, locked=True)
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.teach_run import Request, run
 

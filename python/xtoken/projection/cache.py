@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -50,24 +51,29 @@ def build_cached(
     """W from `directory`, or from `build` and then kept there.
 
     A file that is damaged is built again. A directory that cannot be written, or is full, costs
-    the cache and not the call: one warning says so.
+    the cache and not the call: one warning says so. On a file system without locks two processes
+    may build the same W; as files appear whole, each reads a whole one.
     """
     path = cache_file(directory, student, teacher, options)
     if (found := _read(cls, path, student, teacher)) is not None:
         return found
-    built = None
-    try:
-        with writes(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock")):
-            # Another process may have built it while this one waited.
-            if (found := _read(cls, path, student, teacher)) is not None:
-                return found
-            built = build()
+    with contextlib.ExitStack() as held:
+        try:
+            with writes(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path.with_suffix(".lock"), needed=False))
+        except OSError as error:
+            warn_of_cache(directory, error)
+            return build()
+        # Another process may have built it while this one waited.
+        if (found := _read(cls, path, student, teacher)) is not None:
+            return found
+        built = build()
+        try:
             save(built, path)
-    except OSError as error:
-        warn_of_cache(directory, error)
-    return build() if built is None else built
+        except OSError as error:
+            warn_of_cache(directory, error)
+        return built
 
 
 def _read(

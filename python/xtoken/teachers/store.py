@@ -233,7 +233,7 @@ class TopKStore:
         self.files_discarded += 1
         self._damaged.add(path.name)
         try:
-            with locked(self.directory / ".lock"):
+            with locked(self.directory / ".lock", needed=False):
                 try:
                     shard = Shard(path, self.key)
                 except DamagedStoreError:

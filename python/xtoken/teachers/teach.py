@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xtoken._checks import token_limit
 from xtoken._core import Vocab
-from xtoken._files import locked, writes
+from xtoken._files import HeldLockError, locked, writes
 from xtoken.data.chat_template import Rendering
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
@@ -265,14 +265,16 @@ def filling(directory: Path | str) -> Iterator[None]:
 
     Raises:
         StoreError: another process does.
+        NoLockError: its file system has no locks.
     """
     folder = Path(directory)
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder / _LOCK_FILE, timeout=0):
-            yield
-    except TimeoutError as error:
-        raise StoreError(
-            f"another process fills {folder}; wait for its end, or use another folder"
-        ) from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / _LOCK_FILE, timeout=0))
+        except HeldLockError as error:
+            raise StoreError(
+                f"another process fills {folder}; wait for its end, or use another folder"
+            ) from error
+        yield

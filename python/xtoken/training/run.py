@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from xtoken._files import folder_beside, locked, writes
+from xtoken._files import HeldLockError, folder_beside, locked, writes
 from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
@@ -142,14 +142,16 @@ def run_lock(out: Path) -> Iterator[None]:
 
     Raises:
         ResumeError: another process writes there.
+        NoLockError: its file system has no locks.
     """
-    try:
-        with locked(out / LOCK_FILE, timeout=0):
-            yield
-    except TimeoutError as error:
-        raise ResumeError(
-            f"another run writes into {out}; wait for its end, or pass another --out"
-        ) from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(out / LOCK_FILE, timeout=0))
+        except HeldLockError as error:
+            raise ResumeError(
+                f"another run writes into {out}; wait for its end, or pass another --out"
+            ) from error
+        yield
 
 
 def _train(
