@@ -79,7 +79,8 @@ class Projection(ProjectionArrays):
         Args:
             student_tokenizer, teacher_tokenizer: what `Vocab.from_tokenizer` takes: objects, paths,
                 hub names or `Vocab`s.
-            top_k: at least 1, the most entries that a row keeps.
+            top_k: at least 1, the most entries that a row keeps; of equal weights those of the
+                first pieces.
             decay: 0 to 1; the paper's is 0.1. With 0 all mass is on the first piece, which is the
                 exact marginal of the student's next token on the teacher's next token.
             max_pieces: at least 1; of more pieces the first `max_pieces` stay.

@@ -89,6 +89,31 @@ proptest! {
     }
 
     #[test]
+    fn of_pieces_with_even_weights_the_first_stay_first(
+        student in tokens(),
+        teacher in tokens(),
+        top_k in 1..5usize,
+        max_pieces in 1..8usize,
+    ) {
+        let (student, teacher) = (ranked(&student), ranked(&teacher));
+        let options = Options { decay: 1.0, top_k, max_pieces, ..Options::default() };
+        let w = build(&student, &teacher, &options, &Threads::one()).unwrap();
+        for s in 0..student.vocab.len() {
+            let pieces = w.pieces.of(s as u32);
+            let mut counts: Vec<(i64, usize)> = Vec::new();
+            for &piece in &pieces[..pieces.len().min(max_pieces)] {
+                match counts.iter_mut().find(|(t, _)| *t == i64::from(piece)) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((i64::from(piece), 1)),
+                }
+            }
+            counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+            let expected: Vec<i64> = counts.iter().map(|&(t, _)| t).take(top_k).collect();
+            prop_assert_eq!(&w.indices[w.indptr[s] as usize..w.indptr[s + 1] as usize], expected);
+        }
+    }
+
+    #[test]
     fn equal_vocabularies_give_the_identity(tokens in tokens()) {
         let tokenizer = ranked(&tokens);
         let w = build(&tokenizer, &tokenizer, &Options::default(), &Threads::one()).unwrap();
