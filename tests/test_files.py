@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 from xtoken import _files
 from xtoken._files import (
     folder_beside,
-    locked,
     parse_json,
     read_json,
     temporary_beside,
@@ -28,6 +27,7 @@ from xtoken._files import (
     write_text,
     writes,
 )
+from xtoken._locks import locked
 from xtoken.errors import FailedWriteError, FormatError, MissingFileError, NoLockError
 
 SITE = str(Path(_files.__file__).parent.parent)
@@ -205,7 +205,7 @@ def test_files_are_flushed_through_a_handle_that_may_write(
 
 def test_two_processes_hold_a_lock_one_after_the_other(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from xtoken._files import locked\n"
+        "import sys, time; from xtoken._locks import locked\n"
         "with locked(sys.argv[1]):\n"
         "    print('held', flush=True); sys.stdin.readline()"
     )

@@ -171,7 +171,8 @@ def test_every_error_is_ours_and_the_builtin_that_users_expect() -> None:
         assert name not in vars(builtins)
         assert name in dir(xtoken) or name in (
             "DamagedStoreError", "ForeignFileError", "InterruptedRunError",
-            "RefusedRequestError", "UnavailableServerError", "FailedWriteError",
+            "RefusedRequestError", "UnavailableServerError", "FailedWriteError", "HeldLockError",
+            "NoLockError",
         ), f"{name} is not exported"  # fmt: skip
 
 

@@ -17,11 +17,10 @@ import secrets
 import shutil
 import socket
 import stat
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +30,6 @@ from xtoken.errors import (
     FailedWriteError,
     FormatError,
     MissingFileError,
-    NoLockError,
     UnavailableCacheWarning,
     XTokenError,
 )
@@ -49,8 +47,6 @@ _CHECKSUM = "checksum"
 _LONGEST_SHOWN = 1000
 # Older than any write that still runs; for files of other machines, whose processes we cannot see.
 _ABANDONED_SECONDS = 24 * 3600
-# What flock(2) says where the file system has no locks, or those of a network have no server.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 # What torch, safetensors and tokenizers say of a write that failed, each in a class of its own.
 _FAILED_WRITES = (
     *("inline_container", "PytorchStreamWriter", "iostream", "I/O error", "IoError", "os error"),
@@ -110,10 +106,10 @@ def path_to_read(
 
 
 def _not_looked_at(what: str, path: Path, reason: str, hint: str) -> MissingFileError:
-    return MissingFileError(f"{what} {_shown(path)} cannot be looked at ({reason}); {hint}")
+    return MissingFileError(f"{what} {shown_path(path)} cannot be looked at ({reason}); {hint}")
 
 
-def _shown(path: Path | str) -> str:
+def shown_path(path: Path | str) -> str:
     """A path in a message: as it is, or quoted where that cannot be printed, or is too long."""
     text = str(path)
     if len(text) > _LONGEST_SHOWN:
@@ -172,7 +168,7 @@ def writes(path: Path | str, then: str = "") -> Iterator[None]:
     """
     fault = _fault_of_name(as_path("path", path))
     if fault is not None:
-        message = f"{_shown(path)} cannot be written ({fault}); pass another path{then}"
+        message = f"{shown_path(path)} cannot be written ({fault}); pass another path{then}"
         raise FailedWriteError(message, fault)
     try:
         yield
@@ -188,7 +184,7 @@ def writes(path: Path | str, then: str = "") -> Iterator[None]:
         if found is None:
             raise
         reason, remedy = found
-        message = f"{_shown(path)} cannot be written ({reason}); {remedy}{then}"
+        message = f"{shown_path(path)} cannot be written ({reason}); {remedy}{then}"
         raise FailedWriteError(message, reason) from error
 
 
@@ -424,100 +420,6 @@ def sha256_of(path: Path | str) -> str:
     """The SHA-256 of a file's content: 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class HeldLockError(TimeoutError):
-    """Another process holds a lock; no other call raises this."""
-
-
-@contextmanager
-def locked(path: Path | str, timeout: float = -1, *, needed: bool = True) -> Iterator[None]:
-    """Hold a lock between processes while the block runs.
-
-    Args:
-        path: of the lock file, which stays: removing it would race.
-        timeout: seconds to wait for another holder; negative for as long as it takes.
-        needed: whether a file system without locks is refused. Otherwise the block runs without
-            one there, for work that is right in two processes at once, and only done twice.
-
-    Raises:
-        HeldLockError: another process still held it.
-        NoLockError: the file system has no locks.
-        OSError: the folder cannot be written.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(_lock(path, timeout))
-        except NoLockError:
-            if needed:
-                raise
-        # Outside: what the block raises is no failure of the lock.
-        yield
-
-
-def check_locks(folder: Path) -> None:
-    """Refuse a folder in which no file can be locked, before any work is done; it stays as it was.
-
-    Raises:
-        NoLockError: its file system has no locks.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            _try_lock(file.fileno())
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise _no_locks(folder, error) from error
-        # Whatever else it is stands in the way of the files themselves, too.
-
-
-def _lock(path: Path | str, timeout: float) -> AbstractContextManager[object]:
-    """A lock that is held until the context is left."""
-    # Here, as it takes longer to import than most calls take.
-    from filelock import FileLock, Timeout
-
-    try:
-        # Made beforehand with the mode of any file, so that users of a shared cache can wait for
-        # one another: FileLock would set the one that it is given.
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            mode = os.fstat(handle).st_mode & 0o777
-            _try_lock(handle)
-        finally:
-            os.close(handle)
-        return FileLock(path, timeout=timeout, mode=mode).acquire()
-    except Timeout as error:
-        raise HeldLockError(f"another process holds {_shown(path)}") from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise _no_locks(path, error) from error
-
-
-def _try_lock(handle: int) -> None:
-    """Raise what the file system says where it has no locks.
-
-    FileLock would take a file that is there for the lock of another process where flock(2) is
-    missing, and wait for its end.
-    """
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Not by closing it, as a process that was forked meanwhile has it open, too. Of several
-        # that try at once, the last one gets the lock.
-        fcntl.flock(handle, fcntl.LOCK_UN)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise
-
-
-def _no_locks(path: Path | str, error: OSError) -> NoLockError:
-    return NoLockError(
-        f"{_shown(path)} cannot be locked ({error.strerror}): its file system has no locks between "
-        "processes (flock); use a folder on another file system, or mount it with them"
-    )
 
 
 def sealed(values: Mapping[str, object]) -> str:

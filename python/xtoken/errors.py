@@ -78,6 +78,10 @@ class FailedWriteError(XTokenError, OSError):
         self.reason = reason
 
 
+class HeldLockError(XTokenError, TimeoutError):
+    """Another process holds a lock; no other call raises this."""
+
+
 class NoLockError(XTokenError, OSError):
     """A file system has no locks between processes, where two may not work in one folder."""
 

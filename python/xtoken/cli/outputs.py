@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from xtoken._files import check_locks
+from xtoken._locks import check_locks
 from xtoken.errors import OptionError
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from xtoken._core import Vocab, __version__
-from xtoken._files import locked, warn_of_cache, writes
+from xtoken._files import warn_of_cache, writes
+from xtoken._locks import locked
 from xtoken.errors import FormatError, ShapeError
 from xtoken.projection.arrays import AnyProjection
 from xtoken.projection.file import FORMAT_VERSION, load, save

@@ -16,14 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtoken._files import (
-    as_path,
-    locked,
-    path_to_read,
-    remove_unfinished,
-    warn_of_cache,
-    writes,
-)
+from xtoken._files import as_path, path_to_read, remove_unfinished, warn_of_cache, writes
+from xtoken._locks import locked
 from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from xtoken._checks import token_limit
 from xtoken._core import Vocab
-from xtoken._files import HeldLockError, locked, writes
+from xtoken._files import writes
+from xtoken._locks import locked
 from xtoken.data.chat_template import Rendering
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.loss_mask import is_predicted
 from xtoken.data.rows import Document
-from xtoken.errors import DataError, StoreError
+from xtoken.errors import DataError, HeldLockError, StoreError
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.fill import fill_store
 from xtoken.teachers.served.teacher import ServedTeacher

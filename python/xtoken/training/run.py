@@ -20,8 +20,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from xtoken._files import HeldLockError, folder_beside, locked, writes
-from xtoken.errors import InterruptedRunError, OptionError, ResumeError
+from xtoken._files import folder_beside, writes
+from xtoken._locks import locked
+from xtoken.errors import HeldLockError, InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
