@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_texts, write_pair
@@ -302,7 +303,7 @@ def test_other_texts_models_or_numbers_of_processes_are_named(
     )
     other = materials.pair.with_options()
     other.__dict__["projection"] = replace(
-        materials.projection, weights=materials.projection.weights * 0.5
+        materials.projection, weights=materials.projection.weights * np.float32(1 - 2**-12)
     )
     assert ": other weights of W (" in refused(replace(materials, pair=other))
     for side in ("student", "teacher"):
