@@ -91,6 +91,27 @@ def test_what_is_kept_is_what_the_builder_makes(tmp_path: Path, distiller: Disti
     assert found.example(1) == again.targets([examples[1]])
 
 
+def test_columns_that_pad_the_teachers_head_are_none(tmp_path: Path, distiller: Distiller) -> None:
+    examples, size = distiller.examples(TEXTS), distiller.pair.sizes[1]
+    ids = [example.teacher_ids for example in examples]
+    found = [predictions(each, size + 64) for each in ids]
+    assert any((each.ids >= size).any() for each in found)
+    key = StoreKey("teacher", COLUMNS, "float32", distiller.pair.teacher_vocab.fingerprint)
+    TopKStore(tmp_path, key).add(ids, found)
+    store = opened(tmp_path, distiller)
+    store.fill(examples, threads=1)
+    made = [
+        TargetExample(
+            example.student_ids, example.teacher_ids, example.alignment, row.log_probs,
+            np.where(row.ids < size, row.ids, -1),
+        )
+        for example, row in zip(examples, found, strict=True)
+    ]  # fmt: skip
+    builder = distiller.parts.targets
+    assert builder is not None
+    assert store.targets(examples) == builder.build(made, store.options, threads=1)
+
+
 def test_an_interrupted_fill_goes_on_where_it_stopped(
     tmp_path: Path, distiller: Distiller, monkeypatch: pytest.MonkeyPatch
 ) -> None:

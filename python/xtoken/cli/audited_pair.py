@@ -125,6 +125,7 @@ def predictions(
         StoreError: the store lacks the text.
         ModelSourceError: the model cannot be loaded.
     """
+    from xtoken.targets.rows import within
     from xtoken.teachers import LiveTeacher, TopKStore
     from xtoken.teachers.load_model import load_causal_lm
     from xtoken.teachers.predict import predict
@@ -140,5 +141,4 @@ def predictions(
         loaded = load_causal_lm(model, side="teacher")
         rows = cast(Any, loaded).get_output_embeddings().weight.shape[0]
         (found,) = predict(LiveTeacher(loaded), [whole[:LONGEST]], min(COLUMNS, rows))
-    # A padded head has columns that are no token.
-    return found.log_probs, np.where(found.ids < len(teacher.vocab), found.ids, -1)
+    return found.log_probs, within(found.ids, len(teacher.vocab))

@@ -41,6 +41,16 @@ def repeated_column(
     return row, int(rows[row, place])
 
 
+def within(ids: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Columns as a `TargetExample` takes them: those beyond the vocabulary, which pad a model's
+    head, are none.
+
+    >>> within(np.array([[4, 2, 7]]), 5)
+    array([[ 4,  2, -1]])
+    """
+    return np.where(ids < size, ids, -1)
+
+
 def check_log_probs(log_probs: NDArray[np.float32]) -> None:
     """Refuse what is no table of floats; the numbers are not looked at.
 

@@ -19,6 +19,7 @@ from xtoken.data.examples import Example
 from xtoken.data.loss_mask import is_predicted
 from xtoken.errors import FormatError, PairError
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions, Targets
+from xtoken.targets.rows import within
 from xtoken.teachers.predictions import Predictions
 from xtoken.teachers.store import TopKStore
 
@@ -166,7 +167,7 @@ class TargetStore:
                 example.teacher_ids,
                 example.alignment,
                 row.log_probs,
-                row.ids,
+                within(row.ids, self.builder.sizes[1]),
                 validate=False,
             )
             for example, row in zip(examples, rows, strict=True)

@@ -10,6 +10,7 @@ from xtoken.align.alignment import Alignment, ChunkKind
 from xtoken.errors import OptionError
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
+from xtoken.targets.rows import within
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
@@ -68,8 +69,7 @@ def batch_targets(
     student_ids, teacher_ids = inputs.student_ids.cpu().numpy(), inputs.teacher_ids.cpu().numpy()
     columns = teacher.ids.cpu().numpy()
     log_probs = teacher.log_probs.float().cpu().numpy()
-    # A stored id beyond the vocabulary pads a row.
-    columns = np.where(np.isneginf(log_probs) | (columns >= teacher_size), -1, columns)
+    columns = np.where(np.isneginf(log_probs), -1, within(columns, teacher_size))
     examples = []
     for row in range(len(student_ids)):
         mine = np.flatnonzero(sample == row)
