@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from xtoken._files import shown_path
-from xtoken.errors import HeldLockError, NoLockError
+from xtoken.errors import HeldLockError, NoLockError, XTokenError
 
 # What flock(2) says where the file system has no locks, or those of a network have no server.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -39,6 +39,22 @@ def locked(path: Path | str, timeout: float = -1, *, needed: bool = True) -> Ite
             if needed:
                 raise
         # Outside: what the block raises is no failure of the lock.
+        yield
+
+
+@contextmanager
+def locked_alone(path: Path | str, refused: XTokenError) -> Iterator[None]:
+    """Hold a lock while the block runs, or raise `refused` where another process holds it now.
+
+    Raises:
+        NoLockError: the file system has no locks.
+        OSError: the folder cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(path, timeout=0))
+        except HeldLockError as error:
+            raise refused from error
         yield
 
 

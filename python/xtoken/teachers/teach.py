@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from xtoken._checks import token_limit
 from xtoken._core import Vocab
 from xtoken._files import writes
-from xtoken._locks import locked
+from xtoken._locks import locked_alone
 from xtoken.data.chat_template import Rendering
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, print_document
 from xtoken.data.loss_mask import is_predicted
 from xtoken.data.rows import Document
-from xtoken.errors import DataError, HeldLockError, StoreError
+from xtoken.errors import DataError, StoreError
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.served.fill import fill_store
 from xtoken.teachers.served.teacher import ServedTeacher
@@ -271,11 +271,6 @@ def filling(directory: Path | str) -> Iterator[None]:
     folder = Path(directory)
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / _LOCK_FILE, timeout=0))
-        except HeldLockError as error:
-            raise StoreError(
-                f"another process fills {folder}; wait for its end, or use another folder"
-            ) from error
+    refused = StoreError(f"another process fills {folder}; wait for its end, or use another folder")
+    with locked_alone(folder / _LOCK_FILE, refused):
         yield

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from xtoken._files import folder_beside, writes
-from xtoken._locks import locked
-from xtoken.errors import HeldLockError, InterruptedRunError, OptionError, ResumeError
+from xtoken._locks import locked_alone
+from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
@@ -145,13 +145,8 @@ def run_lock(out: Path) -> Iterator[None]:
         ResumeError: another process writes there.
         NoLockError: its file system has no locks.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(out / LOCK_FILE, timeout=0))
-        except HeldLockError as error:
-            raise ResumeError(
-                f"another run writes into {out}; wait for its end, or pass another --out"
-            ) from error
+    refused = ResumeError(f"another run writes into {out}; wait for its end, or pass another --out")
+    with locked_alone(out / LOCK_FILE, refused):
         yield
 
 
