@@ -16,6 +16,7 @@ from xtoken.errors import MissingFileError, ModelSourceError
 from xtoken.pair import Pair
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.transfer import RowCounts, TransferCounts
+from xtoken.transfer.parts import MERGE_ADAPTERS, with_all_pieces
 from xtoken.vocab.load import by_transformers, is_hub_name
 
 if TYPE_CHECKING:
@@ -47,14 +48,10 @@ def run(
                 "save_pretrained, or the name of a model on the hub (owner/model)"
             )
     if (Path(model_source) / "adapter_config.json").is_file():
-        raise ModelSourceError(
-            f"model directory {model_source} holds adapters; merge them first: "
-            "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
-        )
+        raise ModelSourceError(f"model directory {model_source} holds adapters; {MERGE_ADAPTERS}")
     new = by_transformers(tokenizer_source, "tokenizer ")
     old = by_transformers(model_source, "model ")
-    # A smaller top_k would take pieces out again.
-    pair = Pair(new, old, decay=decay, max_pieces=max_pieces, top_k=max(4, max_pieces))
+    pair = with_all_pieces(Pair(new, old, max_pieces=max_pieces), decay)
     _ = pair.projection  # refused here, before the weights are read
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     model = cast("PreTrainedModel", load_causal_lm(model_source, side="model", dtype=wanted))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xtoken._checks import as_whole
 from xtoken._core import PROJECTION_RULES, Vocab
 from xtoken.errors import OptionError, ShapeError, TokenIdError
-from xtoken.projection.csr import Csr
+from xtoken.projection.csr import Csr, check_row_sums
 from xtoken.projection.options import ProjectionOptions
 from xtoken.vocab.fingerprints import PairFingerprint
 
@@ -21,8 +21,6 @@ Made = TypeVar("Made")
 
 RULE_CODES = {name: code for code, name in enumerate(PROJECTION_RULES)}
 EMPTY_RULES = ("unused", "unspellable", "unpaired")
-# A row of W sums to 1 but for float32 rounding, and for what bfloat16 training leaves.
-_ROW_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,16 +154,9 @@ def _check(projection: ProjectionArrays) -> None:
     """Refuse arrays that do not fit one another, and rows that are no distributions."""
     rows, columns = projection.shape
     csr = projection.csr
-    sums, row_of = csr.row_sums(), csr.row_of()
-    wrong = np.flatnonzero(
-        (np.diff(projection.indptr) > 0) & (np.abs(sums - 1) > _ROW_SUM_TOLERANCE)
-    )
-    if len(wrong):
-        raise ShapeError(
-            f"row {wrong[0]} of W sums to {sums[wrong[0]]:.4f}, as do {len(wrong)} rows to other "
-            "than 1; build W again, and give it other weights by its with_weights, which scales "
-            "rows"
-        )
+    row_of = csr.row_of()
+    remedy = "build W again, and give it other weights by its with_weights, which scales rows"
+    check_row_sums(row_of, csr.weights, remedy)
     rises = np.flatnonzero((np.diff(projection.weights) > 0) & (np.diff(row_of) == 0))
     if len(rises):
         raise ShapeError(

@@ -207,6 +207,29 @@ def part_of(shape: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
     return rows, columns
 
 
+def check_row_sums(
+    row_of: NDArray[np.int64], weights: ArrayLike, remedy: str, tolerance: float = 1e-3
+) -> None:
+    """Refuse a W with a row that is no distribution.
+
+    Args:
+        row_of: [nnz], the row of each weight.
+        remedy: what to do.
+        tolerance: float32 rounding is below the default, and what bfloat16 training leaves.
+
+    Raises:
+        ShapeError: names the first row and its sum.
+    """
+    sums = np.bincount(row_of, np.asarray(weights, dtype=np.float64))
+    rows = np.unique(row_of)
+    wrong = rows[np.abs(sums[rows] - 1) > tolerance]
+    if len(wrong):
+        raise ShapeError(
+            f"row {wrong[0]} of W sums to {sums[wrong[0]]:.4f}, as do {len(wrong)} rows to other "
+            f"than 1; {remedy}"
+        )
+
+
 def numbers(name: str, values: ArrayLike, kinds: str, wanted: str) -> NDArray[Any]:
     """[n] an array of numbers, where they are of these kinds of NumPy's dtypes.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xtoken._checks import expect
 from xtoken.errors import OptionError, ShapeError, TokenIdError
 from xtoken.projection import Projection
-from xtoken.projection.csr import part_of, row_range
+from xtoken.projection.csr import check_row_sums, part_of, row_range
 from xtoken.tensors.host import readable
 from xtoken.tensors.segments import offsets_of, ragged_arange
 from xtoken.tensors.sparse_ops import SparseMap, project_rows
@@ -127,7 +127,11 @@ class SparseProjection(nn.Module):
             torch.arange(student_size, device=indptr.device), counts
         )  # [nnz]
         if not sliced:
-            _check_sums(row_of, weights, self.shape[0])
+            # What a rounding of each weight may add up to, as of a module in bfloat16.
+            tolerance = max(1e-3, torch.finfo(weights.dtype).eps)
+            given = weights.detach().double().cpu().numpy()
+            remedy = "divide the weights of each row by their sum"
+            check_row_sums(row_of.cpu().numpy(), given, remedy, tolerance)
         by_column = torch.argsort(indices, stable=True)
         column_counts = torch.bincount(indices, minlength=teacher_size)
         for name, value in {
@@ -413,17 +417,3 @@ def _check_csr(indptr: Tensor, indices: Tensor, weights: Tensor, shape: tuple[in
         )
     if not bool(torch.isfinite(weights).all()) or bool((weights <= 0).any()):
         raise ShapeError("weights must be finite and above 0; from_csr drops explicit zeros")
-
-
-def _check_sums(row_of: Tensor, weights: Tensor, rows: int) -> None:
-    given = weights.detach().cpu().double().numpy()
-    owner = row_of.cpu().numpy()
-    sums = np.bincount(owner, given, rows)
-    there = np.bincount(owner, minlength=rows) > 0
-    # What a rounding of each weight may add up to, as of a module in bfloat16.
-    wrong = np.flatnonzero(there & (np.abs(sums - 1) > max(1e-3, torch.finfo(weights.dtype).eps)))
-    if len(wrong):
-        raise ShapeError(
-            f"row {wrong[0]} of W sums to {sums[wrong[0]]:.4f}, as do {len(wrong)} rows to other "
-            "than 1; divide the weights of each row by their sum"
-        )

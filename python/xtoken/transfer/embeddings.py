@@ -21,6 +21,7 @@ from xtoken.transfer.parts import (
     parts,
     refuse_other_tables,
     tie_error,
+    with_all_pieces,
     within,
 )
 from xtoken.transfer.rows import transferred_rows
@@ -49,10 +50,7 @@ def transfer_embeddings(
     embedding, head = parts(model)
     tied = is_tied(embedding, head)
     if decay is not None:
-        # Of even weights a smaller top_k would keep some of the pieces, not the first.
-        options = pair.projection_options
-        top_k = max(options.top_k, options.max_pieces)
-        pair = pair.with_options(decay=decay, top_k=top_k)
+        pair = with_all_pieces(pair, decay)
     w = within(pair, embedding, head)
     refuse_other_tables(model, embedding, head, w.shape[1])
     ids = new_token_ids(model, pair.student_vocab)

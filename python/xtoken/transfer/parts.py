@@ -17,6 +17,18 @@ from xtoken.vocab.display import special_name
 _LEAST_MULTIPLE = 8
 
 
+MERGE_ADAPTERS = (
+    "merge them first: peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+)
+
+
+def with_all_pieces(pair: Pair, decay: float) -> Pair:
+    """The pair whose W has all of `max_pieces`: of even weights a smaller `top_k` would take pieces
+    out again."""
+    options = pair.projection_options
+    return pair.with_options(decay=decay, top_k=max(options.top_k, options.max_pieces))
+
+
 def parts(model: nn.Module) -> tuple[nn.Embedding, nn.Linear | None]:
     """The embedding and the head; refused where they are no plain tables of floats.
 
@@ -32,8 +44,7 @@ def parts(model: nn.Module) -> tuple[nn.Embedding, nn.Linear | None]:
     if _has_adapters(model):
         raise ModelSourceError(
             f"{type(model).__name__} has adapters, which were made for the rows as they are and "
-            "would be all that is saved; merge them first: "
-            "peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+            f"would be all that is saved; {MERGE_ADAPTERS}"
         )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     for name, part, kind in (("embedding", embedding, nn.Embedding), ("head", head, nn.Linear)):
