@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import Forked
+from no_locks import refuse_locks
 from safetensors.numpy import save_file
 
 from xtoken import _files
@@ -232,10 +233,7 @@ def test_a_file_system_without_locks_is_told_and_never_waited_for(
 ) -> None:
     """As Lustre mounted without flock, and NFS without a lock server, answer flock(2)."""
 
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    refuse_locks(monkeypatch, number)
     before = os.umask(mask)
     try:
         for _ in range(2):  # the second finds the first one's file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from forked import Forked
+from no_locks import refuse_locks
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
@@ -188,10 +188,7 @@ def test_all_of_a_store_is_as_open_to_others_as_what_they_make(
 def test_a_folder_on_a_file_system_without_locks_is_refused_in_one_line(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    refuse_locks(monkeypatch, errno.ENOSYS)
     out = tmp_path / "store"
     given = ["--data", "nowhere", "--teacher", "nowhere", "--out", str(out)]
     for command in (["teach"], ["distill", "--student", "nowhere"]):  # before they read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from no_locks import refuse_locks
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_texts
 
@@ -232,10 +232,7 @@ def test_what_fails_in_a_run_is_told_as_it_is(materials: PreparedData, tmp_path:
 def test_a_run_on_a_file_system_without_locks_is_refused_in_one_line(
     materials: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    refuse_locks(monkeypatch, errno.ENOLCK)
     for resume in (False, True):
         with pytest.raises(NoLockError, match=r"run/.lock cannot be locked .* another file system"):
             run(materials, CONFIG, tmp_path / "run", resume=resume)

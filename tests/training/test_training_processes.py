@@ -89,26 +89,32 @@ print(json.dumps({
 }))
 """
 
-RESUME = """
+PREPARED = """
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from xtoken.data import read_texts, split_held_out
+from xtoken.errors import InterruptedRunError
 from xtoken.training import *
 from xtoken.training.metrics_log import History
 
 folder, sitting = Path(sys.argv[1]), sys.argv[2]
 config = DistillConfig(
-    steps=8, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
-    checkpoint_every=3, learning_rate=3e-3, curves=False,
+    batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu", learning_rate=3e-3,
+    curves=False, **OPTIONS,
 )
 models = load_models(folder / "student", folder / "teacher")
 materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
 teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
 add = History.add
+"""
 
+RESUME = (
+    f"OPTIONS = dict(steps=8, checkpoint_every=3){PREPARED}"
+    + """
 def end_in_step_five(history, record):
     if record["step"] == 5:
         os._exit(9)
@@ -121,29 +127,12 @@ result = train(materials, config, teacher, folder / "cut", resume=sitting == "se
 assert result.steps_before == 3
 assert [record["step"] for record in result.records if "ce" in record] == list(range(1, 9))
 """
-
-
-SIGNAL = """
-import os
-import signal
-import sys
-from pathlib import Path
-
-from xtoken.data import read_texts, split_held_out
-from xtoken.errors import InterruptedRunError
-from xtoken.training import *
-from xtoken.training.metrics_log import History
-
-folder, sitting = Path(sys.argv[1]), sys.argv[2]
-config = DistillConfig(
-    steps=3, batch_size=2, top_k=32, teacher_top_k=32, max_tokens=48, device="cpu",
-    eval_every=3, learning_rate=3e-3, curves=False,
 )
-models = load_models(folder / "student", folder / "teacher")
-materials = prepare(models, split_held_out(read_texts(folder / "data.jsonl"), 0.2), config)
-teacher = open_teachers(materials, config, [config.loss], folder / "cache")[config.loss]
-add = History.add
 
+
+SIGNAL = (
+    f"OPTIONS = dict(steps=3, eval_every=3){PREPARED}"
+    + """
 def signal_the_second(history, record):
     add(history, record)
     before_evaluation = record["step"] == 3 and "ce" in record
@@ -164,6 +153,7 @@ for when in ("before", "after"):
     except InterruptedRunError as error:
         print(f"{when}: {error}")
 """
+)
 
 
 LEARN = """
