@@ -300,6 +300,11 @@ def test_options_are_refused_where_they_cannot_work(pair: Pair) -> None:
         pair.distiller("p-kl", topk=3)  # type: ignore[call-arg]
     with pytest.raises(OptionError, match="merge = 'mean' is not an option of alm"):
         pair.distiller("alm", merge="mean")
+    with pytest.raises(OptionError, match="direction = 'reverse' is not an option of ce; it has"):
+        pair.distiller("ce", direction="reverse")
+    with pytest.raises(OptionError, match="learnable_projection = True is not an option of ce"):
+        pair.distiller("ce", learnable_projection=True)
+    assert pair.distiller("ce", compiled=True).options.compiled
     with pytest.raises(OptionError, match="kd_weight = -1 is out of range; expected"):
         pair.distiller("p-kl", kd_weight=-1)
     with pytest.raises(OptionError, match="leaves nothing to train on"):

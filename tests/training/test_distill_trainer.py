@@ -103,8 +103,10 @@ def arguments(out: Path, **changed: Any) -> DistillArguments:
 
 def make(folder: Path, out: Path, model: nn.Module | None = None, **given: Any) -> DistillTrainer:
     options = given.pop("options", {})
+    if alone := options.get("loss") == "ce":
+        options = {"top_k": None, **options}
     named: dict[str, Any] = {
-        "teachers": [str(folder / "teacher")],
+        "teachers": None if alone else [str(folder / "teacher")],
         "train_dataset": TEXTS,
         "processing_class": AutoTokenizer.from_pretrained(folder / "student"),
     }
@@ -1039,9 +1041,16 @@ def test_a_setting_that_is_changed_later_is_refused_where_nothing_reads_it(
 def test_no_teacher_is_needed_for_cross_entropy_and_virtual_tokens_are_refused(
     folder: Path, tmp_path: Path
 ) -> None:
-    trainer = make(folder, tmp_path, teachers=None, options={"loss": "ce", "top_k": None})
+    trainer = make(folder, tmp_path, teachers=None, options={"loss": "ce"})
     trainer.train()
     assert all(each["ce"] > 0 for each in logged(trainer))
+    for idle, message in (
+        ({"direction": "reverse"}, "direction = 'reverse' is not an option of ce"),
+        ({"teacher_weighting": "entropy"}, "teacher_weighting = 'entropy' is of teachers"),
+        ({"teacher_column": "by"}, "teacher_column = 'by' is of teachers, and none was given"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            make(folder, tmp_path, teachers=None, options={"loss": "ce", **idle})
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(student_of(folder), config)

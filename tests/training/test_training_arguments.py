@@ -118,3 +118,6 @@ def test_an_option_that_no_loss_reads_is_refused_and_one_at_rest_is_not() -> Non
     with pytest.raises(OptionError, match=r"threshold = 0\.9 is not an option of p-kl or gold"):
         DistillSettings(threshold=0.9).check_read(["p-kl", "gold"])
     DistillSettings().check_read(["uld"])
+    DistillSettings(top_k=None, compiled=True).check_read(["ce"])
+    with pytest.raises(OptionError, match=r"min_mass = 0\.1 is not an option of ce; it has no"):
+        DistillSettings(min_mass=0.1).check_read(["ce"])

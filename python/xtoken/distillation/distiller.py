@@ -27,6 +27,8 @@ from xtoken.distillation.options import (
     check_threshold,
     check_threshold_read,
     check_weights,
+    not_an_option,
+    options_read,
 )
 from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import (
@@ -136,8 +138,12 @@ class Distiller(nn.Module):
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
         self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)
+        for name in self.options.changed():
+            if name not in options_read([loss]):
+                raise not_an_option(name, getattr(self.options, name), [loss])
+        if self.spec is None and options.get("learnable_projection", False):
+            raise not_an_option("learnable_projection", True, [loss])
         if self.spec is not None:
-            self.spec.check_options(self.options)
             self.parts = PairParts.from_projection(
                 pair.projection,
                 needs=self._needs,

@@ -66,11 +66,22 @@ class DistillerOptions(LossFields, total=False):
 LOSS_NAMES: tuple[str, ...] = get_args(DistillLossName)
 LOSS_FIELDS = frozenset(LossFields.__annotations__)
 DEFAULT_THRESHOLD = 0.6
+_OF_CROSS_ENTROPY = frozenset({"compiled"})
 
 
 def options_read(losses: Iterable[str]) -> frozenset[str]:
-    """The `LossOptions` that any of these losses reads; cross-entropy alone reads none."""
-    return frozenset().union(*(find_loss(loss).options for loss in losses if loss != "ce"))
+    """The `LossOptions` that any of these losses reads."""
+    of_each = (_OF_CROSS_ENTROPY if loss == "ce" else find_loss(loss).options for loss in losses)
+    return frozenset().union(*of_each)
+
+
+def not_an_option(name: str, value: object, losses: Sequence[str]) -> OptionError:
+    """The error of an option that none of these losses reads."""
+    reads = "it reads" if set(losses) != {"ce"} else "it has no teacher, and reads"
+    return OptionError(
+        f"{name} = {value!r} is not an option of {' or '.join(losses)}; {reads} "
+        f"{', '.join(sorted(options_read(losses)))}"
+    )
 
 
 def reads_threshold(loss: str) -> bool:

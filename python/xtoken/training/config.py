@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
-from xtoken.distillation.options import options_read, reads_threshold
+from xtoken.distillation.options import not_an_option, options_read, reads_threshold
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.inputs import LossOptions
@@ -235,10 +235,7 @@ class DistillConfig:
             if name not in given or option in read:
                 continue
             if value != type(self).__dataclass_fields__[name].default:
-                reads = f"it reads {', '.join(sorted(read))}" if read else "it has no teacher"
-                raise OptionError(
-                    f"{name} = {value!r} is not an option of {' or '.join(losses)}; {reads}"
-                )
+                raise not_an_option(name, value, losses)
 
     def with_loss(self, loss: DistillLossName) -> DistillConfig:
         """The same with another loss, without what that does not read."""

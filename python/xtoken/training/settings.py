@@ -16,6 +16,7 @@ from xtoken.distillation.options import (
     KdWeight,
     check_threshold,
     check_threshold_read,
+    not_an_option,
     options_read,
     reads_threshold,
 )
@@ -370,17 +371,13 @@ class DistillSettings:
 
     def check_read(self, losses: Sequence[DistillLossName]) -> None:
         """Raise OptionError where an option was changed that none of the losses reads."""
-        taught = [loss for loss in losses if loss != "ce"]
+        taught: list[str] = [loss for loss in losses if loss != "ce"] or ["ce"]
         read = options_read(taught)
         for name, value in self._loss_options().items():
             idle = value in (_DEFAULTS[name], getattr(DEFAULT_OPTIONS, name))
-            if taught and name not in read and not idle:
-                raise OptionError(
-                    f"{name} = {value!r} is not an option of {' or '.join(taught)}; it reads "
-                    f"{', '.join(sorted(read))}"
-                )
-        if taught:
-            check_threshold_read(self.threshold, taught)
+            if name not in read and not idle:
+                raise not_an_option(name, value, taught)
+        check_threshold_read(self.threshold, taught)
 
 
 _DEFAULT_SETTINGS = DistillSettings()

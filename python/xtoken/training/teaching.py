@@ -274,6 +274,13 @@ def teach(
                 f"loss = {settings.loss!r} needs a teacher, and none was given; pass teachers=[...]"
                 " or loss='ce'"
             )
+        settings.check_read(["ce"])
+        for name in ("teacher_weighting", "teacher_column"):
+            if (value := getattr(settings, name)) is not None:
+                raise OptionError(
+                    f"{name} = {value!r} is of teachers, and none was given; pass teachers=[...], "
+                    "or leave it out"
+                )
         return Teaching([_distiller(pair, "ce", settings, own_cross_entropy)], [None])
     pairs = [pair_of(each.source, each.tokenizer, student) for each in given]
     losses = [_loss(each, pair, settings) for each, pair in zip(given, pairs, strict=True)]
