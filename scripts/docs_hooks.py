@@ -28,7 +28,7 @@ the remedy of each.
 | 0 | done |
 | 1 | the input is bad, or the work failed; one line says why |
 | 2 | the command was called wrongly |
-| 130 | ended by Ctrl-C; nothing that was finished is lost |
+| 130 | ended by Ctrl-C; nothing that was saved is lost |
 | 143 | ended by SIGTERM; the same |
 
 `XTOKEN_CACHE` names the folder of W and of teacher predictions, or is `off`; the default is

@@ -102,6 +102,16 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_elsewhere_is_told_by_the_file_that_did_not_fit(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "temporary" / "file"
+    with pytest.raises(FailedWriteError, match=f"^{elsewhere} cannot be written") as told:
+        with writes(out, ", and pass --resume"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(elsewhere))
+    assert str(told.value).endswith(", and pass --resume")
+    with pytest.raises(FailedWriteError, match=f"^{out} cannot be written"), writes(out):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 # As on a full disk: no file grows beyond 3 kB, and the write says so.
 LIMITED = """
 import resource, signal, sys

@@ -71,6 +71,10 @@ def check_number(
     """
     kinds = int if whole else (int, float)
     high = _LARGEST_WHOLE if whole else _LARGEST
+    if not isinstance(value, kinds) and hasattr(value, "dtype"):
+        # One of NumPy or torch has no place in the JSON that settings are kept in.
+        asked = "int" if whole else "float"
+        raise OptionError(f"{name} = {shown(value)} is {_kind(value)}; pass {asked}(...) of it")
     good = isinstance(value, kinds) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (value > low if inside else value >= low):  # type: ignore[operator]
         joint = "" if rule[0] in ",;" else " "

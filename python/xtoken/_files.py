@@ -183,28 +183,31 @@ def writes(path: Path | str, then: str = "") -> Iterator[None]:
         found = _failed_write(error, path)
         if found is None:
             raise
-        reason, remedy = found
-        message = f"{shown_path(path)} cannot be written ({reason}); {remedy}{then}"
+        reason, remedy, named = found
+        message = f"{shown_path(named)} cannot be written ({reason}); {remedy}{then}"
         raise FailedWriteError(message, reason) from error
 
 
-def _failed_write(error: Exception, path: Path | str) -> tuple[str, str] | None:
-    """What a failed write says, and what helps; None where it is another error."""
-    text = str(error)
+def _failed_write(error: Exception, path: Path | str) -> tuple[str, str, Path | str] | None:
+    """What a failed write says, what helps, and where; None where it is another error."""
+    text, named = str(error), path
     if isinstance(error, OSError) and error.errno is not None:
         number, reason = error.errno, error.strerror or text
-        if number not in _NO_ROOM and not _is_of(error.filename, Path(path)):
-            return None
+        if not _is_of(error.filename, Path(path)):
+            if number not in _NO_ROOM:
+                return None
+            # A full disk may be that of temporary files.
+            named = error.filename if isinstance(error.filename, str) else path
     elif any(mark in text for mark in _FAILED_WRITES):
         reason, of_system = text.splitlines()[0], re.search(r"os error (\d+)", text)
         if of_system is None:
-            return reason, "the disk is full, or a limit is reached: free space there"
+            return reason, "the disk is full, or a limit is reached: free space there", named
         number = int(of_system[1])
         if number not in _NO_ROOM:
             return None
     else:
         return None
-    return reason, _REMEDIES.get(number, "pass another path")
+    return reason, _REMEDIES.get(number, "pass another path"), named
 
 
 def _fault_of_name(path: Path) -> str | None:

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtoken import _core
-from xtoken._checks import as_whole, check_choice, check_number, thread_count
+from xtoken._checks import as_whole, check_choice, check_number, expect, thread_count
 from xtoken._core import Vocab
 from xtoken.align.ids import as_ids, as_rows
 from xtoken.errors import OptionError, TokenIdError
+from xtoken.projection.arrays import ProjectionArrays
 from xtoken.vocab.fingerprints import PairFingerprint, common_pair
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class PieceTrie:
             UnsupportedTokenizerError: `pieces` has no model that can segment.
         """
         check_choice("side", side, ("student", "teacher"))
+        for name, vocab in (("tokens", tokens), ("pieces", pieces)):
+            expect(vocab, Vocab, name, "pass Vocab.from_tokenizer(...)")
         core = _core.PieceTrie.build(tokens, pieces, side, thread_count(threads))
         names = (tokens.fingerprint, pieces.fingerprint)
         return cls(core, side, PairFingerprint(*(names if side == "teacher" else names[::-1])))
@@ -135,6 +138,7 @@ class PieceTrie:
     @classmethod
     def from_projection(cls, projection: Projection) -> PieceTrie:
         """The student's tokens as the teacher's pieces, which a projection keeps."""
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         indptr, pieces = projection.teacher_pieces_indptr, projection.teacher_pieces
         core = _core.PieceTrie.from_pieces(
             projection.pieces_indptr,
@@ -303,6 +307,7 @@ class PairTries:
             OptionError: the projection has no pieces of the teacher's tokens, as the student's
                 tokenizer has no model that can segment, or the file is of an older version.
         """
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         return projection.once(cls, lambda: cls._made_from(projection))
 
     @classmethod

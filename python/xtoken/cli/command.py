@@ -99,10 +99,10 @@ def run(app: Callable[[], object]) -> None:
         app()
     except SystemExit as stop:
         if stop.code == 130:
-            _say("interrupted", "nothing that was finished is lost")
+            _say("interrupted", "nothing that was saved is lost")
         raise
     except KeyboardInterrupt:
-        _say("interrupted", "nothing that was finished is lost")
+        _say("interrupted", "nothing that was saved is lost")
         raise SystemExit(130) from None
     except InterruptedRunError as error:
         _say("interrupted", str(error), page_of(error))
@@ -167,5 +167,5 @@ def _show_warning(
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    _say("terminated", "nothing that was finished is lost")
+    _say("terminated", "nothing that was saved is lost")
     raise SystemExit(128 + number)

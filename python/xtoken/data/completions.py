@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from xtoken._checks import expect
 from xtoken.errors import DataError
 
 
@@ -31,6 +32,8 @@ class Completion:
     source: str = field(default="completion", compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "completion"):
+            expect(getattr(self, name), str, name, "pass a text")
         if not self.completion.strip():
             raise DataError(
                 f"{self.source}: completion = {self.completion!r}, expected what follows the "

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from xtoken._checks import check_number, expect
 from xtoken.data.rows import Document
 from xtoken.errors import DataError, OptionError
 
@@ -68,13 +69,14 @@ def cut_passages(text: str, max_chars: int) -> list[str]:
     A paragraph longer than `max_chars` is cut at line ends, a longer line stays whole: a passage
     can exceed `max_chars` only where it is a single line.
     """
+    expect(text, str, "text", "pass one text")
     return list(passages(text.split("\n\n"), max_chars))
 
 
 def passages(paragraphs: Iterable[str], max_chars: int) -> Iterator[str]:
     """The passages of `cut_passages`, of a text that is read a paragraph at a time."""
-    if max_chars < 1:
-        raise OptionError(f"max_chars = {max_chars}, expected at least 1; pass a positive length")
+    rule = ", expected at least 1; pass a positive length"
+    check_number("max_chars", max_chars, 1, rule=rule, whole=True)
     passage = ""
     for paragraph in paragraphs:
         whole = len(paragraph) <= max_chars
@@ -103,8 +105,10 @@ def split_held_out(texts: Sequence[Document], fraction: float) -> TextSplit:
         ValueError: if the fraction is not between 0 and 1.
         DataError: if a side would be empty.
     """
-    if not 0.0 < fraction < 1.0:
-        raise OptionError(f"held-out fraction = {fraction}, expected between 0 and 1; try 0.1")
+    rule = ", expected between 0 and 1; try 0.1"
+    check_number("held-out fraction", fraction, 0, inside=True, rule=rule)
+    if fraction >= 1:
+        raise OptionError(f"held-out fraction = {fraction}{rule}")
     distinct = list(dict.fromkeys(texts))
     held = [text for text in distinct if unit_hash(text) < fraction]
     train = [text for text in distinct if unit_hash(text) >= fraction]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from xtoken._checks import token_limit
 from xtoken._core import Vocab
 from xtoken.align import Aligner, Alignment, ChunkKind
+from xtoken.align.ids import as_ids
 from xtoken.data.align_turns import align_by_turns
 from xtoken.data.documents import LeftOut
 from xtoken.data.encode import Encoder, Printed, print_document
@@ -51,7 +52,8 @@ class Example:
         alignment: Alignment,
     ) -> Example:
         """An example all of whose tokens count in the loss."""
-        student, teacher = (np.asarray(ids, dtype=np.int64) for ids in (student_ids, teacher_ids))
+        student = as_ids("student_ids", student_ids, "pass one sequence")
+        teacher = as_ids("teacher_ids", teacher_ids, "pass one sequence")
         masks = [np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher)]
         return cls(student, teacher, masks[0], masks[1], alignment)
 

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import expect_list
+
 Int64: TypeAlias = NDArray[np.int64]
 
 _DTYPES: dict[str, Any] = {
@@ -102,6 +104,7 @@ class Targets:
     @staticmethod
     def joined(parts: Sequence[Targets]) -> Targets:
         """The examples of several targets of one pair, in order."""
+        expect_list("parts", parts, Targets, "Targets")
         arrays = {}
         for name, dtype in _DTYPES.items():
             values = [getattr(part, name) for part in parts]

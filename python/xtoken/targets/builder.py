@@ -196,6 +196,7 @@ class TargetBuilder:
 
         Raises: as the constructor.
         """
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         whole = projection.whole or projection
         return whole.once(cls, lambda: cls(whole))
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xtoken._checks import expect
 from xtoken._core import Vocab
 from xtoken.errors import ShapeError
 from xtoken.projection import Projection
-from xtoken.projection.arrays import RULE_CODES
+from xtoken.projection.arrays import RULE_CODES, ProjectionArrays
 from xtoken.tensors.sparse_ops import SparseMap
 from xtoken.tensors.twins import twin
 
@@ -106,6 +107,7 @@ class BytePrefixes(nn.Module):
         Raises:
             OptionError: the projection was loaded without its tokenizers.
         """
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         return twin(projection.once(cls, lambda: cls._made_from(projection)))
 
     @classmethod

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xtoken._checks import expect
 from xtoken.errors import OptionError, ShapeError
 from xtoken.projection import Projection
+from xtoken.projection.arrays import ProjectionArrays
 from xtoken.tensors.twins import twin
 
 Prefix = tuple[int, ...]
@@ -60,6 +62,7 @@ class PieceChains(nn.Module):
         Raises:
             OptionError: the projection has no pieces of the teacher's tokens.
         """
+        expect(projection, ProjectionArrays, "projection", "pass Projection.build(...)")
         return twin(projection.once(cls, lambda: cls._made_from(projection)))
 
     @classmethod

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from xtoken._checks import expect
 from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
 from xtoken.distillation.options import not_an_option, options_read, reads_threshold
@@ -282,6 +283,7 @@ class DistillConfig:
 
         Raises: OptionError if a name is unknown, or a value cannot work.
         """
+        expect(values, dict, "values", "pass a dict of settings by name")
         known = known_settings()
         settings, trainer = {}, {}
         for name, value in values.items():
