@@ -22,7 +22,8 @@ from xtoken.errors import ResumeError
 from xtoken.teachers import StoreKey, TopKStore
 from xtoken.teachers.shard import Predictions, Shard, write_shard
 from xtoken.training import DistillConfig, load_models, open_teachers, prepare, train
-from xtoken.training.checkpoints import RUN_FILE, find_checkpoints
+from xtoken.training.checkpoints import find_checkpoints
+from xtoken.training.run_files import RUN_FILE
 from xtoken.vocab.side import Side
 
 TEXTS = ["The year 201, and 1991 ▁\n", "नमस्ते 世界 👩‍👧 <|end_of_text|>"]

@@ -42,13 +42,14 @@ from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store_notes import StoreNotes
-from xtoken.training.checkpoints import CURVES_FILE, clear_run, saved_settings
+from xtoken.training.checkpoints import clear_run, saved_settings
 from xtoken.training.config import DistillConfig, read_settings
 from xtoken.training.config_arguments import check_trainer
 from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
+from xtoken.training.run_files import CURVES_FILE
 from xtoken.training.trainer_options import ALIASES
 
 COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,35 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from xtoken._files import (
-    json_text,
     path_to_read,
     sealed,
-    sha256_of,
     to_disk,
     unsealed,
     write_json,
     write_text,
 )
-from xtoken.errors import DamagedCheckpointWarning, ResumeError, XTokenError
+from xtoken.errors import DamagedCheckpointWarning, ResumeError
 from xtoken.training.metrics_log import History, records_until
 from xtoken.training.processes import on_first_process, wait_for_all
+from xtoken.training.run_files import (
+    ANEW,
+    METRICS_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    SUMS_FILE,
+    checksums_of,
+    exists,
+    mode_of,
+    read_object,
+    reads,
+    sizes_of,
+)
 from xtoken.training.run_identity import RunIdentity
 
-# In the folder of a run from its start; in a checkpoint as the last file of it, so that a
-# checkpoint without one was not written to its end.
-RUN_FILE = "run.json"
-RESULT_FILE = "result.json"
-METRICS_FILE = "metrics.jsonl"
-SUMS_FILE = "SHA256SUMS"
-# What the result of a run consists of, besides `result.json`.
-_WRITTEN = ("student", "projection.safetensors", "config.json", METRICS_FILE)
-CURVES_FILE = "curves.png"
-LOCK_FILE = ".lock"
 _MARK_KEYS = {"run", "step", "seconds", "metrics", "sizes", "sha256"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Not by a name that the Trainer takes for a checkpoint's, which it would count and remove.
 _SET_ASIDE = re.compile(r"damaged-checkpoint-\d+(-\d+)?")
-_ANEW = "start anew (another --out, or --overwrite)"
 
 
 @dataclass(frozen=True)
@@ -148,21 +147,21 @@ def begin(folder: Path, run: RunIdentity, resume: bool) -> Start:
 
 def saved_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that was begun in a folder; none where there was none."""
-    run = _read_identity(_read_json(folder / RUN_FILE))
+    run = _read_identity(read_object(folder / RUN_FILE))
     return {} if run is None else run.settings
 
 
 def _find_start(folder: Path, run: RunIdentity) -> Start:
-    values = _read_json(folder / RUN_FILE)
+    values = read_object(folder / RUN_FILE)
     if values is not None:
         begun = _read_identity(values)
         if begun is None:
             raise ResumeError(
                 f"{folder / RUN_FILE} is damaged, or of another release of xtoken; resume with "
-                f"that release, or {_ANEW}"
+                f"that release, or {ANEW}"
             )
         begun.require(run, folder)
-        if _exists(folder / RESULT_FILE):
+        if exists(folder / RESULT_FILE):
             return Start(finished=True)
     found = find_checkpoints(folder)
     checkpoint = found.whole
@@ -170,16 +169,16 @@ def _find_start(folder: Path, run: RunIdentity) -> Start:
         _refuse_damaged(folder, found.damaged)
         return Start(found=found)
     checkpoint.run.require(run, checkpoint.path)
-    with _reads(folder / METRICS_FILE):
+    with reads(folder / METRICS_FILE):
         records = records_until(folder / METRICS_FILE, checkpoint.step)
     known = [int(record["step"]) for record in records if "ce" in record]
     if known != list(range(1, checkpoint.step + 1)):
         missing = min(set(range(1, checkpoint.step + 1)) - set(known), default="no step")
         raise ResumeError(
             f"{folder / METRICS_FILE} lacks step {missing} of the {checkpoint.step} that "
-            f"{checkpoint.path.name} has behind it; put the file back, or {_ANEW}"
+            f"{checkpoint.path.name} has behind it; put the file back, or {ANEW}"
         )
-    with _reads(folder / METRICS_FILE):
+    with reads(folder / METRICS_FILE):
         _check_metrics(folder, checkpoint)
     return Start(found=found, records=records)
 
@@ -191,7 +190,7 @@ def _refuse_damaged(folder: Path, damaged: list[Damaged]) -> None:
         raise ResumeError(
             f"{folder} has no whole checkpoint to resume from ({reasons}), and nothing was "
             "removed; put the files back, remove the folders of these checkpoints to begin at "
-            f"step 0, or {_ANEW}"
+            f"step 0, or {ANEW}"
         )
 
 
@@ -202,7 +201,7 @@ def _check_metrics(folder: Path, checkpoint: Checkpoint) -> None:
         if _prefix(path, then["bytes"]) != then:
             raise ResumeError(
                 f"{path} was altered before the end of {checkpoint.path.name}: its checksum "
-                f"differs; put the file back, or {_ANEW}"
+                f"differs; put the file back, or {ANEW}"
             )
 
 
@@ -245,7 +244,7 @@ def _set_aside(damaged: Damaged, taken: Checkpoint) -> None:
     """Keep a damaged checkpoint where nothing writes into it or removes it."""
     path = damaged.path
     name, number = f"damaged-{path.name}", 1
-    while _exists(path.parent / name):
+    while exists(path.parent / name):
         number += 1
         name = f"damaged-{path.name}-{number}"
     path.rename(path.parent / name)
@@ -290,17 +289,17 @@ def last_whole_checkpoint(folder: Path | str) -> str | None:
     """
     place = path_to_read("folder", folder, "pass the output_dir of a Trainer")
     for step, path in sorted(_checkpoint_folders(place).items(), reverse=True):
-        if (_read_json(path / "trainer_state.json") or {}).get("global_step") == step:
+        if (read_object(path / "trainer_state.json") or {}).get("global_step") == step:
             return str(path)
     return None
 
 
 def has_run(folder: Path) -> bool:
     """Return whether a run was begun in a folder."""
-    if _exists(folder / RUN_FILE):
+    if exists(folder / RUN_FILE):
         return True
     checkpoints = [*_checkpoint_folders(folder).values(), *_folders(folder, _SET_ASIDE)]
-    marks = (_read_json(path / RUN_FILE) for path in checkpoints)
+    marks = (read_object(path / RUN_FILE) for path in checkpoints)
     return any(_read_identity((unsealed(mark) or {}).get("run")) for mark in marks)
 
 
@@ -313,13 +312,13 @@ def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
 
     Not by `glob`, for which a folder that cannot be read is empty.
     """
-    with _reads(folder):
+    with reads(folder):
         try:
             found = sorted(os.listdir(folder))
         except (FileNotFoundError, NotADirectoryError):
             return []
     paths = [folder / name for name in found if names.fullmatch(name)]
-    return [path for path in paths if stat.S_ISDIR(_mode(path))]
+    return [path for path in paths if stat.S_ISDIR(mode_of(path))]
 
 
 def _read_checkpoint(path: Path, step: int, *, sums: bool) -> Checkpoint | Damaged | None:
@@ -328,7 +327,7 @@ def _read_checkpoint(path: Path, step: int, *, sums: bool) -> Checkpoint | Damag
     Args:
         sums: compare the checksums, too.
     """
-    written = _read_json(path / RUN_FILE)
+    written = read_object(path / RUN_FILE)
     if written is None:
         return None
     mark = unsealed(written)
@@ -340,9 +339,9 @@ def _read_checkpoint(path: Path, step: int, *, sums: bool) -> Checkpoint | Damag
     if mark["step"] != step:
         return Damaged(path, f"{RUN_FILE} is that of step {mark['step']}")
     # Sizes first, as they cost nothing.
-    reason = _difference(mark["sizes"], _sizes(path))
+    reason = _difference(mark["sizes"], sizes_of(path))
     if reason is None and sums:
-        reason = _difference(mark["sha256"], _checksums(path))
+        reason = _difference(mark["sha256"], checksums_of(path))
     if reason is not None:
         return Damaged(path, reason)
     return Checkpoint(path, step, float(mark["seconds"]), run, mark["metrics"])
@@ -360,140 +359,11 @@ def _difference(then: Mapping[str, object], now: Mapping[str, object]) -> str | 
     return None
 
 
-@contextlib.contextmanager
-def _reads(path: Path) -> Iterator[None]:
-    """Tell of what is there and cannot be read: it must not count as absent, which is removed.
-
-    Raises:
-        ResumeError: the block raised an error of the system.
-    """
-    try:
-        yield
-    except XTokenError:
-        raise
-    except OSError as error:
-        raise ResumeError(
-            f"{path} cannot be read ({error.strerror or error}), and nothing was removed; repeat "
-            f"the command when it can be, or {_ANEW}"
-        ) from error
-
-
-def _mode(path: Path) -> int:
-    """What lies there, as `stat` has it; 0 for nothing.
-
-    Not by `is_file` and the like, for which nothing lies where it cannot be told.
-    """
-    with _reads(path):
-        try:
-            return path.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
-
-
-def _exists(path: Path) -> bool:
-    return _mode(path) != 0
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file of JSON, an empty one where there is none; None without a file."""
-    with _reads(path):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (IsADirectoryError, ValueError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _read_identity(values: Any) -> RunIdentity | None:
     names = {field.name for field in dataclasses.fields(RunIdentity)}
     if not isinstance(values, dict) or set(values) != names:
         return None
     return RunIdentity(**values)
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Of each file of a checkpoint, but for the mark."""
-    sizes = {}
-    for place, _, names in os.walk(folder, onerror=_refuse_unread):
-        for path in (Path(place) / name for name in names if name != RUN_FILE):
-            if stat.S_ISREG(_mode(path)):
-                with _reads(path):
-                    sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return dict(sorted(sizes.items()))
-
-
-def _refuse_unread(error: OSError) -> None:
-    with _reads(Path(error.filename)):
-        raise error
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for name in _sizes(folder):
-        with _reads(folder / name):
-            sums[name] = sha256_of(folder / name)
-    return sums
-
-
-def write_result(folder: Path, values: dict[str, Any]) -> None:
-    """Write the checksums of what a run left behind and, last, that it is finished."""
-    text = json_text(values)
-    sums = {RESULT_FILE: hashlib.sha256(text.encode()).hexdigest()}
-    others = sorted(path.name for path in folder.glob("projection-*.safetensors"))
-    if (folder / CURVES_FILE).exists():
-        others.append(CURVES_FILE)
-    for name in (*_WRITTEN, *others):
-        inside = [path for path in (folder / name).rglob("*") if path.is_file()]
-        for path in inside or [folder / name]:
-            sums[path.relative_to(folder).as_posix()] = sha256_of(path)
-    _write_sums(folder, sums)
-    write_text(folder / RESULT_FILE, text)
-
-
-def add_sum(folder: Path, name: str) -> None:
-    """Add to the checksums of a finished run that of a file which was written after it."""
-    sums = _read_sums(folder)
-    if sums is not None:
-        _write_sums(folder, sums | {name: sha256_of(folder / name)})
-
-
-def _write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    lines = (f"{checksum}  {name}\n" for name, checksum in sorted(sums.items()))
-    write_text(folder / SUMS_FILE, "".join(lines))
-
-
-def _read_sums(folder: Path) -> dict[str, str] | None:
-    """The checksums of a run by file; None of a run of a release that wrote none."""
-    path = folder / SUMS_FILE
-    if not stat.S_ISREG(_mode(path)):
-        return None
-    with _reads(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
-
-
-def check_sums(folder: Path) -> None:
-    """Refuse a finished run of which a file is missing or not as it was written; its picture may be
-    missing, as it is drawn anew.
-
-    Raises: ResumeError that names the file.
-    """
-    sums = _read_sums(folder)
-    if sums is None:
-        return
-    for name in (RESULT_FILE, METRICS_FILE, *sums):
-        path = folder / name
-        if name == CURVES_FILE and not path.exists():
-            continue
-        with _reads(path):
-            same = stat.S_ISREG(_mode(path)) and sums.get(name) == sha256_of(path)
-        if not same:
-            raise ResumeError(
-                f"{path} is missing or was altered: its checksum is not that of {SUMS_FILE}; put "
-                f"the file back, or {_ANEW}"
-            )
 
 
 class MarkCheckpoints(TrainerCallback):
@@ -534,7 +404,7 @@ class MarkCheckpoints(TrainerCallback):
 
     def _mark(self, step: int) -> None:
         path = self.folder / f"checkpoint-{step}"
-        sizes = _sizes(path)
+        sizes = sizes_of(path)
         for name in sizes:
             to_disk(path / name)
         self.history.to_disk()
@@ -544,6 +414,6 @@ class MarkCheckpoints(TrainerCallback):
             "seconds": self.seconds(),
             "metrics": _prefix(self.folder / METRICS_FILE),
             "sizes": sizes,
-            "sha256": _checksums(path),
+            "sha256": checksums_of(path),
         }
         write_text(path / RUN_FILE, sealed(mark))

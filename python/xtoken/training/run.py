@@ -26,19 +26,7 @@ from xtoken.errors import InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
-from xtoken.training.checkpoints import (
-    CURVES_FILE,
-    LOCK_FILE,
-    METRICS_FILE,
-    RESULT_FILE,
-    Checkpoint,
-    MarkCheckpoints,
-    Start,
-    add_sum,
-    begin,
-    check_sums,
-    write_result,
-)
+from xtoken.training.checkpoints import Checkpoint, MarkCheckpoints, Start, begin
 from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import FollowArguments, run_device, training_arguments
 from xtoken.training.evaluate import HeldOutScore
@@ -50,6 +38,15 @@ from xtoken.training.processes import (
     join_processes,
     on_first_process,
     process_count,
+)
+from xtoken.training.run_files import (
+    CURVES_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    add_sum,
+    check_sums,
+    write_result,
 )
 from xtoken.training.run_identity import RunIdentity
 from xtoken.training.stop_on_signal import StopOnSignal
