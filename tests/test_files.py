@@ -22,6 +22,7 @@ from xtoken import _files
 from xtoken._files import (
     folder_beside,
     parse_json,
+    parts_beside,
     read_json,
     temporary_beside,
     to_disk,
@@ -100,6 +101,34 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "file", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_folder_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    names = ["part", "file", "gone"]
+
+    def fill(folder: Path, text: str) -> None:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text(text)
+        (folder / "file").write_text(text)
+
+    def replace(text: str, more: str) -> None:
+        with parts_beside(tmp_path, names) as made:
+            fill(made, text)
+            if more:
+                (made / more).mkdir()
+
+    fill(tmp_path, "old")
+    (tmp_path / "gone").write_text("old")
+    (tmp_path / "xyz").write_text("kept")
+    # The first before any part has its place, the second after all have theirs.
+    for more in ("file", "xyz"):
+        with pytest.raises(FailedWriteError, match=f"^{tmp_path} cannot be written"):
+            replace("new", more)
+        assert {path.name for path in tmp_path.iterdir()} == {"xyz", *names}
+        assert {(tmp_path / name).read_text() for name in ("part/file", "file", "gone")} == {"old"}
+    replace("new", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"part", "file", "xyz"}
+    assert {(tmp_path / name).read_text() for name in ("part/file", "file")} == {"new"}
 
 
 def test_a_full_disk_elsewhere_is_told_by_the_file_that_did_not_fit(tmp_path: Path) -> None:

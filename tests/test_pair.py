@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizer_zoo as zoo
+from forked import Forked
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -107,6 +108,52 @@ def test_a_saved_pair_of_vocabularies_reads_back(tmp_path: Path) -> None:
     pair = Pair(student, Vocab.from_tokens([b"b", b"a"], ranked=True), cache_dir=False)
     pair.save(tmp_path)
     assert Pair.load(tmp_path).fingerprint == pair.fingerprint
+
+
+# No file grows beyond what W takes, as on a disk that is nearly full: the tokenizers do not fit.
+SAVED_ON_A_FULL_DISK = """
+import resource, signal, sys
+from xtoken import Pair
+from xtoken.errors import FailedWriteError
+
+student, teacher, out = sys.argv[1:]
+pair = Pair(teacher, student, cache_dir=False)
+pair.projection
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in range(2_000, 200_000, 4_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        pair.save(out)
+    except FailedWriteError as error:
+        print(error)
+        Pair.load(out)
+        continue
+    break
+print("saved")
+"""
+
+
+def test_a_pair_that_could_not_be_saved_leaves_the_one_that_was_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pair"
+    Pair(folder / "student", folder / "teacher", cache_dir=False).save(out)
+    (out / "notes.txt").write_text("kept")
+    program = Forked(SAVED_ON_A_FULL_DISK, folder / "student", folder / "teacher", out)
+    said, errors = program.communicate()
+    assert program.returncode == 0, errors
+    *failed, last = said.splitlines()
+    assert last == "saved"
+    assert len(failed) > 2
+    # W fits long before the tokenizers do.
+    assert any("projection.safetensors" not in each for each in failed)
+    loaded = Pair.load(out)
+    assert loaded.fingerprint == Pair(folder / "teacher", folder / "student").fingerprint
+    assert {path.name for path in out.iterdir()} == {
+        "notes.txt", "pair.json", "projection.safetensors", "student", "student.vocab", "teacher",
+        "teacher.vocab",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ["pair.json", "student.vocab", "projection.safetensors"])

@@ -19,7 +19,7 @@ import socket
 import stat
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -291,10 +291,7 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
     of_new = temporary.stat().st_mode
     try:
         yield temporary
-        for made in (temporary, *temporary.rglob("*")):
-            _open_as(made, of_new)
-            if made.is_file():
-                to_disk(made)
+        _finish(temporary, of_new)
         if path.exists():
             aside.mkdir()
             path.rename(aside / path.name)
@@ -309,6 +306,57 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
         raise
     _folder_to_disk(path.parent)
     _put_back(aside)
+
+
+@contextmanager
+def parts_beside(folder: Path | str, names: Collection[str]) -> Iterator[Path]:
+    """Give the path of an empty folder whose content takes the place of these names in `folder`
+    when the block ends without an error; what else is in `folder` stays.
+
+    Args:
+        names: of files and folders in `folder`; one that the block does not make is removed.
+
+    Raises:
+        FailedWriteError: it could not be written; what was there is as it was.
+    """
+    folder = Path(folder)
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        temporary, aside = (_name_beside(folder / "parts", end) for end in ("tmp", "old"))
+        temporary.mkdir()
+        of_new = temporary.stat().st_mode
+        placed: list[Path] = []
+        try:
+            yield temporary
+            _finish(temporary, of_new)
+            aside.mkdir()
+            for name in names:
+                if os.path.lexists(folder / name):
+                    (folder / name).rename(aside / name)
+            for made in sorted(temporary.iterdir()):
+                made.rename(folder / made.name)
+                placed.append(folder / made.name)
+        except BaseException as error:
+            for path in placed:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _put_back(aside)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, FailedWriteError):
+                message = str(error).replace(str(temporary), str(folder))
+                raise FailedWriteError(message, error.reason) from error
+            raise
+        temporary.rmdir()
+        _folder_to_disk(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finish(temporary: Path, of_new: int) -> None:
+    """Give all in a new folder the modes of new files, and have it on the disk."""
+    for made in (temporary, *temporary.rglob("*")):
+        _open_as(made, of_new)
+        if made.is_file():
+            to_disk(made)
 
 
 def _open_as(path: Path, of_new: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Any, cast
 from xtoken._checks import shown
 from xtoken._core import Vocab
 from xtoken._files import (
-    folder_beside,
+    parts_beside,
     path_to_read,
     read_json,
     sealed,
     sha256_of,
     unsealed,
-    write_atomically,
     write_json,
-    writes,
 )
 from xtoken.errors import (
     FormatError,
@@ -119,13 +116,13 @@ def write_pair(
         FailedWriteError: the folder cannot be written.
         OptionError: it holds a `student` or `teacher` that is of no saved pair.
     """
-    with writes(folder):
-        _check_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        projection.save(folder / _PROJECTION_FILE)
-        for side, vocab in zip(sides, vocabs, strict=True):
-            _write(folder / f"{side.name}.vocab", _vocab_state(vocab))
-            _save_tokenizer(side, folder / side.name)
+    _check_folder(folder)
+    vocab_files = [f"{name}.vocab" for name in _NAMES]
+    with parts_beside(folder, [_FILE, _PROJECTION_FILE, *vocab_files, *_NAMES]) as made:
+        projection.save(made / _PROJECTION_FILE)
+        for side, vocab, name in zip(sides, vocabs, vocab_files, strict=True):
+            (made / name).write_bytes(_vocab_state(vocab))
+            _save_tokenizer(side, made / side.name)
         content = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
@@ -136,9 +133,9 @@ def write_pair(
             "teacher_label": sides[1].label,
             "splits": [side.name for side in sides if side.splits],
             "options": dict(options),
-            "files": _checksums(folder),
+            "files": _checksums(made),
         }
-        _write(folder / _FILE, sealed(content).encode())
+        (made / _FILE).write_bytes(sealed(content).encode())
 
 
 def read_pair(folder: Path) -> SavedPair:
@@ -166,25 +163,19 @@ def _vocab_state(vocab: Vocab) -> bytes:
     return state
 
 
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
-
-
 def _save_tokenizer(side: Side, folder: Path) -> None:
     """Write the tokenizer where its class can; a tiktoken encoding and a `Vocab` cannot."""
     tokenizer = _writable(side)
     if tokenizer is None:
-        shutil.rmtree(folder, ignore_errors=True)  # of the pair that was here
         return
-    # The folder may be the one that they are read from.
+    folder.mkdir()
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    else:
+        (folder / "tokenizer.json").write_bytes(tokenizer.to_str().encode())
     config = side.generation_config
-    with folder_beside(folder) as made:
-        if hasattr(tokenizer, "save_pretrained"):
-            tokenizer.save_pretrained(made)
-        else:
-            _write(made / "tokenizer.json", tokenizer.to_str().encode())
-        if config is not None:
-            write_json(made / GENERATION_CONFIG_FILE, config)
+    if config is not None:
+        write_json(folder / GENERATION_CONFIG_FILE, config)
 
 
 def _writable(side: Side) -> Any:

@@ -47,8 +47,10 @@ class Keep(TrainerCallback):
         gradient = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
         torch.save(gradient, folder / f"gradient-{rank}.pt")
 
+arguments = training_arguments(config, folder)
+arguments.accelerator_config.dispatch_batches = rank != "alone"  # each collates its own rows
 trainer = DistillTrainer(
-    models.load_student(), training_arguments(config, folder), teachers=[teachers[config.loss]],
+    models.load_student(), arguments, teachers=[teachers[config.loss]],
     train_dataset=materials.train, processing_class=materials.pair,
     callbacks=[Keep(), KeepHistory(History(folder / f"metrics-{rank}.jsonl"))],
 )

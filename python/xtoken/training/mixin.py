@@ -34,7 +34,6 @@ from xtoken.training.kept_counts import counts_kept
 from xtoken.training.learned_projection import KeepProjection, LearnsProjection
 from xtoken.training.processes import shard_frozen
 from xtoken.training.read_ahead import ReadAhead
-from xtoken.training.rows import is_stream
 from xtoken.training.settings import DistillSettings
 from xtoken.training.shared_weights import check_teachers_apart
 from xtoken.training.student_forward import ForwardsStudent
@@ -124,9 +123,9 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
                 torch.device("cpu") if sharded else device,
                 own_cross_entropy=self._own_ce,
             ).to(device)
-        if args is not None and is_stream(named.get("train_dataset")):
-            # Each process collates its own rows of a stream: accelerate would send batches of
-            # tensors from the first one, and no chunks.
+        if args is not None:
+            # Each process collates its own rows: accelerate would send batches of tensors from the
+            # first one, and no chunks.
             cast(Any, args.accelerator_config).dispatch_batches = False
         pairs = [each.fingerprint for each in self.teaching.pairs]
         self._fixed = FixedSettings(self.distill_settings, pairs)
