@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from typer.testing import CliRunner
 
 from xtoken import Aligner, ChunkKind, Vocab
+from xtoken._locks import locked
 from xtoken.cli import app, main
 from xtoken.vocab.display import visible
 
@@ -129,6 +130,18 @@ def test_an_interrupted_corpus_goes_on_where_it_stopped(pair: list[str], tmp_pat
     assert again["coverage"] == first["coverage"]
     assert {file.name: file.read_bytes() for file in out.glob("part-*")} == whole
     assert "25 rows in 3 files" in run(*arguments)
+
+
+def test_two_processes_do_not_align_into_one_directory(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "texts.jsonl", tmp_path / "aligned"
+    source.write_text(json.dumps({"text": "one two"}))
+    arguments = ["align", *pair, "--batch", str(source), "--out", str(out)]
+    run(*arguments)
+    with locked(out / ".xtoken-align" / ".lock"):
+        assert f"another process aligns into {out}; wait for its end" in fails(capsys, *arguments)
+    run(*arguments)
 
 
 def test_a_parquet_corpus_is_read_by_its_column(pair: list[str], tmp_path: Path) -> None:

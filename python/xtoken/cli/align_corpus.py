@@ -23,6 +23,7 @@ from xtoken._files import (
     write_text,
     writes,
 )
+from xtoken._locks import locked_alone
 from xtoken.align import Aligner, AlignmentBatch, Coverage
 from xtoken.cli.plain_console import plain_console
 from xtoken.errors import DataError, FormatError, MissingFileError, OptionError
@@ -30,6 +31,7 @@ from xtoken.vocab.side import Side
 
 # Hidden, so that `datasets` reads the parquet files beside it and nothing else.
 _STATE = ".xtoken-align"
+_LOCK_FILE = ".lock"
 _ENCODED_AT_ONCE = 512
 
 
@@ -81,7 +83,28 @@ def align_corpus(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side)
         raise OptionError(f"--rows {corpus.rows_per_file} is out of range; expected 1 or more")
     total, texts = _read_texts(corpus)
     state = corpus.out / _STATE
-    _claim(corpus, aligner, student, teacher, state)
+    if not state.is_dir():
+        if corpus.out.is_dir() and any(corpus.out.iterdir()):
+            raise _foreign(corpus.out)
+        with writes(state):
+            state.mkdir(parents=True)
+    refused = OptionError(
+        f"another process aligns into {corpus.out}; wait for its end, or pass another --out"
+    )
+    with locked_alone(state / _LOCK_FILE, refused):
+        _claim(corpus, aligner, student, teacher, state)
+        return _aligned(corpus, aligner, student, teacher, total, texts)
+
+
+def _aligned(
+    corpus: Corpus,
+    aligner: Aligner,
+    student: Side,
+    teacher: Side,
+    total: int,
+    texts: Iterator[tuple[int, str]],
+) -> CorpusResult:
+    state = corpus.out / _STATE
     rows, files, made_now, coverage = 0, 0, 0, None
     with _progress() as progress:
         task = progress.add_task("aligning", total=total)
@@ -141,14 +164,15 @@ def _claim(corpus: Corpus, aligner: Aligner, student: Side, teacher: Side, state
             )
         return
     # A run that ended before it wrote its claim had made nothing.
-    if corpus.out.is_dir() and any(each != state for each in corpus.out.iterdir()):
-        raise OptionError(
-            f"{corpus.out} is not empty and was not written by `xtoken align --batch`; choose "
-            "another --out"
-        )
-    with writes(state):
-        state.mkdir(parents=True, exist_ok=True)
+    if any(each != state for each in corpus.out.iterdir()):
+        raise _foreign(corpus.out)
     write_text(file, json.dumps(claim))
+
+
+def _foreign(out: Path) -> OptionError:
+    return OptionError(
+        f"{out} is not empty and was not written by `xtoken align --batch`; choose another --out"
+    )
 
 
 def _read_texts(corpus: Corpus) -> tuple[int, Iterator[tuple[int, str]]]:

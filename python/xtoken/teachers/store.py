@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xtoken._files import as_path, path_to_read, remove_unfinished, warn_of_cache, writes
 from xtoken._locks import locked
-from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError
+from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError, XTokenError
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest
 from xtoken.teachers.live import LiveTeacher
@@ -409,12 +409,15 @@ class TopKStore:
         return digests, self.directory / f"{name}.safetensors"
 
     def drop(self, paths: Sequence[Path]) -> None:
-        """Delete files whose sequences are stored in another one too."""
+        """Delete files; sequences of theirs that are in no other one are stored no more."""
         for path in paths:
             # A file that another process reads stays on Windows, and does no harm.
             with contextlib.suppress(OSError):
                 path.unlink()
         self._shards = [shard for shard in self._shards if shard.path not in paths]
+        kept = {id(shard) for shard in self._shards}
+        places = self._places.items()
+        self._places = {digest: place for digest, place in places if id(place.shard) in kept}
         self._heads = {}
 
     def get(self, ids: Ids) -> Predictions:
@@ -472,10 +475,15 @@ class TopKStore:
 
 
 class ShardWriter:
-    """Makes each batch of predictions a file at once, and of small files large ones."""
+    """Makes each batch of predictions a file at once, and of small files large ones.
 
-    def __init__(self, store: TopKStore) -> None:
+    Args:
+        confirm: called before that; where it raises, the small files are dropped.
+    """
+
+    def __init__(self, store: TopKStore, confirm: Callable[[], None] | None = None) -> None:
         self._store = store
+        self._confirm = confirm
         self._small: list[tuple[Path, Sequence[Ids], Sequence[Predictions]]] = []
         self._tokens = 0
 
@@ -490,6 +498,12 @@ class ShardWriter:
 
     def merge(self) -> None:
         """Make one file of those written since the last time."""
+        if self._small and self._confirm is not None:
+            try:
+                self._confirm()
+            except XTokenError:
+                self._store.drop([path for path, _, _ in self._small])
+                raise
         if len(self._small) > 1:
             merged = self._store.add(
                 [ids for _, sequences, _ in self._small for ids in sequences],

@@ -118,6 +118,8 @@ class Connection:
     api_key: str | None = field(default=None, repr=False)
     # Set when a request has failed for good: the others give up instead of waiting.
     stopped: threading.Event = field(default_factory=threading.Event)
+    # Of all variants together.
+    _troubles: list[float] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         given, login = self.url, _login(self.url)
@@ -155,6 +157,11 @@ class Connection:
             auth=login,
             verify=_certificates(),
         )
+
+    @property
+    def troubles(self) -> int:
+        """Tries that got no answer until now: behind each there may be another server."""
+        return len(self._troubles)
 
     def close(self) -> None:
         """Close all connections."""
@@ -209,6 +216,7 @@ class Connection:
             except FormatError as error:
                 # A whole answer by its length, which something on the way cut.
                 failure = f"an answer that {str(error).rpartition('; ')[0]}"
+            self._troubles.append(time.monotonic())
             if tries > self.policy.retries or self.stopped.wait(pause):
                 raise UnavailableServerError(
                     f"{self.url}{path} gave no answer in {tries} tries over "

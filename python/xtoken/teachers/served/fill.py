@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xtoken.errors import OptionError, ServerError, StoreError
+from xtoken.errors import OptionError, ServerError, StoreError, UnavailableServerError
 from xtoken.teachers.live import LiveTeacher
 from xtoken.teachers.packed import StoreDtype
 from xtoken.teachers.served.probe import Probe
@@ -154,7 +154,12 @@ def _ask(
     total: int,
     report: Callable[[int, int], None],
 ) -> None:
-    writer = ShardWriter(store)
+    def confirm() -> None:
+        # A server that has answered all may have ended since.
+        with contextlib.suppress(UnavailableServerError):
+            source.require_same_model(retries=0)
+
+    writer = ShardWriter(store, confirm)
     sequences = done = 0
     try:
         for answered in source.answers(missing):
@@ -164,8 +169,9 @@ def _ask(
             report(done, total)
         writer.merge()
     except ServerError as error:
+        stored = sum(len(ids) for ids in missing if ids in store)
         raise ServerError(
-            f"{error} ({done:,} of {total:,} tokens arrived and are stored in "
+            f"{error} ({stored:,} of {total:,} tokens arrived and are stored in "
             f"{store.directory}; the same call asks for the rest alone)"
         ) from error
     finally:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ class Answered:
     def tokens(self) -> int:
         """Number of tokens of the sequences."""
         return sum(map(len, self.sequences))
+
+
+_Outcome: TypeAlias = tuple[Answered, ServerError | None]
 
 
 class ServedTeacher:
@@ -176,10 +179,31 @@ class ServedTeacher:
     def probe(self) -> Probe:
         """The server's answer to the fixed prompt."""
         with self._connecting:
-            prompt = fixed_prompt(self.vocab)
-            question = Question(self.model, min(ENTRIES, self.vocab_size), self.vocab_size)
-            answers = self.api.ask(self.connection, [prompt], question)
-            return Probe.of(self.model, prompt, next(iter(answers)))
+            return self._asked_probe(self.connection)
+
+    def _asked_probe(self, connection: Connection) -> Probe:
+        prompt = fixed_prompt(self.vocab)
+        question = Question(self.model, min(ENTRIES, self.vocab_size), self.vocab_size)
+        answers = self.api.ask(connection, [prompt], question)
+        return Probe.of(self.model, prompt, next(iter(answers)))
+
+    def require_same_model(self, *, retries: int | None = None) -> None:
+        """Ask the fixed prompt again: a server that was started anew may serve other weights under
+        the same name.
+
+        Args:
+            retries: of this request; None for those of the teacher.
+
+        Raises:
+            ServerError: it is answered differently, or not at all.
+        """
+        now = self._asked_probe(self.connection.variant(retries=retries))
+        if not now.agrees(self.probe):
+            raise ServerError(
+                f"{self.connection.url} serves another {self.model} than before: its answer to a "
+                f"fixed prompt has changed (digest {self.probe.digest[:12]}, now "
+                f"{now.digest[:12]}); start the model of before again, or use another folder"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -242,7 +266,8 @@ class ServedTeacher:
         """Ask for sequences and give the answers as they come, in any order.
 
         Where a request fails for good, or a sequence cannot be asked for, the answers of the
-        requests that are under way still come; then the error is raised.
+        requests that are under way still come; then the error is raised. After a request that had
+        to be repeated the model is asked for again, as it may be another one's server.
 
         Args:
             sequences: [T] int64 each, teacher ids, none empty.
@@ -262,6 +287,7 @@ class ServedTeacher:
         connection = self.connection.variant(stopped=stopped)
         question = self.question
         failure: XTokenError | None = None
+        troubles = connection.troubles
 
         def ask(group: list[Ids]) -> tuple[Answered, ServerError | None]:
             arrived: list[Predictions] = []
@@ -274,33 +300,35 @@ class ServedTeacher:
                 failure = error
             return Answered(group[: len(arrived)], arrived), failure
 
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="served-teacher") as pool:
-            try:
-                under_way = {pool.submit(ask, first)}
-                while True:
-                    while failure is None and len(under_way) < self.concurrency:
-                        try:
-                            group = next(requests, None)
-                        except XTokenError as refusal:
-                            failure = refusal
-                            break
-                        if group is None:
-                            break
-                        under_way.add(pool.submit(ask, group))
-                    if not under_way:
+        try:
+            under_way = {_in_background(ask, first)}
+            while True:
+                while failure is None and len(under_way) < self.concurrency:
+                    try:
+                        group = next(requests, None)
+                    except XTokenError as refusal:
+                        failure = refusal
                         break
-                    done: set[Future[tuple[Answered, ServerError | None]]]
-                    done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        answered, error = future.result()
-                        if error is not None and failure is None:
-                            failure = error
-                            stopped.set()
-                        if answered.sequences:
-                            self.tokens_answered += answered.tokens
-                            yield answered
-            finally:
-                stopped.set()
+                    if group is None:
+                        break
+                    under_way.add(_in_background(ask, group))
+                if not under_way:
+                    break
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    answered, error = future.result()
+                    if error is not None and failure is None:
+                        failure = error
+                        stopped.set()
+                    if not answered.sequences:
+                        continue
+                    if connection.troubles > troubles:
+                        troubles = connection.troubles
+                        self.require_same_model()
+                    self.tokens_answered += answered.tokens
+                    yield answered
+        finally:
+            stopped.set()
         if failure is not None:
             raise failure
 
@@ -377,6 +405,21 @@ class ServedTeacher:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _in_background(ask: Callable[[list[Ids]], _Outcome], group: list[Ids]) -> Future[_Outcome]:
+    """Ask in a thread of its own, which no end of the process waits for: a server may be silent for
+    minutes when a user ends it."""
+    future: Future[_Outcome] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask(group))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="served-teacher", daemon=True).start()
+    return future
 
 
 def _detect(connection: Connection) -> ApiName:
