@@ -259,7 +259,8 @@ class _RowBlocks(torch.autograd.Function):
         tensors = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
         if source.shared is not None and any(needed):
-            return (None, None, None, None, None, None, *_into_shared(ctx, grads, grad_total))
+            found = _into_shared(ctx, tensors[0], grads, grad_total)
+            return (None, None, None, None, None, None, *found)
         if grads is None:  # float16, or a second backward: the first gave its buffer away
             ctx.held.check()
             source = source.with_tensors(tensors[: len(source.tensors())])
@@ -275,7 +276,7 @@ class _RowBlocks(torch.autograd.Function):
 
 
 def _into_shared(
-    ctx: Any, grads: list[Tensor | None] | None, grad_total: Tensor
+    ctx: Any, logits: Tensor, grads: list[Tensor | None] | None, grad_total: Tensor
 ) -> list[Tensor | None]:
     """Tell the shared buffer what this loss adds; the gradients of the params, none of the logits'.
 
@@ -283,9 +284,10 @@ def _into_shared(
     wanted now.
     """
     loss, source, scale, rows_per_block, needed = ctx.call
-    shared, tensors = source.shared, ctx.saved_tensors
-    if grads is not None:
-        if ctx.early and shared.early is not None:
+    shared = source.shared
+    # Where another loss was differentiated before, alone, the buffer is gone with its gradient.
+    if grads is not None and not (ctx.early and shared.early is None):
+        if ctx.early:
             shared.scale_early(grad_total)
         return [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
     ctx.held.check()
@@ -294,7 +296,7 @@ def _into_shared(
         made, ctx.write = ctx.write, None
         shared.write_first(partial(made, factor), source.vocab_size)
         return [None for _ in needed]
-    source = source.with_tensors(tensors[:1])
+    source = source.with_tensors((logits,))
 
     def write(buffer: Tensor) -> None:
         only = (True, *(False for _ in loss.params))
@@ -308,7 +310,7 @@ def _into_shared(
         shared.add_late(int(loss.late), write)
     params: list[Tensor | None] = [None for _ in loss.params]
     if any(needed[1:]):
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.autocast(logits.device.type, enabled=False):
             params = run_blocks(loss, source, factor, rows_per_block, (False, *needed[1:]))[2][1:]
     return [None, *params]
 
