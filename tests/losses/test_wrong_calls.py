@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 import torch
 from loss_cases import make_case
 from tokenizer_zoo import byte_level_bpe
+from torch import Tensor
 
 from xtoken import Aligner, Projection, Vocab, XTokenError
 from xtoken.errors import ArgumentTypeError, PairError, ShapeError
 from xtoken.losses import (
     LOSSES,
     CommonSet,
+    LmHead,
     LossInputs,
     LossOptions,
     PairParts,
@@ -228,3 +232,58 @@ def test_a_normalizer_that_is_not_above_zero_is_refused(normalizer) -> None:
         case.loss("p-kl", normalizer=normalizer)
     with pytest.raises(XTokenError, match=r"normalizer = .* must be above 0"):
         cross_entropy(case.student_logits, case.student_ids, case.student_mask, normalizer)
+
+
+HIDDEN, WEIGHT = torch.zeros(2, 5, 4), torch.zeros(9, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": WEIGHT.to(torch.int8)}, r"weight is torch\.int8, .*lm_head\.weight, dequ"),
+        ({"weight": WEIGHT > 0}, r"weight is torch\.bool, expected float32"),
+        ({"weight": WEIGHT.to(torch.float8_e4m3fn)}, r"weight is torch\.float8_e4m3fn, expected"),
+        ({"weight": torch.nn.Linear(4, 9)}, r"weight is torch\.Linear, expected Tensor; pass"),
+        ({"weight": WEIGHT.tolist()}, "weight is list, expected Tensor"),
+        ({"weight": WEIGHT.to_sparse()}, r"weight is torch\.sparse_coo, expected a dense tensor"),
+        ({"weight": WEIGHT.to("meta")}, "weight is on the device meta and holds nothing"),
+        ({"hidden": HIDDEN.long()}, r"hidden is torch\.int64, expected float32"),
+        ({"hidden": HIDDEN.numpy()}, r"hidden is numpy\.ndarray, expected Tensor; pass the last"),
+        ({"hidden": HIDDEN.to(torch.complex64)}, r"hidden is torch\.complex64, expected float32"),
+        ({"bias": torch.ones(9, dtype=torch.int64)}, r"bias is torch\.int64, expected float32"),
+        ({"scale": torch.tensor(2.0, requires_grad=True)}, r"scale = .*, expected a number, which"),
+        ({"scale": "2"}, "scale = '2', expected a number"),
+        ({"scale": None}, "scale = None, expected a number"),
+        ({"scale": math.nan}, "scale = nan, expected a finite number"),
+        ({"softcap": "30"}, "softcap = '30', expected a number"),
+        ({"softcap": math.inf}, "softcap = inf, expected a finite number"),
+    ],
+)
+def test_a_head_that_cannot_make_logits_is_refused_by_name(
+    changed: dict[str, object], message: str
+) -> None:
+    given = {"hidden": HIDDEN, "weight": WEIGHT} | changed
+    with pytest.raises(XTokenError, match=message) as error:
+        LmHead(**given)  # type: ignore[arg-type]
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (Tensor.long, r"is torch\.int64, expected float32"),
+        (Tensor.to_sparse, r"is torch\.sparse_coo, expected a dense tensor"),
+        (lambda logits: logits.to("meta"), "is on the device meta and holds nothing"),
+    ],
+)
+def test_logits_that_cannot_be_read_are_refused_on_both_sides(
+    made: Callable[[Tensor], Tensor], message: str
+) -> None:
+    case = make_case(0)
+    for given, name in (
+        ({"student": made(case.student_logits)}, "student_logits"),
+        ({"teacher": made(case.teacher_logits)}, "teacher"),
+    ):
+        with pytest.raises(XTokenError, match=f"^{name} {message}") as error:
+            case.loss("p-kl", **given)
+        assert_one_line(error)

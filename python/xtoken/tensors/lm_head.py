@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from xtoken._checks import expect, shown
 from xtoken.errors import OptionError, ShapeError
 
 # Chosen columns of an lm_head copied at a time: 8 MB of float32 weights at 2,048 features.
 _TILE = 1024
 
 HALVES = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float64, *HALVES)
 # A product of 16-bit numbers that is given in float32 as it was summed; on GPUs, from torch 2.8 on.
 _HAS_OUT_DTYPE = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
 
@@ -39,6 +42,21 @@ class LmHead:
     softcap: float | None = None
 
     def __post_init__(self) -> None:
+        check_floats("hidden", self.hidden, "pass the last hidden states, [B, T, H]")
+        check_floats("weight", self.weight, "pass model.lm_head.weight, dequantized")
+        if self.bias is not None:
+            check_floats("bias", self.bias, "pass model.lm_head.bias, or None")
+        for name in ("scale", "softcap"):
+            value = getattr(self, name)
+            if name == "softcap" and value is None:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise OptionError(
+                    f"{name} = {shown(value)}, expected a number, which gets no gradient; pass "
+                    "float(...) of it"
+                )
+            if not math.isfinite(value):
+                raise OptionError(f"{name} = {value}, expected a finite number")
         if self.hidden.dim() != 3 or self.weight.dim() != 2:
             raise ShapeError(
                 f"hidden {tuple(self.hidden.shape)} and weight {tuple(self.weight.shape)}: "
@@ -86,6 +104,22 @@ class LmHead:
         if self.scale != 1.0:
             raw = raw * self.scale
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+
+def check_floats(name: str, tensor: object, hint: str) -> None:
+    """Refuse what is no tensor of floats that can be read.
+
+    Raises:
+        ArgumentTypeError: no tensor.
+        ShapeError: another dtype, such as that of quantized weights; a sparse one, or on `meta`.
+    """
+    found = expect(tensor, Tensor, name, hint)
+    if found.dtype not in _FLOATS:
+        raise ShapeError(f"{name} is {found.dtype}, expected float32, bfloat16, ...; {hint}")
+    if found.layout != torch.strided:
+        raise ShapeError(f"{name} is {found.layout}, expected a dense tensor; pass .to_dense()")
+    if found.device.type == "meta":
+        raise ShapeError(f"{name} is on the device meta and holds nothing; load the model first")
 
 
 def head_tiles(columns: Tensor | None, width: int) -> list[Tensor | slice]:

@@ -12,7 +12,7 @@ from xtoken._checks import check_number, expect
 from xtoken.errors import NonFiniteError, OptionError, ShapeError, TokenIdError
 from xtoken.targets.rows import repeated_column
 from xtoken.tensors.full_logits import FullLogits
-from xtoken.tensors.lm_head import LmHead
+from xtoken.tensors.lm_head import LmHead, check_floats
 from xtoken.tensors.rows import block_rows, upcast
 from xtoken.tensors.teacher_spread import TeacherSpread
 
@@ -209,6 +209,8 @@ def teacher_positions(teacher: Teacher) -> tuple[int, int]:
         return teacher.hidden.shape[0], teacher.hidden.shape[1]
     if isinstance(teacher, TeacherSpread):
         return teacher.positions
+    if isinstance(teacher, Tensor):
+        check_floats("teacher", teacher, "pass the teacher's logits [B, T_t, V_t']")
     shape = teacher.shape if isinstance(teacher, Tensor) else teacher.ids.shape
     if len(shape) != 3:
         raise ShapeError(f"teacher has shape {tuple(shape)}, expected [B, T_t, V_t] logits")

@@ -10,7 +10,7 @@ from xtoken.losses.engine.lm_head import LmHeadRows
 from xtoken.losses.engine.shared_gradient import SharedGradient, SharedLogits
 from xtoken.losses.engine.student_rows import LogitRows, StudentRows
 from xtoken.losses.engine.vocab_shard import ShardRows, VocabShard
-from xtoken.tensors.lm_head import LmHead
+from xtoken.tensors.lm_head import LmHead, check_floats
 
 Student = Tensor | LmHead | VocabShard | SharedLogits
 
@@ -50,7 +50,8 @@ def student_rows(student: Student, vocab_size: int | None) -> StudentRows:
     if isinstance(student, SharedLogits):
         shared = student.gradient
         student = student.logits
-    if student.dim() != 3 or not student.is_floating_point():
+    check_floats("student_logits", student, "pass the model's logits [B, T_s, V_s']")
+    if student.dim() != 3:
         raise ShapeError(
             f"student_logits is {student.dtype} {tuple(student.shape)}, "
             "expected float [B, T_s, V_s]"
