@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import KeysView
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, KeysView
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xtoken.align import Coverage
+from xtoken.errors import ArgumentTypeError
 from xtoken.losses.engine.prepared import Prepared
 from xtoken.losses.prefix_kl.compared_prefixes import PreparedPrefixes
 from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.vocab.fingerprints import PairFingerprint
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was altered in place; tensors of `torch.inference_mode` do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,8 @@ class Batch:
             for all.
 
     `counted` and what follows are made on the CPU, so that no loss waits for a GPU to ask it for
-    them.
+    them. They and the chunks are of the ids and masks as they were then: a loss refuses a batch in
+    which those were changed, in place or by `dataclasses.replace`.
     """
 
     student: dict[str, Tensor]
@@ -60,6 +67,45 @@ class Batch:
     prepared: Prepared | None = None
     targets: TargetBatch | None = None
     asked_tokens: int | None = None
+    # The ids and masks that all else was made from, each with its version.
+    _made_from: tuple[tuple[Tensor, int], ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self._made_from is None:
+            marks = tuple((tensor, _version(tensor)) for tensor in self._sources())
+            object.__setattr__(self, "_made_from", marks)
+
+    def _sources(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (
+            self.student_ids, self.teacher_ids, self.student_loss_mask, self.teacher_loss_mask
+        )  # fmt: skip
+
+    def check_unchanged(self) -> None:
+        """Refuse a batch whose ids or masks are not those that its chunks were made from.
+
+        Raises:
+            ArgumentTypeError: one was altered, or another put in its place.
+        """
+        if torch.compiler.is_compiling():
+            return
+        names = ("student_ids", "teacher_ids", "student_loss_mask", "teacher_loss_mask")
+        for name, now, (then, version) in zip(
+            names, self._sources(), self._made_from or (), strict=True
+        ):
+            if now is not then or _version(now) != version:
+                raise ArgumentTypeError(
+                    f"batch.{name} was changed after the batch was made, and its chunks and counts "
+                    "are of the one before; change the examples (student_loss_mask, "
+                    "teacher_loss_mask) and collate them"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_made_from"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        object.__setattr__(self, "_made_from", None)
+        self.__post_init__()
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -104,7 +150,17 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             return value
 
-        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return self._each(moved)
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        return self.remade(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def remade(self, **changes: object) -> Batch:
+        """As `dataclasses.replace`, where the caller answers for it that chunks and counts are of
+        the ids and masks that it gives."""
+        self.check_unchanged()
+        values: dict[str, Any] = changes | {"_made_from": None}
+        return replace(self, **values)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which copies to a GPU do not wait."""
@@ -118,7 +174,7 @@ class Batch:
                 return value.pin_memory()
             return value
 
-        return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})
+        return self._each(pinned)
 
     @property
     def taught(self) -> int:

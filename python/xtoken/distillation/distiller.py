@@ -425,6 +425,7 @@ class Distiller(nn.Module):
         self.pair.fingerprints.check(
             batch.pair, "batch", "make the batch with this distiller's collate"
         )
+        batch.check_unchanged()
         if teacher is None and (self.needs_teacher if needed is None else needed):
             raise ArgumentTypeError(
                 f"the loss {self.loss_name!r} needs the teacher's logits or a TeacherTopK; run the "

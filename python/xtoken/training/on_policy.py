@@ -441,6 +441,5 @@ def without_cross_entropy(batch: AnyBatch, rows: Sequence[int]) -> AnyBatch:
 def _without(batch: Batch, rows: Sequence[int]) -> Batch:
     mask = batch.student_loss_mask.clone()
     mask[list(rows)] = False
-    return replace(
-        batch, student_loss_mask=mask, tokens=int(mask[:, 1:].sum()), counted=predictors(mask)
-    )
+    tokens = int(mask[:, 1:].sum())
+    return batch.remade(student_loss_mask=mask, tokens=tokens, counted=predictors(mask))
