@@ -224,7 +224,10 @@ def test_what_a_damaged_file_had_is_told_as_damage_and_the_command_names_the_fol
     other = make_sequences([7], seed=9)
     command = rf"; run: xtoken teach --data 'a b.jsonl' --out '{folder}' --top-k 200$"
     texts = "it was filled with other texts, or another chat template or date"
-    with pytest.raises(StoreError, match=rf"lacks 1 of the 1 .*; {texts}{command}"):
+    added = (
+        rf"; run, with this data as DATA: xtoken teach --data DATA --out '{folder}' --top-k 200$"
+    )
+    with pytest.raises(StoreError, match=rf"lacks 1 of the 1 .*; {texts}{added}"):
         TopKStore.open(folder).require(other)
     path = min(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = path.read_bytes()
@@ -247,7 +250,11 @@ def test_what_a_damaged_file_had_is_told_as_damage_and_the_command_names_the_fol
     TopKStore(folder, store.key).fill(make_teacher(), sequences)
     TopKStore.open(folder).require(sequences)
     assert path.exists()
-    with pytest.raises(StoreError, match=rf"; {texts}{command}"):
+    with pytest.raises(StoreError, match=rf"; {texts}{added}"):
+        TopKStore.open(folder).require(other)
+    replace(whole, max_tokens=5).save(folder)
+    longer = r"cut at 5 tokens, one here has 7: .*; run: xtoken .* --top-k 200 --max-tokens 7$"
+    with pytest.raises(StoreError, match=longer):
         TopKStore.open(folder).require(other)
 
 

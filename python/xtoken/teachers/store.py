@@ -269,33 +269,34 @@ class TopKStore:
             return
         notes = self.notes
         found = f"lacks {len(missing):,} of the {len(sequences):,} teacher sequences of this data"
-        cause = self._likely_cause(notes, max(map(len, missing)))
-        remedy = (
-            "xtoken teach with this data adds the rest"
-            if notes is None
-            else notes.command(self.directory)
-        )
-        raise StoreError(f"the teacher store {self.directory} {found}; {cause}; run: {remedy}")
+        cause, remedy = self._likely_cause(notes, max(map(len, missing)))
+        raise StoreError(f"the teacher store {self.directory} {found}; {cause}; {remedy}")
 
-    def _likely_cause(self, notes: StoreNotes | None, longest: int) -> str:
-        """Why it lacks sequences of up to so many tokens: damage first."""
-        known = None
+    def _likely_cause(self, notes: StoreNotes | None, longest: int) -> tuple[str, str]:
+        """Why it lacks sequences of up to so many tokens, damage first, and what adds them."""
+        known, changes, run = None, {}, "run: "
         if notes is not None and not notes.complete:
             known = "it was not filled to the end"
         elif notes is not None and notes.max_tokens and longest > notes.max_tokens:
             known = (
                 f"its texts were cut at {notes.max_tokens} tokens, one here has {longest}: pass "
-                f"max_tokens = {notes.max_tokens} or less, or fill it anew"
+                f"max_tokens = {notes.max_tokens} or less, or add the longer ones"
             )
+            changes = {"max_tokens": str(longest)}
         other = known or "it was filled with other texts, or another chat template or date"
         damage = self._damage()
         if damage is None:
-            return other
+            cause = other
+            if known is None:
+                changes, run = {"data": "DATA"}, "run, with this data as DATA: "
         # What an earlier process set aside may have been computed again, in files of other names.
-        fewer = notes is not None and notes.complete and len(self) < notes.sequences
-        if self._damaged or fewer:
-            return damage if known is None else f"{damage}, and {known}"
-        return f"{damage}, or {other}"
+        elif self._damaged or (notes and notes.complete and len(self) < notes.sequences):
+            cause = damage if known is None else f"{damage}, and {known}"
+        else:
+            cause = f"{damage}, or {other}"
+        if notes is None:
+            return cause, "run: xtoken teach with this data adds the rest"
+        return cause, run + notes.command(self.directory, **changes)
 
     def _damage(self) -> str | None:
         """Which of its files are damaged, unless they are there again."""

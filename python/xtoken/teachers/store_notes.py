@@ -36,11 +36,15 @@ class StoreNotes:
     complete: bool
     arguments: tuple[str, ...] = ()
 
-    def command(self, directory: Path) -> str:
-        """The command that makes or finishes the store, which lies in `directory` by now."""
+    def command(self, directory: Path, **changes: str) -> str:
+        """The command that makes or finishes the store, which lies in `directory` by now.
+
+        Args:
+            changes: other values of its options, such as `max_tokens`.
+        """
         arguments = list(self.arguments)
-        if "--out" in arguments[:-1]:
-            arguments[arguments.index("--out") + 1] = str(directory)
+        for name, value in (changes | {"out": str(directory)}).items():
+            arguments = _with_option(arguments, "--" + name.replace("_", "-"), value)
         return shlex.join(["xtoken", *arguments])
 
     def save(self, directory: Path) -> None:
@@ -70,3 +74,18 @@ class StoreNotes:
         if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
             raise altered
         return cls(**{**values, "arguments": tuple(arguments)})
+
+
+def _with_option(arguments: list[str], flag: str, value: str) -> list[str]:
+    """A command line in which an option has this value alone."""
+    found: list[str] = []
+    rest = iter(arguments)
+    given = False
+    for each in rest:
+        if each != flag:
+            found.append(each)
+            continue
+        next(rest, None)
+        found += [] if given else [flag, value]
+        given = True
+    return found if given else [*found, flag, value]

@@ -103,7 +103,14 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         self.distill_settings = distill or (
             args if isinstance(args, DistillSettings) else DistillSettings()
         )
+        for name in ("train_dataset", "eval_dataset"):
+            _check_rows_given(name, named.get(name))
         student: Any = processing_class
+        if isinstance(processing_class, str | Path):
+            raise ArgumentTypeError(
+                f"processing_class = {str(processing_class)!r} is a name; pass "
+                "AutoTokenizer.from_pretrained(...) of it"
+            )
         if isinstance(processing_class, Pair):
             processing_class = processing_class.student_tokenizer
         if student is None:
@@ -464,6 +471,16 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         assert output.kd is not None
         assert output.ce is not None
         return float(output.ce), float(output.kd)
+
+
+def _check_rows_given(name: str, rows: Any) -> None:
+    """Refuse a path or name in the place of rows: a text is a sequence of texts, its characters."""
+    for given in rows.values() if isinstance(rows, dict) else [rows]:
+        if isinstance(given, str | bytes | Path):
+            raise ArgumentTypeError(
+                f"{name} is the text {str(given)!r}, expected rows; pass "
+                "xtoken.data.read_documents(...) or datasets.load_dataset(...) of it"
+            )
 
 
 def _sides(batches: Sequence[Any]) -> list[AnyBatch]:

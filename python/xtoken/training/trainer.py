@@ -6,6 +6,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from xtoken.distillation.collate import DistillCollator, pad_id
-from xtoken.errors import OptionError
+from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers import TopKStore
 from xtoken.teachers.forward import position_limit
@@ -88,6 +89,11 @@ class DistillTrainer(DistillMixin, Trainer):
         **more: Any,
     ) -> None:
         args = DistillArguments() if args is None else args
+        if isinstance(model, str | Path):
+            raise ArgumentTypeError(
+                f"model = {str(model)!r} is a name; pass AutoModelForCausalLM.from_pretrained(...) "
+                "of it"
+            )
         # By what they score, as long as that is there: another may come to lie where it was.
         self._evaluators: weakref.WeakKeyDictionary[ExampleRows, HeldOutEvaluator]
         self._evaluators = weakref.WeakKeyDictionary()
