@@ -106,7 +106,11 @@ class LiveTeacher:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         with self._head.capture() as hidden:
             output = self.model(**inputs, use_cache=False, logits_to_keep=1)
-        found = self._head.of(hidden[0], None)
+        states = self._head.hidden(hidden, inputs["input_ids"])
+        if isinstance(states, str):
+            self._head = states
+            return states
+        found = self._head.of(states, None)
         if not self._head_checked and not same_logits(found, output.logits):
             self._head = f"{name} does more to its logits than scale, bias and softcap"
             return self._head

@@ -20,15 +20,32 @@ class Head:
     """What a causal language model does to its last hidden states.
 
     Attributes:
+        name: of the model's class.
         decoder: the module whose output they are.
+        inner: the one in it that some models (OPT, Bart's decoders) call themselves.
         linear: the lm_head.
         scale, softcap: see `LmHead`.
     """
 
+    name: str
     decoder: nn.Module
+    inner: nn.Module | None
     linear: nn.Linear
     scale: float
     softcap: float | None
+
+    def hidden(self, found: list[Tensor], ids: Tensor) -> Tensor | str:
+        """The hidden states [B, T, H] of the first forward pass of a `capture`; or the reason why
+        they are none that this head makes logits of."""
+        if not found:
+            return f"{self.name} makes its logits without its decoder's hidden states"
+        hidden = found[0]
+        if hidden.dim() != 3 or hidden.shape[:2] != ids.shape:
+            return f"{self.name} has hidden states {tuple(hidden.shape)} of {tuple(ids.shape)} ids"
+        features = self.linear.weight.shape[1]
+        if hidden.shape[2] != features:
+            return f"{self.name} has {hidden.shape[2]} features, and its lm_head takes {features}"
+        return hidden
 
     def of(self, hidden: Tensor, dtype: torch.dtype | None) -> LmHead:
         """The losses' input; `dtype` is that of an autocast, under which logits would be made."""
@@ -40,16 +57,23 @@ class Head:
     def capture(self) -> Iterator[list[Tensor]]:
         """Collect the last hidden states of the forward passes inside the block."""
         found: list[Tensor] = []
+        ahead: list[int] = []  # where the inner one's are, until those of the outer one come
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             hidden = getattr(output, "last_hidden_state", None)
+            if module is not self.inner and ahead:
+                found.pop(ahead.pop())
+            if module is self.inner:
+                ahead[:] = [len(found)]
             found.append(hidden if isinstance(hidden, Tensor) else output[0])
 
-        handle = self.decoder.register_forward_hook(keep)
+        modules = [self.decoder] if self.inner is None else [self.inner, self.decoder]
+        handles = [module.register_forward_hook(keep) for module in modules]
         try:
             yield found
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def find_head(model: nn.Module) -> Head | str:
@@ -67,11 +91,21 @@ def find_head(model: nn.Module) -> Head | str:
         return f"the lm_head of {name} is a {type(linear).__name__}, not a plain linear layer"
     if hasattr(linear, "base_layer"):
         return f"the lm_head of {name} has an adapter"
+    weight = linear.weight
+    # In 4 or 8 bits, or in another shape, the layer itself makes numbers of them.
+    if weight.dim() != 2 or not weight.dtype.is_floating_point or weight.dtype.itemsize == 1:
+        return f"the lm_head of {name} keeps its weights as {weight.dtype} {tuple(weight.shape)}"
     decoder = getattr(base, "base_model", None)
     if not isinstance(decoder, nn.Module) or decoder is base:
         return f"{name} has no decoder apart from its head"
     config = base.config.get_text_config()
-    return Head(decoder, linear, _scale(config), _softcap(config))
+    return Head(name, decoder, _inner(base, decoder), linear, _scale(config), _softcap(config))
+
+
+def _inner(base: Any, decoder: nn.Module) -> nn.Module | None:
+    found = base.get_decoder() if hasattr(base, "get_decoder") else None
+    inside = isinstance(found, nn.Module) and any(each is found for each in decoder.modules())
+    return found if inside and found is not decoder else None
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -96,7 +130,8 @@ def _scale(config: Any) -> float:
     """The factor on the logits, which model families spell in four ways."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         value = getattr(config, name, None)
-        if value is not None:
+        # MPT may name a rule, which its class here does not follow: `same_logits` says.
+        if value is not None and not isinstance(value, str):
             return float(value)
     scaling = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide by it
     if scaling is None:

@@ -412,12 +412,14 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             )
         with head.capture() as hidden:
             base = self._base_loss(model, student, num_items)
-        if not hidden:
+        states = head.hidden(hidden, student["input_ids"])
+        if isinstance(states, str):
             raise ArgumentTypeError(
-                f"{type(self).__name__}.compute_loss ran no forward pass of the student's decoder"
+                f"{type(self).__name__}.compute_loss ran no forward pass of the student that can "
+                f"be distilled: {states}"
             )
         signals = self.teaching.signals(batch)
-        rows = self._head_of(head, hidden[0], model)
+        rows = self._head_of(head, states, model)
         pure: DistillOutput = self.teaching(rows, signals, batch, totals, 1.0)
         return pure, base
 

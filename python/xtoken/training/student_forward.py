@@ -44,7 +44,11 @@ class ForwardsStudent(_Base):
                 return logits, router_loss(self._unwrapped(model), output)
             with head.capture() as hidden:
                 output = model(**inputs, use_cache=False, logits_to_keep=1)
-        rows = self._head_of(head, hidden[0], model)
+        states = head.hidden(hidden, inputs["input_ids"])
+        if isinstance(states, str):
+            self._head = states
+            return self._student(model, inputs)
+        rows = self._head_of(head, states, model)
         if not self._head_checked:
             self._head_checked = True
             if not same_logits(rows, output.logits):
@@ -97,7 +101,10 @@ class ForwardsStudent(_Base):
         # The step's own random numbers, for dropout, are left to the step.
         with torch.no_grad(), self._same_random_numbers(), head.capture() as hidden:
             output = self._unwrapped(model)(input_ids=few[None, :8], use_cache=False)
-        if not same_logits(self._head_of(head, hidden[0], model), output.logits):
+        states = head.hidden(hidden, few[None, :8])
+        if isinstance(states, str):
+            head = self._head = states
+        elif not same_logits(self._head_of(head, states, model), output.logits):
             head = self._head = _does_more(self._student_name(model))
         return head
 
