@@ -1065,9 +1065,10 @@ def test_bf16_reaches_the_student_whoever_makes_the_loss(
     seen: set[torch.dtype] = set()
     model = student_of(folder)
     layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
-    layer.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     options = {"bf16": True, "label_smoothing_factor": smoothing, "max_steps": 1}
-    make(folder, tmp_path, model=model, options=options).train()
+    trainer = make(folder, tmp_path, model=model, options=options)
+    layer.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    trainer.train()
     assert seen == {torch.bfloat16}
 
 

@@ -16,7 +16,6 @@ from xtoken import Pair
 from xtoken.errors import OptionError
 from xtoken.losses.registry import LOSSES
 from xtoken.teachers import LiveTeacher
-from xtoken.teachers.forward import causal_inputs
 from xtoken.tensors.lm_head import LmHead
 from xtoken.training import Teacher
 from xtoken.training.signals import teacher_signal
@@ -166,7 +165,7 @@ def test_on_the_cpu_auto_takes_the_logits(folder: Path, tmp_path: Path) -> None:
 def test_a_model_that_is_none_of_transformers_says_why(folder: Path) -> None:
     plain = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
     ids = torch.from_numpy(np.zeros((1, 3), dtype=np.int64))
-    found = LiveTeacher(plain).fused(causal_inputs(ids, torch.ones_like(ids)))
+    found = LiveTeacher(plain).fused({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert found == "Sequential is no model of transformers"
 
 
@@ -185,7 +184,7 @@ def test_a_teacher_in_parts_of_deepspeed_is_refused(folder: Path, tmp_path: Path
 def test_a_compiled_teacher_gives_its_hidden_states(folder: Path) -> None:
     teacher = teacher_of(folder)
     ids = torch.tensor([[5, 6, 7, 8]])
-    inputs = causal_inputs(ids, torch.ones_like(ids))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     plain = LiveTeacher(teacher).fused(inputs)
     compiled = LiveTeacher(torch.compile(teacher, backend="eager")).fused(inputs)
     assert isinstance(plain, LmHead)

@@ -22,7 +22,7 @@ from xtoken.data.encode import Encoder
 from xtoken.data.examples import NO_TOKEN, encode_examples
 from xtoken.errors import DataError, MissingExtraError, OptionError
 from xtoken.pair import Pair
-from xtoken.teachers.forward import position_limit
+from xtoken.teachers.forward import positions_of
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.training.evaluate import HeldOutEvaluator, HeldOutScore
 from xtoken.vocab.load import by_transformers
@@ -63,7 +63,7 @@ def run(request: Request) -> None:
     model = load_causal_lm(request.model, side="model", dtype=dtype).to(device)
     found: dict[str, object] = {"model": request.model}
     if documents:
-        limit = position_limit(getattr(model, "config", None))
+        limit = positions_of(model)
         if limit is not None and request.max_tokens > limit:
             raise OptionError(
                 f"--max-tokens {request.max_tokens}, but the model {request.model} has {limit} "

@@ -36,7 +36,7 @@ from xtoken.data.examples import BATCH
 from xtoken.data.stream import DocumentStream
 from xtoken.errors import OptionError, StoreError
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
-from xtoken.teachers.forward import position_limit
+from xtoken.teachers.forward import positions_of
 from xtoken.teachers.packed import StoreDtype
 from xtoken.teachers.served import ApiName, ServedTeacher, fill_store, open_store
 from xtoken.teachers.served.client import without_password
@@ -370,7 +370,7 @@ def _open(
         device=_device(request),
         dtype=cast(Any, weights if weights == "auto" else getattr(torch, weights)),
     )
-    limit = position_limit(getattr(teacher.model, "config", None))
+    limit = positions_of(teacher.model)
     if limit is not None and request.max_tokens > limit:
         raise OptionError(
             f"--max-tokens {request.max_tokens}, but the teacher {request.teacher} has {limit} "

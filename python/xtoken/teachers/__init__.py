@@ -1,6 +1,6 @@
 """Where teacher predictions come from: a model that runs, or a store that was filled once."""
 
-from xtoken.teachers.forward import causal_logits as causal_logits
+from xtoken.teachers.causal import causal_logits as causal_logits
 from xtoken.teachers.live import LiveTeacher as LiveTeacher
 from xtoken.teachers.live import TeacherSource as TeacherSource
 from xtoken.teachers.shard import Predictions as Predictions

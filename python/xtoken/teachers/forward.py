@@ -1,44 +1,43 @@
-"""One forward pass of a causal language model over a padded batch, within its positions."""
+"""What a model has positions and an embedding for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from xtoken.errors import OptionError, TokenIdError
 
-
-def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return next-token logits, the same for a row whatever its padding.
-
-    Args:
-        model: called as `model(input_ids=..., attention_mask=...)`, returns one with `logits`.
-        ids: [B, T] int64.
-        attention_mask: [B, T], 1 for a token and 0 for padding on either side.
-    Returns: [B, T, V] raw logits; those at padded positions have no meaning.
-    """
-    inputs = causal_inputs(ids, attention_mask)
-    check_positions(model, inputs)
-    check_ids(model, inputs)
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits
-
-
-def causal_inputs(ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-    """What a causal language model is called with, so that a row's padding does not matter."""
-    positions = {}
-    if not bool(attention_mask[:, 0].all()):
-        # Left padding: positions count tokens. Only then, since not every model takes positions.
-        positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": attention_mask, **positions}
+# Families whose positions are numbered from that of the padding token on.
+_PADDED_POSITIONS = frozenset(
+    "roberta roberta-prelayernorm camembert xlm-roberta xlm-roberta-xl data2vec-text xmod".split()
+)
 
 
 def position_limit(config: object) -> int | None:
     """The positions that a transformers config has; None where it sets no limit."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(text, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    # MPT's slopes end there.
+    limit = getattr(text, "max_position_embeddings", getattr(text, "max_seq_len", None))
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    if getattr(text, "model_type", None) in _PADDED_POSITIONS:
+        # The first token is at the place after that of padding.
+        limit -= (getattr(text, "pad_token_id", None) or 0) + 1
+    return limit if limit > 0 else None
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The positions that a model has; None where it sets no limit, or is none of transformers."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", None) in _PADDED_POSITIONS:
+        # Its own padding: a Trainer writes that of the tokenizer into the config.
+        for name, each in model.named_modules():
+            padding = getattr(each, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:
+                return int(cast(Any, each).num_embeddings) - int(padding) - 1
+    return position_limit(config)
 
 
 def check_positions(
@@ -54,7 +53,7 @@ def check_positions(
     Raises:
         OptionError: names the model and its limit.
     """
-    limit = position_limit(getattr(model, "config", None))
+    limit = positions_of(model)
     ids = inputs.get("input_ids")
     if limit is None or ids is None or ids.shape[1] <= limit:
         return  # so only rows that may be too long are read back from a GPU

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from xtoken.teachers.forward import causal_logits
+from xtoken.teachers.causal import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.model_fingerprint import model_fingerprint
 from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
+from xtoken.teachers.probe import check_causal, check_kind
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
 from xtoken.tensors.teacher_spread import TeacherSpread
@@ -32,9 +33,15 @@ class LiveTeacher:
     Args:
         model: called as `model(input_ids=..., attention_mask=...)`, returns an object with `logits`
             `[B, T, V]`; its parameters are frozen here.
+
+    Raises:
+        ModelSourceError: an encoder-decoder; where it is first asked, a model of transformers that
+            sees the tokens which follow.
+        OptionError: an adapter of peft with tokens of its own before the text.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_kind(model, "teacher")
         self.model = model.eval().requires_grad_(False)
         self.tokens_computed = 0
         self._fingerprint: str | None = None
@@ -77,6 +84,7 @@ class LiveTeacher:
             attention_mask: [B, T], 1 for a token and 0 for padding on either side.
         Returns: [B, T, V] in the dtype of the model, detached, on the device of the model.
         """
+        check_causal(self.model, "teacher")
         self.tokens_computed += int(attention_mask.sum())
         return causal_logits(self.model, ids.to(self.device), attention_mask.to(self.device))
 
@@ -94,6 +102,7 @@ class LiveTeacher:
         Args:
             inputs: of the model, see `causal_inputs`.
         """
+        check_causal(self.model, "teacher")
         name = type(bare_model(self.model)).__name__
         if self._head is None:
             self._head = find_head(self.model)

@@ -107,6 +107,11 @@ class ExampleCollator:
         self.keep = keep
         self._used = self._left_out = 0
 
+    @property
+    def pads_left(self) -> bool:
+        """Whether rows are padded on the left."""
+        return any(each.padding_side == "left" for each in self._collators)
+
     def __getstate__(self) -> dict[str, Any]:
         # For a loader's worker that is no fork: it makes batches, and asks no teacher, which may be
         # a model of many gigabytes, or hold connections.

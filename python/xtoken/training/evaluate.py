@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xtoken._core import Vocab
 from xtoken.data.examples import Example
 from xtoken.errors import DataError, OptionError, TokenIdError
-from xtoken.teachers.forward import causal_logits
+from xtoken.teachers.causal import causal_logits
 from xtoken.tensors.host import ordinary
 from xtoken.vocab.classes import class_of, order
 

@@ -36,6 +36,7 @@ from xtoken.training.processes import shard_frozen
 from xtoken.training.read_ahead import ReadAhead
 from xtoken.training.settings import DistillSettings
 from xtoken.training.shared_weights import check_teachers_apart
+from xtoken.training.student_checks import check_student, warn_of_rows
 from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
 from xtoken.training.trainer_log import BeginLog, LogsParts
@@ -164,7 +165,9 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             )
         if self.label_smoother is not None:
             self.label_smoother = _ShiftedSmoother(self.label_smoother.epsilon)
-        _check_prompts(self.model)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        check_student(cast(nn.Module, self.model), whole=whole)
+        self._rows_tried = not whole
         check_teachers_apart(self.teaching.sources, cast(nn.Module, self.model))
         if sharded:
             self._place_teachers()
@@ -337,6 +340,9 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
     def _check_student(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """Refuse what the student has no positions or no embedding for."""
         bare = self.accelerator.unwrap_model(model)
+        if model.training and not self._rows_tried:
+            self._rows_tried = True
+            warn_of_rows(bare, inputs)
         check_positions(bare, inputs, "student")
         check_ids(bare, inputs, "student", self.teaching.first.pair.sizes[0])
 
@@ -529,14 +535,3 @@ def _tokenizer_of(model: Any) -> Any:
             "student's tokenizer, or an xtoken.Pair"
         )
     return load_tokenizer(str(name))
-
-
-def _check_prompts(model: Any) -> None:
-    """Refuse adapters of peft that put tokens of their own before the text."""
-    config = getattr(model, "active_peft_config", None)
-    kind = getattr(getattr(config, "peft_type", None), "value", None)
-    if kind in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
-        raise OptionError(
-            f"peft_type = {kind} puts tokens of its own before the text, so that the student's "
-            "logits are not those of its tokens; take LoRA or prefix tuning"
-        )

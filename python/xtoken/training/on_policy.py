@@ -27,7 +27,8 @@ from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
 from xtoken.distillation.collate import pad_id, predictors
 from xtoken.pair import Pair
-from xtoken.teachers.forward import check_ids, position_limit
+from xtoken.teachers.forward import check_ids, positions_of
+from xtoken.teachers.probe import takes_left_padding
 from xtoken.training.routing import unasked
 from xtoken.training.settings import DistillSettings
 from xtoken.training.teaching import AnyBatch
@@ -118,15 +119,18 @@ class GeneratingSampler:
     ) -> Iterator[tuple[list[int], int]]:
         """The prompts that are answered in one call, and how many tokens: as many as are asked for,
         or as there are positions for after one prompt."""
-        limit = position_limit(getattr(model, "config", None))
+        limit = positions_of(model)
         rooms = [most if limit is None else min(most, limit - len(each)) for each in prompts]
         if self._sharded:
             # All processes make the same number of calls.
             yield list(range(len(prompts))), max(1, min(rooms))
             return
-        for room in sorted(set(rooms), reverse=True):
-            if room > 0:
-                yield [place for place, own in enumerate(rooms) if own == room], room
+        # Where padding is read, only prompts of one length.
+        alike = [0] * len(prompts) if takes_left_padding(model) else list(map(len, prompts))
+        kinds = list(zip(rooms, alike, strict=True))
+        for kind in sorted(set(kinds), reverse=True):
+            if kind[0] > 0:
+                yield [place for place, own in enumerate(kinds) if own == kind], kind[0]
 
     def _generate(
         self, model: nn.Module, prompts: Sequence[list[int]], count: int, request: SampleRequest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from xtoken.distillation.batch import Batch
 from xtoken.errors import OptionError
 from xtoken.teachers import LiveTeacher, TeacherSource, TopKStore
-from xtoken.teachers.forward import causal_inputs, check_positions
+from xtoken.teachers.causal import causal_inputs
+from xtoken.teachers.forward import check_positions
+from xtoken.teachers.probe import check_causal, keeps_documents_apart
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
 from xtoken.tensors.teacher_spread import TeacherSpread
@@ -28,8 +30,8 @@ def teacher_signal(source: TeacherSource, batch: Batch, fused: FusedTeacher = Fa
     """The predictions of a padded or packed batch, in its layout [B, T_t, ...].
 
     In packed rows (`position_ids` that start again, and no attention mask) each document is
-    predicted as if it stood alone: by a transformers model in the packed row itself, otherwise row
-    by row.
+    predicted as if it stood alone: in the packed row itself by a transformers model that keeps them
+    apart, otherwise row by row.
 
     Args:
         fused: whether a live teacher gives hidden states and head in place of its logits; `auto`
@@ -46,7 +48,7 @@ def teacher_signal(source: TeacherSource, batch: Batch, fused: FusedTeacher = Fa
             return _of_rows(source, ids, inputs["attention_mask"], asked, fused)
         return _padded(source, ids, inputs["attention_mask"], fused)
     positions = inputs["position_ids"]
-    if isinstance(source, LiveTeacher) and masks_documents(source.model):
+    if isinstance(source, LiveTeacher) and masks_documents(source.model, ids.shape):
         packed = {"input_ids": ids, "position_ids": positions}
         found = _fused(source, packed, fused)
         return _packed_logits(source, ids, positions) if found is None else found
@@ -73,9 +75,11 @@ def _padded(
     source: TeacherSource, ids: Tensor, attention_mask: Tensor, fused: FusedTeacher
 ) -> Signal:
     if isinstance(source, LiveTeacher):
-        found = _fused(source, causal_inputs(ids, attention_mask), fused)
-        if found is not None:
-            return found
+        if is_fused(source, fused):
+            inputs, back = causal_inputs(source.model, ids, attention_mask)
+            found = _fused(source, inputs, fused)
+            if found is not None:
+                return _mapped(found, back)
     return source.signal(ids, attention_mask)
 
 
@@ -145,23 +149,32 @@ def _mapped(signal: Signal, move: Callable[[Tensor], Tensor]) -> Signal:
     return signal.map_tensors(move)
 
 
-def masks_documents(model: nn.Module) -> bool:
-    """Whether the model keeps the documents of a packed row apart by their positions alone.
+def masks_documents(model: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the model keeps the documents of packed rows [B, T] apart by their positions alone.
 
-    Those of transformers whose every layer is attention do; recurrent layers carry their state on.
+    Most of transformers whose every layer is attention do, and a few tokens say which; recurrent
+    layers carry their state on.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         return False
+    rows, width = shape
     text = config.get_text_config()
+    if rows > 1 and "flash" in str(getattr(text, "_attn_implementation", None)):
+        return False  # its kernels tell documents apart in a single row
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return kinds <= {"full_attention", "sliding_attention", "chunked_attention"} and not hasattr(
-        text, "state_size"
-    )
+    if "chunked_attention" in kinds or hasattr(text, "attention_chunk_size"):
+        # A chunk begins at a multiple of its size in the row, wherever a document does.
+        chunk = getattr(text, "attention_chunk_size", None)
+        if chunk is not None and width > chunk:
+            return False
+    usual = {"full_attention", "sliding_attention", "chunked_attention"}
+    return kinds <= usual and not hasattr(text, "state_size") and keeps_documents_apart(model)
 
 
 @torch.no_grad()
 def _packed_logits(source: LiveTeacher, ids: Tensor, positions: Tensor) -> Tensor:
+    check_causal(source.model, "teacher")
     device = source.device
     source.tokens_computed += int(ids.numel())
     inputs = {"input_ids": ids.to(device), "position_ids": positions.to(device)}

@@ -22,7 +22,7 @@ from xtoken.distillation.collate import DistillCollator, pad_id
 from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.pair import Pair
 from xtoken.teachers import TopKStore
-from xtoken.teachers.forward import position_limit
+from xtoken.teachers.forward import positions_of
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.batches import ExampleCollator, rows_of
 from xtoken.training.evaluate import HeldOutEvaluator
@@ -35,6 +35,7 @@ from xtoken.training.on_policy import (
 )
 from xtoken.training.rows import ExampleRows, is_stream, prepare_rows
 from xtoken.training.served_sampler import ServedSampler
+from xtoken.training.student_checks import check_left_padding
 from xtoken.training.teaching import AnyTeacher
 
 
@@ -120,6 +121,9 @@ class DistillTrainer(DistillMixin, Trainer):
             self.data_collator = ExampleCollator(
                 self.teaching, [data_collator], keep=self._on_policy is not None
             )
+        made = self.data_collator
+        if isinstance(made, ExampleCollator) and made.pads_left and not self._rows_tried:
+            check_left_padding(cast(nn.Module, self.model))
         if data_collator is None or isinstance(data_collator, DistillCollator):
             self.train_dataset = self._prepared(train_dataset)
             self.eval_dataset = self._held_out(eval_dataset)
@@ -130,7 +134,7 @@ class DistillTrainer(DistillMixin, Trainer):
     def _positions(self) -> int | None:
         """The fewest positions of the models that run here."""
         models = [self.model, *(getattr(each, "model", None) for each in self.teaching.sources)]
-        limits = [position_limit(getattr(model, "config", None)) for model in models]
+        limits = [positions_of(model) for model in models if isinstance(model, nn.Module)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _bind_sampler(self, sampler: Sampler | None) -> None:

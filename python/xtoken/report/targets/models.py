@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xtoken.data.examples import Ids
 from xtoken.errors import NonFiniteError, PairError
-from xtoken.teachers.forward import causal_logits
+from xtoken.teachers.causal import causal_logits
 from xtoken.vocab.side import Side
 
 # Rows of the vocabulary's width that are turned into probabilities at a time.
