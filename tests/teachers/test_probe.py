@@ -87,6 +87,22 @@ def test_a_model_is_tried_once_and_left_as_it_was() -> None:
     assert max(rows * width for rows, width in passes) <= 24
 
 
+def test_a_model_that_cannot_be_asked_is_asked_no_second_time() -> None:
+    model = small_model("llama")
+    asked: list[bool] = []
+
+    def lacks(module: nn.Module, args: Any) -> None:
+        asked.append(True)
+        raise ValueError("lacks an image")
+
+    cast(Any, model).get_input_embeddings().register_forward_pre_hook(lacks)
+    for _ in range(2):
+        assert not keeps_documents_apart(model)
+        check_causal(model)
+        assert not takes_left_padding(model)
+    assert len(asked) == 6  # 3, 1 and 2 passes
+
+
 @pytest.mark.parametrize("name", ["bert", "masked bert", "xlnet"])
 def test_a_model_that_sees_the_tokens_that_follow_is_refused(name: str) -> None:
     teacher = LiveTeacher(small_model(name))

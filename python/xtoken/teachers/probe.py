@@ -24,13 +24,9 @@ from xtoken.teachers.model_head import bare_model
 
 # The tokens of a document that is tried.
 _DOCUMENT = 8
-# By model, then by question, attention and whether it is sharded.
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], bool]]
+# By model, then by question, attention, device and whether it is sharded.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], bool | None]]
 _KNOWN = weakref.WeakKeyDictionary()
-
-
-class _NoAnswerError(Exception):
-    """The model cannot be asked with a few tokens alone."""
 
 
 def check_kind(model: nn.Module, side: str = "model") -> None:
@@ -126,19 +122,14 @@ def _answer(model: nn.Module, ask: Callable[[nn.Module], bool | None]) -> bool |
     if not hasattr(config, "get_text_config") or not hasattr(bare, "get_output_embeddings"):
         return None
     attention = getattr(config.get_text_config(), "_attn_implementation", None)
-    key = (ask, attention, is_sharded(model))
+    device = next((each.device for each in model.parameters()), None)
+    key = (ask, attention, device, is_sharded(model))
     known = _KNOWN.setdefault(model, {})
     if key not in known:
         # Compiled, a pass of another shape takes minutes.
         whole = cast(nn.Module, getattr(model, "_orig_mod", model))
-        try:
-            with _aside(whole):
-                found = ask(whole)
-        except _NoAnswerError:
-            found = None
-        if found is None:
-            return None
-        known[key] = found
+        with _aside(whole):
+            known[key] = ask(whole)
     return known[key]
 
 
@@ -163,10 +154,10 @@ def _hides_what_follows(model: nn.Module) -> bool | None:
         return None
     rows = found.view(3, 5)
     ids = torch.cat([rows[:, [0, 1, 2, 3]], rows[:, [0, 1, 2, 4]]])  # two that end otherwise, x 3
-    logits = _logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[:, 2]
-    if not bool(logits.isfinite().all()):
+    logits = _logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    if logits is None or not bool(logits[:, 2].isfinite().all()):
         return None
-    one, other = logits.float().chunk(2)
+    one, other = logits[:, 2].float().chunk(2)
     # In a mixture of experts rounding may send a token elsewhere; not three times.
     near = _near(one, other, max(1e-4, _eps(model, logits)))
     return bool(near.any())
@@ -185,11 +176,14 @@ def _documents_apart(model: nn.Module) -> bool | None:
                 "input_ids": torch.cat([document, second])[None],
                 "position_ids": torch.cat([places, places])[None],
             },
-        )[0]
+        )
         for document in (first, first.flip(0))
     )
     rows = torch.stack([first, second])
     alone = _logits(model, {"input_ids": rows, "attention_mask": torch.ones_like(rows)})
+    if packed is None or others is None or alone is None:
+        return None
+    packed, others = packed[0], others[0]
     # The same shapes with another document before: there is next to no rounding in what differs.
     sharp = _near(packed[_DOCUMENT:], others[_DOCUMENT:], max(1e-4, _eps(model, alone)))
     same = _near(alone.flatten(0, 1), packed, _rounding(model, alone))
@@ -213,19 +207,21 @@ def _same_behind_padding(model: nn.Module, *, positions: bool = True) -> bool | 
     alone = _logits(
         model, {"input_ids": found[None], "attention_mask": torch.ones_like(found)[None]}
     )
+    if padded is None or alone is None:
+        return None
     return bool(_near(alone[0], padded[0, 3:], _rounding(model, alone)).all())
 
 
-def _logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def _logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """[B, T, V]; None where the model cannot be asked with a few tokens alone."""
     # Others' hooks see no passes but their own; those of a sharded model gather its weights.
     call = model if is_sharded(model) else model.forward
     try:
         logits = call(**inputs, use_cache=False).logits
-    except Exception as error:  # the call that is made next says it: it may lack an image
-        raise _NoAnswerError from error
-    if not isinstance(logits, Tensor) or logits.shape[:2] != inputs["input_ids"].shape:
-        raise _NoAnswerError
-    return logits
+    except Exception:  # the call that is made next says it: it may lack an image
+        return None
+    whole = isinstance(logits, Tensor) and logits.shape[:2] == inputs["input_ids"].shape
+    return cast(Tensor, logits) if whole else None
 
 
 def _near(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
