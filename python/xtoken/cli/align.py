@@ -15,7 +15,7 @@ from rich.markup import escape
 from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_out_folder
+from xtoken.cli.outputs import check_apart, check_out_folder
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.data.low_coverage import low_exact_bytes
@@ -69,6 +69,7 @@ def align(
         raise OptionError("--batch and --out go together; pass both or neither")
     if out is not None:
         check_out_folder(out)
+        check_apart(out, [("--student", student), ("--teacher", teacher)], folder=True)
     sides = read_side("student", student), read_side("teacher", teacher)
     vocabs = [vocab_with_stops(side) for side in sides]
     aligner = Aligner(*vocabs, whole_characters=whole_characters, threads=threads)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xtoken._files import unfinished
 from xtoken.cli.command import App
 from xtoken.cli.distill_options import DistillCommand, further_settings
-from xtoken.cli.outputs import check_out_folder
+from xtoken.cli.outputs import check_apart, check_out_folder
 from xtoken.errors import OptionError
 
 if TYPE_CHECKING:
@@ -264,7 +265,19 @@ def distill(
         if not given.get(name):
             raise OptionError(f"--{name} is missing; pass it, or write it into the settings file")
     out = Path(given["out"])
+    teachers = parse_teachers(
+        given.get("teacher", []),
+        [Path(store) for store in given.get("teacher_store", [])],
+        given.get("teacher_loss", []),
+        _served(given),
+    )
     if not dry_run:
+        sources = [("--student", given["student"])]
+        for each in teachers:
+            sources += [("--teacher", each.source), ("--teacher-store", each.store)]
+        sources += [("--data", each) for each in given["data"]]
+        sources += [("--held-out", each) for each in given.get("held_out") or ()]
+        check_apart(out, sources, folder=True)
         _check_output(out, bool(given.get("overwrite")), bool(given.get("resume")))
     settings = {
         "loss": loss,
@@ -300,12 +313,7 @@ def distill(
     run(
         Request(
             student=given["student"],
-            teachers=parse_teachers(
-                given.get("teacher", []),
-                [Path(store) for store in given.get("teacher_store", [])],
-                given.get("teacher_loss", []),
-                _served(given),
-            ),
+            teachers=teachers,
             teacher_column=given.get("teacher_column"),
             data=given["data"],
             held_out=given.get("held_out"),
@@ -371,19 +379,25 @@ def _check_output(out: Path, overwrite: bool, resume: bool) -> None:
     check_out_folder(out, locked=True)
     # Of the processes that torchrun starts only the first one writes, maybe already.
     first = os.environ.get("RANK", "0") == "0"
-    if overwrite or not first or not out.is_dir() or not any(out.iterdir()):
+    if overwrite or not first or not out.is_dir() or _holds_no_run(out):
         return
-    if resume and not _may_resume(out):
+    from xtoken.training.checkpoints import has_run
+
+    begun = has_run(out)
+    if resume and not begun:
         raise OptionError(
             f"--out {out} is not empty, and holds no run to resume; pass the path of one"
         )
     if not resume:
-        found = "holds a run; --resume resumes it" if _may_resume(out) else "is not empty"
+        found = "holds a run; --resume resumes it" if begun else "is not empty"
         raise OptionError(f"--out {out} {found}; pass another path, or --overwrite")
 
 
-def _may_resume(out: Path) -> bool:
-    from xtoken.training.checkpoints import has_run
+def _holds_no_run(out: Path) -> bool:
+    """Whether a folder is empty, or has only what a run that ended before its first step left."""
+    names = {path.name for path in {*out.iterdir()}.difference(unfinished(out))}
+    if not names:
+        return True
+    from xtoken.training.run_files import LOCK_FILE
 
-    # A run that ended while its teacher was predicting left nothing else.
-    return has_run(out) or {path.name for path in out.iterdir()} == {_STORE}
+    return names <= {_STORE, LOCK_FILE}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_out
+from xtoken.cli.outputs import check_apart, check_out
 from xtoken.errors import OptionError
 
 
@@ -53,6 +53,7 @@ def evaluate(
         )
     if out is not None:
         check_out(out)
+        check_apart(out, [("--model", model), *(("--data", each) for each in data or [])])
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.evaluate_run import Request, run
 

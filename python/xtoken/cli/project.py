@@ -16,7 +16,7 @@ from xtoken._files import write_text
 from xtoken.cli import project_tables as tables
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_out
+from xtoken.cli.outputs import check_apart, check_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_text, working
 from xtoken.data.stops import vocab_with_stops
@@ -71,6 +71,7 @@ def build(
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
     check_out(out)
+    check_apart(out, _sources(student, teacher))
     vocabs = _read(student, teacher)
     with working("building W"):
         w = Projection.build(
@@ -124,6 +125,7 @@ def export_table(
 ) -> None:
     """Write W as the dense top-k table that NeMo-RL reads."""
     check_out(out)
+    check_apart(out, [("FILE", file)])
     with working("writing the table"):
         Projection.load(file).export_topk_pt(out)
     size = out.stat().st_size / 1e6
@@ -140,6 +142,7 @@ def import_table(
 ) -> None:
     """Read such a table and write it as W for this pair."""
     check_out(out)
+    check_apart(out, [*_sources(student, teacher), ("TABLE", table)])
     vocabs = _read(student, teacher)
     with working("reading the table"):
         w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)
@@ -169,6 +172,8 @@ def audit(
     """Say what two vocabularies share, where it matters, and which loss that speaks for."""
     if html is not None:
         check_out(html, "--html")
+        read = ("--text", text), ("--teacher-model", teacher_model)
+        check_apart(html, [*_sources(student, teacher), *read], "--html")
     content = None if text is None else read_text(text)
     if teacher_model is not None and content is None:
         raise OptionError("--teacher-model predicts a text, and none was given; pass --text FILE")
@@ -190,6 +195,10 @@ def audit(
     console.print(tables.recommendation(result))
     if html is not None:
         console.print(f"page: {escape(str(html))}", soft_wrap=True)
+
+
+def _sources(student: str, teacher: str) -> list[tuple[str, object]]:
+    return [("--student", student), ("--teacher", teacher)]
 
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:

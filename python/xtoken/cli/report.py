@@ -11,7 +11,7 @@ from rich.markup import escape
 from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_out
+from xtoken.cli.outputs import check_apart, check_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.run_records import read_run, run_names
 from xtoken.cli.sides import Student, Teacher, page_names, read_document, working
@@ -78,6 +78,8 @@ def alignment(
     from xtoken.report.page import PageNames
 
     check_out(out)
+    models = ("--student-model", student_model), ("--teacher-model", teacher_model)
+    check_apart(out, [*_sources(student, teacher), ("--text", text), *models])
     document, source = read_document(text, row)
     if not special_tokens and not isinstance(document, str):
         raise OptionError(
@@ -119,6 +121,7 @@ def pair(
 ) -> None:
     """Write what suits a pair, and why, as a page: the one of `xtoken project audit --html`."""
     check_out(out)
+    check_apart(out, [*_sources(student, teacher), ("--text", text)])
     document, source = (None, "") if text is None else read_document(text)
     if document is not None and not isinstance(document, str):
         raise OptionError(f"--text {text} holds no plain text; an audit counts one: pass a text")
@@ -143,12 +146,17 @@ def runs(
     from xtoken.report.run_page import Run, run_page
 
     check_out(out)
+    check_apart(out, [("the page of", each) for each in folders])
     with working("reading the runs"):
         found = [
             Run(name, *read_run(folder))
             for folder, name in zip(folders, run_names(folders), strict=True)
         ]
     _write(out, run_page(found))
+
+
+def _sources(student: str, teacher: str) -> list[tuple[str, object]]:
+    return [("--student", student), ("--teacher", teacher)]
 
 
 def _model(side: str, source: str | None) -> nn.Module | None:

@@ -1,0 +1,119 @@
+"""What `xtoken distill` refuses before it predicts, trains or writes anything."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_texts, write_jsonl, write_pair
+from typer.testing import CliRunner
+
+from xtoken.cli import app
+from xtoken.cli.command import _described
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("refusals")
+    write_pair(made)
+    (made / "texts").mkdir()
+    write_jsonl(made / "texts" / "texts.jsonl", tiny_texts(16))
+    return made
+
+
+def distill(workspace: Path, out: Path, *flags: object, **changed: object) -> tuple[int, str]:
+    options = {
+        "student": workspace / "student",
+        "teacher": workspace / "teacher",
+        "data": workspace / "texts" / "texts.jsonl",
+        "teacher-cache": workspace / "cache",
+        "steps": 1,
+        "batch-size": 2,
+        "max-tokens": 48,
+        "device": "cpu",
+    } | {name.replace("_", "-"): value for name, value in changed.items()}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments = ["distill", "--out", str(out), "--no-curves", *given, *map(str, flags)]
+    done = CliRunner().invoke(app, arguments)
+    error = done.exception
+    if error is None or isinstance(error, SystemExit):
+        return done.exit_code, done.output
+    assert isinstance(error, Exception)
+    return done.exit_code, _described(error)
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume", None])
+def test_a_run_never_lies_over_what_it_reads(
+    workspace: Path, tmp_path: Path, flag: str | None
+) -> None:
+    for name in ("student", "teacher", "texts"):
+        shutil.copytree(workspace / name, tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "student")
+    own = {"student": tmp_path / "student", "teacher": tmp_path / "teacher"}
+    before = files(tmp_path)
+    flags = [] if flag is None else [flag]
+    for out, data, message in (
+        ("student", "texts/texts.jsonl", "is what --student reads"),
+        ("teacher", "texts/texts.jsonl", "is what --teacher reads"),
+        ("link", "texts/texts.jsonl", "is what --student reads"),
+        ("texts", "texts", "is what --data reads"),
+        ("texts", "texts/texts.jsonl", "lies over --data"),
+        ("", "texts", "lies over --student"),
+    ):
+        _, said = distill(workspace, tmp_path / out, *flags, data=tmp_path / data, **own)
+        assert f"{message}" in said, (out, said)
+        assert "which would be lost; pass another path" in said
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out"),
+    [
+        (("eval", "--model", "student", "--data", "texts/texts.jsonl"), "texts/texts.jsonl"),
+        (("eval", "--model", "student", "--data", "texts/texts.jsonl"), "student/config.json"),
+        (("report", "pair", "--student", "student", "--teacher", "teacher", "--text", "text.txt"),
+         "text.txt"),
+        (("report", "alignment", "--student", "student", "--teacher", "teacher", "--text",
+          "text.txt"), "text.txt"),
+        (("project", "build", "--student", "student", "--teacher", "teacher"),
+         "teacher/model.safetensors"),
+        (("project", "export", "text.txt"), "text.txt"),
+        (("project", "import", "text.txt", "--student", "student", "--teacher", "teacher"),
+         "text.txt"),
+        (("align", "--student", "student", "--teacher", "teacher", "--batch",
+          "texts/texts.jsonl"), "student"),
+    ],
+)  # fmt: skip
+def test_no_command_writes_over_what_it_reads(
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    out: str,
+) -> None:
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "text.txt").write_text("In 1969 the year was 1969.")
+    before = files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*arguments, "--out", out])
+    assert "which would be lost; pass another path" in str(done.exception)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("flag", ["--resume", None])
+def test_what_a_run_leaves_that_ended_before_it_began_keeps_no_other_from_its_folder(
+    workspace: Path, tmp_path: Path, flag: str | None
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / "teacher-top-k").mkdir()
+    flags = [] if flag is None else [flag]
+    code, said = distill(workspace, tmp_path / "run", *flags, loss="ce")
+    assert code == 0, said
+    code, said = distill(workspace, tmp_path / "run", loss="ce")
+    assert "holds a run; --resume resumes it" in said
