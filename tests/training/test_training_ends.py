@@ -20,6 +20,7 @@ from tiny_models import tiny_texts
 
 from xtoken.data import split_held_out
 from xtoken.errors import (
+    DataError,
     InterruptedRunError,
     ModelSourceError,
     NoLockError,
@@ -314,3 +315,13 @@ def test_examples_longer_than_a_models_positions_are_refused_beforehand(
     with pytest.raises(OptionError, match=r"max_tokens = 65, but the teacher .* has 64 positions"):
         prepare(models, texts, replace(CONFIG, max_tokens=65))
     assert prepare(models, texts, replace(CONFIG, max_tokens=64)).train.examples
+
+
+def test_a_result_never_claims_steps_that_were_not_taken(
+    materials: PreparedData, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, loss="ce", batch_size=57, trainer={"dataloader_drop_last": True})
+    with pytest.raises(DataError, match="0 of 6 steps were taken, as the training data gave no"):
+        train(materials, config, None, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "run.json").exists()  # nothing to resume

@@ -51,6 +51,7 @@ from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 from xtoken.training.run_files import CURVES_FILE
 from xtoken.training.trainer_options import ALIASES
+from xtoken.training.trial import check_run
 
 COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
@@ -113,6 +114,7 @@ def run(request: Request) -> None:
                 "pass one of them"
             )
         losses += [loss for loss in COMPARED if loss != config.loss]
+    check_run(materials, config, losses)
     _show_materials(console, materials, texts, config)
 
     if request.dry_run:

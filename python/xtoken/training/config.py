@@ -24,6 +24,7 @@ from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.inputs import LossOptions
 from xtoken.losses.multi_teacher import Confidence
+from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 from xtoken.training.trainer_options import (
@@ -245,7 +246,8 @@ class DistillConfig:
         options = {each.name for each in dataclasses.fields(LossOptions)}
         idle = options - options_read([loss]) | (set() if reads_threshold(loss) else {"threshold"})
         trainer = {name: value for name, value in self.trainer.items() if name not in idle}
-        return dataclasses.replace(self, loss=loss, trainer=trainer)
+        learned = self.learnable_projection and trains_projection(loss)
+        return dataclasses.replace(self, loss=loss, trainer=trainer, learnable_projection=learned)
 
     def distiller(self, pair: Pair) -> Distiller:
         """The configured losses of a pair."""
@@ -318,6 +320,11 @@ class DistillConfig:
         Raises: FileNotFoundError if there is no such file; OptionError as `from_json`.
         """
         return cls.from_settings(read_settings(path))
+
+
+def trains_projection(loss: str) -> bool:
+    """Whether the weights of W can be trained under a loss."""
+    return loss != "ce" and find_loss(loss).parts & {"projection", "tries"} == {"projection"}
 
 
 def known_settings() -> frozenset[str]:

@@ -22,7 +22,7 @@ from transformers import (
 
 from xtoken._files import folder_beside, writes
 from xtoken._locks import locked_alone
-from xtoken.errors import InterruptedRunError, OptionError, ResumeError
+from xtoken.errors import DataError, InterruptedRunError, OptionError, ResumeError
 from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
@@ -44,6 +44,7 @@ from xtoken.training.run_files import (
     LOCK_FILE,
     METRICS_FILE,
     RESULT_FILE,
+    RUN_FILE,
     add_sum,
     check_sums,
     write_result,
@@ -123,7 +124,8 @@ def train(
     Under `torchrun` every process calls this; the first one reports and writes. All must see the
     same `out`, as the Trainer reads its checkpoints in each.
 
-    Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`.
+    Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`; DataError if
+        the data gives fewer steps than the settings ask for.
     """
     main = is_main_process()
     sources = list(teacher) if isinstance(teacher, Sequence) else [teacher]
@@ -180,7 +182,7 @@ def _train(
     stop = StopOnSignal(config.steps)
     marks = MarkCheckpoints(out, run, history, lambda: time.perf_counter() - clock, done)
     # Until all is written; the bar ends before.
-    with contextlib.ExitStack() as listening:
+    with contextlib.ExitStack() as listening, _nothing_left(out, history, done):
         with reporter.progress(title, config.steps) as update:
             arguments, rows = _training_rows(materials, config, out, done)
             trainer = DistillTrainer(
@@ -208,6 +210,7 @@ def _train(
             if stop.ended:
                 then = f"the checkpoint is in {out}: pass --resume to go on from there"
                 raise stop.error(trainer.state, then)
+            _require_steps(trainer.state.global_step, config)
             seconds = time.perf_counter() - clock
         evaluations = [record for record in history.records if "eval_bits_per_byte" in record]
         result = RunResult(
@@ -225,6 +228,31 @@ def _train(
             then = f"all is done, and the student is in {out}: pass --resume to see the result"
             raise stop.error(trainer.state, then)
     return result
+
+
+@contextlib.contextmanager
+def _nothing_left(out: Path, history: History, done: int) -> Iterator[None]:
+    """Leave no run behind where one fails before its first step: the corrected command finds its
+    folder as it was."""
+    try:
+        yield
+    except InterruptedRunError:
+        raise
+    except Exception:
+        stepped = any("ce" in record for record in history.records)
+        if is_main_process() and not done and not stepped:
+            for name in (METRICS_FILE, RUN_FILE):
+                (out / name).unlink(missing_ok=True)
+        raise
+
+
+def _require_steps(taken: int, config: DistillConfig) -> None:
+    """Refuse to call a student trained that its data gave fewer steps for."""
+    if taken < config.steps:
+        raise DataError(
+            f"{taken} of {config.steps} steps were taken, as the training data gave no further "
+            "batch; lower batch_size, leave dataloader_drop_last out, or give more texts"
+        )
 
 
 def taught_by(

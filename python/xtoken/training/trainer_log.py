@@ -73,8 +73,7 @@ class LogsParts(_Base):
         if not math.isfinite(total):
             raise NonFiniteError(
                 f"the loss of step {self.state.global_step + 1} is {total}: the student "
-                f"diverged; lower learning_rate ({self.args.learning_rate}), or raise warmup_steps "
-                "or max_grad_norm's clipping"
+                f"diverged; {self._when_diverged()}"
             )
         metrics: dict[str, float] = {}
         if output.ce is not None:
@@ -126,9 +125,15 @@ class LogsParts(_Base):
         if norm is not None and not math.isfinite(norm) and not skipped:
             raise NonFiniteError(
                 f"the gradient of step {self.state.global_step} has norm {norm}: the student "
-                f"diverged; lower learning_rate ({self.args.learning_rate}); checkpoints before it "
-                "are whole"
+                f"diverged; {self._when_diverged()}"
             )
+
+    def _when_diverged(self) -> str:
+        # A checkpoint has the rate in its optimizer and its schedule.
+        return (
+            f"begin anew with a learning_rate below {self.args.learning_rate}, more warmup_steps "
+            "or a lower max_grad_norm: a run that is resumed keeps its own"
+        )
 
     def _over_processes(self, values: Tensor) -> list[float]:
         if self.accelerator.num_processes == 1:
