@@ -145,8 +145,21 @@ def test_what_a_run_leaves_that_ended_before_it_began_keeps_no_other_from_its_fo
             "--dataloader-drop-last true --batch-size 57",
             "dataloader_drop_last = True with batch_size = 57 leaves nothing of",
         ),
+        ("--seed 99999999999", "seed = 99999999999, expected below 2**32"),
+        ("--torch-compile-mode foo", "torch_compile_mode of the trainer: Unrecognized mode=foo"),
+        ("--optim galore_adamw --optim-target-modules all", "of the trainer: You need to install"),
+        ("--optim apollo_adamw --optim-target-modules all", "of the trainer: You need to install"),
+        (
+            '--gradient-checkpointing true --gradient-checkpointing-kwargs {"foo":1}',
+            "checkpointing_kwargs has 'foo', expected of context_fn",
+        ),
+        (
+            '--gradient-checkpointing-kwargs {"use_reentrant":true}',
+            "checkpointing_kwargs without",
+        ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_options_that_do_not_go_together_are_refused_before_the_teacher_predicts(
     workspace: Path, tmp_path: Path, flags: str, message: str, dry: tuple[str, ...]

@@ -149,6 +149,7 @@ class DistillConfig:
         for name in _POSITIVE:
             self._check(name, lambda value: value > 0, "more than 0")
         self._check("max_tokens", lambda value: value >= 2, "at least 2")
+        self._check("seed", lambda value: value < 2**32, "below 2**32, as NumPy's are")
         self._check(
             "warmup_steps",
             lambda value: value < 1 or value == int(value),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.utils.checkpoint
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -115,9 +117,43 @@ def check_trainer(config: DistillConfig) -> None:
         trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=rows, eval_dataset=rows)
         if arguments.optim_target_modules is None:  # of the student, which is not here
             trainer.create_optimizer_and_scheduler(config.steps)
+        else:
+            with contextlib.suppress(ValueError):  # of modules that this one weight has not
+                Trainer.get_optimizer_cls_and_kwargs(arguments, cast(Any, trainer.model))
         trainer.get_train_dataloader()
+        _check_compiled(arguments)
+        _check_checkpointing(arguments)
         if arguments.use_liger_kernel and not is_liger_kernel_available():
             raise OptionError("use_liger_kernel needs liger-kernel; pip install liger-kernel")
+
+
+def _check_compiled(arguments: DistillArguments) -> None:
+    """Have torch look at the mode, which it does before it compiles anything."""
+    if arguments.torch_compile:
+        torch.compile(
+            torch.nn.Linear(1, 1),
+            backend=arguments.torch_compile_backend or "inductor",
+            mode=arguments.torch_compile_mode,
+        )
+
+
+def _check_checkpointing(arguments: DistillArguments) -> None:
+    """Refuse options of activation checkpointing that torch has not, or that are not read."""
+    # The second are the names of transformers before 5.9, and its aliases since then.
+    for kind in ("activation_checkpointing", "gradient_checkpointing"):
+        given = getattr(arguments, f"{kind}_kwargs", None)
+        if not given:
+            continue
+        if not getattr(arguments, kind, False):
+            raise OptionError(f"{kind}_kwargs without {kind}; set it too, or leave them out")
+        options = inspect.signature(torch.utils.checkpoint.checkpoint).parameters.values()
+        known = {each.name for each in options if each.kind is each.KEYWORD_ONLY}
+        known |= {"use_reentrant", "preserve_rng_state", "every_n_layers", "offload"}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise OptionError(
+                f"{kind}_kwargs has {unknown[0]!r}, expected of {', '.join(sorted(known))}"
+            )
 
 
 def _schedule(config: DistillConfig) -> dict[str, Any]:
