@@ -21,6 +21,7 @@ _MODULES: dict[str, Extra] = {
     "matplotlib": "train",
     "pyarrow": "train",
     "transformers": "train",
+    "yaml": "train",
 }
 
 
@@ -34,13 +35,26 @@ def installed(module: str) -> bool:
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:
     """The error to show where a module of an extra cannot be imported; None for other modules."""
-    module = (error.name or "").partition(".")[0]
-    extra = _MODULES.get(module)
-    if extra is None:
-        return None
-    return MissingExtraError(
-        f'this needs {module}, which is not installed; pip install "xtoken[{extra}]"'
-    )
+    for each in _causes(error):
+        module = (each.name or "").partition(".")[0]
+        extra = _MODULES.get(module)
+        if extra is not None and not installed(module):
+            return MissingExtraError(
+                f'this needs {module}, which is not installed; pip install "xtoken[{extra}]"'
+            )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[ImportError]:
+    """The failed imports behind an error, the first cause first: transformers raises one of its
+    own, of no module, for what its modules cannot import."""
+    found: list[ImportError] = []
+    cause: BaseException | None = error
+    while cause is not None and all(cause is not each for each in found):
+        if isinstance(cause, ImportError):
+            found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    yield from reversed(found)
 
 
 @contextmanager

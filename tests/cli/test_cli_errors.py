@@ -251,6 +251,41 @@ def test_without_the_extra_one_line_says_what_to_install(
         assert 'pip install "xtoken[torch]"' in one_line(exported)
 
 
+# As where it was never installed: no module, and no version.
+NEVER_INSTALLED = """
+import importlib.machinery, importlib.metadata
+
+find, read = importlib.machinery.PathFinder.find_spec, importlib.metadata.distribution
+
+def found(name, path=None, target=None):
+    return None if name.partition(".")[0] == {missing!r} else find(name, path, target)
+
+def version(name):
+    if name == {missing!r}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return read(name)
+
+importlib.machinery.PathFinder.find_spec = staticmethod(found)
+importlib.metadata.distribution = version
+"""
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "matplotlib"])
+def test_a_package_that_a_run_needs_is_missed_before_anything_is_done(
+    models: list[str], tmp_path: Path, missing: str
+) -> None:
+    code = NEVER_INSTALLED.format(missing=missing) + RUN
+    out = ("--out", str(tmp_path / "run"))
+    command_line = ("distill", *models, *out, "--steps", "1")
+    message = one_line_at_the_end(command(*command_line, code=code))
+    assert f"needs {missing}, which is not installed; pip install" in message
+    assert "bug in xtoken" not in message
+    assert not (tmp_path / "run").exists()
+    if missing == "matplotlib":
+        assert "(--no-curves)" in message
+        assert command(*command_line, "--no-curves", code=code).returncode == 0
+
+
 def one_line_at_the_end(done: Done) -> str:
     """As `one_line`, for a command that may warn or show progress before."""
     errors = done.stderr.decode()

@@ -38,7 +38,7 @@ from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.distillation.options import check_teacher_weights
 from xtoken.errors import LowCoverageWarning, OptionError
-from xtoken.report.curves import draw_curves
+from xtoken.report.curves import check_curves, draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.teachers.store_notes import StoreNotes
@@ -89,6 +89,8 @@ def run(request: Request) -> None:
     bars = Bars(console)
     config = _dated(_config(request), request)
     check_trainer(config)
+    if config.curves and not (request.resume and (request.out / CURVES_FILE).exists()):
+        check_curves()
     read = read_run_texts(request, config, console)
     texts = read.parts
     models = load_teachers(request.student, request.teachers)

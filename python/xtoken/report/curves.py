@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtoken._extras import needs_extra
+from xtoken._extras import installed, needs_extra
 from xtoken._files import temporary_beside
-from xtoken.errors import OptionError
+from xtoken.errors import MissingExtraError, OptionError
 from xtoken.report.panels import MEAN_OF, Panel, Records, moving_mean, panels_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,19 @@ def draw_curves(runs: Mapping[str, Records], path: Path | str) -> None:
     picture = drawn.convert("RGB")
     with temporary_beside(path) as temporary:
         picture.save(temporary, format="png", compress_level=2, dpi=(_DPI, _DPI))
+
+
+def check_curves() -> None:
+    """Refuse to train towards a picture that cannot be drawn at the end.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not installed("matplotlib"):
+        raise MissingExtraError(
+            "curves.png needs matplotlib, which is not installed; pip install "
+            '"xtoken[train]", or set curves to false (--no-curves)'
+        )
 
 
 def curves_figure(runs: Mapping[str, Records]) -> Figure:

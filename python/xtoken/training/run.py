@@ -23,7 +23,7 @@ from transformers import (
 from xtoken._files import folder_beside, writes
 from xtoken._locks import locked_alone
 from xtoken.errors import DataError, InterruptedRunError, OptionError, ResumeError
-from xtoken.report.curves import draw_curves
+from xtoken.report.curves import check_curves, draw_curves
 from xtoken.teachers import TeacherSource
 from xtoken.training.arguments import DistillArguments
 from xtoken.training.checkpoints import Checkpoint, MarkCheckpoints, Start, begin
@@ -125,11 +125,14 @@ def train(
     same `out`, as the Trainer reads its checkpoints in each.
 
     Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`; DataError if
-        the data gives fewer steps than the settings ask for.
+        the data gives fewer steps than the settings ask for; MissingExtraError if `curves` are
+        to be drawn without matplotlib.
     """
     main = is_main_process()
     sources = list(teacher) if isinstance(teacher, Sequence) else [teacher]
     reporter = reporter if reporter is not None and main else Silent()
+    if config.curves and not (resume and (out / CURVES_FILE).exists()):
+        check_curves()
     with writes(out):
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out) if main else contextlib.nullcontext():
