@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_texts, write_pair
 
-from xtoken.cli import distill_run
+from xtoken.cli import distill_config, distill_run
 from xtoken.data import Conversation, TextSplit
 from xtoken.errors import OptionError
 from xtoken.training import DistillConfig, load_models, prepare, train
@@ -54,10 +54,10 @@ def test_the_day_of_a_run_is_that_of_its_start(tmp_path: Path) -> None:
     train(materials, CONFIG, None, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["date"] == "2026-11-25"
     undated = replace(CONFIG, date=None)
-    resumed = distill_run._dated(undated, request(tmp_path / "run", resume=True))
+    resumed = distill_config.dated(undated, request(tmp_path / "run", resume=True))
     assert resumed.date == "2026-11-25"
     assert train(materials, resumed, None, tmp_path / "run", resume=True).steps_before == 1
-    today = distill_run._dated(undated, request(tmp_path / "run", resume=False)).date
+    today = distill_config.dated(undated, request(tmp_path / "run", resume=False)).date
     assert today == datetime.date.today().isoformat()
 
 

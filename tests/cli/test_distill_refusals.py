@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_texts, write_jsonl, write_pair
 from typer.testing import CliRunner
 
+from demo.student import train_tokenizer, write_llama
 from xtoken.cli import app
 from xtoken.cli.command import _described
+from xtoken.teachers import TopKStore
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +209,98 @@ def test_a_student_that_diverged_is_told_to_begin_anew_as_a_resumed_run_keeps_it
     assert "learning_rate = 1000000000.0 there and 0.001 here" in said
     code, said = distill(workspace, tmp_path / "run", *flags, "1e-3", "--overwrite", steps=4)
     assert code == 0, said
+
+
+@pytest.fixture(scope="module")
+def store(workspace: Path) -> Path:
+    """Of 64 columns."""
+    out = workspace / "store"
+    data = workspace / "texts" / "texts.jsonl"
+    flags = ("--teacher", workspace / "teacher", "--data", data, "--out", out, "--top-k", 64)
+    done = CliRunner().invoke(app, ["teach", *map(str, flags)])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--temperature 2", "temperature = 2.0 under prefix-kl needs the teacher's full logits, "
+         "but the store {store} holds its likeliest 64 columns; leave it out, fill a store by"),
+        ("--merge mean --loss p-kl", "merge = 'mean' needs the teacher's full logits, but the sto"),
+        ("--teacher-top-k 128", "teacher_top_k = 128, but the store {store} holds 64 columns; le"),
+        ("--teacher-top-k none", "teacher_top_k = None, but the store {store} holds 64 columns"),
+        ("--top-k 500", "top_k = 500, but the store {store} holds 64 columns; lower it to 64, or"),
+        ("--on-policy-fraction 0.5", "pass --teacher in its place, and --teacher-top-k none"),
+    ],
+)  # fmt: skip
+def test_what_a_store_bounds_is_told_by_the_store(
+    workspace: Path, tmp_path: Path, store: Path, flags: str, message: str
+) -> None:
+    _, said = distill(workspace, tmp_path / "run", *flags.split(), teacher_store=store)
+    assert message.format(store=store) in said
+
+
+def test_columns_of_a_store_and_of_the_run_that_read_it_are_no_contradiction(
+    workspace: Path, tmp_path: Path, store: Path
+) -> None:
+    flags = ("--teacher-top-k", "64")
+    code, said = distill(workspace, tmp_path / "run", *flags, teacher_store=store)
+    assert code == 0, said
+    again = ("--config", tmp_path / "run" / "config.json")
+    code, said = distill(workspace, tmp_path / "again", *again, teacher_store=store)
+    assert code == 0, said
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of 300 columns."""
+    folder = tmp_path_factory.mktemp("narrow")
+    sizes = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+    }
+    write_llama(folder, train_tokenizer(tiny_texts(60), vocab_size=300), seed=3, **sizes)
+    return folder
+
+
+def test_defaults_ask_for_no_more_columns_than_a_teacher_has(
+    workspace: Path, tmp_path: Path, narrow: Path
+) -> None:
+    code, said = distill(workspace, tmp_path / "run", teacher=narrow)
+    assert code == 0, said
+    assert "teacher_top_k and top_k = 300: the teacher" in " ".join(said.split())
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (settings["top_k"], settings["teacher_top_k"]) == (300, 300)
+    for flag, name in (("--top-k", "top_k"), ("--teacher-top-k", "teacher_top_k")):
+        _, said = distill(workspace, tmp_path / "other", flag, 400, teacher=narrow)
+        assert f"{name} = 400, but the teacher {narrow} has 300 columns; pass {flag} 300" in said
+    # Of fewer stored columns the loss takes as many.
+    code, said = distill(workspace, tmp_path / "fewer", "--teacher-top-k", 200, teacher=narrow)
+    assert code == 0, said
+    data = workspace / "texts" / "texts.jsonl"
+    flags = ("--teacher", narrow, "--data", data, "--out", tmp_path / "store")
+    done = CliRunner().invoke(app, ["teach", *map(str, flags)])
+    assert done.exit_code == 0, done.output
+    assert TopKStore.open(tmp_path / "store").key.top_k == 300
+
+
+@pytest.mark.parametrize("given", ["aot_eager", "false"])
+def test_a_flag_takes_what_a_file_of_settings_takes(
+    workspace: Path, tmp_path: Path, given: str
+) -> None:
+    code, said = distill(workspace, tmp_path / "run", "--compiled", given)
+    assert code == 0, said
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]["compiled"]
+    assert written == (given if given != "false" else False)
+
+
+def test_nothing_is_spelled_as_a_file_of_settings_spells_it(
+    workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.yaml").write_text("teacher_top_k: None\n")
+    flags = ("--config", tmp_path / "settings.yaml")
+    _, said = distill(workspace, tmp_path / "run", *flags)
+    assert "teacher_top_k = 'None', expected a whole number or null" in said

@@ -224,7 +224,7 @@ def test_a_store_that_does_not_fit_is_refused_in_one_line(
     other = write_jsonl(tmp_path / "other.jsonl", [text[7:] for text in tiny_texts(60)])
     lacks = r"lacks \d+ of the \d+ teacher sequences .* with other texts, .*run, .* DATA: xtoken"
     refused(lacks, data=other)
-    refused("top_k = 99, expected at most teacher_top_k = 64, the columns that are", top_k=99)
+    refused("top_k = 99, but the store .* holds 64 columns; lower it to 64, or", top_k=99)
     refused("teacher store .*nowhere does not exist; fill one", teacher_store=tmp_path / "nowhere")
     short = tmp_path / "short"
     teach(workspace, short, max_tokens=20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from xtoken.cli.console import (
     read_chat_template,
     warn_of_left_out,
 )
-from xtoken.cli.distill_data import check_streaming, read_run_texts
+from xtoken.cli.distill_config import COMPARED, dated, fit_columns, read_config
+from xtoken.cli.distill_data import read_run_texts
 from xtoken.cli.distill_tables import (
     comparison_markdown,
     coverage_table,
@@ -36,24 +36,19 @@ from xtoken.data import TextSplit
 from xtoken.data.loss_mask import is_predicted
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
-from xtoken.distillation.options import check_teacher_weights
 from xtoken.errors import LowCoverageWarning, OptionError
 from xtoken.report.curves import check_curves, draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.teachers.served import PrefetchedTeacher
-from xtoken.teachers.store_notes import StoreNotes
-from xtoken.training.checkpoints import clear_run, saved_settings
-from xtoken.training.config import DistillConfig, read_settings
+from xtoken.training.checkpoints import clear_run
+from xtoken.training.config import DistillConfig
 from xtoken.training.config_arguments import check_trainer
 from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
 from xtoken.training.run import RunResult, run_lock, train
 from xtoken.training.run_files import CURVES_FILE
-from xtoken.training.trainer_options import ALIASES
 from xtoken.training.trial import check_run
-
-COMPARED: tuple[DistillLossName, ...] = ("prefix-kl", "p-kl", "gold", "ce")
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,14 @@ def run(request: Request) -> None:
     quiet_transformers()
     console = plain_console(quiet=not is_main_process())
     bars = Bars(console)
-    config = _dated(_config(request), request)
+    config = dated(read_config(request), request)
     check_trainer(config)
     if config.curves and not (request.resume and (request.out / CURVES_FILE).exists()):
         check_curves()
     read = read_run_texts(request, config, console)
     texts = read.parts
     models = load_teachers(request.student, request.teachers)
+    config = fit_columns(config, request, models, console)
     if len(models) > 1 and request.chat_templates["teacher"] is not None:
         raise OptionError(
             f"--teacher-chat-template is one for {len(models)} teachers; save each teacher's with "
@@ -175,71 +171,6 @@ def _show_audited(console: Console, materials: PreparedData, config: DistillConf
                 f"[bold]{audit.recommendation}[/], by the audit: {escape(audit.reason)}",
                 soft_wrap=True,
             )
-
-
-def _config(request: Request) -> DistillConfig:
-    # Merged before they are checked: the file may need the option beside it.
-    settings = {} if request.config is None else read_settings(request.config)
-    settings |= request.settings
-    given = {ALIASES.get(name, name) for name in settings}
-    check_streaming(request, settings)
-    served = any(each.served is not None for each in request.teachers)
-    if request.streaming and not served:
-        settings["teacher_top_k"] = None
-    stores = [each.store for each in request.teachers if each.store is not None]
-    if stores and settings.get("on_policy_fraction"):
-        raise OptionError(
-            f"--on-policy-fraction {settings['on_policy_fraction']} with --teacher-store: a store "
-            "has no predictions of what the student will say; pass --teacher, and --teacher-top-k "
-            "none"
-        )
-    if stores:
-        # What is spread is read as full logits are, and bounds no columns.
-        settings["teacher_top_k"] = None
-    if served:
-        # A server gives the likeliest columns: those of the loss, where nothing else is said.
-        default = DistillConfig.top_k
-        columns = settings.get("teacher_top_k") or settings.get("top_k", default)
-        if columns is None:
-            raise OptionError(
-                "top_k is None, but a server gives the teacher's likeliest columns alone; pass "
-                "--top-k"
-            )
-        if isinstance(columns, int):  # what else there is, the settings refuse
-            settings.setdefault("top_k", min(default or columns, columns))
-            settings["teacher_top_k"] = columns
-    keys = [TopKStore.open(store).key for store in stores]
-    if not all(key.is_spread for key in keys):
-        stored = min(key.top_k for key in keys if not key.is_spread)
-        settings = {"top_k": min(DistillConfig.top_k or stored, stored)} | settings
-        settings["teacher_top_k"] = stored
-    config = DistillConfig.from_settings(settings)
-    weights = [each.weight for each in request.teachers]
-    check_teacher_weights(weights, config.teacher_weighting)
-    if not request.compare:
-        # A server is asked for as many columns, and what is stored bounds them.
-        bounding = {"top_k"} if served or settings.get("teacher_top_k") is not None else set()
-        losses = [each.loss or config.loss for each in request.teachers] or [config.loss]
-        config.check_read(given - bounding, losses)
-    return config
-
-
-def _dated(config: DistillConfig, request: Request) -> DistillConfig:
-    """Fix the day that chat templates print: that of the run that is resumed, of the stored
-    predictions, or today."""
-    if config.date is not None:
-        return config
-    earlier = saved_settings(request.out).get("date") if request.resume else None
-    if earlier is None:
-        stores = [each.store for each in request.teachers if each.store is not None]
-        dates = {notes.date for notes in map(StoreNotes.of, stores) if notes is not None}
-        if len(dates) > 1:
-            raise OptionError(
-                f"the teacher stores were filled on {', '.join(sorted(dates))}, which chat "
-                'templates may print; name one day in --config, {"date": "YYYY-MM-DD"}'
-            )
-        earlier = next(iter(dates), None)
-    return replace(config, date=str(earlier or datetime.date.today().isoformat()))
 
 
 # Above this share of examples a cut or a loss of rows is more than a note.

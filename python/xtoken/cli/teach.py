@@ -130,5 +130,6 @@ def teach(
             device=device,
             teacher_dtype=teacher_dtype,
             dry_run=dry_run,
+            top_k_is_default=top_k is None,
         )
     )

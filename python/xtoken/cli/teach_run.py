@@ -88,6 +88,7 @@ class Request:
     device: str
     teacher_dtype: str
     dry_run: bool
+    top_k_is_default: bool = False
     streaming: bool = False
     min_prob: float | None = None
 
@@ -97,8 +98,10 @@ class Request:
         for each in fields(self):
             value = getattr(self, each.name)
             flag = "--" + each.name.replace("_", "-")
-            if value is None or each.name == "dry_run":
+            if value is None or each.name in ("dry_run", "top_k_is_default"):
                 continue
+            if each.name == "top_k" and self.top_k_is_default:
+                continue  # which is fewer where the teacher has no more
             if isinstance(value, bool):
                 found += [flag] if value else []
                 continue
@@ -376,8 +379,11 @@ def _open(
             f"--max-tokens {request.max_tokens}, but the teacher {request.teacher} has {limit} "
             f"positions; pass {limit} or less"
         )
+    top_k = request.top_k
+    if request.top_k_is_default and request.dtype != "spread":  # which keeps those that there are
+        top_k = min(top_k, cast(Any, teacher.model).get_output_embeddings().weight.shape[0])
     key = StoreKey(
-        teacher.fingerprint, request.top_k, request.dtype, side.vocab.fingerprint, request.mass,
+        teacher.fingerprint, top_k, request.dtype, side.vocab.fingerprint, request.mass,
         request.min_prob,
     )  # fmt: skip
     return teacher, TopKStore(folder, key, required=True)

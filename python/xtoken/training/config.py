@@ -139,7 +139,7 @@ class DistillConfig:
             if not _has_type(value, hints[each.name]):
                 raise OptionError(
                     f"{each.name} = {value!r}, expected {_describe(hints[each.name])}; "
-                    f"the default is {each.default!r}"
+                    f"the default is {'null' if each.default is None else repr(each.default)}"
                 )
         check_trainer_options(self.trainer, known_settings())
         for name in _AT_LEAST_ONE:
@@ -162,10 +162,17 @@ class DistillConfig:
                 lambda value: value <= self.teacher_top_k,
                 f"at most teacher_top_k = {self.teacher_top_k}, the columns that are stored",
             )
-        if self.merge == "mean" and self.teacher_top_k is not None:
+        reason = self.needs_full_logits
+        if reason is not None and self.teacher_top_k is not None:
+            other = (
+                ""
+                if self.merge == "mean"
+                else ", or use p-kl without tail_bucket, which renormalizes them"
+            )
             raise OptionError(
-                f"merge = 'mean' needs the teacher's full logits, but teacher_top_k = "
-                f"{self.teacher_top_k} stores the likeliest columns; set teacher_top_k to null"
+                f"{reason} needs the teacher's full logits, but teacher_top_k = "
+                f"{self.teacher_top_k} stores the likeliest columns; set it to null "
+                f"(--teacher-top-k none){other}"
             )
         sampled = self.trainer.get("on_policy_fraction", 0)
         if isinstance(sampled, float | int) and sampled > 0 and self.teacher_top_k is not None:
@@ -179,19 +186,8 @@ class DistillConfig:
                 datetime.date.fromisoformat(self.date)
             except ValueError as error:
                 raise OptionError(
-                    f"date = {self.date!r}, expected a day as YYYY-MM-DD, or None for today"
+                    f"date = {self.date!r}, expected a day as YYYY-MM-DD, or null for today"
                 ) from error
-        renormalized = self.loss == "p-kl" and not self.tail_bucket
-        if (
-            not (self.loss in ("ce", "alm") or renormalized)  # ALM's root is no softmax's
-            and self.temperature not in (None, 1)
-            and self.teacher_top_k is not None
-        ):
-            raise OptionError(
-                f"temperature = {self.temperature} under {self.loss} needs the teacher's full "
-                f"logits, but teacher_top_k = {self.teacher_top_k} stores the likeliest columns; "
-                "set it to null, or use p-kl without tail_bucket, which renormalizes them"
-            )
         if self.merge != "chain" and self.loss == "prefix-kl":
             raise OptionError(
                 f"merge = {self.merge!r} under prefix-kl, which starts from the chunk's first "
@@ -202,6 +198,17 @@ class DistillConfig:
                 f"ce_weight = 0 with kd_weight = {self.kd_weight} and loss = {self.loss!r} leaves "
                 "nothing to train on; give one of them a positive weight"
             )
+
+    @property
+    def needs_full_logits(self) -> str | None:
+        """The setting that the likeliest columns do not suffice for; None where they do."""
+        if self.merge == "mean":
+            return "merge = 'mean'"
+        renormalized = self.loss == "p-kl" and not self.tail_bucket
+        # ALM's root is no softmax's.
+        if self.temperature in (None, 1) or self.loss in ("ce", "alm") or renormalized:
+            return None
+        return f"temperature = {self.temperature} under {self.loss}"
 
     def settings(self) -> dict[str, object]:
         """The settings of the losses by the names of `DistillSettings`; those that the loss does
@@ -453,4 +460,5 @@ def _describe(hint: typing.Any) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(map(_describe, typing.get_args(hint)))
-    return {float: "a number", int: "a whole number", type(None): "None"}.get(hint, str(hint))
+    # As a file of settings and a flag spell it; YAML takes None for a text.
+    return {float: "a number", int: "a whole number", type(None): "null"}.get(hint, str(hint))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     ParsedWhole: TypeAlias = int
     ParsedNumber: TypeAlias = float
     ParsedSwitch: TypeAlias = Literal[True, False, "auto"]
+    ParsedCompiler: TypeAlias = bool | str
 else:
     # As a command line spells them: `HfArgumentParser` calls the type of a field, and names it
     # where that fails.
@@ -66,6 +67,9 @@ else:
 
         def __new__(cls, text: str) -> bool | str:
             return {"true": True, "false": False}.get(text.lower(), text)
+
+    class ParsedCompiler(ParsedSwitch):
+        """Yes, no or a backend of `torch.compile`."""
 
     ParsedWhole.__name__, ParsedNumber.__name__ = "int", "float"
 
@@ -192,8 +196,11 @@ class DistillSettings:
     block_size: ParsedWhole | None = field(
         default=None, metadata={"help": "Chunks worked on at a time; None chooses."}
     )
-    compiled: bool = field(
-        default=False, metadata={"help": "Run the losses' block functions by torch.compile."}
+    compiled: ParsedCompiler = field(
+        default=False,
+        metadata={
+            "help": "Run the losses' block functions by torch.compile: true, false or a backend."
+        },
     )
     threshold: float = field(
         default=DEFAULT_THRESHOLD, metadata={"help": "Least weight of a pair in h-kl's common set."}
