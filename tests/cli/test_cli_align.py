@@ -317,3 +317,20 @@ def test_a_bad_corpus_is_one_line_that_says_what_to_do(
     empty.touch()
     newer = [*align, "--out", str(tmp_path / "newer"), "--batch"]
     assert "holds no text" in fails(capsys, *newer, str(empty))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--rows", "5"), "--rows 5 is for --batch; pass --batch and --out, or leave it out"),
+        (("--threads", "2"), "--threads 2 is for --batch; pass --batch and --out, or leave it"),
+        (("--text-field", "a"), "--text-field a is for --batch; pass --batch and --out, or"),
+        (("--limit", "3", "--json"), "--limit 3 with --json, which has all chunks; leave one"),
+        (("--batch", "a.jsonl", "--out", "out", "--limit", "3"), "--limit 3 with --batch, which"),
+        (("a.txt", "--batch", "a.jsonl", "--out", "out"), "a.txt beside --batch a.jsonl, which"),
+    ],
+)
+def test_what_the_other_way_to_align_reads_is_not_ignored(
+    capsys: pytest.CaptureFixture[str], pair: list[str], flags: tuple[str, ...], message: str
+) -> None:
+    assert message in fails(capsys, "align", *pair, *flags)

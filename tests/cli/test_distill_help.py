@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from xtoken import cli
-from xtoken.cli import app, distill_settings
+from xtoken.cli import app, distill_options, distill_settings
 from xtoken.cli.distill_settings import Setting, Settings, kept_settings
+from xtoken.distillation.options import LOSS_NAMES
 from xtoken.errors import UnavailableCacheWarning
+from xtoken.losses.registry import find_loss
+from xtoken.training import DistillConfig
+from xtoken.training.config_arguments import training_arguments
 
 SOME = Settings([Setting("top_k", ["--top-k"], "Columns.", "512", "Loss")], {"steps": "1"}, {})
 
@@ -98,3 +104,13 @@ def test_help_of_kept_settings_is_that_of_settings_just_found(cache: Path) -> No
     assert done.returncode == 0, done.stderr
     # The second names its program otherwise.
     assert done.stdout.split("Arguments")[1].split() == shown.split("Arguments")[1].split()
+
+
+def test_defaults_and_losses_in_the_help_are_those_of_a_run() -> None:
+    found = {each.name: each for each in distill_options._find_settings(frozenset()).further}
+    config = training_arguments(DistillConfig(device="cpu"), "out")
+    assert found["lr_scheduler_type"].default == config.lr_scheduler_type.value
+    assert json.loads(found["lr_scheduler_kwargs"].default or "") == config.lr_scheduler_kwargs
+    named = set(LOSS_NAMES) & set(re.findall(r"[\w-]+", found["uld_weight"].help or ""))
+    assert named
+    assert all("uld_weight" in find_loss(loss).options for loss in named)

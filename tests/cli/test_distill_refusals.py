@@ -304,3 +304,54 @@ def test_nothing_is_spelled_as_a_file_of_settings_spells_it(
     flags = ("--config", tmp_path / "settings.yaml")
     _, said = distill(workspace, tmp_path / "run", *flags)
     assert "teacher_top_k = 'None', expected a whole number or null" in said
+
+
+@pytest.mark.parametrize("command", ["distill", "teach", "eval"])
+def test_a_split_is_refused_where_no_source_has_any(
+    workspace: Path, tmp_path: Path, command: str
+) -> None:
+    data = workspace / "texts" / "texts.jsonl"
+    options = {
+        "distill": ("--student", "student", "--teacher", "teacher", "--out", tmp_path / "out"),
+        "teach": ("--teacher", "teacher", "--out", tmp_path / "out"),
+        "eval": ("--model", "student"),
+    }[command]
+    flags = [workspace / each if each in ("student", "teacher") else each for each in options]
+    for split in ("validation", "train[:10%]"):
+        arguments = [command, *map(str, flags), "--data", str(data), "--split", split]
+        done = CliRunner().invoke(app, arguments)
+        said = f"--split {split}, but {data} is a file without splits; leave it out"
+        assert said in str(done.exception)
+
+
+def test_texts_of_a_file_are_held_out_beside_the_split_of_a_folder(
+    workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "test.jsonl", tiny_texts(16))
+    held_out = write_jsonl(tmp_path / "held.jsonl", tiny_texts(30)[-4:])
+    flags = ("--split", "test", "--held-out", held_out, "--loss", "ce")
+    code, said = distill(workspace, tmp_path / "run", *flags, data=tmp_path / "data")
+    assert code == 0, said
+
+
+def test_too_few_texts_are_told_what_the_command_takes(workspace: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "one.jsonl", tiny_texts(8)[:1])
+    _, said = distill(workspace, tmp_path / "run", data=data)
+    assert "give more texts, or others to hold out by --held-out" in said
+    assert "another fraction" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone; set that too, or leave"),
+        ("--loss p-kl --projection-learning-rate 0.1", "is read with learnable_projection alone"),
+        ("--compare --beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone"),
+    ],
+)
+def test_a_setting_that_another_has_to_ask_for_is_not_ignored(
+    workspace: Path, tmp_path: Path, flags: str, message: str
+) -> None:
+    _, said = distill(workspace, tmp_path / "run", *flags.split())
+    assert message in said

@@ -34,8 +34,9 @@ def align(
     student: Student,
     teacher: Teacher,
     file: Annotated[
-        Path, typer.Argument(help="UTF-8 text; - for standard input.", allow_dash=True)
-    ] = Path("-"),
+        Path | None,
+        typer.Argument(help="UTF-8 text; - for standard input.", allow_dash=True, show_default="-"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
     batch: Annotated[
         Path | None, typer.Option(help="Align a corpus: a .jsonl or .parquet of texts.")
@@ -43,10 +44,13 @@ def align(
     out: Annotated[
         Path | None, typer.Option(help="With --batch: directory to write, or to complete.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="With --batch: the column of texts.")] = "text",
+    text_field: Annotated[
+        str | None, typer.Option(help="With --batch: the column of texts.", show_default="text")
+    ] = None,
     rows: Annotated[
-        int, typer.Option(help="With --batch: rows in each file that is written.")
-    ] = 10_000,
+        int | None,
+        typer.Option(help="With --batch: rows in each file that is written.", show_default="10000"),
+    ] = None,
     special_tokens: Annotated[
         bool,
         typer.Option(
@@ -57,7 +61,10 @@ def align(
     whole_characters: Annotated[
         bool, typer.Option("--whole-characters", help="Never cut a UTF-8 character.")
     ] = False,
-    limit: Annotated[int, typer.Option(help="Chunks that are shown; --json has all.")] = 2000,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Chunks that are shown; --json has all.", show_default="2000"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="With --batch; default one per core.")] = None,
 ) -> None:
     """Align two tokenizations of one text, or of each text of a corpus.
@@ -67,6 +74,7 @@ def align(
     """
     if (batch is None) != (out is None):
         raise OptionError("--batch and --out go together; pass both or neither")
+    _check_read(batch, file, limit, as_json, text_field, rows, threads)
     if out is not None:
         check_out_folder(out)
         check_apart(out, [("--student", student), ("--teacher", teacher)], folder=True)
@@ -76,12 +84,18 @@ def align(
     if batch is not None and out is not None:
         from xtoken.cli.align_corpus import Corpus, align_corpus
 
-        corpus = Corpus(batch, text_field, out, rows, special_tokens)
+        corpus = Corpus(
+            batch,
+            "text" if text_field is None else text_field,
+            out,
+            10_000 if rows is None else rows,
+            special_tokens,
+        )
         result = align_corpus(corpus, aligner, *sides)
         _print_corpus(result, out, as_json)
         _warn_of_coverage(sides, result.coverage)
         return
-    text = read_text(file)
+    text = read_text(Path("-") if file is None else file)
     student_ids, teacher_ids = (
         side.encode([text], add_special_tokens=special_tokens)[0] for side in sides
     )
@@ -89,9 +103,35 @@ def align(
     if as_json:
         typer.echo(json.dumps(_as_json(alignment, *sides, student_ids, teacher_ids)))
     else:
-        view = alignment_view(alignment, *sides, student_ids, teacher_ids, limit)
+        view = alignment_view(
+            alignment, *sides, student_ids, teacher_ids, 2000 if limit is None else limit
+        )
         plain_console().print(view)
     _warn_of_coverage(sides, alignment.coverage)
+
+
+def _check_read(
+    batch: Path | None,
+    file: Path | None,
+    limit: int | None,
+    as_json: bool,
+    text_field: str | None,
+    rows: int | None,
+    threads: int | None,
+) -> None:
+    """Refuse what would not be read of the other way to call the command."""
+    if batch is None:
+        for name, value in (("text-field", text_field), ("rows", rows), ("threads", threads)):
+            if value is not None:
+                raise OptionError(
+                    f"--{name} {value} is for --batch; pass --batch and --out, or leave it out"
+                )
+        if limit is not None and as_json:
+            raise OptionError(f"--limit {limit} with --json, which has all chunks; leave one out")
+    elif file is not None:
+        raise OptionError(f"{file} beside --batch {batch}, which is aligned; leave one out")
+    elif limit is not None:
+        raise OptionError(f"--limit {limit} with --batch, which aligns all; leave it out")
 
 
 def _warn_of_coverage(sides: Sequence[Side], coverage: Coverage) -> None:

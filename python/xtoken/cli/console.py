@@ -21,7 +21,7 @@ from rich.progress import (
 from transformers.utils import logging as transformers_logging
 
 from xtoken.data import Documents, LeftOut, read_documents
-from xtoken.errors import DataError, MissingFileError
+from xtoken.errors import DataError, MissingFileError, OptionError
 from xtoken.training.prepare import Update
 
 
@@ -76,6 +76,24 @@ def read_chat_template(option: str, file: Path) -> str:
         raise DataError(
             f"--{option} {file} is not UTF-8 at byte {error.start}; convert it to UTF-8"
         ) from error
+
+
+def check_split(split: str, sources: Sequence[str]) -> None:
+    """Refuse a split that is of no source: those of lines or paragraphs are read whole.
+
+    Raises:
+        OptionError: names the first file.
+    """
+    plain = (".txt", ".jsonl")
+    if (
+        split != "train"
+        and sources
+        and all(Path(each).suffix in plain and Path(each).is_file() for each in sources)
+    ):
+        raise OptionError(
+            f"--split {split}, but {sources[0]} is a file without splits; leave it out, or pass a "
+            "directory or the name of a dataset on the hub"
+        )
 
 
 def read_data(

@@ -79,6 +79,7 @@ def read_config(request: Request) -> DistillConfig:
     if isinstance(columns, int) and columns < (DistillConfig.top_k or 0):
         settings.setdefault("top_k", columns)
     config = DistillConfig.from_settings(settings)
+    config.check_used(given)
     weights = [each.weight for each in request.teachers]
     check_teacher_weights(weights, config.teacher_weighting)
     if not request.compare:

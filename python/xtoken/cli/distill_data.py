@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from xtoken.cli.console import read_data, warn_of_left_out
-from xtoken.data import Document, LeftOut, TextSplit, keep_apart, split_held_out
+from xtoken.cli.console import check_split, read_data, warn_of_left_out
+from xtoken.data import Document, Documents, LeftOut, TextSplit, keep_apart, split_held_out
 from xtoken.data.stream import DocumentStream
-from xtoken.errors import OptionError
+from xtoken.errors import DataError, OptionError
 from xtoken.training.config import DistillConfig
 from xtoken.training.stream import SHUFFLE_BUFFER, TrainingStream, read_head
 
@@ -42,15 +42,26 @@ def read_run_texts(request: Request, config: DistillConfig, console: Console) ->
     Raises:
         DataError, MissingFileError: as `read_documents`.
     """
+    check_split(request.split, [*request.data, *(request.held_out or ())])
     if request.streaming:
         return _streamed(request, config, console)
     column = request.teacher_column
     texts = read_data(request.data, request.text_field, request.split, console, column)
     routes = None if column is None else texts.teachers
     if not request.held_out:
-        return RunTexts(split_held_out(texts, HELD_OUT_FRACTION), routes)
+        return RunTexts(_split(texts), routes)
     held_out = read_data(request.held_out, request.text_field, request.split, console)
     return RunTexts(keep_apart(texts, held_out), routes)
+
+
+def _split(texts: Documents) -> TextSplit:
+    try:
+        return split_held_out(texts, HELD_OUT_FRACTION)
+    except DataError as error:  # of which the remedy is one of the function
+        counts = str(error).partition(";")[0]
+        raise DataError(
+            f"{counts}; give more texts, or others to hold out by --held-out"
+        ) from error
 
 
 def _streamed(request: Request, config: DistillConfig, console: Console) -> RunTexts:

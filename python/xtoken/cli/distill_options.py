@@ -116,6 +116,7 @@ def _settings(named: frozenset[str]) -> Settings:
 
 def _find_settings(named: frozenset[str]) -> Settings:
     from xtoken.training.config import DistillConfig, known_settings
+    from xtoken.training.config_arguments import SCHEDULE
     from xtoken.training.settings import DistillSettings
     from xtoken.training.trainer_options import ALIASES, OWNED, trainer_fields
 
@@ -140,7 +141,7 @@ def _find_settings(named: frozenset[str]) -> Settings:
         # argparse's escape.
         text = _sentence(str(each.metadata.get("help", "")).replace("%%", "%"))
         panel = "Loss" if name in losses else TRAINER
-        default = str(getattr(default, "value", default))
+        default = SCHEDULE.get(name, str(getattr(default, "value", default)))
         made.append(Setting(name, [_flag(name)], text, default, panel))
     refused = sorted(OWNED.keys() - named - {each.name for each in made})
     made.extend(Setting(name, [_flag(name)], None, None, None) for name in refused)

@@ -16,7 +16,7 @@ from torch import nn
 
 from xtoken._extras import installed
 from xtoken._files import write_json
-from xtoken.cli.console import quiet_transformers, read_data, warn_of_left_out
+from xtoken.cli.console import check_split, quiet_transformers, read_data, warn_of_left_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.data.encode import Encoder
 from xtoken.data.examples import NO_TOKEN, encode_examples
@@ -54,6 +54,7 @@ def run(request: Request) -> None:
     quiet_transformers()
     console = plain_console()
     device = _check(request)
+    check_split(request.split, request.data)
     dtype = request.dtype if request.dtype == "auto" else getattr(torch, request.dtype)
     # Texts first: what cannot be read is told before a model is loaded.
     documents = (

@@ -22,6 +22,7 @@ from rich.table import Table
 from xtoken._files import folder_beside, write_json, writes
 from xtoken.cli.console import (
     Bars,
+    check_split,
     quiet_transformers,
     read_chat_template,
     read_data,
@@ -318,6 +319,7 @@ def _check(request: Request) -> None:
             f"--dry-run in {process_count()} processes; run it in one, whose rate it tells"
         )
     _day(request.date)
+    check_split(request.split, request.data)
     StoreKey("", request.top_k, request.dtype, mass=request.mass, min_prob=request.min_prob)
     if request.url is not None and request.dtype == "spread":
         raise OptionError(

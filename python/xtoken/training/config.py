@@ -247,6 +247,29 @@ class DistillConfig:
             if value != type(self).__dataclass_fields__[name].default:
                 raise not_an_option(name, value, losses)
 
+    def check_used(self, given: Collection[str]) -> None:
+        """Refuse a setting that was given, is no default, and that another one has to ask for.
+
+        Args:
+            given: the names of the settings that were written down.
+
+        Raises:
+            OptionError: names both.
+        """
+        for name, used, wanted in (
+            ("beta", self.direction == "jsd", "direction = 'jsd'"),
+            ("projection_learning_rate", self.learnable_projection, "learnable_projection"),
+        ):
+            value = getattr(self, name)
+            if (
+                name in given
+                and not used
+                and value != type(self).__dataclass_fields__[name].default
+            ):
+                raise OptionError(
+                    f"{name} = {value} is read with {wanted} alone; set that too, or leave it out"
+                )
+
     def with_loss(self, loss: DistillLossName) -> DistillConfig:
         """The same with another loss, without what that does not read."""
         if loss == self.loss:

@@ -33,6 +33,13 @@ from xtoken.training.trainer_options import SHARDED
 KEPT = 2
 
 
+SCHEDULE = {
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',
+}
+"""A run's own, by the arguments of the trainer."""
+
+
 class FollowArguments(TrainerCallback):
     """Evaluates and saves as often as the settings of this session say.
 
@@ -158,7 +165,7 @@ def _check_checkpointing(arguments: DistillArguments) -> None:
 
 def _schedule(config: DistillConfig) -> dict[str, Any]:
     """To a tenth along a cosine, unless another schedule is named, or another end of it."""
-    ours = "cosine_with_min_lr"
+    ours = SCHEDULE["lr_scheduler_type"]
     given: Any = config.trainer.get("lr_scheduler_kwargs") or {}
     if config.trainer.get("lr_scheduler_type", ours) != ours:
         return {}
@@ -170,7 +177,7 @@ def _schedule(config: DistillConfig) -> dict[str, Any]:
                 f"lr_scheduler_kwargs {error}; pass an object of JSON, or leave it out"
             ) from error
     if isinstance(given, dict) and "min_lr" not in given:
-        given = {"min_lr_rate": 0.1} | given
+        given = cast("dict[str, Any]", parse_json(SCHEDULE["lr_scheduler_kwargs"])) | given
     return {"lr_scheduler_type": ours, "lr_scheduler_kwargs": given}
 
 

@@ -129,7 +129,7 @@ class DistillSettings:
         default=1.0, metadata={"help": "Factor of the partial KL of h-kl and gold."}
     )
     uld_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the sorted L1 of h-kl, gold and uld."}
+        default=1.0, metadata={"help": "Factor of the sorted L1 of h-kl and gold."}
     )
     max_depth: ParsedWhole | None = field(
         default=None,
