@@ -325,3 +325,13 @@ def test_a_result_never_claims_steps_that_were_not_taken(
         train(materials, config, None, tmp_path)
     assert not (tmp_path / "result.json").exists()
     assert not (tmp_path / "run.json").exists()  # nothing to resume
+
+
+def test_no_run_lies_over_the_models_that_it_reads(materials: PreparedData) -> None:
+    models = materials.models
+    for source in (models.student_source, models.teacher_source):
+        before = (Path(source) / "config.json").read_bytes()
+        for out in (Path(source), Path(source).parent):
+            with pytest.raises(OptionError, match=r"^out = .*would be lost; pass another path"):
+                train(materials, replace(CONFIG, loss="ce"), None, out)
+        assert (Path(source) / "config.json").read_bytes() == before

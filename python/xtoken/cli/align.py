@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from xtoken._apart import check_apart
 from xtoken.align import Aligner, Alignment, ChunkKind, Coverage
 from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_apart, check_out_folder
+from xtoken.cli.outputs import check_out_folder
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import Student, Teacher, read_side, read_text
 from xtoken.data.low_coverage import low_exact_bytes

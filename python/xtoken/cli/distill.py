@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xtoken._apart import check_apart
 from xtoken._files import unfinished
 from xtoken.cli.command import App
 from xtoken.cli.distill_options import DistillCommand, further_settings
-from xtoken.cli.outputs import check_apart, check_out_folder
+from xtoken.cli.outputs import check_out_folder
 from xtoken.errors import OptionError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from xtoken._apart import check_apart
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_apart, check_out
+from xtoken.cli.outputs import check_out
 from xtoken.errors import OptionError
 
 

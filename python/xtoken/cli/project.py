@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from xtoken._apart import check_apart
 from xtoken._core import Vocab
 from xtoken._files import write_text
 from xtoken.cli import project_tables as tables
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_apart, check_out
+from xtoken.cli.outputs import check_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_text, working
 from xtoken.data.stops import vocab_with_stops

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from xtoken._apart import check_apart
 from xtoken._files import write_text
 from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_apart, check_out
+from xtoken.cli.outputs import check_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.run_records import read_run, run_names
 from xtoken.cli.sides import Student, Teacher, page_names, read_document, working

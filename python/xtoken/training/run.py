@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from xtoken._apart import check_apart
 from xtoken._files import folder_beside, writes
 from xtoken._locks import locked_alone
 from xtoken.errors import DataError, InterruptedRunError, OptionError, ResumeError
@@ -124,13 +125,16 @@ def train(
     Under `torchrun` every process calls this; the first one reports and writes. All must see the
     same `out`, as the Trainer reads its checkpoints in each.
 
-    Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`; DataError if
-        the data gives fewer steps than the settings ask for; MissingExtraError if `curves` are
-        to be drawn without matplotlib.
+    Raises: ResumeError if `out` is of another run; OptionError as `DistillTrainer`, and if `out`
+        lies over a model or a store that is read; DataError if the data gives fewer steps than the
+        settings ask for; MissingExtraError if `curves` are to be drawn without matplotlib.
     """
     main = is_main_process()
     sources = list(teacher) if isinstance(teacher, Sequence) else [teacher]
     reporter = reporter if reporter is not None and main else Silent()
+    models = [each.models for each in materials.teachers]
+    read = [("student", models[0].student_source), *(("teacher", m.teacher_source) for m in models)]
+    check_apart(out, [*read, *(("store", each.store) for each in models)], "out =", folder=True)
     if config.curves and not (resume and (out / CURVES_FILE).exists()):
         check_curves()
     with writes(out):
