@@ -173,6 +173,15 @@ def test_options_that_do_not_go_together_are_refused_before_the_teacher_predicts
     assert not (tmp_path / "run").exists()
 
 
+def test_a_wrong_choice_of_kernels_is_refused_before_the_teacher_predicts(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTOKEN_KERNELS", "trito")
+    _, said = distill(workspace, tmp_path / "run", teacher_cache=tmp_path / "cache")
+    assert "XTOKEN_KERNELS = 'trito', expected one of auto, torch, triton" in said
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_a_comparison_trains_besides_does_without_what_it_does_not_read(
     workspace: Path, tmp_path: Path
 ) -> None:

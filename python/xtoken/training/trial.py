@@ -13,6 +13,7 @@ from xtoken.data.examples import Example, fit_example
 from xtoken.data.loss_mask import is_predicted
 from xtoken.distillation import Distiller, DistillLossName
 from xtoken.errors import OptionError
+from xtoken.losses.kernels.choice import forced, mode
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.training.config import DistillConfig, trains_projection
@@ -41,11 +42,13 @@ def check_run(
         OptionError, PairError: as `train`.
     """
     check_batches(materials, config)
-    with warnings.catch_warnings():
+    columns = [_columns(each, config) for each in materials.teachers]
+    mode()  # of the kernels, for which the CPU is no place
+    with warnings.catch_warnings(), forced("torch"):
         warnings.simplefilter("ignore")  # the run has its own
         for loss in losses:
             try:
-                _try_loss(materials, config.with_loss(loss))
+                _try_loss(materials, config.with_loss(loss), columns)
             except OptionError as error:
                 if loss == config.loss:
                     raise
@@ -71,7 +74,9 @@ class _Untaught:
         raise NotImplementedError
 
 
-def _try_loss(materials: PreparedData, config: DistillConfig) -> None:
+def _try_loss(
+    materials: PreparedData, config: DistillConfig, columns: Sequence[int | None]
+) -> None:
     names = {each.name for each in fields(DistillSettings)}
     values: dict[str, Any] = {**config.settings(), **config.trainer}
     settings = DistillSettings(**{name: each for name, each in values.items() if name in names})
@@ -86,11 +91,12 @@ def _try_loss(materials: PreparedData, config: DistillConfig) -> None:
                 "leave it out"
             )
     teaching = teach(given, materials.pair, settings, torch.device("cpu"))
-    for member, each in zip(teaching.members, materials.teachers, strict=False):
+    # Cross-entropy alone has one member, of no teacher.
+    for member, each, kept in zip(teaching.members, materials.teachers, columns, strict=False):
         example = _example(each)
         if example is not None and member.needs_teacher:
             member.options = replace(member.options, compiled=False)  # compiling takes its time
-            _try_member(member, example, _columns(each, config))
+            _try_member(member, example, kept)
 
 
 def _example(materials: PreparedData) -> Example | None:
