@@ -261,6 +261,25 @@ def test_columns_of_a_store_and_of_the_run_that_read_it_are_no_contradiction(
     assert code == 0, said
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--temperature 2",
+            "temperature = 2.0 under prefix-kl needs the teacher's full logits, of",
+        ),
+        ("--on-policy-fraction 0.5", "on_policy_fraction = 0.5 with --teacher-url: the command"),
+    ],
+)
+def test_what_a_server_does_not_give_is_told_by_the_server(
+    workspace: Path, tmp_path: Path, flags: str, message: str
+) -> None:
+    served = ("--teacher-url", "http://localhost:9")
+    _, said = distill(workspace, tmp_path / "run", *served, *flags.split())
+    assert message in said
+    assert "pass --teacher without --teacher-url, with --teacher-top-k none" in said
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of 300 columns."""

@@ -64,6 +64,7 @@ def read_config(request: Request) -> DistillConfig:
             )
         if isinstance(columns, int):  # what else there is, the settings refuse
             settings.setdefault("top_k", min(default or columns, columns))
+            _check_served(settings, columns, request)
             settings["teacher_top_k"] = columns
     cut = min(
         (store for store in stores if not store.key.is_spread),
@@ -134,14 +135,38 @@ def _check_stored(settings: dict[str, Any], store: TopKStore, request: Request) 
             f"top_k = {config.top_k}, but the store {store.directory} holds {stored} columns; "
             f"lower it to {stored}, or fill another store by xtoken teach --top-k {config.top_k}"
         )
-    for loss in (config.loss, *(COMPARED if request.compare else ())):
-        reason = config.with_loss(loss).needs_full_logits
-        if reason is not None:
-            raise OptionError(
-                f"{reason} needs the teacher's full logits, but the store {store.directory} holds "
-                f"its likeliest {stored} columns; leave it out, fill a store by xtoken teach "
-                "--dtype spread, or pass --teacher in its place, with --teacher-top-k none"
-            )
+    reason = _needing_all(config, request)
+    if reason is not None:
+        raise OptionError(
+            f"{reason} needs the teacher's full logits, but the store {store.directory} holds its "
+            f"likeliest {stored} columns; leave it out, fill a store by xtoken teach --dtype "
+            "spread, or pass --teacher in its place, with --teacher-top-k none"
+        )
+
+
+def _check_served(settings: dict[str, Any], columns: int, request: Request) -> None:
+    """Refuse what needs more of the teacher than a server gives."""
+    config = DistillConfig.from_settings(settings | {"teacher_top_k": None})
+    remedy = "leave it out, or pass --teacher without --teacher-url, with --teacher-top-k none"
+    sampled = config.trainer.get("on_policy_fraction")
+    if sampled:
+        raise OptionError(
+            f"on_policy_fraction = {sampled} with --teacher-url: the command asks a server about "
+            f"the texts alone; {remedy}"
+        )
+    reason = _needing_all(config, request)
+    if reason is not None:
+        raise OptionError(
+            f"{reason} needs the teacher's full logits, of which a server gives the likeliest "
+            f"{columns}; {remedy}"
+        )
+
+
+def _needing_all(config: DistillConfig, request: Request) -> str | None:
+    """What needs full logits under a loss that is trained."""
+    losses = (config.loss, *(COMPARED if request.compare else ()))
+    reasons = (config.with_loss(loss).needs_full_logits for loss in losses)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def fit_columns(
