@@ -18,7 +18,7 @@ from xtoken.training import DistillArguments, DistillTrainer
     [
         (
             {"train_dataset": "данные.jsonl"},
-            r"^train_dataset is the text 'данные\.jsonl', expected",
+            r"^train_dataset is the text 'данные\.jsonl'",
         ),
         ({"train_dataset": Path("data.jsonl")}, "read_documents"),
         ({"eval_dataset": "held.jsonl"}, "^eval_dataset is the text"),
