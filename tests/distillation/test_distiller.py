@@ -636,7 +636,10 @@ def test_padding_needs_no_row_of_the_models(
     found = distiller(*signals(models, batch), batch)
     assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     # Padding of another collator may be any token.
-    batch.student["input_ids"][batch.student["attention_mask"] == 0] = len(tokenizers[0]) - 1
+    ids = batch.student_ids.masked_fill(
+        batch.student["attention_mask"] == 0, len(tokenizers[0]) - 1
+    )
+    batch = batch.remade(student=batch.student | {"input_ids": ids})
     student, teacher = signals(models, distiller.collate(TEXTS[:3]))
     assert torch.equal(distiller(student, teacher, batch).loss, found.loss)
 
@@ -647,7 +650,9 @@ def test_a_token_beyond_the_head_is_refused_where_a_text_holds_it(
     distiller = pair.distiller("p-kl")
     batch = distiller.collate([TEXTS[0]])
     student, teacher = signals(models, batch)
-    batch.student_ids[0, 3] = pair.sizes[0] - 1
+    ids = batch.student_ids.clone()
+    ids[0, 3] = pair.sizes[0] - 1
+    batch = batch.remade(student=batch.student | {"input_ids": ids})
     with (
         pytest.warns(UserWarning, match="count as unused"),
         pytest.raises(TokenIdError, match="resize_token_embeddings"),
