@@ -197,6 +197,8 @@ def test_a_used_output_directory_is_kept_unless_told(workspace: Path, tmp_path: 
     [
         ({"student": "nowhere"}, "student directory nowhere does not exist"),
         ({"teacher": "nowhere"}, "teacher directory nowhere does not exist"),
+        ({"student": __file__}, f"student directory {__file__} is a file; pass a directory"),
+        ({"teacher": __file__}, f"teacher directory {__file__} is a file; pass a directory"),
         ({"data": "nowhere.jsonl"}, "data file nowhere.jsonl does not exist"),
         ({"config": "nowhere.json"}, "nowhere.json does not exist"),
         ({"loss": "kl"}, "loss = 'kl', expected one of"),

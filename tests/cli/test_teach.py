@@ -226,6 +226,7 @@ def test_a_store_that_does_not_fit_is_refused_in_one_line(
     refused(lacks, data=other)
     refused("top_k = 99, but the store .* holds 64 columns; lower it to 64, or", top_k=99)
     refused("teacher store .*nowhere does not exist; fill one", teacher_store=tmp_path / "nowhere")
+    refused(r"teacher store .*other\.jsonl is a file; pass a folder", teacher_store=other)
     short = tmp_path / "short"
     teach(workspace, short, max_tokens=20)
     refused("were cut at 20 tokens, one here has .*: pass max_tokens = 20", teacher_store=short)

@@ -302,8 +302,10 @@ def test_options_are_refused_where_they_cannot_work(pair: Pair) -> None:
         pair.distiller("alm", merge="mean")
     with pytest.raises(OptionError, match="direction = 'reverse' is not an option of ce; it has"):
         pair.distiller("ce", direction="reverse")
-    with pytest.raises(OptionError, match="learnable_projection = True is not an option of ce"):
+    with pytest.raises(OptionError, match="learnable_projection = True, but ce trains no"):
         pair.distiller("ce", learnable_projection=True)
+    with pytest.raises(OptionError, match="learnable_projection = True, but prefix-kl trains no"):
+        pair.distiller("prefix-kl", learnable_projection=True)
     assert pair.distiller("ce", compiled=True).options.compiled
     with pytest.raises(OptionError, match="kd_weight = -1 is out of range; expected"):
         pair.distiller("p-kl", kd_weight=-1)

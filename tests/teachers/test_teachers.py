@@ -142,7 +142,7 @@ def test_a_truncated_file_is_discarded_and_computed_again(tmp_path: Path) -> Non
 def test_a_file_of_another_teacher_or_setting_is_refused_and_kept(tmp_path: Path) -> None:
     teacher, other = make_teacher(), make_teacher(seed=1)
     TopKStore(tmp_path, key_of(teacher)).fill(teacher, make_sequences([9]))
-    with pytest.raises(StoreError, match=r"has teacher = .*remove it or use another folder"):
+    with pytest.raises(StoreError, match=r"has teacher = .*use another folder, or move the"):
         TopKStore(tmp_path, key_of(other))
     with pytest.raises(StoreError, match="has top_k = '17', expected '18'"):
         TopKStore(tmp_path, StoreKey(teacher.fingerprint, 18, "float32"))

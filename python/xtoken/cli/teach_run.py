@@ -383,7 +383,8 @@ def _open(
         )
     top_k = request.top_k
     if request.top_k_is_default and request.dtype != "spread":  # which keeps those that there are
-        top_k = min(top_k, cast(Any, teacher.model).get_output_embeddings().weight.shape[0])
+        head = cast(Any, teacher.model).get_output_embeddings()
+        top_k = min(top_k, top_k if head is None else head.weight.shape[0])
     key = StoreKey(
         teacher.fingerprint, top_k, request.dtype, side.vocab.fingerprint, request.mass,
         request.min_prob,

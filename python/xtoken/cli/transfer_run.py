@@ -43,8 +43,9 @@ def run(
     console = plain_console()
     for side, source in (("model", model_source), ("tokenizer", tokenizer_source)):
         if not Path(source).is_dir() and not is_hub_name(source):
+            found = "is a file" if Path(source).is_file() else "does not exist"
             raise MissingFileError(
-                f"{side} directory {source} does not exist; pass a directory written by "
+                f"{side} directory {source} {found}; pass a directory written by "
                 "save_pretrained, or the name of a model on the hub (owner/model)"
             )
     if (Path(model_source) / "adapter_config.json").is_file():

@@ -29,6 +29,7 @@ from xtoken.distillation.options import (
     check_weights,
     not_an_option,
     options_read,
+    trains_projection,
 )
 from xtoken.distillation.output import Counts, DistillOutput, checked_counts
 from xtoken.errors import (
@@ -141,8 +142,11 @@ class Distiller(nn.Module):
         for name in self.options.changed():
             if name not in options_read([loss]):
                 raise not_an_option(name, getattr(self.options, name), [loss])
-        if self.spec is None and options.get("learnable_projection", False):
-            raise not_an_option("learnable_projection", True, [loss])
+        if options.get("learnable_projection", False) and not trains_projection(loss):
+            raise OptionError(
+                f"learnable_projection = True, but {loss} trains no weight of W; name p-kl, or "
+                "leave it out"
+            )
         if self.spec is not None:
             self.parts = PairParts.from_projection(
                 pair.projection,

@@ -84,6 +84,11 @@ def not_an_option(name: str, value: object, losses: Sequence[str]) -> OptionErro
     )
 
 
+def trains_projection(loss: str) -> bool:
+    """Whether the weights of W can be trained under a loss."""
+    return loss != "ce" and find_loss(loss).parts & {"projection", "tries"} == {"projection"}
+
+
 def reads_threshold(loss: str) -> bool:
     """Whether a loss reads the relaxed common set."""
     return loss != "ce" and "relaxed_common" in find_loss(loss).parts

@@ -92,6 +92,8 @@ class DistillOutput:
             assert ce is not None
             zero = torch.zeros((), device=ce.device)
             return cls(ce_weight * ce, None, ce, zero, zero.long(), tokens)
+        if kd_scale is not None:
+            check_number("kd_scale", kd_scale, 0, rule="is out of range; expected at least 0")
         weight = kd_scale
         if weight is None and not isinstance(kd_weight, str):
             weight = kd_weight

@@ -152,7 +152,7 @@ class Shard:
         try:
             file = read_tensors(path, _FORMATS, "teacher predictions", "a file of this store")
         except ForeignFileError as error:
-            raise StoreError(f"{error}; remove it or use another folder") from error
+            raise StoreError(f"{error}; use another folder, or move the file elsewhere") from error
         except FormatError as error:
             raise DamagedStoreError(str(error)) from error
         except MissingFileError:
@@ -238,7 +238,8 @@ def _check_key(path: Path, found: dict[str, str], key: StoreKey) -> None:
         if given != value:
             raise StoreError(
                 f"{path} has {name} = {given!r}, expected {value!r}; "
-                "it was written for another teacher or setting: remove it or use another folder"
+                "it was written for another teacher or setting: use another folder, or move the "
+                "file elsewhere"
             )
     if tokenizer and wanted and tokenizer != wanted:
         raise PairError(

@@ -115,6 +115,10 @@ class TopKStore:
             StoreError: it holds no predictions; otherwise as above.
         """
         folder = path_to_read("teacher store", directory, "pass a folder that xtoken teach wrote")
+        if folder.is_file():
+            raise MissingFileError(
+                f"teacher store {folder} is a file; pass a folder that xtoken teach wrote"
+            )
         if not folder.is_dir():
             raise MissingFileError(
                 f"teacher store {folder} does not exist; fill one with xtoken teach --out {folder}"

@@ -19,12 +19,16 @@ from typing import Any, Literal, cast
 from xtoken._checks import expect
 from xtoken._files import JsonValue, parse_json, path_to_read, write_text
 from xtoken.distillation import Distiller, DistillLossName
-from xtoken.distillation.options import not_an_option, options_read, reads_threshold
+from xtoken.distillation.options import (
+    not_an_option,
+    options_read,
+    reads_threshold,
+    trains_projection,
+)
 from xtoken.errors import FormatError, MissingFileError, OptionError
 from xtoken.losses.engine.divergence import Direction
 from xtoken.losses.inputs import LossOptions
 from xtoken.losses.multi_teacher import Confidence
-from xtoken.losses.registry import find_loss
 from xtoken.pair import Pair
 from xtoken.training.settings import LEARNING_RATE, WARMUP_STEPS, DistillSettings
 from xtoken.training.trainer_options import (
@@ -351,11 +355,6 @@ class DistillConfig:
         Raises: FileNotFoundError if there is no such file; OptionError as `from_json`.
         """
         return cls.from_settings(read_settings(path))
-
-
-def trains_projection(loss: str) -> bool:
-    """Whether the weights of W can be trained under a loss."""
-    return loss != "ce" and find_loss(loss).parts & {"projection", "tries"} == {"projection"}
 
 
 def known_settings() -> frozenset[str]:

@@ -198,8 +198,12 @@ def _tokenizer_folder(given: Path | str) -> str:
         "(owner/model)"
     )
     if not path_to_read("teacher directory", given, hint).is_dir() and not is_hub_name(given):
-        raise MissingFileError(f"teacher directory {given} does not exist; {hint}")
+        raise MissingFileError(f"teacher directory {given} {_no_directory(given)}; {hint}")
     return str(given)
+
+
+def _no_directory(path: Path | str) -> str:
+    return "is a file" if Path(path).is_file() else "does not exist"
 
 
 def _source(side: str, given: Path | str) -> str:
@@ -210,7 +214,7 @@ def _source(side: str, given: Path | str) -> str:
     path = path_to_read(f"{side} directory", given, hint)
     if not path.is_dir():
         if not is_hub_name(given):
-            raise MissingFileError(f"{side} directory {path} does not exist; {hint}")
+            raise MissingFileError(f"{side} directory {path} {_no_directory(path)}; {hint}")
     elif not (path / "config.json").is_file():
         raise ModelSourceError(
             f"{side} directory {path} has no config.json; save the model and its tokenizer there "

@@ -16,7 +16,7 @@ from xtoken.errors import OptionError
 from xtoken.losses.kernels.choice import forced, mode
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
-from xtoken.training.config import DistillConfig, trains_projection
+from xtoken.training.config import DistillConfig
 from xtoken.training.prepare import PreparedData
 from xtoken.training.processes import process_count
 from xtoken.training.run import taught_by
@@ -82,14 +82,6 @@ def _try_loss(
     settings = DistillSettings(**{name: each for name, each in values.items() if name in names})
     sources: list[TeacherSource | None] = [_Untaught() for _ in materials.teachers]
     given = taught_by(materials, config, sources)
-    for each in materials.teachers if config.learnable_projection else ():
-        loss = each.models.loss or config.loss
-        loss = each.pair.audit().recommendation if loss == "auto" else loss
-        if not trains_projection(loss):
-            raise OptionError(
-                f"learnable_projection = True, but {loss} trains no weight of W; name p-kl, or "
-                "leave it out"
-            )
     teaching = teach(given, materials.pair, settings, torch.device("cpu"))
     # Cross-entropy alone has one member, of no teacher.
     for member, each, kept in zip(teaching.members, materials.teachers, columns, strict=False):

@@ -161,7 +161,7 @@ def checked_call(
         if tensor.device != device:
             raise PairError(
                 f"{name} of the pair is on {tensor.device}, the student on {device}; "
-                f"pass pair.to({str(device)!r})"
+                f"pass the parts' .to({str(device)!r}), or distiller.to(...) where one holds them"
             )
     if spec.needs_ids or spec.prepare_for(options) is not None:
         for name, ids in (("student_ids", inputs.student_ids), ("teacher_ids", inputs.teacher_ids)):
