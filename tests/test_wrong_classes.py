@@ -11,6 +11,8 @@ import torch
 from xtoken import XTokenError
 from xtoken.data import Completion, Example, cut_passages, split_held_out
 from xtoken.targets import TargetBuilder, Targets
+from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
+from xtoken.teachers.served import ServedTeacher
 from xtoken.tensors.byte_prefixes import BytePrefixes
 from xtoken.tensors.completions import Completions
 from xtoken.tensors.piece_chains import PieceChains
@@ -40,6 +42,17 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: Completion("a", None), "completion is NoneType, expected str"),  # type: ignore[arg-type]
     (lambda: Completion(1, "a"), "prompt is int, expected str"),  # type: ignore[arg-type]
     (lambda: DistillConfig.from_settings(None), "values is NoneType, expected dict"),  # type: ignore[arg-type]
+]
+CALLS += [
+    (
+        lambda: StoreKey(object(), 3, "float32"),
+        "teacher is object, expected str; pass",
+    ),  # type: ignore[arg-type]
+    (lambda: StoreKey("a", "64", "float32"), "top_k = '64', expected at least 1"),  # type: ignore[arg-type]
+    (lambda: TopKStore(__file__, StoreKey("a", 3, "float32")), "is a file; pass a folder"),
+    (lambda: TopKStore("store", "key"), "key is str, expected StoreKey"),  # type: ignore[arg-type]
+    (lambda: LiveTeacher(None), "model is NoneType, expected Module; pass a causal"),  # type: ignore[arg-type]
+    (lambda: ServedTeacher(8000, vocab=9, top_k=3), "url is int, expected str"),  # type: ignore[arg-type]
 ]
 
 

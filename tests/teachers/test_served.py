@@ -332,6 +332,16 @@ def test_the_dialect_is_asked_for(
     assert len(teacher.predictions(sequences[:2])) == 2
 
 
+@pytest.mark.parametrize("kind", APIS)
+def test_a_server_with_a_low_cap_gives_as_much(
+    kind: str, serve: Serve, sequences: list[np.ndarray], tmp_path: Path
+) -> None:
+    _, teacher = serve(kind, Faults(cap=5), top_k=5)
+    store = open_store(tmp_path / "store", teacher)
+    fill_store(store, teacher, sequences[:2])
+    assert store.get(sequences[0]).ids.shape[1] == 5
+
+
 # What cannot be used is refused, with what helps.
 
 

@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from xtoken._checks import check_flag, token_limit
+from xtoken._checks import check_flag, expect, token_limit
 from xtoken.align.ids import as_rows
 from xtoken.data.examples import Example, fit_example
 from xtoken.data.low_coverage import CoverageWatch
@@ -249,6 +249,7 @@ class Distiller(nn.Module):
 
     def counts(self, batch: Batch) -> Counts:
         """The tokens and chunks of a batch; their sum over a step's batches is `totals`."""
+        expect(batch, Batch, "batch", "pass distiller.collate(texts)")
         return Counts(batch.tokens, len(batch.chunks) if self.needs_teacher else 0)
 
     def forward(

@@ -96,6 +96,11 @@ def check_ids(
     if highest < rows:
         return
     name, size = side or type(model).__name__, max(tokens or 0, highest + 1)
+    if rows < size - max(64, size // 100):
+        raise TokenIdError(
+            f"the batch holds token {highest}, but the {name}'s embedding has {rows} rows; this is "
+            "another model's tokenizer: pass the one of this model"
+        )
     mask = inputs.get("attention_mask")
     if mask is not None and int(ids.masked_fill(mask == 0, 0).max()) < rows:
         raise TokenIdError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from xtoken._checks import expect
 from xtoken.teachers.causal import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.model_fingerprint import model_fingerprint
@@ -41,7 +42,8 @@ class LiveTeacher:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        check_kind(model, "teacher")
+        hint = "pass a causal language model, or LiveTeacher.from_pretrained(...)"
+        check_kind(expect(model, nn.Module, "model", hint), "teacher")
         self.model = model.eval().requires_grad_(False)
         self.tokens_computed = 0
         self._fingerprint: str | None = None

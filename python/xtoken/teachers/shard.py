@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xtoken._checks import check_number, expect
 from xtoken._tensor_files import Array, read_metadata, read_tensors, write_tensors
 from xtoken.errors import (
     DamagedStoreError,
@@ -48,6 +49,7 @@ class StoreKey:
 
     Raises:
         OptionError: a value is out of range.
+        ArgumentTypeError: a fingerprint is none.
     """
 
     teacher: str
@@ -58,11 +60,12 @@ class StoreKey:
     min_prob: float | None = None
 
     def __post_init__(self) -> None:
+        expect(self.teacher, str, "teacher", "pass teacher.fingerprint")
+        expect(self.tokenizer, str, "tokenizer", "pass vocab.fingerprint")
         if self.dtype not in STORE_DTYPES:
             expected = ", ".join(map(repr, STORE_DTYPES))
             raise OptionError(f"dtype = {self.dtype!r}, expected one of {expected}")
-        if self.top_k < 1:
-            raise OptionError(f"top_k = {self.top_k}, expected at least 1")
+        check_number("top_k", self.top_k, 1, rule=", expected at least 1", whole=True)
         if self.mass is not None and not 0 < self.mass < 1:
             raise OptionError(
                 f"mass = {self.mass}, expected a share inside (0, 1), or None for all top_k columns"

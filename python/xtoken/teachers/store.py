@@ -16,9 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken._checks import expect
 from xtoken._files import as_path, path_to_read, remove_unfinished, warn_of_cache, writes
 from xtoken._locks import locked
-from xtoken.errors import DamagedStoreError, MissingFileError, PairError, StoreError, XTokenError
+from xtoken.align.ids import as_ids
+from xtoken.errors import (
+    DamagedStoreError,
+    MissingFileError,
+    PairError,
+    StoreError,
+    TokenIdError,
+    XTokenError,
+)
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.kept_rows import KeptRows, Rest
 from xtoken.teachers.live import LiveTeacher
@@ -86,7 +95,9 @@ class TopKStore:
 
     def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
         self.directory = as_path("directory", directory)
-        self.key = key
+        if self.directory.is_file():
+            raise StoreError(f"directory = {self.directory} is a file; pass a folder")
+        self.key = expect(key, StoreKey, "key", "pass StoreKey(teacher.fingerprint, ...)")
         self.required = required or key.is_spread
         self.sequences_computed = 0
         self.files_discarded = 0
@@ -335,6 +346,17 @@ class TopKStore:
             NonFiniteError: it predicts NaN; nothing of that pass is stored.
             FailedWriteError: the folder cannot be written, and the store is `required`.
         """
+        expect(teacher, LiveTeacher, "teacher", "pass LiveTeacher(model)")
+        hint = "pass a list of sequences"
+        sequences = [
+            ids if isinstance(ids, np.ndarray) else as_ids("a sequence", ids, hint)
+            for ids in sequences
+        ]
+        lowest = min((int(ids.min()) for ids in sequences if len(ids)), default=0)
+        if lowest < 0:
+            raise TokenIdError(
+                f"a sequence holds {lowest}, which no token is; leave masked places out"
+            )
         if teacher.fingerprint != self.key.teacher:
             raise StoreError(
                 f"the store in {self.directory} is for teacher {self.key.teacher}, this one is "

@@ -14,9 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken._checks import expect
 from xtoken._core import Vocab
 from xtoken._files import JsonValue
-from xtoken.errors import OptionError, RefusedRequestError, ServerError, TokenIdError, XTokenError
+from xtoken.errors import (
+    OptionError,
+    RefusedRequestError,
+    ServerError,
+    TokenIdError,
+    UnavailableServerError,
+    XTokenError,
+)
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.predict import padded_signal
 from xtoken.teachers.served.answers import items, member, most_columns
@@ -98,6 +106,7 @@ class ServedTeacher:
         tokens_per_request: int = 4096,
         api_key: str | None = None,
     ) -> None:
+        expect(url, str, "url", "pass an address such as http://localhost:8000")
         if temperature != 1:
             raise OptionError(
                 f"temperature = {temperature}, but a served teacher answers at 1, and a top-k "
@@ -183,9 +192,22 @@ class ServedTeacher:
 
     def _asked_probe(self, connection: Connection) -> Probe:
         prompt = fixed_prompt(self.vocab)
-        question = Question(self.model, min(ENTRIES, self.vocab_size), self.vocab_size)
-        answers = self.api.ask(connection, [prompt], question)
-        return Probe.of(self.model, prompt, next(iter(answers)))
+        entries = min(ENTRIES, self.vocab_size)
+
+        def ask(count: int) -> Probe:
+            question = Question(self.model, count, self.vocab_size)
+            answers = self.api.ask(connection, [prompt], question)
+            return Probe.of(self.model, prompt, next(iter(answers)))
+
+        try:
+            return ask(entries)
+        except UnavailableServerError:
+            raise
+        except ServerError:
+            # The server may cap them; what is asked for anyway it gives.
+            if not 0 < self.top_k < entries:
+                raise
+            return ask(self.top_k)
 
     def require_same_model(self, *, retries: int | None = None) -> None:
         """Ask the fixed prompt again: a server that was started anew may serve other weights under
