@@ -18,6 +18,7 @@ from xtoken._files import (
     sha256_of,
     unsealed,
     write_json,
+    writes,
 )
 from xtoken.errors import (
     FormatError,
@@ -116,7 +117,8 @@ def write_pair(
         FailedWriteError: the folder cannot be written.
         OptionError: it holds a `student` or `teacher` that is of no saved pair.
     """
-    _check_folder(folder)
+    with writes(folder):
+        _check_folder(folder)
     vocab_files = [f"{name}.vocab" for name in _NAMES]
     with parts_beside(folder, [_FILE, _PROJECTION_FILE, *vocab_files, *_NAMES]) as made:
         projection.save(made / _PROJECTION_FILE)

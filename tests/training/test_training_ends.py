@@ -91,12 +91,14 @@ def unheard(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def at_next_forward(act: Callable[[], None]) -> None:
-    """Call something as a model is called next."""
+def at_next_forward(number: signal.Signals) -> None:
+    """Raise a signal as a model is called next, once a run listens: it tries its models before."""
 
     def once(module: torch.nn.Module, inputs: object) -> None:
-        handle.remove()
-        act()
+        heard_by = getattr(signal.getsignal(number), "__module__", None)
+        if heard_by == "xtoken.training.stop_on_signal":
+            handle.remove()
+            signal.raise_signal(number)
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(once)
 
@@ -157,7 +159,7 @@ def test_a_signal_in_the_last_evaluation_leaves_it_for_a_checkpoint(
     config = replace(
         CONFIG, checkpoint_every=checkpoint_every, eval_every=eval_every, eval_batch_size=2
     )
-    at_evaluation = AtStep(6, lambda: at_next_forward(lambda: signal.raise_signal(number)))
+    at_evaluation = AtStep(6, lambda: at_next_forward(number))
     message = r"after step 6 of 6; the checkpoint is in .*cut: pass --resume to go on from there$"
     with unheard(number), pytest.raises(InterruptedRunError, match=message) as raised:
         run(materials, config, tmp_path / "cut", at_evaluation)
@@ -168,7 +170,7 @@ def test_a_signal_in_the_last_evaluation_leaves_it_for_a_checkpoint(
     # Again, with nothing but the evaluation to do: the same checkpoint will do.
     newest = tmp_path / "cut" / "checkpoint-6" / "run.json"
     written = newest.stat().st_mtime_ns
-    at_next_forward(lambda: signal.raise_signal(number))
+    at_next_forward(number)
     with unheard(number), pytest.raises(InterruptedRunError, match=message):
         run(materials, config, tmp_path / "cut", resume=True)
     assert newest.stat().st_mtime_ns == written
