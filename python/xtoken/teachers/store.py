@@ -95,7 +95,7 @@ class TopKStore:
 
     def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
         self.directory = as_path("directory", directory)
-        if self.directory.is_file():
+        if os.path.isfile(self.directory):
             raise StoreError(f"directory = {self.directory} is a file; pass a folder")
         self.key = expect(key, StoreKey, "key", "pass StoreKey(teacher.fingerprint, ...)")
         self.required = required or key.is_spread
@@ -126,7 +126,7 @@ class TopKStore:
             StoreError: it holds no predictions; otherwise as above.
         """
         folder = path_to_read("teacher store", directory, "pass a folder that xtoken teach wrote")
-        if folder.is_file():
+        if os.path.isfile(folder):
             raise MissingFileError(
                 f"teacher store {folder} is a file; pass a folder that xtoken teach wrote"
             )
