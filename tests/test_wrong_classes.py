@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xtoken import XTokenError
+from xtoken import Aligner, Vocab, XTokenError
 from xtoken.data import Completion, Example, cut_passages, split_held_out
 from xtoken.targets import TargetBuilder, Targets
 from xtoken.teachers import LiveTeacher, StoreKey, TopKStore
@@ -77,3 +77,10 @@ def test_numbers_of_other_libraries_are_told_as_what_they_are(
 ) -> None:
     with pytest.raises(XTokenError, match=f"^{name} = .* is {message}"):
         DistillSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_ids_of_other_whole_numbers_are_taken() -> None:
+    one = Vocab.from_tokens([b"a", b"b"], ranked=True)
+    alignment = Aligner(one, one).align([0, 1], [0, 1])
+    made = Example.whole(np.array([0, 1], np.int32), [0, 1], alignment)
+    assert made.student_ids.dtype == made.teacher_ids.dtype == np.int64

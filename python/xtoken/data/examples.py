@@ -52,8 +52,12 @@ class Example:
         alignment: Alignment,
     ) -> Example:
         """An example all of whose tokens count in the loss."""
-        student = as_ids("student_ids", student_ids, "pass one sequence")
-        teacher = as_ids("teacher_ids", teacher_ids, "pass one sequence")
+        student, teacher = (
+            ids.astype(np.int64)
+            if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
+            else as_ids(name, ids, "pass one sequence")
+            for name, ids in (("student_ids", student_ids), ("teacher_ids", teacher_ids))
+        )
         masks = [np.ones(len(ids), dtype=np.bool_) for ids in (student, teacher)]
         return cls(student, teacher, masks[0], masks[1], alignment)
 
