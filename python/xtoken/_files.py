@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from xtoken.errors import (
     ArgumentTypeError,
@@ -299,11 +299,7 @@ def _folder_beside(path: Path | str) -> Iterator[Path]:
         temporary.rename(path)
     except BaseException as error:
         _put_back(aside)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, FailedWriteError):
-            message = str(error).replace(str(temporary), str(path))
-            raise FailedWriteError(message, error.reason) from error
-        raise
+        _give_up(temporary, path, error)
     _folder_to_disk(path.parent)
     _put_back(aside)
 
@@ -341,14 +337,19 @@ def parts_beside(folder: Path | str, names: Collection[str]) -> Iterator[Path]:
             for path in placed:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             _put_back(aside)
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, FailedWriteError):
-                message = str(error).replace(str(temporary), str(folder))
-                raise FailedWriteError(message, error.reason) from error
-            raise
+            _give_up(temporary, folder, error)
         temporary.rmdir()
         _folder_to_disk(folder)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _give_up(temporary: Path, path: Path, error: BaseException) -> NoReturn:
+    """Remove a new folder that takes no place, and raise what ended it, by the name it was for."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(error, FailedWriteError):
+        message = str(error).replace(str(temporary), str(path))
+        raise FailedWriteError(message, error.reason) from error
+    raise error
 
 
 def _finish(temporary: Path, of_new: int) -> None:

@@ -18,7 +18,6 @@ from xtoken._files import (
     sha256_of,
     unsealed,
     write_json,
-    writes,
 )
 from xtoken.errors import (
     FormatError,
@@ -117,10 +116,9 @@ def write_pair(
         FailedWriteError: the folder cannot be written.
         OptionError: it holds a `student` or `teacher` that is of no saved pair.
     """
-    with writes(folder):
-        _check_folder(folder)
     vocab_files = [f"{name}.vocab" for name in _NAMES]
     with parts_beside(folder, [_FILE, _PROJECTION_FILE, *vocab_files, *_NAMES]) as made:
+        _check_folder(folder)
         projection.save(made / _PROJECTION_FILE)
         for side, vocab, name in zip(sides, vocabs, vocab_files, strict=True):
             (made / name).write_bytes(_vocab_state(vocab))

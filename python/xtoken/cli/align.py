@@ -18,7 +18,7 @@ from xtoken.cli.align_view import alignment_view
 from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out_folder
 from xtoken.cli.plain_console import plain_console
-from xtoken.cli.sides import Student, Teacher, read_side, read_text
+from xtoken.cli.sides import Student, Teacher, read_side, read_text, sources_of
 from xtoken.data.low_coverage import low_exact_bytes
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import LowCoverageWarning, OptionError
@@ -78,7 +78,7 @@ def align(
     _check_read(batch, file, limit, as_json, text_field, rows, threads)
     if out is not None:
         check_out_folder(out)
-        check_apart(out, [("--student", student), ("--teacher", teacher)], folder=True)
+        check_apart(out, sources_of(student, teacher), folder=True)
     sides = read_side("student", student), read_side("teacher", teacher)
     vocabs = [vocab_with_stops(side) for side in sides]
     aligner = Aligner(*vocabs, whole_characters=whole_characters, threads=threads)

@@ -37,7 +37,7 @@ from xtoken.data.loss_mask import is_predicted
 from xtoken.data.low_coverage import CoverageWatch
 from xtoken.distillation import DistillLossName
 from xtoken.errors import LowCoverageWarning, OptionError
-from xtoken.report.curves import check_curves, draw_curves
+from xtoken.report.curves import draw_curves
 from xtoken.teachers import TeacherSource, TopKStore
 from xtoken.teachers.served import PrefetchedTeacher
 from xtoken.training.checkpoints import clear_run
@@ -46,7 +46,7 @@ from xtoken.training.config_arguments import check_trainer
 from xtoken.training.dry_run import dry_run
 from xtoken.training.prepare import PreparedData, closing_teachers, open_teachers, prepare
 from xtoken.training.processes import is_main_process
-from xtoken.training.run import RunResult, run_lock, train
+from xtoken.training.run import RunResult, check_picture, run_lock, train
 from xtoken.training.run_files import CURVES_FILE
 from xtoken.training.trial import check_run
 
@@ -84,8 +84,7 @@ def run(request: Request) -> None:
     bars = Bars(console)
     config = dated(read_config(request), request)
     check_trainer(config)
-    if config.curves and not (request.resume and (request.out / CURVES_FILE).exists()):
-        check_curves()
+    check_picture(config, request.out, request.resume)
     read = read_run_texts(request, config, console)
     texts = read.parts
     models = load_teachers(request.student, request.teachers)

@@ -19,7 +19,15 @@ from xtoken.cli.audited_pair import Threshold, audit_sides
 from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out
 from xtoken.cli.plain_console import plain_console
-from xtoken.cli.sides import MaybeStudent, MaybeTeacher, Student, Teacher, read_text, working
+from xtoken.cli.sides import (
+    MaybeStudent,
+    MaybeTeacher,
+    Student,
+    Teacher,
+    read_text,
+    sources_of,
+    working,
+)
 from xtoken.data.stops import vocab_with_stops
 from xtoken.errors import OptionError
 from xtoken.projection import Projection
@@ -72,7 +80,7 @@ def build(
 ) -> None:
     """Build W for two tokenizers and write it to a file."""
     check_out(out)
-    check_apart(out, _sources(student, teacher))
+    check_apart(out, sources_of(student, teacher))
     vocabs = _read(student, teacher)
     with working("building W"):
         w = Projection.build(
@@ -143,7 +151,7 @@ def import_table(
 ) -> None:
     """Read such a table and write it as W for this pair."""
     check_out(out)
-    check_apart(out, [*_sources(student, teacher), ("TABLE", table)])
+    check_apart(out, [*sources_of(student, teacher), ("TABLE", table)])
     vocabs = _read(student, teacher)
     with working("reading the table"):
         w = Projection.import_topk_pt(table, *vocabs, normalize=normalize)
@@ -174,7 +182,7 @@ def audit(
     if html is not None:
         check_out(html, "--html")
         read = ("--text", text), ("--teacher-model", teacher_model)
-        check_apart(html, [*_sources(student, teacher), *read], "--html")
+        check_apart(html, [*sources_of(student, teacher), *read], "--html")
     content = None if text is None else read_text(text)
     if teacher_model is not None and content is None:
         raise OptionError("--teacher-model predicts a text, and none was given; pass --text FILE")
@@ -196,10 +204,6 @@ def audit(
     console.print(tables.recommendation(result))
     if html is not None:
         console.print(f"page: {escape(str(html))}", soft_wrap=True)
-
-
-def _sources(student: str, teacher: str) -> list[tuple[str, object]]:
-    return [("--student", student), ("--teacher", teacher)]
 
 
 def _read(student: str, teacher: str) -> tuple[Vocab, Vocab]:

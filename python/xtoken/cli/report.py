@@ -15,7 +15,7 @@ from xtoken.cli.command import App
 from xtoken.cli.outputs import check_out
 from xtoken.cli.plain_console import plain_console
 from xtoken.cli.run_records import read_run, run_names
-from xtoken.cli.sides import Student, Teacher, page_names, read_document, working
+from xtoken.cli.sides import Student, Teacher, page_names, read_document, sources_of, working
 from xtoken.errors import OptionError
 from xtoken.pair import Pair
 from xtoken.vocab.side import Side
@@ -80,7 +80,7 @@ def alignment(
 
     check_out(out)
     models = ("--student-model", student_model), ("--teacher-model", teacher_model)
-    check_apart(out, [*_sources(student, teacher), ("--text", text), *models])
+    check_apart(out, [*sources_of(student, teacher), ("--text", text), *models])
     document, source = read_document(text, row)
     if not special_tokens and not isinstance(document, str):
         raise OptionError(
@@ -122,7 +122,7 @@ def pair(
 ) -> None:
     """Write what suits a pair, and why, as a page: the one of `xtoken project audit --html`."""
     check_out(out)
-    check_apart(out, [*_sources(student, teacher), ("--text", text)])
+    check_apart(out, [*sources_of(student, teacher), ("--text", text)])
     document, source = (None, "") if text is None else read_document(text)
     if document is not None and not isinstance(document, str):
         raise OptionError(f"--text {text} holds no plain text; an audit counts one: pass a text")
@@ -154,10 +154,6 @@ def runs(
             for folder, name in zip(folders, run_names(folders), strict=True)
         ]
     _write(out, run_page(found))
-
-
-def _sources(student: str, teacher: str) -> list[tuple[str, object]]:
-    return [("--student", student), ("--teacher", teacher)]
 
 
 def _model(side: str, source: str | None) -> nn.Module | None:

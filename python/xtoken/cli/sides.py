@@ -26,6 +26,11 @@ MaybeStudent = Annotated[str | None, typer.Option("--student", help=f"The studen
 MaybeTeacher = Annotated[str | None, typer.Option("--teacher", help="The same for the teacher.")]
 
 
+def sources_of(student: str, teacher: str) -> list[tuple[str, object]]:
+    """Both options with what they name, as `check_apart` takes them."""
+    return [("--student", student), ("--teacher", teacher)]
+
+
 def read_side(name: SideName, source: str) -> Side:
     """Read a tokenizer that is to encode text.
 

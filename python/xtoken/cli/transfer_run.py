@@ -17,7 +17,7 @@ from xtoken.pair import Pair
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.transfer import RowCounts, TransferCounts
 from xtoken.transfer.parts import MERGE_ADAPTERS, with_all_pieces
-from xtoken.vocab.load import by_transformers, is_hub_name
+from xtoken.vocab.load import by_transformers, is_hub_name, no_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,9 +43,8 @@ def run(
     console = plain_console()
     for side, source in (("model", model_source), ("tokenizer", tokenizer_source)):
         if not Path(source).is_dir() and not is_hub_name(source):
-            found = "is a file" if Path(source).is_file() else "does not exist"
             raise MissingFileError(
-                f"{side} directory {source} {found}; pass a directory written by "
+                f"{side} directory {source} {no_directory(source)}; pass a directory written by "
                 "save_pretrained, or the name of a model on the hub (owner/model)"
             )
     if (Path(model_source) / "adapter_config.json").is_file():

@@ -57,6 +57,7 @@ from xtoken.tensors.teacher_signal import Teacher, TeacherTopK
 from xtoken.tensors.teacher_spread import TeacherSpread
 from xtoken.trie import PieceTrie
 from xtoken.vocab.display import special_name
+from xtoken.vocab.head_size import least_columns
 
 
 class Distiller(nn.Module):
@@ -139,8 +140,9 @@ class Distiller(nn.Module):
         # By the widths of heads that are narrower than a tokenizer.
         self._limited: dict[tuple[int, ...], PairParts] = {}
         self.spec: LossSpec | None = None if loss == "ce" else find_loss(loss)
+        read = options_read([loss])
         for name in self.options.changed():
-            if name not in options_read([loss]):
+            if name not in read:
                 raise not_an_option(name, getattr(self.options, name), [loss])
         if options.get("learnable_projection", False) and not trains_projection(loss):
             raise OptionError(
@@ -391,7 +393,7 @@ class Distiller(nn.Module):
     def _limited_parts(self, rows: int, columns: int) -> PairParts:
         sizes = self.parts.sizes
         for side, head, size in zip(("student", "teacher"), (rows, columns), sizes, strict=True):
-            if head < size - max(64, size // 100):
+            if head < least_columns(size):
                 raise ShapeError(
                     f"the {side}'s head has {head} columns, its tokenizer {size} tokens; this is "
                     "another model's tokenizer, or call model.resize_token_embeddings"

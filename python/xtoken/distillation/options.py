@@ -9,6 +9,7 @@ from xtoken._checks import check_number, shown
 from xtoken.distillation.collate import PaddingSide
 from xtoken.errors import OptionError
 from xtoken.losses.engine.divergence import Direction
+from xtoken.losses.engine.loss_spec import unread_option
 from xtoken.losses.engine.merge import Merge
 from xtoken.losses.inputs import Chooser, Scope
 from xtoken.losses.registry import LossName, find_loss
@@ -78,10 +79,7 @@ def options_read(losses: Iterable[str]) -> frozenset[str]:
 def not_an_option(name: str, value: object, losses: Sequence[str]) -> OptionError:
     """The error of an option that none of these losses reads."""
     reads = "it reads" if set(losses) != {"ce"} else "it has no teacher, and reads"
-    return OptionError(
-        f"{name} = {value!r} is not an option of {' or '.join(losses)}; {reads} "
-        f"{', '.join(sorted(options_read(losses)))}"
-    )
+    return unread_option(name, value, " or ".join(losses), options_read(losses), reads)
 
 
 def trains_projection(loss: str) -> bool:

@@ -15,13 +15,16 @@ from xtoken.teachers.probe import check_causal, position_inputs, takes_left_padd
 Move: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
+def causal_logits(
+    model: nn.Module, ids: Tensor, attention_mask: Tensor, *, side: str = "model"
+) -> Tensor:
     """Return next-token logits, the same for a row whatever its padding.
 
     Args:
         model: called as `model(input_ids=..., attention_mask=...)`, returns one with `logits`.
         ids: [B, T] int64.
         attention_mask: [B, T], 1 for a token and 0 for padding on either side.
+        side: the model's part, for messages.
     Returns: [B, T, V] raw logits; those at padded positions have no meaning.
 
     Raises:
@@ -30,7 +33,7 @@ def causal_logits(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
         OptionError, TokenIdError: a row is longer than the model has positions, or holds a token
             that it has not.
     """
-    check_causal(model)
+    check_causal(model, side)
     inputs, back = causal_inputs(model, ids, attention_mask)
     check_positions(model, inputs)
     check_ids(model, inputs)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from xtoken.errors import OptionError, TokenIdError
+from xtoken.vocab.head_size import least_columns
 
 # Families whose positions are numbered from that of the padding token on.
 _PADDED_POSITIONS = frozenset(
@@ -96,7 +97,7 @@ def check_ids(
     if highest < rows:
         return
     name, size = side or type(model).__name__, max(tokens or 0, highest + 1)
-    if rows < size - max(64, size // 100):
+    if rows < least_columns(size):
         raise TokenIdError(
             f"the batch holds token {highest}, but the {name}'s embedding has {rows} rows; this is "
             "another model's tokenizer: pass the one of this model"

@@ -86,9 +86,10 @@ class LiveTeacher:
             attention_mask: [B, T], 1 for a token and 0 for padding on either side.
         Returns: [B, T, V] in the dtype of the model, detached, on the device of the model.
         """
-        check_causal(self.model, "teacher")
+        ids, mask = ids.to(self.device), attention_mask.to(self.device)
+        logits = causal_logits(self.model, ids, mask, side="teacher")
         self.tokens_computed += int(attention_mask.sum())
-        return causal_logits(self.model, ids.to(self.device), attention_mask.to(self.device))
+        return logits
 
     def signal(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the teacher signal of a padded batch: its full logits."""

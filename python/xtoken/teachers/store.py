@@ -441,10 +441,13 @@ class TopKStore:
             # A file that another process reads stays on Windows, and does no harm.
             with contextlib.suppress(OSError):
                 path.unlink()
+        gone = [shard for shard in self._shards if shard.path in paths]
         self._shards = [shard for shard in self._shards if shard.path not in paths]
-        kept = {id(shard) for shard in self._shards}
-        places = self._places.items()
-        self._places = {digest: place for digest, place in places if id(place.shard) in kept}
+        for shard in gone:
+            for digest in shard.digests:
+                place = self._places.get(digest)
+                if place is not None and place.shard is shard:
+                    del self._places[digest]
         self._heads = {}
 
     def get(self, ids: Ids) -> Predictions:

@@ -23,7 +23,8 @@ from xtoken.teachers.served.client import without_password
 from xtoken.teachers.store import TopKStore
 from xtoken.teachers.store_notes import TOKENIZER_FOLDER
 from xtoken.training.config import TeacherDtype
-from xtoken.vocab.load import by_transformers, is_hub_name
+from xtoken.vocab.head_size import least_columns
+from xtoken.vocab.load import by_transformers, is_hub_name, no_directory
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,8 @@ def _tokenizer_folder(given: Path | str) -> str:
         "(owner/model)"
     )
     if not path_to_read("teacher directory", given, hint).is_dir() and not is_hub_name(given):
-        raise MissingFileError(f"teacher directory {given} {_no_directory(given)}; {hint}")
+        raise MissingFileError(f"teacher directory {given} {no_directory(given)}; {hint}")
     return str(given)
-
-
-def _no_directory(path: Path | str) -> str:
-    return "is a file" if Path(path).is_file() else "does not exist"
 
 
 def _source(side: str, given: Path | str) -> str:
@@ -214,7 +211,7 @@ def _source(side: str, given: Path | str) -> str:
     path = path_to_read(f"{side} directory", given, hint)
     if not path.is_dir():
         if not is_hub_name(given):
-            raise MissingFileError(f"{side} directory {path} {_no_directory(path)}; {hint}")
+            raise MissingFileError(f"{side} directory {path} {no_directory(path)}; {hint}")
     elif not (path / "config.json").is_file():
         raise ModelSourceError(
             f"{side} directory {path} has no config.json; save the model and its tokenizer there "
@@ -239,7 +236,7 @@ def _load_model(
     model = load_causal_lm(source, side=side, dtype=dtype)
     columns = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     # Some have a few columns less than tokens (Gemma-3); the losses leave those tokens out.
-    if columns < len(vocab) - max(64, len(vocab) // 100):
+    if columns < least_columns(len(vocab)):
         raise ModelSourceError(
             f"the {side}'s tokenizer in {source} has {len(vocab)} tokens, its model only {columns} "
             "columns; this is another model's tokenizer, or call model.resize_token_embeddings"

@@ -135,12 +135,21 @@ def train(
     models = [each.models for each in materials.teachers]
     read = [("student", models[0].student_source), *(("teacher", m.teacher_source) for m in models)]
     check_apart(out, [*read, *(("store", each.store) for each in models)], "out =", folder=True)
-    if config.curves and not (resume and (out / CURVES_FILE).exists()):
-        check_curves()
+    check_picture(config, out, resume)
     with writes(out):
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out) if main else contextlib.nullcontext():
         return _train(materials, config, sources, out, reporter, resume)
+
+
+def check_picture(config: DistillConfig, out: Path, resume: bool) -> None:
+    """Refuse to train towards a picture that cannot be drawn at the end.
+
+    Raises:
+        MissingExtraError: it is still to be drawn, and matplotlib is not installed.
+    """
+    if config.curves and not (resume and (out / CURVES_FILE).exists()):
+        check_curves()
 
 
 @contextlib.contextmanager

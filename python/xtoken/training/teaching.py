@@ -40,6 +40,7 @@ from xtoken.training.settings import DistillSettings
 from xtoken.training.signals import FusedTeacher, asked_sequences, teacher_signal
 from xtoken.training.teacher_pair import pair_of
 from xtoken.vocab import TokenizerSource
+from xtoken.vocab.head_size import least_columns
 
 AnyBatch: TypeAlias = Batch | MultiBatch
 
@@ -365,7 +366,7 @@ def _source(
         model = load_causal_lm(str(source), side="teacher", dtype=wanted)
         columns = cast(Any, model).get_output_embeddings().weight.shape[0]
         # Some have a few columns less than tokens (Gemma-3); the losses leave those tokens out.
-        if columns < pair.sizes[1] - max(64, pair.sizes[1] // 100):
+        if columns < least_columns(pair.sizes[1]):
             raise PairError(
                 f"the teacher {source} has {columns} columns, its tokenizer {pair.sizes[1]} "
                 "tokens; pass the tokenizer of this teacher"

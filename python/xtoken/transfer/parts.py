@@ -10,8 +10,8 @@ from torch import nn
 from xtoken.errors import ArgumentTypeError, ModelSourceError
 from xtoken.pair import Pair
 from xtoken.projection import Projection
-from xtoken.teachers.served.answers import most_columns
 from xtoken.vocab.display import special_name
+from xtoken.vocab.head_size import least_columns, most_columns
 
 # Tables are padded to a multiple of this, or of a multiple of it.
 _LEAST_MULTIPLE = 8
@@ -81,7 +81,7 @@ def within(pair: Pair, embedding: nn.Embedding, head: nn.Linear | None) -> Proje
         refuse_too_many(rows, size, new)
     if rows >= size:
         return projection
-    if rows < size - max(64, size // 100):
+    if rows < least_columns(size):
         raise ModelSourceError(
             f"the model has {rows} embedding rows, its tokenizer {size} tokens; pass the model's "
             "own tokenizer as the pair's teacher"

@@ -31,6 +31,11 @@ _PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _FILE_ENDINGS = (".json", ".xz", ".model", ".tiktoken", ".safetensors", ".pt", ".gguf")
 
 
+def no_directory(path: str | PathLike[str]) -> str:
+    """Why a path is no directory, in words."""
+    return "is a file" if os.path.isfile(path) else "does not exist"
+
+
 def is_hub_name(source: str | PathLike[str]) -> bool:
     """Whether a source that is no path has the form of a hub name, owner/model.
 

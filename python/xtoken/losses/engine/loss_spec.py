@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,7 +90,13 @@ class LossSpec:
         """Raise OptionError for an option that is set and that this loss does not read."""
         for name in options.changed():
             if name not in self.options:
-                raise OptionError(
-                    f"{name} = {getattr(options, name)!r} is not an option of {self.name}; it "
-                    f"reads {', '.join(sorted(self.options))}"
-                )
+                raise unread_option(name, getattr(options, name), self.name, self.options)
+
+
+def unread_option(
+    name: str, value: object, losses: str, read: Iterable[str], reads: str = "it reads"
+) -> OptionError:
+    """The error of an option that is none of those which some losses read."""
+    return OptionError(
+        f"{name} = {value!r} is not an option of {losses}; {reads} {', '.join(sorted(read))}"
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from xtoken.data.examples import Ids
 from xtoken.errors import NonFiniteError, PairError
 from xtoken.teachers.causal import causal_logits
-from xtoken.teachers.served.answers import most_columns
+from xtoken.vocab.head_size import least_columns, most_columns
 from xtoken.vocab.side import Side
 
 # Rows of the vocabulary's width that are turned into probabilities at a time.
@@ -31,7 +31,7 @@ def text_logits(model: nn.Module, side: Side, ids: Ids) -> Tensor:
     """
     size, columns = len(side.vocab), int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     # Some lack a few columns for tokens that no text reaches; more are padding.
-    fits = size - max(64, size // 100) <= columns <= most_columns(size)
+    fits = least_columns(size) <= columns <= most_columns(size)
     if not fits or int(ids.max(initial=0)) >= columns:
         raise PairError(
             f"the {side.name}'s tokenizer has {size} tokens, its model {columns} columns; this is "

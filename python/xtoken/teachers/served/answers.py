@@ -12,6 +12,7 @@ from xtoken._files import JsonValue
 from xtoken.errors import ServerError
 from xtoken.targets.rows import repeated_column
 from xtoken.teachers.shard import Predictions
+from xtoken.vocab.head_size import most_columns
 
 Ids = NDArray[np.int64]
 
@@ -19,15 +20,8 @@ Ids = NDArray[np.int64]
 _NO_MASS = -9999.0
 # Of a sum of probabilities in float32, or of logits in bfloat16 that were normalized in it.
 _MASS_TOLERANCE = 1e-3
-# Columns of an lm_head past the tokenizer's last id, at most: 1,069 of 200,019 in gpt-oss.
-_MOST_PADDING = 2048
 _INTEGERS: frozenset[type] = frozenset({int})
 _NUMBERS: frozenset[type] = frozenset({int, float, type(None)})
-
-
-def most_columns(vocab_size: int) -> int:
-    """Columns that an lm_head may have for a tokenizer of so many ids, its padding included."""
-    return vocab_size + max(64, min(_MOST_PADDING, vocab_size // 16))
 
 
 def predictions_of(

@@ -27,7 +27,7 @@ from xtoken.errors import (
 )
 from xtoken.losses import TeacherTopK
 from xtoken.teachers.predict import padded_signal
-from xtoken.teachers.served.answers import items, member, most_columns
+from xtoken.teachers.served.answers import items, member
 from xtoken.teachers.served.api import Api, ApiName, ChosenIds, Question
 from xtoken.teachers.served.client import Connection, RetryPolicy
 from xtoken.teachers.served.probe import ENTRIES, Probe, fixed_prompt
@@ -35,6 +35,7 @@ from xtoken.teachers.served.sglang import SGLang
 from xtoken.teachers.served.vllm import VllmCompletions
 from xtoken.teachers.served.vllm_tokens import VllmTokens
 from xtoken.teachers.shard import Predictions
+from xtoken.vocab.head_size import most_columns
 
 Ids = NDArray[np.int64]
 
