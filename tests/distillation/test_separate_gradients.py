@@ -81,3 +81,23 @@ def test_a_loss_is_checkpointed(pair: Pair) -> None:
         loss = run(logits) if way == "plain" else checkpoint(run, logits, **kept)
         grads.append(torch.autograd.grad(loss, logits)[0])
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.filterwarnings("ignore:.*count as unused")
+@pytest.mark.parametrize("ended", ["kd", "loss"])
+def test_a_gradient_of_the_weights_alone_leaves_nothing_to_the_next_of_the_logits(
+    pair: Pair, ended: str
+) -> None:
+    distiller = pair.distiller(
+        "p-kl", kd_weight=KD_WEIGHT, ce_weight=CE_WEIGHT, learnable_projection=True
+    )
+    batch = distiller.collate(tiny_texts(2))
+    student, teacher = signals(pair, batch)
+    weights = [each for each in distiller.parameters() if each.requires_grad]
+    for part in ("kd", "ce", "loss"):
+        logits = student.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(getattr(distiller(logits, teacher, batch), part), logits)
+        output = distiller(logits, teacher, batch)
+        torch.autograd.grad(getattr(output, ended), weights, retain_graph=True)
+        (found,) = torch.autograd.grad(getattr(output, part), logits)
+        torch.testing.assert_close(found, expected, msg=f"{part} after the weights of {ended}")

@@ -48,6 +48,9 @@ Write = Callable[[Tensor], None]
 class SharedGradient:
     """The buffer and what is still to be added to it.
 
+    What one run of autograd has told and not collected, as that run was of W's weights alone, is
+    none of the next run's.
+
     Attributes:
         early: the gradient of the first loss, made with its value; None once it is given away.
         taken: whether some loss is the first.
@@ -59,29 +62,36 @@ class SharedGradient:
     _first: tuple[WriteFirst, int] | None = None
     _joined: list[tuple[CrossEntropyRows, int, int, Write]] = field(default_factory=list)
     _late: list[tuple[int, Write]] = field(default_factory=list)
+    _run: int = -1
 
     def scale_early(self, factor: Tensor) -> None:
         """The first loss's gradient counts, times `factor`."""
+        self._begin()
         self._factor = factor
 
     def write_first(self, write: WriteFirst, size: int) -> None:
         """The first loss, of the first `size` columns, makes the buffer, in place of `early`."""
+        self._begin()
         self._first = write, size
 
     def join(self, rows: CrossEntropyRows, size: int, order: int, write: Write) -> None:
         """The first loss may write this with its own, where it is of as many columns; where it does
         not, `write` adds it."""
+        self._begin()
         self._joined.append((rows, size, order, write))
 
     def add_late(self, order: int, write: Write) -> None:
         """`write` adds to the buffer, after those of a lower order."""
+        self._begin()
         self._late.append((order, write))
 
     def collect(self, like: Tensor) -> Tensor:
         """The whole gradient of the losses that backward has reached."""
+        self._begin()
         buffer, factor, late = self.early, self._factor, self._late
         first, joined = self._first, self._joined
-        self.early, self._factor, self._late, self._first, self._joined = None, None, [], None, []
+        self.early = None
+        self._forget()
         if first is not None:
             write_first, size = first
             beside = next((each for each in joined if each[1] == size), None)
@@ -97,6 +107,16 @@ class SharedGradient:
         for _, write in sorted(late, key=lambda entry: entry[0]):
             write(buffer)
         return buffer
+
+    def _begin(self) -> None:
+        """Forget what another run of autograd has left."""
+        run = torch._C._current_graph_task_id()
+        if run != self._run:
+            self._forget()
+            self._run = run
+
+    def _forget(self) -> None:
+        self._factor, self._late, self._first, self._joined = None, [], None, []
 
 
 @dataclass(frozen=True, eq=False)
