@@ -114,7 +114,7 @@ def packed(folder: Path) -> Run:
     def run(out: Path) -> None:
         live = LiveTeacher.from_pretrained(folder / "teacher")
         key = StoreKey(live.fingerprint, 16, "uint8", pair.teacher_vocab.fingerprint, 0.9)
-        store = TopKStore(out.parent / f"{out.name}-store", key, required=True)
+        store = TopKStore(out.parent / f"{out.name}-store", key)
         store.fill(live, sequences)
         trainer = Trainer(
             AutoModelForCausalLM.from_pretrained(folder / "student"),

@@ -64,7 +64,7 @@ WRITERS: dict[str, Callable[..., object]] = {
     "Projection.save": PAIR.projection.save,
     "export_topk_pt": PAIR.projection.export_topk_pt,
     "DistillConfig.save": DistillConfig().save,
-    "TopKStore": lambda path: TopKStore(path, StoreKey("t", 6, "float32", "v" * 64), required=True),
+    "TopKStore": lambda path: TopKStore(path, StoreKey("t", 6, "float32", "v" * 64)),
     "draw_curves": lambda path: draw_curves({"run": [{"step": 1, "loss": 1.0}]}, path),
 }
 
@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_is_done_without_and_no_path_is_refused(tmp_path:
             found = Projection.build(STUDENT, TEACHER, cache_dir=value)
         assert found.shape == PAIR.sizes
         with warnings.catch_warnings(action="ignore"):
-            store = TopKStore(value, StoreKey("t", 6, "float32", "v" * 64))
+            store = TopKStore(value, StoreKey("t", 6, "float32", "v" * 64), required=False)
         assert not len(store)
     for none in (5, b"x", object()):
         with pytest.raises(ArgumentTypeError, match=r"cache_dir is a \w+, expected a path; pass a"):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
+from tiny_models import tiny_texts
+from transformers import AutoTokenizer
 
+from xtoken import Pair
 from xtoken.errors import NonFiniteError, OptionError, PairError, ShapeError, TokenIdError
 from xtoken.losses import LossInputs, PairParts, TeacherTopK, same_vocab_kl
 from xtoken.tensors.chunks import ChunkBatch
@@ -105,3 +111,23 @@ def test_a_moved_signal_keeps_what_is_known_of_it() -> None:
     ).to("cpu")
     assert (stored.temperature, stored.vocab_size, stored.teacher_fingerprint) == (2.0, 5, "f")
     assert stored.token_log_probs is not None
+
+
+@pytest.mark.parametrize("loss", ["prefix-kl", "exact-kl", "p-kl"])
+def test_another_temperature_is_told_with_what_makes_the_one_asked_for(
+    loss: Literal["prefix-kl", "exact-kl", "p-kl"], folder: Path
+) -> None:
+    sides = [AutoTokenizer.from_pretrained(folder / side) for side in ("student", "teacher")]
+    pair = Pair(*sides, cache_dir=False)
+    options = {"tail_bucket": True} if loss == "p-kl" else {}
+    distiller = pair.distiller(loss, top_k=8, **options)
+    batch = distiller.collate(tiny_texts(2))
+    logits, teacher = (
+        torch.zeros(*ids.shape, size)
+        for ids, size in zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
+    )
+    stored = TeacherTopK.from_logits(teacher, 8, temperature=2.0)
+    remedy = r"pass the teacher's full logits, or TeacherTopK.from_logits\(..., temperature=1.0\)"
+    with pytest.raises(OptionError, match=rf"taken at temperature 2.0, .* 1.0; {remedy} of them"):
+        distiller(logits, stored, batch)
+    distiller(logits, TeacherTopK.from_logits(teacher, 8, temperature=1.0), batch)

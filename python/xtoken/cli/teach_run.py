@@ -224,7 +224,7 @@ def _finish(
     Returns: the number of sequences that lie there.
     """
     if process_count() > 1:
-        store = TopKStore(request.out, store.key, required=True)
+        store = TopKStore(request.out, store.key)
         # The first rows of a stream were divided among all processes too.
         seen = texts.first() if isinstance(texts, SequenceStream) else texts
         missing = sum(ids not in store for ids in seen)
@@ -389,7 +389,7 @@ def _open(
         teacher.fingerprint, top_k, request.dtype, side.vocab.fingerprint, request.mass,
         request.min_prob,
     )  # fmt: skip
-    return teacher, TopKStore(folder, key, required=True)
+    return teacher, TopKStore(folder, key)
 
 
 def _keep_tokenizer(request: Request, side: Side) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xtoken.errors import ModelSourceError
 from xtoken.teachers.forward import check_ids, check_positions
+from xtoken.teachers.offloaded import not_loaded, working_device
 from xtoken.teachers.probe import check_causal, position_inputs, takes_left_padding
 
 Move: TypeAlias = Callable[[Tensor], Tensor]
@@ -28,11 +29,13 @@ def causal_logits(
     Returns: [B, T, V] raw logits; those at padded positions have no meaning.
 
     Raises:
-        ModelSourceError: a model of transformers that sees the tokens which follow, or whose logits
-            are not those of its tokens.
+        ModelSourceError: a model of transformers that sees the tokens which follow, whose logits
+            are not those of its tokens, or whose weights were not loaded.
         OptionError, TokenIdError: a row is longer than the model has positions, or holds a token
             that it has not.
     """
+    if working_device(model).type == "meta":
+        raise not_loaded(model, next(name for name, _ in model.named_parameters()))
     check_causal(model, side)
     inputs, back = causal_inputs(model, ids, attention_mask)
     check_positions(model, inputs)

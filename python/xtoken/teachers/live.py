@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from xtoken._checks import expect
+from xtoken.errors import OptionError
 from xtoken.teachers.causal import causal_logits
 from xtoken.teachers.load_model import load_causal_lm
 from xtoken.teachers.model_fingerprint import model_fingerprint
 from xtoken.teachers.model_head import Head, bare_model, find_head, keeps_few_logits, same_logits
+from xtoken.teachers.offloaded import working_device
 from xtoken.teachers.probe import check_causal, check_kind
 from xtoken.tensors.lm_head import LmHead
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -55,20 +57,30 @@ class LiveTeacher:
         cls,
         path: Path | str,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         **options: object,
     ) -> LiveTeacher:
         """Load a teacher with `transformers`; `options` go to its `from_pretrained`.
 
+        Args:
+            device: where to put it; None leaves it on the CPU or where `device_map` has it, which
+                may offload what a device has no room for.
+
         The default is float32: bfloat16 is emulated, and slower, on most CPUs.
         """
-        return cls(load_causal_lm(path, side="teacher", dtype=dtype, **options).to(device))
+        if device is not None and options.get("device_map") is not None:
+            raise OptionError(
+                f"device = {str(device)!r} and device_map = {options['device_map']!r} both say "
+                "where the teacher goes; leave one out"
+            )
+        model = load_causal_lm(path, side="teacher", dtype=dtype, **options)
+        return cls(model.to(device) if device is not None else model)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.model.parameters()).device
+        """Where the model takes its tokens: that of its parameters, but for those offloaded."""
+        return working_device(self.model)
 
     @property
     def fingerprint(self) -> str:
@@ -115,6 +127,8 @@ class LiveTeacher:
             return self._head
         if isinstance(self._head.linear.weight, DTensor):
             return f"the lm_head of {name} is sharded after its forward pass"
+        if self._head.linear.weight.is_meta:
+            return f"the lm_head of {name} is offloaded after its forward pass"
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         with self._head.capture() as hidden:
             output = self.model(**inputs, use_cache=False, logits_to_keep=1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from xtoken.teachers.offloaded import tensor_of
+
 # What a config says of files, of how it was loaded, and of text; no prediction depends on it.
 _OF_NO_PREDICTION = frozenset(
     {
@@ -22,12 +24,16 @@ _OF_NO_PREDICTION = frozenset(
 def model_fingerprint(model: nn.Module) -> str:
     """A hex digest of all parameters and buffers (name, dtype, shape, bytes), and of what the
     config of a transformers model says otherwise than its class: the base of its positions, a
-    softcap, a window; of adapters of peft theirs."""
+    softcap, a window; of adapters of peft theirs.
+
+    Raises:
+        ModelSourceError: it has weights on the meta device that accelerate does not keep elsewhere.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))
+        data = tensor_of(model, name, value).contiguous().reshape(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
     adapters: dict[str, Any] = getattr(model, "peft_config", {})
     for config in (getattr(model, "config", None), *(adapters[name] for name in sorted(adapters))):
         digest.update(_config_text(config).encode())

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from xtoken.errors import ModelSourceError, OptionError
 from xtoken.teachers.forward import embedding_rows
 from xtoken.teachers.model_head import bare_model
+from xtoken.teachers.offloaded import working_device
 
 # The tokens of a document that is tried.
 _DOCUMENT = 8
@@ -246,10 +247,10 @@ def _eps(model: nn.Module, logits: Tensor) -> float:
 
 def _few_ids(model: nn.Module, count: int) -> Tensor | None:
     """[count] distinct ids of plain tokens; None where there are not so many."""
-    device = next((each.device for each in model.parameters() if not each.is_meta), None)
+    device = working_device(model)
     config = cast(Any, bare_model(model)).config.get_text_config()
     rows = embedding_rows(model) or getattr(config, "vocab_size", None)
-    if device is None or not isinstance(rows, int):
+    if device.type == "meta" or not isinstance(rows, int):
         return None
     special = _special_ids(cast(Any, bare_model(model)).config.to_dict())
     # From a quarter on: special tokens, and those of images, lie at the ends.

@@ -83,9 +83,8 @@ class TopKStore:
     Args:
         directory: the folder, made if absent.
         key: teacher, columns, dtype and tokenizer that the files must have.
-        required: whether a folder that cannot be written ends the call, as where predictions are
-            made to be kept, and always with dtype `spread`; otherwise they stay in memory, and one
-            warning says so.
+        required: whether a folder that cannot be written ends the call, always with dtype `spread`;
+            with False predictions stay in memory, as those of a cache may, and one warning says so.
 
     Raises:
         StoreError: the folder holds files of another teacher or setting, foreign files, or files
@@ -93,7 +92,7 @@ class TopKStore:
         PairError: it holds predictions of another tokenizer.
     """
 
-    def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = False) -> None:
+    def __init__(self, directory: Path | str, key: StoreKey, *, required: bool = True) -> None:
         self.directory = as_path("directory", directory)
         if os.path.isfile(self.directory):
             raise StoreError(f"directory = {self.directory} is a file; pass a folder")
@@ -152,7 +151,9 @@ class TopKStore:
             break
         # What is damaged is set aside there, whichever file it is.
         if key is not None:
-            return cls(folder, key)
+            store = cls(folder, key, required=False)  # to read it nothing need be written
+            store.required = True
+            return store
         if damaged is not None:
             raise damaged
         raise StoreError(

@@ -182,6 +182,23 @@ class TeacherTopK:
         """The same signal in pinned memory, for a copy to a GPU that waits for nothing."""
         return self.map_tensors(Tensor.pin_memory)
 
+    def require_temperature(self, asked: float, asks: str) -> None:
+        """Refuse log-probabilities of another temperature, as they lack what rescaling needs.
+
+        Args:
+            asked: the temperature that they must be of.
+            asks: who asks for it, with a verb, in the message.
+
+        Raises:
+            OptionError: they are of another.
+        """
+        if self.temperature != asked:
+            raise OptionError(
+                f"the stored top-k was taken at temperature {self.temperature}, {asks} {asked}; "
+                "pass the teacher's full logits, or TeacherTopK.from_logits(..., "
+                f"temperature={asked}) of them"
+            )
+
     def map_tensors(self, move: Callable[[Tensor], Tensor]) -> TeacherTopK:
         """The same signal with `move` of each of its tensors."""
         tokens = self.token_log_probs

@@ -254,7 +254,7 @@ def _lacking(
     folder = None if cache_dir is None else store_folder(cache_dir, source.key)
     if folder is None or not is_store(folder):
         return sequences
-    kept = TopKStore(folder, source.key)
+    kept = TopKStore(folder, source.key, required=False)
     return [ids for ids in sequences if ids not in kept]
 
 

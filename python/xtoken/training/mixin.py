@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
+from xtoken._checks import expect
 from xtoken.distillation import Counts, DistillOutput
 from xtoken.errors import ArgumentTypeError, OptionError
 from xtoken.losses.output import balance
@@ -97,6 +98,10 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         sampler: Sampler | None = None,
         **named: Any,
     ) -> None:
+        if args is not None:
+            expect(args, TrainingArguments, "args", "pass DistillArguments(output_dir=...)")
+        if distill is not None:
+            expect(distill, DistillSettings, "distill", "pass DistillSettings(loss=...)")
         if teachers is None:
             teachers = ()
         if isinstance(teachers, str | Path) or not isinstance(teachers, Sequence):
@@ -430,7 +435,14 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         return pure, base
 
     def _base_loss(self, model: nn.Module, student: dict[str, Any], num_items: Any) -> Tensor:
-        return cast(Tensor, super().compute_loss(model, student, num_items_in_batch=num_items))
+        found = super().compute_loss(model, student, num_items_in_batch=num_items)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ArgumentTypeError(
+                f"the loss of compute_loss_func or of {type(self).__name__} is {given}, expected a "
+                "tensor of one number with its graph; return that"
+            )
+        return found
 
     def _share(self, base: Tensor) -> Tensor:
         """What the Trainer's own loss of a micro-batch adds to that of the step."""

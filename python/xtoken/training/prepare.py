@@ -206,8 +206,8 @@ def open_store(
     key = StoreKey(teacher.fingerprint, top_k, "float32", materials.pair.teacher_vocab.fingerprint)
     folder = store_folder(cache_dir, key)
     # The first process removes damaged files before another looks, and may write them anew.
-    stored = on_first_process(lambda: len(TopKStore(folder, key)))
-    store = TopKStore(folder, key)
+    stored = on_first_process(lambda: len(TopKStore(folder, key, required=False)))
+    store = TopKStore(folder, key, required=False)
     sequences = _shortest_first(taught_sequences(materials))
     # Of all, not of the missing: what another process sees as missing depends on when it looks.
     part = sequences[process_index() :: process_count()]
@@ -217,7 +217,7 @@ def open_store(
     if process_count() == 1:
         return store
     wait_for_all()
-    store = TopKStore(folder, key)
+    store = TopKStore(folder, key, required=False)
     computed = len(store) - stored
     # Nothing, unless the folder is on a disk that another machine does not share.
     computed += store.fill(teacher, sequences)

@@ -76,11 +76,8 @@ class TeacherRows:
                     "merge='mean' needs the teacher's full logits: the top-k of the positions "
                     "differ; use merge='chain' with a stored top-k"
                 )
-            if temperature != signal.temperature and not renormalized:
-                raise OptionError(
-                    f"the stored top-k was taken at temperature {signal.temperature}, the loss "
-                    f"asks for {temperature}; store it at {temperature}, or pass full logits"
-                )
+            if not renormalized:
+                signal.require_temperature(temperature, "the loss asks for")
             if signal.vocab_size is not None and signal.vocab_size != vocab_size:
                 raise PairError(
                     f"the stored top-k is of a teacher of {signal.vocab_size} tokens, the pair's "

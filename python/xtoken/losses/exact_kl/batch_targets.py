@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from xtoken.align.alignment import Alignment, ChunkKind
-from xtoken.errors import OptionError
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 from xtoken.targets.rows import within
@@ -60,11 +59,7 @@ def batch_targets(
         teacher = TeacherTopK.from_logits(
             teacher, kept, vocab_size=teacher_size, positions=torch.from_numpy(read)
         )
-    if teacher.temperature != 1.0:
-        raise OptionError(
-            f"the stored top-k was taken at temperature {teacher.temperature}; exact targets need "
-            "probabilities: store it at 1"
-        )
+    teacher.require_temperature(1.0, "exact targets are of")
     kinds = chunks.kind.numpy()
     student_ids, teacher_ids = inputs.student_ids.cpu().numpy(), inputs.teacher_ids.cpu().numpy()
     columns = teacher.ids.cpu().numpy()

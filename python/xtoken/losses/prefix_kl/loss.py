@@ -80,11 +80,8 @@ def prefix_kl_blocks(call: LossCall) -> tuple[PrefixKLBlocks, int]:
     assert first is not None
     assert pair.student_trie is not None
     root, widest = p_kl_blocks(call, first, SPEC)
-    if isinstance(teacher, TeacherTopK) and teacher.temperature != call.temperature:
-        raise OptionError(
-            f"the stored top-k was taken at temperature {teacher.temperature}, the loss asks for "
-            f"{call.temperature}; store it at {call.temperature}, or pass full logits"
-        )
+    if isinstance(teacher, TeacherTopK):
+        teacher.require_temperature(call.temperature, "the loss asks for")
     # Below the root all columns count, and by themselves.
     known = (
         root.teacher if root.teacher.left_out is None else replace(root.teacher, log_totals=None)

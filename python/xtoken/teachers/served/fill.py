@@ -94,7 +94,7 @@ def open_store(
         )
     key = StoreKey(source.fingerprint, source.width, dtype, source.vocab_fingerprint, mass)
     # What a server was asked for must not be lost with the process.
-    store = TopKStore(directory, key, required=True)
+    store = TopKStore(directory, key)
     if not path.exists():
         source.probe.save(path)
     return store
