@@ -48,6 +48,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--texts", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates")
+    parser.add_argument("--steps", type=int, nargs="+", help="steps of a student")
     parser.add_argument("--ends", nargs="+", metavar="TEXT", help="score the untrained models")
     parser.add_argument("--report", action="store_true", help="train nothing")
     return parser.parse_args()
@@ -83,6 +84,7 @@ def _chosen(options: argparse.Namespace) -> list[Unit]:
         and (options.only is None or unit.arm in options.only)
         and (options.texts is None or unit.text in options.texts)
         and (options.seeds is None or unit.seed in options.seeds)
+        and (options.steps is None or unit.setting.steps in options.steps)
         and (options.rates is None or unit.setting.learning_rate in options.rates)
     ]
 

@@ -98,6 +98,9 @@ SECOND = (
 # Each side at its own best learning rate: what is weak alone is easily helped.
 RATES = (1e-4, 5e-4, 1e-3)
 RATED = ("CE", "exact KL", "exact KL, weight 0.3")
+# Whether what a loss gains beside cross-entropy grows with the text that is read.
+LONGER = Setting(steps=120)
+READ_LONGER = ("CE", "exact KL, plain sum, weight 0.3", "exact KL, plain sum", "ESCD, weight 0.3")
 
 
 def plan() -> list[Unit]:
@@ -111,6 +114,7 @@ def plan() -> list[Unit]:
             for text in TEXTS
             for arm in RATED
         ),
+        *(Unit(arm, text, 0, LONGER) for text in TEXTS for arm in READ_LONGER),
         *(Unit(arm, TRANSFER) for arm in FIRST),
         *(Unit(arm, text, seed) for seed in SEEDS for arm in FIRST for text in TEXTS),
         *(Unit(arm, text) for arm in ARMS for text in TEXTS),
