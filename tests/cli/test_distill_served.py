@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from xtoken.cli import app
 from xtoken.errors import OptionError, ServerError
+from xtoken.teachers.served import ServedTeacher
 from xtoken.training.metrics_log import read_history
 
 
@@ -53,6 +54,13 @@ def distill(folder: Path, data: Path, out: Path, *flags: object, steps: int = 2)
         raise result.exception
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
+
+
+def teach(tokenizer: Path, data: Path, out: Path, url: str, *flags: str) -> None:
+    named = ("--teacher", str(tokenizer), "--url", url, "--data", str(data), "--out", str(out))
+    result = CliRunner().invoke(app, ["teach", *named, "--top-k", "8", *flags])
+    if result.exception is not None:
+        raise result.exception
 
 
 def kd(out: Path) -> list[float]:
@@ -125,6 +133,32 @@ def test_what_does_not_go_with_a_server_is_one_line(
         distill(folder, data, tmp_path / "out", *named)
     with pytest.raises(ServerError, match="model = 'other', but"):
         distill(folder, data, tmp_path / "other", *named, "--teacher-model", "other")
+
+
+@pytest.mark.parametrize("command", ["distill", "teach", "a settings file"])
+def test_a_slow_server_is_waited_for_as_long_as_the_command_says(
+    folder: Path,
+    tmp_path: Path,
+    data: Path,
+    tokenizer: Path,
+    server: ServedModel,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ServedTeacher.__init__.__kwdefaults__, "retries", 0)
+    server.faults.slow = 3.0
+    named = ("--teacher", tokenizer, "--teacher-url", server.url, "--teacher-timeout", 1)
+    file = tmp_path / "run.json"
+    source = f'{{"source": "{tokenizer}", "url": "{server.url}"}}'
+    file.write_text(f'{{"teacher": {source}, "teacher_timeout": 1}}')
+    run: Callable[[], object] = {
+        "distill": lambda: distill(folder, data, tmp_path / "out", *named),
+        "teach": lambda: teach(tokenizer, data, tmp_path / "out", server.url, "--timeout", "1"),
+        "a settings file": lambda: distill(folder, data, tmp_path / "out", file),
+    }[command]
+    words = r"silent for 1 s .*with a larger --timeout \(distill: --teacher-timeout\)"
+    with pytest.raises(ServerError, match=words):
+        run()
 
 
 def test_a_dry_run_asks_for_its_few_steps(

@@ -152,6 +152,7 @@ def test_a_stream_may_begin_with_rows_that_are_blank(workspace: Path, tmp_path: 
         ({"api": "nonsense"}, "--api nonsense is for a served teacher; pass --url too, or"),
         ({"model": "foo"}, "--model foo is for a served teacher; pass --url too, or leave it"),
         ({"concurrency": 0}, "--concurrency 0 is for a served teacher; pass --url too, or"),
+        ({"timeout": 5}, "--timeout 5 is for a served teacher; pass --url too, or"),
         ({"url": "http://x", "concurrency": 0}, "concurrency = 0, expected at least 1"),
         ({"url": "http://x", "api": "nonsense"}, "api = 'nonsense', expected auto or one of"),
     ],

@@ -81,6 +81,10 @@ def distill(
         int | None,
         typer.Option(min=1, help="Requests under way at once.", show_default="8"),
     ] = None,
+    teacher_timeout: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seconds that the server may be silent.", show_default="120"),
+    ] = None,
     teacher_loss: Annotated[
         list[str] | None,
         typer.Option(help="Loss of each of several teachers, in their order; default --loss."),
@@ -247,6 +251,7 @@ def distill(
         "teacher_api": teacher_api,
         "teacher_model": teacher_model,
         "teacher_concurrency": teacher_concurrency,
+        "teacher_timeout": teacher_timeout,
         "teacher_loss": teacher_loss,
         "teacher_column": teacher_column,
         "held_out": held_out,
@@ -339,7 +344,7 @@ def _served(given: dict[str, Any]) -> list[ServedSource]:
     from xtoken.training.models import ServedSource
 
     urls = given.get("teacher_url", [])
-    names = ("api", "model", "concurrency")
+    names = ("api", "model", "concurrency", "timeout")
     how = {name: given[f"teacher_{name}"] for name in names if given.get(f"teacher_{name}")}
     if how and not urls:
         name = next(iter(how))

@@ -34,8 +34,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Teachers": (
         *("teacher", "teacher_store", "teacher_url", "teacher_api", "teacher_model"),
-        *("teacher_concurrency", "teacher_loss", "teacher_weights", "teacher_column"),
-        *("teacher_cache", "teacher_dtype", "teacher_top_k"),
+        *("teacher_concurrency", "teacher_timeout", "teacher_loss", "teacher_weights"),
+        *("teacher_column", "teacher_cache", "teacher_dtype", "teacher_top_k"),
     ),
     "Loss": (
         *("loss", "direction", "beta", "temperature", "merge", "kd_weight", "ce_weight", "top_k"),

@@ -14,7 +14,7 @@ _TEXTS = (
 )
 _LISTS = ("data", "held_out", "teacher", "teacher_store", "teacher_url", "teacher_loss")
 _SWITCHES = ("compare", "resume", "overwrite", "streaming")
-_NUMBERS = ("shuffle_buffer", "teacher_concurrency")
+_NUMBERS = ("shuffle_buffer", "teacher_concurrency", "teacher_timeout")
 _TEACHER = ("source", "weight", "store", "url", "loss")
 
 

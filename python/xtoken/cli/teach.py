@@ -45,6 +45,10 @@ def teach(
     concurrency: Annotated[
         int | None, typer.Option(help="Requests under way at once.", show_default="8")
     ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seconds that the server may be silent.", show_default="120"),
+    ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(help="Columns kept per token, at most: 512, or 8192 with --dtype spread."),
@@ -117,6 +121,7 @@ def teach(
             api=api,
             model=model,
             concurrency=concurrency,
+            timeout=timeout,
             top_k=(8192 if dtype == "spread" else 512) if top_k is None else top_k,
             mass=mass,
             dtype=dtype,

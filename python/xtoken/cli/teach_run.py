@@ -65,6 +65,8 @@ from xtoken.vocab.side import GENERATION_CONFIG_FILE, Side
 
 # Requests to a server under way at once.
 _CONCURRENCY = 8
+# Seconds that it may be silent.
+_TIMEOUT = 120
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Request:
     dry_run: bool
     top_k_is_default: bool = False
     streaming: bool = False
+    timeout: int | None = None
     min_prob: float | None = None
 
     def arguments(self) -> tuple[str, ...]:
@@ -293,6 +296,7 @@ def _check(request: Request) -> None:
         ("api", "auto", request.api),
         ("model", None, request.model),
         ("concurrency", _CONCURRENCY, request.concurrency),
+        ("timeout", None, request.timeout),
     ]
     for name, default, value in of_server:
         if request.url is None and value not in (None, default):
@@ -362,6 +366,7 @@ def _open(
             api=cast(ApiName, request.api or "auto"),
             model=request.model,
             concurrency=_CONCURRENCY if request.concurrency is None else request.concurrency,
+            timeout=_TIMEOUT if request.timeout is None else request.timeout,
         )
         dtype = cast(StoreDtype, request.dtype)
         try:

@@ -35,6 +35,7 @@ class ServedSource:
     api: str = "auto"
     model: str | None = None
     concurrency: int = 8
+    timeout: float = 120.0
 
     @property
     def address(self) -> str:
@@ -116,6 +117,7 @@ class ModelPair:
             api=cast(ApiName, self.served.api),
             model=self.served.model,
             concurrency=self.served.concurrency,
+            timeout=self.served.timeout,
         )
         try:
             name = f"{self.served.address} {served.model} {self.pair.teacher_vocab.fingerprint}"

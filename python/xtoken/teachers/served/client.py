@@ -221,7 +221,8 @@ class Connection:
                 raise UnavailableServerError(
                     f"{self.url}{path} gave no answer in {tries} tries over "
                     f"{time.monotonic() - began:.1f} s (last: {failure}); start the server again "
-                    "and repeat the command, or raise timeout= and retries= in Python"
+                    "and repeat the command, with a larger --timeout (distill: --teacher-timeout), "
+                    "or raise timeout= and retries= in Python"
                 )
 
     def _refused(self, path: str, response: httpx2.Response) -> RefusedRequestError:
