@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from own_heads import OWN_HEADS, give_head
 from tiny_models import tiny_texts
 from torch import nn
 from transformers import (
@@ -537,8 +538,8 @@ def test_without_logits_the_gradient_is_the_same(
         model = student_of(folder) if name == "llama" else family(name, pair.sizes[0])
         found.append(gradient(folder, tmp_path, model, fused=fused, loss=loss))
     (plain, values), (without, others) = found
-    assert plain.positions > 1
-    assert without.positions == 1  # the model's own logits of the last position, to compare
+    assert plain.positions > 2
+    assert without.positions == 2  # the model's own logits of the last position, to compare
     for key in ("ce", "kd", "loss"):
         assert others[key] == pytest.approx(values[key], rel=1e-4)
     assert plain.gradient.keys() == without.gradient.keys()
@@ -560,7 +561,7 @@ def test_adapters_train_on_the_same_losses_with_and_without_logits(
         torch.manual_seed(0)
         model = peft.get_peft_model(student_of(folder), config)
         found.append(gradient(folder, tmp_path, model, fused=fused))
-    assert found[1][0].positions == 1
+    assert found[1][0].positions == 2
     assert found[1][1]["loss"] == pytest.approx(found[0][1]["loss"], rel=1e-4)
     assert all("lora" in name for name in found[1][0].gradient)
 
@@ -612,33 +613,24 @@ def test_a_cap_is_read_beside_a_loss_of_the_trainers_own(folder: Path, tmp_path:
         assert beside[key] == pytest.approx(plain[key], rel=1e-4)
 
 
-class Doubling(nn.Linear):
-    """A head that does something of its own."""
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(hidden)
-
-
+@pytest.mark.parametrize("kind", OWN_HEADS)
 def test_a_head_that_does_more_is_refused_by_name_or_makes_its_logits(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, kind: type[nn.Linear]
 ) -> None:
     model = student_of(folder)
-    head = Doubling(48, 1700, bias=False)
-    head.weight = model.lm_head.weight
-    model.lm_head = head
+    give_head(model, kind)
     with pytest.raises(OptionError, match="LlamaForCausalLM does more to its logits than scale"):
         gradient(folder, tmp_path, model, fused=True)
     watch, _ = gradient(folder, tmp_path, model, fused="auto")
-    assert watch.positions > 1
+    assert watch.positions > 2
 
 
+@pytest.mark.parametrize("kind", OWN_HEADS)
 def test_a_head_that_does_more_is_refused_beside_a_loss_of_the_trainers_own(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, kind: type[nn.Linear]
 ) -> None:
     model = student_of(folder)
-    head = Doubling(48, 1700, bias=False)
-    head.weight = model.lm_head.weight
-    model.lm_head = head
+    give_head(model, kind)
     with pytest.raises(OptionError, match="leave out label_smoothing_factor"):
         gradient(folder, tmp_path, model, label_smoothing_factor=0.1)
 

@@ -8,7 +8,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from test_distill_trainer import TEXTS, Doubling, Watch, family, logged, make, student_of
+from own_heads import OWN_HEADS, give_head
+from test_distill_trainer import TEXTS, Watch, family, logged, make, student_of
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,8 +58,8 @@ def test_every_loss_is_that_of_whole_logits(folder: Path, tmp_path: Path, loss: 
         run(folder, tmp_path, teacher_of(folder), loss=loss, fused_teacher=fused, **top_k)
         for fused in (False, True)
     ]
-    assert found[0][2] > 1
-    assert found[1][2] == 1
+    assert found[0][2] > 2
+    assert found[1][2] == 2
     same(*found)
 
 
@@ -72,7 +73,7 @@ def test_p_kl_over_all_columns_with_heads_that_scale_and_cap(
         run(folder, tmp_path, family(name, size), fused_teacher=fused, **options)
         for fused in (False, True)
     ]
-    assert found[1][2] == 1
+    assert found[1][2] == 2
     same(*found)
 
 
@@ -138,28 +139,27 @@ class Case:
         self.teacher = inputs
 
 
+@pytest.mark.parametrize("kind", OWN_HEADS)
 def test_a_head_that_does_more_is_refused_by_name_and_auto_says_so(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Linear]
 ) -> None:
-    def doubling() -> nn.Module:
+    def own() -> nn.Module:
         teacher = teacher_of(folder)
-        head = Doubling(32, teacher.lm_head.weight.shape[0], bias=False)
-        head.weight = teacher.lm_head.weight
-        teacher.lm_head = head
+        give_head(teacher, kind)
         return teacher
 
     with pytest.raises(OptionError, match=r"fused_teacher = True, but LlamaForCausalLM does more"):
-        run(folder, tmp_path, doubling(), fused_teacher=True)
+        run(folder, tmp_path, own(), fused_teacher=True)
     # What an accelerator is asked, this machine has none.
     monkeypatch.setattr("xtoken.training.signals.is_fused", lambda source, fused: bool(fused))
     with pytest.warns(UserWarning, match=r"logits are made whole, .*: LlamaForCausalLM does more"):
-        found = run(folder, tmp_path, doubling(), fused_teacher="auto")
-    assert found[2] > 1
-    assert run(folder, tmp_path, teacher_of(folder), fused_teacher="auto")[2] == 1
+        found = run(folder, tmp_path, own(), fused_teacher="auto")
+    assert found[2] > 2
+    assert run(folder, tmp_path, teacher_of(folder), fused_teacher="auto")[2] == 2
 
 
 def test_on_the_cpu_auto_takes_the_logits(folder: Path, tmp_path: Path) -> None:
-    assert run(folder, tmp_path, teacher_of(folder), fused_teacher="auto")[2] > 1
+    assert run(folder, tmp_path, teacher_of(folder), fused_teacher="auto")[2] > 2
 
 
 def test_a_model_that_is_none_of_transformers_says_why(folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from own_heads import OWN_HEADS, give_head
 from served_server import ServedModel
 from test_distill_trainer import SMOOTHED
 from tiny_models import tiny_texts, write_pair
@@ -270,18 +271,12 @@ def tenfold(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) 
     return 10 * loss / num_items_in_batch
 
 
-class Doubling(torch.nn.Linear):
-    """A head that does something of its own."""
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(hidden)
-
-
-def test_a_head_that_does_more_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", OWN_HEADS)
+def test_a_head_that_does_more_is_refused(
+    folder: Path, tmp_path: Path, kind: type[torch.nn.Linear]
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
-    head = Doubling(48, 1700, bias=False)
-    head.weight = model.lm_head.weight
-    model.lm_head = head
+    give_head(model, kind)
     with pytest.raises(OptionError, match="LlamaForCausalLM does more to its logits than scale"):
         step(folder, tmp_path, rows(), model=model)
 

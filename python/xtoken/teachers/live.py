@@ -130,7 +130,7 @@ class LiveTeacher:
         if self._head.linear.weight.is_meta:
             return f"the lm_head of {name} is offloaded after its forward pass"
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        with self._head.capture() as hidden:
+        with self._head.capture(check=not self._head_checked) as hidden:
             output = self.model(**inputs, use_cache=False, logits_to_keep=1)
         states = self._head.hidden(hidden, inputs["input_ids"])
         if isinstance(states, str):

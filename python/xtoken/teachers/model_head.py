@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -54,8 +54,12 @@ class Head:
         return LmHead(hidden, self.linear.weight, self.linear.bias, self.scale, self.softcap)
 
     @contextlib.contextmanager
-    def capture(self) -> Iterator[list[Tensor]]:
-        """Collect the last hidden states of the forward passes inside the block."""
+    def capture(self, *, check: bool = False) -> Iterator[list[Tensor]]:
+        """Collect the last hidden states of the forward passes inside the block.
+
+        Args:
+            check: whether their logits are for `same_logits` alone, which reads one position more.
+        """
         found: list[Tensor] = []
         ahead: list[int] = []  # where the inner one's are, until those of the outer one come
 
@@ -69,11 +73,25 @@ class Head:
 
         modules = [self.decoder] if self.inner is None else [self.inner, self.decoder]
         handles = [module.register_forward_hook(keep) for module in modules]
+        if check:
+            handles.append(self.linear.register_forward_pre_hook(_stretch_last))
         try:
             yield found
         finally:
             for handle in handles:
                 handle.remove()
+
+
+# Small logits hide a softcap.
+_STRETCH = 16.0
+
+
+def _stretch_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The hidden states [B, T, H] of an lm_head with the last ones once more, far from 0."""
+    hidden: Tensor = args[0]
+    if hidden.dim() != 3:
+        return args  # of a layout that `same_logits` does not know
+    return (torch.cat([hidden, _STRETCH * hidden[:, -1:]], 1), *args[1:])
 
 
 def find_head(model: nn.Module) -> Head | str:
@@ -145,16 +163,23 @@ def keeps_few_logits(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def same_logits(head: LmHead, last: Tensor) -> bool:
-    """Whether the head gives the model's own logits of the last position, up to rounding.
+def same_logits(head: LmHead, logits: Tensor) -> bool:
+    """Whether the head gives the model's own logits of the last position, up to rounding; also far
+    from 0, where what bends them shows.
 
     Args:
         head: of all positions.
-        last: [B, 1, V_s'] what the model returned.
+        logits: [B, T, V_s'] what the model returned inside `capture(check=True)`.
     """
-    rows, width = head.hidden.shape[:2]
-    index = torch.arange(1, rows + 1, device=last.device) * width - 1
-    ours = LmHeadRows(head, head.weight.shape[0]).rows(index).float()
-    theirs = last[:, -1].float()
-    tolerance = 1e-3 if torch.float32 == last.dtype == head.hidden.dtype else 3e-2
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-3))
+    if logits.dim() != 3 or logits.shape[1] < 2:
+        return False
+    index = torch.arange(len(logits), device=logits.device)
+    near = replace(head, hidden=head.hidden[:, -1:])
+    far = replace(head, hidden=_STRETCH * near.hidden)
+    tolerance = 1e-3 if torch.float32 == logits.dtype == head.hidden.dtype else 3e-2
+    for each, place in ((near, -2), (far, -1)):
+        ours = LmHeadRows(each, each.weight.shape[0]).rows(index).float()
+        theirs = logits[:, place].float()
+        if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-3):
+            return False
+    return True

@@ -42,7 +42,7 @@ class ForwardsStudent(_Base):
                 output = model(**inputs, use_cache=False)
                 logits: Tensor = output.logits
                 return logits, router_loss(self._unwrapped(model), output)
-            with head.capture() as hidden:
+            with head.capture(check=not self._head_checked) as hidden:
                 output = model(**inputs, use_cache=False, logits_to_keep=1)
         states = head.hidden(hidden, inputs["input_ids"])
         if isinstance(states, str):
@@ -99,7 +99,7 @@ class ForwardsStudent(_Base):
         if mask is not None and bool(mask[row].any()):
             few = few[mask[row] != 0]
         # The step's own random numbers, for dropout, are left to the step.
-        with torch.no_grad(), self._same_random_numbers(), head.capture() as hidden:
+        with torch.no_grad(), self._same_random_numbers(), head.capture(check=True) as hidden:
             output = self._unwrapped(model)(input_ids=few[None, :8], use_cache=False)
         states = head.hidden(hidden, few[None, :8])
         if isinstance(states, str):

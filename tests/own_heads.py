@@ -1,0 +1,33 @@
+"""Heads of models that do more to their logits than a config says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Doubling(nn.Linear):
+    """A head that does something of its own."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 2 * super().forward(hidden)
+
+
+class Capping(nn.Linear):
+    """One that bends its logits, which shows where they are large."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 30 * torch.tanh(super().forward(hidden) / 30)
+
+
+OWN_HEADS: list[type[nn.Linear]] = [Doubling, Capping]
+
+
+def give_head(model: Any, kind: type[nn.Linear]) -> None:
+    """Put a head of this kind, with the same weights, in the place of a model's own."""
+    rows, features = model.lm_head.weight.shape
+    head = kind(features, rows, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
