@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from chat_families import ending, family
 from real_texts import TOPICS
@@ -126,3 +127,10 @@ def test_one_text_is_no_list_of_texts_and_other_classes_are_named(
 ) -> None:
     with pytest.raises((ArgumentTypeError, OptionError), match=message):
         call()
+
+
+def test_a_text_may_be_of_a_class_of_its_own() -> None:
+    encoder = Encoder(family("smollm2").tokenizer)
+    texts = ["One line.", "And another of 201."]
+    found = encoder.encode([*np.array(texts), *texts])
+    assert [first(each, 9) for each in found[:2]] == [first(each, 9) for each in found[2:]]

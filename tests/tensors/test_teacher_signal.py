@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -113,21 +113,26 @@ def test_a_moved_signal_keeps_what_is_known_of_it() -> None:
     assert stored.token_log_probs is not None
 
 
-@pytest.mark.parametrize("loss", ["prefix-kl", "exact-kl", "p-kl"])
+@pytest.mark.parametrize("loss", ["prefix-kl", "exact-kl", "p-kl", "alm"])
 def test_another_temperature_is_told_with_what_makes_the_one_asked_for(
-    loss: Literal["prefix-kl", "exact-kl", "p-kl"], folder: Path
+    loss: Literal["prefix-kl", "exact-kl", "p-kl", "alm"], folder: Path
 ) -> None:
     sides = [AutoTokenizer.from_pretrained(folder / side) for side in ("student", "teacher")]
     pair = Pair(*sides, cache_dir=False)
-    options = {"tail_bucket": True} if loss == "p-kl" else {}
-    distiller = pair.distiller(loss, top_k=8, **options)
+    options: dict[str, Any] = {} if loss == "alm" else {"top_k": 8}
+    if loss == "p-kl":
+        options["tail_bucket"] = True
+    distiller = pair.distiller(loss, **options)
     batch = distiller.collate(tiny_texts(2))
     logits, teacher = (
         torch.zeros(*ids.shape, size)
         for ids, size in zip((batch.student_ids, batch.teacher_ids), pair.sizes, strict=True)
     )
-    stored = TeacherTopK.from_logits(teacher, 8, temperature=2.0)
+    hot, stored = (
+        TeacherTopK.from_logits(teacher, 8, ids=batch.teacher_ids, temperature=each)
+        for each in (2.0, 1.0)
+    )
     remedy = r"pass the teacher's full logits, or TeacherTopK.from_logits\(..., temperature=1.0\)"
     with pytest.raises(OptionError, match=rf"taken at temperature 2.0, .* 1.0; {remedy} of them"):
-        distiller(logits, stored, batch)
-    distiller(logits, TeacherTopK.from_logits(teacher, 8, temperature=1.0), batch)
+        distiller(logits, hot, batch)
+    distiller(logits, stored, batch)

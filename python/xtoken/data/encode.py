@@ -170,7 +170,8 @@ class Encoder:
             Completion: iter(self._completions(completions) if completions else []),
             Rendering: iter(self._renderings(renderings) if renderings else []),
         }
-        return [next(encoded[type(item)]) for item in printed]
+        # A text may be of a class of its own, such as numpy's.
+        return [next(encoded[str if isinstance(item, str) else type(item)]) for item in printed]
 
     def _head(self, printed: Printed, count: int) -> Printed:
         """Return a head that has as many tokens, or all if there are not many more."""

@@ -87,6 +87,7 @@ def teacher_token_log_probs(
 ) -> Tensor:
     """[N] log-probability of the token after each of the flattened positions `index`."""
     if isinstance(teacher, TeacherTopK):
+        teacher.require_temperature(1.0, "the likelihood of a text is at")
         if teacher.token_log_probs is None:
             raise OptionError(
                 "the stored top-k lacks token_log_probs, the teacher's log-probability of each "

@@ -181,11 +181,11 @@ def _row_statistic(
     """[N] entropy in nats, or largest probability, at flattened positions; a stored top-k's tail
     counts as one entry, which bounds the entropy from below."""
     stored = isinstance(teacher, TeacherTopK)
-    full = (
-        FullLogits.of(teacher.log_probs, None)
-        if isinstance(teacher, TeacherTopK)
-        else FullLogits.of(teacher, vocab_size)
-    )
+    if isinstance(teacher, TeacherTopK):
+        teacher.require_temperature(1.0, f"the confidence {confidence!r} is at")
+        full = FullLogits.of(teacher.log_probs, None)
+    else:
+        full = FullLogits.of(teacher, vocab_size)
     step = block_rows(full.width, full.device)
     parts = [torch.zeros(0, dtype=full.dtype, device=full.device)]
     for start in range(0, len(index), step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from xtoken.losses.engine.row_blocks import Block, BlockLoss
 from xtoken.losses.engine.run import LossCall
 from xtoken.losses.engine.sorting import sorted_l1
 from xtoken.losses.engine.teacher_rows import TeacherRows
+from xtoken.tensors.once import once_differentiable
 from xtoken.tensors.pair_parts import CommonSet
 from xtoken.tensors.stop_fold import StopFold, folded_logits
 from xtoken.tensors.teacher_signal import TeacherTopK
@@ -65,7 +67,7 @@ class HybridBlocks(BlockLoss):
             student = torch.exp(log_student.index_select(1, self.student_rest))
             log_teacher = log_teacher.index_select(1, self.teacher_rest)
         else:
-            student = torch.softmax(logits, -1)
+            student = _softmax(logits)
             kl = zero = student[:, :0].sum(1)
             masses = [zero] * (2 + self.full_metrics)
         uld = zero
@@ -84,6 +86,31 @@ class HybridBlocks(BlockLoss):
             best = teacher.argmax(-1) == student.detach().argmax(-1)
             found.append(best.to(student.dtype))
         return divergence(teacher, student, self.direction, self.beta), found
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.softmax(logits, -1)
+    probs: Tensor = _Softmax.apply(logits)
+    return probs
+
+
+class _Softmax(torch.autograd.Function):
+    """Over the last dimension; the gradient of torch's own rounds otherwise on another number of
+    threads, where rows are no multiple of 8."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        probs = torch.softmax(logits, -1)
+        ctx.save_for_backward(probs)
+        return probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (probs,) = ctx.saved_tensors
+        found = grad * probs
+        return (found.addcmul_(probs, found.sum(-1, keepdim=True), value=-1),)
 
 
 def hybrid_blocks(call: LossCall, common: CommonSet | None) -> tuple[HybridBlocks, int]:

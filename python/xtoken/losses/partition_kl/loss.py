@@ -37,7 +37,9 @@ def partition_kl(
             are not one token on both sides. Reverse KL is infinite where each teacher token is
             shared and the student has others.
 
-    Returns: loss in nats per chunk, >= 0 up to rounding; 0 for a student equal to its teacher.
+    Returns: loss in nats per chunk; 0 for a student equal to its teacher, and otherwise >= 0 up to
+        rounding, but where the student has no token outside the events: the teacher's rest is left
+        out there, and with a mass of m in the events forward KL is m log m at least.
         Metrics: `kl`, `teacher_rest` and `student_rest` (the mass in the last column), `single`
         (the share of chunks of one token on both sides).
 

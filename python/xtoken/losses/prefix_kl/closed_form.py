@@ -69,12 +69,14 @@ def _over_slots(
 ) -> tuple[Tensor, Tensor] | None:
     """[N] loss and [S] `seed` times its gradient by the mass [S] of each slot, which is changed."""
     item, count = layout.item, len(layout)
+    # A teacher in float64 beside a student that is none.
+    probs, negentropy = targets.probs.to(mass.dtype), targets.negentropy.to(mass.dtype)
     mass.masked_fill_(~targets.valid, 1.0)
     if not bool((mass >= torch.finfo(mass.dtype).tiny * 1e6).all()):
         return None
     total = mass.new_zeros(count).index_add_(0, item, mass * targets.valid)
     total.masked_fill_(~targets.counted, 1.0)
-    cross = mass.new_zeros(count).index_add_(0, item, targets.probs * torch.log(mass))
-    loss = targets.negentropy - cross + torch.log(total)
-    slope = (torch.reciprocal(total)[item] - targets.probs / mass) * targets.valid
+    cross = mass.new_zeros(count).index_add_(0, item, probs * torch.log(mass))
+    loss = negentropy - cross + torch.log(total)
+    slope = (torch.reciprocal(total)[item] - probs / mass) * targets.valid
     return loss, slope * seed[item]
