@@ -64,6 +64,7 @@ class TokenPair:
     Attributes:
         segment_student, segment_teacher: bytes to token ids, None where they cannot be spelled.
         specials: teacher id to student id of control tokens that correspond.
+        stops: whether anything stops the student.
     """
 
     student: list[bytes]
@@ -75,6 +76,7 @@ class TokenPair:
     student_twins: list[int] = field(init=False)
     teacher_twins: list[int] = field(init=False)
     specials: Mapping[int, int] = field(default_factory=dict)
+    stops: bool = True
 
     def __post_init__(self) -> None:
         teacher_ids, student_ids = (
@@ -295,7 +297,8 @@ class _Builder:
                 if depth:  # the text so far decides
                     self.place(self.pair.first_piece(prefix), mass * q)
                 elif v == STOP:
-                    self.masses[Group("stop")] += mass * q
+                    if self.pair.stops:
+                        self.masses[Group("stop")] += mass * q
                 elif v in self.pair.specials:
                     self.masses[Group("special", 0, self.pair.specials[v])] += mass * q
             elif depth:

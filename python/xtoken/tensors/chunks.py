@@ -15,7 +15,7 @@ from xtoken._checks import expect
 from xtoken.align.alignment import Alignment, AlignmentBatch, ChunkKind
 from xtoken.errors import ShapeError
 from xtoken.tensors.host import readable
-from xtoken.tensors.host_chunks import HostChunks, array_of
+from xtoken.tensors.host_chunks import HostChunks, WholeText, array_of
 from xtoken.tensors.segments import ragged_arange
 from xtoken.tensors.stacked import batch_of
 from xtoken.vocab.fingerprints import PairFingerprint
@@ -123,7 +123,8 @@ class ChunkBatch:
                 name = f"{side}_document_starts"
                 predicted &= _counts_inside(starts, name, rows[0], rows[at], rows[at + 1]) == 0
                 whole = whole and bool(predicted.all())
-        return cls._of_rows(rows, predicted, reach, whole, batch.pair)
+        text = _text(batch, student_document_starts, teacher_document_starts)
+        return cls._of_rows(rows, predicted, reach, whole, batch.pair, text)
 
     @classmethod
     def usable_from_alignments(
@@ -165,6 +166,7 @@ class ChunkBatch:
         """
         batch = batch_of(alignments, student_offsets, teacher_offsets)
         flags = []
+        given = student_document_starts, teacher_document_starts
         for side, mask, starts in (
             ("student", student_mask, student_document_starts),
             ("teacher", teacher_mask, teacher_document_starts),
@@ -189,7 +191,7 @@ class ChunkBatch:
             [int(kind) for kind in admit],
         )
         if kept is not None:
-            return cls._of_rows(*kept, batch.pair)
+            return cls._of_rows(*kept, batch.pair, _text(batch, *given))
         # Two steps tell what does not fit.
         chunks = cls.from_alignments(
             batch,
@@ -206,9 +208,10 @@ class ChunkBatch:
         reach: tuple[int, int, int],
         whole: bool,
         pair: PairFingerprint | None,
+        text: WholeText | None = None,
     ) -> ChunkBatch:
         """What the core made of chunks; its arrays own their memory, as `HostChunks` wants them."""
-        host = HostChunks(rows[0], rows[1], rows[2], rows[3], rows[4], whole, reach)
+        host = HostChunks(rows[0], rows[1], rows[2], rows[3], rows[4], whole, reach, text)
         values = (*torch.from_numpy(rows).unbind(0), torch.from_numpy(predicted), pair, host)
         chunks = object.__new__(cls)  # what the core makes needs no check
         vars(chunks).update(zip(_FIELDS, values, strict=True))
@@ -342,7 +345,7 @@ class ChunkBatch:
             _flags(teacher_mask),
             [int(kind) for kind in admit],
         )
-        chunks = self._of_rows(*kept, self.pair)
+        chunks = self._of_rows(*kept, self.pair, host.text)
         return chunks if self.device.type == "cpu" else chunks.to(self.device)
 
     def check_within(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
@@ -382,6 +385,18 @@ class ChunkBatch:
 def _flags(tensor: Tensor) -> NDArray[np.uint8]:
     flags: NDArray[np.uint8] = np.ascontiguousarray(array_of(tensor)).view(np.uint8)
     return flags
+
+
+def _text(
+    alignments: AlignmentBatch, student_starts: Tensor | None, teacher_starts: Tensor | None
+) -> WholeText | None:
+    """What chunks are taken from; None where one side alone says where documents begin."""
+    if student_starts is None and teacher_starts is None:
+        return WholeText(alignments)
+    if student_starts is None or teacher_starts is None:
+        return None
+    starts = array_of(student_starts).copy(), array_of(teacher_starts).copy()
+    return WholeText(alignments, starts)
 
 
 def _check_mask(mask: Tensor, side: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,62 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xtoken.align.alignment import Alignment, AlignmentBatch
+
 if TYPE_CHECKING:
     from xtoken.tensors.chunks import ChunkBatch
 
 _SIDES = ("student", "teacher")
+
+
+@dataclass(frozen=True, eq=False)
+class WholeText:
+    """The whole rows that chunks were taken from, those that no loss counts among them.
+
+    Attributes:
+        alignments: one a row of the batch, at its column.
+        starts: [B, T_s] and [B, T_t] bool, the first token of each document of packed rows.
+    """
+
+    alignments: AlignmentBatch
+    starts: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
+
+    def documents(self) -> list[tuple[int, tuple[int, int], Alignment]] | None:
+        """Row, first columns on both sides and alignment of each document; None where one does not
+        begin with a chunk."""
+        found = []
+        columns = self.alignments.student_columns, self.alignments.teacher_columns
+        for row, whole in enumerate(self.alignments):
+            first = int(columns[0][row]), int(columns[1][row])
+            bounds = whole.student_bounds, whole.teacher_bounds
+            cuts = self._cuts(row, first, bounds)
+            if cuts is None:
+                return None
+            for start, end in itertools.pairwise([*cuts, len(whole.kind)]):
+                own, other = (side[start : end + 1] for side in bounds)
+                part = Alignment(
+                    own - own[0], other - other[0], whole.kind[start:end], np.zeros(4, np.int64)
+                )
+                found.append((row, (first[0] + int(own[0]), first[1] + int(other[0])), part))
+        return found
+
+    def _cuts(
+        self, row: int, first: tuple[int, int], bounds: tuple[NDArray[np.int64], ...]
+    ) -> list[int] | None:
+        """The first chunk of each document of a row."""
+        if self.starts is None:
+            return [0]
+        begins = [
+            np.flatnonzero(starts[row, column : column + int(side[-1])])
+            for starts, column, side in zip(self.starts, first, bounds, strict=True)
+        ]
+        if len(begins[0]) != len(begins[1]):
+            return None
+        # One side of a chunk may be empty: a document begins where both do.
+        places = np.maximum(*(np.searchsorted(s, b) for s, b in zip(bounds, begins, strict=True)))
+        if any(not np.array_equal(s[places], b) for s, b in zip(bounds, begins, strict=True)):
+            return None
+        return sorted({0, *places.tolist()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +76,7 @@ class HostChunks:
         sample, student_start, student_end, teacher_start, teacher_end: [C] int64.
         predicted: whether each chunk has a token on both sides and a predictor of each of them.
         reach: the largest sample, student end and teacher end; 0 without a chunk.
+        text: what they were taken from, where that is known.
     """
 
     sample: NDArray[np.int64]
@@ -32,6 +86,7 @@ class HostChunks:
     teacher_end: NDArray[np.int64]
     predicted: bool
     reach: tuple[int, int, int]
+    text: WholeText | None = None
 
     @classmethod
     def of(cls, chunks: ChunkBatch) -> HostChunks:

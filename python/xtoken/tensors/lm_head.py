@@ -136,8 +136,11 @@ def product_dtype(left: Tensor, right: Tensor) -> torch.dtype:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32 or float64: logits rounded to 16 bits would change the gradient of a
-    small KL by a fifth."""
+    """left @ right in float32 or float64, under an autocast too: logits rounded to 16 bits would
+    change the gradient of a small KL by a fifth."""
+    if torch.is_autocast_enabled(left.device.type):
+        with torch.autocast(left.device.type, enabled=False):
+            return product(left, right)
     both = left.dtype if left.dtype == right.dtype else None
     if both in HALVES and left.device.type == "cuda" and _HAS_OUT_DTYPE:
         return torch.mm(left, right, out_dtype=torch.float32)

@@ -102,6 +102,7 @@ class TargetBatch:
         chunks: ChunkBatch,
         length: int,
         columns: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> TargetBatch:
         """Lay out the targets of those positions that are in a chunk, on the CPU.
 
@@ -111,6 +112,8 @@ class TargetBatch:
             chunks: those that the loss counts, from `ChunkBatch.usable`.
             length: T_s, the padded length.
             columns: the column of each sample's first token (left padding); None means 0.
+            rows: the row of the batch that each sample of the targets is in, where it is not the
+                one of its number, as documents of a packed row are.
 
         Raises:
             ShapeError: chunks of more samples than targets, or columns of another number.
@@ -122,7 +125,7 @@ class TargetBatch:
             )
         own_sample = chunks.sample.cpu().numpy()
         start, end = chunks.student_start.cpu().numpy(), chunks.student_end.cpu().numpy()
-        if len(own_sample) and int(own_sample.max()) >= samples:
+        if rows is None and len(own_sample) and int(own_sample.max()) >= samples:
             raise ShapeError(
                 f"a chunk is of sample {int(own_sample.max())}, the targets are of {samples} "
                 "examples; pass the targets of this batch"
@@ -130,6 +133,8 @@ class TargetBatch:
         sample = np.repeat(np.arange(samples), np.diff(targets.position_indptr))
         shift = np.zeros(samples, np.int64) if columns is None else np.asarray(columns)
         position = targets.positions + shift[sample]
+        if rows is not None:
+            sample = np.asarray(rows, np.int64)[sample]
         chunk = _chunk_of(own_sample, start, end, sample, position)
         kept = np.flatnonzero(chunk >= 0)
         kept = kept[np.argsort(chunk[kept], kind="stable")]

@@ -226,8 +226,13 @@ class TeacherSideCollator:
         mask = mask & ~starts
         teacher_mask = ~teacher_starts
         joined = _chained([alignment for _, alignment in documents])
-        # The masks hold no token that begins a document, so no chunk lies in two.
-        chunks = ChunkBatch.usable_from_alignments([joined], mask, teacher_mask)
+        chunks = ChunkBatch.usable_from_alignments(
+            [joined],
+            mask,
+            teacher_mask,
+            student_document_starts=starts.reshape(mask.shape),
+            teacher_document_starts=teacher_starts,
+        )
         ids = torch.from_numpy(np.concatenate([teacher for teacher, _ in documents]))[None]
         asked = np.array([_is_asked(alignment) for _, alignment in documents])
         owner = np.repeat(asked, [int(each.student_bounds[-1]) for _, each in documents])

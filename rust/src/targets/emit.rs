@@ -157,7 +157,8 @@ impl Build<'_> {
             let prob = prob as f32;
             let on_path = place == row.own as usize && !self.scratch.path.is_empty();
             match tables.columns[id as usize].kind() {
-                ColumnKind::Dropped => account.dropped += prob,
+                ColumnKind::Stop if tables.has_stops() => {}
+                ColumnKind::Stop | ColumnKind::Dropped => account.dropped += prob,
                 ColumnKind::Text => {
                     let kept =
                         mask.is_none_or(|mask| mask.keeps()[place / 64] >> (place % 64) & 1 == 1);
@@ -168,7 +169,7 @@ impl Build<'_> {
                         account.unreached += prob;
                     }
                 }
-                ColumnKind::Stop | ColumnKind::Special => {}
+                ColumnKind::Special => {}
             }
         }
         account

@@ -269,6 +269,11 @@ impl PairTables {
         (self.bytes_start + start, self.bytes_start + end)
     }
 
+    /// Whether anything stops the student.
+    pub fn has_stops(&self) -> bool {
+        self.stop_count > 0
+    }
+
     /// Where the stop tokens are in `tokens`.
     pub fn stops(&self) -> (u32, u32) {
         (self.stop_start, self.stop_start + self.stop_count)

@@ -327,9 +327,9 @@ impl<'a> Build<'a> {
                 let group = self.group_of(column.first);
                 self.add(group, prob);
             }
-            ColumnKind::Stop => self.add(self.stop_key(), prob),
+            ColumnKind::Stop if tables.has_stops() => self.add(self.stop_key(), prob),
             ColumnKind::Special => self.add(self.stop_key() + 1 + column.first, prob),
-            ColumnKind::Dropped => {}
+            ColumnKind::Stop | ColumnKind::Dropped => {}
         }
     }
 

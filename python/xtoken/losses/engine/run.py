@@ -126,7 +126,9 @@ def run_loss(
         eager: LossOutput = torch.compiler.disable(run_loss)(spec, make, inputs, pair, options)  # type: ignore[no-untyped-call]
         return eager
     call = checked_call(spec, inputs, pair, options)
-    loss, widest = make(call)
+    # What is read of the teacher before the blocks are, too: autocast would lower it.
+    with torch.autocast(call.device.type, enabled=False):
+        loss, widest = make(call)
     rows_per_block = call.rows_per_block(widest)
     result, slope = reduce_chunks(
         with_compiled(loss, options.backend, rows_per_block),

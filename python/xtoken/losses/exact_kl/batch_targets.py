@@ -10,6 +10,7 @@ from xtoken.align.alignment import Alignment, ChunkKind
 from xtoken.losses.inputs import LossInputs, LossOptions
 from xtoken.targets import TargetBuilder, TargetExample, TargetOptions
 from xtoken.targets.rows import within
+from xtoken.tensors.host_chunks import WholeText
 from xtoken.tensors.target_batch import TargetBatch
 from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 
@@ -17,6 +18,8 @@ from xtoken.tensors.teacher_signal import TeacherTopK, teacher_positions
 # to four times as long.
 DEFAULT_TOP_K = 512
 _NO_LIMIT = 255
+
+_Documents = list[tuple[int, tuple[int, int], Alignment]]
 
 
 def target_options(options: LossOptions) -> TargetOptions:
@@ -38,8 +41,9 @@ def batch_targets(
 ) -> TargetBatch:
     """The targets of the batch's chunks, from the teacher's signal.
 
-    The text of a sample is what its chunks hold: where some are not counted there is a gap, and
-    what follows it is treated as the start of a text.
+    What precedes a chunk that counts is read too, where the chunks were made of whole alignments.
+    Of others the text of a sample is what its chunks hold: what follows a gap between them is
+    treated as the start of a text.
 
     Raises:
         OptionError: predictions at a temperature other than 1.
@@ -52,10 +56,15 @@ def batch_targets(
         getattr(chunks, name).numpy()
         for name in ("student_start", "student_end", "teacher_start", "teacher_end")
     ]
+    documents = _documents(chunks.host.text, inputs)
     teacher = inputs.teacher
     if not isinstance(teacher, TeacherTopK):
         kept = options.top_k or DEFAULT_TOP_K
-        read = _read(sample, bounds[2], bounds[3], teacher_positions(teacher))
+        first_read = bounds[2] - 1
+        if documents is not None:
+            begin = _document_starts(documents, sample, bounds[2])
+            first_read = np.maximum(first_read - options.carry_levels, begin)
+        read = _read(sample, first_read, bounds[3], teacher_positions(teacher))
         teacher = TeacherTopK.from_logits(
             teacher, kept, vocab_size=teacher_size, positions=torch.from_numpy(read)
         )
@@ -65,27 +74,64 @@ def batch_targets(
     columns = teacher.ids.cpu().numpy()
     log_probs = teacher.log_probs.float().cpu().numpy()
     columns = np.where(np.isneginf(log_probs), -1, within(columns, teacher_size))
+    if documents is None:
+        documents = []
+        for row in range(len(student_ids)):
+            mine = np.flatnonzero(sample == row)
+            mine = mine[np.argsort(bounds[0][mine], kind="stable")]
+            starts = [side[mine] for side in bounds]
+            alignment = _with_gaps(starts[0], starts[1], starts[2], starts[3], kinds[mine])
+            documents.append((row, (0, 0), alignment))
     examples = []
-    for row in range(len(student_ids)):
-        mine = np.flatnonzero(sample == row)
-        mine = mine[np.argsort(bounds[0][mine], kind="stable")]
-        starts = [side[mine] for side in bounds]
-        alignment = _with_gaps(starts[0], starts[1], starts[2], starts[3], kinds[mine])
-        own, other = alignment.student_bounds[-1], alignment.teacher_bounds[-1]
+    for row, (first, other_first), alignment in documents:
+        own = slice(first, first + int(alignment.student_bounds[-1]))
+        other = slice(other_first, other_first + int(alignment.teacher_bounds[-1]))
         examples.append(
             TargetExample(
-                _inside(student_ids[row, :own], alignment.student_bounds, alignment.kind),
-                _inside(teacher_ids[row, :other], alignment.teacher_bounds, alignment.kind),
+                _inside(student_ids[row, own], alignment.student_bounds, alignment.kind),
+                _inside(teacher_ids[row, other], alignment.teacher_bounds, alignment.kind),
                 alignment,
-                log_probs[row, :other],
-                columns[row, :other],
+                log_probs[row, other],
+                columns[row, other],
                 validate=False,
             )
         )
     threads = torch.get_num_threads()
     targets = builder.build(examples, target_options(options), threads=threads)
-    made = TargetBatch.from_targets(targets, builder.tokens, chunks, student_ids.shape[1])
+    made = TargetBatch.from_targets(
+        targets, builder.tokens, chunks, student_ids.shape[1],
+        [first for _, (first, _), _ in documents], [row for row, _, _ in documents],
+    )  # fmt: skip
     return made.to(inputs.student_ids.device)
+
+
+def _documents(text: WholeText | None, inputs: LossInputs) -> _Documents | None:
+    """The documents that the chunks are of; None where they are not known, or fit other ids."""
+    assert inputs.student_ids is not None
+    assert inputs.teacher_ids is not None
+    found = None if text is None else text.documents()
+    if found is None or len(found) == 0:
+        return None
+    rows = len(inputs.student_ids)
+    widths = inputs.student_ids.shape[1], inputs.teacher_ids.shape[1]
+    for row, firsts, alignment in found:
+        lasts = alignment.student_bounds[-1], alignment.teacher_bounds[-1]
+        if row >= rows or any(
+            first + int(last) > width
+            for first, last, width in zip(firsts, lasts, widths, strict=True)
+        ):
+            return None
+    return found
+
+
+def _document_starts(
+    documents: _Documents, sample: NDArray[np.int64], start: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[C] the teacher's column at which the document of each chunk begins."""
+    begins = np.array([(row, first) for row, (_, first), _ in documents], np.int64)
+    keys = begins[:, 0] * 2**32 + begins[:, 1]  # in order, as the documents are
+    found: NDArray[np.int64] = begins[np.searchsorted(keys, sample * 2**32 + start, "right") - 1, 1]
+    return found
 
 
 def _read(
@@ -94,10 +140,10 @@ def _read(
     end: np.ndarray[tuple[int], np.dtype[np.int64]],
     positions: tuple[int, int],
 ) -> NDArray[np.bool_]:
-    """[B, T_t] the rows that chunks read: those that predict their tokens, and what follows them.
-    Padding, of which a model may say anything, and prompts are not among them."""
+    """[B, T_t] the rows from each start to each end, which chunks read: those that predict their
+    tokens, and what follows them. Padding, of which a model may say anything, is not among them."""
     steps = np.zeros((positions[0], positions[1] + 1), np.int64)
-    np.add.at(steps, (sample, (start - 1).clip(0)), 1)
+    np.add.at(steps, (sample, start.clip(0)), 1)
     np.add.at(steps, (sample, end), -1)
     return steps.cumsum(1)[:, :-1] > 0
 
