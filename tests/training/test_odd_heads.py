@@ -13,7 +13,8 @@ from test_fused_teacher import run, same, teacher_of
 from torch import nn
 
 from xtoken import Pair
-from xtoken.errors import OptionError
+from xtoken.errors import ModelSourceError, OptionError
+from xtoken.teachers.probe import check_causal
 
 
 class Packed(nn.Linear):
@@ -50,7 +51,7 @@ def test_a_student_that_calls_its_inner_decoder_gives_its_hidden_states(
         for fused in (False, True)
     ]
     assert found[0][2] > 1
-    assert found[1][2] == 1
+    assert found[1][2] == 2
     same(*found)
 
 
@@ -60,7 +61,7 @@ def test_so_does_a_teacher(folder: Path, tmp_path: Path, name: str) -> None:
         run(folder, tmp_path, small_model(name, sizes(folder)[1]), fused_teacher=fused)
         for fused in (False, True)
     ]
-    assert found[1][2] == 1
+    assert found[1][2] == 2
     same(*found)
 
 
@@ -92,6 +93,10 @@ def test_a_head_of_other_hidden_states_is_refused_by_name_and_auto_takes_the_log
         made.lm_head = Packed(made.lm_head)
         return made
 
+    try:
+        check_causal(model(1))
+    except ModelSourceError:
+        pytest.skip("the RemBert of an older transformers sees what follows, decoder or not")
     with pytest.raises(OptionError, match=f"fused = True, but {CASES[name]}; set it to False"):
         trained(folder, tmp_path, model(0), fused=True)
     with pytest.raises(OptionError, match=f"fused_teacher = True, but {CASES[name]}; set it to"):
@@ -99,7 +104,7 @@ def test_a_head_of_other_hidden_states_is_refused_by_name_and_auto_takes_the_log
     # What an accelerator is asked, this machine has none.
     monkeypatch.setattr("xtoken.training.signals.is_fused", lambda source, fused: bool(fused))
     with pytest.warns(UserWarning, match=f"logits are made whole, .*: {CASES[name]}"):
-        assert run(folder, tmp_path, model(1), fused_teacher="auto")[2] > 1
+        assert run(folder, tmp_path, model(1), fused_teacher="auto")[2] > 2
 
 
 def test_a_scale_that_is_the_name_of_a_rule_does_not_stop_a_run(

@@ -38,9 +38,9 @@ def exact_kl(
             tail, and they sum to 1.
 
     Returns: loss in nats per chunk, >= 0 up to rounding; chunks that are not exact, where `admit`
-        lets them in, count and add nothing, as no target is exact there. Metrics, per chunk: `kl`, `target_tail`
-        (the targets' mass outside all groups), `groups` (their number), `deeper_kl` (what those
-        below depth 0 add to the KL by the chain rule, however the loss weighs them).
+        lets them in, count and add nothing, as no target is exact there. Metrics, per chunk: `kl`,
+        `target_tail` (the targets' mass outside all groups), `groups` (their number), `deeper_kl`
+        (what those below depth 0 add to the KL by the chain rule, however the loss weighs them).
 
     Raises:
         XTokenError: as `p_kl`; a temperature; weights of depths under the chain rule or in another
