@@ -158,6 +158,22 @@ for when in ("before", "after"):
 )
 
 
+DIFFER = (
+    f"OPTIONS = dict(steps=1){PREPARED}"
+    + """
+from xtoken.errors import OptionError
+
+rank = os.environ["RANK"]
+other = replace(config, learning_rate=3e-3 if rank == "0" else 5e-3)
+for chosen, out in ((other, "one"), (config, f"out-{rank}")):
+    try:
+        train(materials, chosen, teacher, folder / out)
+    except OptionError as error:
+        print(error)
+"""
+)
+
+
 LEARN = """
 import os
 import sys
@@ -301,6 +317,19 @@ def test_two_processes_go_on_from_a_checkpoint_to_the_student_of_an_uninterrupte
     for name in ("student/model.safetensors", "metrics.jsonl"):
         found, expected = ((workspace / run / name).read_bytes() for run in ("cut", "whole"))
         assert found == expected, name
+
+
+def test_processes_that_were_started_otherwise_are_refused_in_each(workspace: Path) -> None:
+    for process in fork_two(DIFFER, workspace, "only"):
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        settings, out = output.splitlines()[-2:]
+        assert settings == (
+            "process 1 of this run has learning_rate = 0.005, process 0 has 0.003; start all "
+            "processes by the same command"
+        )
+        assert f"process 1 of this run has out = {workspace.resolve() / 'out-1'}, " in out
+    assert not list(workspace.glob("o*/student"))
 
 
 def test_two_processes_end_alike_when_a_signal_comes_to_one_after_the_last_step(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +155,31 @@ def test_a_run_that_was_interrupted_twice_is_bit_for_bit_one_that_was_not(
         assert one.read_bytes() == other.read_bytes()
     newest = {3: {"checkpoint-9", "checkpoint-10"}, 4: {"checkpoint-8", "checkpoint-10"}}
     assert {path.name for path in cut.glob("checkpoint-*")} == newest[config.checkpoint_every]
+
+
+def test_an_end_while_an_old_checkpoint_is_removed_leaves_none_that_looks_damaged(
+    materials: PreparedData,
+    whole_of: Callable[[DistillConfig], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut, remove = tmp_path / "cut", shutil.rmtree
+
+    def end_within(path: Path | str, *given: Any, **named: Any) -> None:
+        if Path(path).name == "checkpoint-3":
+            (Path(path) / "rng_state.pth").unlink()
+            raise Interrupted
+        remove(path, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", end_within)
+        with pytest.raises(Interrupted):
+            finish(materials, SAVING, cut, resume=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DamagedCheckpointWarning)
+        assert finish(materials, SAVING, cut).steps_before == 9
+    assert_same_run(cut, whole_of(SAVING))
+    assert {path.name for path in cut.glob("*checkpoint-*")} == {"checkpoint-9", "checkpoint-10"}
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,16 @@ def check_out_folder(out: Path, option: str = "--out", *, locked: bool = False) 
         check_locks(existing)
 
 
+def check_empty(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        OptionError: names it.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise OptionError(f"--out {out} is not empty; pass a new directory")
+
+
 def nearest(path: Path) -> Path:
     """What is there of a path: it, or the nearest above it."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())

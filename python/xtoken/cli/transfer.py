@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xtoken.cli.command import App
-from xtoken.cli.outputs import check_out_folder
+from xtoken.cli.outputs import check_empty, check_out_folder
 from xtoken.errors import OptionError
 
 
@@ -41,8 +41,7 @@ def transfer(
     if dtype not in ("auto", "float32", "bfloat16"):
         raise OptionError(f"--dtype {dtype}, expected auto, float32 or bfloat16")
     check_out_folder(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise OptionError(f"--out {out} is not empty; pass a new directory")
+    check_empty(out)
     # torch and transformers take seconds to import: only once the command is really run.
     from xtoken.cli.transfer_run import run
 

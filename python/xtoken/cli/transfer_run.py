@@ -11,6 +11,7 @@ from rich.table import Table
 
 from xtoken._files import folder_beside, write_json
 from xtoken.cli.console import Bars, quiet_transformers
+from xtoken.cli.outputs import check_empty
 from xtoken.cli.plain_console import plain_console
 from xtoken.errors import MissingFileError, ModelSourceError
 from xtoken.pair import Pair
@@ -120,3 +121,5 @@ def _write(
             "max_pieces": pair.projection.options.max_pieces,
         }
         write_json(folder / COUNTS_FILE, content)
+        # Another process may have written there since the command began.
+        check_empty(out)

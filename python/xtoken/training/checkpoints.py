@@ -43,6 +43,9 @@ from xtoken.training.run_files import (
 )
 from xtoken.training.run_identity import RunIdentity
 
+# Checkpoints on the disk: the newest, to go on from, and the one before, until the newest is known
+# to be whole.
+KEPT = 2
 _MARK_KEYS = {"run", "step", "seconds", "metrics", "sizes", "sha256"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Not by a name that the Trainer takes for a checkpoint's, which it would count and remove.
@@ -417,3 +420,6 @@ class MarkCheckpoints(TrainerCallback):
             "sha256": checksums_of(path),
         }
         write_text(path / RUN_FILE, sealed(mark))
+        # Here and not by the Trainer, of whose removal a kill leaves what looks damaged.
+        older = sorted(_checkpoint_folders(self.folder).items(), reverse=True)[KEPT:]
+        _remove(each for _, each in older)

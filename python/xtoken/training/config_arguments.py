@@ -28,11 +28,6 @@ from xtoken.training.arguments import DistillArguments
 from xtoken.training.config import DistillConfig
 from xtoken.training.trainer_options import SHARDED
 
-# Checkpoints on the disk: the newest, to go on from, and the one before, until the newest is known
-# to be whole.
-KEPT = 2
-
-
 SCHEDULE = {
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',
@@ -84,7 +79,7 @@ def training_arguments(config: DistillConfig, output_dir: Path | str) -> Distill
         eval_steps=config.eval_every or None,
         save_strategy="steps" if config.checkpoint_every else "no",
         save_steps=config.checkpoint_every or 500,  # 0 is refused, also where it is not used
-        save_total_limit=KEPT,
+        save_total_limit=None,  # `MarkCheckpoints` removes the others
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -70,6 +70,16 @@ def on_first_process(work: Callable[[], T]) -> T:
     return result
 
 
+def from_all(value: T) -> list[T]:
+    """Return in every process what each has given, in their order; it can be pickled. Needs
+    `join_processes`."""
+    if process_count() == 1:
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value, group=_patient_group(dist.group.WORLD))
+    return found
+
+
 def on_first_of_node(work: Callable[[], Iterable[T]]) -> list[T]:
     """Return in every process what `work` gives in the first one on its machine, or raise what it
     raises there.

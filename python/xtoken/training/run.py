@@ -35,6 +35,7 @@ from xtoken.training.learned_projection import projection_file
 from xtoken.training.metrics_log import History, KeepHistory, read_history
 from xtoken.training.prepare import PreparedData, Reporter, Silent
 from xtoken.training.processes import (
+    from_all,
     is_main_process,
     join_processes,
     on_first_process,
@@ -165,6 +166,30 @@ def run_lock(out: Path) -> Iterator[None]:
         yield
 
 
+def _check_processes(run: RunIdentity, out: Path) -> None:
+    """Refuse processes that were started with other settings, models or folders.
+
+    Raises:
+        OptionError: names what differs.
+    """
+    own = {
+        **run.settings,
+        "student": run.student,
+        "student_tokenizer": run.student_tokenizer,
+        "teacher_tokenizer": run.teacher_tokenizer,
+        "projection": run.projection,
+        "out": str(out.resolve()),
+    }
+    first, *others = from_all(own)
+    for rank, other in enumerate(others, 1):
+        name = next((each for each in first if first[each] != other.get(each)), None)
+        if name is not None:
+            raise OptionError(
+                f"process {rank} of this run has {name} = {other.get(name)}, process 0 has "
+                f"{first[name]}; start all processes by the same command"
+            )
+
+
 def _train(
     materials: PreparedData,
     config: DistillConfig,
@@ -179,6 +204,7 @@ def _train(
     student = models.load_student()
     run = RunIdentity.of(materials, config, student, [] if config.loss == "ce" else sources)
     join_processes(run_device(config))
+    _check_processes(run, out)
     start = on_first_process(lambda: begin(out, run, resume))
     if start.finished:
         # All that it left is read, which may be the size of the student.
