@@ -58,13 +58,13 @@ def batch_targets(
     ]
     documents = _documents(chunks.host.text, inputs)
     teacher = inputs.teacher
+    first_read = bounds[2] - 1
+    if documents is not None:
+        begin = _document_starts(documents, sample, bounds[2])
+        first_read = np.maximum(first_read - options.carry_levels, begin)
+    read = _read(sample, first_read, bounds[3], teacher_positions(teacher))
     if not isinstance(teacher, TeacherTopK):
         kept = options.top_k or DEFAULT_TOP_K
-        first_read = bounds[2] - 1
-        if documents is not None:
-            begin = _document_starts(documents, sample, bounds[2])
-            first_read = np.maximum(first_read - options.carry_levels, begin)
-        read = _read(sample, first_read, bounds[3], teacher_positions(teacher))
         teacher = TeacherTopK.from_logits(
             teacher, kept, vocab_size=teacher_size, positions=torch.from_numpy(read)
         )
@@ -72,7 +72,8 @@ def batch_targets(
     kinds = chunks.kind.numpy()
     student_ids, teacher_ids = inputs.student_ids.cpu().numpy(), inputs.teacher_ids.cpu().numpy()
     columns = teacher.ids.cpu().numpy()
-    log_probs = teacher.log_probs.float().cpu().numpy()
+    # Nothing is built where no chunk counts, as in a long prompt.
+    log_probs = np.where(read[..., None], teacher.log_probs.float().cpu().numpy(), -np.inf)
     columns = np.where(np.isneginf(log_probs), -1, within(columns, teacher_size))
     if documents is None:
         documents = []
