@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +73,16 @@ def test_a_model_without_numbers_is_no_teacher(folder: Path, batch: tuple[Tensor
 def test_a_device_beside_a_device_map_is_refused(folder: Path) -> None:
     with pytest.raises(OptionError, match="both say where the teacher goes"):
         LiveTeacher.from_pretrained(folder / "teacher", device="cpu", device_map="auto")
+
+
+class Uniform(nn.Module):
+    """A model that needs no weights."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 7))
+
+
+def test_a_model_without_weights_takes_tokens_on_the_cpu(batch: tuple[Tensor, Tensor]) -> None:
+    teacher = LiveTeacher(Uniform())
+    assert teacher.device == torch.device("cpu")
+    assert teacher.logits(*batch).shape == (2, 10, 7)

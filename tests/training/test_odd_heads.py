@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_heads import give_head
 from small_models import small_model
 from test_distill_trainer import Watch, logged, make, student_of
 from test_fused_teacher import run, same, teacher_of
@@ -14,6 +15,7 @@ from torch import nn
 
 from xtoken import Pair
 from xtoken.errors import ModelSourceError, OptionError
+from xtoken.teachers import LiveTeacher
 from xtoken.teachers.probe import check_causal
 
 
@@ -115,3 +117,15 @@ def test_a_scale_that_is_the_name_of_a_rule_does_not_stop_a_run(
         for fused in (False, True)
     ]
     same(*found)
+
+
+def test_a_head_that_is_called_by_the_name_of_its_input_makes_its_logits(folder: Path) -> None:
+    class Named(nn.Linear):
+        def __call__(self, hidden: torch.Tensor) -> Any:
+            return super().__call__(input=hidden)
+
+    teacher = teacher_of(folder)
+    give_head(teacher, Named)
+    ids = torch.arange(5, 25).view(2, 10)
+    found = LiveTeacher(teacher).fused({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert found == "LlamaForCausalLM does more to its logits than scale, bias and softcap"

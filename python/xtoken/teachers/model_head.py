@@ -88,9 +88,9 @@ _STRETCH = 16.0
 
 def _stretch_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The hidden states [B, T, H] of an lm_head with the last ones once more, far from 0."""
-    hidden: Tensor = args[0]
-    if hidden.dim() != 3:
+    if not args or args[0].dim() != 3:
         return args  # of a layout that `same_logits` does not know
+    hidden: Tensor = args[0]
     return (torch.cat([hidden, _STRETCH * hidden[:, -1:]], 1), *args[1:])
 
 

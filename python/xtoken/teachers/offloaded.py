@@ -10,15 +10,17 @@ from xtoken.errors import ModelSourceError
 
 def working_device(model: nn.Module) -> torch.device:
     """Where a model takes its tokens: that of its weights or, where all are elsewhere, the one that
-    accelerate brings them to. The meta device where there is none."""
+    accelerate brings them to. The meta device where nothing brings them, the CPU without any."""
+    any_there = False
     for parameter in model.parameters():
         if not parameter.is_meta:
             return parameter.device
+        any_there = True
     for module in model.modules():
         place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if place is not None:
             return torch.device(place)
-    return torch.device("meta")
+    return torch.device("meta" if any_there else "cpu")
 
 
 def tensor_of(model: nn.Module, name: str, value: Tensor) -> Tensor:

@@ -166,7 +166,6 @@ class ChunkBatch:
         """
         batch = batch_of(alignments, student_offsets, teacher_offsets)
         flags = []
-        given = student_document_starts, teacher_document_starts
         for side, mask, starts in (
             ("student", student_mask, student_document_starts),
             ("teacher", teacher_mask, teacher_document_starts),
@@ -191,7 +190,8 @@ class ChunkBatch:
             [int(kind) for kind in admit],
         )
         if kept is not None:
-            return cls._of_rows(*kept, batch.pair, _text(batch, *given))
+            text = _text(batch, student_document_starts, teacher_document_starts)
+            return cls._of_rows(*kept, batch.pair, text)
         # Two steps tell what does not fit.
         chunks = cls.from_alignments(
             batch,
