@@ -696,6 +696,8 @@ def exact_kl(
         npt.NDArray[np.int64],
         npt.NDArray[np.int64],
         npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
     ],
     seeds: npt.NDArray[np.float64],
     *,
@@ -727,8 +729,9 @@ def exact_kl(
     Args:
         student: [rows, columns] logits, of whose columns `size` count.
         rows: [P] the row of each position; distinct.
-        targets: tails [P], open [P], group_ptr [P + 1], probs [G], depths [G], token_ptr [G + 1]
-            and tokens [N], as those of a `TargetBatch`.
+        targets: tails [P], open [P], group_ptr [P + 1], probs [G], depths [G], as those of a
+            `TargetBatch`; range_ptr [G + 1], starts [R], ends [R] and order [L], as those of its
+            `GroupTokens`.
         seeds: [P] what each gradient is multiplied with.
         factor: weight of all groups and tails where there are no `depths`.
         depths: weights of groups [G] and tails [P]; union_ptr [P + 1], mass and weight of each

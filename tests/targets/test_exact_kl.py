@@ -307,7 +307,7 @@ def test_what_the_head_lacks_has_no_mass(seed: int, name: str) -> None:
     size = V - 4
     batch = laid_out(targets, tokens).limited(size)
     assert batch.host is not None
-    assert batch.host.most_token < size
+    assert batch.host.most_token() < size
     assert len(batch) == len(laid_out(targets, tokens))
     logits = student(seed).detach()
     logits[..., size:] = -torch.inf
@@ -486,12 +486,13 @@ def test_what_does_not_fit_is_refused() -> None:
     targets, tokens = random_targets(0)
     batch = laid_out(targets, tokens)
     logits = student(0, padded=0)
+    others = replace(batch.members, order=batch.members.order + V)
     with pytest.raises(ShapeError, match="chunks of this batch"):
         loss_of(logits, targets, batch, chunks=ChunkBatch.empty())
     with pytest.raises(ShapeError, match="padded length"):
         loss_of(logits, targets, replace(batch, rows=batch.rows + 100))
     with pytest.raises(ShapeError, match="this student's tokenizer"):
-        loss_of(logits, targets, replace(batch, tokens=batch.tokens + V))
+        loss_of(logits, targets, replace(batch, members=others))
     for given in ({"chain_rule": True}, {"direction": "reverse"}):
         with pytest.raises(OptionError, match="chain_rule"):
             loss_of(logits, targets, batch, depth_weights=(2.0,), **given)

@@ -141,7 +141,8 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         given = {
             "tails": np.zeros(1), "open": np.zeros(1, np.bool_), "group_ptr": np.array([0, 2]),
             "probs": np.array([0.5, 0.5]), "depths": np.zeros(2, np.int64),
-            "token_ptr": np.array([0, 1, 2]), "tokens": np.array([0, 2]), **changed,
+            "range_ptr": np.array([0, 1, 2]), "starts": np.array([0, 2]), "ends": np.array([1, 3]),
+            "order": np.array([0, 3, 2]), **changed,
         }  # fmt: skip
         _core.exact_kl(
             np.zeros((1, 3)), np.zeros(1, np.int64), tuple(given.values()), np.ones(1), size=3,
@@ -150,10 +151,19 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
     run()
     with pytest.raises(ShapeError, match="token 3, of a vocabulary"):
-        run(tokens=np.array([0, 3]))
+        run(order=np.array([0, 1, 3]))
     with pytest.raises(ShapeError, match="tails"):
         run(tails=np.zeros(2))
     with pytest.raises(ShapeError):
         run(group_ptr=np.array([0, 3]))
     with pytest.raises(FormatError, match="do not rise"):
-        run(token_ptr=np.array([0, 2, 1]))
+        run(range_ptr=np.array([0, 2, 1]))
+    with pytest.raises(ShapeError):
+        run(range_ptr=np.array([0, 1, 3]))
+    with pytest.raises(ShapeError, match="ends"):
+        run(ends=np.array([1]))
+    for changed in ({"starts": np.array([-1, 2])}, {"starts": np.array([2, 2])}):
+        with pytest.raises(FormatError, match="none of the order's"):
+            run(**changed)
+    with pytest.raises(FormatError, match="none of the order's"):
+        run(ends=np.array([1, 4]))

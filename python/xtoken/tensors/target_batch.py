@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from xtoken.errors import ShapeError
 from xtoken.targets import Targets
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.group_tokens import GroupTokens
 from xtoken.tensors.host import on_device, readable
 from xtoken.tensors.host_chunks import HostChunks
 from xtoken.tensors.segments import offsets_of
@@ -28,7 +30,8 @@ class HostTargets:
     Attributes:
         chunk_ptr, group_ptr, token_ptr, depths: as those of `TargetBatch`.
         probs: [G] float64.
-        most_row, most_token: the largest of `rows` and of `tokens`, -1 for none.
+        starts, ends, order: of the `GroupTokens`.
+        most_row: the largest of `rows`, -1 for none.
         chunks: those that the targets were laid out for, where known.
         made: what a loss made of all this before, by what it was made for.
     """
@@ -38,10 +41,28 @@ class HostTargets:
     token_ptr: _Int64
     depths: _Int64
     probs: NDArray[np.float64]
+    starts: _Int64
+    ends: _Int64
+    order: _Int64
     most_row: int
-    most_token: int
     chunks: HostChunks | None = None
     made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    def most_token(self) -> int:
+        """The largest token of a group, -1 for none."""
+        if "most token" not in self.made:
+            # Looked for among all that are in order, as those of the groups are many more.
+            change = np.bincount(self.starts, minlength=len(self.order) + 1)
+            change = change - np.bincount(self.ends, minlength=len(self.order) + 1)
+            held = self.order[change.cumsum()[:-1] > 0]
+            self.made["most token"] = int(held.max()) if len(held) else -1
+        return cast(int, self.made["most token"])
+
+    def fits(self, size: int) -> bool:
+        """Whether all tokens are below `size`."""
+        if "most of order" not in self.made:
+            self.made["most of order"] = int(self.order.max()) if len(self.order) else -1
+        return cast(int, self.made["most of order"]) < size or self.most_token() < size
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +77,8 @@ class TargetBatch:
         group_ptr: [P + 1] int64, offsets into the next three.
         probs: [G] float, the target's mass of each group.
         depths: [G] int64, the depth at which a group parts from the text.
-        token_ptr: [G + 1] int64, offsets into `tokens`.
-        tokens: [N] int64, the student tokens of each group.
+        members: the student tokens of each group.
         group_row: [G] int64, the position of each group, its place in `rows`.
-        token_group: [N] int64, the group of each token.
         host: copies on the host, so that no loss waits for a device to know them.
     """
 
@@ -70,29 +89,44 @@ class TargetBatch:
     group_ptr: Tensor
     probs: Tensor
     depths: Tensor
-    token_ptr: Tensor
-    tokens: Tensor
+    members: GroupTokens
     group_row: Tensor | None = None
-    token_group: Tensor | None = None
     host: HostTargets | None = None
 
     def __post_init__(self) -> None:
         if self.host is not None and not readable(self.chunk_ptr):
             return
+        starts, ends = self.members.starts.cpu().numpy(), self.members.ends.cpu().numpy()
         host = HostTargets(
             self.chunk_ptr.cpu().numpy(),
             self.group_ptr.cpu().numpy(),
-            self.token_ptr.cpu().numpy(),
+            _ptr(ends - starts)[self.members.range_ptr.cpu().numpy()],
             self.depths.cpu().numpy(),
             self.probs.cpu().double().numpy(),
+            starts,
+            ends,
+            self.members.order.cpu().numpy(),
             int(self.rows.max()) if len(self.rows) else -1,
-            int(self.tokens.max()) if len(self.tokens) else -1,
             None if self.host is None else self.host.chunks,
         )
         object.__setattr__(self, "host", host)
-        for name, ptr in (("group_row", host.group_ptr), ("token_group", host.token_ptr)):
-            owner = torch.from_numpy(owner_of(ptr))
-            object.__setattr__(self, name, owner.to(self.rows.device))
+        owner = torch.from_numpy(owner_of(host.group_ptr))
+        object.__setattr__(self, "group_row", owner.to(self.rows.device))
+
+    @property
+    def token_ptr(self) -> Tensor:
+        """[G + 1] int64, offsets into `tokens`."""
+        return self.members.listed().ptr
+
+    @property
+    def tokens(self) -> Tensor:
+        """[N] int64, the student tokens of each group."""
+        return self.members.listed().tokens
+
+    @property
+    def token_group(self) -> Tensor:
+        """[N] int64, the group of each token."""
+        return self.members.listed().group
 
     @classmethod
     def from_targets(
@@ -138,24 +172,23 @@ class TargetBatch:
         chunk = _chunk_of(own_sample, start, end, sample, position)
         kept = np.flatnonzero(chunk >= 0)
         kept = kept[np.argsort(chunk[kept], kind="stable")]
-        groups = _ranges(targets.group_indptr[kept], targets.group_indptr[kept + 1])
-        range_indptr = targets.range_indptr.astype(np.int64)
-        first, last = range_indptr[groups], range_indptr[groups + 1]
-        ranges = _ranges(first, last)
+        groups, group_ptr = _picked(targets.group_indptr, kept)
+        ranges, range_ptr = _picked(targets.range_indptr, groups)
         starts = targets.starts[ranges].astype(np.int64)
         ends = targets.ends[ranges].astype(np.int64)
-        in_ranges = _ptr(ends - starts)
-        token_ptr = np.append(in_ranges[_ptr(last - first)[:-1]], in_ranges[-1])
+        members = GroupTokens(
+            torch.from_numpy(range_ptr), torch.from_numpy(starts), torch.from_numpy(ends),
+            torch.from_numpy(np.array(tokens)), int((ends - starts).sum()),
+        )  # fmt: skip
         made = cls(
             torch.from_numpy(sample[kept] * length + position[kept] - 1),
             torch.from_numpy(_ptr(np.bincount(chunk[kept], minlength=len(own_sample)))),
             torch.from_numpy(targets.tails[kept]),
             torch.from_numpy(targets.open[kept]),
-            torch.from_numpy(_ptr(targets.group_indptr[kept + 1] - targets.group_indptr[kept])),
+            torch.from_numpy(group_ptr),
             torch.from_numpy(targets.probs[groups]),
             torch.from_numpy(targets.depths[groups].astype(np.int64)),
-            torch.from_numpy(token_ptr),
-            torch.from_numpy(tokens[_ranges(starts, ends)]),
+            members,
         )
         assert made.host is not None
         object.__setattr__(made, "host", replace(made.host, chunks=chunks.host))
@@ -208,8 +241,7 @@ class TargetBatch:
         """
         assert self.host is not None
         assert self.group_row is not None
-        assert self.token_group is not None
-        if self.host.most_token < size:
+        if self.host.fits(size):
             return self
         said = self.tokens < size
         in_group = torch.zeros_like(self.depths).index_add(0, self.token_group, said.long())
@@ -235,8 +267,7 @@ class TargetBatch:
             offsets_of(groups[has_target]),
             (probs / shared[self.group_row])[kept].to(self.probs.dtype),
             self.depths[kept],
-            offsets_of(in_group[kept]),
-            self.tokens[said],
+            GroupTokens.of_lists(offsets_of(in_group[kept]), self.tokens[said]),
         )
         assert made.host is not None
         object.__setattr__(made, "host", replace(made.host, chunks=self.host.chunks))
@@ -260,15 +291,12 @@ class TargetBatch:
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> TargetBatch:
         """The same targets with moved tensors."""
-        assert self.group_row is not None
-        assert self.token_group is not None
-        moved = TargetBatch(
-            move(self.rows), move(self.chunk_ptr), move(self.tails), move(self.open),
-            move(self.group_ptr), move(self.probs), move(self.depths), move(self.token_ptr),
-            move(self.tokens), move(self.group_row), move(self.token_group), self.host,
-        )  # fmt: skip
-        if self.host is not None and moved.host is not None:
-            object.__setattr__(moved, "host", replace(moved.host, made=self.host.made))
+        moved = copy(self)  # what the host knows of them is the same
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                object.__setattr__(moved, each.name, move(value))
+        object.__setattr__(moved, "members", self.members.mapped(move))
         return moved
 
 
@@ -293,11 +321,23 @@ def _chunk_of(
 
 
 def _ptr(counts: _Int64) -> _Int64:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
 
 
-def _ranges(starts: _Int64, ends: _Int64) -> _Int64:
-    """All numbers of all ranges, one range after the other."""
+def _picked(ptr: NDArray[Any], kept: _Int64 | slice) -> tuple[_Int64 | slice, _Int64]:
+    """What lies in the kept ranges of `ptr`, and offsets of each range in it."""
+    if isinstance(kept, slice) or _in_one_piece(kept):
+        first = kept.start if isinstance(kept, slice) else int(kept[0])
+        last = kept.stop if isinstance(kept, slice) else int(kept[-1]) + 1
+        own = ptr[first : last + 1].astype(np.int64)
+        return slice(int(own[0]), int(own[-1])), own - own[0]
+    starts, ends = ptr[kept].astype(np.int64), ptr[kept + 1].astype(np.int64)
     sizes = ends - starts
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
+    offsets = _ptr(sizes)
+    return np.repeat(starts - offsets[:-1], sizes) + np.arange(int(offsets[-1])), offsets
+
+
+def _in_one_piece(numbers: _Int64) -> bool:
+    return len(numbers) > 0 and bool((np.diff(numbers) == 1).all())

@@ -22,10 +22,53 @@ pub struct Targets<'a, T> {
     pub probs: &'a [T],
     /// The depth of each group.
     pub depths: &'a [i64],
-    /// The range of each group's tokens.
-    pub token_ptr: &'a [i64],
+    /// The range of each group in `starts` and `ends`.
+    pub range_ptr: &'a [i64],
+    /// Ranges of `order`: the tokens of a group.
+    pub starts: &'a [i64],
+    /// See `starts`.
+    pub ends: &'a [i64],
     /// Student tokens.
-    pub tokens: &'a [i64],
+    pub order: &'a [i64],
+}
+
+impl<'a, T> Targets<'a, T> {
+    /// The tokens of a group, a range after the other.
+    #[inline(always)]
+    fn tokens(&self, group: usize) -> impl Iterator<Item = &'a [i64]> + use<'a, T> {
+        let ranges = range(self.range_ptr, group);
+        let order = self.order;
+        let ends = &self.ends[ranges.clone()];
+        let each = self.starts[ranges].iter().zip(ends);
+        each.map(|(&start, &end)| &order[start as usize..end as usize])
+    }
+
+    /// Checks that all groups are of tokens below `size`.
+    fn check_tokens(&self, size: usize) -> Result<()> {
+        let ranges = ranges("ranges of groups", self.range_ptr, self.probs.len())?;
+        inside("ranges", ranges, self.starts.len())?;
+        length("ends of ranges", self.ends.len(), self.starts.len())?;
+        let mut each = self.starts.iter().zip(self.ends);
+        if !each.all(|(&start, &end)| {
+            0 <= start && start <= end && end.unsigned_abs() as usize <= self.order.len()
+        }) {
+            return Err(misfit("a range of tokens is none of the order's"));
+        }
+        let known = |&id: &i64| usize::try_from(id).is_ok_and(|id| id < size);
+        if self.order.iter().all(known) {
+            return Ok(());
+        }
+        let mut listed = (0..self.probs.len()).flat_map(|group| self.tokens(group).flatten());
+        let Some(&id) = listed.find(|id| !known(id)) else {
+            return Ok(());
+        };
+        Err(Error::Shape {
+            what: format!("a group holds token {id}, of a vocabulary"),
+            found: id.unsigned_abs() as usize,
+            expected: size,
+            remedy: "pass the targets of this pair",
+        })
+    }
 }
 
 /// What the depths weigh; the names are those of the module's formula.
@@ -137,17 +180,7 @@ impl<T: Real> ExactKl<'_, T> {
         let groups = ranges("groups", targets.group_ptr, count)?;
         length("depths", targets.depths.len(), targets.probs.len())?;
         inside("groups", groups, targets.probs.len())?;
-        let tokens = ranges("tokens of groups", targets.token_ptr, targets.probs.len())?;
-        inside("tokens", tokens, targets.tokens.len())?;
-        let known = |&id: &i64| usize::try_from(id).is_ok_and(|id| id < self.size);
-        if let Some(&id) = targets.tokens.iter().find(|id| !known(id)) {
-            return Err(Error::Shape {
-                what: format!("a group holds token {id}, of a vocabulary"),
-                found: id.unsigned_abs() as usize,
-                expected: self.size,
-                remedy: "pass the targets of this pair",
-            });
-        }
+        targets.check_tokens(self.size)?;
         let Some(depths) = &self.depths else {
             return Ok(());
         };
@@ -297,11 +330,13 @@ impl<T: Real> ExactKl<'_, T> {
         let mut listed = 0.0;
         for group in groups {
             let mut sum = T::ZERO;
-            for &token in &self.targets.tokens[range(self.targets.token_ptr, group)] {
-                let value = &mut room.values[token as usize];
-                sum += *value;
-                room.picked.push(*value * share);
-                *value = T::ZERO;
+            for tokens in self.targets.tokens(group) {
+                for &token in tokens {
+                    let value = &mut room.values[token as usize];
+                    sum += *value;
+                    room.picked.push(*value * share);
+                    *value = T::ZERO;
+                }
             }
             listed += sum.wide();
             room.student.push(sum * share);
@@ -369,9 +404,11 @@ impl<T: Real> ExactKl<'_, T> {
         }
         let mut place = 0;
         for (group, &slope) in groups.zip(&room.pull) {
-            for &token in &self.targets.tokens[range(self.targets.token_ptr, group)] {
-                own[token as usize] += room.picked[place] * slope;
-                place += 1;
+            for tokens in self.targets.tokens(group) {
+                for (&token, &picked) in tokens.iter().zip(&room.picked[place..]) {
+                    own[token as usize] += picked * slope;
+                }
+                place += tokens.len();
             }
         }
         sum
@@ -467,8 +504,10 @@ mod tests {
                     [0.6, 0.4 - tail]
                 },
                 depths: &[0, 1],
-                token_ptr: &[0, 2, 3],
-                tokens: &[0, 2, 1],
+                range_ptr: &[0, 2, 3],
+                starts: &[3, 0, 1],
+                ends: &[4, 1, 2],
+                order: &[2, 1, 8, 0],
             },
             student: Rows {
                 flat: student,

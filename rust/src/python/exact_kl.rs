@@ -8,12 +8,15 @@ use super::{contiguous, detached, without_gaps};
 use crate::losses::{Depths, ExactKl, FoundExact, Real, Targets};
 use crate::parallel::Threads;
 
-/// The targets of many positions: tails, open, group_ptr, probs, depths, token_ptr, tokens.
+/// The targets of many positions: tails, open, group_ptr, probs, depths, range_ptr, starts, ends,
+/// order.
 type TargetColumns<'py> = (
     Bound<'py, PyAny>,
     PyReadonlyArray1<'py, bool>,
     PyReadonlyArray1<'py, i64>,
     Bound<'py, PyAny>,
+    PyReadonlyArray1<'py, i64>,
+    PyReadonlyArray1<'py, i64>,
     PyReadonlyArray1<'py, i64>,
     PyReadonlyArray1<'py, i64>,
     PyReadonlyArray1<'py, i64>,
@@ -127,7 +130,7 @@ fn exact_of<T: Real + Element>(
     given: &ExactGiven<'_, '_>,
 ) -> PyResult<Vec<FoundExact>> {
     let student: PyReadonlyArray2<'_, T> = given.student.extract()?;
-    let (tails, open, group_ptr, probs, depths, token_ptr, tokens) = given.targets;
+    let (tails, open, group_ptr, probs, depths, range_ptr, starts, ends, order) = given.targets;
     let tails: PyReadonlyArray1<'_, T> = tails.extract()?;
     let probs: PyReadonlyArray1<'_, T> = probs.extract()?;
     let seeds: Vec<T> = given.seeds.iter().map(|&seed| T::of(seed)).collect();
@@ -140,8 +143,10 @@ fn exact_of<T: Real + Element>(
             group_ptr: contiguous("group_ptr", group_ptr)?,
             probs: without_gaps(probs.as_slice(), "probs")?,
             depths: contiguous("depths", depths)?,
-            token_ptr: contiguous("token_ptr", token_ptr)?,
-            tokens: contiguous("tokens", tokens)?,
+            range_ptr: contiguous("range_ptr", range_ptr)?,
+            starts: contiguous("starts", starts)?,
+            ends: contiguous("ends", ends)?,
+            order: contiguous("order", order)?,
         },
         student: rows_of(&student, "student", given.rows)?,
         size: given.size,

@@ -197,7 +197,6 @@ class BlockTargets:
         targets, host, device = loss.targets, loss.targets.host, loss.targets.rows.device
         assert host is not None
         assert targets.group_row is not None
-        assert targets.token_group is not None
         begin, end = int(host.chunk_ptr[block.start]), int(host.chunk_ptr[block.stop])
         first_group, last_group = int(host.group_ptr[begin]), int(host.group_ptr[end])
         first_token, last_token = int(host.token_ptr[first_group]), int(host.token_ptr[last_group])

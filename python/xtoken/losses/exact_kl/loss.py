@@ -141,8 +141,8 @@ def _check_targets(targets: TargetBatch, call: LossCall) -> None:
             "lay the targets out with this batch's padded length"
         )
     size = call.pair.sizes[0]
-    if targets.host.most_token >= size:
+    if not targets.host.fits(size):
         raise ShapeError(
-            f"a target holds token {targets.host.most_token}, the student has {size}; "
+            f"a target holds token {targets.host.most_token()}, the student has {size}; "
             "pass the targets of this student's tokenizer"
         )

@@ -98,7 +98,6 @@ class Groups:
 def _compare(loss: ExactKLBlocks, source: LogitRows) -> Compared:
     targets, host = loss.targets, loss.targets.host
     assert host is not None
-    assert targets.token_group is not None
     assert targets.group_row is not None
     begin, end = int(host.chunk_ptr[0]), int(host.chunk_ptr[-1])
     first, last = int(host.group_ptr[begin]), int(host.group_ptr[end])

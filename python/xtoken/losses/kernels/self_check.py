@@ -20,6 +20,7 @@ from xtoken.losses.engine.student_rows import LogitRows
 from xtoken.losses.engine.teacher_rows import TeacherRows
 from xtoken.losses.kernels.choice import forced
 from xtoken.tensors.chunks import ChunkBatch
+from xtoken.tensors.group_tokens import GroupTokens
 from xtoken.tensors.pair_parts import PairParts
 from xtoken.tensors.projection import SparseProjection
 from xtoken.tensors.target_batch import TargetBatch
@@ -183,8 +184,10 @@ def some_targets() -> TargetBatch:
         ptr,
         probs,
         torch.arange(len(sizes)) % 3,
-        torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
-        torch.cat([each[:741] for each in order[:-1]]),
+        GroupTokens.of_lists(
+            torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
+            torch.cat([each[:741] for each in order[:-1]]),
+        ),
     )
 
 
