@@ -22,6 +22,17 @@ class Capping(nn.Linear):
         return 30 * torch.tanh(super().forward(hidden) / 30)
 
 
+class Growing(nn.Linear):
+    """One with a part that is zero at first, and is trained."""
+
+    def __init__(self, features: int, rows: int, bias: bool) -> None:
+        super().__init__(features, rows, bias=bias)
+        self.more = nn.Parameter(torch.zeros(rows))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) + self.more
+
+
 OWN_HEADS: list[type[nn.Linear]] = [Doubling, Capping]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from own_heads import OWN_HEADS, give_head
+from own_heads import OWN_HEADS, Growing, give_head
 from tiny_models import tiny_texts
 from torch import nn
 from transformers import (
@@ -633,6 +633,25 @@ def test_a_head_that_does_more_is_refused_beside_a_loss_of_the_trainers_own(
     give_head(model, kind)
     with pytest.raises(OptionError, match="leave out label_smoothing_factor"):
         gradient(folder, tmp_path, model, label_smoothing_factor=0.1)
+
+
+def test_a_head_with_a_part_that_is_zero_as_yet_makes_its_logits(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = student_of(folder)
+    give_head(model, Growing)
+    with pytest.raises(OptionError, match="has a parameter more beside its weight and bias"):
+        gradient(folder, tmp_path, model, fused=True)
+    gradient(folder, tmp_path, model, fused="auto", max_steps=2)  # the first is all warm-up
+    assert model.lm_head.more.detach().any()  # it was trained
+
+
+def test_an_unknown_name_of_a_dataset_is_refused(folder: Path, tmp_path: Path) -> None:
+    for given, known in ((TEXTS, "a dataset"), ({"own": TEXTS}, r"one of \['own'\]")):
+        trainer = make(folder, tmp_path, eval_dataset=given)
+        with pytest.raises(OptionError, match=f"eval_dataset = 'other', expected {known}"):
+            trainer.evaluate("other")
+    assert "eval_own_loss" in trainer.evaluate("own")
 
 
 def test_the_check_of_the_head_leaves_dropout_as_it_was(folder: Path, tmp_path: Path) -> None:

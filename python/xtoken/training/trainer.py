@@ -280,7 +280,14 @@ class DistillTrainer(DistillMixin, Trainer):
         else:
             dataset = eval_dataset
         if isinstance(dataset, str):
-            dataset, metric_key_prefix = cast(Any, self.eval_dataset)[dataset], f"eval_{dataset}"
+            parts = self.eval_dataset
+            if not isinstance(parts, dict) or dataset not in parts:
+                known = f"one of {sorted(parts)}" if isinstance(parts, dict) else "a dataset"
+                raise OptionError(
+                    f"eval_dataset = {dataset!r}, expected {known}; names are those of a dict that "
+                    "the trainer was given as eval_dataset"
+                )
+            dataset, metric_key_prefix = parts[dataset], f"eval_{dataset}"
         if isinstance(dataset, dict):
             found: dict[str, float] = {}
             for name, part in dataset.items():
