@@ -475,6 +475,14 @@ def test_a_row_without_a_text_in_common_is_trained_on_and_not_distilled(
         assert more["ce"] != plain["ce"]
 
 
+def test_a_stream_is_packed_as_its_rows_are(folder: Path, tmp_path: Path) -> None:
+    """TRL tokenizes text into columns of which a stream does not tell."""
+    packed, gradient = step(folder, tmp_path, rows(), packing=True)
+    streamed, other = step(folder, tmp_path, rows().to_iterable_dataset(), packing=True)
+    close(streamed, packed)
+    same_gradient(gradient, other)
+
+
 def test_packing_that_cuts_documents_is_refused(folder: Path, tmp_path: Path) -> None:
     for strategy in ("wrapped", "bfd_split"):
         with pytest.raises(OptionError, match=rf"packing_strategy = '{strategy}' cuts documents"):

@@ -17,23 +17,20 @@ def pack_rows(dataset: Any, length: int, teachers: int) -> Any:
         length: most student tokens of a row.
         teachers: how many there are.
     """
-    names = columns(teachers)
+    names = ["input_ids", "labels", *columns(teachers)]
 
     def pack(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         lengths = [len(ids) for ids in rows["input_ids"]]
-        packed: dict[str, list[Any]] = {
-            name: [] for name in ("input_ids", "labels", "seq_lengths", *names)
-        }
+        packed: dict[str, list[Any]] = {name: [] for name in ("seq_lengths", *names)}
         for members in _best_fit(lengths, length):
             packed["seq_lengths"].append([lengths[at] for at in members])
-            for name in ("input_ids", "labels", *names):
+            for name in names:
                 joined = [value for at in members for value in rows[name][at]]
                 packed[name].append(joined)
         return packed
 
-    known = dataset.column_names
-    dropped = [name for name in known or () if name not in ("input_ids", "labels", *names)]
-    return dataset.map(pack, batched=True, remove_columns=dropped or None)
+    # Which other columns a streamed dataset has is not known.
+    return dataset.select_columns(names).map(pack, batched=True)
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
