@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 class Doubling(nn.Linear):
@@ -31,6 +32,19 @@ class Growing(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden) + self.more
+
+
+class Gaining(LlamaForCausalLM):
+    """A model with a factor of its logits that is 1 at first, and is trained."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.more = nn.Parameter(torch.ones(()))
+
+    def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        found = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+        found.logits = found.logits * self.more
+        return found
 
 
 OWN_HEADS: list[type[nn.Linear]] = [Doubling, Capping]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked import Forked
 from tiny_models import READ_HUB, write_hub
@@ -85,13 +87,32 @@ def test_what_stops_the_models_is_kept(stopping: Path, tmp_path: Path) -> None:
     pair.save(tmp_path / "pair")
     shutil.rmtree(stopping)
     loaded = Pair.load(tmp_path / "pair")
-    copy = pickle.loads(pickle.dumps(loaded))
-    for each in (loaded, copy):
+    other = pickle.loads(pickle.dumps(loaded))
+    for each in (loaded, other):
         assert each.student_vocab.stops == pair.student_vocab.stops
         assert each.fingerprint == pair.fingerprint
         assert [encoder.stops for encoder in each.encoders()] == [
             encoder.stops for encoder in pair.encoders()
         ]
+
+
+def test_a_learned_w_goes_with_the_pair(folder: Path, tmp_path: Path) -> None:
+    pair = made(folder)
+    built = pair.projection.weights
+    pair.projection = pair.projection.with_weights(np.sqrt(built))
+    weights = pair.projection.weights
+    assert not np.array_equal(weights, built)
+    pair.save(tmp_path / "pair")
+    loaded = Pair.load(tmp_path / "pair")
+    for each in (pair, loaded):
+        for found in (pickle.loads(pickle.dumps(each)), copy.copy(each), copy.deepcopy(each)):
+            assert np.array_equal(found.projection.weights, weights)
+            assert found.projection.options.origin == "learned"
+    # A built one is built again, so that these bytes are the same before and after.
+    plain = made(folder)
+    before = pickle.dumps(plain)
+    assert np.array_equal(plain.projection.weights, built)
+    assert pickle.dumps(plain) == before
 
 
 STOPS = """

@@ -449,7 +449,13 @@ class Pair:
             "options": dict(sorted(self.options.items())),
             "cache_dir": self.cache_dir,
             "threads": self.threads,
+            "projection": self._other_projection(),
         }
+
+    def _other_projection(self) -> Projection | None:
+        """W where the options do not say it, as a learned one that was loaded."""
+        own: Projection | None = self.__dict__.get("projection")
+        return None if own is None or own.options.origin == "built" else own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         sides = state["sides"]
@@ -459,6 +465,8 @@ class Pair:
         Pair.__init__(
             self, *sides, cache_dir=state["cache_dir"], threads=state["threads"], **state["options"]
         )
+        if state["projection"] is not None:
+            self.__dict__["projection"] = state["projection"]
 
     def _projection_options(self) -> dict[str, Any]:
         defaults = Projection.build.__kwdefaults__ or {}

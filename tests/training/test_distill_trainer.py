@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from own_heads import OWN_HEADS, Growing, give_head
+from own_heads import OWN_HEADS, Gaining, Growing, give_head
 from tiny_models import tiny_texts
 from torch import nn
 from transformers import (
@@ -635,15 +635,25 @@ def test_a_head_that_does_more_is_refused_beside_a_loss_of_the_trainers_own(
         gradient(folder, tmp_path, model, label_smoothing_factor=0.1)
 
 
-def test_a_head_with_a_part_that_is_zero_as_yet_makes_its_logits(
-    folder: Path, tmp_path: Path
+@pytest.mark.parametrize("where", ["head", "model"])
+def test_a_part_behind_the_logits_that_changes_nothing_as_yet_is_trained(
+    folder: Path, tmp_path: Path, where: str
 ) -> None:
     model = student_of(folder)
-    give_head(model, Growing)
-    with pytest.raises(OptionError, match="has a parameter more beside its weight and bias"):
+    if where == "head":
+        give_head(model, Growing)
+        part = model.lm_head.more
+    else:
+        plain, model = model, Gaining(model.config)
+        model.load_state_dict(plain.state_dict(), strict=False)
+        part = model.more
+    before = part.detach().clone()
+    with pytest.raises(OptionError, match="more, which is neither in its decoder nor its lm_head"):
         gradient(folder, tmp_path, model, fused=True)
+    with pytest.raises(OptionError, match="leave out label_smoothing_factor"):
+        gradient(folder, tmp_path, model, label_smoothing_factor=0.1)
     gradient(folder, tmp_path, model, fused="auto", max_steps=2)  # the first is all warm-up
-    assert model.lm_head.more.detach().any()  # it was trained
+    assert not torch.equal(part.detach(), before)
 
 
 def test_an_unknown_name_of_a_dataset_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -39,3 +39,18 @@ def test_names_are_refused(
     }
     with pytest.raises(ArgumentTypeError, match=message):
         DistillTrainer(**given | changed)
+
+
+def test_names_are_refused_where_they_are_scored(folder: Path, tmp_path: Path) -> None:
+    trainer = DistillTrainer(
+        AutoModelForCausalLM.from_pretrained(folder / "student"),
+        DistillArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1),
+        teachers=[str(folder / "teacher")],
+        train_dataset=tiny_texts(2),
+        processing_class=AutoTokenizer.from_pretrained(folder / "student"),
+    )
+    for given in ("held.jsonl", Path("held.jsonl")):
+        with pytest.raises(ArgumentTypeError, match=r"^test_dataset is the text 'held"):
+            trainer.predict(given)
+    with pytest.raises(ArgumentTypeError, match=r"^eval_dataset is the text 'held"):
+        trainer.evaluate(Path("held.jsonl"))

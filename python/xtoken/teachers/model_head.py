@@ -113,20 +113,24 @@ def find_head(model: nn.Module) -> Head | str:
     # In 4 or 8 bits, or in another shape, the layer itself makes numbers of them.
     if weight.dim() != 2 or not weight.dtype.is_floating_point or weight.dtype.itemsize == 1:
         return f"the lm_head of {name} keeps its weights as {weight.dtype} {tuple(weight.shape)}"
-    more = _further_parameter(linear)
-    if more is not None:  # it may be zero as yet, and change no logits
-        return f"the lm_head of {name} has a parameter {more} beside its weight and bias"
     decoder = getattr(base, "base_model", None)
     if not isinstance(decoder, nn.Module) or decoder is base:
         return f"{name} has no decoder apart from its head"
+    more = _trained_beside(base, decoder, linear)
+    if more is not None:  # it may change no logits as yet
+        return f"{name} trains {more}, which is neither in its decoder nor its lm_head's weight"
     config = base.config.get_text_config()
     return Head(name, decoder, _inner(base, decoder), linear, _scale(config), _softcap(config))
 
 
-def _further_parameter(linear: nn.Linear) -> str | None:
-    for name, _ in linear.named_parameters():
-        own = name.removeprefix("parametrizations.").partition(".")[0]
-        if own not in ("weight", "bias"):
+def _trained_beside(base: nn.Module, decoder: nn.Module, linear: nn.Linear) -> str | None:
+    """The name of a parameter that is trained and that a `Head` would not read."""
+    read = {id(each) for each in decoder.parameters()}
+    for name, each in linear.named_parameters():
+        if name.removeprefix("parametrizations.").partition(".")[0] in ("weight", "bias"):
+            read.add(id(each))
+    for name, each in base.named_parameters():
+        if each.requires_grad and id(each) not in read:
             return name
     return None
 

@@ -182,7 +182,7 @@ def _naming_arguments(config: DistillConfig) -> Iterator[None]:
     try:
         yield
     # transformers raises builtins of many kinds for values that cannot work.
-    except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, AttributeError, RuntimeError, OSError) as error:
         if isinstance(error, XTokenError) or not config.trainer:
             raise
         raise OptionError(

@@ -41,7 +41,7 @@ from xtoken.training.student_checks import check_student, warn_of_rows
 from xtoken.training.student_forward import ForwardsStudent
 from xtoken.training.teaching import AnyBatch, AnyTeacher, Teaching, teach
 from xtoken.training.trainer_log import BeginLog, LogsParts
-from xtoken.training.trainer_rows import TakesTeacherSide
+from xtoken.training.trainer_rows import TakesTeacherSide, check_rows_given
 
 if TYPE_CHECKING:
     from xtoken.training.on_policy import Sampler
@@ -110,7 +110,7 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
             args if isinstance(args, DistillSettings) else DistillSettings()
         )
         for name in ("train_dataset", "eval_dataset"):
-            _check_rows_given(name, named.get(name))
+            check_rows_given(name, named.get(name))
         student: Any = processing_class
         if isinstance(processing_class, str | Path):
             raise ArgumentTypeError(
@@ -491,16 +491,6 @@ class DistillMixin(LearnsProjection, LogsParts, TakesTeacherSide, ForwardsStuden
         assert output.kd is not None
         assert output.ce is not None
         return float(output.ce), float(output.kd)
-
-
-def _check_rows_given(name: str, rows: Any) -> None:
-    """Refuse a path or name in the place of rows: a text is a sequence of texts, its characters."""
-    for given in rows.values() if isinstance(rows, dict) else [rows]:
-        if isinstance(given, str | bytes | Path):
-            raise ArgumentTypeError(
-                f"{name} is the text {str(given)!r}, expected rows; pass "
-                "xtoken.data.read_documents(...) or datasets.load_dataset(...) of it"
-            )
 
 
 def _sides(batches: Sequence[Any]) -> list[AnyBatch]:

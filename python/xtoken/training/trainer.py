@@ -37,6 +37,7 @@ from xtoken.training.rows import ExampleRows, is_stream, prepare_rows
 from xtoken.training.served_sampler import ServedSampler
 from xtoken.training.student_checks import check_left_padding
 from xtoken.training.teaching import AnyTeacher
+from xtoken.training.trainer_rows import check_rows_given
 
 
 class DistillTrainer(DistillMixin, Trainer):
@@ -295,6 +296,7 @@ class DistillTrainer(DistillMixin, Trainer):
             return found
         if dataset is None:
             raise OptionError("no examples to evaluate on; pass eval_dataset= to the trainer")
+        check_rows_given("eval_dataset", dataset)
         dataset = self._held_out(dataset)
         metrics: dict[str, float] = {}
         if self.compute_metrics is not None:

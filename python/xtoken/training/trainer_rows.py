@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -10,7 +11,7 @@ from transformers import Trainer
 
 from xtoken.distillation import MultiBatch
 from xtoken.distillation.batch import Batch
-from xtoken.errors import DataError, OptionError
+from xtoken.errors import ArgumentTypeError, DataError, OptionError
 from xtoken.training.batches import TEACHER_SIDE, split
 from xtoken.training.pack_rows import pack_rows
 from xtoken.training.teacher_columns import add_teacher_side, columns
@@ -29,6 +30,16 @@ def _column_names(dataset: Any) -> Iterable[str]:
         return ()
     # A generator's stream, or a mapped one, does not know them before its first row.
     return next(iter(dataset), {}) if dataset.column_names is None else dataset.column_names
+
+
+def check_rows_given(name: str, rows: Any) -> None:
+    """Refuse a path or name in the place of rows: a text is a sequence of texts, its characters."""
+    for given in rows.values() if isinstance(rows, dict) else [rows]:
+        if isinstance(given, str | bytes | Path):
+            raise ArgumentTypeError(
+                f"{name} is the text {str(given)!r}, expected rows; pass "
+                "xtoken.data.read_documents(...) or datasets.load_dataset(...) of it"
+            )
 
 
 class TakesTeacherSide(_Base):
@@ -133,6 +144,14 @@ class TakesTeacherSide(_Base):
     def floating_point_ops(self, inputs: Any) -> int:
         """The Trainer's estimate, from the student's side."""
         return super().floating_point_ops(split(inputs)[0])
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The Trainer's own.
+
+        Raises: ArgumentTypeError for a path or name.
+        """
+        check_rows_given("test_dataset", test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def prediction_step(
         self,
