@@ -193,6 +193,10 @@ def test_every_argument_has_a_flag_with_its_default_or_a_reason() -> None:
         (("--optim-args", "x"), "optim_args of the trainer: not enough values"),
         (("--adam-beta1", "2"), "adam_beta1 of the trainer: Invalid beta"),
         (("--report-to", "nobody"), "report_to of the trainer: nobody is not supported"),
+        (
+            ("--accelerator-config", "x.json"),
+            "accelerator_config of the trainer: [Errno 2] No such file or directory: 'x.json'",
+        ),
         (("--torch-compile-backend", "x"), "torch_compile_backend of the trainer: 'X' is not a"),
         (("--lr-scheduler-kwargs", "{"), "lr_scheduler_kwargs is not JSON"),
         (("--dataloader-persistent-workers", "true"), "persistent_workers option needs"),
