@@ -241,6 +241,7 @@ def store(workspace: Path) -> Path:
         ("--teacher-top-k none", "teacher_top_k = None, but the store {store} holds 64 columns"),
         ("--top-k 500", "top_k = 500, but the store {store} holds 64 columns; lower it to 64, or"),
         ("--on-policy-fraction 0.5", "pass --teacher in its place, and --teacher-top-k none"),
+        ("--teacher-dtype bfloat16", "teacher_dtype = bfloat16 is of a teacher that is loaded"),
     ],
 )  # fmt: skip
 def test_what_a_store_bounds_is_told_by_the_store(
@@ -376,6 +377,8 @@ def test_too_few_texts_are_told_what_the_command_takes(workspace: Path, tmp_path
         ("--beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone; set that too, or leave"),
         ("--loss p-kl --projection-learning-rate 0.1", "is read with learnable_projection alone"),
         ("--compare --beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone"),
+        ("--on-policy-top-p 0.5", "on_policy_top_p = 0.5 is read with on_policy_fraction alone"),
+        ("--on-policy-url http://localhost:1", "is read with on_policy_fraction alone; set that"),
     ],
 )
 def test_a_setting_that_another_has_to_ask_for_is_not_ignored(

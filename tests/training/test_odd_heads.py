@@ -79,7 +79,8 @@ def test_a_student_that_calls_its_inner_decoder_learns_beside_a_loss_of_the_trai
 
 
 CASES: dict[str, str] = {
-    "rembert": "RemBertForCausalLM has 32 features, and its lm_head takes 64",
+    "rembert": "RemBertForCausalLM trains cls.predictions.dense.weight, which is neither in its "
+    "decoder nor its lm_head's weight",
     "packed": r"the lm_head of LlamaForCausalLM keeps its weights as torch.uint8 \(\d+, 1\)",
 }
 

@@ -49,6 +49,7 @@ def read_config(request: Request) -> DistillConfig:
             "has no predictions of what the student will say; pass --teacher in its place, and "
             "--teacher-top-k none"
         )
+    _check_dtype(request)
     if stores:
         _check_idle(asked, stores, request)
         # What is spread is read as full logits are, and bounds no columns.
@@ -107,6 +108,19 @@ def dated(config: DistillConfig, request: Request) -> DistillConfig:
             )
         earlier = next(iter(dates), None)
     return replace(config, date=str(earlier or datetime.date.today().isoformat()))
+
+
+def _check_dtype(request: Request) -> None:
+    """Refuse a dtype of teachers none of which is loaded; that of an earlier run's settings is
+    passed over."""
+    name = "teacher_dtype"
+    given = request.settings.get(name)
+    loaded = any(each.store is None and each.served is None for each in request.teachers)
+    if given not in (None, DistillConfig.teacher_dtype) and request.teachers and not loaded:
+        raise OptionError(
+            f"{name} = {given} is of a teacher that is loaded, and here all are stored or served; "
+            "leave it out"
+        )
 
 
 def _check_idle(settings: dict[str, Any], stores: Sequence[TopKStore], request: Request) -> None:

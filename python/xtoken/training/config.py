@@ -273,6 +273,15 @@ class DistillConfig:
                 raise OptionError(
                     f"{name} = {value} is read with {wanted} alone; set that too, or leave it out"
                 )
+        sampled = "on_policy_fraction"
+        if sampled in given or self.trainer.get(sampled):
+            return
+        defaults = {each.name: each.default for each in dataclasses.fields(DistillSettings)}
+        for name, value in self.trainer.items():
+            if name.startswith("on_policy_") and name in given and value != defaults[name]:
+                raise OptionError(
+                    f"{name} = {value} is read with {sampled} alone; set that too, or leave it out"
+                )
 
     def with_loss(self, loss: DistillLossName) -> DistillConfig:
         """The same with another loss, without what that does not read."""
