@@ -78,10 +78,15 @@ def test_a_student_that_calls_its_inner_decoder_learns_beside_a_loss_of_the_trai
     assert logged(trainer)[0]["kd"] > 0
 
 
-CASES: dict[str, str] = {
-    "rembert": "RemBertForCausalLM trains cls.predictions.dense.weight, which is neither in its "
-    "decoder nor its lm_head's weight",
-    "packed": r"the lm_head of LlamaForCausalLM keeps its weights as torch.uint8 \(\d+, 1\)",
+_PACKED = r"the lm_head of LlamaForCausalLM keeps its weights as torch.uint8 \(\d+, 1\)"
+# Of the student, and of the teacher, which trains nothing.
+CASES: dict[str, tuple[str, str]] = {
+    "rembert": (
+        "RemBertForCausalLM trains cls.predictions.dense.weight, which is neither in its decoder "
+        "nor its lm_head's weight",
+        "RemBertForCausalLM has 32 features, and its lm_head takes 64",
+    ),
+    "packed": (_PACKED, _PACKED),
 }
 
 
@@ -100,13 +105,14 @@ def test_a_head_of_other_hidden_states_is_refused_by_name_and_auto_takes_the_log
         check_causal(model(1))
     except ModelSourceError:
         pytest.skip("the RemBert of an older transformers sees what follows, decoder or not")
-    with pytest.raises(OptionError, match=f"fused = True, but {CASES[name]}; set it to False"):
+    student, teacher = CASES[name]
+    with pytest.raises(OptionError, match=f"fused = True, but {student}; set it to False"):
         trained(folder, tmp_path, model(0), fused=True)
-    with pytest.raises(OptionError, match=f"fused_teacher = True, but {CASES[name]}; set it to"):
+    with pytest.raises(OptionError, match=f"fused_teacher = True, but {teacher}; set it to"):
         run(folder, tmp_path, model(1), fused_teacher=True)
     # What an accelerator is asked, this machine has none.
     monkeypatch.setattr("xtoken.training.signals.is_fused", lambda source, fused: bool(fused))
-    with pytest.warns(UserWarning, match=f"logits are made whole, .*: {CASES[name]}"):
+    with pytest.warns(UserWarning, match=f"logits are made whole, .*: {teacher}"):
         assert run(folder, tmp_path, model(1), fused_teacher="auto")[2] > 2
 
 
