@@ -377,6 +377,7 @@ def test_too_few_texts_are_told_what_the_command_takes(workspace: Path, tmp_path
         ("--beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone; set that too, or leave"),
         ("--loss p-kl --projection-learning-rate 0.1", "is read with learnable_projection alone"),
         ("--compare --beta 0.3", "beta = 0.3 is read with direction = 'jsd' alone"),
+        ("--loss p-kl --teacher-loss h-kl", "--loss p-kl and --teacher-loss h-kl are of one teac"),
         ("--on-policy-top-p 0.5", "on_policy_top_p = 0.5 is read with on_policy_fraction alone"),
         ("--on-policy-url http://localhost:1", "is read with on_policy_fraction alone; set that"),
     ],
@@ -386,3 +387,14 @@ def test_a_setting_that_another_has_to_ask_for_is_not_ignored(
 ) -> None:
     _, said = distill(workspace, tmp_path / "run", *flags.split())
     assert message in said
+
+
+def test_the_loss_of_the_only_teacher_is_that_of_the_run(workspace: Path, tmp_path: Path) -> None:
+    code, said = distill(workspace, tmp_path / "run", "--teacher-loss", "p-kl")
+    assert code == 0, said
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["loss"] == "p-kl"
+    assert "p-kl" in (tmp_path / "run" / "comparison.md").read_text()
+    again = ("--resume", "--teacher-loss", "prefix-kl")
+    code, said = distill(workspace, tmp_path / "run", *again)
+    assert code == 1
+    assert "loss" in said

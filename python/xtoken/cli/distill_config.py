@@ -36,6 +36,14 @@ def read_config(request: Request) -> DistillConfig:
     # Merged before they are checked: the file may need the option beside it.
     settings = {} if request.config is None else read_settings(request.config)
     settings |= request.settings
+    own = request.teachers[0].loss if len(request.teachers) == 1 else None
+    if own is not None:
+        if request.settings.get("loss", own) != own:
+            raise OptionError(
+                f"--loss {request.settings['loss']} and --teacher-loss {own} are of one teacher; "
+                "pass one of them"
+            )
+        settings["loss"] = own  # by which the run is named, and known again
     given = {ALIASES.get(name, name) for name in settings}
     asked = dict(settings)
     check_streaming(request, settings)
